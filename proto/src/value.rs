@@ -1,0 +1,30 @@
+//! Values of the wire, parsed once where they enter.
+
+mod digest;
+mod mount;
+mod reference;
+
+pub use digest::{Digest, DigestError};
+pub use mount::{
+    DEFAULT_TARGET, MountError, MountKind, MountMode, MountSource, MountSpec, MountTarget, check_distinct,
+    storage_path,
+};
+pub use reference::{Reference, ReferenceError, Registry, Repository, RoomRegistries, Tag};
+
+/// Text form in serde: these values are strings in JSON, TOML and the database.
+macro_rules! serde_as_text {
+    ($type:ty) => {
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+use serde_as_text;

@@ -1,0 +1,335 @@
+use std::fmt;
+use std::path::{Component, Path};
+use std::str::FromStr;
+
+use super::{Reference, ReferenceError, serde_as_text};
+
+/// Where mounts that name no target of their own appear in a build.
+pub const DEFAULT_TARGET: &str = "/context";
+
+/// One mount of a build or a service: what, where, and whether it may be written.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct MountSpec {
+    pub source: MountSource,
+    pub target: MountTarget,
+    pub mode: MountMode,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MountSource {
+    /// Path below room storage; empty is the whole storage.
+    Room(String),
+    /// Path below project storage; empty is the whole storage.
+    Project(String),
+    /// An image, or the part of it below `subpath`.
+    Image {
+        reference: Reference,
+        subpath: String,
+    },
+    /// A pack: on a command line a local path, on the wire the id that an upload returned.
+    Pack(String),
+    EmptyDir,
+}
+
+/// An absolute path inside a build or a service, normalised: no `.`, no `..`, no doubled `/`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MountTarget(String);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MountMode {
+    ReadOnly,
+    ReadWrite,
+}
+
+/// The mount flags, each with its grammar and default mode (contract, "Mounts").
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MountKind {
+    Room,
+    Project,
+    Image,
+    Pack,
+    EmptyDir,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MountError {
+    #[error("mount `{given}`: expected `{grammar}`")]
+    Grammar { given: String, grammar: &'static str },
+    #[error("mount `{given}`: mode `{mode}` is not `ro` or `rw`; expected `{grammar}`")]
+    Mode { given: String, mode: String, grammar: &'static str },
+    #[error("mount target `{target}` is not absolute; it must start with `/`")]
+    Relative { target: String },
+    #[error("`{path}` has a `..` component; write the path without it")]
+    Parent { path: String },
+    #[error("`{path}` has a NUL byte")]
+    Nul { path: String },
+    #[error("mount target `{target}` is used twice; each target can be mounted once")]
+    Duplicate { target: MountTarget },
+    #[error("mount `{given}`: {source}")]
+    Image { given: String, source: ReferenceError },
+}
+
+impl MountKind {
+    /// The grammar shown in errors. Builds accept a source alone; `target_required` is for services.
+    const fn grammar(self, target_required: bool) -> &'static str {
+        match (self, target_required) {
+            (Self::Room | Self::Project, true) => "<source>:<mount>[:ro|rw]",
+            (Self::Room | Self::Project, false) => "<source>[:<mount>[:ro|rw]]",
+            (Self::Image, true) => "<image>=<mount>[:ro|rw][,subpath=<path>]",
+            (Self::Image, false) => "<image>[=<mount>[:ro|rw]][,subpath=<path>]",
+            (Self::Pack, _) => "<path>[:<mount>]",
+            (Self::EmptyDir, _) => "<mount>[:ro|rw]",
+        }
+    }
+
+    const fn default_mode(self) -> MountMode {
+        match self {
+            Self::Room | Self::EmptyDir => MountMode::ReadWrite,
+            Self::Project | Self::Image | Self::Pack => MountMode::ReadOnly,
+        }
+    }
+}
+
+impl MountSpec {
+    /// Parses a build's mount flag: a source alone is mounted at `/context`.
+    pub fn parse_for_build(kind: MountKind, text: &str) -> Result<Self, MountError> {
+        Self::parse(kind, text, false)
+    }
+
+    /// Parses a service's mount flag: the target must be written.
+    pub fn parse_for_service(kind: MountKind, text: &str) -> Result<Self, MountError> {
+        Self::parse(kind, text, true)
+    }
+
+    fn parse(kind: MountKind, text: &str, target_required: bool) -> Result<Self, MountError> {
+        let grammar = kind.grammar(target_required);
+        let malformed = || MountError::Grammar { given: text.to_owned(), grammar };
+        let (source, place) = match kind {
+            MountKind::Image => {
+                let (text, subpath) = match text.split_once(",subpath=") {
+                    Some((text, subpath)) => (text, storage_path(subpath)?),
+                    None => (text, String::new()),
+                };
+                let (image, place) = match text.split_once('=') {
+                    Some((image, place)) => (image, Some(place)),
+                    None => (text, None),
+                };
+                let reference =
+                    image.parse().map_err(|source| MountError::Image { given: text.to_owned(), source })?;
+                (MountSource::Image { reference, subpath }, place)
+            }
+            MountKind::EmptyDir => (MountSource::EmptyDir, Some(text)),
+            MountKind::Room | MountKind::Project | MountKind::Pack => {
+                let (source, place) = match text.split_once(':') {
+                    Some((source, place)) => (source, Some(place)),
+                    None => (text, None),
+                };
+                let source = match kind {
+                    MountKind::Room => MountSource::Room(storage_path(source)?),
+                    MountKind::Project => MountSource::Project(storage_path(source)?),
+                    _ if source.is_empty() => return Err(malformed()),
+                    _ => MountSource::Pack(source.to_owned()),
+                };
+                (source, place)
+            }
+        };
+        let (target, mode) = match place {
+            None if target_required => return Err(malformed()),
+            None => (DEFAULT_TARGET, None),
+            Some(place) => match place.split_once(':') {
+                Some((target, mode)) if kind != MountKind::Pack => (target, Some(mode)),
+                Some(_) => return Err(malformed()),
+                None => (place, None),
+            },
+        };
+        if target.is_empty() {
+            return Err(malformed());
+        }
+        let mode = match mode {
+            None => kind.default_mode(),
+            Some(mode) if mode.eq_ignore_ascii_case("ro") => MountMode::ReadOnly,
+            Some(mode) if mode.eq_ignore_ascii_case("rw") => MountMode::ReadWrite,
+            Some(mode) => {
+                return Err(MountError::Mode { given: text.to_owned(), mode: mode.to_owned(), grammar });
+            }
+        };
+        Ok(Self { source, target: target.parse()?, mode })
+    }
+}
+
+/// Refuses two mounts on one target.
+pub fn check_distinct(mounts: &[MountSpec]) -> Result<(), MountError> {
+    let mut seen = std::collections::BTreeSet::new();
+    for mount in mounts {
+        if !seen.insert(&mount.target) {
+            return Err(MountError::Duplicate { target: mount.target.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// A path below a storage root: relative, normalised; `.`, `/` and the empty string are the root itself.
+pub fn storage_path(text: &str) -> Result<String, MountError> {
+    normalise(text).map(|parts| parts.join("/"))
+}
+
+fn normalise(text: &str) -> Result<Vec<&str>, MountError> {
+    if text.contains('\0') {
+        return Err(MountError::Nul { path: text.replace('\0', "\\0") });
+    }
+    let mut parts = Vec::new();
+    for component in Path::new(text).components() {
+        match component {
+            Component::Normal(part) => parts.extend(part.to_str()),
+            Component::ParentDir => return Err(MountError::Parent { path: text.to_owned() }),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    Ok(parts)
+}
+
+impl MountTarget {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The components below the root; none for `/`.
+    pub fn components(&self) -> impl Iterator<Item = &str> {
+        self.0.split('/').filter(|part| !part.is_empty())
+    }
+
+    /// `path` seen from this target, or none when it lies outside.
+    pub fn relative<'a>(&self, path: &'a MountTarget) -> Option<&'a str> {
+        if self.0 == "/" {
+            return Some(&path.0[1..]);
+        }
+        let rest = path.0.strip_prefix(&self.0)?;
+        if rest.is_empty() { Some(rest) } else { rest.strip_prefix('/') }
+    }
+
+    /// The target one or more components deeper.
+    pub fn join(&self, relative: &str) -> Result<Self, MountError> {
+        format!("{}/{relative}", self.0).parse()
+    }
+}
+
+impl FromStr for MountTarget {
+    type Err = MountError;
+
+    fn from_str(text: &str) -> Result<Self, MountError> {
+        if !text.starts_with('/') {
+            return Err(MountError::Relative { target: text.to_owned() });
+        }
+        Ok(Self(format!("/{}", normalise(text)?.join("/"))))
+    }
+}
+
+impl fmt::Display for MountTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for MountTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+serde_as_text!(MountTarget);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn build(kind: MountKind, text: &str) -> Result<(MountSource, String, MountMode), MountError> {
+        MountSpec::parse_for_build(kind, text).map(|m| (m.source, m.target.to_string(), m.mode))
+    }
+
+    #[test]
+    fn build_mounts_follow_the_contract() {
+        use MountKind::{EmptyDir, Image, Pack, Project, Room};
+        use MountMode::{ReadOnly, ReadWrite};
+        let image = |text: &str, subpath: &str| MountSource::Image {
+            reference: text.parse().unwrap(),
+            subpath: subpath.to_owned(),
+        };
+        let room = |path: &str| MountSource::Room(path.to_owned());
+        for (kind, text, source, target, mode) in [
+            (Room, "/apps/my-app:/context:ro", room("apps/my-app"), "/context", ReadOnly),
+            (Room, "apps", room("apps"), "/context", ReadWrite),
+            (Room, ".", room(""), "/context", ReadWrite),
+            (Room, "/", room(""), "/context", ReadWrite),
+            (Room, ":/x", room(""), "/x", ReadWrite),
+            (Room, "a//b/./c:/x//y/.:RW", room("a/b/c"), "/x/y", ReadWrite),
+            (Project, "p:/x", MountSource::Project("p".to_owned()), "/x", ReadOnly),
+            (Project, "p:/x:Rw", MountSource::Project("p".to_owned()), "/x", ReadWrite),
+            (Image, "a/b:1", image("a/b:1", ""), "/context", ReadOnly),
+            (Image, "h:5/a/b:1=/x:rw", image("h:5/a/b:1", ""), "/x", ReadWrite),
+            (Image, "a=/x,subpath=/y/z", image("a", "y/z"), "/x", ReadOnly),
+            (EmptyDir, "/x:ro", MountSource::EmptyDir, "/x", ReadOnly),
+            (EmptyDir, "/x", MountSource::EmptyDir, "/x", ReadWrite),
+            (Pack, "./my-app", MountSource::Pack("./my-app".to_owned()), "/context", ReadOnly),
+            (Pack, "./my-app:/src", MountSource::Pack("./my-app".to_owned()), "/src", ReadOnly),
+        ] {
+            assert_eq!(build(kind, text).unwrap(), (source, target.to_owned(), mode), "{text}");
+        }
+    }
+
+    #[test]
+    fn malformed_mounts_show_the_grammar_or_name_the_fault() {
+        use MountKind::{EmptyDir, Image, Pack, Room};
+        for (kind, text, says) in [
+            (Room, "a:b", "not absolute"),
+            (Room, "a:", "<source>[:<mount>[:ro|rw]]"),
+            (Room, "a:/b:rx", "<source>[:<mount>[:ro|rw]]"),
+            (Room, "a:/b:ro:rw", "`ro:rw`"),
+            (Room, "../a:/b", ".."),
+            (Room, "a:/b/../c", ".."),
+            (Room, "a\0b:/c", "NUL"),
+            (Image, "A=/x", "repository"),
+            (Image, "a=x", "not absolute"),
+            (EmptyDir, "x", "not absolute"),
+            (Pack, "p:/x:ro", "<path>[:<mount>]"),
+            (Pack, "", "<path>[:<mount>]"),
+        ] {
+            let error = build(kind, text).unwrap_err().to_string();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+        let error = MountSpec::parse_for_service(Room, "a").unwrap_err().to_string();
+        assert!(error.contains("<source>:<mount>[:ro|rw]"), "{error}");
+    }
+
+    #[test]
+    fn a_target_can_be_mounted_once() {
+        let mount = |text| MountSpec::parse_for_build(MountKind::Room, text).unwrap();
+        assert!(check_distinct(&[mount("a:/x"), mount("b:/x/y")]).is_ok());
+        let error = check_distinct(&[mount("a:/x"), mount("b:/x/")]).unwrap_err();
+        assert_eq!(error, MountError::Duplicate { target: "/x".parse().unwrap() });
+    }
+
+    #[test]
+    fn a_path_is_seen_from_the_targets_above_it() {
+        let target = |text: &str| text.parse::<MountTarget>().unwrap();
+        assert_eq!(target("/a").relative(&target("/a/b/c")), Some("b/c"));
+        assert_eq!(target("/a").relative(&target("/a")), Some(""));
+        assert_eq!(target("/a").relative(&target("/ab")), None);
+        assert_eq!(target("/").relative(&target("/ab")), Some("ab"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_parses_or_fails_without_panic(text in ".{0,60}") {
+            for kind in [MountKind::Room, MountKind::Project, MountKind::Image, MountKind::Pack, MountKind::EmptyDir] {
+                if let Ok(mount) = MountSpec::parse_for_build(kind, &text) {
+                    let target = mount.target.as_str();
+                    prop_assert!(target.starts_with('/'));
+                    prop_assert!(!target.split('/').any(|part| part == ".." || part == "."));
+                }
+            }
+        }
+    }
+}
