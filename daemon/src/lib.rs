@@ -1,1 +1,22 @@
+//! hearthd: the builder that lives in a room.
+//!
+//! One direction only: `main` builds [`daemon::Daemon`] from [`config`]; requests enter through
+//! [`api`], are checked there, and go to the handles of [`build`], [`image`] and [`context`];
+//! adapters ([`buildkit`], [`registry`], [`store`]) implement those modules' ports. `tests/arrows.rs`
+//! reads the `use crate::` lines and fails on a wrong arrow.
 
+pub mod access;
+pub mod api;
+pub mod build;
+pub mod buildkit;
+pub mod config;
+pub mod context;
+pub mod daemon;
+pub mod image;
+pub mod model;
+pub mod registry;
+pub mod shutdown;
+pub mod store;
+pub mod supervise;
+pub mod task;
+pub mod telemetry;

@@ -1,0 +1,3 @@
+//! Builds: accepted, queued, run one task each, and ended for good.
+
+pub mod port;

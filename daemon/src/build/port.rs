@@ -1,0 +1,128 @@
+//! What builds need from the outside.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::port::ContextFiles;
+use crate::model::build::{BuildRecord, BuildState, EventKind, Network, NoCache};
+use crate::model::fault::Fault;
+use crate::model::id::BuildId;
+use crate::model::image::Platform;
+use crate::model::secret::{Credential, Secret};
+use crate::model::{Digest, Repository};
+
+/// Runs Dockerfiles. The real one is BuildKit.
+#[async_trait]
+pub trait Solver: Send + Sync + 'static {
+    /// Runs one build and pushes the result by digest, with no tag.
+    ///
+    /// Events are sent as they happen; a full channel makes the solve wait. When `cancel` fires, the
+    /// solve is ended, and this returns [`SolveError::Cancelled`] once its processes are gone.
+    async fn solve(
+        &self,
+        request: SolveRequest,
+        events: mpsc::Sender<EventKind>,
+        cancel: CancellationToken,
+    ) -> Result<SolveOutcome, SolveError>;
+}
+
+pub struct SolveRequest {
+    pub build: BuildId,
+    pub files: ContextFiles,
+    pub build_args: BTreeMap<String, String>,
+    pub target: Option<String>,
+    pub platform: Option<Platform>,
+    pub labels: BTreeMap<String, String>,
+    pub no_cache: NoCache,
+    pub pull: bool,
+    pub network: Network,
+    pub secrets: BTreeMap<String, Secret<Vec<u8>>>,
+    /// References in the Dockerfile that name the room, as written after ARGs were filled in, and
+    /// what they stand for.
+    pub room_images: Vec<RoomImage>,
+    /// `host:port` of the room's registry as BuildKit reaches it, and where the result goes.
+    pub registry: String,
+    pub repository: Repository,
+    pub credentials: Arc<dyn Credentials>,
+}
+
+/// `name` in a Dockerfile means this image of the room's registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoomImage {
+    pub name: String,
+    pub repository: Repository,
+    pub digest: Digest,
+}
+
+/// Credentials for registries, asked at the moment they are needed: tokens expire during long builds.
+pub trait Credentials: Send + Sync + 'static {
+    fn for_registry(&self, host: &str) -> Option<Credential>;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SolveOutcome {
+    /// Manifest (or index) that was pushed.
+    pub digest: Digest,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SolveError {
+    #[error("cancelled")]
+    Cancelled,
+    /// The solver went away or could not be reached; the same build may succeed later.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The build itself failed.
+    #[error("{}", .0.message)]
+    Failed(Box<Fault>),
+}
+
+/// Where builds are kept. The real one is SQLite.
+#[async_trait]
+pub trait BuildStore: Send + Sync + 'static {
+    /// Stores a new build. With a key that an earlier build has, stores nothing and returns that build.
+    async fn insert(&self, record: BuildRecord, key: Option<IdempotencyKey>) -> Result<Inserted, StoreError>;
+    async fn get(&self, id: &BuildId) -> Result<Option<BuildRecord>, StoreError>;
+    /// Ids that begin with `prefix`, at most `limit`.
+    async fn ids_with_prefix(&self, prefix: &str, limit: usize) -> Result<Vec<BuildId>, StoreError>;
+    async fn list(&self, query: BuildQuery) -> Result<Vec<BuildRecord>, StoreError>;
+    /// Replaces what is stored of a build; durable when this returns.
+    async fn update(&self, record: BuildRecord) -> Result<(), StoreError>;
+    async fn remove(&self, id: &BuildId) -> Result<(), StoreError>;
+}
+
+/// Keys are per caller, so that one cannot meet another's build.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    pub caller: String,
+    pub key: String,
+    /// Hash of the request: the same key with another request is refused.
+    pub request: Digest,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Inserted {
+    New,
+    Existing(BuildId),
+    /// The key was used for another request.
+    Conflict(BuildId),
+}
+
+/// Newest first.
+#[derive(Clone, Debug, Default)]
+pub struct BuildQuery {
+    /// Empty is all.
+    pub states: Vec<BuildState>,
+    pub tag: Option<String>,
+    /// Only builds older than this one.
+    pub after: Option<BuildId>,
+    pub limit: usize,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("state database: {0}")]
+pub struct StoreError(pub String);

@@ -1,0 +1,12 @@
+//! Values of the domain. No I/O, no async, nothing generated.
+
+pub mod access;
+pub mod build;
+pub mod fault;
+pub mod id;
+pub mod image;
+pub mod secret;
+
+pub use hearth_proto::value::{
+    Digest, MountMode, MountSource, MountSpec, MountTarget, Reference, Registry, Repository, RoomRegistries, Tag,
+};

@@ -1,0 +1,85 @@
+use hearth_proto::value::MountTarget;
+use serde::{Deserialize, Serialize};
+
+/// Why something failed, in the form that is stored and shown: the wire's `ErrorDetail`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// Stable word for the cause, such as `step_failed`.
+    pub code: String,
+    pub message: String,
+    pub stage: Stage,
+    /// What to do next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    #[serde(default)]
+    pub retryable: bool,
+    /// The failed step as the log names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dockerfile: Option<DockerfileRange>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// Last lines of the failed step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub log_tail: Vec<String>,
+}
+
+/// The stage of a build that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    Request,
+    Context,
+    Solve,
+    Export,
+    Publish,
+}
+
+impl Stage {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::Context => "context",
+            Self::Solve => "solve",
+            Self::Export => "export",
+            Self::Publish => "publish",
+        }
+    }
+}
+
+/// Lines of a Dockerfile, counted from 1.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DockerfileRange {
+    pub path: MountTarget,
+    pub start_line: u32,
+    pub end_line: u32,
+    /// The text of those lines.
+    pub text: String,
+}
+
+impl Fault {
+    pub fn new(stage: Stage, code: &str, message: impl Into<String>) -> Self {
+        Self {
+            code: code.to_owned(),
+            message: message.into(),
+            stage,
+            hint: None,
+            retryable: false,
+            step: None,
+            dockerfile: None,
+            exit_code: None,
+            log_tail: Vec::new(),
+        }
+    }
+
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    pub const fn retryable(mut self) -> Self {
+        self.retryable = true;
+        self
+    }
+}

@@ -1,0 +1,86 @@
+//! State in SQLite: one database file, write-ahead log, one connection that writes.
+//!
+//! Each file beside this one keeps one entity and implements the port of the module that owns it.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+use crate::task;
+
+/// Each entry brings the schema one version further; entries are only ever added.
+const MIGRATIONS: &[&str] = &[include_str!("store/schema-1.sql")];
+
+/// How long a statement waits for another process that has the database open, such as a backup.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A handle on the state database; cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    connection: Arc<Mutex<Connection>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("a stored value cannot be read back: {0}")]
+    Corrupt(#[from] serde_json::Error),
+    #[error("schema version {found} is newer than this hearthd knows ({known}); it was written by a later release")]
+    TooNew { found: usize, known: usize },
+    #[error("the daemon is ending")]
+    Closed,
+}
+
+impl Store {
+    /// Opens the database, makes it where there is none, and brings its schema up to date.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::prepare(Connection::open(path)?)
+    }
+
+    fn prepare(mut connection: Connection) -> Result<Self, StoreError> {
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        // FULL: what was acknowledged survives a power cut, not just a crash of the daemon.
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "foreign_keys", "ON")?;
+        let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        let version = usize::try_from(version).unwrap_or(usize::MAX);
+        if version > MIGRATIONS.len() {
+            return Err(StoreError::TooNew {
+                found: version,
+                known: MIGRATIONS.len(),
+            });
+        }
+        for (step, sql) in MIGRATIONS.iter().enumerate().skip(version) {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Exclusive)?;
+            transaction.execute_batch(sql)?;
+            transaction.pragma_update(None, "user_version", i64::try_from(step + 1).unwrap_or(i64::MAX))?;
+            transaction.commit()?;
+        }
+        Ok(Self {
+            connection: Arc::new(Mutex::new(connection)),
+        })
+    }
+
+    /// Runs `work` in one transaction on a blocking thread; durable when this returns `Ok`.
+    pub async fn transaction<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        let connection = Arc::clone(&self.connection);
+        task::blocking("store", move || {
+            // A panic while the lock was held rolled its transaction back: the connection is sound.
+            let mut connection = connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let value = work(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        })
+        .await
+        .unwrap_or(Err(StoreError::Closed))
+    }
+}

@@ -1,0 +1,54 @@
+-- Builds. `record` is the whole build as JSON; the other columns serve queries.
+CREATE TABLE builds (
+    sequence   INTEGER PRIMARY KEY AUTOINCREMENT,
+    id         TEXT NOT NULL UNIQUE,
+    state      TEXT NOT NULL,
+    tag        TEXT NOT NULL,
+    record     TEXT NOT NULL
+) STRICT;
+CREATE INDEX builds_by_state ON builds (state);
+
+CREATE TABLE idempotency_keys (
+    caller     TEXT NOT NULL,
+    key        TEXT NOT NULL,
+    request    TEXT NOT NULL,
+    build_id   TEXT NOT NULL REFERENCES builds (id) ON DELETE CASCADE,
+    PRIMARY KEY (caller, key)
+) STRICT, WITHOUT ROWID;
+
+-- The room's registry. Content lies in files; these are its names.
+CREATE TABLE manifests (
+    repository TEXT NOT NULL,
+    digest     TEXT NOT NULL,
+    media_type TEXT NOT NULL,
+    size       INTEGER NOT NULL,
+    created_at TEXT NOT NULL,
+    PRIMARY KEY (repository, digest)
+) STRICT, WITHOUT ROWID;
+
+-- Blobs that may be read through a repository.
+CREATE TABLE repository_blobs (
+    repository TEXT NOT NULL,
+    digest     TEXT NOT NULL,
+    PRIMARY KEY (repository, digest)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE tags (
+    repository TEXT NOT NULL,
+    tag        TEXT NOT NULL,
+    digest     TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    updated_at TEXT NOT NULL,
+    PRIMARY KEY (repository, tag),
+    FOREIGN KEY (repository, digest) REFERENCES manifests (repository, digest) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+
+-- Images without a tag that builds use as context.
+CREATE TABLE packs (
+    id         TEXT PRIMARY KEY,
+    digest     TEXT NOT NULL,
+    media_type TEXT NOT NULL,
+    size       INTEGER NOT NULL,
+    owner      TEXT NOT NULL,
+    created_at TEXT NOT NULL
+) STRICT, WITHOUT ROWID;

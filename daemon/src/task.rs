@@ -1,0 +1,27 @@
+//! The only place that spawns tasks and threads: every one has a name, a span and an owner.
+
+use std::future::Future;
+
+use tokio::task::{JoinError, JoinHandle};
+use tracing::Instrument as _;
+
+/// Spawns a task whose owner keeps the handle.
+#[expect(clippy::disallowed_methods, reason = "this is the place that spawns")]
+pub fn spawn<F>(name: &'static str, future: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    tokio::spawn(future.instrument(tracing::debug_span!("task", name)))
+}
+
+/// Runs blocking work on tokio's blocking threads, in the caller's span.
+#[expect(clippy::disallowed_methods, reason = "this is the place that spawns")]
+pub async fn blocking<T, F>(name: &'static str, work: F) -> Result<T, JoinError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> T + Send + 'static,
+{
+    let span = tracing::debug_span!("blocking", name);
+    tokio::task::spawn_blocking(move || span.in_scope(work)).await
+}
