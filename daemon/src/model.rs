@@ -8,5 +8,6 @@ pub mod image;
 pub mod secret;
 
 pub use hearth_proto::value::{
-    Digest, MountMode, MountSource, MountSpec, MountTarget, Reference, Registry, Repository, RoomRegistries, Tag,
+    Digest, MountMode, MountSource, MountSpec, MountTarget, Reference, Registry, Repository, RoomRegistries,
+    Tag,
 };

@@ -44,13 +44,21 @@ pub trait Catalog: Send + Sync + 'static {
         manifest: Descriptor,
         blobs: Vec<Digest>,
     ) -> Result<(), CatalogError>;
-    async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Descriptor>, CatalogError>;
+    async fn manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Descriptor>, CatalogError>;
     /// Forgets a manifest in a repository, and the tags that name it.
     async fn remove_manifest(&self, repository: &Repository, digest: &Digest) -> Result<bool, CatalogError>;
     /// Whether a blob may be read through this repository: a digest alone opens nothing.
     async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, CatalogError>;
     async fn link_blob(&self, repository: &Repository, digest: &Digest) -> Result<(), CatalogError>;
-    async fn repositories(&self, after: Option<Repository>, limit: usize) -> Result<Vec<Repository>, CatalogError>;
+    async fn repositories(
+        &self,
+        after: Option<Repository>,
+        limit: usize,
+    ) -> Result<Vec<Repository>, CatalogError>;
 
     /// Packs: images without a tag that builds use.
     async fn put_pack(&self, pack: Pack) -> Result<(), CatalogError>;

@@ -50,9 +50,7 @@ impl Platform {
         let parts: Vec<&str> = text.split('/').collect();
         let word = |part: &&str| {
             !part.is_empty()
-                && part
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+                && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
         };
         (matches!(parts.len(), 2 | 3) && parts.iter().all(word)).then(|| Self(text.to_owned()))
     }
