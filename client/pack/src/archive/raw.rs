@@ -181,8 +181,11 @@ fn check(header: &Header, first: bool) -> Result<(), ArchiveError> {
     }
 }
 
+/// Key and value.
+pub(crate) type PaxRecord<'a> = (&'a [u8], &'a [u8]);
+
 /// PAX records, `length key=value\n` each.
-fn pax(mut records: &[u8]) -> Result<Vec<(&[u8], &[u8])>, ArchiveError> {
+pub(crate) fn pax(mut records: &[u8]) -> Result<Vec<PaxRecord<'_>>, ArchiveError> {
     const BAD: ArchiveError = ArchiveError::Header { what: "PAX record" };
     let mut list = Vec::new();
     while !records.is_empty() {
@@ -205,7 +208,7 @@ fn number(digits: &[u8]) -> Result<u64, ArchiveError> {
         .ok()
         .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))
         .and_then(|text| text.parse().ok())
-        .ok_or_else(|| ArchiveError::Header { what: "number in a PAX record" })
+        .ok_or(ArchiveError::Header { what: "number in a PAX record" })
 }
 
 fn plain(name: &[u8]) -> Vec<u8> {
