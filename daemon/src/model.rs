@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod build;
+pub mod component;
 pub mod fault;
 pub mod id;
 pub mod image;

@@ -119,6 +119,14 @@ mod tests {
     }
 
     #[test]
+    fn the_example_file_shows_the_defaults() {
+        let example = include_str!("../../../deploy/config/hearthd.toml");
+        assert_eq!(load_with(example, &[]).unwrap(), Config::default());
+        assert_eq!(load_with(&example.replace("#: ", ""), &[]).unwrap(), Config::default());
+        assert_eq!(example.matches("#: ").count(), 19, "every setting with a default is shown");
+    }
+
+    #[test]
     fn values_that_cannot_work_are_refused() {
         for (file, key) in [
             ("room = ''", "room"),
