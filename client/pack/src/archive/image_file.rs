@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -49,7 +49,8 @@ impl ImageFile {
     pub fn manifest(&self, platform: &Platform) -> Result<(Descriptor, Manifest), ArchiveError> {
         let mut found = Vec::new();
         let mut best: Option<(Descriptor, Manifest, bool)> = None;
-        self.search(&self.index, DEPTH, &mut |descriptor, manifest, declared| {
+        let mut seen = HashSet::new();
+        self.search(&self.index, DEPTH, &mut seen, &mut |descriptor, manifest, declared| {
             found.push(declared.to_string());
             let exact = declared.variant == platform.variant;
             let better = best.as_ref().is_none_or(|(_, _, was_exact)| exact && !was_exact);
@@ -70,11 +71,16 @@ impl ImageFile {
         &self,
         index: &Index,
         depth: usize,
+        // Each blob is looked at once, else a few wide indexes make for endless work.
+        seen: &mut HashSet<Digest>,
         offer: &mut dyn FnMut(Descriptor, Manifest, Platform),
     ) -> Result<(), ArchiveError> {
         for descriptor in &index.manifests {
+            if !seen.insert(descriptor.digest) {
+                continue;
+            }
             if descriptor.is_index() && depth > 0 {
-                self.search(&self.json(&descriptor.digest)?, depth - 1, offer)?;
+                self.search(&self.json(&descriptor.digest)?, depth - 1, seen, offer)?;
                 continue;
             }
             let declared = descriptor.platform.clone();
