@@ -17,7 +17,6 @@ use crate::context::port::{Entry, EntryKind};
 pub(super) struct Wanted {
     pub(super) includes: Vec<Vec<u8>>,
     pub(super) excludes: Vec<Vec<u8>>,
-    /// None is different from empty: an empty list shows what the includes show.
     pub(super) follow: Vec<Vec<u8>>,
 }
 
@@ -38,14 +37,8 @@ mod go {
 pub(super) fn select(entries: &[Entry], wanted: &Wanted) -> Result<Vec<usize>, IgnoreError> {
     let mut includes = wanted.includes.clone();
     if !wanted.follow.is_empty() {
-        match follow::targets(entries, &wanted.follow) {
-            // The root itself is wanted: no includes at all.
-            None => includes.clear(),
-            Some(targets) => includes.extend(targets),
-        }
-        if includes.is_empty() && !wanted.includes.is_empty() {
-            includes.clear();
-        }
+        // Where the root itself is wanted, they restrict nothing.
+        includes.extend(follow::targets(entries, &wanted.follow).into_iter().flatten());
     }
     let filter = Filter::new(&includes, &wanted.excludes)?;
     if filter.is_empty() {

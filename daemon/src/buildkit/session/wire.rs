@@ -96,8 +96,13 @@ pub(super) trait FileSync: Send + Sync + 'static {
     fn diff_copy(&self, metadata: &MetadataMap, requests: Streaming<Packet>) -> Result<Self::Packets, Status>;
 }
 
-#[derive(Clone)]
 pub(super) struct FileSyncServer<T>(Arc<T>);
+
+impl<T> Clone for FileSyncServer<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
 
 impl<T: FileSync> FileSyncServer<T> {
     pub(super) fn new(inner: T) -> Self {
