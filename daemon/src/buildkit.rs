@@ -76,7 +76,12 @@ impl BuildKit {
             ..Status::default()
         });
         let stop = CancellationToken::new();
-        let watch = Watch { control: control.clone(), address: options.address.clone(), child: options.child, sender };
+        let watch = Watch {
+            control: control.clone(),
+            address: options.address.clone(),
+            child: options.child,
+            sender,
+        };
         let stopped = stop.clone();
         crate::task::spawn("buildkit-watch", async move {
             stopped.run_until_cancelled(watch.run()).await;
@@ -97,7 +102,9 @@ impl BuildKit {
 }
 
 /// Asks BuildKit for its version, and refuses one that is too old.
-async fn version(mut control: ControlClient<tonic::transport::Channel>) -> Result<String, supervise::ProbeError> {
+async fn version(
+    mut control: ControlClient<tonic::transport::Channel>,
+) -> Result<String, supervise::ProbeError> {
     let answer = timeout(CALL_LIMIT, control.info(InfoRequest {})).await;
     let info = match answer {
         Ok(Ok(response)) => response.into_inner(),
@@ -127,7 +134,12 @@ impl Watch {
             self.sender.send_if_modified(|now| {
                 let changed = *now != status;
                 if changed {
-                    tracing::info!(ready = status.ready, version = status.version, detail = status.detail, "buildkit");
+                    tracing::info!(
+                        ready = status.ready,
+                        version = status.version,
+                        detail = status.detail,
+                        "buildkit"
+                    );
                     *now = status;
                 }
                 changed

@@ -25,7 +25,11 @@ pub enum AddressError {
 
 impl Address {
     pub(super) fn unix(path: PathBuf) -> Result<Self, AddressError> {
-        if path.as_os_str().len() > SOCKET_PATH_LIMIT { Err(AddressError::TooLong(path)) } else { Ok(Self::Unix(path)) }
+        if path.as_os_str().len() > SOCKET_PATH_LIMIT {
+            Err(AddressError::TooLong(path))
+        } else {
+            Ok(Self::Unix(path))
+        }
     }
 }
 
@@ -39,7 +43,8 @@ impl FromStr for Address {
         }
         let rest = text.strip_prefix("tcp://").ok_or_else(grammar)?;
         let (host, port) = rest.rsplit_once(':').ok_or_else(grammar)?;
-        let valid = !host.is_empty() && !rest.contains(['/', '@', '?', '#', ' ']) && port.parse::<u16>().is_ok();
+        let valid =
+            !host.is_empty() && !rest.contains(['/', '@', '?', '#', ' ']) && port.parse::<u16>().is_ok();
         valid.then(|| Self::Tcp(rest.to_owned())).ok_or_else(grammar)
     }
 }
@@ -59,10 +64,21 @@ mod tests {
 
     #[test]
     fn addresses_are_unix_or_tcp() {
-        for good in ["unix:///run/buildkit/buildkitd.sock", "tcp://127.0.0.1:1234", "tcp://[::1]:1234", "tcp://bk:1"] {
+        for good in
+            ["unix:///run/buildkit/buildkitd.sock", "tcp://127.0.0.1:1234", "tcp://[::1]:1234", "tcp://bk:1"]
+        {
             assert_eq!(good.parse::<Address>().unwrap().to_string(), good);
         }
-        for bad in ["", "/run/x.sock", "unix://run/x", "tcp://host", "tcp://host:x", "tcp://:1", "tcp://h:1/x", "http://h:1"] {
+        for bad in [
+            "",
+            "/run/x.sock",
+            "unix://run/x",
+            "tcp://host",
+            "tcp://host:x",
+            "tcp://:1",
+            "tcp://h:1/x",
+            "http://h:1",
+        ] {
             assert_eq!(bad.parse::<Address>(), Err(AddressError::Grammar(bad.to_owned())));
         }
         let long = format!("unix:///{}", "x".repeat(120));

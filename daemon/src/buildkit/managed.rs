@@ -132,7 +132,8 @@ impl supervise::Kind for Buildkitd {
 /// The program as a path that can be run: as given if it has a `/`, else from `PATH`.
 fn find(program: &Path) -> Option<PathBuf> {
     use std::os::unix::fs::PermissionsExt as _;
-    let runs = |path: &PathBuf| fs::metadata(path).is_ok_and(|s| s.is_file() && s.permissions().mode() & 0o111 != 0);
+    let runs =
+        |path: &PathBuf| fs::metadata(path).is_ok_and(|s| s.is_file() && s.permissions().mode() & 0o111 != 0);
     if program.components().count() > 1 {
         return std::path::absolute(program).ok().filter(runs);
     }

@@ -59,7 +59,8 @@ impl Session {
     pub(super) async fn context(address: &Address, files: &ContextFiles) -> Result<Self, Status> {
         let service = wire::FileSyncServer::new(files::Trees::new(files));
         let routes = Routes::new(health().await).add_service(service);
-        Self::open(address, "context", &files.shared_key, &["/moby.filesync.v1.FileSync/DiffCopy"], routes).await
+        Self::open(address, "context", &files.shared_key, &["/moby.filesync.v1.FileSync/DiffCopy"], routes)
+            .await
     }
 
     /// A build's own session.
@@ -98,7 +99,8 @@ impl Session {
         }
         let mut control = channel::control(address);
         let opened = timeout(OPEN_LIMIT, control.session(request)).await;
-        let inbound = opened.map_err(|_| Status::unavailable("BuildKit does not open a session"))??.into_inner();
+        let inbound =
+            opened.map_err(|_| Status::unavailable("BuildKit does not open a session"))??.into_inner();
 
         let stop = CancellationToken::new();
         let stopped = stop.clone();
@@ -126,7 +128,8 @@ fn value(text: &str) -> Result<MetadataValue<Ascii>, Status> {
     text.parse().map_err(|_| Status::invalid_argument("a session's name or key is no header value"))
 }
 
-async fn health() -> tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health> {
+async fn health()
+-> tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health> {
     let (reporter, service) = tonic_health::server::health_reporter();
     // The empty name is the server as a whole, which is what BuildKit asks for.
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;

@@ -13,8 +13,8 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
-use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
 use bollard_buildkit_proto::moby::buildkit::v1 as api;
+use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -142,7 +142,9 @@ impl Run<'_> {
             }
         };
         if timeout(STATUS_END_LIMIT, rest).await.is_err() {
-            tracing::warn!("BuildKit's status stream did not end with the build; its last lines may be missing");
+            tracing::warn!(
+                "BuildKit's status stream did not end with the build; its last lines may be missing"
+            );
         }
         for event in self.progress.finish() {
             self.send(event).await;
@@ -156,7 +158,8 @@ impl Run<'_> {
     /// Status messages, from a task: they must be read while the answer is awaited.
     fn updates(&self) -> mpsc::Receiver<api::StatusResponse> {
         let (sender, receiver) = mpsc::channel(8);
-        let (control, reference, cancel) = (self.kit.control.clone(), self.reference.clone(), self.cancel.clone());
+        let (control, reference, cancel) =
+            (self.kit.control.clone(), self.reference.clone(), self.cancel.clone());
         crate::task::spawn("solve-status", async move {
             if let Err(status) = follow(control, reference, &sender).await
                 && !cancel.is_cancelled()
@@ -185,7 +188,8 @@ impl Run<'_> {
     }
 
     async fn end_cancelled(&mut self, mut updates: mpsc::Receiver<api::StatusResponse>) {
-        let bundles = self.kit.executor.as_deref().map(|dir| bundles_since(dir, self.started)).unwrap_or_default();
+        let bundles =
+            self.kit.executor.as_deref().map(|dir| bundles_since(dir, self.started)).unwrap_or_default();
         let running = self.progress.running_commands();
         let rest = async {
             while let Some(update) = updates.recv().await {
@@ -245,12 +249,16 @@ async fn silence(mut status: tokio::sync::watch::Receiver<super::Status>) {
 fn bundles_since(executor: &std::path::Path, since: SystemTime) -> Vec<std::path::PathBuf> {
     let entries = std::fs::read_dir(executor).into_iter().flatten().flatten();
     entries
-        .filter(|entry| entry.metadata().is_ok_and(|stat| stat.is_dir() && stat.modified().is_ok_and(|m| m >= since)))
+        .filter(|entry| {
+            entry.metadata().is_ok_and(|stat| stat.is_dir() && stat.modified().is_ok_and(|m| m >= since))
+        })
         .map(|entry| entry.path())
         .collect()
 }
 
 fn outcome(response: &HashMap<String, String>) -> Result<SolveOutcome, SolveError> {
     let digest = response.get("containerimage.digest").and_then(|text| text.parse::<Digest>().ok());
-    digest.map(|digest| SolveOutcome { digest }).ok_or_else(|| SolveError::Failed(Box::new(failure::no_digest())))
+    digest
+        .map(|digest| SolveOutcome { digest })
+        .ok_or_else(|| SolveError::Failed(Box::new(failure::no_digest())))
 }

@@ -18,16 +18,21 @@ const NEEDED: [(u32, &str, &str); 11] = [
 ];
 
 pub(super) fn check() -> Result<(), String> {
-    let status = fs::read_to_string("/proc/self/status").map_err(|error| format!("/proc/self/status: {error}"))?;
+    let status =
+        fs::read_to_string("/proc/self/status").map_err(|error| format!("/proc/self/status: {error}"))?;
     if !rustix::process::geteuid().is_root() {
-        return Err("buildkitd needs root, and hearthd does not run as root; run hearthd as root, or give it a \
+        return Err(
+            "buildkitd needs root, and hearthd does not run as root; run hearthd as root, or give it a \
                     BuildKit of another user with --buildkit"
-            .to_owned());
+                .to_owned(),
+        );
     }
     let missing = missing(&status);
     if missing.is_empty() {
         if !has_overlay(&fs::read_to_string("/proc/filesystems").unwrap_or_default()) {
-            tracing::warn!("the kernel has no overlayfs loaded; buildkitd copies layers instead (slower) if it cannot load it");
+            tracing::warn!(
+                "the kernel has no overlayfs loaded; buildkitd copies layers instead (slower) if it cannot load it"
+            );
         }
         return Ok(());
     }
@@ -45,7 +50,11 @@ fn missing(status: &str) -> Vec<(&'static str, &'static str)> {
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
         .unwrap_or(0);
-    NEEDED.iter().filter(|(bit, ..)| effective & (1 << bit) == 0).map(|(_, name, why)| (*name, *why)).collect()
+    NEEDED
+        .iter()
+        .filter(|(bit, ..)| effective & (1 << bit) == 0)
+        .map(|(_, name, why)| (*name, *why))
+        .collect()
 }
 
 fn has_overlay(filesystems: &str) -> bool {

@@ -2,7 +2,10 @@
 
 /// Text of buildkitd's last words, and what to do about it.
 const KNOWN: [(&str, &str); 6] = [
-    ("could not lock", "another buildkitd uses the same directory; end it, or choose another state directory"),
+    (
+        "could not lock",
+        "another buildkitd uses the same directory; end it, or choose another state directory",
+    ),
     ("no space left on device", "free disk space"),
     ("operation not permitted", "a capability is missing; in a container run it with `--privileged`"),
     ("permission denied", "the state directory must be writable by root"),
@@ -12,10 +15,9 @@ const KNOWN: [(&str, &str); 6] = [
 
 pub(super) fn explain(log_tail: &str) -> Option<String> {
     // The error comes with a stack trace below it; a panic of Go's starts with its own word.
-    let line = log_tail
-        .lines()
-        .rev()
-        .find(|line| ["buildkitd: ", "panic: ", "fatal error: "].iter().any(|start| line.starts_with(start)))?;
+    let line = log_tail.lines().rev().find(|line| {
+        ["buildkitd: ", "panic: ", "fatal error: "].iter().any(|start| line.starts_with(start))
+    })?;
     let known = KNOWN.iter().find(|(text, _)| line.contains(text));
     Some(match known {
         Some((_, next)) => format!("{line}; {next}"),

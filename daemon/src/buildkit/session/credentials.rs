@@ -29,7 +29,10 @@ impl Auth for Answers {
 
     // BuildKit fetches tokens itself where a client says that it does not.
 
-    async fn fetch_token(&self, _: Request<FetchTokenRequest>) -> Result<Response<FetchTokenResponse>, Status> {
+    async fn fetch_token(
+        &self,
+        _: Request<FetchTokenRequest>,
+    ) -> Result<Response<FetchTokenResponse>, Status> {
         Err(Status::unimplemented("tokens are fetched by BuildKit"))
     }
 

@@ -53,7 +53,11 @@ impl Trees {
 impl FileSync for Trees {
     type Packets = futures::stream::BoxStream<'static, Result<Packet, Status>>;
 
-    fn diff_copy(&self, metadata: &MetadataMap, requests: Streaming<Packet>) -> Result<Self::Packets, Status> {
+    fn diff_copy(
+        &self,
+        metadata: &MetadataMap,
+        requests: Streaming<Packet>,
+    ) -> Result<Self::Packets, Status> {
         let (dir, wanted) = wanted(metadata);
         let tree = match dir.as_slice() {
             b"context" => Arc::clone(&self.context),
@@ -76,8 +80,11 @@ fn wanted(metadata: &MetadataMap) -> (Vec<u8>, Wanted) {
         values.map(|value| if encoded { query_unescape(value) } else { value.to_vec() }).collect()
     };
     let dir = list("dir-name").into_iter().next().unwrap_or_default();
-    let wanted =
-        Wanted { includes: list("include-patterns"), excludes: list("exclude-patterns"), follow: list("followpaths") };
+    let wanted = Wanted {
+        includes: list("include-patterns"),
+        excludes: list("exclude-patterns"),
+        follow: list("followpaths"),
+    };
     (dir, wanted)
 }
 
@@ -86,7 +93,11 @@ fn query_unescape(value: &[u8]) -> Vec<u8> {
     percent_decode(&spaced).collect()
 }
 
-fn transfer<S>(tree: Arc<dyn FileTree>, wanted: Wanted, requests: S) -> impl Stream<Item = Result<Packet, Status>> + Send
+fn transfer<S>(
+    tree: Arc<dyn FileTree>,
+    wanted: Wanted,
+    requests: S,
+) -> impl Stream<Item = Result<Packet, Status>> + Send
 where
     S: Stream<Item = Result<Packet, Status>> + Send + Unpin + 'static,
 {
@@ -138,7 +149,9 @@ where
         let (tree, asked, packets) = (Arc::clone(&tree), Arc::clone(&asked), packets.clone());
         async move {
             let work = move || read_loop(&*tree, &asked, &packets);
-            crate::task::blocking("file-sync-read", work).await.map_err(|error| Status::internal(error.to_string()))?
+            crate::task::blocking("file-sync-read", work)
+                .await
+                .map_err(|error| Status::internal(error.to_string()))?
         }
     }));
     let receive = async {
@@ -177,7 +190,8 @@ async fn send_stats(
 ) -> Result<(), Status> {
     let mut stats = Stats::default();
     for part in shown.chunks(STATS) {
-        let batch = part.iter().map(|index| Packet::stat(stats.of(*index, &tree.entries()[*index]).0)).collect();
+        let batch =
+            part.iter().map(|index| Packet::stat(stats.of(*index, &tree.entries()[*index]).0)).collect();
         packets.send(Ok(batch)).await.map_err(closed)?;
     }
     packets.send(Ok(vec![Packet::end_of_stats()])).await.map_err(closed)
@@ -208,7 +222,9 @@ fn send_file(
         EntryKind::File => index,
         EntryKind::HardLink(file) => file,
         // Shown as an empty file.
-        EntryKind::Socket => return packets.blocking_send(Ok(vec![Packet::data(id, Bytes::new())])).map_err(closed),
+        EntryKind::Socket => {
+            return packets.blocking_send(Ok(vec![Packet::data(id, Bytes::new())])).map_err(closed);
+        }
         _ => return Err(Status::invalid_argument(format!("file {id} has no content"))),
     };
     let failed = |error: io::Error| {

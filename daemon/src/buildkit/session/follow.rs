@@ -34,7 +34,8 @@ pub(super) fn targets(entries: &[Entry], paths: &[Vec<u8>]) -> Option<Vec<Vec<u8
     }
     let mut kept: Vec<Vec<u8>> = Vec::new();
     for path in found {
-        let covered = kept.last().is_some_and(|last| path.starts_with(last) && path.get(last.len()) == Some(&b'/'));
+        let covered =
+            kept.last().is_some_and(|last| path.starts_with(last) && path.get(last.len()) == Some(&b'/'));
         if !covered {
             kept.push(path);
         }
@@ -203,8 +204,11 @@ fn one(pattern: &[char], c: char) -> Result<Option<usize>, ()> {
                     return Ok((hit != negated).then_some(at + 1));
                 }
                 let (low, next) = class_char(pattern, at)?;
-                let (high, next) =
-                    if pattern.get(next) == Some(&'-') { class_char(pattern, next + 1)? } else { (low, next) };
+                let (high, next) = if pattern.get(next) == Some(&'-') {
+                    class_char(pattern, next + 1)?
+                } else {
+                    (low, next)
+                };
                 hit |= (low..=high).contains(&c);
                 at = next;
             }
@@ -257,7 +261,8 @@ mod tests {
 
     #[test]
     fn wildcards_follow_the_links_they_match() {
-        let tree = tree(vec![dir("d"), file("d/x"), file("d/y"), link("l1", "d/x"), link("l2", "d/y"), file("m")]);
+        let tree =
+            tree(vec![dir("d"), file("d/x"), file("d/y"), link("l1", "d/x"), link("l2", "d/y"), file("m")]);
         assert_eq!(follow(&tree, &["l*"]).unwrap(), ["d/x", "d/y", "l*"]);
         assert_eq!(follow(&tree, &["l[1]"]).unwrap(), ["d/x", "l[1]"]);
         assert_eq!(follow(&tree, &["d/?"]).unwrap(), ["d/?"]);
@@ -271,10 +276,14 @@ mod tests {
 
     #[test]
     fn globs_are_those_of_go() {
-        for (pattern, name) in [("*", ""), ("a*b*c", "aXbYc"), ("[a-c]?", "bz"), ("[^a]", "b"), ("\\*", "*"), ("*.go", "x.go")] {
+        for (pattern, name) in
+            [("*", ""), ("a*b*c", "aXbYc"), ("[a-c]?", "bz"), ("[^a]", "b"), ("\\*", "*"), ("*.go", "x.go")]
+        {
             assert!(glob(pattern.as_bytes(), name.as_bytes()), "{pattern} {name}");
         }
-        for (pattern, name) in [("?", ""), ("a*b", "ab.c"), ("[a-c]", "d"), ("[", "["), ("[]a]", "a"), ("a\\", "a"), ("*a", "b")] {
+        for (pattern, name) in
+            [("?", ""), ("a*b", "ab.c"), ("[a-c]", "d"), ("[", "["), ("[]a]", "a"), ("a\\", "a"), ("*a", "b")]
+        {
             assert!(!glob(pattern.as_bytes(), name.as_bytes()), "{pattern} {name}");
         }
     }

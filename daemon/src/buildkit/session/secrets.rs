@@ -13,7 +13,10 @@ pub(crate) struct SecretValues(pub(crate) BTreeMap<String, Secret<Vec<u8>>>);
 
 #[tonic::async_trait]
 impl Secrets for SecretValues {
-    async fn get_secret(&self, request: Request<GetSecretRequest>) -> Result<Response<GetSecretResponse>, Status> {
+    async fn get_secret(
+        &self,
+        request: Request<GetSecretRequest>,
+    ) -> Result<Response<GetSecretResponse>, Status> {
         let id = request.into_inner().id;
         // `not found` is what makes BuildKit leave out a secret that is not required.
         let value = self.0.get(&id).ok_or_else(|| Status::not_found(format!("secret {id} was not given")))?;

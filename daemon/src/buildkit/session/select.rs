@@ -78,7 +78,8 @@ impl Stats {
     /// The stat, and the index whose content may be asked for.
     pub(super) fn of(&mut self, index: usize, entry: &Entry) -> (Stat, Option<usize>) {
         let path = Bytes::copy_from_slice(&entry.path);
-        let mut stat = Stat { path: path.clone(), mode: go_mode(entry), mtime: entry.mtime, ..Stat::default() };
+        let mut stat =
+            Stat { path: path.clone(), mode: go_mode(entry), mtime: entry.mtime, ..Stat::default() };
         let content = match &entry.kind {
             EntryKind::File | EntryKind::HardLink(_) => {
                 let file = if let EntryKind::HardLink(file) = entry.kind { file } else { index };

@@ -14,8 +14,8 @@ use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Answer;
 use super::super::MESSAGE_LIMIT;
+use super::Answer;
 
 /// `fsutil.types.Packet`.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -93,7 +93,8 @@ impl Packet {
 pub(super) trait FileSync: Send + Sync + 'static {
     type Packets: Stream<Item = Result<Packet, Status>> + Send + 'static;
 
-    fn diff_copy(&self, metadata: &MetadataMap, requests: Streaming<Packet>) -> Result<Self::Packets, Status>;
+    fn diff_copy(&self, metadata: &MetadataMap, requests: Streaming<Packet>)
+    -> Result<Self::Packets, Status>;
 }
 
 pub(super) struct FileSyncServer<T>(Arc<T>);
@@ -213,7 +214,8 @@ mod tests {
         let stat = theirs.stat.unwrap();
         assert_eq!((stat.path.as_str(), stat.mode, stat.size, stat.mod_time), ("a/b", 0o644, 5, 7));
         assert_eq!((stat.linkname.as_str(), stat.devmajor, stat.devminor), ("c", 1, 2));
-        let data = Theirs::decode(Packet::data(9, Bytes::from_static(b"xy")).encode_to_vec().as_slice()).unwrap();
+        let data =
+            Theirs::decode(Packet::data(9, Bytes::from_static(b"xy")).encode_to_vec().as_slice()).unwrap();
         assert_eq!((data.r#type, data.id, data.data), (2, 9, b"xy".to_vec()));
     }
 }

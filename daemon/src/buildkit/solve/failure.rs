@@ -31,7 +31,8 @@ pub(super) fn fault(status: &Status, progress: &Progress) -> Fault {
 /// The message without what only BuildKit's own code needs.
 fn message(status: &Status) -> String {
     let mut text = status.message();
-    while let Some(rest) = text.strip_prefix("failed to solve: ").or_else(|| text.strip_prefix("rpc error: ")) {
+    while let Some(rest) = text.strip_prefix("failed to solve: ").or_else(|| text.strip_prefix("rpc error: "))
+    {
         text = rest;
     }
     text.to_owned()
@@ -62,7 +63,10 @@ fn classify(code: Code, message: &str, details: &Details) -> Fault {
     if has("failed to push") || has("error from registry") && has("push") {
         return Fault::new(Stage::Export, "push_failed", message).hint("run the build again").retryable();
     }
-    if has("failed to resolve source metadata") || has("failed to load cache key") || has("failed to copy: httpReadSeeker") {
+    if has("failed to resolve source metadata")
+        || has("failed to load cache key")
+        || has("failed to copy: httpReadSeeker")
+    {
         return base_image(code, message);
     }
     if has("context file `") {
@@ -74,7 +78,8 @@ fn classify(code: Code, message: &str, details: &Details) -> Fault {
         return Fault::new(Stage::Solve, "builder_timeout", message).hint("run the build again").retryable();
     }
     if details.source.is_some() && details.vertex.is_none() {
-        return Fault::new(Stage::Solve, "dockerfile_error", message).hint("correct the Dockerfile at the line shown");
+        return Fault::new(Stage::Solve, "dockerfile_error", message)
+            .hint("correct the Dockerfile at the line shown");
     }
     Fault::new(Stage::Solve, "solve_failed", message)
 }
@@ -82,7 +87,8 @@ fn classify(code: Code, message: &str, details: &Details) -> Fault {
 fn step_failed(exit: u32, message: &str) -> Fault {
     // BuildKit reads the kernel's count of OOM kills of the step's control group.
     let mut fault = if message.contains("cannot allocate memory") || message.contains("out of memory") {
-        Fault::new(Stage::Solve, "out_of_memory", message).hint("give the builder more memory, or let the step use less")
+        Fault::new(Stage::Solve, "out_of_memory", message)
+            .hint("give the builder more memory, or let the step use less")
     } else {
         let next = match exit {
             126 => "the program of this step cannot be executed",
@@ -99,14 +105,22 @@ fn step_failed(exit: u32, message: &str) -> Fault {
 /// `... failed to calculate checksum of ref a::b: "/nope": not found` as words about the path.
 fn copy_source(message: &str) -> String {
     match message.rsplit_once(": not found").and_then(|(start, _)| start.rsplit_once(": ")) {
-        Some((_, path)) if path.starts_with('"') => format!("{path} is not in the build context or stage it is copied from"),
+        Some((_, path)) if path.starts_with('"') => {
+            format!("{path} is not in the build context or stage it is copied from")
+        }
         _ => message.to_owned(),
     }
 }
 
 fn base_image(code: Code, message: &str) -> Fault {
     let has = |text: &str| message.contains(text);
-    let denied = ["401 Unauthorized", "403 Forbidden", "authorization failed", "pull access denied", "insufficient_scope"];
+    let denied = [
+        "401 Unauthorized",
+        "403 Forbidden",
+        "authorization failed",
+        "pull access denied",
+        "insufficient_scope",
+    ];
     if denied.iter().any(|text| has(text)) || matches!(code, Code::PermissionDenied | Code::Unauthenticated) {
         return Fault::new(Stage::Solve, "base_image_denied", message)
             .hint("the registry refuses this image: check its name, and give credentials with --cred");

@@ -151,7 +151,8 @@ impl Progress {
     pub(super) fn range(&self, dockerfile: &[u8], (start, end): (u32, u32)) -> Option<DockerfileRange> {
         let text = String::from_utf8_lossy(dockerfile);
         let count = usize::try_from(end.checked_sub(start)?).ok()? + 1;
-        let lines: Vec<&str> = text.lines().skip(usize::try_from(start.checked_sub(1)?).ok()?).take(count).collect();
+        let lines: Vec<&str> =
+            text.lines().skip(usize::try_from(start.checked_sub(1)?).ok()?).take(count).collect();
         Some(DockerfileRange {
             path: self.dockerfile.clone()?,
             start_line: start,

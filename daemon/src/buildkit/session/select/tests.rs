@@ -30,7 +30,8 @@ fn shown(entries: &[Entry], includes: &[&str], excludes: &[&str], follow: &[&str
 
 #[test]
 fn parents_of_what_matches_are_shown_before_it() {
-    let tree = tree(vec![dir("a"), dir("a/b"), file("a/b/c.go"), file("a/x"), dir("z"), file("z/y"), file("a-b")]);
+    let tree =
+        tree(vec![dir("a"), dir("a/b"), file("a/b/c.go"), file("a/x"), dir("z"), file("z/y"), file("a-b")]);
     assert_eq!(shown(&tree, &["**/*.go"], &[], &[]), ["a", "a/b", "a/b/c.go"]);
     assert_eq!(shown(&tree, &["a/b"], &[], &[]), ["a", "a/b", "a/b/c.go"]);
     assert_eq!(shown(&tree, &[], &["a", "!a/b/c.go"], &[]), ["a", "a/b", "a/b/c.go", "a-b", "z", "z/y"]);
