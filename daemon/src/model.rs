@@ -5,6 +5,7 @@ pub mod build;
 pub mod fault;
 pub mod id;
 pub mod image;
+pub mod manifest;
 pub mod secret;
 
 pub use hearth_proto::value::{
