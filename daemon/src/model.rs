@@ -6,6 +6,7 @@ pub mod component;
 pub mod fault;
 pub mod id;
 pub mod image;
+pub mod manifest;
 pub mod secret;
 
 pub use hearth_proto::value::{
