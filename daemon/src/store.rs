@@ -2,6 +2,8 @@
 //!
 //! Each file beside this one keeps one entity and implements the port of the module that owns it.
 
+mod builds;
+
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
