@@ -3,6 +3,7 @@
 //! Each file beside this one keeps one entity and implements the port of the module that owns it.
 
 mod images;
+mod builds;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
