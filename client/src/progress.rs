@@ -15,6 +15,7 @@ use clap::ValueEnum;
 use hearth_proto::v1::BuildEvent;
 
 pub use json::Json;
+pub(crate) use json::state_name;
 pub use lines::{LogLines, LogText};
 pub use plain::Plain;
 pub use terminal::Terminal;

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use crate::error::{Failure, FailureKind};
 
 pub use file::{Room, RoomsFile};
-pub use select::{Asked, Selection, Surroundings, TokenFrom, select};
+pub use select::{Asked, Selection, Surroundings, TokenFrom, read_token, select};
 
 #[derive(Debug, thiserror::Error)]
 pub enum RoomError {

@@ -78,7 +78,7 @@ impl RoomsFile {
     }
 
     /// The names, for messages: `the rooms file has a, b`.
-    pub(super) fn shown(&self) -> String {
+    pub(crate) fn shown(&self) -> String {
         if self.rooms.is_empty() {
             return "the rooms file is empty".to_owned();
         }
