@@ -73,7 +73,8 @@ pub fn for_people(failure: &Failure) -> String {
         text += &format!("\n  hint: {}", lines(&detail.hint));
     }
     if let Some(milliseconds) = detail.retry_after_ms {
-        text += &format!("\n  try again in {:.1}s", std::time::Duration::from_millis(milliseconds).as_secs_f64());
+        text +=
+            &format!("\n  try again in {:.1}s", std::time::Duration::from_millis(milliseconds).as_secs_f64());
     }
     if let Some(build_id) = &failure.build_id {
         text += &format!("\n  build: {build_id} (its log: hearth builds logs {build_id})");

@@ -77,7 +77,8 @@ impl<W: Write + Send> Plain<W> {
             return;
         }
         step.transfer_shown = at;
-        let of = if progress.total > 0 { format!(" / {}", output::size(progress.total)) } else { String::new() };
+        let of =
+            if progress.total > 0 { format!(" / {}", output::size(progress.total)) } else { String::new() };
         let text = format!("{}: {}{of}", output::printable(&progress.name), output::size(progress.current));
         self.line(progress.step, &text);
     }
@@ -109,7 +110,10 @@ impl<W: Write + Send> Show for Plain<W> {
             }
             Some(Event::StepLog(log)) => {
                 if log.dropped_bytes > 0 {
-                    let gap = format!("({} of log left out: the build's quota is used up)", output::size(log.dropped_bytes));
+                    let gap = format!(
+                        "({} of log left out: the build's quota is used up)",
+                        output::size(log.dropped_bytes)
+                    );
                     self.line(log.step, &gap);
                 }
                 let lines = self.lines.push(log);

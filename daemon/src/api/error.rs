@@ -22,8 +22,12 @@ pub struct Refusal {
 
 impl Refusal {
     pub fn new(status: Code, code: &str, message: impl Into<String>) -> Self {
-        let detail =
-            ErrorDetail { code: code.to_owned(), message: message.into(), ..ErrorDetail::default() };
+        let detail = ErrorDetail { code: code.to_owned(), message: message.into(), ..ErrorDetail::default() };
+        Self { status, detail }
+    }
+
+    /// A detail that was made elsewhere.
+    pub const fn with_detail(status: Code, detail: ErrorDetail) -> Self {
         Self { status, detail }
     }
 

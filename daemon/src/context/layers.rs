@@ -42,7 +42,9 @@ pub enum LayerError {
     DiffId { expected: Digest, actual: Digest },
     #[error("its content is larger than {limit} bytes")]
     TooLarge { limit: u64 },
-    #[error("its content is over {ratio} times as large as the blob, which is refused as a decompression bomb")]
+    #[error(
+        "its content is over {ratio} times as large as the blob, which is refused as a decompression bomb"
+    )]
     Bomb { ratio: u64 },
     #[error("the image has more than {limit} entries")]
     TooManyEntries { limit: usize },

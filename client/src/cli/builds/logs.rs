@@ -77,8 +77,11 @@ pub(super) async fn run(args: LogsArgs, globals: &Globals) -> Result<(), Failure
 }
 
 async fn watch(client: &Client, args: &LogsArgs, from: u64, json: bool) -> Result<(), Failure> {
-    let mut watch =
-        if args.follow { client.watch_build(&args.build, from) } else { client.replay_build(&args.build, from) };
+    let mut watch = if args.follow {
+        client.watch_build(&args.build, from)
+    } else {
+        client.replay_build(&args.build, from)
+    };
     let mut lines = LogLines::default();
     let mut events = Json::new(std::io::stdout());
     while let Some(watched) = watch.next().await? {

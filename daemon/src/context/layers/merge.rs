@@ -158,7 +158,9 @@ impl ImageTree {
                     }
                     NodeKind::Symlink(target) => NodeKind::Symlink(target.clone()),
                     NodeKind::Fifo => NodeKind::Fifo,
-                    &NodeKind::Device { character, major, minor } => NodeKind::Device { character, major, minor },
+                    &NodeKind::Device { character, major, minor } => {
+                        NodeKind::Device { character, major, minor }
+                    }
                 };
                 Node { kind, mode, mtime }
             }
@@ -289,7 +291,9 @@ impl ImageTree {
     /// What the names of a file with several have in common.
     pub fn link_group(&self, node: u32) -> Option<u64> {
         match self.nodes[node as usize].kind {
-            NodeKind::File { content } if self.contents[content as usize].names > 1 => Some(u64::from(content)),
+            NodeKind::File { content } if self.contents[content as usize].names > 1 => {
+                Some(u64::from(content))
+            }
             _ => None,
         }
     }

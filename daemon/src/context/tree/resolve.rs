@@ -18,7 +18,12 @@ pub const MAX_LINKS: usize = 40;
 trait Names {
     type Node: Clone;
     fn root(&self) -> Result<Self::Node, ContextError>;
-    fn child(&self, directory: &[u8], node: &Self::Node, name: &[u8]) -> Result<Option<Self::Node>, ContextError>;
+    fn child(
+        &self,
+        directory: &[u8],
+        node: &Self::Node,
+        name: &[u8],
+    ) -> Result<Option<Self::Node>, ContextError>;
     fn kind<'n>(&'n self, node: &'n Self::Node) -> &'n EntryKind;
     /// Whether a missing path is at least a place inside the tree.
     fn is_inside(&self, path: &[u8]) -> bool;
@@ -103,9 +108,9 @@ impl Names for Tree {
             return self.mount_root(u32::try_from(mount).unwrap_or(u32::MAX)).map(Some);
         }
         let found = match self.covering(&path) {
-            Some((mount, inside)) if node.origin != Origin::Made => self
-                .lookup_in(mount, inside)
-                .map_err(|errno| ContextError::at(&absolute(&path), errno))?,
+            Some((mount, inside)) if node.origin != Origin::Made => {
+                self.lookup_in(mount, inside).map_err(|errno| ContextError::at(&absolute(&path), errno))?
+            }
             _ => None,
         };
         let is_directory = found.as_ref().is_some_and(|found| found.kind == EntryKind::Directory);
@@ -136,7 +141,12 @@ impl Names for Snapshot {
         Ok(None)
     }
 
-    fn child(&self, directory: &[u8], _: &Option<usize>, name: &[u8]) -> Result<Option<Option<usize>>, ContextError> {
+    fn child(
+        &self,
+        directory: &[u8],
+        _: &Option<usize>,
+        name: &[u8],
+    ) -> Result<Option<Option<usize>>, ContextError> {
         Ok(self.find(&joined(directory, name)).map(Some))
     }
 
