@@ -22,7 +22,7 @@ Examples:
   hearth builds logs 7f3k --grep error --step 4
   hearth builds logs 7f3k --from 1 > build.log
   hearth builds logs 7f3k --follow")]
-pub(super) struct LogsArgs {
+pub(in crate::cli) struct LogsArgs {
     /// Id of the build, or the beginning of it
     build: String,
     /// Begin at the event with this number; 1 is the whole log
