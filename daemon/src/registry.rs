@@ -1,1 +1,5 @@
+//! The room's registry: content in files ([`blobs`]), served and taken over HTTP ([`http`]).
 
+pub mod blobs;
+pub mod http;
+mod uploads;

@@ -242,9 +242,7 @@ mod log_bytes {
     pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
         match std::str::from_utf8(bytes) {
             Ok(text) => Form::Text(text.into()),
-            Err(_) => Form::Base64 {
-                base64: STANDARD.encode(bytes),
-            },
+            Err(_) => Form::Base64 { base64: STANDARD.encode(bytes) },
         }
         .serialize(serializer)
     }
