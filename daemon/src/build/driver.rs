@@ -383,7 +383,7 @@ impl Shared {
                 Ok(()) => return,
                 // The next start of the daemon finds it running, and ends it.
                 Err(error) if attempt == STORE_TRIES => {
-                    tracing::error!(%error, "the end of a build is not stored")
+                    tracing::error!(%error, "the end of a build is not stored");
                 }
                 Err(error) => {
                     tracing::warn!(%error, attempt, "the end of a build could not be stored yet");

@@ -124,7 +124,7 @@ impl EventLog {
         let (mut lines, mut sequence) = (Vec::new(), written.last);
         let mut positions = Vec::new();
         for kind in kinds {
-            if sequence % STRIDE == 0 {
+            if sequence.is_multiple_of(STRIDE) {
                 positions.push(written.end + lines.len() as u64);
             }
             sequence += 1;
@@ -215,7 +215,7 @@ fn scan(mut file: &File) -> io::Result<Written> {
             break;
         }
         for (at, _) in buffer[..size].iter().enumerate().filter(|(_, byte)| **byte == b'\n') {
-            if written.last % STRIDE == 0 {
+            if written.last.is_multiple_of(STRIDE) {
                 written.index.push(written.end);
             }
             last_start = written.end;
@@ -233,7 +233,7 @@ fn scan(mut file: &File) -> io::Result<Written> {
             break;
         }
         written.end = last_start;
-        if (written.last - 1) % STRIDE == 0 {
+        if (written.last - 1).is_multiple_of(STRIDE) {
             written.index.pop();
         }
         written.last -= 1;

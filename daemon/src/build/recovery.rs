@@ -75,7 +75,7 @@ async fn recover_one(shared: &Arc<Shared>, mut record: BuildRecord) -> Result<()
     } else if record.state == BuildState::Running && record.attempts >= ATTEMPTS {
         Some(interrupted_fault("twice"))
     } else {
-        shared.hold_packs(&packs, &record.submitted_by).await.err().map(pack_fault)
+        shared.hold_packs(&packs, &record.submitted_by).await.err().as_ref().map(pack_fault)
     };
     if let Some(fault) = refusal {
         tracing::warn!(build.id = %record.id, fault = fault.message, "build interrupted");
@@ -104,7 +104,7 @@ async fn recover_one(shared: &Arc<Shared>, mut record: BuildRecord) -> Result<()
     Ok(())
 }
 
-fn pack_fault(fault: Fault) -> Fault {
+fn pack_fault(fault: &Fault) -> Fault {
     interrupted_fault(&format!("and a pack that it needs is not there any more: {}", fault.message))
 }
 

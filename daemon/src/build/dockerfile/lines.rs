@@ -125,11 +125,9 @@ fn heredoc(word: &str) -> Option<(String, bool)> {
 
 /// The `from` of a `RUN --mount` value, which is one line of CSV.
 pub(super) fn mount_source(value: &str) -> Option<String> {
-    words::csv_fields(value)?
-        .into_iter()
-        .filter_map(|field| {
-            let (key, value) = field.split_once('=')?;
-            key.eq_ignore_ascii_case("from").then(|| value.to_owned())
-        })
-        .last()
+    // The last one counts.
+    words::csv_fields(value)?.into_iter().rev().find_map(|field| {
+        let (key, value) = field.split_once('=')?;
+        key.eq_ignore_ascii_case("from").then(|| value.to_owned())
+    })
 }

@@ -100,7 +100,7 @@ impl Expander<'_> {
                 let modifier = self.rest.next().ok_or(Unreadable)?;
                 self.modified(modifier, value.filter(|value| !value.is_empty()))
             }
-            '/' => self.replaced(value.unwrap_or_default()),
+            '/' => self.replaced(&value.unwrap_or_default()),
             modifier @ ('#' | '%') => {
                 let pattern = self.until(Some('}'), true)?;
                 let (greedy, pattern) = match pattern.strip_prefix(modifier) {
@@ -123,11 +123,11 @@ impl Expander<'_> {
         }
     }
 
-    fn replaced(&mut self, value: String) -> Result<String, Unreadable> {
+    fn replaced(&mut self, value: &str) -> Result<String, Unreadable> {
         let all = self.rest.next_if_eq(&'/').is_some();
         let pattern = self.until(Some('/'), true)?;
         let replacement = self.until(Some('}'), true)?;
-        let (mut out, mut rest) = (String::new(), value.as_str());
+        let (mut out, mut rest) = (String::new(), value);
         while !rest.is_empty() {
             let longest = boundaries(rest).filter(|&end| end > 0 && matches(&pattern, &rest[..end])).last();
             match longest {

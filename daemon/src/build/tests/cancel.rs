@@ -1,5 +1,6 @@
 use super::*;
 use crate::build::fake::{Gate, log, started};
+use crate::task;
 
 /// Where a build stands when it is cancelled.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +43,7 @@ async fn cancelled_build_never_publishes_its_tag() {
         let opener = gate.clone();
         if matches!(at, At::Verify) {
             // Verifying is short and is not broken off: it goes on, and then nothing is published.
-            tokio::spawn(async move {
+            task::spawn("test", async move {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 opener.open();
             });
@@ -72,7 +73,7 @@ async fn a_build_that_publishes_is_not_cancelled_any_more() {
     *room.images.publish_gate.lock().unwrap() = Some(gate.clone());
     let id = submit(&handle, spec("a")).await;
     gate.reached().await;
-    let cancel = tokio::spawn({
+    let cancel = task::spawn("test", {
         let (handle, id) = (handle.clone(), id.clone());
         async move { handle.cancel(&id).await.unwrap() }
     });
@@ -91,7 +92,7 @@ async fn cancel_and_publish_racing_agree_on_the_end() {
     let mut racers = Vec::new();
     for n in 0..200u64 {
         let handle = handle.clone();
-        racers.push(tokio::spawn(async move {
+        racers.push(task::spawn("test", async move {
             let tag = format!("race-{n}");
             let id = submit(&handle, spec(&tag)).await;
             tokio::time::sleep(Duration::from_micros(n * 40)).await;

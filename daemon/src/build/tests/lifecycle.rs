@@ -11,6 +11,7 @@ use crate::build::text::LogQuery;
 use crate::model::fault::{DockerfileRange, Fault, Stage};
 use crate::model::id::PackId;
 use crate::model::{Digest, MountMode, MountSource, MountSpec};
+use crate::task;
 
 fn with_pack(mut spec: BuildSpec, pack: &PackId) -> BuildSpec {
     spec.mounts.push(MountSpec {
@@ -66,7 +67,7 @@ async fn replay_from_any_number_equals_live() {
     let id = submit(&handle, spec("a")).await;
     let live: Vec<_> = (0..5)
         .map(|n| {
-            tokio::spawn({
+            task::spawn("test", {
                 let (handle, id) = (handle.clone(), id.clone());
                 async move { events(&handle, &id, n * 2).await }
             })
