@@ -104,7 +104,7 @@ impl Show for Terminal {
     fn event(&mut self, event: &BuildEvent) {
         match &event.event {
             Some(Event::StateChanged(state)) if *state == i32::from(BuildState::Queued) => {
-                self.print("waiting for a free slot");
+                self.print("queued");
             }
             Some(Event::StepStarted(step)) => self.start(step.step, &step.name),
             Some(Event::StepLog(log)) => {

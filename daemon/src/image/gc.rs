@@ -28,7 +28,7 @@ impl Images {
         self.collect_before(Timestamp::now(), SystemTime::now(), GRACE).await
     }
 
-    async fn collect_before(
+    pub(super) async fn collect_before(
         &self,
         now: Timestamp,
         clock: SystemTime,

@@ -66,7 +66,7 @@ fn a_build_reads_like_a_log() {
     assert_eq!(
         text,
         "\
-waiting for a free slot
+queued
 #1 [internal] load build context
 #1 transferring context: 2.10 MB / 2.10 MB
 #1 DONE 0.0s
