@@ -50,7 +50,8 @@ fn step_code(detail: &ErrorDetail) -> Option<u8> {
 /// What, where, what next.
 pub fn for_people(failure: &Failure) -> String {
     let detail = &failure.detail;
-    let mut text = format!("error: {}", lines(&detail.message));
+    let denied = if failure.kind == FailureKind::Denied { "denied: " } else { "" };
+    let mut text = format!("error: {denied}{}", lines(&detail.message));
     if !detail.field.is_empty() {
         text += &format!("\n  field: {}", output::printable(&detail.field));
     }

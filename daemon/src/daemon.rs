@@ -101,11 +101,12 @@ impl Daemon {
             state_dir: config.state_dir.clone(),
             limits: crate::context::layers::LayerLimits::default(),
         })?;
+        let room = RoomContexts { contexts, images: images.clone() };
         let ports = build::Ports {
             store: Arc::new(store),
             solver: Arc::new(kit.clone()),
-            contexts: Arc::new(RoomContexts { contexts, images: images.clone() }),
-            images: Arc::new(images.clone()),
+            contexts: Arc::new(room.clone()),
+            images: Arc::new(room),
         };
         let options = build_options(&config, &listeners.addresses, Arc::clone(&access));
         let builds = build::Service::start(options, ports).await?;

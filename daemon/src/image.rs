@@ -173,7 +173,7 @@ impl Images {
 
     async fn contents(&self, manifest: &Descriptor) -> Result<Contents, ImageError> {
         let (shared, top) = (Arc::clone(&self.shared), manifest.clone());
-        let read = task::blocking("read manifest", move || Contents::read(&*shared.blobs, &top));
+        let read = task::blocking("read manifest", move || Contents::keep(&*shared.blobs, &top));
         read.await.map_err(|_| ImageError::Ending)?
     }
 }

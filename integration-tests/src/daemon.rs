@@ -45,11 +45,19 @@ pub struct Options {
     pub environment: Vec<(String, String)>,
     /// Put the state directory on a tmpfs of this size, such as `64m`.
     pub state_size: Option<String>,
+    /// Content of a configuration file.
+    pub config: String,
 }
 
 impl Options {
     pub fn room(name: &str) -> Self {
-        Self { room: name.to_owned(), arguments: Vec::new(), environment: Vec::new(), state_size: None }
+        Self {
+            room: name.to_owned(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            state_size: None,
+            config: String::new(),
+        }
     }
 
     pub fn arguments(mut self, arguments: &[&str]) -> Self {
@@ -59,6 +67,11 @@ impl Options {
 
     pub fn environment(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub fn config(mut self, toml: &str) -> Self {
+        self.config.push_str(toml);
         self
     }
 

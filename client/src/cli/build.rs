@@ -38,7 +38,7 @@ pub(super) struct BuildArgs {
     #[arg(value_name = "PATH", conflicts_with = "pack")]
     path: Option<String>,
     /// Name of the result, in the room's registry
-    #[arg(long, short)]
+    #[arg(long, short, allow_hyphen_values = true)]
     tag: String,
     /// One more name for it
     #[arg(long, value_name = "TAG")]
@@ -136,7 +136,9 @@ pub(super) async fn run(
             output::line(&build_id)
         };
     }
-    output::note(&format!("build {build_id}"));
+    if args.progress != ProgressMode::Json {
+        output::note(&format!("build {build_id}"));
+    }
     let ended = follow::to_end(&client, &build_id, args.progress, interrupts).await?;
     follow::report(&args, &ended, globals.json)
 }

@@ -33,7 +33,7 @@ pub(super) struct PackArgs {
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Name of the image; needed to send it to a room
-    #[arg(long, short)]
+    #[arg(long, short, allow_hyphen_values = true)]
     tag: Option<String>,
     /// Image that the packed layer is put on: `oci-archive:FILE`
     #[arg(long, value_name = "IMAGE")]

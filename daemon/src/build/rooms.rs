@@ -13,10 +13,17 @@ use crate::model::id::PackId;
 use crate::model::image::{Descriptor, VerifiedImage};
 use crate::model::{Digest, MountSource, MountTarget, Reference, Repository};
 
+/// The files of the room and the images among the mounts, as one tree.
+#[derive(Clone)]
+pub struct RoomContexts {
+    pub contexts: Contexts,
+    pub images: Images,
+}
+
 #[async_trait]
-impl RoomImages for Images {
+impl RoomImages for RoomContexts {
     async fn resolve(&self, reference: &Reference) -> Result<Option<Digest>, Fault> {
-        match Self::resolve(self, reference).await {
+        match self.images.resolve(reference).await {
             Ok(manifest) => Ok(Some(manifest.digest)),
             Err(ImageError::NotFound { .. }) => Ok(None),
             Err(error) => Err(fault(Stage::Context, &error)),
@@ -24,29 +31,25 @@ impl RoomImages for Images {
     }
 
     async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, Fault> {
-        Self::verify(self, repository, digest).await.map_err(|error| fault(Stage::Export, &error))
+        self.images.verify(repository, digest).await.map_err(|error| fault(Stage::Export, &error))
     }
 
     async fn publish(&self, image: &VerifiedImage, tags: &[Reference]) -> Result<(), Fault> {
-        Self::publish(self, image, tags).await.map(|_| ()).map_err(|error| fault(Stage::Publish, &error))
+        self.images.publish(image, tags).await.map(|_| ()).map_err(|error| fault(Stage::Publish, &error))
     }
 
     async fn hold_pack(&self, id: &PackId, caller: &str) -> Result<(), Fault> {
-        Self::hold_pack(self, id, caller).await.map(|_| ()).map_err(|error| fault(Stage::Context, &error))
+        self.images.hold_pack(id, caller).await.map(|_| ()).map_err(|error| fault(Stage::Context, &error))
     }
 
     async fn release_pack(&self, id: &PackId) {
-        if let Err(error) = Self::release_pack(self, id).await {
-            tracing::warn!(%error, pack.id = %id, "a pack was not dropped; it goes when it has not been used for long");
+        match self.images.release_pack(id).await {
+            Ok(layers) => self.contexts.forget_layers(layers).await,
+            Err(error) => {
+                tracing::warn!(%error, pack.id = %id, "a pack was not dropped; it goes when it has not been used for long");
+            }
         }
     }
-}
-
-/// The files of the room and the images among the mounts, as one tree.
-#[derive(Clone)]
-pub struct RoomContexts {
-    pub contexts: Contexts,
-    pub images: Images,
 }
 
 #[async_trait]

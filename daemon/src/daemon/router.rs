@@ -70,9 +70,7 @@ pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
     let grpc = Routes::new(sized!(BuildsServer::new(builds)))
         .add_service(sized!(ImagesServer::new(images)))
         .add_service(sized!(StorageServer::new(storage)))
-        .add_service(sized!(SystemServer::new(system)))
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?);
+        .add_service(sized!(SystemServer::new(system)));
     let private =
         grpc.into_axum_router().merge(parts.registry).layer(from_fn_with_state(parts.access, require_caller));
     let public = http::router(parts.readiness, parts.metrics)

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 
 use serde::Deserialize;
 
@@ -25,10 +25,20 @@ pub(super) struct Contents {
 }
 
 impl Contents {
-    pub(super) fn read(blobs: &dyn Blobs, top: &Descriptor) -> Result<Self, ImageError> {
+    /// Reads a manifest of which something is about to be made: its blobs are kept from the sweep.
+    pub(super) fn keep(blobs: &dyn Blobs, top: &Descriptor) -> Result<Self, ImageError> {
+        Self::read(blobs, top, &|digest| blobs.touch(digest))
+    }
+
+    /// Reads a manifest and changes nothing.
+    pub(super) fn look(blobs: &dyn Blobs, top: &Descriptor) -> Result<Self, ImageError> {
+        Self::read(blobs, top, &|digest| blobs.size(digest))
+    }
+
+    fn read(blobs: &dyn Blobs, top: &Descriptor, size: &Size<'_>) -> Result<Self, ImageError> {
         let mut manifests = Vec::new();
         let mut sizes = BTreeMap::new();
-        match one(blobs, top, &mut manifests, &mut sizes)? {
+        match one(blobs, top, size, &mut manifests, &mut sizes)? {
             Manifest::Image(_) => {}
             Manifest::Index(index) => {
                 let limit = MAX_CHILDREN;
@@ -37,7 +47,8 @@ impl Contents {
                     return Err(too_deep());
                 }
                 for child in &index.manifests {
-                    if let Manifest::Index(_) = one(blobs, &child.manifest, &mut manifests, &mut sizes)? {
+                    if let Manifest::Index(_) = one(blobs, &child.manifest, size, &mut manifests, &mut sizes)?
+                    {
                         return Err(too_deep());
                     }
                 }
@@ -63,18 +74,20 @@ impl Contents {
     }
 }
 
+type Size<'a> = dyn Fn(&Digest) -> io::Result<Option<u64>> + 'a;
+
 /// Reads one manifest, and makes sure of its blobs.
 fn one(
     blobs: &dyn Blobs,
     descriptor: &Descriptor,
+    size: &Size<'_>,
     manifests: &mut Vec<NewManifest>,
     sizes: &mut BTreeMap<Digest, u64>,
 ) -> Result<Manifest, ImageError> {
     let manifest = parse(descriptor, &read_json(blobs, descriptor)?)?;
     let parts = manifest.parts();
     for part in &parts {
-        let size = blobs
-            .touch(&part.digest)
+        let size = size(&part.digest)
             .map_err(|source| ImageError::Read { digest: part.digest, source })?
             .ok_or(ImageError::BlobMissing { manifest: descriptor.digest, blob: part.digest })?;
         if part.kind == PartKind::Blob {

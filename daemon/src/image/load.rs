@@ -51,6 +51,9 @@ impl Images {
         let named = self.name(&manifest, contents, destination).await;
         match named {
             Ok((pack, image, size_bytes)) => {
+                if let Some(id) = &pack {
+                    self.remember_brought(id, &stored).await;
+                }
                 let reused = stored.iter().filter(|stored| stored.fresh.is_none());
                 let reused_bytes = reused.map(|stored| stored.size).sum();
                 Ok(Loaded { manifest, size_bytes, reused_bytes, pack, image })
@@ -124,7 +127,7 @@ fn only_image(
     if !brought.contains(&manifest.digest) {
         return Err(missing(manifest.digest));
     }
-    let contents = Contents::read(blobs, &manifest).map_err(|error| match error {
+    let contents = Contents::look(blobs, &manifest).map_err(|error| match error {
         ImageError::BlobMissing { blob, .. } => missing(blob),
         error => error,
     })?;

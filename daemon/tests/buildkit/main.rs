@@ -301,7 +301,7 @@ async fn failures_name_what_was_wrong() {
         let tree = || MemoryTree::new(vec![("busybox", EntryKind::File, 0o755, &shell)]);
 
         let commands =
-            "RUN for i in $(/bin/busybox seq 1 80); do echo line $i; done; echo last words >&2; exit 7";
+            "RUN for i in $(/bin/busybox seq 1 80); do echo line $i; done; /bin/busybox sleep 0.2; echo last words >&2; exit 7";
         let fault = kit.fault(kit.request(&with_shell(commands), tree())).await;
         assert_eq!((fault.code.as_str(), fault.exit_code), ("step_failed", Some(7)));
         assert_eq!((fault.log_tail.len(), fault.log_tail.last().unwrap().as_str()), (50, "last words"));

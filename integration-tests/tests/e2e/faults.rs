@@ -230,7 +230,8 @@ fn two_daemons_side_by_side_do_not_touch_each_other() {
 }
 
 fn a_full_disk_is_a_clear_error_and_loses_nothing() {
-    let daemon = Daemon::start(Options::room("full").state_size("72m"));
+    let daemon =
+        Daemon::start(Options::room("full").state_size("72m").config("[builds]\nmin_free_bytes = 1048576\n"));
     daemon.put("x", &Tree::new().dockerfile("FROM scratch\nCOPY a /\n").file("a", "kept"));
     let before = daemon.build_ok("x:1", "x", &[]);
 
@@ -302,7 +303,7 @@ fn find_socket(daemon: &Daemon) -> Option<String> {
         for entry in fs::read_dir(directory).ok()?.flatten() {
             let kind = entry.file_type().ok()?;
             let path = entry.path();
-            if kind.is_socket() && path.display().to_string().contains("buildkit") {
+            if kind.is_socket() && path.ends_with("buildkitd.sock") {
                 return Some(path.display().to_string());
             }
             if kind.is_dir() && !["snapshots", "content", "storage"].iter().any(|name| path.ends_with(name)) {

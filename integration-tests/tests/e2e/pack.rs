@@ -24,7 +24,7 @@ pub fn group() -> Group {
             a_pack_becomes_an_image_of_the_room_and_a_base,
             what_the_image_declares_can_be_given,
             a_base_from_an_archive_lies_below,
-            a_base_from_the_room_lies_below,
+            a_base_that_is_no_archive_is_a_usage_error,
             dockerignore_keeps_files_out_of_a_pack,
             a_build_of_a_pack_finds_its_dockerfile,
             a_build_of_a_pack_finds_its_containerfile,
@@ -207,13 +207,11 @@ fn a_base_from_an_archive_lies_below(daemon: &Daemon) {
     assert_eq!(image.config["config"]["Cmd"], serde_json::json!(["sh"]));
 }
 
-fn a_base_from_the_room_lies_below(daemon: &Daemon) {
-    let base = daemon.base_image();
+fn a_base_that_is_no_archive_is_a_usage_error(daemon: &Daemon) {
     let work = tempfile::tempdir_in(daemon.directory()).unwrap();
     sample().write(work.path());
-    daemon.hearth_ok(&["pack", text(work.path()), "--tag", "on-room-base:1", "--base", base]);
-    let image = daemon.image("on-room-base:1");
-    assert!(image.has("bin/busybox") && image.has("index.html"));
+    let output = daemon.hearth(&["pack", text(work.path()), "--tag", "on-base:1", "--base", "python:3.13"]);
+    output.expect_code(2).says(&["python:3.13", "oci-archive:"]);
 }
 
 fn dockerignore_keeps_files_out_of_a_pack(daemon: &Daemon) {

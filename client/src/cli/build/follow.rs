@@ -117,15 +117,17 @@ pub(super) fn report(args: &BuildArgs, ended: &Ended, json: bool) -> Result<(), 
     if let Some(path) = &args.iidfile {
         output::write_file(path, result.digest.as_bytes())?;
     }
-    let took = result.duration.map(duration::from_wire).unwrap_or_default();
-    output::note(&format!(
-        "built {} ({}, {}, {} of {} steps from the cache)",
-        build.tags.join(", "),
-        output::size(result.size_bytes),
-        duration::show(took),
-        result.cached_steps,
-        result.total_steps
-    ));
+    if args.progress != ProgressMode::Json {
+        let took = result.duration.map(duration::from_wire).unwrap_or_default();
+        output::note(&format!(
+            "built {} ({}, {}, {} of {} steps from the cache)",
+            build.tags.join(", "),
+            output::size(result.size_bytes),
+            duration::show(took),
+            result.cached_steps,
+            result.total_steps
+        ));
+    }
     if json { output::json(&view) } else { output::line(&result.digest) }
 }
 

@@ -137,7 +137,6 @@ fn build_args(texts: &[String]) -> Result<BTreeMap<String, String>, Failure> {
 fn labels(texts: &[String]) -> Result<BTreeMap<String, String>, Failure> {
     let pair = |text: &String| match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        None if !text.is_empty() => Ok((text.clone(), String::new())),
         _ => Err(Failure::usage(format!("--label `{text}`: expected `KEY=VALUE`"))),
     };
     texts.iter().map(pair).collect()

@@ -280,15 +280,15 @@ impl From<ImageError> for Refusal {
     fn from(error: ImageError) -> Self {
         let status = match &error {
             ImageError::NotFound { .. } | ImageError::PackNotFound { .. } => Code::NotFound,
-            ImageError::Foreign { .. } | ImageError::TagNeeded { .. } => Code::InvalidArgument,
-            ImageError::BlobMissing { .. }
+            ImageError::Foreign { .. }
+            | ImageError::TagNeeded { .. }
             | ImageError::Manifest { .. }
             | ImageError::TooLarge { .. }
             | ImageError::TooDeep { .. }
-            | ImageError::NoPlatform { .. }
             | ImageError::Config { .. }
             | ImageError::ImageCount { .. }
-            | ImageError::Archive(_) => Code::FailedPrecondition,
+            | ImageError::Archive(_) => Code::InvalidArgument,
+            ImageError::BlobMissing { .. } | ImageError::NoPlatform { .. } => Code::FailedPrecondition,
             ImageError::NoSpace => Code::ResourceExhausted,
             ImageError::Catalog(_) | ImageError::Read { .. } | ImageError::Sweep(_) => {
                 return Self::internal("the room's images could not be used", &error);
