@@ -1,1 +1,30 @@
+//! What the end-to-end tests and the benchmarks stand on.
+//!
+//! - [`binaries`]: finds `hearthd` and `hearth`, and builds them when they are missing or old.
+//! - [`daemon`]: a real daemon in a directory of its own, with everything it leaves behind checked.
+//! - [`runner`]: runs groups of cases that share a daemon, with a limit for each.
+//! - [`sources`], [`image`]: trees that go into builds, and what came out, read without code of ours.
+//! - [`http`], [`grpc`], [`skopeo`]: the other side of the daemon's ports.
+//! - [`process`], [`leftovers`]: commands with a time limit, and what must not outlive a test.
+//!
+//! Everything here panics on failure, with what was expected and what came: it runs in tests only.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and the runner reports on the terminal"
+)]
 
+pub mod binaries;
+pub mod daemon;
+pub mod grpc;
+pub mod http;
+pub mod image;
+pub mod leftovers;
+pub mod process;
+pub mod runner;
+pub mod skopeo;
+pub mod sources;
+pub mod wait;

@@ -1,0 +1,438 @@
+//! A real daemon: its own directory, free ports, a managed buildkitd, and an end that is checked.
+//!
+//! ```text
+//! /tmp/hearth-XXXXXX/     one per run of the tests
+//!   NAME/                 one per daemon
+//!     home/ log           HOME of commands; standard output and error of hearthd, all starts of it
+//!     state/              --state-dir; state/storage/room is room storage
+//!     hearth.sock
+//! ```
+//!
+//! State: started -> (killed | stopped -> started again)* -> retired. `retire` (or `Drop`) drains with
+//! SIGTERM, then looks for processes and mounts that are left, and removes the directory.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal};
+use serde_json::Value;
+
+use crate::binaries::binaries;
+use crate::image::Image;
+use crate::process::{self, Output, Process};
+use crate::sources::{Tree, base_tree};
+use crate::wait::{self, seconds};
+use crate::{http, leftovers, skopeo};
+
+/// The base image of builds in tests: busybox, with no registry needed to get it.
+pub const BASE: &str = "room.meshagent.com/busybox:test";
+
+/// Longest that a command of the client may take.
+const COMMAND_LIMIT: Duration = seconds(150);
+const START_LIMIT: Duration = seconds(60);
+const STOP_LIMIT: Duration = seconds(40);
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Name of the room, and of the daemon's directory.
+    pub room: String,
+    /// More arguments of hearthd.
+    pub arguments: Vec<String>,
+    pub environment: Vec<(String, String)>,
+    /// Put the state directory on a tmpfs of this size, such as `64m`.
+    pub state_size: Option<String>,
+}
+
+impl Options {
+    pub fn room(name: &str) -> Self {
+        Self { room: name.to_owned(), arguments: Vec::new(), environment: Vec::new(), state_size: None }
+    }
+
+    pub fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(ToString::to_string));
+        self
+    }
+
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub fn state_size(mut self, size: &str) -> Self {
+        self.state_size = Some(size.to_owned());
+        self
+    }
+}
+
+pub struct Daemon {
+    directory: PathBuf,
+    live: Mutex<Live>,
+    token: OnceLock<String>,
+    base: OnceLock<()>,
+    retired: bool,
+}
+
+struct Live {
+    options: Options,
+    child: Option<Child>,
+    /// `host:port` of gRPC and `/v2/`.
+    listen: String,
+    /// Mounts that the test made.
+    own_mounts: Vec<PathBuf>,
+}
+
+impl Daemon {
+    /// Starts a daemon and waits until it is ready.
+    #[track_caller]
+    pub fn start(options: Options) -> Self {
+        let directory = scratch().join(&options.room);
+        fs::create_dir_all(directory.join("home")).expect("home");
+        let state = directory.join("state");
+        fs::create_dir_all(&state).expect("state directory");
+        let mut own_mounts = Vec::new();
+        if let Some(size) = &options.state_size {
+            let mut mount = Command::new("mount");
+            mount.args(["-t", "tmpfs", "-o", &format!("size={size},mode=0755"), "hearth-test"]).arg(&state);
+            process::run(&mut mount, seconds(10)).expect_code(0);
+            own_mounts.push(state);
+        }
+        let live = Live { options, child: None, listen: String::new(), own_mounts };
+        let daemon = Self {
+            directory,
+            live: Mutex::new(live),
+            token: OnceLock::new(),
+            base: OnceLock::new(),
+            retired: false,
+        };
+        daemon.launch();
+        daemon
+    }
+
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    #[track_caller]
+    fn launch(&self) {
+        let mut live = self.live();
+        assert!(live.child.is_none(), "the daemon runs already");
+        // What a predecessor wrote must not be taken for this one's addresses.
+        let _ = fs::remove_file(self.addresses_file());
+        live.child = Some(self.spawn(&live.options));
+        let ready = wait::poll(START_LIMIT, || {
+            if let Some(status) = live.child.as_mut().and_then(|child| child.try_wait().expect("wait")) {
+                live.child = None;
+                panic!("hearthd ended while it started: {status}\n{}", self.log_tail(60));
+            }
+            let addresses: Value = serde_json::from_slice(&fs::read(self.addresses_file()).ok()?).ok()?;
+            let listen = addresses["listen"].as_str()?.to_owned();
+            let answer = http::Request::new("GET", "/readyz").try_send(&listen).ok()?;
+            (answer.status == 200).then_some(listen)
+        });
+        let Some(listen) = ready else { panic!("not ready within {START_LIMIT:?}\n{}", self.log_tail(60)) };
+        live.listen = listen;
+    }
+
+    fn spawn(&self, options: &Options) -> Child {
+        let log = OpenOptions::new().create(true).append(true).open(self.log_file()).expect("log");
+        let mut command = Command::new(&binaries().hearthd);
+        command
+            .args(["--room", &options.room, "--listen", "127.0.0.1:0", "--ingress", "127.0.0.1:0"])
+            .arg("--state-dir")
+            .arg(self.state())
+            .arg("--socket")
+            .arg(self.socket())
+            .args(&options.arguments)
+            .env_clear()
+            .env("PATH", path_variable())
+            .env("HOME", self.directory.join("home"))
+            .env("NO_COLOR", "1")
+            .envs(options.environment.iter().map(|(name, value)| (name, value)))
+            .current_dir(&self.directory)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("log"))
+            .stderr(log)
+            .process_group(0);
+        command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"))
+    }
+
+    // --- where things are ---
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.directory.join("state")
+    }
+
+    /// Room storage, as the room's own programs see it.
+    pub fn room_files(&self) -> PathBuf {
+        self.state().join("storage/room")
+    }
+
+    pub fn project_files(&self) -> PathBuf {
+        self.state().join("storage/project")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join("hearth.sock")
+    }
+
+    pub fn log_file(&self) -> PathBuf {
+        self.directory.join("log")
+    }
+
+    fn addresses_file(&self) -> PathBuf {
+        self.state().join("addresses.json")
+    }
+
+    /// `host:port` of gRPC, `/v2/`, health and metrics.
+    pub fn listen(&self) -> String {
+        self.live().listen.clone()
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.live().child.as_ref().expect("the daemon runs").id() as i32
+    }
+
+    /// The buildkitd that this daemon owns.
+    pub fn buildkitd(&self) -> Option<Process> {
+        process::tree_of(self.pid()).into_iter().find(|process| process.name == "buildkitd")
+    }
+
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.log_file()).unwrap_or_default()).into_owned()
+    }
+
+    pub fn log_tail(&self, lines: usize) -> String {
+        let log = self.log();
+        let all: Vec<&str> = log.lines().collect();
+        format!("-- end of hearthd's log\n{}", all[all.len().saturating_sub(lines)..].join("\n"))
+    }
+
+    // --- the client ---
+
+    /// The client with a clean environment, HOME in the daemon's directory, and this daemon's socket.
+    pub fn client(&self) -> Command {
+        let mut command = Command::new(&binaries().hearth);
+        command
+            .env_clear()
+            .env("PATH", path_variable())
+            .env("HOME", self.directory.join("home"))
+            .env("NO_COLOR", "1")
+            .env("HEARTH_ADDR", format!("unix://{}", self.socket().display()))
+            .current_dir(&self.directory)
+            .stdin(Stdio::null());
+        command
+    }
+
+    #[track_caller]
+    pub fn hearth(&self, arguments: &[&str]) -> Output {
+        process::run(self.client().args(arguments), COMMAND_LIMIT)
+    }
+
+    /// The same, and it must succeed.
+    #[track_caller]
+    pub fn hearth_ok(&self, arguments: &[&str]) -> Output {
+        let output = self.hearth(arguments);
+        assert_eq!(output.code, 0, "hearth {arguments:?}\n{output}");
+        output
+    }
+
+    /// A token that may do everything.
+    #[track_caller]
+    pub fn token(&self) -> &str {
+        self.token.get_or_init(|| self.mint(&["--name", "tests", "--scope", "full"]))
+    }
+
+    #[track_caller]
+    pub fn mint(&self, arguments: &[&str]) -> String {
+        self.hearth_ok(&[&["token", "mint"], arguments].concat()).line().to_owned()
+    }
+
+    // --- files, builds, images ---
+
+    /// Writes a tree as a new directory of room storage.
+    #[track_caller]
+    pub fn put(&self, path: &str, tree: &Tree) {
+        tree.write(&self.room_files().join(path));
+    }
+
+    /// Packs the base image into the room, once.
+    #[track_caller]
+    pub fn base_image(&self) -> &'static str {
+        self.base.get_or_init(|| {
+            let tree = base_tree();
+            let tree = tree.to_str().expect("UTF-8");
+            let path = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
+            self.hearth_ok(&["pack", tree, "--tag", BASE, "--cmd", "[\"sh\"]", "--env", path]);
+        });
+        BASE
+    }
+
+    /// The arguments of a build of a directory of room storage, mounted at `/context`.
+    pub fn build_arguments<'a>(&self, tag: &'a str, mount: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+        let mut arguments =
+            vec!["build", "--tag", tag, "--mount-room-path", mount, "--context-path", "/context"];
+        arguments.extend(more);
+        arguments
+    }
+
+    /// Builds `room storage/path` as `tag`, whatever comes of it.
+    #[track_caller]
+    pub fn build(&self, tag: &str, path: &str, more: &[&str]) -> Output {
+        let mount = format!("{path}:/context:ro");
+        self.hearth(&self.build_arguments(tag, &mount, more))
+    }
+
+    /// The same, and it must succeed; answers with the digest that stdout carries.
+    #[track_caller]
+    pub fn build_ok(&self, tag: &str, path: &str, more: &[&str]) -> String {
+        let output = self.build(tag, path, more);
+        assert_eq!(output.code, 0, "build of {path} as {tag}\n{output}");
+        let digest = output.line();
+        assert!(digest.starts_with("sha256:") && digest.len() == 71, "stdout is no digest\n{output}");
+        digest.to_owned()
+    }
+
+    /// Pulls `repository:tag` as any client would, and reads it.
+    #[track_caller]
+    pub fn image(&self, name: &str) -> Image {
+        skopeo::pull(&self.listen(), self.token(), name)
+    }
+
+    /// What the tag names now; `None` when there is no such tag.
+    #[track_caller]
+    pub fn tag_digest(&self, repository: &str, tag: &str) -> Option<String> {
+        let answer = http::Request::new("HEAD", &format!("/v2/{repository}/manifests/{tag}"))
+            .header("accept", http::ANY_MANIFEST)
+            .bearer(self.token())
+            .send(&self.listen());
+        match answer.status {
+            200 => Some(answer.header("docker-content-digest").expect("a digest header").to_owned()),
+            404 => None,
+            _ => panic!("HEAD of {repository}:{tag}: {answer:?}"),
+        }
+    }
+
+    pub fn status_of(&self, path: &str) -> Option<u16> {
+        Some(http::Request::new("GET", path).try_send(&self.listen()).ok()?.status)
+    }
+
+    // --- life and death ---
+
+    /// SIGKILL, and nothing else is ended: what the daemon owned must go by itself.
+    #[track_caller]
+    pub fn kill9(&self) {
+        let mut child = self.live().child.take().expect("the daemon runs");
+        child.kill().expect("SIGKILL");
+        child.wait().expect("wait");
+    }
+
+    /// SIGTERM, and the exit status of the drain.
+    #[track_caller]
+    pub fn terminate(&self) -> ExitStatus {
+        let mut child = self.live().child.take().expect("the daemon runs");
+        rustix::process::kill_process(Pid::from_child(&child), Signal::TERM).expect("SIGTERM");
+        match wait::poll(STOP_LIMIT, || child.try_wait().expect("wait")) {
+            Some(status) => status,
+            None => {
+                self.live().child = Some(child);
+                panic!("the daemon did not drain within {STOP_LIMIT:?}\n{}", self.log_tail(60));
+            }
+        }
+    }
+
+    /// Starts again on the same state, ready when this returns. Ports may be others than before.
+    #[track_caller]
+    pub fn restart(&self) {
+        self.launch();
+    }
+
+    /// The same, with other options; the directory stays.
+    #[track_caller]
+    pub fn restart_with(&self, options: Options) {
+        self.live().options = options;
+        self.launch();
+    }
+
+    /// Drains, checks that nothing is left, removes the directory; answers with what was wrong.
+    pub fn retire(mut self) -> Vec<String> {
+        self.clear_away()
+    }
+
+    fn clear_away(&mut self) -> Vec<String> {
+        if std::mem::replace(&mut self.retired, true) {
+            return Vec::new();
+        }
+        let mut report = Vec::new();
+        let running = self.live().child.take();
+        if let Some(mut child) = running {
+            let pid = Pid::from_child(&child);
+            let _ = rustix::process::kill_process(pid, Signal::TERM);
+            match wait::poll(STOP_LIMIT, || child.try_wait().ok()?) {
+                Some(status) if status.success() => {}
+                Some(status) => report.push(format!("SIGTERM ended hearthd with {status}, expected exit 0")),
+                None => {
+                    report.push(format!("hearthd did not drain within {STOP_LIMIT:?} after SIGTERM"));
+                    let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+                    let _ = child.wait();
+                }
+            }
+        }
+        // A child that was killed with its parent takes a moment to go.
+        wait::poll(seconds(5), || leftovers::processes(&self.directory).is_empty().then_some(()));
+        self.keep_log_of_failure(!report.is_empty());
+        let own_mounts = self.live().own_mounts.clone();
+        report.extend(leftovers::sweep(&self.directory, &own_mounts));
+        report
+    }
+
+    fn keep_log_of_failure(&self, failed: bool) {
+        if failed || std::thread::panicking() {
+            let room = self.live().options.room.clone();
+            let kept = binaries().target.join("e2e-logs");
+            let copied = fs::create_dir_all(&kept)
+                .and_then(|()| fs::copy(self.log_file(), kept.join(format!("{room}.log"))));
+            match copied {
+                Ok(_) => eprintln!("log of hearthd: {}", kept.join(format!("{room}.log")).display()),
+                Err(error) => eprintln!("log of hearthd could not be kept: {error}"),
+            }
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let report = self.clear_away();
+        if !report.is_empty() {
+            let text = format!("left behind: {}", report.join("; "));
+            // A second panic would abort and hide the first one.
+            if std::thread::panicking() { eprintln!("{text}") } else { panic!("{text}") }
+        }
+    }
+}
+
+/// PATH of this process, and where Debian and deploy/setup.sh put what is run here.
+fn path_variable() -> String {
+    format!("{}:/usr/local/bin:/usr/sbin:/sbin:/usr/bin:/bin", std::env::var("PATH").unwrap_or_default())
+}
+
+static SCRATCH: OnceLock<PathBuf> = OnceLock::new();
+
+/// The directory of this run. Short, since paths of sockets have 107 bytes at most.
+pub fn scratch() -> &'static Path {
+    SCRATCH.get_or_init(|| {
+        tempfile::Builder::new().prefix("hearth-").tempdir().expect("a temporary directory").keep()
+    })
+}
+
+/// Removes the directory of this run; answers with what was still there.
+pub fn sweep_scratch() -> Vec<String> {
+    SCRATCH.get().map(|directory| leftovers::sweep(directory, &[])).unwrap_or_default()
+}

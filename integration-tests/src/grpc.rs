@@ -1,0 +1,163 @@
+//! The daemon's gRPC API over TCP, with the generated types of `hearth.v1` and nothing else of ours.
+
+use std::time::Duration;
+
+use hearth_proto::v1::builds_client::BuildsClient;
+use hearth_proto::v1::images_client::ImagesClient;
+use hearth_proto::v1::storage_client::StorageClient;
+use hearth_proto::v1::system_client::SystemClient;
+use hearth_proto::v1::{
+    BuildEvent, BuildSpec, BuildState, ErrorDetail, Mount, MountMode, SubmitBuildRequest, WatchBuildRequest,
+    mount,
+};
+use prost::Message as _;
+use tokio_stream::StreamExt as _;
+use tonic::metadata::MetadataValue;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+use crate::daemon::Daemon;
+
+/// Runs what is asynchronous to its end, for at most `limit`.
+#[track_caller]
+pub fn block_on<T>(limit: Duration, future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    let done = runtime.block_on(async { tokio::time::timeout(limit, future).await });
+    done.unwrap_or_else(|_| panic!("not done within {limit:?}"))
+}
+
+/// Adds a bearer token to each call, when there is one.
+#[derive(Clone)]
+pub struct Bearer(Option<String>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            let value = format!("Bearer {token}");
+            let value =
+                MetadataValue::try_from(value).map_err(|_| Status::internal("token is no header value"))?;
+            request.metadata_mut().insert("authorization", value);
+        }
+        Ok(request)
+    }
+}
+
+type Authorized = InterceptedService<Channel, Bearer>;
+
+/// A connection to one daemon.
+#[derive(Clone)]
+pub struct Api {
+    channel: Channel,
+    bearer: Bearer,
+}
+
+impl Api {
+    /// Connects with the all-powerful token of the tests.
+    pub async fn of(daemon: &Daemon) -> Self {
+        let token = daemon.token().to_owned();
+        Self::connect(&daemon.listen(), Some(token)).await
+    }
+
+    pub async fn connect(address: &str, token: Option<String>) -> Self {
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("address");
+        Self { channel: endpoint.connect().await.expect("connection"), bearer: Bearer(token) }
+    }
+
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    pub fn builds(&self) -> BuildsClient<Authorized> {
+        BuildsClient::with_interceptor(self.channel.clone(), self.bearer.clone())
+            .max_decoding_message_size(hearth_proto::MAX_MESSAGE_BYTES)
+    }
+
+    pub fn images(&self) -> ImagesClient<Authorized> {
+        ImagesClient::with_interceptor(self.channel.clone(), self.bearer.clone())
+    }
+
+    pub fn storage(&self) -> StorageClient<Authorized> {
+        StorageClient::with_interceptor(self.channel.clone(), self.bearer.clone())
+    }
+
+    pub fn system(&self) -> SystemClient<Authorized> {
+        SystemClient::with_interceptor(self.channel.clone(), self.bearer.clone())
+    }
+
+    /// Submits a build and answers with its id.
+    pub async fn submit(&self, spec: BuildSpec) -> Result<String, Status> {
+        let request = SubmitBuildRequest { spec: Some(spec), idempotency_key: String::new() };
+        Ok(self.builds().submit(request).await?.into_inner().build_id)
+    }
+
+    /// Events of a build from `from` to its last one.
+    pub async fn watch(&self, build_id: &str, from: u64) -> Result<Vec<BuildEvent>, Status> {
+        self.events(build_id, from, false).await
+    }
+
+    /// Events of a build from `from` to the newest one there is now.
+    pub async fn events_so_far(&self, build_id: &str, from: u64) -> Result<Vec<BuildEvent>, Status> {
+        self.events(build_id, from, true).await
+    }
+
+    async fn events(
+        &self,
+        build_id: &str,
+        from_sequence: u64,
+        no_follow: bool,
+    ) -> Result<Vec<BuildEvent>, Status> {
+        let request = WatchBuildRequest { build_id: build_id.to_owned(), from_sequence, no_follow };
+        self.builds().watch(request).await?.into_inner().collect().await
+    }
+
+    pub async fn state(&self, build_id: &str) -> BuildState {
+        let request = hearth_proto::v1::GetBuildRequest { build_id: build_id.to_owned() };
+        self.builds().get(request).await.expect("the build").into_inner().state()
+    }
+}
+
+/// A build of a directory of room storage, mounted read-only at `/context`.
+pub fn spec(tag: &str, room_path: &str) -> BuildSpec {
+    BuildSpec { tag: tag.to_owned(), mounts: vec![room_mount(room_path, "/context")], ..Default::default() }
+}
+
+pub fn room_mount(room_path: &str, target: &str) -> Mount {
+    Mount {
+        source: Some(mount::Source::RoomPath(room_path.to_owned())),
+        target: target.to_owned(),
+        mode: MountMode::ReadOnly.into(),
+    }
+}
+
+/// The `ErrorDetail` that every error of the API carries.
+#[track_caller]
+pub fn detail(status: &Status) -> ErrorDetail {
+    let envelope = RpcStatus::decode(status.details()).expect("google.rpc.Status in the details");
+    let any = envelope
+        .details
+        .iter()
+        .find(|any| any.type_url == "type.googleapis.com/hearth.v1.ErrorDetail")
+        .unwrap_or_else(|| panic!("no ErrorDetail in {status:?}"));
+    ErrorDetail::decode(any.value.as_slice()).expect("an ErrorDetail")
+}
+
+/// google.rpc.Status, as gRPC puts it into `grpc-status-details-bin`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RpcStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<Any>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Any {
+    #[prost(string, tag = "1")]
+    type_url: String,
+    #[prost(bytes = "vec", tag = "2")]
+    value: Vec<u8>,
+}

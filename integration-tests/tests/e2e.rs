@@ -1,0 +1,58 @@
+//! End-to-end tests: real daemons, a real buildkitd each, skopeo and Python as clients that are not ours.
+//!
+//! `cargo test -p integration-tests --test e2e [TEXT]`. A missing component (buildkitd, runc, skopeo, the
+//! Python environment) is a failure that says so, never a skip: `deploy/setup.sh --tests` installs them.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking, and clippy does not see that this binary is a test"
+)]
+
+use std::process::ExitCode;
+
+use integration_tests::daemon::sweep_scratch;
+use integration_tests::runner;
+
+#[path = "e2e/access.rs"]
+mod access;
+#[path = "e2e/bad_input.rs"]
+mod bad_input;
+#[path = "e2e/builds.rs"]
+mod builds;
+#[path = "e2e/context.rs"]
+mod context;
+#[path = "e2e/faults.rs"]
+mod faults;
+#[path = "e2e/line.rs"]
+mod line;
+#[path = "e2e/observability.rs"]
+mod observability;
+#[path = "e2e/pack.rs"]
+mod pack;
+#[path = "e2e/python.rs"]
+mod python;
+#[path = "e2e/registry.rs"]
+mod registry;
+#[path = "e2e/secrets.rs"]
+mod secrets;
+#[path = "e2e/storage.rs"]
+mod storage;
+
+fn main() -> ExitCode {
+    let groups = vec![
+        line::group(),
+        context::group(),
+        pack::group(),
+        storage::group(),
+        registry::group(),
+        access::group(),
+        builds::group(),
+        bad_input::group(),
+        secrets::group(),
+        observability::group(),
+        python::group(),
+        faults::group(),
+    ];
+    runner::main(groups, sweep_scratch)
+}
