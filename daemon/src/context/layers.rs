@@ -2,16 +2,16 @@
 //!
 //! ```text
 //! blob (gzip, zstd, plain) -- spool: once, verified by DiffID --> <state>/context/layers/<hex>.tar
-//!   -- tar: headers only --> entries -- merge: layer by layer --> ImageTree
+//!   -- archive: headers only --> entries -- merge: layer by layer --> ImageTree
 //! ```
 //!
 //! Nothing is unpacked: an [`ImageTree`] holds names and where content lies in the tars, and reads
 //! it from there. Everything in a layer is taken for hostile: sizes, counts and names are bounded,
 //! an entry that would leave the image is refused, links are data.
 
+mod archive;
 mod merge;
 mod spool;
-mod tar;
 
 use std::fs::File;
 use std::io;

@@ -13,8 +13,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
+use super::archive::{self, Content, Piece, TarEntry, TarKind};
 use super::spool::Spooled;
-use super::tar::{self, Content, Piece, TarEntry, TarKind};
 use super::{LayerError, LayerLimits};
 use crate::context::lineage::Identity;
 use crate::model::Digest;
@@ -89,7 +89,7 @@ impl ImageTree {
     }
 
     pub(super) fn add_layer(&mut self, layer: &Spooled) -> Result<(), LayerError> {
-        let entries = tar::entries(&layer.file, layer.bytes, self.limits.entries)?;
+        let entries = archive::entries(&layer.file, layer.bytes, self.limits.entries)?;
         let index = u32::try_from(self.layers.len()).unwrap_or(u32::MAX);
         self.layers.push((layer.diff_id, Arc::clone(&layer.file)));
         let mut rest = Vec::with_capacity(entries.len());

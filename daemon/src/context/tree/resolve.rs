@@ -31,8 +31,11 @@ trait Names {
     fn shown(&self, path: &[u8]) -> String;
 }
 
-/// The path without links, and what is there. None when nothing is, and no link was on the way.
-fn resolve<N: Names>(names: &N, path: &[u8]) -> Result<Option<(Vec<u8>, N::Node)>, ContextError> {
+/// A path without links, and what is there.
+type Resolved<N> = (Vec<u8>, N);
+
+/// What `path` names. None when nothing is there, and no link was on the way.
+fn resolve<N: Names>(names: &N, path: &[u8]) -> Result<Option<Resolved<N::Node>>, ContextError> {
     let split = |path: &[u8]| -> Vec<Box<[u8]>> { path.split(|&byte| byte == b'/').map(Box::from).collect() };
     let mut pending: VecDeque<Box<[u8]>> = split(path).into();
     let mut nodes = vec![names.root()?];

@@ -333,7 +333,7 @@ fn a_scan_and_its_reads_never_leave_while_directories_and_links_swap() {
 fn unreadable_files_are_errors_and_never_left_out() {
     let room = Room::new();
     room.file("dir/f", "x");
-    fs::set_permissions(room.at("dir"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(room.at("dir"), fs::Permissions::from_mode(0o000)).unwrap();
     let as_nobody = || {
         // Of this thread alone, and back again, also when the scan fails.
         let before = rustix::thread::Uid::from_raw(0);
