@@ -101,8 +101,13 @@ impl Daemon {
             own_mounts.push(state);
         }
         let live = Live { options, child: None, listen: String::new(), own_mounts };
-        let daemon =
-            Self { directory, live: Mutex::new(live), token: OnceLock::new(), base: OnceLock::new(), retired: false };
+        let daemon = Self {
+            directory,
+            live: Mutex::new(live),
+            token: OnceLock::new(),
+            base: OnceLock::new(),
+            retired: false,
+        };
         daemon.launch();
         daemon
     }
@@ -272,7 +277,8 @@ impl Daemon {
 
     /// The arguments of a build of a directory of room storage, mounted at `/context`.
     pub fn build_arguments<'a>(&self, tag: &'a str, mount: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-        let mut arguments = vec!["build", "--tag", tag, "--mount-room-path", mount, "--context-path", "/context"];
+        let mut arguments =
+            vec!["build", "--tag", tag, "--mount-room-path", mount, "--context-path", "/context"];
         arguments.extend(more);
         arguments
     }

@@ -97,14 +97,16 @@ impl Arguments {
                 Some((name, value)) if name.starts_with("--") => (name.to_owned(), Some(value.to_owned())),
                 _ => (argument, None),
             };
-            let mut value = || value.take().or_else(|| arguments.next()).ok_or(format!("{name} needs a value"));
+            let mut value =
+                || value.take().or_else(|| arguments.next()).ok_or(format!("{name} needs a value"));
             match name.as_str() {
                 "--exact" => parsed.exact = true,
                 "--list" => parsed.list = true,
                 "--nocapture" | "--no-capture" | "--show-output" => parsed.show_output = true,
                 "--skip" => parsed.skipped.push(value()?),
                 "--test-threads" => {
-                    parsed.threads = Some(value()?.parse().map_err(|_| "--test-threads needs a number".to_owned())?);
+                    parsed.threads =
+                        Some(value()?.parse().map_err(|_| "--test-threads needs a number".to_owned())?);
                 }
                 // Nothing is ignored here, and there is one format.
                 "--include-ignored" | "--quiet" | "-q" => {}
@@ -151,7 +153,9 @@ pub fn main(groups: Vec<Group>, finally: fn() -> Vec<String>) -> ExitCode {
     };
     if arguments.list {
         for group in &groups {
-            for case in group.cases.iter().filter(|case| arguments.selects(&format!("{}::{}", group.name, case.name))) {
+            for case in
+                group.cases.iter().filter(|case| arguments.selects(&format!("{}::{}", group.name, case.name)))
+            {
                 println!("{}::{}: test", group.name, case.name);
             }
         }
