@@ -12,6 +12,7 @@
 //! SIGTERM, then looks for processes and mounts that are left, and removes the directory.
 
 use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -216,6 +217,26 @@ impl Daemon {
     /// The buildkitd that this daemon owns.
     pub fn buildkitd(&self) -> Option<Process> {
         process::tree_of(self.pid()).into_iter().find(|process| process.name == "buildkitd")
+    }
+
+    /// The socket of that buildkitd: the one below the state directory that is not the daemon's own.
+    pub fn buildkit_socket(&self) -> Option<PathBuf> {
+        let mut pending = vec![self.state()];
+        while let Some(directory) = pending.pop() {
+            for entry in fs::read_dir(directory).ok()?.flatten() {
+                let (kind, path) = (entry.file_type().ok()?, entry.path());
+                if kind.is_socket() && path.to_str()?.contains("buildkit") {
+                    return Some(path);
+                }
+                // What builds and rooms keep there is large, and not the daemon's.
+                if kind.is_dir()
+                    && !["snapshots", "content", "storage"].iter().any(|name| path.ends_with(name))
+                {
+                    pending.push(path);
+                }
+            }
+        }
+        None
     }
 
     pub fn log(&self) -> String {

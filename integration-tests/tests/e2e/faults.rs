@@ -230,8 +230,7 @@ fn two_daemons_side_by_side_do_not_touch_each_other() {
 }
 
 fn a_full_disk_is_a_clear_error_and_loses_nothing() {
-    let daemon =
-        Daemon::start(Options::room("full").state_size("72m").config("[builds]\nmin_free_bytes = 1048576\n"));
+    let daemon = Daemon::start(Options::room("full").state_size("72m"));
     daemon.put("x", &Tree::new().dockerfile("FROM scratch\nCOPY a /\n").file("a", "kept"));
     let before = daemon.build_ok("x:1", "x", &[]);
 
@@ -271,19 +270,9 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
 
 fn a_daemon_uses_the_buildkitd_that_it_is_told() {
     let owner = Daemon::start(Options::room("bk-owner"));
-    let socket = process::all()
-        .iter()
-        .find(|process| Some(process.pid) == owner.buildkitd().map(|own| own.pid))
-        .and_then(|process| {
-            process
-                .command
-                .split(' ')
-                .find_map(|word| word.split_once("unix://").map(|(_, path)| path.to_owned()))
-        })
-        .or_else(|| find_socket(&owner))
-        .expect("the socket of the managed buildkitd");
-    let guest =
-        Daemon::start(Options::room("bk-guest").arguments(&["--buildkit", &format!("unix://{socket}")]));
+    let socket = owner.buildkit_socket().expect("the socket of the managed buildkitd");
+    let address = format!("unix://{}", socket.display());
+    let guest = Daemon::start(Options::room("bk-guest").arguments(&["--buildkit", &address]));
     assert!(guest.buildkitd().is_none(), "it starts none of its own");
     guest.put("x", &Tree::new().dockerfile("FROM scratch\nCOPY a /\n").file("a", "guest"));
     guest.build_ok("x:1", "x", &[]);
@@ -293,25 +282,6 @@ fn a_daemon_uses_the_buildkitd_that_it_is_told() {
     let output = guest.build("x:2", "x", &[]);
     assert_ne!(output.code, 0, "{output}");
     output.says(&["buildkit"]);
-}
-
-/// The unix socket below the daemon's state that is not its own.
-fn find_socket(daemon: &Daemon) -> Option<String> {
-    use std::os::unix::fs::FileTypeExt;
-    let mut pending = vec![daemon.state()];
-    while let Some(directory) = pending.pop() {
-        for entry in fs::read_dir(directory).ok()?.flatten() {
-            let kind = entry.file_type().ok()?;
-            let path = entry.path();
-            if kind.is_socket() && path.ends_with("buildkitd.sock") {
-                return Some(path.display().to_string());
-            }
-            if kind.is_dir() && !["snapshots", "content", "storage"].iter().any(|name| path.ends_with(name)) {
-                pending.push(path);
-            }
-        }
-    }
-    None
 }
 
 fn a_second_daemon_on_the_same_state_is_refused() {

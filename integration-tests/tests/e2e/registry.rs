@@ -93,7 +93,7 @@ impl<'a> Repository<'a> {
         let config = br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
         let layer = noise(31, 1000);
         let (config_digest, layer_digest) = (self.put_blob(config), self.put_blob(&layer));
-        manifest(&config_digest, config.len(), json!([descriptor(&layer_digest, layer.len())]))
+        manifest(&config_digest, config.len(), &json!([descriptor(&layer_digest, layer.len())]))
     }
 }
 
@@ -101,7 +101,7 @@ fn descriptor(digest: &str, size: usize) -> serde_json::Value {
     json!({"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": size})
 }
 
-fn manifest(config: &str, size: usize, layers: serde_json::Value) -> serde_json::Value {
+fn manifest(config: &str, size: usize, layers: &serde_json::Value) -> serde_json::Value {
     json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
@@ -272,12 +272,12 @@ fn a_manifest_that_names_missing_blobs_is_refused(daemon: &Daemon) {
     let config_digest = repository.put_blob(config);
     let absent = sha256(b"absent");
     let answer = repository
-        .put_manifest("1", &manifest(&config_digest, config.len(), json!([descriptor(&absent, 6)])));
+        .put_manifest("1", &manifest(&config_digest, config.len(), &json!([descriptor(&absent, 6)])));
     assert!(matches!(answer.status, 400 | 404), "{answer:?}");
     assert_eq!(answer.registry_code(), "MANIFEST_BLOB_UNKNOWN");
     assert!(answer.text().contains(&absent), "the answer names the blob: {answer:?}");
     assert_eq!(daemon.tag_digest("missing", "1"), None);
-    let answer = repository.put_manifest("1", &manifest(&absent, 6, json!([])));
+    let answer = repository.put_manifest("1", &manifest(&absent, 6, &json!([])));
     assert_eq!(answer.registry_code(), "MANIFEST_BLOB_UNKNOWN");
 }
 
@@ -309,7 +309,7 @@ fn an_image_without_layers_is_taken(daemon: &Daemon) {
     let config =
         br#"{"architecture":"amd64","os":"linux","history":null,"rootfs":{"type":"layers","diff_ids":null}}"#;
     let digest = repository.put_blob(config);
-    repository.put_manifest("1", &manifest(&digest, config.len(), serde_json::Value::Null)).expect(201);
+    repository.put_manifest("1", &manifest(&digest, config.len(), &serde_json::Value::Null)).expect(201);
     daemon.put("no-layers", &Tree::new().dockerfile("FROM scratch\nLABEL a=b\n"));
     daemon.build_ok("no-layers:2", "no-layers", &[]);
     assert!(daemon.tag_digest("no-layers", "2").is_some());
