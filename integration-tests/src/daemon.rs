@@ -82,6 +82,18 @@ impl Options {
     }
 }
 
+impl Options {
+    /// Writes the configuration file, where there is one, and gives the flags that name it.
+    fn config_file(&self, directory: &Path) -> Vec<String> {
+        if self.config.is_empty() {
+            return Vec::new();
+        }
+        let path = directory.join("hearthd.toml");
+        fs::write(&path, &self.config).expect("configuration file");
+        vec!["--config".to_owned(), path.display().to_string()]
+    }
+}
+
 pub struct Daemon {
     directory: PathBuf,
     live: Mutex<Live>,
@@ -161,6 +173,7 @@ impl Daemon {
             .arg("--socket")
             .arg(self.socket())
             .args(&options.arguments)
+            .args(options.config_file(&self.directory))
             .env_clear()
             .env("PATH", path_variable())
             .env("HOME", self.directory.join("home"))

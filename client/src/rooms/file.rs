@@ -59,8 +59,8 @@ impl RoomsFile {
         };
         toml::from_str(&text).map_err(|error| {
             // The whole message would quote the line, which may hold a token.
-            let line =
-                error.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
             RoomError::Malformed {
                 path: path.to_owned(),
                 reason: format!("line {line}: {}", error.message()),

@@ -71,11 +71,16 @@ pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
         .add_service(sized!(ImagesServer::new(images)))
         .add_service(sized!(StorageServer::new(storage)))
         .add_service(sized!(SystemServer::new(system)));
-    let private =
-        grpc.into_axum_router().merge(parts.registry).layer(from_fn_with_state(parts.access, require_caller));
+    let private = grpc
+        .into_axum_router()
+        .reset_fallback()
+        .merge(parts.registry)
+        .route_layer(from_fn_with_state(parts.access, require_caller));
     let public = http::router(parts.readiness, parts.metrics)
-        .route_service("/grpc.health.v1.Health/{*method}", health);
-    Ok((public.merge(private).layer(CatchPanicLayer::new()), reporter))
+        .route_service("/grpc.health.v1.Health/{*method}", health)
+        .route_service("/grpc.reflection.v1.ServerReflection/{*method}", reflection().build_v1()?)
+        .route_service("/grpc.reflection.v1alpha.ServerReflection/{*method}", reflection().build_v1alpha()?);
+    Ok((public.merge(private).fallback(http::unknown_path).layer(CatchPanicLayer::new()), reporter))
 }
 
 /// Keeps `grpc.health.v1` at the truth that `/readyz` tells.
