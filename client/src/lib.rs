@@ -1,1 +1,17 @@
+//! The client of Hearth.
+//!
+//! - [`client`]: a typed client of `hearth.v1`, over a unix socket or TCP.
+//! - [`rooms`]: which room a command speaks to, and with which token.
+//! - [`progress`]: how the events of a build are shown.
+//! - [`cli`]: the commands of `hearth`, one file each; [`exit`] decides how the process ends.
 
+pub mod cli;
+pub mod client;
+pub mod duration;
+pub mod error;
+pub mod exit;
+pub mod interrupt;
+pub mod output;
+pub mod progress;
+pub mod rooms;
+mod task;

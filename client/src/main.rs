@@ -1,1 +1,23 @@
-fn main() {}
+//! `hearth`: parse the command line, run the command, end with its exit code.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use hearth::{cli, exit};
+
+fn main() -> ExitCode {
+    let arguments = match cli::parse(std::env::args_os()) {
+        Ok(arguments) => arguments,
+        Err(end) => return end.report(),
+    };
+    let json = arguments.globals.json;
+    cli::start_tracing(arguments.globals.verbose);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return exit::report(Err(error.into()), json),
+    };
+    let outcome = runtime.block_on(cli::run(arguments));
+    // What still runs on a blocking thread (a pack that was interrupted) gets a moment to clean up.
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    exit::report(outcome, json)
+}

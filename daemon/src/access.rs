@@ -1,1 +1,231 @@
+//! Participant tokens of this room: made, checked, and turned into a [`Caller`].
+//!
+//! A token is an HS256 JWT signed with the room's secret: `name`, `exp`, and
+//! `grants: [{name: "room", scope: ROOM}, {name: "role", scope: "agent"}, {name: "api", scope: {...}}]`.
 
+mod secret_file;
+
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde::{Deserialize, Serialize};
+
+use crate::model::access::{ApiScope, Caller};
+use crate::model::secret::Secret;
+
+pub use secret_file::SecretFileError;
+
+/// Tokens are asked to be short-lived; longer ones are refused.
+pub const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 3600);
+/// A token that is larger than this is not even looked at.
+const MAX_TOKEN_BYTES: usize = 16 * 1024;
+
+/// Checks and makes tokens of one room; cheap to share.
+pub struct Access {
+    room: String,
+    encoding: EncodingKey,
+    decoding: DecodingKey,
+    validation: Validation,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AccessError {
+    #[error("a participant token of this room is needed")]
+    Missing,
+    #[error("the token is not a participant token of this room: {0}")]
+    Invalid(&'static str),
+    #[error("the token has expired")]
+    Expired,
+    #[error("the token is for another room than `{room}`")]
+    OtherRoom { room: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MintError {
+    #[error("scope `{given}` is not `userDefault`, `agentDefault`, `full` or a JSON object: {reason}")]
+    Scope { given: String, reason: String },
+    #[error("a token may be good for at most {} days", MAX_TTL.as_secs() / 86400)]
+    Ttl,
+    #[error("the name is empty or longer than 200 characters")]
+    Name,
+    #[error("cannot sign: {0}")]
+    Sign(String),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Claims {
+    name: String,
+    #[serde(default)]
+    grants: Vec<Grant>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    exp: Option<i64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Grant {
+    name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    scope: Option<serde_json::Value>,
+}
+
+impl Access {
+    /// Reads the room's secret, or makes it at the first start.
+    pub fn open(room: &str, secret_file: &Path) -> Result<Self, SecretFileError> {
+        Ok(Self::with_secret(room, &secret_file::read_or_create(secret_file)?))
+    }
+
+    fn with_secret(room: &str, secret: &Secret<String>) -> Self {
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.leeway = 0;
+        validation.validate_exp = true;
+        // Tokens of others may carry no expiry; one that is there is always checked.
+        validation.required_spec_claims.clear();
+        Self {
+            room: room.to_owned(),
+            encoding: EncodingKey::from_secret(secret.reveal().as_bytes()),
+            decoding: DecodingKey::from_secret(secret.reveal().as_bytes()),
+            validation,
+        }
+    }
+
+    /// The caller whom a token names. The signature is compared in constant time.
+    pub fn verify(&self, token: &str) -> Result<Caller, AccessError> {
+        use jsonwebtoken::errors::ErrorKind;
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(AccessError::Invalid("it is too long"));
+        }
+        let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation)
+            .map_err(|error| match error.kind() {
+                ErrorKind::ExpiredSignature => AccessError::Expired,
+                ErrorKind::InvalidSignature => AccessError::Invalid("its signature does not match"),
+                ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => {
+                    AccessError::Invalid("it is not signed with HS256")
+                }
+                _ => AccessError::Invalid("it cannot be read"),
+            })?
+            .claims;
+        let scope_of = |name| claims.grants.iter().find(|grant| grant.name == name).map(|grant| &grant.scope);
+        match scope_of("room") {
+            Some(Some(serde_json::Value::String(room))) if *room == self.room => {}
+            _ => return Err(AccessError::OtherRoom { room: self.room.clone() }),
+        }
+        let scope = match scope_of("api") {
+            Some(Some(scope)) => serde_json::from_value(scope.clone())
+                .map_err(|_| AccessError::Invalid("its `api` grant cannot be read"))?,
+            _ => ApiScope::default(),
+        };
+        Ok(Caller { name: claims.name, scope })
+    }
+
+    /// Makes a token. `scope` is a word or JSON, as `hearth token mint --scope` takes it.
+    pub fn mint(&self, name: &str, scope: &str, ttl: Duration) -> Result<(String, Timestamp), MintError> {
+        if name.is_empty() || name.len() > 200 {
+            return Err(MintError::Name);
+        }
+        self.sign(name, &parse_scope(scope)?, ttl)
+    }
+
+    /// Makes a token for a scope that the daemon itself chose.
+    pub fn sign(
+        &self,
+        name: &str,
+        scope: &ApiScope,
+        ttl: Duration,
+    ) -> Result<(String, Timestamp), MintError> {
+        if ttl > MAX_TTL {
+            return Err(MintError::Ttl);
+        }
+        let sign = |error: &dyn std::fmt::Display| MintError::Sign(error.to_string());
+        let expires = Timestamp::now().checked_add(ttl).map_err(|error| sign(&error))?;
+        let grant = |name: &str, scope| Grant { name: name.to_owned(), scope: Some(scope) };
+        let scope = serde_json::to_value(scope).map_err(|error| sign(&error))?;
+        let claims = Claims {
+            name: name.to_owned(),
+            grants: vec![
+                grant("room", self.room.clone().into()),
+                grant("role", "agent".into()),
+                grant("api", scope),
+            ],
+            exp: Some(expires.as_second()),
+        };
+        let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.encoding)
+            .map_err(|error| sign(&error))?;
+        Ok((token, expires))
+    }
+}
+
+fn parse_scope(text: &str) -> Result<ApiScope, MintError> {
+    match text.trim() {
+        "" | "userDefault" => Ok(ApiScope::user_default()),
+        "agentDefault" => Ok(ApiScope::agent_default()),
+        "full" => Ok(ApiScope::full()),
+        json => serde_json::from_str(json).map_err(|error| MintError::Scope {
+            given: json.chars().take(200).collect(),
+            reason: error.to_string(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(room: &str, secret: &str) -> Access {
+        Access::with_secret(room, &Secret::new(secret.to_owned()))
+    }
+
+    fn signed(access: &Access, claims: &serde_json::Value) -> String {
+        jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, &access.encoding).unwrap()
+    }
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn a_minted_token_names_its_caller_and_scope() {
+        let access = access("r", "s");
+        let (token, expires) = access.mint("ann", "full", HOUR).unwrap();
+        assert!(expires > Timestamp::now());
+        assert_eq!(access.verify(&token), Ok(Caller { name: "ann".to_owned(), scope: ApiScope::full() }));
+    }
+
+    #[test]
+    fn tokens_of_another_secret_room_algorithm_or_time_are_refused() {
+        let here = access("r", "s");
+        let (other_secret, _) = access("r", "x").mint("a", "full", HOUR).unwrap();
+        assert!(matches!(here.verify(&other_secret), Err(AccessError::Invalid(_))));
+        let (other_room, _) = access("q", "s").mint("a", "full", HOUR).unwrap();
+        assert_eq!(here.verify(&other_room), Err(AccessError::OtherRoom { room: "r".to_owned() }));
+        let expired = serde_json::json!({"name": "a", "exp": Timestamp::now().as_second() - 1,
+            "grants": [{"name": "room", "scope": "r"}]});
+        assert_eq!(here.verify(&signed(&here, &expired)), Err(AccessError::Expired));
+        let roomless = serde_json::json!({"name": "a", "grants": []});
+        assert!(matches!(here.verify(&signed(&here, &roomless)), Err(AccessError::OtherRoom { .. })));
+        // {"alg":"none"} and {"name":"a","grants":[{"name":"room","scope":"r"}]}, unsigned.
+        let unsigned =
+            "eyJhbGciOiJub25lIn0.eyJuYW1lIjoiYSIsImdyYW50cyI6W3sibmFtZSI6InJvb20iLCJzY29wZSI6InIifV19.";
+        assert!(matches!(here.verify(unsigned), Err(AccessError::Invalid(_))));
+        for garbage in ["", "x", "a.b.c", &"x".repeat(100_000)] {
+            assert!(matches!(here.verify(garbage), Err(AccessError::Invalid(_))));
+        }
+    }
+
+    #[test]
+    fn a_token_without_an_api_grant_may_do_nothing() {
+        let here = access("r", "s");
+        let claims = serde_json::json!({"name": "a", "grants": [{"name": "room", "scope": "r"}]});
+        let caller = here.verify(&signed(&here, &claims)).unwrap();
+        assert_eq!(caller.scope, ApiScope::default());
+        assert!(!caller.may_build());
+    }
+
+    #[test]
+    fn a_scope_is_a_word_or_json() {
+        assert_eq!(parse_scope("agentDefault"), Ok(ApiScope::agent_default()));
+        assert_eq!(parse_scope(""), Ok(ApiScope::user_default()));
+        let scope = parse_scope(r#"{"containers": {"use_containers": true}}"#).unwrap();
+        assert!(scope.containers.unwrap().use_containers);
+        assert!(matches!(parse_scope("fulll"), Err(MintError::Scope { .. })));
+    }
+}

@@ -1,1 +1,10 @@
+//! What comes in: gRPC, `/v2/`, health and metrics, on one TCP port and one unix socket.
+//!
+//! Every request passes [`auth`] first; every gRPC error leaves through [`error`].
 
+pub mod auth;
+mod convert;
+pub mod error;
+pub mod grpc;
+pub mod http;
+pub mod serve;

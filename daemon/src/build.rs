@@ -1,3 +1,34 @@
 //! Builds: accepted, queued, run one task each, and ended for good.
+//!
+//! [`Service::start`] takes back what an earlier run of the daemon left, and gives a [`Handle`] for
+//! everything else. `admission` says who may build now, `driver` runs one build from its spec to its
+//! outcome, `publisher` numbers and stores what happens, `watch` and `text` read it back.
 
+mod admission;
+mod credentials;
+mod decision;
+mod dockerfile;
+mod driver;
+#[cfg(test)]
+mod fake;
+mod log;
+mod mask;
 pub mod port;
+mod publisher;
+mod recovery;
+mod retention;
+mod rooms;
+mod service;
+mod submit;
+#[cfg(test)]
+mod tests;
+mod text;
+mod watch;
+
+pub use admission::{Deny, Limits};
+pub use credentials::{RegistryAccess, RegistryCredential};
+pub use rooms::RoomContexts;
+pub use service::{BuildError, Handle, Options, Ports, Service, StartError};
+pub use submit::{SubmitBuild, SubmitError, Submitted};
+pub use text::{LogQuery, LogText};
+pub use watch::Events;

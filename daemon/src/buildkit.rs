@@ -1,1 +1,178 @@
+//! BuildKit: runs Dockerfiles for the build module.
+//!
+//! ```text
+//! build::port::Solver::solve
+//!   solve.rs ---- Control.Solve, Control.Status --------------------.
+//!   session.rs -- Control.Session (context: file sync, shared key) --+--> buildkitd
+//!              '- Control.Session (build: credentials, secrets) -----'      |
+//!   managed.rs -- program, settings, probe, sweep for the supervisor        '-> runc
+//! ```
+//!
+//! Generated types of BuildKit's API stay below this module.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard_buildkit_proto::moby::buildkit::v1::InfoRequest;
+use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::supervise::port as supervise;
+
+mod address;
+mod channel;
+pub mod managed;
+mod session;
+mod solve;
+mod version;
+
+pub use address::{Address, AddressError};
+pub use version::VersionError;
+
+/// BuildKit's own limit for one message, in both directions.
+const MESSAGE_LIMIT: usize = 16 << 20;
+/// For one small call.
+const CALL_LIMIT: Duration = Duration::from_secs(5);
+const POLL_READY: Duration = Duration::from_secs(5);
+const POLL_DOWN: Duration = Duration::from_millis(500);
+
+pub struct Options {
+    pub address: Address,
+    /// How our own buildkitd stands; none for one that is not ours.
+    pub child: Option<watch::Receiver<supervise::Status>>,
+    /// Where our own buildkitd keeps the bundles of running steps: a cancelled build is over only
+    /// when its bundles are gone.
+    pub executor: Option<PathBuf>,
+}
+
+/// Whether builds can run, for `/readyz`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    pub ready: bool,
+    pub version: Option<String>,
+    /// Why not ready.
+    pub detail: Option<String>,
+}
+
+/// A BuildKit in use. Cheap to clone; the last clone ends the watch.
+#[derive(Clone)]
+pub struct BuildKit {
+    address: Address,
+    control: ControlClient<tonic::transport::Channel>,
+    status: watch::Receiver<Status>,
+    executor: Option<PathBuf>,
+    _watch: Arc<DropGuard>,
+}
+
+impl BuildKit {
+    /// Connects when first needed, and again whenever the connection is gone.
+    pub fn connect(options: Options) -> Self {
+        let control = channel::control(&options.address);
+        let (sender, status) = watch::channel(Status {
+            detail: Some(format!("waiting for BuildKit at {}", options.address)),
+            ..Status::default()
+        });
+        let stop = CancellationToken::new();
+        let watch = Watch {
+            control: control.clone(),
+            address: options.address.clone(),
+            child: options.child,
+            sender,
+        };
+        let stopped = stop.clone();
+        crate::task::spawn("buildkit-watch", async move {
+            stopped.run_until_cancelled(watch.run()).await;
+        });
+        Self {
+            address: options.address,
+            control,
+            status,
+            executor: options.executor,
+            _watch: Arc::new(stop.drop_guard()),
+        }
+    }
+
+    /// The newest status; follows the truth within seconds.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+}
+
+/// Asks BuildKit for its version, and refuses one that is too old.
+async fn version(
+    mut control: ControlClient<tonic::transport::Channel>,
+) -> Result<String, supervise::ProbeError> {
+    let answer = timeout(CALL_LIMIT, control.info(InfoRequest {})).await;
+    let info = match answer {
+        Ok(Ok(response)) => response.into_inner(),
+        Ok(Err(status)) if status.code() == tonic::Code::Unimplemented => {
+            return Err(supervise::ProbeError::Refused(VersionError::Unknown.to_string()));
+        }
+        Ok(Err(status)) => return Err(supervise::ProbeError::NoAnswer(channel::reason(&status))),
+        Err(_) => return Err(supervise::ProbeError::NoAnswer("no answer in time".to_owned())),
+    };
+    let version = info.buildkit_version.unwrap_or_default().version;
+    version::check(&version).map_err(|error| supervise::ProbeError::Refused(error.to_string()))?;
+    Ok(version)
+}
+
+struct Watch {
+    control: ControlClient<tonic::transport::Channel>,
+    address: Address,
+    child: Option<watch::Receiver<supervise::Status>>,
+    sender: watch::Sender<Status>,
+}
+
+impl Watch {
+    async fn run(mut self) {
+        loop {
+            let status = self.look().await;
+            let pause = if status.ready { POLL_READY } else { POLL_DOWN };
+            self.sender.send_if_modified(|now| {
+                let changed = *now != status;
+                if changed {
+                    tracing::info!(
+                        ready = status.ready,
+                        version = status.version,
+                        detail = status.detail,
+                        "buildkit"
+                    );
+                    *now = status;
+                }
+                changed
+            });
+            match &mut self.child {
+                None => sleep(pause).await,
+                Some(child) => {
+                    // The supervisor's word comes at once; a closed channel means it has ended.
+                    if let Ok(Err(_)) = timeout(pause, child.changed()).await {
+                        sleep(pause).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn look(&mut self) -> Status {
+        if let Some(child) = &mut self.child {
+            let down = match &*child.borrow_and_update() {
+                supervise::Status::Ready { .. } => None,
+                supervise::Status::Starting => Some("buildkitd is starting".to_owned()),
+                supervise::Status::Down { reason } => Some(reason.clone()),
+            };
+            if down.is_some() {
+                return Status { ready: false, version: None, detail: down };
+            }
+        }
+        match version(self.control.clone()).await {
+            Ok(version) => Status { ready: true, version: Some(version), detail: None },
+            Err(error) => {
+                let detail = format!("BuildKit at {}: {error}", self.address);
+                Status { ready: false, version: None, detail: Some(detail) }
+            }
+        }
+    }
+}

@@ -1,1 +1,157 @@
+//! Configuration: defaults < file < environment < flags. Strict: an unknown key fails. Printable:
+//! `--dump-config` shows what is in force.
 
+mod flags;
+mod layers;
+
+pub use flags::Flags;
+pub use layers::{ConfigError, load};
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Registry, RoomRegistries};
+
+/// Everything that can be set, as in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The room that this daemon serves.
+    pub room: String,
+    /// Where everything is kept that must survive a restart.
+    pub state_dir: PathBuf,
+    /// TCP address of gRPC, `/v2/`, `/healthz`, `/readyz` and `/metrics`. Port 0 is any free port.
+    pub listen: SocketAddr,
+    /// Unix socket that serves the same.
+    pub socket: PathBuf,
+    /// TCP address where services of the room are reached.
+    pub ingress: SocketAddr,
+    /// Room storage; `<state_dir>/storage/room` where it is not set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub room_storage: Option<PathBuf>,
+    /// Project storage; `<state_dir>/storage/project` where it is not set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project_storage: Option<PathBuf>,
+    /// Address of a buildkitd to use, such as `unix:///run/buildkit/buildkitd.sock`. Where it is not
+    /// set, the daemon runs its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub buildkit: Option<String>,
+    /// Registry names that mean this room's registry.
+    pub room_registries: Vec<Registry>,
+    pub builds: Builds,
+    pub builder: Builder,
+    pub log: Log,
+}
+
+/// Limits of builds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Builds {
+    /// Builds that run at once.
+    pub concurrency: usize,
+    /// Builds that may wait; one more is refused.
+    pub queue_length: usize,
+    /// Builds of one caller that may be queued or running.
+    pub per_caller: usize,
+    /// Log bytes kept of one build; what is over is counted and marked.
+    pub log_quota_bytes: u64,
+    /// Time limit of a build that asks for none, in seconds.
+    pub default_timeout_seconds: u64,
+    /// Longest time limit that may be asked for, in seconds.
+    pub max_timeout_seconds: u64,
+    /// Ended builds that are remembered.
+    pub keep: usize,
+    /// Builds are refused when the state directory's file system has less free space than this.
+    pub min_free_bytes: u64,
+}
+
+/// The buildkitd that the daemon runs when no `buildkit` address is set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Builder {
+    /// Program; looked up on the path when it has no `/`.
+    pub program: PathBuf,
+    /// Cache beyond this is freed, oldest first.
+    pub max_used_bytes: u64,
+    /// Cache is freed until this much of the disk is free.
+    pub min_free_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    pub format: LogFormat,
+    /// Directives as `tracing` takes them, such as `info` or `hearthd=debug,info`.
+    pub filter: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+const GIB: u64 = 1 << 30;
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            room: "default".to_owned(),
+            state_dir: "/var/lib/hearth".into(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 4327)),
+            socket: "/run/hearth/hearth.sock".into(),
+            ingress: SocketAddr::from(([127, 0, 0, 1], 4380)),
+            room_storage: None,
+            project_storage: None,
+            buildkit: None,
+            room_registries: RoomRegistries::default().names().to_vec(),
+            builds: Builds {
+                concurrency: 4,
+                queue_length: 100,
+                per_caller: 50,
+                log_quota_bytes: GIB,
+                default_timeout_seconds: 3600,
+                max_timeout_seconds: 6 * 3600,
+                keep: 1000,
+                min_free_bytes: GIB,
+            },
+            builder: Builder {
+                program: "buildkitd".into(),
+                max_used_bytes: 50 * GIB,
+                min_free_bytes: 2 * GIB,
+            },
+            log: Log { format: LogFormat::Text, filter: "info".to_owned() },
+        }
+    }
+}
+
+impl Config {
+    pub fn room_storage(&self) -> PathBuf {
+        self.room_storage.clone().unwrap_or_else(|| self.state_dir.join("storage/room"))
+    }
+
+    pub fn project_storage(&self) -> PathBuf {
+        self.project_storage.clone().unwrap_or_else(|| self.state_dir.join("storage/project"))
+    }
+
+    pub fn room_registries(&self) -> RoomRegistries {
+        RoomRegistries::new(self.room_registries.clone())
+    }
+
+    pub const fn default_timeout(&self) -> Duration {
+        Duration::from_secs(self.builds.default_timeout_seconds)
+    }
+
+    pub const fn max_timeout(&self) -> Duration {
+        Duration::from_secs(self.builds.max_timeout_seconds)
+    }
+
+    /// The configuration as the TOML that would set it.
+    pub fn to_toml(&self) -> Result<String, ConfigError> {
+        toml::to_string_pretty(self).map_err(|source| ConfigError::Print { source })
+    }
+}

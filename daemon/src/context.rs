@@ -1,3 +1,23 @@
 //! The build context: the files of a build as one tree, whatever they come from.
+//!
+//! ```text
+//! room storage, project storage --.                 .-- files of the context   (port::FileTree)
+//!                                 |--> Tree -- scan -|
+//! packs, images: layers --> index-'                 '-- Dockerfile and its ignore file, read once
+//! ```
+//!
+//! [`storage`] opens the room's directories and never leaves them; [`layers`] makes image layers
+//! readable; [`tree`] unites both under their mount targets; [`prepare`] does all of it for one
+//! build; [`lineage`] decides what a transfer may reuse of an earlier one.
 
+mod beneath;
+pub mod error;
+pub mod layers;
+pub mod lineage;
 pub mod port;
+pub mod prepare;
+pub mod storage;
+pub mod tree;
+
+pub use error::ContextError;
+pub use prepare::{ContextMount, ContextOptions, ContextRequest, Contexts, OpenedImage, Prepared};

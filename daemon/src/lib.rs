@@ -13,6 +13,7 @@ pub mod config;
 pub mod context;
 pub mod daemon;
 pub mod image;
+pub mod ingress;
 pub mod model;
 pub mod registry;
 pub mod shutdown;

@@ -2,11 +2,14 @@
 
 pub mod access;
 pub mod build;
+pub mod component;
 pub mod fault;
 pub mod id;
 pub mod image;
+pub mod manifest;
 pub mod secret;
 
 pub use hearth_proto::value::{
-    Digest, MountMode, MountSource, MountSpec, MountTarget, Reference, Registry, Repository, RoomRegistries, Tag,
+    Digest, MountMode, MountSource, MountSpec, MountTarget, Reference, Registry, Repository, RoomRegistries,
+    Tag,
 };

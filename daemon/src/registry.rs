@@ -1,1 +1,7 @@
+//! The room's registry: content in files ([`blobs`]), served and taken over HTTP ([`http`]).
 
+pub mod blobs;
+pub mod http;
+mod uploads;
+
+pub use http::{Registry, UploadLimits, unauthorized};

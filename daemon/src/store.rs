@@ -2,6 +2,9 @@
 //!
 //! Each file beside this one keeps one entity and implements the port of the module that owns it.
 
+mod builds;
+mod images;
+
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -28,7 +31,9 @@ pub enum StoreError {
     Sqlite(#[from] rusqlite::Error),
     #[error("a stored value cannot be read back: {0}")]
     Corrupt(#[from] serde_json::Error),
-    #[error("schema version {found} is newer than this hearthd knows ({known}); it was written by a later release")]
+    #[error(
+        "schema version {found} is newer than this hearthd knows ({known}); it was written by a later release"
+    )]
     TooNew { found: usize, known: usize },
     #[error("the daemon is ending")]
     Closed,
@@ -49,10 +54,7 @@ impl Store {
         let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         let version = usize::try_from(version).unwrap_or(usize::MAX);
         if version > MIGRATIONS.len() {
-            return Err(StoreError::TooNew {
-                found: version,
-                known: MIGRATIONS.len(),
-            });
+            return Err(StoreError::TooNew { found: version, known: MIGRATIONS.len() });
         }
         for (step, sql) in MIGRATIONS.iter().enumerate().skip(version) {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Exclusive)?;
@@ -60,9 +62,7 @@ impl Store {
             transaction.pragma_update(None, "user_version", i64::try_from(step + 1).unwrap_or(i64::MAX))?;
             transaction.commit()?;
         }
-        Ok(Self {
-            connection: Arc::new(Mutex::new(connection)),
-        })
+        Ok(Self { connection: Arc::new(Mutex::new(connection)) })
     }
 
     /// Runs `work` in one transaction on a blocking thread; durable when this returns `Ok`.

@@ -1,1 +1,106 @@
+//! Children: programs that the daemon starts, watches, restarts and ends.
+//!
+//! ```text
+//!            +------------------------------------------------------------+
+//!            v                                                            |
+//! sweep -> prepare -> start -> Starting --probe--> Ready <--probe--> Down |
+//!                       |          |                 |       (no answer)  |
+//!                       |          '----- exit ------+----------'         |
+//!                       '-> Down(reason) <-----------'                    |
+//!                               '------- wait, doubling 0.2 s..30 s ------'
+//! ```
+//!
+//! No child outlives the daemon, and no process is killed by a number alone:
+//!
+//! - The kernel sends SIGTERM to the child when the thread that started it ends, so each child is
+//!   started from a thread of its own that lives as long as it does. SIGTERM and not SIGKILL: a
+//!   build daemon then ends the containers it runs, which SIGKILL would leave behind.
+//! - Every process of a child carries a mark in its environment: the child's name and the device
+//!   and inode of its root directory. At each start and end, what carries the mark is killed
+//!   through a pidfd, so a reused pid is never hit, nor the child of a daemon with another state
+//!   directory, nor one of the same path in another container.
+//! - Mounts below the root that a killed child left are unmounted, and [`port::Kind::sweep`] ends
+//!   what the mark does not reach (containers).
+//! - A lock on the root says who owns it: a second daemon is refused and kills nothing.
 
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::PathBuf;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub mod leftover;
+pub mod log;
+pub mod port;
+mod run;
+mod spawn;
+
+use port::{Child, Status};
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("{name} directory `{path}`: {source}")]
+    Root { name: &'static str, path: PathBuf, source: io::Error },
+    #[error("{name} directory `{path}` is in use by another daemon; give each its own state directory")]
+    InUse { name: &'static str, path: PathBuf },
+    #[error("thread that starts {name}: {source}")]
+    Thread { name: &'static str, source: io::Error },
+}
+
+/// A child under supervision.
+#[derive(Debug)]
+pub struct Handle {
+    status: watch::Receiver<Status>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+/// Takes the child's root and starts to keep the child running.
+///
+/// Returns at once: [`Handle::status`] tells when it is ready.
+pub fn start(child: Child) -> Result<Handle, StartError> {
+    let name = child.name;
+    let failed = |source| StartError::Root { name, path: child.root.clone(), source };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&child.root).map_err(failed)?;
+    let root = child.root.canonicalize().map_err(failed)?;
+    let lock = lock(&root).map_err(|source| match source.kind() {
+        io::ErrorKind::WouldBlock => StartError::InUse { name, path: root.clone() },
+        _ => failed(source),
+    })?;
+    let mark = leftover::Mark::of(name, &root).map_err(failed)?;
+    let spawner = spawn::Spawner::start(name).map_err(|source| StartError::Thread { name, source })?;
+    let (sender, status) = watch::channel(Status::Starting);
+    let stop = CancellationToken::new();
+    let service =
+        run::Service { child, root, mark, spawner, status: sender, stop: stop.clone(), _lock: lock };
+    let task = crate::task::spawn("supervise", service.run());
+    Ok(Handle { status, stop, task })
+}
+
+/// The lock ends with the daemon, however that ends.
+fn lock(root: &std::path::Path) -> io::Result<File> {
+    let file = File::options().create(true).truncate(false).write(true).open(root.join("owner.lock"))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
+    Ok(file)
+}
+
+impl Handle {
+    /// How the child stands; the newest value only.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// Ends the child: SIGTERM, the stop limit, SIGKILL, then whatever it left.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "supervision ended badly");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

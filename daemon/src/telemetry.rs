@@ -1,1 +1,34 @@
+//! Logs, metrics, and what happens on a panic.
 
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::config::{Log, LogFormat};
+
+/// Upper bounds of duration histograms, in seconds.
+const SECONDS: &[f64] = &[0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0];
+
+/// Starts logging and counting for the whole process; the handle renders `/metrics`.
+pub fn start(log: &Log) -> anyhow::Result<PrometheusHandle> {
+    let filter = EnvFilter::try_new(&log.filter)
+        .map_err(|error| anyhow::anyhow!("log.filter: `{}`: {error}", log.filter))?;
+    let registry = tracing_subscriber::registry().with(filter);
+    match log.format {
+        LogFormat::Text => {
+            registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr)).try_init()?;
+        }
+        LogFormat::Json => {
+            registry.with(tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr)).try_init()?
+        }
+    }
+    let log_panic = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tracing::error!(location = panic.location().map(tracing::field::display), "panic");
+        log_panic(panic);
+    }));
+    Ok(PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)?
+        .install_recorder()?)
+}

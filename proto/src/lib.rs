@@ -7,12 +7,7 @@
 pub mod value;
 
 /// Generated from `hearth/v1/*.proto`; see `tests/generated.rs` for the command that refreshes it.
-#[allow(
-    clippy::all,
-    clippy::allow_attributes_without_reason,
-    rust_2018_idioms,
-    reason = "generated code"
-)]
+#[allow(clippy::all, clippy::allow_attributes_without_reason, rust_2018_idioms, reason = "generated code")]
 pub mod v1 {
     include!("gen/hearth.v1.rs");
 }

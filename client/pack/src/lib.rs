@@ -1,1 +1,27 @@
+//! Turns a directory into an OCI archive, and reads such archives.
+//!
+//! The same tree gives the same bytes on any machine, at any time, as any user, with any number
+//! of cores. From the inside out:
+//!
+//! - [`ignore`]: Docker's ignore rules.
+//! - [`walk`]: a directory as a sorted list of entries.
+//! - [`layer`]: that list as one tar layer, hashed and compressed as it is read.
+//! - [`image`]: config, manifest and index.
+//! - [`archive`]: the OCI image layout in a tar, written and read.
+//! - [`base`]: the image that a pack stands on.
+//! - [`pack()`]: all of it in one go.
+//!
+//! Everything here blocks; a caller with an event loop gives it a thread.
 
+pub mod archive;
+pub mod base;
+pub mod ignore;
+pub mod image;
+pub mod layer;
+mod pack;
+mod summary;
+pub mod walk;
+
+pub use base::{Base, BaseError};
+pub use pack::{PackError, PackOptions, Packed, Progress, pack};
+pub use summary::{Summary, Suspicious};

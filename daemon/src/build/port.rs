@@ -8,12 +8,12 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::port::ContextFiles;
-use crate::model::build::{BuildRecord, BuildState, EventKind, Network, NoCache};
+use crate::model::build::{BuildRecord, BuildSpec, BuildState, EventKind, Network, NoCache};
 use crate::model::fault::Fault;
-use crate::model::id::BuildId;
-use crate::model::image::Platform;
+use crate::model::id::{BuildId, PackId};
+use crate::model::image::{Platform, VerifiedImage};
 use crate::model::secret::{Credential, Secret};
-use crate::model::{Digest, Repository};
+use crate::model::{Digest, MountTarget, Reference, Repository};
 
 /// Runs Dockerfiles. The real one is BuildKit.
 #[async_trait]
@@ -81,12 +81,44 @@ pub enum SolveError {
     Failed(Box<Fault>),
 }
 
+/// Makes a build's mounts one tree. The real one is the context module.
+#[async_trait]
+pub trait ContextSource: Send + Sync + 'static {
+    /// Opens the mounts of `spec` for `caller` and finds the Dockerfile.
+    async fn prepare(&self, spec: &BuildSpec, caller: &str) -> Result<Box<dyn PreparedContext>, Fault>;
+}
+
+/// A context whose Dockerfile has been read and whose trees are not yet fixed.
+pub trait PreparedContext: Send {
+    /// Where the Dockerfile is among the mounts.
+    fn dockerfile_path(&self) -> &MountTarget;
+    fn dockerfile(&self) -> &[u8];
+    /// The files for BuildKit, with this Dockerfile in place of the one that was read.
+    fn into_files(self: Box<Self>, dockerfile: Vec<u8>) -> ContextFiles;
+}
+
+/// The room's images as builds use them. The real one is the image module.
+#[async_trait]
+pub trait RoomImages: Send + Sync + 'static {
+    /// What a reference of the room means now; none where there is no such image.
+    async fn resolve(&self, reference: &Reference) -> Result<Option<Digest>, Fault>;
+    /// Checks that a pushed manifest and everything it names are there.
+    async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, Fault>;
+    /// Sets the tags, whichever repositories of the room they are in.
+    async fn publish(&self, image: &VerifiedImage, tags: &[Reference]) -> Result<(), Fault>;
+    /// Keeps a pack of `caller` until it is released as often as it was held.
+    async fn hold_pack(&self, id: &PackId, caller: &str) -> Result<(), Fault>;
+    async fn release_pack(&self, id: &PackId);
+}
+
 /// Where builds are kept. The real one is SQLite.
 #[async_trait]
 pub trait BuildStore: Send + Sync + 'static {
     /// Stores a new build. With a key that an earlier build has, stores nothing and returns that build.
     async fn insert(&self, record: BuildRecord, key: Option<IdempotencyKey>) -> Result<Inserted, StoreError>;
     async fn get(&self, id: &BuildId) -> Result<Option<BuildRecord>, StoreError>;
+    /// The build that an earlier call with this key made.
+    async fn find(&self, key: &IdempotencyKey) -> Result<Option<Inserted>, StoreError>;
     /// Ids that begin with `prefix`, at most `limit`.
     async fn ids_with_prefix(&self, prefix: &str, limit: usize) -> Result<Vec<BuildId>, StoreError>;
     async fn list(&self, query: BuildQuery) -> Result<Vec<BuildRecord>, StoreError>;
@@ -118,6 +150,8 @@ pub struct BuildQuery {
     /// Empty is all.
     pub states: Vec<BuildState>,
     pub tag: Option<String>,
+    /// Only builds of this participant.
+    pub submitted_by: Option<String>,
     /// Only builds older than this one.
     pub after: Option<BuildId>,
     pub limit: usize,

@@ -98,18 +98,12 @@ impl Patterns {
 impl ApiScope {
     /// Everything, `admin` included.
     pub fn full() -> Self {
-        Self {
-            admin: Some(serde_json::json!({})),
-            ..Self::agent_default()
-        }
+        Self { admin: Some(serde_json::json!({})), ..Self::agent_default() }
     }
 
     /// What an agent of the room may do: everything but `admin`.
     pub fn agent_default() -> Self {
-        Self {
-            secrets: Some(serde_json::json!({})),
-            ..Self::user_default()
-        }
+        Self { secrets: Some(serde_json::json!({})), ..Self::user_default() }
     }
 
     /// What a person in the room may do: build, run and read logs, but not read secrets.
@@ -121,18 +115,10 @@ impl ApiScope {
                 logs: true,
                 pull: all(),
                 run: all(),
-                registry: RegistryGrant {
-                    list: all(),
-                    pull: all(),
-                    run: all(),
-                    write: all(),
-                },
+                registry: RegistryGrant { list: all(), pull: all(), run: all(), write: all() },
             }),
             storage: Some(StorageGrant {
-                paths: vec![StoragePath {
-                    path: "/".to_owned(),
-                    read_only: false,
-                }],
+                paths: vec![StoragePath { path: "/".to_owned(), read_only: false }],
             }),
             services: Some(serde_json::json!({})),
             secrets: None,
@@ -144,10 +130,7 @@ impl ApiScope {
 impl Caller {
     /// The one behind the unix socket: root or the daemon's own user.
     pub fn local(uid: u32) -> Self {
-        Self {
-            name: format!("uid:{uid}"),
-            scope: ApiScope::full(),
-        }
+        Self { name: format!("uid:{uid}"), scope: ApiScope::full() }
     }
 
     pub fn is_admin(&self) -> bool {
@@ -191,9 +174,7 @@ impl Caller {
 fn covers(allowed: &str, path: &str) -> bool {
     let allowed = allowed.trim_matches('/');
     allowed.is_empty()
-        || path
-            .strip_prefix(allowed)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        || path.strip_prefix(allowed).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 #[cfg(test)]
@@ -201,10 +182,7 @@ mod tests {
     use super::*;
 
     fn caller(scope: serde_json::Value) -> Caller {
-        Caller {
-            name: "x".to_owned(),
-            scope: serde_json::from_value(scope).unwrap(),
-        }
+        Caller { name: "x".to_owned(), scope: serde_json::from_value(scope).unwrap() }
     }
 
     #[test]
@@ -222,19 +200,11 @@ mod tests {
     #[test]
     fn names_are_exact_or_have_a_trailing_star() {
         let caller = caller(serde_json::json!({"containers": {"registry": {"pull": ["a/b", "team/*"]}}}));
-        for (name, allowed) in [
-            ("a/b", true),
-            ("a/bc", false),
-            ("a", false),
-            ("team/x/y", true),
-            ("team", false),
-        ] {
+        for (name, allowed) in
+            [("a/b", true), ("a/bc", false), ("a", false), ("team/x/y", true), ("team", false)]
+        {
             let repository = name.parse().unwrap();
-            assert_eq!(
-                caller.may_use_repository(RegistryVerb::Pull, &repository),
-                allowed,
-                "{name}"
-            );
+            assert_eq!(caller.may_use_repository(RegistryVerb::Pull, &repository), allowed, "{name}");
             assert!(!caller.may_use_repository(RegistryVerb::Write, &repository), "{name}");
         }
     }

@@ -16,6 +16,7 @@ use hearth_proto::value::{Digest, MountSpec, MountTarget, Reference};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::access::Patterns;
 use super::fault::{DockerfileRange, Fault};
 use super::id::BuildId;
 use super::image::Platform;
@@ -127,6 +128,9 @@ pub struct BuildRecord {
     pub id: BuildId,
     pub spec: BuildSpec,
     pub submitted_by: String,
+    /// Images of the room that the Dockerfile may name: what the caller may pull.
+    #[serde(default)]
+    pub may_pull: Patterns,
     pub state: BuildState,
     pub created_at: Timestamp,
     #[serde(default)]
@@ -242,9 +246,7 @@ mod log_bytes {
     pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
         match std::str::from_utf8(bytes) {
             Ok(text) => Form::Text(text.into()),
-            Err(_) => Form::Base64 {
-                base64: STANDARD.encode(bytes),
-            },
+            Err(_) => Form::Base64 { base64: STANDARD.encode(bytes) },
         }
         .serialize(serializer)
     }

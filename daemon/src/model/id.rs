@@ -28,11 +28,7 @@ macro_rules! id {
             type Err = InvalidId;
             fn from_str(text: &str) -> Result<Self, InvalidId> {
                 let valid = text.len() == LENGTH && text.bytes().all(|b| ALPHABET.contains(&b));
-                if valid {
-                    Ok(Self(text.to_owned()))
-                } else {
-                    Err(InvalidId { what: $what })
-                }
+                if valid { Ok(Self(text.to_owned())) } else { Err(InvalidId { what: $what }) }
             }
         }
 
@@ -56,9 +52,7 @@ macro_rules! id {
 
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?
-                    .parse()
-                    .map_err(serde::de::Error::custom)
+                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
             }
         }
     };

@@ -11,6 +11,17 @@ pub struct Descriptor {
     pub size: u64,
 }
 
+/// A layer of an image, as the context reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerDescriptor {
+    /// Of the bytes as they are stored, compressed or not: see the media type.
+    pub digest: Digest,
+    /// Of the uncompressed bytes.
+    pub diff_id: Digest,
+    pub media_type: String,
+    pub size: u64,
+}
+
 /// A tag of the room's registry and what it names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaggedImage {
@@ -50,9 +61,7 @@ impl Platform {
         let parts: Vec<&str> = text.split('/').collect();
         let word = |part: &&str| {
             !part.is_empty()
-                && part
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+                && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
         };
         (matches!(parts.len(), 2 | 3) && parts.iter().all(word)).then(|| Self(text.to_owned()))
     }

@@ -39,9 +39,7 @@ impl FromStr for Digest {
     type Err = DigestError;
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
-        parse(text).ok_or_else(|| DigestError {
-            given: text.chars().take(100).collect(),
-        })
+        parse(text).ok_or_else(|| DigestError { given: text.chars().take(100).collect() })
     }
 }
 

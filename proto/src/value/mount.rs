@@ -58,11 +58,7 @@ pub enum MountError {
     #[error("mount `{given}`: expected `{grammar}`")]
     Grammar { given: String, grammar: &'static str },
     #[error("mount `{given}`: mode `{mode}` is not `ro` or `rw`; expected `{grammar}`")]
-    Mode {
-        given: String,
-        mode: String,
-        grammar: &'static str,
-    },
+    Mode { given: String, mode: String, grammar: &'static str },
     #[error("mount target `{target}` is not absolute; it must start with `/`")]
     Relative { target: String },
     #[error("`{path}` has a `..` component; write the path without it")]
@@ -109,10 +105,7 @@ impl MountSpec {
 
     fn parse(kind: MountKind, text: &str, target_required: bool) -> Result<Self, MountError> {
         let grammar = kind.grammar(target_required);
-        let malformed = || MountError::Grammar {
-            given: text.to_owned(),
-            grammar,
-        };
+        let malformed = || MountError::Grammar { given: text.to_owned(), grammar };
         let (source, place) = match kind {
             MountKind::Image => {
                 let (text, subpath) = match text.split_once(",subpath=") {
@@ -123,10 +116,8 @@ impl MountSpec {
                     Some((image, place)) => (image, Some(place)),
                     None => (text, None),
                 };
-                let reference = image.parse().map_err(|source| MountError::Image {
-                    given: text.to_owned(),
-                    source,
-                })?;
+                let reference =
+                    image.parse().map_err(|source| MountError::Image { given: text.to_owned(), source })?;
                 (MountSource::Image { reference, subpath }, place)
             }
             MountKind::EmptyDir => (MountSource::EmptyDir, Some(text)),
@@ -161,18 +152,10 @@ impl MountSpec {
             Some(mode) if mode.eq_ignore_ascii_case("ro") => MountMode::ReadOnly,
             Some(mode) if mode.eq_ignore_ascii_case("rw") => MountMode::ReadWrite,
             Some(mode) => {
-                return Err(MountError::Mode {
-                    given: text.to_owned(),
-                    mode: mode.to_owned(),
-                    grammar,
-                });
+                return Err(MountError::Mode { given: text.to_owned(), mode: mode.to_owned(), grammar });
             }
         };
-        Ok(Self {
-            source,
-            target: target.parse()?,
-            mode,
-        })
+        Ok(Self { source, target: target.parse()?, mode })
     }
 }
 
@@ -181,9 +164,7 @@ pub fn check_distinct(mounts: &[MountSpec]) -> Result<(), MountError> {
     let mut seen = std::collections::BTreeSet::new();
     for mount in mounts {
         if !seen.insert(&mount.target) {
-            return Err(MountError::Duplicate {
-                target: mount.target.clone(),
-            });
+            return Err(MountError::Duplicate { target: mount.target.clone() });
         }
     }
     Ok(())
@@ -196,9 +177,7 @@ pub fn storage_path(text: &str) -> Result<String, MountError> {
 
 fn normalise(text: &str) -> Result<Vec<&str>, MountError> {
     if text.contains('\0') {
-        return Err(MountError::Nul {
-            path: text.replace('\0', "\\0"),
-        });
+        return Err(MountError::Nul { path: text.replace('\0', "\\0") });
     }
     let mut parts = Vec::new();
     for component in Path::new(text).components() {
@@ -227,11 +206,7 @@ impl MountTarget {
             return Some(&path.0[1..]);
         }
         let rest = path.0.strip_prefix(&self.0)?;
-        if rest.is_empty() {
-            Some(rest)
-        } else {
-            rest.strip_prefix('/')
-        }
+        if rest.is_empty() { Some(rest) } else { rest.strip_prefix('/') }
     }
 
     /// The target one or more components deeper.
@@ -245,9 +220,7 @@ impl FromStr for MountTarget {
 
     fn from_str(text: &str) -> Result<Self, MountError> {
         if !text.starts_with('/') {
-            return Err(MountError::Relative {
-                target: text.to_owned(),
-            });
+            return Err(MountError::Relative { target: text.to_owned() });
         }
         Ok(Self(format!("/{}", normalise(text)?.join("/"))))
     }
@@ -286,45 +259,21 @@ mod tests {
         };
         let room = |path: &str| MountSource::Room(path.to_owned());
         for (kind, text, source, target, mode) in [
-            (
-                Room,
-                "/apps/my-app:/context:ro",
-                room("apps/my-app"),
-                "/context",
-                ReadOnly,
-            ),
+            (Room, "/apps/my-app:/context:ro", room("apps/my-app"), "/context", ReadOnly),
             (Room, "apps", room("apps"), "/context", ReadWrite),
             (Room, ".", room(""), "/context", ReadWrite),
             (Room, "/", room(""), "/context", ReadWrite),
             (Room, ":/x", room(""), "/x", ReadWrite),
             (Room, "a//b/./c:/x//y/.:RW", room("a/b/c"), "/x/y", ReadWrite),
             (Project, "p:/x", MountSource::Project("p".to_owned()), "/x", ReadOnly),
-            (
-                Project,
-                "p:/x:Rw",
-                MountSource::Project("p".to_owned()),
-                "/x",
-                ReadWrite,
-            ),
+            (Project, "p:/x:Rw", MountSource::Project("p".to_owned()), "/x", ReadWrite),
             (Image, "a/b:1", image("a/b:1", ""), "/context", ReadOnly),
             (Image, "h:5/a/b:1=/x:rw", image("h:5/a/b:1", ""), "/x", ReadWrite),
             (Image, "a=/x,subpath=/y/z", image("a", "y/z"), "/x", ReadOnly),
             (EmptyDir, "/x:ro", MountSource::EmptyDir, "/x", ReadOnly),
             (EmptyDir, "/x", MountSource::EmptyDir, "/x", ReadWrite),
-            (
-                Pack,
-                "./my-app",
-                MountSource::Pack("./my-app".to_owned()),
-                "/context",
-                ReadOnly,
-            ),
-            (
-                Pack,
-                "./my-app:/src",
-                MountSource::Pack("./my-app".to_owned()),
-                "/src",
-                ReadOnly,
-            ),
+            (Pack, "./my-app", MountSource::Pack("./my-app".to_owned()), "/context", ReadOnly),
+            (Pack, "./my-app:/src", MountSource::Pack("./my-app".to_owned()), "/src", ReadOnly),
         ] {
             assert_eq!(build(kind, text).unwrap(), (source, target.to_owned(), mode), "{text}");
         }
@@ -359,12 +308,7 @@ mod tests {
         let mount = |text| MountSpec::parse_for_build(MountKind::Room, text).unwrap();
         assert!(check_distinct(&[mount("a:/x"), mount("b:/x/y")]).is_ok());
         let error = check_distinct(&[mount("a:/x"), mount("b:/x/")]).unwrap_err();
-        assert_eq!(
-            error,
-            MountError::Duplicate {
-                target: "/x".parse().unwrap()
-            }
-        );
+        assert_eq!(error, MountError::Duplicate { target: "/x".parse().unwrap() });
     }
 
     #[test]

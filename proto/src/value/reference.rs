@@ -89,29 +89,24 @@ impl FromStr for Reference {
         }
         let (rest, digest) = match rest.split_once('@') {
             Some((name, digest)) => {
-                let digest = digest
-                    .parse()
-                    .map_err(|source| ReferenceError::Digest { given: given(), source })?;
+                let digest =
+                    digest.parse().map_err(|source| ReferenceError::Digest { given: given(), source })?;
                 (name, Some(digest))
             }
             None => (rest, None),
         };
         let (registry, path) = match rest.split_once('/') {
             Some((first, path)) if first.contains(['.', ':']) || first == "localhost" => {
-                let registry = Registry::parse(first).ok_or_else(|| ReferenceError::Registry {
-                    given: given(),
-                    registry: first.to_owned(),
-                })?;
+                let registry = Registry::parse(first)
+                    .ok_or_else(|| ReferenceError::Registry { given: given(), registry: first.to_owned() })?;
                 (Some(registry), path)
             }
             _ => (None, rest),
         };
         let (repository, tag) = match path.split_once(':') {
             Some((repository, tag)) => {
-                let tag = Tag::parse(tag).ok_or_else(|| ReferenceError::Tag {
-                    given: given(),
-                    tag: tag.to_owned(),
-                })?;
+                let tag = Tag::parse(tag)
+                    .ok_or_else(|| ReferenceError::Tag { given: given(), tag: tag.to_owned() })?;
                 (repository, Some(tag))
             }
             None => (path, None),
@@ -123,12 +118,7 @@ impl FromStr for Reference {
             given: given(),
             repository: repository.to_owned(),
         })?;
-        Ok(Self {
-            registry,
-            repository,
-            tag,
-            digest,
-        })
+        Ok(Self { registry, repository, tag, digest })
     }
 }
 
@@ -158,9 +148,7 @@ impl Registry {
             !label.is_empty()
                 && !label.starts_with('-')
                 && !label.ends_with('-')
-                && label
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         };
         let port_is_digits =
             port.is_none_or(|port| !port.is_empty() && port.parse::<u16>().is_ok() && !port.starts_with('+'));
@@ -185,10 +173,7 @@ impl Repository {
 /// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*` of the OCI distribution spec.
 fn is_path_component(component: &str) -> bool {
     let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let mut runs = component
-        .as_bytes()
-        .chunk_by(|a, b| alphanumeric(*a) == alphanumeric(*b))
-        .peekable();
+    let mut runs = component.as_bytes().chunk_by(|a, b| alphanumeric(*a) == alphanumeric(*b)).peekable();
     let mut expect_name = true;
     let mut last_was_name = false;
     for run in runs.by_ref() {
@@ -239,18 +224,12 @@ impl RoomRegistries {
 
     /// Whether a reference in a `--tag` means this room: a bare name does.
     pub fn owns_tag(&self, reference: &Reference) -> bool {
-        reference
-            .registry
-            .as_ref()
-            .is_none_or(|registry| self.contains(registry))
+        reference.registry.as_ref().is_none_or(|registry| self.contains(registry))
     }
 
     /// Whether a reference in a `FROM` or `--base` means this room: a bare name does not, it is Docker Hub's.
     pub fn owns_source(&self, reference: &Reference) -> bool {
-        reference
-            .registry
-            .as_ref()
-            .is_some_and(|registry| self.contains(registry))
+        reference.registry.as_ref().is_some_and(|registry| self.contains(registry))
     }
 
     /// The names, first the one to show to people.
@@ -270,10 +249,8 @@ macro_rules! text_value {
         impl FromStr for $type {
             type Err = ReferenceError;
             fn from_str(text: &str) -> Result<Self, ReferenceError> {
-                Self::parse(text).ok_or_else(|| ReferenceError::$variant {
-                    given: shown(text),
-                    $field: text.to_owned(),
-                })
+                Self::parse(text)
+                    .ok_or_else(|| ReferenceError::$variant { given: shown(text), $field: text.to_owned() })
             }
         }
         impl fmt::Display for $type {
@@ -362,10 +339,7 @@ mod tests {
     #[test]
     fn a_digest_in_a_tag_to_build_is_refused_and_a_missing_tag_is_latest() {
         let pinned = format!("a@sha256:{}", "0a".repeat(32));
-        assert!(matches!(
-            Reference::parse_tag(&pinned),
-            Err(ReferenceError::DigestInTag { .. })
-        ));
+        assert!(matches!(Reference::parse_tag(&pinned), Err(ReferenceError::DigestInTag { .. })));
         assert_eq!(Reference::parse_tag("a").unwrap().to_string(), "a:latest");
     }
 

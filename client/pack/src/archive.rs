@@ -1,0 +1,58 @@
+//! An OCI image layout in a tar (`oci-layout`, `index.json`, `blobs/sha256/...`).
+//!
+//! - [`read`] takes one from a stream, which may be hostile, and hands each verified blob on.
+//! - [`ImageFile`] opens one that lies in a file, to take an image out of it.
+//! - [`Layout`] writes one: the same bytes for the same image, of a length known beforehand.
+
+mod image_file;
+pub(crate) mod raw;
+mod read;
+mod write;
+
+use hearth_proto::value::Digest;
+
+pub(crate) use image_file::FileRange;
+pub use image_file::ImageFile;
+pub use read::{ArchiveSink, ReadArchive, read};
+pub(crate) use write::sha256;
+pub use write::{BlobSource, Layout, OpenBlob};
+
+/// `index.json`, `oci-layout`, manifests and configs may be this large.
+pub const JSON_LIMIT: u64 = 4 * 1024 * 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    #[error("the archive is truncated")]
+    Truncated,
+    #[error("not an OCI archive: {what}")]
+    NotAnArchive { what: &'static str },
+    #[error("not an OCI archive: it has no index.json")]
+    NoIndex,
+    #[error(
+        "this is an archive of the old `docker save`, without index.json; save it with Docker 25 or newer, or with `skopeo copy docker-archive:OLD oci-archive:NEW`"
+    )]
+    DockerSave,
+    #[error("the archive is damaged: bad {what} in a header")]
+    Header { what: &'static str },
+    #[error("archive member `{name}`: {reason}")]
+    Member { name: String, reason: &'static str },
+    #[error("archive member `{name}` has {size} bytes, more than the {limit} allowed")]
+    TooLarge { name: String, size: u64, limit: u64 },
+    #[error("blob {declared} is damaged: its content has digest {actual}")]
+    Mismatch { declared: Digest, actual: Digest },
+    #[error("`{name}` in the archive is not what it should be: {source}")]
+    Json { name: String, source: serde_json::Error },
+    #[error("the archive has no blob {digest}, which its image needs")]
+    MissingBlob { digest: Digest },
+    #[error("the archive has no image for {wanted}; it has {found}")]
+    NoPlatform { wanted: String, found: String },
+    #[error("the archive's image uses a {what}, which is not supported")]
+    Unsupported { what: String },
+    #[error("cannot read the archive: {source}")]
+    Read { source: std::io::Error },
+    #[error("cannot keep blob {digest}: {source}")]
+    Sink { digest: Digest, source: std::io::Error },
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,153 @@
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
+
+use hearth_proto::value::Digest;
+use serde::Deserialize;
+
+use super::raw::RawTar;
+use super::read::{ReadArchive, read_error, scan};
+use super::{ArchiveError, BlobSource, JSON_LIMIT};
+use crate::image::{Descriptor, Index, Manifest, Platform};
+
+/// Indexes inside indexes are followed this far.
+const DEPTH: usize = 4;
+
+/// An archive in a file, all of whose blobs have been verified.
+#[derive(Debug)]
+pub struct ImageFile {
+    file: File,
+    index: Index,
+    /// Position and size of each blob.
+    blobs: HashMap<Digest, (u64, u64)>,
+}
+
+impl ImageFile {
+    /// Opens and verifies an archive; reads it once from start to end.
+    pub fn open(path: &Path) -> Result<Self, ArchiveError> {
+        let file = File::open(path).map_err(|source| ArchiveError::Read { source })?;
+        Self::from_file(file)
+    }
+
+    pub fn from_file(mut file: File) -> Result<Self, ArchiveError> {
+        file.seek(SeekFrom::Start(0)).map_err(|source| ArchiveError::Read { source })?;
+        let mut blobs = HashMap::new();
+        let mut tar = RawTar::new(BufReader::with_capacity(256 * 1024, &file));
+        let ReadArchive { index, .. } = scan(&mut tar, &mut |digest, size, position, _| {
+            blobs.insert(*digest, (position, size));
+            Ok(())
+        })?;
+        Ok(Self { file, index, blobs })
+    }
+
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The manifest for `platform`. A descriptor that names no platform is judged by its config.
+    pub fn manifest(&self, platform: &Platform) -> Result<(Descriptor, Manifest), ArchiveError> {
+        let mut found = Vec::new();
+        let mut best: Option<(Descriptor, Manifest, bool)> = None;
+        let mut seen = HashSet::new();
+        self.search(&self.index, DEPTH, &mut seen, &mut |descriptor, manifest, declared| {
+            found.push(declared.to_string());
+            let exact = declared.variant == platform.variant;
+            let better = best.as_ref().is_none_or(|(_, _, was_exact)| exact && !was_exact);
+            if declared.serves(platform) && better {
+                best = Some((descriptor, manifest, exact));
+            }
+        })?;
+        found.sort_unstable();
+        found.dedup();
+        let (descriptor, manifest, _) = best.ok_or_else(|| ArchiveError::NoPlatform {
+            wanted: platform.to_string(),
+            found: if found.is_empty() { "none".to_owned() } else { found.join(", ") },
+        })?;
+        Ok((descriptor, manifest))
+    }
+
+    fn search(
+        &self,
+        index: &Index,
+        depth: usize,
+        // Each blob is looked at once, else a few wide indexes make for endless work.
+        seen: &mut HashSet<Digest>,
+        offer: &mut dyn FnMut(Descriptor, Manifest, Platform),
+    ) -> Result<(), ArchiveError> {
+        for descriptor in &index.manifests {
+            if !seen.insert(descriptor.digest) {
+                continue;
+            }
+            if descriptor.is_index() && depth > 0 {
+                self.search(&self.json(&descriptor.digest)?, depth - 1, seen, offer)?;
+                continue;
+            }
+            let declared = descriptor.platform.clone();
+            // Attestations stand beside images as manifests for an unknown platform. A platform
+            // left out on purpose has no blobs here.
+            let unknown = declared.as_ref().is_some_and(|platform| platform.os == "unknown");
+            if unknown || !descriptor.is_manifest() || !self.blobs.contains_key(&descriptor.digest) {
+                continue;
+            }
+            let manifest: Manifest = self.json(&descriptor.digest)?;
+            let declared = match declared.filter(|platform| !platform.architecture.is_empty()) {
+                Some(declared) => declared,
+                None => self.json(&manifest.config.digest)?,
+            };
+            offer(descriptor.clone(), manifest, declared);
+        }
+        Ok(())
+    }
+
+    /// A small blob.
+    pub fn bytes(&self, digest: &Digest) -> Result<Vec<u8>, ArchiveError> {
+        let (_, size) = self.place(digest)?;
+        if size > JSON_LIMIT {
+            return Err(ArchiveError::TooLarge { name: digest.to_string(), size, limit: JSON_LIMIT });
+        }
+        let mut bytes = Vec::with_capacity(size as usize);
+        self.reader(digest)?.read_to_end(&mut bytes).map_err(read_error)?;
+        Ok(bytes)
+    }
+
+    fn json<T: for<'de> Deserialize<'de>>(&self, digest: &Digest) -> Result<T, ArchiveError> {
+        serde_json::from_slice(&self.bytes(digest)?)
+            .map_err(|source| ArchiveError::Json { name: digest.to_string(), source })
+    }
+
+    pub(crate) fn place(&self, digest: &Digest) -> Result<(u64, u64), ArchiveError> {
+        self.blobs.get(digest).copied().ok_or(ArchiveError::MissingBlob { digest: *digest })
+    }
+
+    fn reader(&self, digest: &Digest) -> Result<FileRange<'_>, ArchiveError> {
+        let (position, size) = self.place(digest)?;
+        Ok(FileRange { file: &self.file, position, left: size })
+    }
+}
+
+impl BlobSource for ImageFile {
+    fn open(&self, digest: &Digest) -> io::Result<Box<dyn Read + '_>> {
+        match self.reader(digest) {
+            Ok(reader) => Ok(Box::new(reader)),
+            Err(error) => Err(io::Error::new(io::ErrorKind::NotFound, error.to_string())),
+        }
+    }
+}
+
+/// A part of a file, read without moving the file's own position.
+pub(crate) struct FileRange<'a> {
+    pub(crate) file: &'a File,
+    pub(crate) position: u64,
+    pub(crate) left: u64,
+}
+
+impl Read for FileRange<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let room = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let count = std::os::unix::fs::FileExt::read_at(self.file, &mut buffer[..room], self.position)?;
+        self.position += count as u64;
+        self.left -= count as u64;
+        Ok(count)
+    }
+}

@@ -1,0 +1,221 @@
+use std::io::{self, Read};
+
+use hearth_proto::value::Digest;
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+use tar::EntryType;
+
+use super::raw::{Member, RawTar};
+use super::{ArchiveError, JSON_LIMIT};
+use crate::image::Index;
+
+/// Where the blobs of an archive go.
+pub trait ArchiveSink {
+    /// Takes one blob. `content` gives exactly `size` bytes, and an error instead of the last of
+    /// them if they do not have `digest`: what was read to its end is verified.
+    fn blob(&mut self, digest: &Digest, size: u64, content: &mut dyn Read) -> io::Result<()>;
+}
+
+/// What an archive holds, after all its blobs went to the sink.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadArchive {
+    pub index: Index,
+    pub blobs: u64,
+    pub blob_bytes: u64,
+}
+
+/// Reads an archive from its start to its end. Members that do not belong to an image layout are
+/// skipped. Memory is bounded whatever the archive says; how much the sink takes is its own
+/// affair.
+pub fn read(archive: impl Read, sink: &mut dyn ArchiveSink) -> Result<ReadArchive, ArchiveError> {
+    scan(&mut RawTar::new(archive), &mut |digest, size, _, content| sink.blob(digest, size, content))
+}
+
+/// Takes a blob with its position in the archive.
+pub(super) type TakeBlob<'a> = dyn FnMut(&Digest, u64, u64, &mut dyn Read) -> io::Result<()> + 'a;
+
+pub(super) fn scan<R: Read>(
+    tar: &mut RawTar<R>,
+    take: &mut TakeBlob<'_>,
+) -> Result<ReadArchive, ArchiveError> {
+    let mut index: Option<Index> = None;
+    let mut docker_save = false;
+    let (mut blobs, mut blob_bytes) = (0, 0);
+    while let Some(member) = tar.next()? {
+        let place = place(&member)?;
+        if matches!(place, Place::Other) {
+            docker_save |= member.name == b"manifest.json" || member.name == b"repositories";
+            continue;
+        }
+        if !matches!(member.kind, EntryType::Regular | EntryType::Continuous) {
+            return Err(named(&member, "is not a regular file"));
+        }
+        match place {
+            Place::Layout => {
+                let layout: LayoutFile = json(tar, &member)?;
+                if !layout.image_layout_version.starts_with("1.") {
+                    return Err(named(&member, "is of an unknown version"));
+                }
+            }
+            Place::Index => {
+                if index.replace(json(tar, &member)?).is_some() {
+                    return Err(named(&member, "is there twice"));
+                }
+            }
+            Place::Blob(digest) => {
+                blob(tar, &digest, member.size, take)?;
+                blobs += 1;
+                blob_bytes += member.size;
+            }
+            Place::Other => {}
+        }
+    }
+    match index {
+        Some(index) => Ok(ReadArchive { index, blobs, blob_bytes }),
+        None if docker_save => Err(ArchiveError::DockerSave),
+        None => Err(ArchiveError::NoIndex),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LayoutFile {
+    image_layout_version: String,
+}
+
+/// What a member is, by its name.
+enum Place {
+    Layout,
+    Index,
+    Blob(Digest),
+    Other,
+}
+
+fn place(member: &Member) -> Result<Place, ArchiveError> {
+    let name = member.name.as_slice();
+    if name.starts_with(b"/") || name.split(|&byte| byte == b'/').any(|part| part == b"..") {
+        return Err(named(member, "has a name that leads out of the archive"));
+    }
+    // Old writers keep sparse files in a form of their own, with blocks that only they expect.
+    if member.kind == EntryType::GNUSparse {
+        return Err(named(member, "is a sparse file"));
+    }
+    Ok(match name {
+        b"oci-layout" => Place::Layout,
+        b"index.json" => Place::Index,
+        _ => match name.strip_prefix(b"blobs/sha256/") {
+            None | Some(b"") => Place::Other,
+            Some(hex) => {
+                let digest =
+                    std::str::from_utf8(hex).ok().and_then(|hex| format!("sha256:{hex}").parse().ok());
+                Place::Blob(digest.ok_or_else(|| named(member, "does not have the name of a blob"))?)
+            }
+        },
+    })
+}
+
+fn named(member: &Member, reason: &'static str) -> ArchiveError {
+    ArchiveError::Member { name: member.shown(), reason }
+}
+
+fn json<R: Read, T: for<'de> Deserialize<'de>>(
+    tar: &mut RawTar<R>,
+    member: &Member,
+) -> Result<T, ArchiveError> {
+    if member.size > JSON_LIMIT {
+        return Err(ArchiveError::TooLarge { name: member.shown(), size: member.size, limit: JSON_LIMIT });
+    }
+    let mut text = Vec::with_capacity(member.size as usize);
+    tar.read_to_end(&mut text).map_err(read_error)?;
+    serde_json::from_slice(&text).map_err(|source| ArchiveError::Json { name: member.shown(), source })
+}
+
+fn blob<R: Read>(
+    tar: &mut RawTar<R>,
+    digest: &Digest,
+    size: u64,
+    take: &mut TakeBlob<'_>,
+) -> Result<(), ArchiveError> {
+    let position = tar.position();
+    let mut content = Verified::new(&mut *tar, *digest, size);
+    let taken = match content.check_empty() {
+        Ok(()) => take(digest, size, position, &mut content),
+        Err(error) => Err(error),
+    };
+    // A fault of the archive comes before what the sink made of it.
+    let taken = taken.and_then(|()| io::copy(&mut content, &mut io::sink()).map(drop));
+    match content.fault {
+        Some(fault) => Err(fault),
+        None => taken.map_err(|source| ArchiveError::Sink { digest: *digest, source }),
+    }
+}
+
+pub(super) fn read_error(source: io::Error) -> ArchiveError {
+    match source.kind() {
+        io::ErrorKind::UnexpectedEof => ArchiveError::Truncated,
+        _ => ArchiveError::Read { source },
+    }
+}
+
+/// Content that gives an error in place of its last bytes if its digest is not the declared one.
+pub(crate) struct Verified<R> {
+    inner: R,
+    declared: Digest,
+    sum: Sha256,
+    left: u64,
+    /// Why reading failed, for whoever gets only an I/O error through someone else's hands.
+    pub(crate) fault: Option<ArchiveError>,
+}
+
+impl<R: Read> Verified<R> {
+    pub(crate) fn new(inner: R, declared: Digest, size: u64) -> Self {
+        Self { inner, declared, sum: Sha256::new(), left: size, fault: None }
+    }
+
+    /// A blob without content has no last bytes to hold back.
+    fn check_empty(&mut self) -> io::Result<()> {
+        if self.left == 0 { self.check() } else { Ok(()) }
+    }
+
+    fn check(&mut self) -> io::Result<()> {
+        let actual = Digest::from_sha256(self.sum.finalize_reset().into());
+        if actual == self.declared {
+            return Ok(());
+        }
+        let fault = ArchiveError::Mismatch { declared: self.declared, actual };
+        let error = io::Error::new(io::ErrorKind::InvalidData, fault.to_string());
+        self.fault = Some(fault);
+        Err(error)
+    }
+}
+
+impl<R: Read> Read for Verified<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(fault) = &self.fault {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, fault.to_string()));
+        }
+        let room = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        if room == 0 {
+            return Ok(0);
+        }
+        let count = match self.inner.read(&mut buffer[..room]) {
+            Ok(0) => {
+                self.fault = Some(ArchiveError::Truncated);
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
+            Err(error) => {
+                let copy = io::Error::new(error.kind(), error.to_string());
+                self.fault = Some(read_error(error));
+                return Err(copy);
+            }
+        };
+        self.sum.update(&buffer[..count]);
+        self.left -= count as u64;
+        if self.left == 0 {
+            self.check()?;
+        }
+        Ok(count)
+    }
+}

@@ -1,0 +1,168 @@
+use std::io::{self, Read, Write};
+
+use hearth_proto::value::Digest;
+use tar::EntryType;
+
+use super::read::Verified;
+use crate::image::{Descriptor, IMAGE_NAME, Index, Manifest, Platform, REF_NAME};
+use crate::layer::header::{END, Record, encode, padding};
+
+const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+
+/// Where the content of blobs comes from when an archive is written.
+pub trait BlobSource: std::fmt::Debug + Send + Sync {
+    fn open(&self, digest: &Digest) -> io::Result<Box<dyn Read + '_>>;
+}
+
+/// Opens any blob of a layout.
+pub type OpenBlob<'a> = dyn Fn(&Digest) -> io::Result<Box<dyn Read + 'a>> + 'a;
+
+/// The members of an archive in their order, with their sizes: small ones here, layers by digest.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    members: Vec<Planned>,
+    manifest: Descriptor,
+}
+
+#[derive(Debug, Clone)]
+struct Planned {
+    path: String,
+    content: Content,
+}
+
+#[derive(Debug, Clone)]
+enum Content {
+    Dir,
+    Bytes(Vec<u8>),
+    Blob { digest: Digest, size: u64 },
+}
+
+impl Layout {
+    /// Lays out one image. `config` and `manifest` are the exact bytes, `parsed` is the manifest's
+    /// value; `tag` is the whole reference; `docker` adds what `docker load` looks for.
+    pub fn new(
+        config: &[u8],
+        manifest: &[u8],
+        parsed: &Manifest,
+        platform: &Platform,
+        tag: Option<&str>,
+        docker: bool,
+    ) -> serde_json::Result<Self> {
+        let digest = sha256(manifest);
+        let mut descriptor = Descriptor::new(&parsed.media_type, digest, manifest.len() as u64);
+        descriptor.platform = Some(platform.clone());
+        if let Some(tag) = tag {
+            for key in [REF_NAME, IMAGE_NAME] {
+                descriptor.annotations.insert(key.to_owned(), tag.to_owned());
+            }
+        }
+        let index = serde_json::to_vec(&Index::new(vec![descriptor.clone()]))?;
+
+        let bytes = |path: &str, bytes: &[u8]| Planned {
+            path: path.to_owned(),
+            content: Content::Bytes(bytes.to_vec()),
+        };
+        let dir = |path: &str| Planned { path: path.to_owned(), content: Content::Dir };
+        let mut members = vec![bytes("oci-layout", OCI_LAYOUT), bytes("index.json", &index)];
+        if docker {
+            members.push(bytes("manifest.json", &docker_manifest(parsed, tag)?));
+        }
+        members.extend([dir("blobs/"), dir("blobs/sha256/")]);
+        members.push(bytes(&blob_path(&digest), manifest));
+        members.push(bytes(&blob_path(&parsed.config.digest), config));
+        for layer in &parsed.layers {
+            let path = blob_path(&layer.digest);
+            // A layer that an image holds twice is one blob.
+            if members.iter().all(|member| member.path != path) {
+                let content = Content::Blob { digest: layer.digest, size: layer.size };
+                members.push(Planned { path, content });
+            }
+        }
+        Ok(Self { members, manifest: descriptor })
+    }
+
+    /// The image's descriptor as it stands in the index.
+    pub fn manifest(&self) -> &Descriptor {
+        &self.manifest
+    }
+
+    /// Length of the whole archive in bytes.
+    pub fn size(&self) -> u64 {
+        let member = |member: &Planned| {
+            let size = member.content.size();
+            member.header().len() as u64 + size + padding(size) as u64
+        };
+        self.members.iter().map(member).sum::<u64>() + END.len() as u64
+    }
+
+    /// Writes the archive. Each blob is verified once more on its way.
+    pub fn write(&self, out: &mut dyn Write, open: &OpenBlob<'_>) -> io::Result<()> {
+        let mut buffer = vec![0u8; 256 * 1024];
+        for member in &self.members {
+            out.write_all(&member.header())?;
+            match &member.content {
+                Content::Dir => {}
+                Content::Bytes(bytes) => out.write_all(bytes)?,
+                Content::Blob { digest, size } => {
+                    let mut content = Verified::new(open(digest)?, *digest, *size);
+                    loop {
+                        match content.read(&mut buffer) {
+                            Ok(0) => break,
+                            Ok(count) => out.write_all(&buffer[..count])?,
+                            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                            Err(error) => return Err(error),
+                        }
+                    }
+                }
+            }
+            out.write_all(&END[..padding(member.content.size())])?;
+        }
+        out.write_all(&END)?;
+        out.flush()
+    }
+}
+
+impl Content {
+    fn size(&self) -> u64 {
+        match self {
+            Self::Dir => 0,
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Blob { size, .. } => *size,
+        }
+    }
+}
+
+impl Planned {
+    fn header(&self) -> Vec<u8> {
+        let (kind, mode) = match self.content {
+            Content::Dir => (EntryType::Directory, 0o755),
+            _ => (EntryType::Regular, 0o644),
+        };
+        let path = self.path.clone().into_bytes();
+        encode(&Record { path, link: b"", kind, mode, size: self.content.size(), mtime: 0 }, &[])
+    }
+}
+
+pub(crate) fn sha256(bytes: &[u8]) -> Digest {
+    Digest::from_sha256(<sha2::Sha256 as sha2::Digest>::digest(bytes).into())
+}
+
+fn blob_path(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+#[derive(serde::Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerManifest {
+    config: String,
+    repo_tags: Vec<String>,
+    layers: Vec<String>,
+}
+
+fn docker_manifest(manifest: &Manifest, tag: Option<&str>) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&[DockerManifest {
+        config: blob_path(&manifest.config.digest),
+        repo_tags: tag.map(str::to_owned).into_iter().collect(),
+        layers: manifest.layers.iter().map(|layer| blob_path(&layer.digest)).collect(),
+    }])
+}

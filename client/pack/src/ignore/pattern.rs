@@ -1,0 +1,142 @@
+use super::clean::{check_glob, clean};
+use super::regex::Regex;
+
+/// One pattern, ready to match.
+#[derive(Debug, Clone)]
+pub(super) struct Pattern {
+    text: String,
+    negated: bool,
+    form: Form,
+}
+
+/// How a pattern is compared. The three plain forms look at the bytes of the pattern as they
+/// stand, so that `^` is an anchor only where something else made a regular expression of it.
+#[derive(Debug, Clone)]
+enum Form {
+    Exact,
+    /// `dir/**`
+    Prefix,
+    /// `**/name`
+    Suffix,
+    Regex(Regex),
+}
+
+impl Pattern {
+    /// `None` for a blank pattern.
+    pub(super) fn parse(text: &str) -> Result<Option<Self>, &'static str> {
+        let trimmed = text.trim();
+        if trimmed.is_empty() {
+            return Ok(None);
+        }
+        let cleaned = clean(trimmed);
+        let (negated, text) = match cleaned.strip_prefix('!') {
+            Some("") => return Err("a `!` alone brings nothing back"),
+            Some(rest) => (true, rest.to_owned()),
+            None => (false, cleaned),
+        };
+        check_glob(&text)?;
+        let form = form(&text)?;
+        Ok(Some(Self { text, negated, form }))
+    }
+
+    pub(super) fn negated(&self) -> bool {
+        self.negated
+    }
+
+    pub(super) fn matches(&self, path: &[u8]) -> bool {
+        let text = self.text.as_bytes();
+        match &self.form {
+            Form::Exact => path == text,
+            Form::Prefix => path.starts_with(&text[..text.len() - 2]),
+            Form::Suffix => {
+                let suffix = &text[2..];
+                path.ends_with(suffix) || suffix.strip_prefix(b"/").is_some_and(|name| path == name)
+            }
+            Form::Regex(regex) => regex.matches(path),
+        }
+    }
+
+    /// Whether the pattern matches `path` or any directory above it.
+    pub(super) fn matches_at_or_above(&self, path: &[u8]) -> bool {
+        self.matches(path)
+            || path.iter().enumerate().any(|(index, &byte)| byte == b'/' && self.matches(&path[..index]))
+    }
+
+    /// The directory a pattern starts with, without a final `/**` or `/*`.
+    pub(super) fn stem(&self) -> &str {
+        let stem = self.text.strip_suffix("/**").unwrap_or(&self.text);
+        stem.strip_suffix("/*").unwrap_or(stem)
+    }
+
+    /// Whether the stem is a plain path, so that it tells which directories can hold a match.
+    pub(super) fn is_plain(&self) -> bool {
+        !self.stem().contains(['*', '[', ']', '?', '^', '\\'])
+    }
+}
+
+fn form(text: &str) -> Result<Form, &'static str> {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Seen {
+        Exact,
+        Prefix,
+        Suffix,
+        Regex,
+    }
+    let mut seen = Seen::Exact;
+    let mut source = String::new();
+    // The scanner that Docker reads patterns with drops a byte order mark at the start.
+    let mut rest = text.strip_prefix('\u{feff}').unwrap_or(text).chars().peekable();
+    let mut first = true;
+    while let Some(c) = rest.next() {
+        match c {
+            '*' if rest.next_if_eq(&'*').is_some() => {
+                rest.next_if_eq(&'/');
+                if rest.peek().is_some() {
+                    source.push_str("(.*/)?");
+                    seen = Seen::Regex;
+                } else if seen == Seen::Exact {
+                    seen = Seen::Prefix;
+                } else {
+                    source.push_str(".*");
+                    seen = Seen::Regex;
+                }
+                if first {
+                    seen = Seen::Suffix;
+                }
+            }
+            '*' => {
+                source.push_str("[^/]*");
+                seen = Seen::Regex;
+            }
+            '?' => {
+                source.push_str("[^/]");
+                seen = Seen::Regex;
+            }
+            // `|`, `{` and `}` belong here too, but the matcher's table has no room for them: they
+            // keep their meaning in an expression.
+            '.' | '+' | '(' | ')' | '$' => {
+                source.push('\\');
+                source.push(c);
+            }
+            '\\' => {
+                source.push('\\');
+                if let Some(escaped) = rest.next() {
+                    source.push(escaped);
+                    seen = Seen::Regex;
+                }
+            }
+            '[' | ']' => {
+                source.push(c);
+                seen = Seen::Regex;
+            }
+            _ => source.push(c),
+        }
+        first = false;
+    }
+    Ok(match seen {
+        Seen::Exact => Form::Exact,
+        Seen::Prefix => Form::Prefix,
+        Seen::Suffix => Form::Suffix,
+        Seen::Regex => Form::Regex(Regex::parse(&source)?),
+    })
+}

@@ -1,0 +1,218 @@
+//! The part of Go's regular expression syntax that an ignore pattern can reach.
+//!
+//! Patterns are rewritten into an expression (`*` to `[^/]*`, `**/` to `(.*/)?`), and what stands
+//! in them between `[` and `]`, after `\`, or as `^`, `|` and `{2}` keeps its meaning there.
+//! Groups cannot be reached: their characters are escaped on the way. An expression is therefore
+//! a choice of flat lists of steps, run over the path as a set of states: time is linear in the
+//! path, whatever the pattern. Unicode classes (`\pL`) are refused.
+
+mod class;
+mod repeat;
+
+use std::iter::Peekable;
+use std::str::Chars;
+
+use class::Class;
+
+#[derive(Debug, Clone)]
+pub(super) struct Regex {
+    /// The lists between `|`. Only the first starts at the start of the path, and only the last
+    /// ends at its end.
+    branches: Vec<Vec<Step>>,
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    One(Class),
+    /// `x{0,1}`
+    Maybe(Class),
+    /// `.*`, `[^/]*`
+    Many(Class),
+    /// `(.*/)?`
+    Directories,
+    Start,
+    End,
+    WordBoundary(bool),
+}
+
+const BAD_ESCAPE: &str = "a `\\` before a letter or digit that has no meaning there";
+const TOO_LONG: &str = "it repeats too much";
+
+/// Most steps of an expression; repeats are written out.
+const STEPS: usize = 20_000;
+
+impl Regex {
+    /// Parses the expression between the implied `^` and `$`.
+    pub(super) fn parse(source: &str) -> Result<Self, &'static str> {
+        let mut branches = vec![vec![Step::Start]];
+        let mut closed = true;
+        let mut rest = source.chars().peekable();
+        // Whether what came last is repeated already.
+        let mut repeated = false;
+        while let Some(c) = rest.next() {
+            let steps = branches.last_mut().ok_or(TOO_LONG)?;
+            if c == '{'
+                && let Some((least, most)) = repeat::bounds(&mut rest)?
+            {
+                if std::mem::replace(&mut repeated, true) {
+                    return Err("a repeat follows a repeat");
+                }
+                repeat::last(steps, least, most)?;
+                continue;
+            }
+            repeated = false;
+            match c {
+                '|' => branches.push(Vec::new()),
+                '(' => {
+                    // Only `(.*/)?` is ever written.
+                    rest.by_ref().take(5).for_each(drop);
+                    steps.push(Step::Directories);
+                    repeated = true;
+                }
+                '^' => steps.push(Step::Start),
+                '\\' => closed = escape(&mut rest, steps)?,
+                c => {
+                    let class = match c {
+                        '.' => Class::not('\n'),
+                        '[' => Class::parse(&mut rest)?,
+                        c => Class::one(c),
+                    };
+                    repeated = rest.next_if_eq(&'*').is_some();
+                    steps.push(if repeated { Step::Many(class) } else { Step::One(class) });
+                }
+            }
+            if branches.iter().map(Vec::len).sum::<usize>() > STEPS {
+                return Err(TOO_LONG);
+            }
+        }
+        if closed && let Some(last) = branches.last_mut() {
+            last.push(Step::End);
+        }
+        Ok(Self { branches })
+    }
+
+    /// Whether `path` matches. A byte that is not UTF-8 counts as U+FFFD.
+    pub(super) fn matches(&self, path: &[u8]) -> bool {
+        self.branches.iter().any(|steps| found(steps, path))
+    }
+}
+
+fn found(steps: &[Step], path: &[u8]) -> bool {
+    let anchored = matches!(steps.first(), Some(Step::Start));
+    let mut states = States::new(steps.len());
+    let mut chars = path.utf8_chunks().flat_map(|chunk| {
+        chunk.valid().chars().chain(chunk.invalid().iter().map(|_| char::REPLACEMENT_CHARACTER))
+    });
+    let mut before = None;
+    let mut next = chars.next();
+    loop {
+        states.at[0] |= before.is_none() || !anchored;
+        states.close(steps, before, next);
+        if states.at[steps.len()] {
+            return true;
+        }
+        let Some(c) = next else { return false };
+        if anchored && !states.any() {
+            return false;
+        }
+        states.step(steps, c);
+        before = Some(c);
+        next = chars.next();
+    }
+}
+
+/// The steps that may come next, and the `(.*/)?` that are under way.
+struct States {
+    at: Vec<bool>,
+    inside: Vec<bool>,
+    spare: Vec<bool>,
+}
+
+impl States {
+    fn new(steps: usize) -> Self {
+        Self { at: vec![false; steps + 1], inside: vec![false; steps + 1], spare: vec![false; steps + 1] }
+    }
+
+    fn any(&self) -> bool {
+        self.at.iter().chain(&self.inside).any(|&state| state)
+    }
+
+    /// Follows the steps that take no character. They only lead onwards, so one pass is enough.
+    fn close(&mut self, steps: &[Step], before: Option<char>, next: Option<char>) {
+        let word = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
+        for (index, step) in steps.iter().enumerate() {
+            if !self.at[index] {
+                continue;
+            }
+            let passes = match step {
+                Step::One(_) => false,
+                Step::Maybe(_) | Step::Many(_) => true,
+                Step::Directories => {
+                    self.inside[index] = true;
+                    true
+                }
+                Step::Start => before.is_none(),
+                Step::End => next.is_none(),
+                Step::WordBoundary(wanted) => (word(before) != word(next)) == *wanted,
+            };
+            self.at[index + 1] |= passes;
+        }
+    }
+
+    fn step(&mut self, steps: &[Step], c: char) {
+        self.spare.fill(false);
+        for (index, step) in steps.iter().enumerate() {
+            match step {
+                Step::One(class) | Step::Maybe(class) if self.at[index] && class.has(c) => {
+                    self.spare[index + 1] = true;
+                }
+                Step::Many(class) if self.at[index] && class.has(c) => self.spare[index] = true,
+                Step::Directories if self.inside[index] => {
+                    self.inside[index] = c != '\n';
+                    self.spare[index + 1] |= c == '/';
+                }
+                _ => {}
+            }
+        }
+        std::mem::swap(&mut self.at, &mut self.spare);
+    }
+}
+
+/// What follows a `\` outside a class. False if it took the end of the pattern with it.
+fn escape(rest: &mut Peekable<Chars<'_>>, steps: &mut Vec<Step>) -> Result<bool, &'static str> {
+    let step = match rest.peek() {
+        Some('A') => Step::Start,
+        Some('z') => Step::End,
+        Some('b') => Step::WordBoundary(true),
+        Some('B') => Step::WordBoundary(false),
+        Some('Q') => {
+            rest.next();
+            return Ok(quoted(rest, steps));
+        }
+        // It escapes the final `$`.
+        None => {
+            steps.push(Step::One(Class::one('$')));
+            return Ok(false);
+        }
+        _ => {
+            steps.push(Step::One(class::escaped(rest)?));
+            return Ok(true);
+        }
+    };
+    rest.next();
+    steps.push(step);
+    Ok(true)
+}
+
+/// `\Q...\E`; left open, it reaches over the end of the pattern and takes the final `$` with it.
+fn quoted(rest: &mut Peekable<Chars<'_>>, steps: &mut Vec<Step>) -> bool {
+    let mut literal = |c| steps.push(Step::One(Class::one(c)));
+    while let Some(c) = rest.next() {
+        if c == '\\' && rest.next_if_eq(&'E').is_some() {
+            return true;
+        }
+        literal(c);
+    }
+    literal('$');
+    false
+}

@@ -1,0 +1,63 @@
+//! Counted repeats, `x{2}`, `x{2,}`, `x{2,5}`.
+
+use std::iter::Peekable;
+use std::str::Chars;
+
+use super::{Step, TOO_LONG};
+
+/// Go refuses more.
+const MOST: u32 = 1000;
+
+/// The bounds after a `{`; `None` if it is no repeat, and the `{` stands for itself.
+pub(super) fn bounds(rest: &mut Peekable<Chars<'_>>) -> Result<Option<(u32, Option<u32>)>, &'static str> {
+    let mut ahead = rest.clone();
+    let Some(least) = number(&mut ahead) else { return Ok(None) };
+    let most = if ahead.next_if_eq(&',').is_none() {
+        Some(least)
+    } else if ahead.peek() == Some(&'}') {
+        None
+    } else {
+        match number(&mut ahead) {
+            Some(most) => Some(most),
+            None => return Ok(None),
+        }
+    };
+    if ahead.next() != Some('}') {
+        return Ok(None);
+    }
+    *rest = ahead;
+    if least > MOST || most.is_some_and(|most| most > MOST || most < least) {
+        return Err(TOO_LONG);
+    }
+    Ok(Some((least, most)))
+}
+
+/// Digits without a leading zero.
+fn number(rest: &mut Peekable<Chars<'_>>) -> Option<u32> {
+    let zero = rest.peek() == Some(&'0');
+    let mut number = rest.next().and_then(|c| c.to_digit(10))?;
+    while let Some(digit) = rest.peek().and_then(|c| c.to_digit(10)) {
+        if zero {
+            return None;
+        }
+        rest.next();
+        number = number.saturating_mul(10).saturating_add(digit);
+    }
+    Some(number)
+}
+
+/// Repeats the last of `steps`.
+pub(super) fn last(steps: &mut Vec<Step>, least: u32, most: Option<u32>) -> Result<(), &'static str> {
+    let step = steps.pop().ok_or("a repeat has nothing to repeat")?;
+    let Step::One(class) = step else {
+        // Anything else that can stand here takes no character: once is as good as often.
+        steps.extend((least > 0).then_some(step));
+        return Ok(());
+    };
+    steps.extend((0..least).map(|_| Step::One(class.clone())));
+    match most {
+        Some(most) => steps.extend((least..most).map(|_| Step::Maybe(class.clone()))),
+        None => steps.push(Step::Many(class)),
+    }
+    Ok(())
+}

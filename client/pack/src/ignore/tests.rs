@@ -1,0 +1,144 @@
+use super::*;
+
+#[derive(serde::Deserialize)]
+struct Cases {
+    paths: Vec<String>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(default)]
+#[derive(Default)]
+struct Answer {
+    file: String,
+    error: bool,
+    alone: Vec<String>,
+    walk: Vec<String>,
+}
+
+/// The cases, and what moby/patternmatcher 0.6 answers: see `integration-tests/patternmatcher`.
+fn cases() -> (Vec<String>, Vec<Answer>) {
+    let cases = include_str!("../../../../integration-tests/patternmatcher/cases.json");
+    let expected = include_str!("../../../../integration-tests/patternmatcher/expected.jsonl");
+    let cases: Cases = serde_json::from_str(cases).unwrap();
+    (cases.paths, expected.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+}
+
+fn walked(patterns: &Patterns, path: &str) -> bool {
+    let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
+    let parent = (false, ParentMatch::default());
+    ends.fold(parent, |(_, parent), at| patterns.matches_under(&path.as_bytes()[..at], &parent)).0
+}
+
+#[test]
+fn every_case_is_answered_as_docker_does() {
+    let (paths, answers) = cases();
+    assert!(answers.len() > 150);
+    let mut wrong = Vec::new();
+    for answer in answers {
+        let parsed = Patterns::parse_file(answer.file.as_bytes());
+        if parsed.is_err() != answer.error {
+            wrong.push(format!("{:?}: {:?}", answer.file, parsed.err()));
+            continue;
+        }
+        let Ok(patterns) = parsed else { continue };
+        for path in &paths {
+            let got = (patterns.matches(path.as_bytes()), walked(&patterns, path));
+            let expected = (answer.alone.contains(path), answer.walk.contains(path));
+            if got != expected {
+                wrong.push(format!("{:?} on {path:?}: {got:?}, not {expected:?}", answer.file));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn a_pattern_that_is_not_utf8_matches_no_such_name() {
+    let patterns = Patterns::parse_file(b"caf\xe9\n").unwrap();
+    assert!(!patterns.matches(b"caf\xe9"));
+}
+
+#[test]
+fn a_name_that_is_not_utf8_is_matched_character_by_character() {
+    let patterns = Patterns::parse_file(b"a?c\nx*\n").unwrap();
+    assert!(patterns.matches(b"a\xffc"));
+    assert!(patterns.matches(b"x\xff\xfe"));
+    assert!(!patterns.matches(b"a\xff\xffc"));
+}
+
+#[test]
+fn a_line_of_64_kib_is_refused_with_its_number() {
+    let line = |length| [b"first\n".as_slice(), &vec![b'a'; length], b"\nlast"].concat();
+    assert!(Patterns::parse_file(&line(65535)).is_ok());
+    let error = Patterns::parse_file(&line(65536)).unwrap_err();
+    assert_eq!(error.line, Some(2));
+    assert!(error.pattern.len() < 100);
+}
+
+#[test]
+fn an_error_names_line_and_pattern() {
+    let error = Patterns::parse_file(b"# one\nfine\n[a\n").unwrap_err();
+    assert_eq!((error.line, error.pattern.as_str()), (Some(3), "[a"));
+    assert_eq!(error.to_string(), "line 3: pattern `[a`: a `[` is not closed");
+}
+
+#[test]
+fn a_hostile_pattern_is_matched_in_linear_time() {
+    let patterns = Patterns::parse_file(format!("{}b", "*a".repeat(500)).as_bytes()).unwrap();
+    assert!(!patterns.matches(&vec![b'a'; 4000]));
+    assert!(Patterns::parse_file("a{1000}".repeat(1000).as_bytes()).is_ok(), "a plain name");
+    assert!(Patterns::parse_file(format!("*{}", "a{1000}".repeat(1000)).as_bytes()).is_err());
+}
+
+/// Paths in walk order, a final `/` marks a directory.
+fn shown(includes: &[&str], excludes: &[&str], tree: &[&str]) -> Vec<String> {
+    let filter = Filter::new(includes, excludes).unwrap();
+    let mut walk = filter.walk();
+    let mut shown = Vec::new();
+    let mut pruned: Option<String> = None;
+    for path in tree {
+        if pruned.as_ref().is_some_and(|dir| path.starts_with(dir.as_str())) {
+            continue;
+        }
+        let clean = path.trim_end_matches('/');
+        match walk.visit(clean.as_bytes(), path.ends_with('/'), clean.to_owned()) {
+            Visit::Keep { late } => {
+                shown.extend(late);
+                shown.push(clean.to_owned());
+            }
+            Visit::Hide => {}
+            Visit::Prune => pruned = Some((*path).to_owned()),
+        }
+    }
+    shown
+}
+
+const TREE: [&str; 8] = ["a/", "a/b/", "a/b/c.go", "a/b/d.md", "a/e.go", "f/", "f/g.go", "h.md"];
+
+#[test]
+fn a_directory_is_shown_late_when_something_in_it_is_kept() {
+    assert_eq!(shown(&[], &["a", "!a/b/c.go"], &TREE), ["a", "a/b", "a/b/c.go", "f", "f/g.go", "h.md"]);
+    assert_eq!(shown(&["**/*.md"], &[], &TREE), ["a", "a/b", "a/b/d.md", "h.md"]);
+    assert_eq!(shown(&["a", "h.md"], &["**/*.go"], &TREE), ["a", "a/b", "a/b/d.md", "h.md"]);
+}
+
+#[test]
+fn a_directory_that_cannot_hold_anything_shown_is_pruned() {
+    let filter = Filter::new(["a/b/*"], ["a/b/c.go", "f", "!f/g.go"]).unwrap();
+    let mut walk = filter.walk();
+    assert_eq!(walk.visit(b"a", true, 1), Visit::Hide);
+    assert_eq!(walk.visit(b"a/b", true, 2), Visit::Hide);
+    assert_eq!(walk.visit(b"a/b/c.go", false, 3), Visit::Hide);
+    assert_eq!(walk.visit(b"a/b/d.md", false, 4), Visit::Keep { late: vec![1, 2] });
+    assert_eq!(walk.visit(b"a/x", true, 5), Visit::Prune);
+    assert_eq!(walk.visit(b"f", true, 6), Visit::Prune);
+}
+
+#[test]
+fn no_patterns_show_everything() {
+    let none: [&str; 0] = [];
+    let filter = Filter::new(none, none).unwrap();
+    assert!(filter.is_empty());
+    assert_eq!(shown(&[], &[], &TREE).len(), TREE.len());
+    assert!(filter.allows(b"anything"));
+}

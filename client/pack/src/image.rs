@@ -1,0 +1,109 @@
+//! The JSON of an image: config, manifest and index, by the OCI image spec 1.1, as far as a pack
+//! writes or reads it. Field order is fixed, so equal values are equal bytes.
+
+mod command;
+mod config;
+mod platform;
+
+use std::collections::BTreeMap;
+
+use hearth_proto::value::Digest;
+use serde::{Deserialize, Deserializer, Serialize};
+
+pub use command::{CommandError, parse_command};
+pub use config::{ConfigError, ConfigFlags, History, ImageConfig, RootFs, RunConfig};
+pub use platform::{Platform, PlatformError};
+
+pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+
+/// The tag, or the whole reference, of a descriptor in an index.
+pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// The whole reference, as containerd and buildctl read it.
+pub const IMAGE_NAME: &str = "io.containerd.image.name";
+
+/// What points at a blob.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    pub media_type: String,
+    pub digest: Digest,
+    pub size: u64,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "or_null")]
+    pub annotations: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Platform>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    pub schema_version: u32,
+    #[serde(default)]
+    pub media_type: String,
+    pub config: Descriptor,
+    #[serde(default, deserialize_with = "or_null")]
+    pub layers: Vec<Descriptor>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "or_null")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Index {
+    pub schema_version: u32,
+    #[serde(default)]
+    pub media_type: String,
+    #[serde(default, deserialize_with = "or_null")]
+    pub manifests: Vec<Descriptor>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "or_null")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Descriptor {
+    pub fn new(media_type: &str, digest: Digest, size: u64) -> Self {
+        Self { media_type: media_type.to_owned(), digest, size, annotations: BTreeMap::new(), platform: None }
+    }
+
+    /// Whether it points at another index rather than at an image.
+    pub fn is_index(&self) -> bool {
+        self.media_type == INDEX || self.media_type == DOCKER_LIST
+    }
+
+    pub fn is_manifest(&self) -> bool {
+        self.media_type == MANIFEST || self.media_type == DOCKER_MANIFEST
+    }
+}
+
+impl Manifest {
+    pub fn new(config: Descriptor, layers: Vec<Descriptor>) -> Self {
+        Self {
+            schema_version: 2,
+            media_type: MANIFEST.to_owned(),
+            config,
+            layers,
+            annotations: BTreeMap::new(),
+        }
+    }
+}
+
+impl Index {
+    pub fn new(manifests: Vec<Descriptor>) -> Self {
+        Self { schema_version: 2, media_type: INDEX.to_owned(), manifests, annotations: BTreeMap::new() }
+    }
+}
+
+/// Go writes `null` for an empty list or map.
+fn or_null<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,59 @@
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    #[error("`{given}` starts like a JSON list but is none of strings: {reason}")]
+    Json { given: String, reason: String },
+    #[error("`{given}`: a {quote} is not closed")]
+    Open { given: String, quote: &'static str },
+}
+
+/// Reads an entrypoint or command: a JSON list of strings is taken as it is; anything else is
+/// split into words as a POSIX shell would, with quotes and backslashes, and without running one.
+/// Nothing is expanded: `$HOME`, `*`, `&&` and `>` stay words. An empty text is an empty command.
+pub fn parse_command(text: &str) -> Result<Vec<String>, CommandError> {
+    if text.trim_start().starts_with('[') {
+        return serde_json::from_str(text)
+            .map_err(|error| CommandError::Json { given: text.to_owned(), reason: error.to_string() });
+    }
+    words(text).map_err(|quote| CommandError::Open { given: text.to_owned(), quote })
+}
+
+fn words(text: &str) -> Result<Vec<String>, &'static str> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '\'' => {
+                let word = word.get_or_insert_default();
+                loop {
+                    match rest.next().ok_or("single quote")? {
+                        '\'' => break,
+                        c => word.push(c),
+                    }
+                }
+            }
+            '"' => {
+                let word = word.get_or_insert_default();
+                loop {
+                    match rest.next().ok_or("double quote")? {
+                        '"' => break,
+                        '\\' => match rest.next().ok_or("double quote")? {
+                            '\n' => {}
+                            c @ ('$' | '`' | '"' | '\\') => word.push(c),
+                            c => word.extend(['\\', c]),
+                        },
+                        c => word.push(c),
+                    }
+                }
+            }
+            '\\' => match rest.next() {
+                Some('\n') => {}
+                escaped => word.get_or_insert_default().push(escaped.unwrap_or('\\')),
+            },
+            ' ' | '\t' | '\n' | '\r' => words.extend(word.take()),
+            c => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    Ok(words)
+}

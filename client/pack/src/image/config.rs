@@ -1,0 +1,192 @@
+use std::collections::BTreeMap;
+
+use hearth_proto::value::Digest;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{Platform, or_null};
+
+/// An image config. What a base declares beyond these fields is kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ImageConfig {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
+    #[serde(flatten)]
+    pub platform: Platform,
+    #[serde(default, deserialize_with = "or_null")]
+    pub config: RunConfig,
+    pub rootfs: RootFs,
+    #[serde(default, deserialize_with = "or_null")]
+    pub history: Vec<History>,
+    #[serde(flatten)]
+    pub other: BTreeMap<String, Value>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootFs {
+    #[serde(rename = "type")]
+    pub kind: String,
+    #[serde(default, deserialize_with = "or_null")]
+    pub diff_ids: Vec<Digest>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct History {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub author: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub comment: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub empty_layer: bool,
+}
+
+/// How a container of the image runs (the field `config`).
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct RunConfig {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    #[serde(skip_serializing_if = "Map::is_empty", deserialize_with = "or_null")]
+    pub exposed_ports: Map<String, Value>,
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_null")]
+    pub env: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cmd: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Map::is_empty", deserialize_with = "or_null")]
+    pub volumes: Map<String, Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub working_dir: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "or_null")]
+    pub labels: BTreeMap<String, String>,
+    #[serde(flatten)]
+    pub other: BTreeMap<String, Value>,
+}
+
+/// What a pack is told to declare. Lists hold what the user wrote; [`ConfigFlags::apply`] checks.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ConfigFlags {
+    /// Already split, see [`super::parse_command`].
+    pub entrypoint: Option<Vec<String>>,
+    pub cmd: Option<Vec<String>>,
+    /// `NAME=value`
+    pub env: Vec<String>,
+    pub workdir: Option<String>,
+    pub user: Option<String>,
+    /// `key=value`, or `key` for an empty value.
+    pub labels: Vec<String>,
+    /// `port[/tcp|udp|sctp]`
+    pub expose: Vec<String>,
+    /// Absolute paths.
+    pub volumes: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{flag} `{given}`: {reason}")]
+pub struct ConfigError {
+    pub flag: &'static str,
+    pub given: String,
+    pub reason: &'static str,
+}
+
+impl ImageConfig {
+    /// The config of an image without layers.
+    pub fn new(platform: Platform) -> Self {
+        Self {
+            created: None,
+            platform,
+            config: RunConfig::default(),
+            rootfs: RootFs { kind: "layers".to_owned(), diff_ids: Vec::new() },
+            history: Vec::new(),
+            other: BTreeMap::new(),
+        }
+    }
+
+    /// Adds a layer on top.
+    pub fn add_layer(&mut self, diff_id: Digest, created: &str, created_by: &str) {
+        self.created = Some(created.to_owned());
+        // A base may come without history; a partial one would belong to the wrong layers.
+        let recorded = self.history.iter().filter(|entry| !entry.empty_layer).count();
+        let missing = self.rootfs.diff_ids.len().saturating_sub(recorded);
+        self.history.extend((0..missing).map(|_| History::default()));
+        self.rootfs.diff_ids.push(diff_id);
+        self.history.push(History {
+            created: Some(created.to_owned()),
+            created_by: Some(created_by.to_owned()),
+            ..History::default()
+        });
+    }
+}
+
+impl ConfigFlags {
+    /// Writes what was given over `config`. As in a Dockerfile, a new entrypoint drops the base's
+    /// command, and environment variables and labels are replaced by name.
+    pub fn apply(&self, config: &mut RunConfig) -> Result<(), ConfigError> {
+        let wrong = |flag, given: &str, reason| Err(ConfigError { flag, given: given.to_owned(), reason });
+        if let Some(entrypoint) = &self.entrypoint {
+            config.entrypoint = Some(entrypoint.clone()).filter(|words| !words.is_empty());
+            config.cmd = None;
+        }
+        if let Some(cmd) = &self.cmd {
+            config.cmd = Some(cmd.clone()).filter(|words| !words.is_empty());
+        }
+        for variable in &self.env {
+            let Some((name, _)) = variable.split_once('=').filter(|(name, _)| !name.is_empty()) else {
+                return wrong("--env", variable, "write NAME=value");
+            };
+            let same = |old: &String| old.split_once('=').map_or(old.as_str(), |(old, _)| old) == name;
+            match config.env.iter_mut().find(|old| same(old)) {
+                Some(old) => old.clone_from(variable),
+                None => config.env.push(variable.clone()),
+            }
+        }
+        if let Some(workdir) = &self.workdir {
+            if !workdir.starts_with('/') {
+                return wrong("--workdir", workdir, "write an absolute path");
+            }
+            config.working_dir = Some(crate::ignore::clean(workdir));
+        }
+        if let Some(user) = &self.user {
+            config.user = Some(user.clone());
+        }
+        for label in &self.labels {
+            let (key, value) = label.split_once('=').unwrap_or((label, ""));
+            if key.is_empty() {
+                return wrong("--label", label, "write key=value");
+            }
+            config.labels.insert(key.to_owned(), value.to_owned());
+        }
+        for port in &self.expose {
+            let Some(port) = port_key(port) else {
+                return wrong(
+                    "--expose",
+                    port,
+                    "write a port from 1 to 65535, with /tcp, /udp or /sctp if needed",
+                );
+            };
+            config.exposed_ports.insert(port, Value::Object(Map::new()));
+        }
+        for volume in &self.volumes {
+            if !volume.starts_with('/') {
+                return wrong("--volume", volume, "write an absolute path");
+            }
+            config.volumes.insert(crate::ignore::clean(volume), Value::Object(Map::new()));
+        }
+        // The map of JSON keeps its order only in some builds.
+        config.exposed_ports.sort_keys();
+        config.volumes.sort_keys();
+        Ok(())
+    }
+}
+
+fn port_key(text: &str) -> Option<String> {
+    let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let number: u16 = number.parse().ok().filter(|&number| number != 0)?;
+    matches!(protocol, "tcp" | "udp" | "sctp").then(|| format!("{number}/{protocol}"))
+}

@@ -1,0 +1,88 @@
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// What an image runs on, in Go's words: `linux`, `arm64`, `v8`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Platform {
+    #[serde(default)]
+    pub architecture: String,
+    #[serde(default)]
+    pub os: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{given}` is no platform; write an architecture such as amd64, arm64 or arm/v7")]
+pub struct PlatformError {
+    given: String,
+}
+
+impl Platform {
+    pub fn linux(architecture: &str, variant: Option<&str>) -> Self {
+        Self {
+            architecture: architecture.to_owned(),
+            os: "linux".to_owned(),
+            variant: variant.map(str::to_owned),
+        }
+    }
+
+    /// Whether an image for `self` serves where `wanted` was asked for. A variant that was not
+    /// asked for, or is not declared, or is the usual one of its architecture, does not matter.
+    pub fn serves(&self, wanted: &Self) -> bool {
+        let usual = |platform: &Self| match (platform.architecture.as_str(), platform.variant.as_deref()) {
+            ("arm64", Some("v8")) | ("amd64", Some("v1")) => None,
+            (_, variant) => variant.filter(|variant| !variant.is_empty()).map(str::to_owned),
+        };
+        let (have, want) = (usual(self), usual(wanted));
+        self.os == wanted.os
+            && self.architecture == wanted.architecture
+            && (have == want || have.is_none() || want.is_none())
+    }
+}
+
+/// What a pack declares where nothing is asked: one answer on every machine, for the digest must
+/// not depend on where a pack is made.
+impl Default for Platform {
+    fn default() -> Self {
+        Self::linux("amd64", None)
+    }
+}
+
+/// `[linux/]architecture[/variant]`; `x86_64` and `aarch64` are understood.
+impl FromStr for Platform {
+    type Err = PlatformError;
+
+    fn from_str(text: &str) -> Result<Self, PlatformError> {
+        let error = || PlatformError { given: text.chars().take(100).collect() };
+        let rest = text.strip_prefix("linux/").unwrap_or(text);
+        let (architecture, variant) = match rest.split_once('/') {
+            Some((architecture, variant)) => (architecture, Some(variant)),
+            None => (rest, None),
+        };
+        let word = |word: &str| {
+            !word.is_empty()
+                && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+        };
+        if !word(architecture) || !variant.is_none_or(word) {
+            return Err(error());
+        }
+        Ok(match (architecture, variant) {
+            ("x86_64", variant) => Self::linux("amd64", variant),
+            ("aarch64", variant) => Self::linux("arm64", variant.filter(|variant| *variant != "v8")),
+            ("arm64", Some("v8")) => Self::linux("arm64", None),
+            ("armhf", None) => Self::linux("arm", Some("v7")),
+            ("linux" | "windows" | "darwin", _) => return Err(error()),
+            (architecture, variant) => Self::linux(architecture, variant),
+        })
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        self.variant.iter().try_for_each(|variant| write!(f, "/{variant}"))
+    }
+}

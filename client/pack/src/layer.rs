@@ -1,0 +1,194 @@
+//! One tar layer of a tree: the same bytes on any machine, at any time, as any user.
+//!
+//! Headers are POSIX (ustar with PAX records where a name, a link or a size does not fit, and
+//! for xattrs as `SCHILY.xattr.*`), as Go's own writer makes them. Owner is 0/0 without names,
+//! every time is the one given. Holes of sparse files are written as zeros.
+//!
+//! Content is streamed: read and hashed here, compressed by zstd's own threads, hashed again.
+
+mod compress;
+mod content;
+pub(crate) mod header;
+
+use std::io::Write;
+
+use hearth_proto::value::Digest;
+use sha2::{Digest as _, Sha256};
+
+use crate::walk::{Entry, EntryKind, Tree, shown};
+pub use compress::Compression;
+use compress::Compressor;
+use header::Record;
+
+/// How the layer is written.
+#[derive(Debug, Clone)]
+pub struct LayerOptions {
+    pub compression: Compression,
+    /// Time of every entry, in seconds since 1970: 0, or `SOURCE_DATE_EPOCH`.
+    pub mtime: u64,
+    /// Threads that compress; the output does not depend on it. None: one for each core.
+    pub workers: Option<u32>,
+}
+
+impl Default for LayerOptions {
+    fn default() -> Self {
+        Self { compression: Compression::Zstd, mtime: 0, workers: None }
+    }
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// Digest of the compressed bytes.
+    pub digest: Digest,
+    /// Digest of the tar.
+    pub diff_id: Digest,
+    /// Compressed bytes.
+    pub size: u64,
+    /// Bytes of the tar.
+    pub uncompressed_size: u64,
+    pub compression: Compression,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    #[error(
+        "{path}: a name that starts with `.wh.` would delete a file of the image instead of adding one; exclude or rename it"
+    )]
+    Whiteout { path: String },
+    #[error("{path}: cannot read: {source}")]
+    Read { path: String, source: std::io::Error },
+    #[error("{path}: changed while it was packed ({change})")]
+    Changed { path: String, change: &'static str },
+    #[error("cannot write the layer: {source}")]
+    Write { source: std::io::Error },
+}
+
+/// How far a layer is: entries and bytes of content that have been read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LayerProgress {
+    pub entries: u64,
+    pub bytes: u64,
+}
+
+/// Writes `tree` as a layer to `out`.
+pub fn write(
+    tree: &Tree,
+    options: &LayerOptions,
+    out: &mut dyn Write,
+    progress: &mut dyn FnMut(LayerProgress),
+) -> Result<Layer, LayerError> {
+    if let Some(entry) = tree.entries.iter().find(|entry| entry.name().starts_with(b".wh.")) {
+        return Err(LayerError::Whiteout { path: shown(&entry.path) });
+    }
+    let mut stream = Stream::new(options, out).map_err(|source| LayerError::Write { source })?;
+    let mut opener = tree.opener();
+    let mut at = LayerProgress::default();
+    for entry in &tree.entries {
+        match &entry.kind {
+            EntryKind::File => {
+                let mut file = content::open(&mut opener, entry)?;
+                stream.entry(entry, &file.xattrs, options.mtime)?;
+                file.copy(&mut stream, &mut |bytes| {
+                    at.bytes += bytes;
+                    progress(at);
+                })?;
+                stream.pad(entry.size)?;
+            }
+            EntryKind::Dir => {
+                let xattrs = content::dir_xattrs(&mut opener, entry)?;
+                stream.entry(entry, &xattrs, options.mtime)?;
+            }
+            EntryKind::Symlink { .. } | EntryKind::Hardlink { .. } => {
+                stream.entry(entry, &[], options.mtime)?;
+            }
+        }
+        at.entries += 1;
+    }
+    progress(at);
+    stream.finish(options.compression)
+}
+
+/// Content goes through a buffer, so that small files cost no small writes.
+const BUFFER: usize = 256 * 1024;
+
+/// The tar on its way: hashed, compressed, hashed.
+struct Stream<'a> {
+    buffer: Vec<u8>,
+    tar: Sha256,
+    written: u64,
+    out: Compressor<Hashing<'a>>,
+}
+
+struct Hashing<'a> {
+    inner: &'a mut dyn Write,
+    sum: Sha256,
+    written: u64,
+}
+
+impl<'a> Stream<'a> {
+    fn new(options: &LayerOptions, out: &'a mut dyn Write) -> std::io::Result<Self> {
+        let out = Hashing { inner: out, sum: Sha256::new(), written: 0 };
+        Ok(Self {
+            buffer: Vec::with_capacity(BUFFER),
+            tar: Sha256::new(),
+            written: 0,
+            out: Compressor::new(options.compression, options.workers, out)?,
+        })
+    }
+
+    fn entry(&mut self, entry: &Entry, xattrs: &[(Vec<u8>, Vec<u8>)], mtime: u64) -> Result<(), LayerError> {
+        let header = header::encode(&Record::of(entry, mtime), xattrs);
+        self.bytes(&header)
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> Result<(), LayerError> {
+        if self.buffer.len() + bytes.len() > BUFFER {
+            self.flush()?;
+        }
+        self.buffer.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Zeros up to the next block after content of `size` bytes.
+    fn pad(&mut self, size: u64) -> Result<(), LayerError> {
+        self.bytes(&[0; header::BLOCK][..header::padding(size)])
+    }
+
+    fn flush(&mut self) -> Result<(), LayerError> {
+        self.tar.update(&self.buffer);
+        self.written += self.buffer.len() as u64;
+        self.out.write_all(&self.buffer).map_err(|source| LayerError::Write { source })?;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    fn finish(mut self, compression: Compression) -> Result<Layer, LayerError> {
+        self.bytes(&header::END)?;
+        self.flush()?;
+        let out = self.out.finish().map_err(|source| LayerError::Write { source })?;
+        Ok(Layer {
+            digest: Digest::from_sha256(out.sum.finalize().into()),
+            diff_id: Digest::from_sha256(self.tar.finalize().into()),
+            size: out.written,
+            uncompressed_size: self.written,
+            compression,
+        })
+    }
+}
+
+impl Write for Hashing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let count = self.inner.write(bytes)?;
+        self.sum.update(&bytes[..count]);
+        self.written += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests;

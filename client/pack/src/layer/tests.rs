@@ -1,0 +1,169 @@
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::*;
+use crate::archive::raw::pax;
+use crate::walk::{WalkOptions, walk};
+
+fn tree(make: impl FnOnce(&Path)) -> (tempfile::TempDir, Tree) {
+    let dir = tempfile::tempdir().unwrap();
+    make(dir.path());
+    let tree = walk(dir.path(), &WalkOptions::default()).unwrap();
+    (dir, tree)
+}
+
+fn layer(tree: &Tree, options: &LayerOptions) -> Result<(Layer, Vec<u8>), LayerError> {
+    let mut bytes = Vec::new();
+    let layer = write(tree, options, &mut bytes, &mut |_| {})?;
+    Ok((layer, bytes))
+}
+
+#[test]
+fn digests_and_sizes_are_those_of_the_bytes() {
+    let (_dir, tree) = tree(|dir| fs::write(dir.join("f"), vec![b'x'; 700_000]).unwrap());
+    let mut tars = Vec::new();
+    for compression in [Compression::Zstd, Compression::Gzip, Compression::None] {
+        let options = LayerOptions { compression, ..Default::default() };
+        let (layer, bytes) = self::layer(&tree, &options).unwrap();
+        assert_eq!(layer.digest, crate::archive::sha256(&bytes));
+        assert_eq!(layer.size, bytes.len() as u64);
+        let tar = match compression {
+            Compression::Zstd => zstd::decode_all(bytes.as_slice()).unwrap(),
+            Compression::Gzip => {
+                let mut tar = Vec::new();
+                io::Read::read_to_end(&mut flate2::read::GzDecoder::new(bytes.as_slice()), &mut tar).unwrap();
+                tar
+            }
+            Compression::None => bytes,
+        };
+        assert_eq!(layer.diff_id, crate::archive::sha256(&tar));
+        assert_eq!(layer.uncompressed_size, tar.len() as u64);
+        tars.push(tar);
+    }
+    assert!(tars[0] == tars[1] && tars[1] == tars[2]);
+}
+
+#[test]
+fn the_number_of_workers_does_not_show_in_a_layer_of_many_blocks() {
+    // More than one block of a zstd worker, and not all alike.
+    let content: Vec<u8> =
+        (0..20_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8 & 0x1f).collect();
+    let (_dir, tree) = tree(|dir| fs::write(dir.join("f"), &content).unwrap());
+    let digest = |workers| {
+        layer(&tree, &LayerOptions { workers: Some(workers), ..Default::default() }).unwrap().0.digest
+    };
+    let one = digest(1);
+    assert_eq!([digest(0), digest(2), digest(3), digest(7)], [one; 4]);
+}
+
+#[test]
+fn a_file_that_changes_after_the_walk_is_named() {
+    let grown = tree(|dir| fs::write(dir.join("log"), "a").unwrap());
+    fs::write(grown.0.path().join("log"), "more").unwrap();
+    let error = layer(&grown.1, &LayerOptions::default()).unwrap_err();
+    assert!(matches!(&error, LayerError::Changed { path, .. } if path == "log"), "{error}");
+
+    let replaced = tree(|dir| fs::write(dir.join("f"), "a").unwrap());
+    fs::write(replaced.0.path().join("new"), "b").unwrap();
+    fs::rename(replaced.0.path().join("new"), replaced.0.path().join("f")).unwrap();
+    let error = layer(&replaced.1, &LayerOptions::default()).unwrap_err();
+    assert!(matches!(error, LayerError::Changed { .. }), "{error}");
+}
+
+#[test]
+fn a_file_that_changes_size_while_it_is_read_is_named() {
+    for size in [100_000u64, 900_000] {
+        let (dir, tree) = tree(|dir| fs::write(dir.join("log"), vec![0; 500_000]).unwrap());
+        let path = dir.path().join("log");
+        let mut resized = false;
+        let error = write(&tree, &LayerOptions::default(), &mut io::sink(), &mut |_| {
+            if !std::mem::replace(&mut resized, true) {
+                fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(size).unwrap();
+            }
+        })
+        .unwrap_err();
+        assert!(matches!(&error, LayerError::Changed { path, .. } if path == "log"), "{error}");
+    }
+}
+
+#[test]
+fn what_vanished_or_became_a_link_is_an_error_and_never_left_out() {
+    let (dir, vanished) = tree(|dir| fs::write(dir.join("f"), "a").unwrap());
+    fs::remove_file(dir.path().join("f")).unwrap();
+    let error = layer(&vanished, &LayerOptions::default()).unwrap_err();
+    assert!(matches!(&error, LayerError::Read { path, .. } if path == "f"), "{error}");
+    std::os::unix::fs::symlink("/etc/passwd", dir.path().join("f")).unwrap();
+    let error = layer(&vanished, &LayerOptions::default()).unwrap_err();
+    assert!(matches!(&error, LayerError::Read { path, .. } if path == "f"), "{error}");
+
+    let (dir, moved) = tree(|dir| {
+        fs::create_dir(dir.join("d")).unwrap();
+        fs::write(dir.join("d/f"), "a").unwrap();
+    });
+    fs::rename(dir.path().join("d"), dir.path().join("e")).unwrap();
+    std::os::unix::fs::symlink("e", dir.path().join("d")).unwrap();
+    let error = layer(&moved, &LayerOptions::default()).unwrap_err();
+    assert!(matches!(&error, LayerError::Read { path, .. } if path == "d"), "{error}");
+}
+
+#[test]
+fn a_full_disk_is_an_error_of_the_layer() {
+    struct Full;
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let (_dir, tree) = tree(|dir| fs::write(dir.join("f"), "a").unwrap());
+    let error = write(&tree, &LayerOptions::default(), &mut Full, &mut |_| {}).unwrap_err();
+    assert!(matches!(error, LayerError::Write { .. }), "{error}");
+}
+
+#[test]
+fn a_size_over_8_gib_and_any_bytes_of_a_name_or_value_are_in_the_header() {
+    let size = 9 << 30;
+    let path = [b'\n'; 150].to_vec();
+    let record =
+        Record { path: path.clone(), link: b"", kind: tar::EntryType::Regular, mode: 0o644, size, mtime: 7 };
+    let value = b"\n7 a=b\n".to_vec();
+    let blocks = header::encode(&record, &[(b"user.x".to_vec(), value.clone())]);
+    assert_eq!(blocks.len() % header::BLOCK, 0);
+    let extension = tar::Header::from_byte_slice(&blocks[..512]);
+    let length = extension.entry_size().unwrap() as usize;
+    let records = pax(&blocks[512..512 + length]).unwrap();
+    assert_eq!(
+        records,
+        [
+            (&b"path"[..], path.as_slice()),
+            (b"size", size.to_string().as_bytes()),
+            (b"SCHILY.xattr.user.x", &value)
+        ]
+    );
+    let main = tar::Header::from_byte_slice(&blocks[blocks.len() - 512..]);
+    assert_eq!((main.entry_size().unwrap(), main.mtime().unwrap()), (size, 7));
+}
+
+#[test]
+fn every_length_of_a_pax_record_counts_itself() {
+    for length in 0..1200 {
+        let xattr = (b"user.x".to_vec(), vec![b'v'; length]);
+        let entry = Record {
+            path: b"f".to_vec(),
+            link: b"",
+            kind: tar::EntryType::Regular,
+            mode: 0o644,
+            size: 0,
+            mtime: 0,
+        };
+        let blocks = header::encode(&entry, std::slice::from_ref(&xattr));
+        let size = tar::Header::from_byte_slice(&blocks[..512]).entry_size().unwrap() as usize;
+        assert_eq!(
+            pax(&blocks[512..512 + size]).unwrap(),
+            [(&b"SCHILY.xattr.user.x"[..], xattr.1.as_slice())]
+        );
+    }
+}

@@ -1,0 +1,83 @@
+//! What a pack holds, for the person who made it.
+
+use crate::walk::{EntryKind, Tree};
+
+/// Counts of a packed tree.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Summary {
+    /// Regular files; further names of the same file count as links.
+    pub files: u64,
+    pub dirs: u64,
+    pub links: u64,
+    /// Content of all files.
+    pub bytes: u64,
+    /// The largest files, largest first.
+    pub largest: Vec<(Vec<u8>, u64)>,
+    /// Directories that are seldom meant to be packed.
+    pub suspicious: Vec<Suspicious>,
+}
+
+/// A directory that an ignore file usually names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Suspicious {
+    pub path: Vec<u8>,
+    pub files: u64,
+    pub bytes: u64,
+}
+
+const LARGEST: usize = 5;
+
+/// Directories that tools fill: version control, dependencies, caches, outputs.
+const SUSPICIOUS: [&[u8]; 16] = [
+    b".git",
+    b".hg",
+    b".svn",
+    b"node_modules",
+    b"target",
+    b".venv",
+    b"venv",
+    b"__pycache__",
+    b".mypy_cache",
+    b".pytest_cache",
+    b".tox",
+    b".cache",
+    b".gradle",
+    b".terraform",
+    b".next",
+    b".idea",
+];
+
+impl Summary {
+    pub fn of(tree: &Tree) -> Self {
+        let mut summary = Self::default();
+        for entry in &tree.entries {
+            match entry.kind {
+                EntryKind::Dir => summary.dirs += 1,
+                EntryKind::File => summary.files += 1,
+                EntryKind::Symlink { .. } | EntryKind::Hardlink { .. } => summary.links += 1,
+            }
+            summary.bytes += entry.size;
+            let smallest = summary.largest.last().map_or(0, |(_, size)| *size);
+            if entry.size > smallest || (entry.size > 0 && summary.largest.len() < LARGEST) {
+                let at = summary.largest.partition_point(|(_, size)| *size >= entry.size);
+                summary.largest.insert(at, (entry.path.clone(), entry.size));
+                summary.largest.truncate(LARGEST);
+            }
+            // Only the outermost is named; what lies in it counts there.
+            let inside = |dir: &Suspicious| {
+                entry.path.strip_prefix(dir.path.as_slice()).is_some_and(|r| r.starts_with(b"/"))
+            };
+            match summary.suspicious.last_mut().filter(|dir| inside(dir)) {
+                Some(dir) => {
+                    dir.files += u64::from(entry.kind == EntryKind::File);
+                    dir.bytes += entry.size;
+                }
+                None if entry.is_dir() && SUSPICIOUS.contains(&entry.name()) => {
+                    summary.suspicious.push(Suspicious { path: entry.path.clone(), files: 0, bytes: 0 });
+                }
+                None => {}
+            }
+        }
+        summary
+    }
+}

@@ -1,0 +1,155 @@
+//! A directory as a sorted list of entries, by the ignore rules.
+//!
+//! Everything is opened relative to the directory above it and no link is ever followed, so what
+//! is listed lies inside the tree even if the tree changes meanwhile. What cannot be read is an
+//! error, and so is a socket, a fifo or a device; only what the rules exclude is left out.
+//!
+//! Order: each directory before its content, names in byte order.
+
+mod descend;
+mod ignore_file;
+mod open;
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::ignore::{IgnoreError, Patterns};
+pub use open::Opener;
+
+/// What a walk leaves out, and what it keeps all the same.
+#[derive(Debug, Clone, Default)]
+pub struct WalkOptions {
+    pub rules: Rules,
+    /// Relative paths that are listed even where the rules exclude them: a build needs its
+    /// Dockerfile and ignore file.
+    pub keep: Vec<Vec<u8>>,
+}
+
+/// Where the ignore rules come from.
+#[derive(Debug, Clone)]
+pub enum Rules {
+    /// Everything is listed.
+    Nothing,
+    /// `<Dockerfile>.dockerignore`, else `.dockerignore`, at the root of the tree. Without the
+    /// name of a Dockerfile, `Containerfile` and then `Dockerfile` are tried.
+    IgnoreFile {
+        dockerfile: Option<Vec<u8>>,
+    },
+    Given(Patterns),
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self::IgnoreFile { dockerfile: None }
+    }
+}
+
+/// A walked directory.
+#[derive(Debug)]
+pub struct Tree {
+    root: OwnedFd,
+    pub entries: Vec<Entry>,
+    /// Name of the ignore file that applied.
+    pub ignore_file: Option<Vec<u8>>,
+}
+
+/// One file, directory or link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Relative to the root, components joined by `/`.
+    pub path: Vec<u8>,
+    pub kind: EntryKind,
+    /// Permission, setuid, setgid and sticky bits.
+    pub mode: u32,
+    /// Content of a file in bytes; 0 for anything else.
+    pub size: u64,
+    /// Device and inode, to tell at reading time that the file is still this one.
+    pub id: (u64, u64),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EntryKind {
+    Dir,
+    File,
+    Symlink {
+        target: Vec<u8>,
+    },
+    /// The same file as an earlier entry.
+    Hardlink {
+        to: Vec<u8>,
+    },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum WalkError {
+    #[error("{}: no such directory", .path.display())]
+    Missing { path: PathBuf },
+    #[error("{}: not a directory", .path.display())]
+    NotADirectory { path: PathBuf },
+    #[error("{path}: {action}: {source}")]
+    Read { path: String, action: &'static str, source: std::io::Error },
+    #[error("{path}: is a {kind}, which an image cannot hold; exclude it in .dockerignore or remove it")]
+    Special { path: String, kind: &'static str },
+    #[error("{file}: is a {kind}, not a regular file")]
+    IgnoreFileKind { file: String, kind: &'static str },
+    #[error("{file}: an ignore file of more than {limit} bytes is not read")]
+    IgnoreFileTooLarge { file: String, limit: u64 },
+    #[error("{file}: {source}")]
+    Ignore { file: String, source: IgnoreError },
+}
+
+/// Lists `path`, which may itself be a link to a directory.
+pub fn walk(path: &Path, options: &WalkOptions) -> Result<Tree, WalkError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| match errno {
+        Errno::NOENT => WalkError::Missing { path: path.to_owned() },
+        Errno::NOTDIR => WalkError::NotADirectory { path: path.to_owned() },
+        errno => failed("cannot open", path.as_os_str().as_bytes())(errno),
+    })?;
+    let (ignore_file, patterns) = match &options.rules {
+        Rules::Nothing => (None, None),
+        Rules::Given(patterns) => (None, Some(patterns.clone())),
+        Rules::IgnoreFile { dockerfile } => ignore_file::find(&root, dockerfile.as_deref())?.unzip(),
+    };
+    let entries = descend::list(&root, patterns, &options.keep)?;
+    Ok(Tree { root, entries, ignore_file })
+}
+
+impl Tree {
+    /// Opens entries of this tree.
+    pub fn opener(&self) -> Opener<'_> {
+        Opener::new(&self.root)
+    }
+
+    /// Sum of the sizes of all files.
+    pub fn content_bytes(&self) -> u64 {
+        self.entries.iter().map(|entry| entry.size).sum()
+    }
+}
+
+impl Entry {
+    pub fn is_dir(&self) -> bool {
+        self.kind == EntryKind::Dir
+    }
+
+    pub fn name(&self) -> &[u8] {
+        self.path.rsplit(|&byte| byte == b'/').next().unwrap_or(&self.path)
+    }
+}
+
+/// A path for people: bytes that are not UTF-8 are replaced.
+pub(crate) fn shown(path: &[u8]) -> String {
+    Path::new(OsStr::from_bytes(path)).display().to_string()
+}
+
+fn failed<'a>(action: &'static str, path: &'a [u8]) -> impl FnOnce(Errno) -> WalkError + 'a {
+    move |errno| WalkError::Read { path: shown(path), action, source: errno.into() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,82 @@
+//! Which ignore file applies, read with care: it is content of the tree like any other.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::{WalkError, failed, shown};
+use crate::ignore::Patterns;
+
+const SIZE_LIMIT: u64 = 4 * 1024 * 1024;
+
+/// The first ignore file there is, with its rules.
+pub(super) fn find(
+    root: &OwnedFd,
+    dockerfile: Option<&[u8]>,
+) -> Result<Option<(Vec<u8>, Patterns)>, WalkError> {
+    let beside: Vec<Vec<u8>> = match dockerfile {
+        Some(name) => vec![name.to_owned()],
+        None => [b"Containerfile".as_slice(), b"Dockerfile"]
+            .into_iter()
+            .filter(|name| rustix::fs::statat(root, *name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok())
+            .take(1)
+            .map(<[u8]>::to_vec)
+            .collect(),
+    };
+    let names = beside
+        .into_iter()
+        .map(|name| [name.as_slice(), b".dockerignore"].concat())
+        .chain([b".dockerignore".to_vec()]);
+    for name in names {
+        // An empty file counts, so that `Dockerfile.dockerignore` can lift `.dockerignore`.
+        if let Some(text) = read(root, &name)? {
+            let patterns = Patterns::parse_file(&text)
+                .map_err(|source| WalkError::Ignore { file: shown(&name), source })?;
+            return Ok(Some((name, patterns)));
+        }
+    }
+    Ok(None)
+}
+
+/// The content of a file of the tree; `None` if there is none, or a directory. A link is followed
+/// as long as it stays inside the tree.
+fn read(root: &OwnedFd, name: &[u8]) -> Result<Option<Vec<u8>>, WalkError> {
+    // A fifo must not hang us before its kind is known.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let opened = match rustix::fs::openat2(root, name, flags, Mode::empty(), resolve) {
+        Err(Errno::NOSYS | Errno::PERM) => {
+            rustix::fs::openat(root, name, flags | OFlags::NOFOLLOW, Mode::empty())
+        }
+        other => other,
+    };
+    let kind_error = |kind| WalkError::IgnoreFileKind { file: shown(name), kind };
+    let fd = match opened {
+        Ok(fd) => fd,
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+        Err(Errno::XDEV) => return Err(kind_error("link that leads out of the directory")),
+        Err(Errno::LOOP) => return Err(kind_error("link that cannot be followed")),
+        Err(Errno::NXIO) => return Err(kind_error("socket or device")),
+        Err(errno) => return Err(failed("cannot open", name)(errno)),
+    };
+    let stat = rustix::fs::fstat(&fd).map_err(failed("cannot read its metadata", name))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => {}
+        FileType::Directory => return Ok(None),
+        FileType::Fifo => return Err(kind_error("fifo")),
+        _ => return Err(kind_error("socket or device")),
+    }
+    let mut text = Vec::new();
+    File::from(fd).take(SIZE_LIMIT + 1).read_to_end(&mut text).map_err(|source| WalkError::Read {
+        path: shown(name),
+        action: "cannot read",
+        source,
+    })?;
+    if text.len() as u64 > SIZE_LIMIT {
+        return Err(WalkError::IgnoreFileTooLarge { file: shown(name), limit: SIZE_LIMIT });
+    }
+    Ok(Some(text))
+}

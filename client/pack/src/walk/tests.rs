@@ -1,0 +1,162 @@
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+
+use super::*;
+
+fn tree(make: impl FnOnce(&Path)) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    make(dir.path());
+    dir
+}
+
+fn write(dir: &Path, path: &str, text: &str) {
+    let path = dir.join(path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+fn listed(dir: &Path, options: &WalkOptions) -> Vec<String> {
+    let tree = walk(dir, options).unwrap();
+    tree.entries.iter().map(|entry| shown(&entry.path)).collect()
+}
+
+#[test]
+fn each_directory_comes_before_its_content_in_byte_order() {
+    let dir = tree(|dir| {
+        for path in ["a/z", "a.b", "a-b", "a/b/c", "B"] {
+            write(dir, path, "");
+        }
+    });
+    let paths = listed(dir.path(), &WalkOptions::default());
+    // All of `a` before `a-b`, although `-` sorts before `/`.
+    assert_eq!(paths, ["B", "a", "a/b", "a/b/c", "a/z", "a-b", "a.b"]);
+}
+
+#[test]
+fn links_are_listed_and_never_followed() {
+    let dir = tree(|dir| {
+        write(dir, "one", "text");
+        fs::hard_link(dir.join("one"), dir.join("two")).unwrap();
+        symlink("/etc", dir.join("out")).unwrap();
+        symlink("nowhere", dir.join("dangling")).unwrap();
+    });
+    let tree = walk(dir.path(), &WalkOptions::default()).unwrap();
+    let kinds: Vec<_> = tree.entries.iter().map(|entry| (shown(&entry.path), entry.kind.clone())).collect();
+    assert_eq!(
+        kinds,
+        [
+            ("dangling".to_owned(), EntryKind::Symlink { target: b"nowhere".to_vec() }),
+            ("one".to_owned(), EntryKind::File),
+            ("out".to_owned(), EntryKind::Symlink { target: b"/etc".to_vec() }),
+            ("two".to_owned(), EntryKind::Hardlink { to: b"one".to_vec() }),
+        ]
+    );
+    assert_eq!(tree.content_bytes(), 4);
+}
+
+#[test]
+fn a_hard_link_whose_first_name_is_excluded_is_a_file() {
+    let dir = tree(|dir| {
+        write(dir, ".dockerignore", "one\n.dockerignore");
+        write(dir, "one", "text");
+        fs::hard_link(dir.join("one"), dir.join("two")).unwrap();
+    });
+    let tree = walk(dir.path(), &WalkOptions::default()).unwrap();
+    assert_eq!(tree.entries.len(), 1);
+    assert_eq!(tree.entries[0].kind, EntryKind::File);
+}
+
+#[test]
+fn sockets_and_fifos_are_named_unless_excluded() {
+    let dir = tree(|dir| write(dir, "sub/file", ""));
+    let _socket = UnixListener::bind(dir.path().join("sub/app.sock")).unwrap();
+    let error = walk(dir.path(), &WalkOptions::default()).unwrap_err().to_string();
+    assert!(error.starts_with("sub/app.sock: is a socket"), "{error}");
+    write(dir.path(), ".dockerignore", "**/*.sock");
+    assert_eq!(listed(dir.path(), &WalkOptions::default()), [".dockerignore", "sub", "sub/file"]);
+
+    let fifo = dir.path().join("queue");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o644.into(), 0).unwrap();
+    let error = walk(dir.path(), &WalkOptions::default()).unwrap_err().to_string();
+    assert!(error.starts_with("queue: is a fifo"), "{error}");
+}
+
+#[test]
+fn what_is_no_directory_is_a_typed_error() {
+    let dir = tree(|dir| write(dir, "file", ""));
+    let at = |name| walk(&dir.path().join(name), &WalkOptions::default()).unwrap_err();
+    assert!(matches!(at("none"), WalkError::Missing { .. }));
+    assert!(matches!(at("file"), WalkError::NotADirectory { .. }));
+}
+
+#[test]
+fn the_ignore_file_of_the_dockerfile_comes_first_even_if_it_is_empty() {
+    let dir = tree(|dir| {
+        write(dir, ".dockerignore", "a");
+        write(dir, "a", "");
+        write(dir, "b", "");
+        write(dir, "Dockerfile", "");
+    });
+    assert!(!listed(dir.path(), &WalkOptions::default()).contains(&"a".to_owned()));
+    write(dir.path(), "Dockerfile.dockerignore", "");
+    let tree = walk(dir.path(), &WalkOptions::default()).unwrap();
+    assert_eq!(tree.ignore_file.as_deref(), Some(b"Dockerfile.dockerignore".as_slice()));
+    assert_eq!(tree.entries.len(), 5);
+    write(dir.path(), "my.Dockerfile.dockerignore", "b\n");
+    let rules = Rules::IgnoreFile { dockerfile: Some(b"my.Dockerfile".to_vec()) };
+    let paths = listed(dir.path(), &WalkOptions { rules, ..Default::default() });
+    assert!(paths.contains(&"a".to_owned()) && !paths.contains(&"b".to_owned()));
+}
+
+#[test]
+fn an_ignore_file_that_is_a_directory_counts_as_absent() {
+    let dir = tree(|dir| write(dir, ".dockerignore/x", ""));
+    assert_eq!(listed(dir.path(), &WalkOptions::default()), [".dockerignore", ".dockerignore/x"]);
+}
+
+#[test]
+fn an_ignore_file_that_leads_out_of_the_tree_or_hangs_is_refused() {
+    let outside = tree(|dir| write(dir, "rules", "secret-of-the-host"));
+    let dir = tree(|dir| symlink(outside.path().join("rules"), dir.join(".dockerignore")).unwrap());
+    let error = walk(dir.path(), &WalkOptions::default()).unwrap_err();
+    assert!(matches!(error, WalkError::IgnoreFileKind { .. }), "{error}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join(".dockerignore");
+    rustix::fs::mknodat(rustix::fs::CWD, fifo, rustix::fs::FileType::Fifo, 0o644.into(), 0).unwrap();
+    let error = walk(dir.path(), &WalkOptions::default()).unwrap_err();
+    assert_eq!(error.to_string(), ".dockerignore: is a fifo, not a regular file");
+}
+
+#[test]
+fn an_ignore_file_may_be_a_link_inside_the_tree() {
+    let dir = tree(|dir| {
+        write(dir, "rules", "a");
+        write(dir, "a", "");
+        symlink("rules", dir.join(".dockerignore")).unwrap();
+    });
+    assert_eq!(listed(dir.path(), &WalkOptions::default()), [".dockerignore", "rules"]);
+}
+
+#[test]
+fn a_bad_pattern_names_file_and_line() {
+    let dir = tree(|dir| write(dir, ".dockerignore", "ok\n[a\n"));
+    let error = walk(dir.path(), &WalkOptions::default()).unwrap_err().to_string();
+    assert_eq!(error, ".dockerignore: line 2: pattern `[a`: a `[` is not closed");
+}
+
+#[test]
+fn what_is_kept_survives_every_rule_with_the_directories_above_it() {
+    let dir = tree(|dir| {
+        write(dir, ".dockerignore", "**\n!x/y");
+        write(dir, "deep/down/Dockerfile", "");
+        write(dir, "deep/down/other", "");
+        write(dir, "deep/up", "");
+        write(dir, "x/y", "");
+        write(dir, "x/z", "");
+    });
+    let keep = vec![b"deep/down/Dockerfile".to_vec(), b".dockerignore".to_vec(), b"x/z".to_vec()];
+    let paths = listed(dir.path(), &WalkOptions { keep, ..Default::default() });
+    assert_eq!(paths, [".dockerignore", "deep", "deep/down", "deep/down/Dockerfile", "x", "x/y", "x/z"]);
+}

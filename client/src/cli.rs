@@ -1,0 +1,243 @@
+//! The commands of `hearth`, one file each: its arguments beside the function that runs it.
+
+mod build;
+mod builds;
+mod completions;
+mod images;
+mod pack;
+mod room;
+mod storage;
+mod system;
+mod token;
+mod views;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::client::{Address, Client, ClientError};
+use crate::error::{Failure, FailureKind};
+use crate::exit;
+use crate::interrupt::Interrupts;
+use crate::output;
+use crate::rooms::{self, Asked, RoomError, RoomsFile, Selection, Surroundings};
+
+/// Packs directories into images and builds images inside a room.
+///
+/// A room is an address and a token. A daemon on this machine is found without any set-up; others
+/// are made known with `hearth room add`. Data goes to standard output, everything else to
+/// standard error.
+#[derive(Debug, Parser)]
+#[command(name = "hearth", version, after_help = EXAMPLES, arg_required_else_help = true)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub globals: Globals,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  hearth build --tag my-app:dev ./my-app
+      Send a directory to the room and build its Dockerfile there
+  hearth build --tag my-app:dev --mount-room-path apps/my-app
+      Build from files that are already in the room
+  hearth pack ./my-app -o my-app.oci.tar
+      Turn a directory into an OCI archive, without any room
+  hearth builds logs 7f3k --tail 50
+      The end of a build's log
+
+Exit codes:
+  0 done   1 failed   2 usage   3 denied   4 room not reachable   130 interrupted
+  A failed build exits with the exit code of its failed step, when it has one.";
+
+/// Options of every command.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Globals {
+    /// Room to use [env: HEARTH_ROOM, MESHAGENT_ROOM; else the current room of `hearth room`]
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Room")]
+    pub room: Option<String>,
+    /// Daemon to use, `unix:///path` or `http://host:port` [env: HEARTH_ADDR]
+    #[arg(long, global = true, value_name = "URL", help_heading = "Room")]
+    pub addr: Option<String>,
+    /// File with the participant token, `-` for standard input [env: HEARTH_TOKEN or MESHAGENT_TOKEN hold the token itself]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Room")]
+    pub token_file: Option<PathBuf>,
+    /// Print data and errors as JSON on standard output
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say what the client does, on standard error [env: HEARTH_LOG for a filter such as `hearth=trace`]
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Pack(Box<pack::PackArgs>),
+    Build(Box<build::BuildArgs>),
+    /// List, follow, cancel and forget builds
+    #[command(subcommand)]
+    Builds(builds::BuildsCommand),
+    /// The images in the room's registry
+    #[command(subcommand)]
+    Images(images::ImagesCommand),
+    /// The image verbs under one roof: `hearth image build` is `hearth build`
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Files of the room and its project
+    #[command(subcommand)]
+    Storage(storage::StorageCommand),
+    /// Rooms that this client knows
+    #[command(subcommand)]
+    Room(room::RoomCommand),
+    /// Participant tokens
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+    /// Is the room ready? Shows its daemon and the parts it needs
+    #[command(visible_alias = "system")]
+    Doctor,
+    Completions(completions::CompletionsArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageCommand {
+    Pack(Box<pack::PackArgs>),
+    Build(Box<build::BuildArgs>),
+    #[command(flatten)]
+    Images(images::ImagesCommand),
+}
+
+/// The command line did not lead to a command: help was asked for, or it is wrong.
+#[derive(Debug)]
+pub struct NoCommand {
+    error: clap::Error,
+    json: bool,
+}
+
+impl NoCommand {
+    pub fn report(&self) -> ExitCode {
+        if !self.error.use_stderr() {
+            let shown = output::line(self.error.render().to_string().trim_end());
+            return exit::report(shown, false);
+        }
+        let shown = self.error.render().to_string();
+        output::note(shown.trim_end());
+        let first = shown.lines().next().unwrap_or_default();
+        let failure = Failure::usage(first.strip_prefix("error: ").unwrap_or(first));
+        if self.json
+            && let Err(unseen) = output::json(&exit::for_programs(&failure))
+        {
+            tracing::debug!(?unseen, "the error could not be printed");
+        }
+        ExitCode::from(exit::code(&failure))
+    }
+}
+
+/// Parses the command line.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments, NoCommand> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let json = arguments.iter().any(|argument| argument == "--json");
+    Arguments::try_parse_from(arguments).map_err(|error| NoCommand { error, json })
+}
+
+/// Logs of the client itself; silent unless asked for.
+pub fn start_tracing(verbose: bool) {
+    use tracing_subscriber::EnvFilter;
+    let filter = match std::env::var("HEARTH_LOG") {
+        Ok(filter) if !filter.is_empty() => EnvFilter::new(filter),
+        _ if verbose => EnvFilter::new("hearth=debug"),
+        _ => return,
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// Runs the command.
+pub async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let Arguments { globals, command } = arguments;
+    let mut interrupts = Interrupts::listen()?;
+    let command = match command {
+        Command::Image(ImageCommand::Pack(args)) => Command::Pack(args),
+        Command::Image(ImageCommand::Build(args)) => Command::Build(args),
+        Command::Image(ImageCommand::Images(command)) => Command::Images(command),
+        command => command,
+    };
+    match command {
+        // What Ctrl-C means depends on how far a build is.
+        Command::Build(args) => Box::pin(build::run(*args, &globals, &mut interrupts)).await,
+        Command::Pack(args) => Box::pin(pack::run(*args, &globals, &mut interrupts)).await,
+        command => interrupts.or(Box::pin(simple(command, &globals))).await,
+    }
+}
+
+async fn simple(command: Command, globals: &Globals) -> Result<(), Failure> {
+    match command {
+        Command::Builds(command) => builds::run(command, globals).await,
+        Command::Images(command) => images::run(command, globals).await,
+        Command::Storage(command) => storage::run(command, globals).await,
+        Command::Room(command) => room::run(command, globals).await,
+        Command::Token(command) => token::run(command, globals).await,
+        Command::Doctor => system::run(globals).await,
+        Command::Completions(args) => completions::run(&args, &mut Arguments::command()),
+        Command::Build(_) | Command::Pack(_) | Command::Image(_) => Ok(()),
+    }
+}
+
+/// Connects to the room that the command means, and makes sure that it is that room.
+async fn connect(globals: &Globals) -> Result<Client, Failure> {
+    let rooms = match RoomsFile::path() {
+        Ok(path) => RoomsFile::read(&path)?,
+        Err(_) => RoomsFile::default(),
+    };
+    let asked = Asked {
+        room: globals.room.clone(),
+        addr: globals.addr.clone(),
+        token_file: globals.token_file.clone(),
+    };
+    let selection = rooms::select(&asked, &Surroundings::of_process(), &rooms, &Address::local())?;
+    tracing::debug!(?selection, "room chosen");
+    connect_to(&selection, &rooms).await
+}
+
+async fn connect_to(selection: &Selection, rooms: &RoomsFile) -> Result<Client, Failure> {
+    let address = selection.address.to_string();
+    let unknown =
+        |name: &str, local| RoomError::Unknown { name: name.to_owned(), known: rooms.shown(), local };
+    let client = match Client::connect(&selection.target()?).await {
+        Ok(client) => client,
+        // Nothing names this socket but our own guess: what is missing is a choice of room.
+        Err(ClientError::Unreachable { .. }) if selection.fallback && !is_there(&selection.address) => {
+            return Err(match &selection.must_be {
+                Some(name) => unknown(name, format!("no daemon listens on this machine at {address}")),
+                None => RoomError::NoRoom { local: address },
+            }
+            .into());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let Some(name) = &selection.must_be else { return Ok(client) };
+    let found = client.info().await?.room;
+    if found == *name {
+        return Ok(client);
+    }
+    if selection.fallback {
+        return Err(unknown(name, format!("the daemon on this machine is room `{found}`")).into());
+    }
+    Err(Failure::new(
+        FailureKind::Usage,
+        "wrong_room",
+        format!("the daemon at {address} is room `{found}`, not `{name}`"),
+    )
+    .hint(format!("use --room {found}, or leave --room, HEARTH_ROOM and MESHAGENT_ROOM out")))
+}
+
+fn is_there(address: &Address) -> bool {
+    match address {
+        Address::Unix(path) => path.exists(),
+        Address::Tcp(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests;

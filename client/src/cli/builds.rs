@@ -1,0 +1,154 @@
+//! `hearth builds`
+
+mod logs;
+
+use clap::{Subcommand, ValueEnum};
+use hearth_proto::v1::{Build, BuildState, ListBuildsRequest};
+use jiff::Timestamp;
+
+use super::views::BuildView;
+use super::{Globals, connect};
+use crate::error::{Failure, FailureKind};
+use crate::progress::state_name;
+use crate::{duration, exit, output};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BuildsCommand {
+    /// Show builds, newest first
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only builds in this state
+        #[arg(long, value_enum)]
+        state: Vec<State>,
+        /// Only builds of this tag
+        #[arg(long)]
+        tag: Option<String>,
+        /// At most this many
+        #[arg(long, short = 'n', default_value_t = 20)]
+        limit: u32,
+    },
+    /// Show one build
+    Show {
+        /// Id of the build, or the beginning of it
+        build: String,
+    },
+    Logs(logs::LogsArgs),
+    /// End queued or running builds; a cancelled build publishes nothing
+    Cancel {
+        #[arg(required = true)]
+        builds: Vec<String>,
+    },
+    /// Forget builds that have ended; their images stay
+    Rm {
+        #[arg(required = true)]
+        builds: Vec<String>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum State {
+    Queued,
+    Running,
+    Succeeded,
+    Failed,
+    Cancelled,
+    Interrupted,
+}
+
+impl From<State> for BuildState {
+    fn from(state: State) -> Self {
+        match state {
+            State::Queued => Self::Queued,
+            State::Running => Self::Running,
+            State::Succeeded => Self::Succeeded,
+            State::Failed => Self::Failed,
+            State::Cancelled => Self::Cancelled,
+            State::Interrupted => Self::Interrupted,
+        }
+    }
+}
+
+pub(super) async fn run(command: BuildsCommand, globals: &Globals) -> Result<(), Failure> {
+    match command {
+        BuildsCommand::List { state, tag, limit } => {
+            let states = state.into_iter().map(|state| BuildState::from(state).into()).collect();
+            let filter = ListBuildsRequest { states, tag: tag.unwrap_or_default(), ..Default::default() };
+            let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+            list(&connect(globals).await?.list_builds(filter, limit).await?, globals.json)
+        }
+        BuildsCommand::Show { build } => {
+            let build = connect(globals).await?.build(&build).await?;
+            if globals.json {
+                output::json(&BuildView::from(&build))
+            } else {
+                output::line(&for_people(&build))
+            }
+        }
+        BuildsCommand::Logs(args) => logs::run(args, globals).await,
+        BuildsCommand::Cancel { builds } => {
+            let client = connect(globals).await?;
+            for build in builds {
+                let ended = client.cancel_build(&build).await?;
+                output::note(&format!("build {} is {}", ended.build_id, state_name(ended.state)));
+            }
+            Ok(())
+        }
+        BuildsCommand::Rm { builds } => {
+            let client = connect(globals).await?;
+            for build in builds {
+                client.remove_build(&build).await?;
+                output::note(&format!("build {build} is forgotten"));
+            }
+            Ok(())
+        }
+    }
+}
+
+fn list(builds: &[Build], json: bool) -> Result<(), Failure> {
+    if json {
+        return output::json(&builds.iter().map(BuildView::from).collect::<Vec<_>>());
+    }
+    let now = Timestamp::now();
+    let row = |build: &Build| {
+        let took = build.result.as_ref().and_then(|result| result.duration).map(duration::from_wire);
+        vec![
+            build.build_id.clone(),
+            state_name(build.state),
+            build.tags.first().cloned().unwrap_or_default(),
+            output::age(build.created_at.as_ref(), now),
+            took.map_or("-".to_owned(), duration::show),
+            output::printable(&build.submitted_by),
+        ]
+    };
+    output::table(
+        &["BUILD", "STATE", "TAG", "CREATED", "TOOK", "BY"],
+        &builds.iter().map(row).collect::<Vec<_>>(),
+    )
+}
+
+fn for_people(build: &Build) -> String {
+    let view = BuildView::from(build);
+    let mut text = format!("build     {}\nstate     {}\n", view.build_id, view.state);
+    text +=
+        &format!("tags      {}\nby        {}\n", view.tags.join(", "), output::printable(&view.submitted_by));
+    for (name, time) in
+        [("created", &view.created_at), ("started", &view.started_at), ("finished", &view.finished_at)]
+    {
+        if let Some(time) = time {
+            text += &format!("{name:<9} {time}\n");
+        }
+    }
+    if let Some(result) = &build.result {
+        let took = result.duration.map(duration::from_wire).map_or_else(String::new, duration::show);
+        text += &format!("digest    {}\nsize      {}\n", result.digest, output::size(result.size_bytes));
+        text += &format!(
+            "took      {took}\nsteps     {} of {} from the cache\n",
+            result.cached_steps, result.total_steps
+        );
+    }
+    if let Some(error) = &build.error {
+        let failure = Failure::from_detail(FailureKind::Failed, Box::new(error.clone()));
+        text += &exit::for_people(&failure);
+    }
+    text.trim_end().to_owned()
+}

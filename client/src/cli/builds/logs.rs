@@ -1,0 +1,125 @@
+//! `hearth builds logs`
+
+use clap::Args;
+use hearth_proto::v1::build_event::Event;
+use hearth_proto::v1::{BuildEvent, ReadBuildLogRequest};
+
+use crate::cli::views::LogView;
+use crate::cli::{Globals, connect};
+use crate::client::{Client, Watched};
+use crate::error::Failure;
+use crate::output;
+use crate::progress::{Json, LogLines, LogText, Show as _};
+
+/// Show what a build's steps wrote
+///
+/// Shows the last 200 lines unless told otherwise. `--from 1` shows everything, `--follow` goes
+/// on until the build ends.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth builds logs 7f3k9wq2m7xh --tail 20
+  hearth builds logs 7f3k --grep error --step 4
+  hearth builds logs 7f3k --from 1 > build.log
+  hearth builds logs 7f3k --follow")]
+pub(in crate::cli) struct LogsArgs {
+    /// Id of the build, or the beginning of it
+    build: String,
+    /// Begin at the event with this number; 1 is the whole log
+    #[arg(long, value_name = "N")]
+    from: Option<u64>,
+    /// Only the last N lines [default: 200, or all with --from or --follow]
+    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    tail: Option<u32>,
+    /// Only lines that contain this text
+    #[arg(long, value_name = "TEXT")]
+    grep: Option<String>,
+    /// Only this step
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    step: Option<u32>,
+    /// Go on until the build ends
+    #[arg(long, short)]
+    follow: bool,
+}
+
+/// The daemon's own limit for one answer.
+const ANSWER_BYTES: u32 = 4 * 1024 * 1024;
+
+pub(super) async fn run(args: LogsArgs, globals: &Globals) -> Result<(), Failure> {
+    let client = connect(globals).await?;
+    if args.tail.is_none() && (args.follow || args.from.is_some()) {
+        return watch(&client, &args, args.from.unwrap_or(1), globals.json).await;
+    }
+    let log = client
+        .read_log(ReadBuildLogRequest {
+            build_id: args.build.clone(),
+            from_sequence: args.from.unwrap_or(0),
+            tail: args.tail.unwrap_or(0),
+            contains: args.grep.clone().unwrap_or_default(),
+            step: args.step.unwrap_or(0),
+            // What was asked for by number is not cut again by size, as far as the daemon allows.
+            max_bytes: if args.tail.is_some() { ANSWER_BYTES } else { 0 },
+        })
+        .await?;
+    let next = log.next_sequence;
+    if globals.json {
+        output::json(&LogView::from(log))?;
+    } else {
+        if log.omitted_lines > 0 {
+            let left_out = output::count(log.omitted_lines, "earlier line");
+            output::note(&format!("({left_out} left out; --tail N shows more, --from 1 everything)"));
+        }
+        for line in &log.lines {
+            output::line(&output::printable(line))?;
+        }
+    }
+    if args.follow { watch(&client, &args, next, globals.json).await } else { Ok(()) }
+}
+
+async fn watch(client: &Client, args: &LogsArgs, from: u64, json: bool) -> Result<(), Failure> {
+    let mut watch = if args.follow {
+        client.watch_build(&args.build, from)
+    } else {
+        client.replay_build(&args.build, from)
+    };
+    let mut lines = LogLines::default();
+    let mut events = Json::new(std::io::stdout());
+    while let Some(watched) = watch.next().await? {
+        match watched {
+            Watched::Lost(reason) => output::note(&format!("connection lost ({reason}); trying to get back")),
+            Watched::Event(event) if json => events.event(&event),
+            Watched::Event(event) => {
+                for (step, line) in completed(&mut lines, &event) {
+                    if args.shows(step, &line) {
+                        output::line(&format!("#{step} | {}", line.text))?;
+                    }
+                }
+            }
+        }
+    }
+    // A replay of a running build may end within a line.
+    for (step, line) in lines.finish_all() {
+        if !json && args.shows(step, &line) {
+            output::line(&format!("#{step} | {}", line.text))?;
+        }
+    }
+    Ok(())
+}
+
+impl LogsArgs {
+    fn shows(&self, step: u32, line: &LogText) -> bool {
+        self.step.is_none_or(|wanted| wanted == step)
+            && self.grep.as_ref().is_none_or(|text| line.text.contains(text.as_str()))
+    }
+}
+
+fn completed(lines: &mut LogLines, event: &BuildEvent) -> Vec<(u32, LogText)> {
+    match &event.event {
+        Some(Event::StepLog(log)) => lines.push(log).into_iter().map(|line| (log.step, line)).collect(),
+        Some(Event::StepFinished(ended)) => {
+            lines.finish(ended.step).into_iter().map(|line| (ended.step, line)).collect()
+        }
+        Some(Event::Finished(_)) => lines.finish_all(),
+        _ => Vec::new(),
+    }
+}

@@ -1,0 +1,150 @@
+//! `hearth images`
+
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use hearth_proto::value::Reference;
+use jiff::Timestamp;
+
+use super::views::{ImageView, InspectView, LoadView};
+use super::{Globals, connect};
+use crate::client::{ArchiveDestination, ArchiveSource};
+use crate::error::Failure;
+use crate::output;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ImagesCommand {
+    /// Show the tagged images
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only this repository
+        repository: Option<String>,
+    },
+    /// Show an image's manifest, config and layers
+    Inspect { image: String },
+    /// Give an image one more tag, or move a tag to it
+    #[command(after_help = "Example:\n  hearth images tag my-app:dev my-app:stable")]
+    Tag {
+        image: String,
+        #[arg(value_name = "NEW_TAG")]
+        tag: String,
+    },
+    /// Take tags away; content that nothing else uses is freed later
+    Rm {
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Put an OCI archive into the room
+    #[command(after_help = "\
+Examples:
+  hearth images load my-app.oci.tar --tag my-app:dev
+  skopeo copy docker://busybox oci-archive:/dev/stdout | hearth images load - --tag busybox:1")]
+    Load {
+        /// OCI archive, `-` for standard input
+        file: PathBuf,
+        /// Its name in the room
+        #[arg(long, short)]
+        tag: String,
+    },
+}
+
+pub(super) async fn run(command: ImagesCommand, globals: &Globals) -> Result<(), Failure> {
+    match command {
+        ImagesCommand::List { repository } => list(repository.as_deref(), globals).await,
+        ImagesCommand::Inspect { image } => inspect(&image, globals).await,
+        ImagesCommand::Tag { image, tag } => {
+            let image = reference(&image)?.to_string();
+            let tag =
+                Reference::parse_tag(&tag).map_err(|error| Failure::usage(error.to_string()))?.to_string();
+            let image = connect(globals).await?.tag_image(&image, &tag).await?;
+            if globals.json {
+                return output::json(&ImageView::from(&image));
+            }
+            output::note(&format!("{} now names", image.reference));
+            output::line(&image.digest)
+        }
+        ImagesCommand::Rm { images } => {
+            let images = images.iter().map(|image| reference(image)).collect::<Result<Vec<_>, _>>()?;
+            let client = connect(globals).await?;
+            for image in images {
+                client.remove_image(&image.to_string()).await?;
+                output::note(&format!("removed {image}"));
+            }
+            Ok(())
+        }
+        ImagesCommand::Load { file, tag } => load(&file, &tag, globals).await,
+    }
+}
+
+fn reference(text: &str) -> Result<Reference, Failure> {
+    text.parse().map_err(|error: hearth_proto::value::ReferenceError| Failure::usage(error.to_string()))
+}
+
+async fn list(repository: Option<&str>, globals: &Globals) -> Result<(), Failure> {
+    let images = connect(globals).await?.list_images(repository.unwrap_or_default()).await?;
+    if globals.json {
+        return output::json(&images.iter().map(ImageView::from).collect::<Vec<_>>());
+    }
+    let now = Timestamp::now();
+    let row = |image: &hearth_proto::v1::Image| {
+        vec![
+            image.repository.clone(),
+            image.tag.clone(),
+            short(&image.digest),
+            output::size(image.size_bytes),
+            output::age(image.updated_at.as_ref(), now),
+        ]
+    };
+    output::table(
+        &["REPOSITORY", "TAG", "DIGEST", "SIZE", "UPDATED"],
+        &images.iter().map(row).collect::<Vec<_>>(),
+    )
+}
+
+/// Enough of a digest to tell images apart in a table.
+fn short(digest: &str) -> String {
+    digest.chars().take("sha256:".len() + 12).collect()
+}
+
+async fn inspect(image: &str, globals: &Globals) -> Result<(), Failure> {
+    let image = reference(image)?;
+    let found = connect(globals).await?.inspect_image(&image.to_string()).await?;
+    let view = InspectView::new(&found);
+    if globals.json {
+        return output::json(&view);
+    }
+    output::line(&view.for_people())
+}
+
+async fn load(file: &Path, tag: &str, globals: &Globals) -> Result<(), Failure> {
+    let tag = Reference::parse_tag(tag).map_err(|error| Failure::usage(error.to_string()))?.to_string();
+    let source = archive_source(file)?;
+    let client = connect(globals).await?;
+    let loaded = client.load_image(ArchiveDestination { tag: Some(tag), room_path: None }, source).await?;
+    if globals.json {
+        return output::json(&LoadView::from(&loaded));
+    }
+    if let Some(image) = &loaded.image {
+        let reused = output::size(loaded.reused_bytes);
+        output::note(&format!(
+            "loaded {} ({}, {reused} of it known before)",
+            image.reference,
+            output::size(loaded.size_bytes)
+        ));
+    }
+    output::line(&loaded.digest)
+}
+
+/// Opened before the room is spoken to, so that a wrong path is a usage error.
+fn archive_source(file: &Path) -> Result<ArchiveSource, Failure> {
+    if file == Path::new("-") {
+        return Ok(Box::new(|out| std::io::copy(&mut std::io::stdin().lock(), out).map(|_| ())));
+    }
+    let wrong = |error: &std::io::Error| Failure::usage(format!("cannot read `{}`: {error}", file.display()));
+    let mut open = std::fs::File::open(file).map_err(|error| wrong(&error))?;
+    if open.metadata().map_err(|error| wrong(&error))?.is_dir() {
+        return Err(Failure::usage(format!("`{}` is a directory, not an archive", file.display()))
+            .hint(format!("`hearth pack {} --tag TAG` packs and sends it", file.display())));
+    }
+    Ok(Box::new(move |out| std::io::copy(&mut open, out).map(|_| ())))
+}

@@ -1,0 +1,197 @@
+//! What `--json` prints: stable field names, bytes as numbers, times as RFC 3339, lengths of time
+//! as seconds.
+
+use hearth_proto::v1::{
+    Build, FileEntry, FileKind, Image, InspectImageResponse, LoadImageResponse, ReadBuildLogResponse,
+};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::error::Failure;
+use crate::progress::state_name;
+use crate::{duration, exit, output};
+
+#[derive(Serialize)]
+pub(super) struct BuildView {
+    pub build_id: String,
+    pub state: String,
+    pub tags: Vec<String>,
+    pub digest: Option<String>,
+    pub size_bytes: Option<u64>,
+    pub duration_seconds: Option<f64>,
+    pub cached_steps: Option<u32>,
+    pub total_steps: Option<u32>,
+    pub created_at: Option<String>,
+    pub started_at: Option<String>,
+    pub finished_at: Option<String>,
+    pub submitted_by: String,
+    pub last_sequence: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Value>,
+}
+
+impl From<&Build> for BuildView {
+    fn from(build: &Build) -> Self {
+        let time = |time: &Option<prost_types::Timestamp>| {
+            output::timestamp(time.as_ref()).map(|time| time.to_string())
+        };
+        let result = build.result.as_ref();
+        Self {
+            build_id: build.build_id.clone(),
+            state: state_name(build.state),
+            tags: build.tags.clone(),
+            digest: result.map(|result| result.digest.clone()),
+            size_bytes: result.map(|result| result.size_bytes),
+            duration_seconds: result.and_then(|r| r.duration).map(|d| duration::from_wire(d).as_secs_f64()),
+            cached_steps: result.map(|result| result.cached_steps),
+            total_steps: result.map(|result| result.total_steps),
+            created_at: time(&build.created_at),
+            started_at: time(&build.started_at),
+            finished_at: time(&build.finished_at),
+            submitted_by: build.submitted_by.clone(),
+            last_sequence: build.last_sequence,
+            error: build.error.as_ref().and_then(|detail| {
+                let failure =
+                    Failure::from_detail(crate::error::FailureKind::Failed, Box::new(detail.clone()));
+                let value = serde_json::to_value(exit::for_programs(&failure)).ok()?;
+                value.get("error").cloned()
+            }),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct LogView {
+    lines: Vec<String>,
+    omitted_lines: u64,
+    next_sequence: u64,
+}
+
+impl From<ReadBuildLogResponse> for LogView {
+    fn from(log: ReadBuildLogResponse) -> Self {
+        Self { lines: log.lines, omitted_lines: log.omitted_lines, next_sequence: log.next_sequence }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct ImageView {
+    reference: String,
+    repository: String,
+    tag: String,
+    digest: String,
+    size_bytes: u64,
+    updated_at: Option<String>,
+}
+
+impl From<&Image> for ImageView {
+    fn from(image: &Image) -> Self {
+        Self {
+            reference: image.reference.clone(),
+            repository: image.repository.clone(),
+            tag: image.tag.clone(),
+            digest: image.digest.clone(),
+            size_bytes: image.size_bytes,
+            updated_at: output::timestamp(image.updated_at.as_ref()).map(|time| time.to_string()),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct LoadView {
+    digest: String,
+    size_bytes: u64,
+    reused_bytes: u64,
+    image: Option<ImageView>,
+}
+
+impl From<&LoadImageResponse> for LoadView {
+    fn from(loaded: &LoadImageResponse) -> Self {
+        Self {
+            digest: loaded.digest.clone(),
+            size_bytes: loaded.size_bytes,
+            reused_bytes: loaded.reused_bytes,
+            image: loaded.image.as_ref().map(ImageView::from),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct InspectView {
+    image: Option<ImageView>,
+    media_type: String,
+    platform: String,
+    layers: Vec<LayerView>,
+    manifest: Value,
+    config: Value,
+}
+
+#[derive(Serialize)]
+struct LayerView {
+    digest: String,
+    media_type: String,
+    size_bytes: u64,
+}
+
+impl InspectView {
+    pub(super) fn new(found: &InspectImageResponse) -> Self {
+        // What is no JSON is shown as the text it is.
+        let json = |text: &str| serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()));
+        let layer = |layer: &hearth_proto::v1::Layer| LayerView {
+            digest: layer.digest.clone(),
+            media_type: layer.media_type.clone(),
+            size_bytes: layer.size_bytes,
+        };
+        Self {
+            image: found.image.as_ref().map(ImageView::from),
+            media_type: found.media_type.clone(),
+            platform: found.platform.clone(),
+            layers: found.layers.iter().map(layer).collect(),
+            manifest: json(&found.manifest_json),
+            config: json(&found.config_json),
+        }
+    }
+
+    pub(super) fn for_people(&self) -> String {
+        let mut text = String::new();
+        if let Some(image) = &self.image {
+            text += &format!("{}\n", image.reference);
+            text += &format!("  digest    {}\n", image.digest);
+            text += &format!("  size      {}\n", output::size(image.size_bytes));
+        }
+        text += &format!("  type      {}\n  platform  {}\n", self.media_type, self.platform);
+        for (number, layer) in (1..).zip(&self.layers) {
+            text += &format!("  layer {number:<3} {}  {}\n", layer.digest, output::size(layer.size_bytes));
+        }
+        text + "  config    " + &output::to_json(&self.config).replace('\n', "\n            ")
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct FileView {
+    path: String,
+    kind: &'static str,
+    size_bytes: u64,
+    /// Octal, such as "0644".
+    mode: String,
+    modified_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    link_target: Option<String>,
+}
+
+impl From<&FileEntry> for FileView {
+    fn from(entry: &FileEntry) -> Self {
+        Self {
+            path: entry.path.clone(),
+            kind: match entry.kind() {
+                FileKind::File => "file",
+                FileKind::Directory => "directory",
+                FileKind::Symlink => "symlink",
+                FileKind::Other | FileKind::Unspecified => "other",
+            },
+            size_bytes: entry.size_bytes,
+            mode: format!("{:04o}", entry.mode & 0o7777),
+            modified_at: output::timestamp(entry.modified_at.as_ref()).map(|time| time.to_string()),
+            link_target: Some(entry.link_target.clone()).filter(|target| !target.is_empty()),
+        }
+    }
+}

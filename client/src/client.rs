@@ -1,0 +1,189 @@
+//! A typed client of `hearth.v1`.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), hearth::client::ClientError> {
+//! use hearth::client::{Address, Client, Target};
+//! let client = Client::connect(&Target { address: Address::local(), token: None }).await?;
+//! println!("this is room {}", client.info().await?.room);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A [`Client`] is cheap to clone; clones share one connection, which is made again when it was
+//! lost. Every call has a limit in time; streams are watched by HTTP/2 pings instead.
+
+mod builds;
+mod error;
+mod images;
+mod storage;
+mod target;
+mod upload;
+mod watch;
+
+use std::time::Duration;
+
+use hearth_proto::MAX_MESSAGE_BYTES;
+use hearth_proto::v1::builds_client::BuildsClient;
+use hearth_proto::v1::images_client::ImagesClient;
+use hearth_proto::v1::storage_client::StorageClient;
+use hearth_proto::v1::system_client::SystemClient;
+use hearth_proto::v1::{GetInfoRequest, GetInfoResponse, MintTokenRequest, MintTokenResponse};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+pub use error::{ClientError, status_with_detail};
+pub use images::{ArchiveDestination, ArchiveSource};
+pub use storage::{FileContent, Listing};
+pub use target::{Address, Target, TargetError, Token};
+pub use upload::UploadError;
+pub use watch::{Watch, WatchLimits, Watched};
+
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// For calls that the daemon answers from what it has.
+const CALL_LIMIT: Duration = Duration::from_secs(60);
+/// Streams may be silent for long; pings find out whether the other side is still there.
+const PING_EVERY: Duration = Duration::from_secs(15);
+const PING_LIMIT: Duration = Duration::from_secs(20);
+
+#[derive(Clone, Debug)]
+pub struct Client {
+    channel: Wire,
+    address: String,
+}
+
+type Wire = InterceptedService<Channel, Bearer>;
+
+/// Puts the participant token on every call.
+#[derive(Clone, Debug)]
+pub struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
+impl Client {
+    /// Connects; an address where nobody answers is an error here, not at the first call.
+    pub async fn connect(target: &Target) -> Result<Self, ClientError> {
+        let bearer = match &target.token {
+            Some(token) => {
+                let mut value: MetadataValue<Ascii> =
+                    format!("Bearer {}", token.reveal()).parse().map_err(|_| {
+                        ClientError::Token("has characters that no token has; look at its source")
+                    })?;
+                value.set_sensitive(true);
+                Some(value)
+            }
+            None => None,
+        };
+        let address = target.address.to_string();
+        tracing::debug!(%address, token = bearer.is_some(), "connecting");
+        let unreachable = |reason: String| ClientError::Unreachable { address: address.clone(), reason };
+        let connected = tokio::time::timeout(CONNECT_LIMIT, open(&target.address)?)
+            .await
+            .map_err(|_| unreachable(format!("no connection within {} s", CONNECT_LIMIT.as_secs())))?
+            .map_err(|error| unreachable(error::reason(&error)))?;
+        Ok(Self { channel: InterceptedService::new(connected, Bearer(bearer)), address })
+    }
+
+    /// The address as `hearth --addr` takes it.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Which room this is, what runs, and whether it is ready.
+    pub async fn info(&self) -> Result<GetInfoResponse, ClientError> {
+        self.answer(self.system().get_info(limited(GetInfoRequest {})).await)
+    }
+
+    /// Makes a participant token of the room.
+    pub async fn mint_token(&self, request: MintTokenRequest) -> Result<MintTokenResponse, ClientError> {
+        self.answer(self.system().mint_token(limited(request)).await)
+    }
+
+    fn builds(&self) -> BuildsClient<Wire> {
+        BuildsClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    fn images(&self) -> ImagesClient<Wire> {
+        ImagesClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    fn storage(&self) -> StorageClient<Wire> {
+        StorageClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    fn system(&self) -> SystemClient<Wire> {
+        SystemClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    fn answer<T>(&self, answer: Result<tonic::Response<T>, Status>) -> Result<T, ClientError> {
+        answer
+            .map(tonic::Response::into_inner)
+            .map_err(|status| ClientError::from_status(&self.address, &status))
+    }
+}
+
+fn limited<T>(message: T) -> Request<T> {
+    limited_to(CALL_LIMIT, message)
+}
+
+fn limited_to<T>(limit: Duration, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(limit);
+    request
+}
+
+fn open(
+    address: &Address,
+) -> Result<impl Future<Output = Result<Channel, tonic::transport::Error>>, ClientError> {
+    // For a unix socket the authority is only a name in HTTP/2 headers.
+    let uri = match address {
+        Address::Unix(_) => "http://hearthd.local".to_owned(),
+        Address::Tcp(authority) => format!("http://{authority}"),
+    };
+    let endpoint = Endpoint::from_shared(uri)
+        .map_err(|_| TargetError::Malformed { given: address.to_string() })?
+        .user_agent(concat!("hearth/", env!("CARGO_PKG_VERSION")))
+        .map_err(|error| ClientError::Protocol(error.to_string()))?
+        .connect_timeout(CONNECT_LIMIT)
+        .http2_keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_LIMIT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(4 << 20)
+        .initial_connection_window_size(16 << 20)
+        .tcp_nodelay(true);
+    let socket = match address {
+        Address::Unix(path) => Some(path.clone()),
+        Address::Tcp(_) => None,
+    };
+    Ok(async move {
+        match socket {
+            Some(path) => {
+                let connector = tower::service_fn(move |_| {
+                    let path = path.clone();
+                    async move { UnixStream::connect(path).await.map(TokioIo::new) }
+                });
+                endpoint.connect_with_connector(connector).await
+            }
+            None => endpoint.connect().await,
+        }
+    })
+}

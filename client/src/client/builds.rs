@@ -1,0 +1,79 @@
+//! Calls on builds.
+
+use std::time::Duration;
+
+use hearth_proto::v1::{
+    Build, CancelBuildRequest, GetBuildRequest, ListBuildsRequest, ReadBuildLogRequest, ReadBuildLogResponse,
+    RemoveBuildRequest, SubmitBuildRequest, SubmitBuildResponse,
+};
+
+use super::{Client, ClientError, Watch, WatchLimits, limited, limited_to};
+
+/// Cancel answers when the build's processes have ended.
+const CANCEL_LIMIT: Duration = Duration::from_secs(180);
+
+impl Client {
+    /// Starts a build; answers at once with its id.
+    pub async fn submit_build(
+        &self,
+        request: SubmitBuildRequest,
+    ) -> Result<SubmitBuildResponse, ClientError> {
+        self.answer(self.builds().submit(limited(request)).await)
+    }
+
+    /// One build, by its id or a prefix of it.
+    pub async fn build(&self, build_id: &str) -> Result<Build, ClientError> {
+        let request = GetBuildRequest { build_id: build_id.to_owned() };
+        self.answer(self.builds().get(limited(request)).await)
+    }
+
+    /// The newest `limit` builds that fit `filter`.
+    pub async fn list_builds(
+        &self,
+        filter: ListBuildsRequest,
+        limit: usize,
+    ) -> Result<Vec<Build>, ClientError> {
+        let mut builds = Vec::new();
+        let mut request = filter;
+        loop {
+            let missing = limit.saturating_sub(builds.len());
+            request.page_size = u32::try_from(missing.min(1000)).unwrap_or(1000);
+            let page = self.answer(self.builds().list(limited(request.clone())).await)?;
+            builds.extend(page.builds.into_iter().take(missing));
+            if builds.len() >= limit || page.next_page_token.is_empty() {
+                return Ok(builds);
+            }
+            if page.next_page_token == request.page_token {
+                return Err(ClientError::Protocol("a page of builds names itself as the next".to_owned()));
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+
+    /// A part of a build's log as text.
+    pub async fn read_log(&self, request: ReadBuildLogRequest) -> Result<ReadBuildLogResponse, ClientError> {
+        self.answer(self.builds().read_log(limited(request)).await)
+    }
+
+    /// Ends a build; answers when its processes have ended.
+    pub async fn cancel_build(&self, build_id: &str) -> Result<Build, ClientError> {
+        let request = CancelBuildRequest { build_id: build_id.to_owned() };
+        self.answer(self.builds().cancel(limited_to(CANCEL_LIMIT, request)).await)
+    }
+
+    /// Forgets a build that has ended.
+    pub async fn remove_build(&self, build_id: &str) -> Result<(), ClientError> {
+        let request = RemoveBuildRequest { build_id: build_id.to_owned() };
+        self.answer(self.builds().remove(limited(request)).await).map(|_| ())
+    }
+
+    /// The events of a build from sequence number `from` on, to its end. Survives lost connections.
+    pub fn watch_build(&self, build_id: &str, from: u64) -> Watch {
+        Watch::new(self.clone(), build_id, from, false, WatchLimits::default())
+    }
+
+    /// The events of a build from sequence number `from` up to the newest one there is now.
+    pub fn replay_build(&self, build_id: &str, from: u64) -> Watch {
+        Watch::new(self.clone(), build_id, from, true, WatchLimits::default())
+    }
+}

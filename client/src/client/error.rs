@@ -1,0 +1,171 @@
+//! Errors of the wire, as values: `hearth.v1.ErrorDetail` out of the status details of gRPC.
+
+use std::error::Error;
+
+use hearth_proto::v1::ErrorDetail;
+use prost::Message as _;
+use tonic::{Code, Status};
+
+use super::target::TargetError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("no answer from hearthd at {address}: {reason}")]
+    Unreachable { address: String, reason: String },
+    #[error("{}", .0.message)]
+    Denied(Box<ErrorDetail>),
+    /// The request itself is wrong.
+    #[error("{}", .0.message)]
+    Invalid(Box<ErrorDetail>),
+    #[error("{}", .0.message)]
+    Failed(Box<ErrorDetail>),
+    #[error("hearthd answered in a way this client does not understand: {0}")]
+    Protocol(String),
+    #[error(transparent)]
+    Address(#[from] TargetError),
+    #[error("the token {0}")]
+    Token(&'static str),
+}
+
+/// `google.rpc.Status`, which gRPC carries in `grpc-status-details-bin`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RpcStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<prost_types::Any>,
+}
+
+const DETAIL_TYPE: &str = "hearth.v1.ErrorDetail";
+
+impl ClientError {
+    /// The error that `status` stands for, in a call to `address`.
+    pub(super) fn from_status(address: &str, status: &Status) -> Self {
+        let detail = error_detail(status);
+        // A status that was made on our side has the transport's error as its source.
+        let lost = status.source().is_some() || status.code() == Code::Unavailable;
+        if detail.is_none() && lost {
+            return Self::Unreachable { address: address.to_owned(), reason: reason(status) };
+        }
+        let detail = Box::new(detail.unwrap_or_else(|| plain(status)));
+        match status.code() {
+            Code::Unauthenticated | Code::PermissionDenied => Self::Denied(detail),
+            Code::InvalidArgument | Code::OutOfRange => Self::Invalid(detail),
+            Code::Unimplemented => {
+                Self::Protocol(format!("it does not know a call of this client ({})", detail.message))
+            }
+            _ => Self::Failed(detail),
+        }
+    }
+
+    /// Whether the same call may go through later: the connection was lost, or the daemon says so.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Failed(detail) => detail.retryable,
+            Self::Denied(_) | Self::Invalid(_) | Self::Protocol(_) | Self::Address(_) | Self::Token(_) => {
+                false
+            }
+        }
+    }
+}
+
+fn error_detail(status: &Status) -> Option<ErrorDetail> {
+    let decoded = RpcStatus::decode(status.details()).ok()?;
+    let any = decoded.details.iter().find(|any| any.type_url.rsplit('/').next() == Some(DETAIL_TYPE))?;
+    let mut detail = ErrorDetail::decode(any.value.as_slice()).ok()?;
+    if detail.message.is_empty() {
+        status.message().clone_into(&mut detail.message);
+    }
+    Some(detail)
+}
+
+/// What is known when a status carries no detail: something between us and the daemon made it.
+fn plain(status: &Status) -> ErrorDetail {
+    let code = match status.code() {
+        Code::Unauthenticated => "unauthenticated",
+        Code::PermissionDenied => "permission_denied",
+        Code::InvalidArgument => "invalid_argument",
+        Code::NotFound => "not_found",
+        Code::AlreadyExists => "already_exists",
+        Code::ResourceExhausted => "resource_exhausted",
+        Code::FailedPrecondition => "failed_precondition",
+        Code::DeadlineExceeded => "deadline_exceeded",
+        Code::Unimplemented => "unimplemented",
+        _ => "internal",
+    };
+    let message = if status.message().is_empty() { status.code().description() } else { status.message() };
+    ErrorDetail {
+        code: code.to_owned(),
+        message: message.to_owned(),
+        retryable: matches!(status.code(), Code::ResourceExhausted | Code::DeadlineExceeded | Code::Aborted),
+        ..Default::default()
+    }
+}
+
+/// The innermost cause: "Connection refused" says more than "transport error".
+pub(super) fn reason(error: &(dyn Error + 'static)) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    match innermost.downcast_ref::<Status>() {
+        Some(status) => status.message().to_owned(),
+        None => innermost.to_string(),
+    }
+}
+
+/// A status as the daemon makes it; for tests that play the daemon.
+pub fn status_with_detail(code: Code, detail: &ErrorDetail) -> Status {
+    let any = prost_types::Any {
+        type_url: format!("type.googleapis.com/{DETAIL_TYPE}"),
+        value: detail.encode_to_vec(),
+    };
+    let status = RpcStatus { code: code.into(), message: detail.message.clone(), details: vec![any] };
+    Status::with_details(code, detail.message.clone(), status.encode_to_vec().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(status: &Status) -> ClientError {
+        ClientError::from_status("http://x:1", status)
+    }
+
+    #[test]
+    fn the_detail_in_a_status_survives_the_wire() {
+        let detail = ErrorDetail {
+            code: "invalid_tag".into(),
+            message: "tag is wrong".into(),
+            hint: "write a:b".into(),
+            ..Default::default()
+        };
+        match seen(&status_with_detail(Code::InvalidArgument, &detail)) {
+            ClientError::Invalid(got) => assert_eq!(*got, detail),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn each_status_code_has_its_class() {
+        let detail = ErrorDetail { code: "x".into(), message: "m".into(), ..Default::default() };
+        for code in [Code::Unauthenticated, Code::PermissionDenied] {
+            assert!(matches!(seen(&status_with_detail(code, &detail)), ClientError::Denied(_)));
+            assert!(matches!(seen(&Status::new(code, "m")), ClientError::Denied(_)));
+        }
+        assert!(matches!(seen(&Status::new(Code::Unavailable, "m")), ClientError::Unreachable { .. }));
+        // The daemon itself says "not now": it was reached.
+        assert!(matches!(seen(&status_with_detail(Code::Unavailable, &detail)), ClientError::Failed(_)));
+        assert!(matches!(seen(&Status::new(Code::NotFound, "m")), ClientError::Failed(_)));
+        assert!(matches!(seen(&Status::new(Code::Unimplemented, "m")), ClientError::Protocol(_)));
+    }
+
+    #[test]
+    fn details_that_are_not_ours_are_no_error_of_their_own() {
+        let status = Status::with_details(Code::NotFound, "gone", bytes::Bytes::from_static(b"\xff\xff\xff"));
+        assert!(matches!(seen(&status), ClientError::Failed(detail) if detail.message == "gone"));
+    }
+}

@@ -1,0 +1,138 @@
+//! Where a daemon is and what it is told about the caller.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// Address of a daemon: `unix:///path` or `http://host:port`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Address {
+    Unix(PathBuf),
+    /// `host:port`.
+    Tcp(String),
+}
+
+/// A participant token. Shown nowhere: `Debug` prints a placeholder.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+/// A daemon to speak to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Target {
+    pub address: Address,
+    pub token: Option<Token>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TargetError {
+    #[error("address `{given}` is not valid; write `unix:///path/to/hearth.sock` or `http://host:port`")]
+    Malformed { given: String },
+    #[error(
+        "address `{given}`: hearthd does not speak TLS yet; use `http://` on a private network, or forward the port over ssh"
+    )]
+    Tls { given: String },
+}
+
+impl Address {
+    /// Where a daemon listens when nothing else is configured.
+    pub fn local() -> Self {
+        Self::Unix(Path::new("/run/hearth/hearth.sock").to_owned())
+    }
+}
+
+impl FromStr for Address {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        let text = text.trim();
+        let malformed = || TargetError::Malformed { given: text.chars().take(300).collect() };
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            return if path.starts_with('/') && !path.contains('\0') {
+                Ok(Self::Unix(path.into()))
+            } else {
+                Err(malformed())
+            };
+        }
+        if text.starts_with("https://") {
+            return Err(TargetError::Tls { given: text.chars().take(300).collect() });
+        }
+        let rest = text.strip_prefix("http://").ok_or_else(malformed)?;
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        let (host, port) = authority.rsplit_once(':').ok_or_else(malformed)?;
+        let host_ok = !host.is_empty() && !host.contains(['/', '@', '?', '#', ' ']);
+        let port_ok =
+            port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0);
+        if host_ok && port_ok { Ok(Self::Tcp(authority.to_owned())) } else { Err(malformed()) }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Tcp(authority) => write!(f, "http://{authority}"),
+        }
+    }
+}
+
+impl Token {
+    /// None when the text holds no token.
+    pub fn new(text: &str) -> Option<Self> {
+        let text = text.trim();
+        (!text.is_empty()).then(|| Self(text.to_owned()))
+    }
+
+    /// The token itself, for the one place that sends it and the one that keeps it.
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("<token>")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_unix_paths_or_http_hosts() {
+        for (text, shown) in [
+            ("unix:///run/hearth/hearth.sock", "unix:///run/hearth/hearth.sock"),
+            ("unix:/tmp/x.sock", "unix:///tmp/x.sock"),
+            ("http://127.0.0.1:4327", "http://127.0.0.1:4327"),
+            ("http://room.internal:80/", "http://room.internal:80"),
+            (" http://[::1]:4327 ", "http://[::1]:4327"),
+        ] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), shown);
+        }
+        for text in [
+            "",
+            "unix://",
+            "unix://rel/x",
+            "http://",
+            "http://x",
+            "http://x:0",
+            "http://x:99999",
+            "x:1",
+            "http://a b:1",
+            "http://u@h:1",
+            "http://h:1/path",
+            "ftp://x:1",
+        ] {
+            assert!(matches!(text.parse::<Address>(), Err(TargetError::Malformed { .. })), "{text}");
+        }
+        assert!(matches!("https://x:1".parse::<Address>(), Err(TargetError::Tls { .. })));
+    }
+
+    #[test]
+    fn a_token_is_not_shown() {
+        let target = Target { address: Address::local(), token: Token::new("s3cret\n") };
+        assert!(!format!("{target:?}").contains("s3cret"));
+        assert_eq!(Token::new(" \n"), None);
+    }
+}

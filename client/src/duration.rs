@@ -1,0 +1,105 @@
+//! Lengths of time as people write them: `90s`, `10m`, `1h30m`.
+
+use std::time::Duration;
+
+/// No wait of this product is longer; it also keeps sums far from overflow.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{given}` is not a length of time; write numbers with units, such as `90s`, `10m`, `1h30m` or `7d`")]
+pub struct DurationError {
+    given: String,
+}
+
+/// Parses one or more `<number><unit>` with units `d`, `h`, `m`, `s` and `ms`, the larger first.
+pub fn parse(text: &str) -> Result<Duration, DurationError> {
+    parts(text.trim()).ok_or_else(|| DurationError { given: text.chars().take(100).collect() })
+}
+
+fn parts(text: &str) -> Option<Duration> {
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    let mut larger = u64::MAX;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let count: u64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let unit_end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let milliseconds: u64 = match &rest[..unit_end] {
+            "d" => 86_400_000,
+            "h" => 3_600_000,
+            "m" => 60_000,
+            "s" => 1_000,
+            "ms" => 1,
+            _ => return None,
+        };
+        if milliseconds >= larger {
+            return None;
+        }
+        larger = milliseconds;
+        rest = &rest[unit_end..];
+        total = total.checked_add(Duration::from_millis(count.checked_mul(milliseconds)?))?;
+    }
+    (!total.is_zero() && total <= LONGEST).then_some(total)
+}
+
+/// Seconds with one decimal below a minute, else hours, minutes and seconds.
+pub fn show(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..60 => format!("{:.1}s", duration.as_secs_f64()),
+        60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        _ => format!("{}h{:02}m{:02}s", seconds / 3600, seconds / 60 % 60, seconds % 60),
+    }
+}
+
+/// From the wire; a negative one, which no daemon sends, is zero.
+pub fn from_wire(duration: prost_types::Duration) -> Duration {
+    Duration::try_from(duration).unwrap_or_default()
+}
+
+/// To the wire.
+pub fn to_wire(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_with_units_add_up() {
+        for (text, milliseconds) in [
+            ("90s", 90_000),
+            ("10m", 600_000),
+            ("1h30m", 5_400_000),
+            ("7d", 604_800_000),
+            (" 1m1s1ms ", 61_001),
+            ("250ms", 250),
+        ] {
+            assert_eq!(parse(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_length_of_time_is_refused_and_named() {
+        for text in
+            ["", "10", "m", "10x", "-1s", "1.5h", "1m1h", "1s1s", "0s", "99999999999999999999s", "9999d"]
+        {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{text}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn lengths_are_shown_as_short_as_they_are_clear() {
+        for (milliseconds, shown) in
+            [(412, "0.4s"), (59_940, "59.9s"), (61_000, "1m01s"), (3_723_000, "1h02m03s")]
+        {
+            assert_eq!(show(Duration::from_millis(milliseconds)), shown);
+        }
+    }
+}

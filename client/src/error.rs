@@ -1,0 +1,127 @@
+//! Why a command failed: one type for everything that the user is told about.
+
+use std::io;
+
+use hearth_proto::v1::ErrorDetail;
+
+use crate::client::ClientError;
+
+/// A failed command: what kind of failure, and the detail that people and programs are shown.
+#[derive(Debug)]
+pub struct Failure {
+    pub kind: FailureKind,
+    pub detail: Box<ErrorDetail>,
+    /// The build it was about.
+    pub build_id: Option<String>,
+    /// The step's output was already shown, so the last lines need not be shown again.
+    pub log_shown: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// What was asked for was tried and did not work.
+    Failed,
+    /// The command or its input cannot be right, whatever the state of the room.
+    Usage,
+    /// No token, a wrong one, or one without the grant.
+    Denied,
+    /// Nobody answers at the room's address.
+    Unreachable,
+    /// Ctrl-C.
+    Interrupted,
+    /// The reader of our standard output went away; there is nobody to tell.
+    OutputClosed,
+}
+
+impl Failure {
+    pub fn new(kind: FailureKind, code: &str, message: impl Into<String>) -> Self {
+        let detail = ErrorDetail { code: code.to_owned(), message: message.into(), ..Default::default() };
+        Self::from_detail(kind, Box::new(detail))
+    }
+
+    pub fn from_detail(kind: FailureKind, detail: Box<ErrorDetail>) -> Self {
+        Self { kind, detail, build_id: None, log_shown: false }
+    }
+
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(FailureKind::Usage, "usage", message)
+    }
+
+    pub fn failed(code: &str, message: impl Into<String>) -> Self {
+        Self::new(FailureKind::Failed, code, message)
+    }
+
+    pub fn interrupted(message: impl Into<String>) -> Self {
+        Self::new(FailureKind::Interrupted, "interrupted", message)
+    }
+
+    /// Something local could not be read or written.
+    pub fn local(action: &str, path: &std::path::Path, error: &io::Error) -> Self {
+        Self::failed("local_file", format!("cannot {action} `{}`: {error}", path.display()))
+    }
+
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.detail.hint = hint.into();
+        self
+    }
+
+    #[must_use]
+    pub fn build(mut self, build_id: &str) -> Self {
+        self.build_id = Some(build_id.to_owned());
+        self
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let message = error.to_string();
+        match error {
+            ClientError::Unreachable { .. } => {
+                let mut failure = Self::new(FailureKind::Unreachable, "unreachable", message)
+                    .hint("check that hearthd runs and that the address is right (`hearth room list`)");
+                failure.detail.retryable = true;
+                failure
+            }
+            ClientError::Denied(detail) => {
+                let mut failure = Self::from_detail(FailureKind::Denied, detail);
+                if failure.detail.hint.is_empty() {
+                    "give a token of this room with --token-file or HEARTH_TOKEN; `hearth token mint` makes one"
+                        .clone_into(&mut failure.detail.hint);
+                }
+                failure
+            }
+            ClientError::Invalid(detail) => Self::from_detail(FailureKind::Usage, detail),
+            ClientError::Failed(detail) => Self::from_detail(FailureKind::Failed, detail),
+            ClientError::Address(_) | ClientError::Token(_) => Self::new(FailureKind::Usage, "usage", message),
+            ClientError::Protocol(_) => Self::failed("protocol", message)
+                .hint("client and daemon may be of different versions; compare `hearth --version` and `hearth doctor`"),
+        }
+    }
+}
+
+/// For errors of writing our own output; files are named with [`Failure::local`].
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            Self::new(FailureKind::OutputClosed, "output_closed", "standard output was closed")
+        } else {
+            Self::failed("local_io", error.to_string())
+        }
+    }
+}
+
+impl From<tokio::task::JoinError> for Failure {
+    fn from(error: tokio::task::JoinError) -> Self {
+        Self::failed("internal", format!("a worker thread ended early: {error}"))
+    }
+}
+
+impl From<crate::client::UploadError> for Failure {
+    fn from(error: crate::client::UploadError) -> Self {
+        match error {
+            crate::client::UploadError::Client(error) => error.into(),
+            error @ crate::client::UploadError::Source(_) => Self::failed("local_file", error.to_string()),
+        }
+    }
+}

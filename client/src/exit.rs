@@ -1,0 +1,230 @@
+//! How the process ends: the one place that decides exit codes, and the one that prints an error.
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | tried, and it did not work |
+//! | 2 | the command or its input cannot be right |
+//! | 3 | denied: no token, a wrong one, or one without the grant |
+//! | 4 | nobody answers at the room's address |
+//! | 130 | Ctrl-C |
+//! | other | a failed build ends with the exit code of its failed step |
+
+use std::process::ExitCode;
+
+use hearth_proto::v1::{DockerfileRange, ErrorDetail};
+use serde::Serialize;
+
+use crate::error::{Failure, FailureKind};
+use crate::output;
+
+/// Prints what failed, if something did, and gives the exit code.
+pub fn report(outcome: Result<(), Failure>, json: bool) -> ExitCode {
+    let Err(failure) = outcome else { return ExitCode::SUCCESS };
+    if failure.kind != FailureKind::OutputClosed {
+        output::note(&for_people(&failure));
+        // A closed standard output leaves nobody to tell.
+        if json && let Err(unseen) = output::json(&for_programs(&failure)) {
+            tracing::debug!(?unseen, "the error could not be printed");
+        }
+    }
+    ExitCode::from(code(&failure))
+}
+
+pub fn code(failure: &Failure) -> u8 {
+    match failure.kind {
+        FailureKind::OutputClosed => 0,
+        FailureKind::Failed => step_code(&failure.detail).unwrap_or(1),
+        FailureKind::Usage => 2,
+        FailureKind::Denied => 3,
+        FailureKind::Unreachable => 4,
+        FailureKind::Interrupted => 130,
+    }
+}
+
+/// The failed step's own exit code, where it can be one of ours.
+fn step_code(detail: &ErrorDetail) -> Option<u8> {
+    detail.exit_code.and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0)
+}
+
+/// What, where, what next.
+pub fn for_people(failure: &Failure) -> String {
+    let detail = &failure.detail;
+    let mut text = format!("error: {}", lines(&detail.message));
+    if !detail.field.is_empty() {
+        text += &format!("\n  field: {}", output::printable(&detail.field));
+    }
+    if !detail.step.is_empty() {
+        text += &format!("\n  step: {}", output::printable(&detail.step));
+    }
+    if let Some(range) = &detail.dockerfile {
+        text += &format!("\n  at: {}:{}", output::printable(&range.path), range.start_line);
+        for (number, line) in (range.start_line..).zip(range.text.lines()) {
+            text += &format!("\n  {number:>5} | {}", output::printable(line));
+        }
+    }
+    if !detail.log_tail.is_empty() && !failure.log_shown {
+        text += "\n  last lines:";
+        for line in &detail.log_tail {
+            text += &format!("\n        | {}", output::printable(line));
+        }
+    }
+    if !detail.hint.is_empty() {
+        text += &format!("\n  hint: {}", lines(&detail.hint));
+    }
+    if let Some(milliseconds) = detail.retry_after_ms {
+        text +=
+            &format!("\n  try again in {:.1}s", std::time::Duration::from_millis(milliseconds).as_secs_f64());
+    }
+    if let Some(build_id) = &failure.build_id {
+        text += &format!("\n  build: {build_id} (its log: hearth builds logs {build_id})");
+    }
+    text
+}
+
+fn lines(text: &str) -> String {
+    text.lines().map(output::printable).collect::<Vec<_>>().join("\n  ")
+}
+
+/// `{"error": {...}}`, as the contract has it.
+pub fn for_programs(failure: &Failure) -> impl Serialize {
+    let detail = &failure.detail;
+    let present = |text: &String| (!text.is_empty()).then(|| text.clone());
+    JsonError {
+        error: ErrorView {
+            code: detail.code.clone(),
+            message: detail.message.clone(),
+            field: present(&detail.field),
+            stage: present(&detail.stage),
+            step: present(&detail.step),
+            dockerfile: detail.dockerfile.as_ref().map(RangeView::from),
+            exit_code: detail.exit_code,
+            log_tail: detail.log_tail.clone(),
+            hint: present(&detail.hint),
+            retryable: detail.retryable,
+            retry_after_ms: detail.retry_after_ms,
+            build_id: failure.build_id.clone(),
+        },
+    }
+}
+
+#[derive(Serialize)]
+struct JsonError {
+    error: ErrorView,
+}
+
+/// Everything that is known about an error; what is not known is null.
+#[derive(Serialize)]
+struct ErrorView {
+    code: String,
+    message: String,
+    field: Option<String>,
+    stage: Option<String>,
+    step: Option<String>,
+    dockerfile: Option<RangeView>,
+    exit_code: Option<i32>,
+    log_tail: Vec<String>,
+    hint: Option<String>,
+    retryable: bool,
+    retry_after_ms: Option<u64>,
+    build_id: Option<String>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct RangeView {
+    path: String,
+    start_line: u32,
+    end_line: u32,
+    text: String,
+}
+
+impl From<&DockerfileRange> for RangeView {
+    fn from(range: &DockerfileRange) -> Self {
+        Self {
+            path: range.path.clone(),
+            start_line: range.start_line,
+            end_line: range.end_line,
+            text: range.text.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::ClientError;
+
+    fn failed_step(exit_code: i32) -> Failure {
+        let mut failure = Failure::failed("step_failed", "the step failed with exit code 7").build("abc");
+        failure.detail.exit_code = Some(exit_code);
+        failure.detail.stage = "solve".into();
+        failure.detail.step = "[2/3] RUN make".into();
+        failure.detail.dockerfile = Some(DockerfileRange {
+            path: "/context/Dockerfile".into(),
+            start_line: 3,
+            end_line: 4,
+            text: "RUN make \\\n  all".into(),
+        });
+        failure.detail.log_tail = vec!["make: *** no rule".into()];
+        failure.hint("add the rule")
+    }
+
+    #[test]
+    fn every_kind_of_failure_has_its_code() {
+        use FailureKind::{Denied, Failed, Interrupted, OutputClosed, Unreachable, Usage};
+        for (kind, expected) in
+            [(Failed, 1), (Usage, 2), (Denied, 3), (Unreachable, 4), (Interrupted, 130), (OutputClosed, 0)]
+        {
+            assert_eq!(code(&Failure::new(kind, "x", "m")), expected);
+        }
+    }
+
+    #[test]
+    fn a_failed_step_gives_its_own_code_where_it_is_one() {
+        for (exit_code, expected) in [(7, 7), (137, 137), (0, 1), (-1, 1), (256, 1)] {
+            assert_eq!(code(&failed_step(exit_code)), expected);
+        }
+    }
+
+    #[test]
+    fn errors_of_the_client_keep_their_class() {
+        let detail = || Box::new(ErrorDetail { message: "m".into(), ..Default::default() });
+        let unreachable = ClientError::Unreachable { address: "http://x:1".into(), reason: "refused".into() };
+        for (error, expected) in [
+            (unreachable, 4),
+            (ClientError::Denied(detail()), 3),
+            (ClientError::Invalid(detail()), 2),
+            (ClientError::Failed(detail()), 1),
+            (ClientError::Protocol("x".into()), 1),
+        ] {
+            assert_eq!(code(&Failure::from(error)), expected);
+        }
+    }
+
+    #[test]
+    fn people_read_what_where_and_what_next() {
+        let shown = for_people(&failed_step(7));
+        assert_eq!(
+            shown,
+            "error: the step failed with exit code 7\n  step: [2/3] RUN make\n  at: /context/Dockerfile:3\n      \
+             3 | RUN make \\\n      4 |   all\n  last lines:\n        | make: *** no rule\n  hint: add the rule\n  \
+             build: abc (its log: hearth builds logs abc)"
+        );
+        let mut streamed = failed_step(7);
+        streamed.log_shown = true;
+        assert!(!for_people(&streamed).contains("last lines"));
+    }
+
+    #[test]
+    fn programs_read_a_typed_error() {
+        let value = serde_json::to_value(for_programs(&failed_step(7))).unwrap();
+        let error = &value["error"];
+        assert_eq!(error["code"], "step_failed");
+        assert_eq!(error["stage"], "solve");
+        assert_eq!(error["dockerfile"]["start_line"], 3);
+        assert_eq!(error["exit_code"], 7);
+        assert_eq!(error["log_tail"][0], "make: *** no rule");
+        assert_eq!(error["retryable"], false);
+        assert_eq!(error["field"], serde_json::Value::Null);
+    }
+}

@@ -1,0 +1,168 @@
+//! Standard output carries data; everything else goes to standard error.
+
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::error::Failure;
+
+/// One line of data.
+pub fn line(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.write_all(b"\n")?;
+    Ok(out.flush()?)
+}
+
+/// One JSON value as data.
+pub fn json(value: &impl Serialize) -> Result<(), Failure> {
+    line(&to_json(value))
+}
+
+pub fn to_json(value: &impl Serialize) -> String {
+    // Our own types have string keys and no failing serializers.
+    serde_json::to_string_pretty(value)
+        .unwrap_or_else(|error| format!("{{\"error\":{{\"message\":\"{error}\"}}}}"))
+}
+
+/// A remark for the person at the terminal. When nobody can read it, nothing is lost.
+pub fn note(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Columns as wide as their widest cell; the last one is not padded.
+pub fn table(head: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
+    line(format_table(head, rows).trim_end_matches('\n'))
+}
+
+fn format_table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain([head[column].chars().count()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let mut text = String::new();
+    let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
+    for row in std::iter::once(&head).chain(rows) {
+        let mut written = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            written.push_str(&format!("{cell:<width$}  "));
+        }
+        text.push_str(written.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Text from a daemon or a file name, safe for a terminal: control characters are shown as such.
+pub fn printable(text: &str) -> String {
+    let shown =
+        |c: char| if c.is_control() && c != '\t' { c.escape_default().collect() } else { c.to_string() };
+    text.chars().map(shown).collect()
+}
+
+pub fn size(bytes: u64) -> String {
+    indicatif::DecimalBytes(bytes).to_string()
+}
+
+/// `1 file`, `2 files`.
+pub fn count(number: u64, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+/// How long ago, in the largest unit that fits.
+pub fn age(time: Option<&prost_types::Timestamp>, now: Timestamp) -> String {
+    let Some(time) = timestamp(time) else { return "-".to_owned() };
+    let seconds = now.as_second().saturating_sub(time.as_second()).max(0);
+    match seconds {
+        0..120 => format!("{seconds}s ago"),
+        120..7200 => format!("{}m ago", seconds / 60),
+        7200..172_800 => format!("{}h ago", seconds / 3600),
+        _ => format!("{}d ago", seconds / 86_400),
+    }
+}
+
+/// From the wire; none where it is missing or out of range.
+pub fn timestamp(time: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
+    let time = time?;
+    Timestamp::new(time.seconds, time.nanos).ok()
+}
+
+/// Writes a file that appears complete or not at all, with the modes of a file that a person makes.
+pub fn write_file(path: &Path, content: &[u8]) -> Result<(), Failure> {
+    let mut file = NewFile::create(path, 0o666)?;
+    file.out().write_all(content).map_err(|error| Failure::local("write", path, &error))?;
+    file.keep()
+}
+
+/// A file under way to its place. Dropped before [`NewFile::keep`], it leaves nothing.
+pub struct NewFile {
+    temporary: tempfile::NamedTempFile,
+    path: std::path::PathBuf,
+}
+
+impl NewFile {
+    /// `mode` is subject to the umask.
+    pub fn create(path: &Path, mode: u32) -> Result<Self, Failure> {
+        let dir = match path.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir,
+            _ => Path::new("."),
+        };
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        let temporary = tempfile::Builder::new()
+            .prefix(".hearth-")
+            .permissions(permissions)
+            .tempfile_in(dir)
+            .map_err(|error| Failure::local("write", path, &error))?;
+        Ok(Self { temporary, path: path.to_owned() })
+    }
+
+    pub fn out(&mut self) -> &mut std::fs::File {
+        self.temporary.as_file_mut()
+    }
+
+    /// Puts the file in its place.
+    pub fn keep(self) -> Result<(), Failure> {
+        let Self { temporary, path } = self;
+        let failed = |error: &io::Error| Failure::local("write", &path, error);
+        temporary.as_file().sync_all().map_err(|error| failed(&error))?;
+        temporary.persist(&path).map_err(|error| failed(&error.error))?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_lines_its_columns_up_without_trailing_blanks() {
+        let rows = [
+            vec!["a".to_owned(), "long cell".to_owned(), "1".to_owned()],
+            vec!["bcd".into(), "x".into(), String::new()],
+        ];
+        assert_eq!(
+            format_table(&["ID", "TAG", "N"], &rows),
+            "ID   TAG        N\na    long cell  1\nbcd  x\n"
+        );
+    }
+
+    #[test]
+    fn ages_use_one_unit() {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        for (seconds, shown) in
+            [(999_990, "10s ago"), (996_000, "66m ago"), (900_000, "27h ago"), (1, "11d ago")]
+        {
+            assert_eq!(age(at(seconds).as_ref(), now), shown);
+        }
+        assert_eq!(age(None, now), "-");
+    }
+
+    #[test]
+    fn control_characters_reach_no_terminal() {
+        assert_eq!(printable("a\u{1b}[2Jb\n"), "a\\u{1b}[2Jb\\n");
+    }
+}

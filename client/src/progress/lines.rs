@@ -1,0 +1,153 @@
+//! Lines out of the bytes that steps write. The wire cuts anywhere, also within a character.
+
+use std::collections::BTreeMap;
+
+use hearth_proto::v1::{LogStream, StepLog};
+
+/// A line without an end is cut at this length, so that nothing grows without a bound.
+const LONGEST_LINE: usize = 64 * 1024;
+
+/// Unfinished lines, by step and stream.
+#[derive(Debug, Default)]
+pub struct LogLines {
+    unfinished: BTreeMap<(u32, bool), Vec<u8>>,
+}
+
+/// One line of a step's output, without its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogText {
+    pub stderr: bool,
+    pub text: String,
+}
+
+impl LogLines {
+    /// The lines that `log` completes.
+    pub fn push(&mut self, log: &StepLog) -> Vec<LogText> {
+        let stderr = log.stream() == LogStream::Stderr;
+        let buffer = self.unfinished.entry((log.step, stderr)).or_default();
+        let mut lines = Vec::new();
+        for piece in log.data.split_inclusive(|byte| *byte == b'\n') {
+            for part in piece.chunks(LONGEST_LINE) {
+                if buffer.len() + part.len() > LONGEST_LINE {
+                    lines.push(LogText { stderr, text: text(&std::mem::take(buffer)) });
+                }
+                buffer.extend_from_slice(part);
+            }
+            if buffer.ends_with(b"\n") {
+                lines.push(LogText { stderr, text: text(&std::mem::take(buffer)) });
+            }
+        }
+        lines
+    }
+
+    /// What a step that has ended left without an end of line.
+    pub fn finish(&mut self, step: u32) -> Vec<LogText> {
+        let rest = |stderr| {
+            let left = self.unfinished.remove(&(step, stderr)).filter(|left| !left.is_empty())?;
+            Some(LogText { stderr, text: text(&left) })
+        };
+        [false, true].into_iter().filter_map(rest).collect()
+    }
+
+    /// The same for all steps, at the end of the build.
+    pub fn finish_all(&mut self) -> Vec<(u32, LogText)> {
+        let left = std::mem::take(&mut self.unfinished);
+        let line =
+            |((step, stderr), bytes): ((u32, bool), Vec<u8>)| (step, LogText { stderr, text: text(&bytes) });
+        left.into_iter().filter(|(_, bytes)| !bytes.is_empty()).map(line).collect()
+    }
+}
+
+/// A line as a terminal would leave it: after a carriage return the line is written anew. Escape
+/// sequences are taken out; other control characters do not reach the terminal.
+fn text(line: &[u8]) -> String {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let written_last = line.rsplit(|byte| *byte == b'\r').find(|part| !part.is_empty()).unwrap_or_default();
+    let mut text = String::with_capacity(written_last.len());
+    let decoded = String::from_utf8_lossy(written_last);
+    let mut rest = decoded.chars().peekable();
+    while let Some(c) = rest.next() {
+        match c {
+            '\u{1b}' => skip_escape(&mut rest),
+            '\t' => text.push(c),
+            c if c.is_control() => {}
+            c => text.push(c),
+        }
+    }
+    text
+}
+
+/// `ESC [ ... letter`, `ESC ] ... BEL` and two-character sequences (ECMA-48).
+fn skip_escape(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) {
+    match rest.next() {
+        Some('[') => while rest.next().is_some_and(|c| !('\u{40}'..='\u{7e}').contains(&c)) {},
+        Some(']') => {
+            while let Some(c) = rest.next() {
+                if c == '\u{7}' || (c == '\u{1b}' && rest.next_if_eq(&'\\').is_some()) {
+                    break;
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(step: u32, stream: LogStream, data: &[u8]) -> StepLog {
+        StepLog { step, stream: stream.into(), data: data.to_vec().into(), dropped_bytes: 0 }
+    }
+
+    fn texts(lines: &[LogText]) -> Vec<&str> {
+        lines.iter().map(|line| line.text.as_str()).collect()
+    }
+
+    #[test]
+    fn lines_are_whole_wherever_the_wire_cut_them() {
+        let whole = "eins\nzwei äöü\n\ndrei";
+        for cut in 0..whole.len() {
+            let mut lines = LogLines::default();
+            let (a, b) = whole.as_bytes().split_at(cut);
+            let mut seen = lines.push(&log(1, LogStream::Stdout, a));
+            seen.extend(lines.push(&log(1, LogStream::Stdout, b)));
+            assert_eq!(texts(&seen), ["eins", "zwei äöü", ""], "{cut}");
+            assert_eq!(texts(&lines.finish(1)), ["drei"]);
+            assert_eq!(lines.finish(1), []);
+        }
+    }
+
+    #[test]
+    fn steps_and_streams_do_not_mix() {
+        let mut lines = LogLines::default();
+        assert_eq!(lines.push(&log(1, LogStream::Stdout, b"a")), []);
+        assert_eq!(lines.push(&log(1, LogStream::Stderr, b"b")), []);
+        assert_eq!(lines.push(&log(2, LogStream::Stdout, b"c")), []);
+        let seen = lines.push(&log(1, LogStream::Stderr, b"B\n"));
+        assert_eq!(seen, [LogText { stderr: true, text: "bB".into() }]);
+        assert_eq!(texts(&lines.finish(1)), ["a"]);
+        assert_eq!(lines.finish_all(), [(2, LogText { stderr: false, text: "c".into() })]);
+    }
+
+    #[test]
+    fn what_would_move_the_cursor_is_taken_out() {
+        for (written, shown) in [
+            (&b"\x1b[1;31mred\x1b[0m\n"[..], "red"),
+            (b"10%\r50%\r100%\r\n", "100%"),
+            (b"\x1b]0;title\x07x\x08y\n", "xy"),
+            (b"\xff\tz\n", "\u{fffd}\tz"),
+        ] {
+            assert_eq!(texts(&LogLines::default().push(&log(1, LogStream::Stdout, written))), [shown]);
+        }
+    }
+
+    #[test]
+    fn an_endless_line_is_cut() {
+        let mut lines = LogLines::default();
+        let seen = lines.push(&log(1, LogStream::Stdout, &vec![b'x'; 3 * LONGEST_LINE + 5]));
+        assert_eq!(seen.iter().map(|line| line.text.len()).collect::<Vec<_>>(), [LONGEST_LINE; 3]);
+        assert_eq!(lines.finish(1)[0].text.len(), 5);
+    }
+}

@@ -1,0 +1,70 @@
+//! Which room a command speaks to.
+//!
+//! A room is an address and a token. It is chosen in this order:
+//!
+//! 1. `--addr`; with `--room` beside it, the daemon there must be of that room.
+//! 2. `--room NAME`: a room of the rooms file; else the daemon at `HEARTH_ADDR`, or the one on this
+//!    machine, if it is of that room.
+//! 3. `HEARTH_ADDR`; with `HEARTH_ROOM` or `MESHAGENT_ROOM` set, the daemon there must be of that room.
+//! 4. `HEARTH_ROOM`, then `MESHAGENT_ROOM`, as under 2.
+//! 5. The current room of the rooms file.
+//! 6. The daemon on this machine.
+//!
+//! The token is, in this order: `--token-file`, `HEARTH_TOKEN`, `MESHAGENT_TOKEN`, the chosen
+//! room's token in the rooms file. The unix socket needs none.
+
+mod file;
+mod select;
+
+use std::path::PathBuf;
+
+use crate::error::{Failure, FailureKind};
+
+pub use file::{Room, RoomsFile};
+pub use select::{Asked, Selection, Surroundings, TokenFrom, read_token, select};
+
+#[derive(Debug, thiserror::Error)]
+pub enum RoomError {
+    #[error("room `{name}` is not known: {known}, and {local}")]
+    Unknown { name: String, known: String, local: String },
+    #[error("no room was chosen, and no daemon listens on this machine at {local}")]
+    NoRoom { local: String },
+    #[error("{origin}: {source}")]
+    Address { origin: &'static str, source: crate::client::TargetError },
+    #[error("`{name}` is not a room's name; use letters, digits, `-`, `_` and `.`")]
+    Name { name: String },
+    #[error("the rooms file {} is not valid: {reason}", .path.display())]
+    Malformed { path: PathBuf, reason: String },
+    #[error("cannot {action} {}: {source}", .path.display())]
+    File { action: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("{origin} holds no token")]
+    EmptyToken { origin: String },
+    #[error("neither XDG_CONFIG_HOME nor HOME is set, so there is no place for the rooms file")]
+    NoHome,
+}
+
+impl From<RoomError> for Failure {
+    fn from(error: RoomError) -> Self {
+        let (kind, code, hint) = match &error {
+            RoomError::Unknown { .. } => (
+                FailureKind::Usage,
+                "unknown_room",
+                "`hearth room add NAME --addr http://HOST:PORT --token-file FILE` makes a room known",
+            ),
+            RoomError::NoRoom { .. } => (
+                FailureKind::Usage,
+                "no_room",
+                "start hearthd here, or choose a room with --room, --addr or HEARTH_ROOM; `hearth room list` shows the known ones",
+            ),
+            RoomError::Malformed { .. } => {
+                (FailureKind::Usage, "rooms_file", "repair it, or remove it and add the rooms again")
+            }
+            RoomError::File { .. } | RoomError::NoHome => (FailureKind::Failed, "rooms_file", ""),
+            RoomError::Address { .. } | RoomError::Name { .. } => (FailureKind::Usage, "usage", ""),
+            RoomError::EmptyToken { .. } => {
+                (FailureKind::Usage, "empty_token", "`hearth token mint` on the daemon's machine prints one")
+            }
+        };
+        Self::new(kind, code, error.to_string()).hint(hint)
+    }
+}

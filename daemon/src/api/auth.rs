@@ -1,0 +1,118 @@
+//! Who calls: a participant token on TCP, the kernel's word on the unix socket.
+//!
+//! A [`Caller`] in a request's extensions is the proof that it passed here.
+
+use std::sync::Arc;
+
+use axum::extract::connect_info::ConnectInfo;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderMap;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+
+use crate::access::{Access, AccessError};
+use crate::api::error::Refusal;
+use crate::api::serve::Peer;
+use crate::model::access::Caller;
+use crate::registry;
+
+/// Lets a request through with its [`Caller`], or answers in the form of what was asked: gRPC or `/v2/`.
+pub async fn require_caller(
+    State(access): State<Arc<Access>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    match identify(&access, peer, request.headers()) {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(error) => {
+            metrics::counter!("hearth_requests_refused_total").increment(1);
+            tracing::info!(?peer, path = request.uri().path(), %error, "refused");
+            let grpc = request
+                .headers()
+                .get(CONTENT_TYPE)
+                .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+            if grpc {
+                tonic::Status::from(Refusal::from(error)).into_http::<axum::body::Body>().into_response()
+            } else {
+                registry::unauthorized()
+            }
+        }
+    }
+}
+
+fn identify(access: &Access, peer: Peer, headers: &HeaderMap) -> Result<Caller, AccessError> {
+    match (token(headers)?, peer) {
+        // A token that is given is what counts, on the socket too.
+        (Some(token), _) => access.verify(&token),
+        (None, Peer::Unix { uid }) if uid == 0 || uid == rustix::process::geteuid().as_raw() => {
+            Ok(Caller::local(uid))
+        }
+        (None, _) => Err(AccessError::Missing),
+    }
+}
+
+/// The token of `Bearer TOKEN`, or of `Basic`, where it is the password and the user name is anything.
+fn token(headers: &HeaderMap) -> Result<Option<String>, AccessError> {
+    let Some(value) = headers.get(AUTHORIZATION) else {
+        return Ok(None);
+    };
+    let value = value.to_str().map_err(|_| AccessError::Invalid("the header is not text"))?;
+    let (scheme, rest) = value.split_once(' ').unwrap_or((value, ""));
+    let rest = rest.trim();
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return Ok(Some(rest.to_owned()));
+    }
+    if scheme.eq_ignore_ascii_case("basic") {
+        let decoded = STANDARD.decode(rest).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let password = decoded.as_deref().and_then(|pair| pair.split_once(':')).map(|(_, password)| password);
+        return match password {
+            Some(password) => Ok(Some(password.to_owned())),
+            None => Err(AccessError::Invalid("the Basic header cannot be read")),
+        };
+    }
+    Err(AccessError::Invalid("the header is neither Bearer nor Basic"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(AUTHORIZATION, value.parse().unwrap())])
+    }
+
+    #[test]
+    fn a_token_comes_as_bearer_or_as_a_basic_password() {
+        assert_eq!(token(&HeaderMap::new()), Ok(None));
+        assert_eq!(token(&headers("Bearer abc")), Ok(Some("abc".to_owned())));
+        assert_eq!(token(&headers("bearer  abc ")), Ok(Some("abc".to_owned())));
+        let basic = format!("Basic {}", STANDARD.encode("anyone:a:b"));
+        assert_eq!(token(&headers(&basic)), Ok(Some("a:b".to_owned())));
+        for bad in ["Digest x", "Basic !!!", &format!("Basic {}", STANDARD.encode("no colon"))] {
+            assert!(matches!(token(&headers(bad)), Err(AccessError::Invalid(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_socket_trusts_root_and_its_own_user_and_nobody_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let access = Access::open("r", &directory.path().join("secret")).unwrap();
+        let own = rustix::process::geteuid().as_raw();
+        let none = HeaderMap::new();
+        for uid in [0, own] {
+            assert!(identify(&access, Peer::Unix { uid }, &none).unwrap().is_admin());
+        }
+        assert_eq!(identify(&access, Peer::Unix { uid: own + 1 }, &none), Err(AccessError::Missing));
+        let tcp = Peer::Tcp(([127, 0, 0, 1], 1).into());
+        assert_eq!(identify(&access, tcp, &none), Err(AccessError::Missing));
+        // A bad token is not outweighed by the socket.
+        assert!(identify(&access, Peer::Unix { uid: 0 }, &headers("Bearer x")).is_err());
+    }
+}

@@ -1,0 +1,159 @@
+//! Between the wire and the domain. Every check of a request happens here, and an error names the field.
+
+mod spec;
+
+pub use spec::{SpecContext, build_spec};
+
+use hearth_proto::v1;
+use jiff::Timestamp;
+
+use super::error::{Refusal, fault_detail};
+use crate::model::build::{BuildEvent, BuildRecord, BuildState, EventKind, LogStream};
+use crate::model::fault::DockerfileRange;
+use crate::model::image::TaggedImage;
+use crate::model::{Reference, RoomRegistries};
+
+/// Page sizes: what is asked, what 0 means, and a bound.
+pub fn page_size(asked: u32, default: usize, max: usize) -> usize {
+    match asked as usize {
+        0 => default,
+        asked => asked.min(max),
+    }
+}
+
+pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
+    prost_types::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() }
+}
+
+/// A duration of the protocol; negative or too long ones are refused.
+pub fn duration(
+    field: &str,
+    value: Option<prost_types::Duration>,
+) -> Result<Option<std::time::Duration>, Refusal> {
+    value
+        .map(|value| {
+            std::time::Duration::try_from(value).map_err(|_| {
+                Refusal::invalid(
+                    field,
+                    "invalid_duration",
+                    format!("{field}: the duration is negative or out of range"),
+                )
+            })
+        })
+        .transpose()
+}
+
+fn to_duration(value: std::time::Duration) -> prost_types::Duration {
+    // A u64 of seconds that a process measured fits.
+    prost_types::Duration::try_from(value).unwrap_or_default()
+}
+
+pub fn dockerfile_range(range: DockerfileRange) -> v1::DockerfileRange {
+    v1::DockerfileRange {
+        path: range.path.to_string(),
+        start_line: range.start_line,
+        end_line: range.end_line,
+        text: range.text,
+    }
+}
+
+pub const fn build_state(state: BuildState) -> v1::BuildState {
+    match state {
+        BuildState::Queued => v1::BuildState::Queued,
+        BuildState::Running => v1::BuildState::Running,
+        BuildState::Succeeded => v1::BuildState::Succeeded,
+        BuildState::Failed => v1::BuildState::Failed,
+        BuildState::Cancelled => v1::BuildState::Cancelled,
+        BuildState::Interrupted => v1::BuildState::Interrupted,
+    }
+}
+
+pub fn build_state_from_wire(state: v1::BuildState) -> Option<BuildState> {
+    Some(match state {
+        v1::BuildState::Unspecified => return None,
+        v1::BuildState::Queued => BuildState::Queued,
+        v1::BuildState::Running => BuildState::Running,
+        v1::BuildState::Succeeded => BuildState::Succeeded,
+        v1::BuildState::Failed => BuildState::Failed,
+        v1::BuildState::Cancelled => BuildState::Cancelled,
+        v1::BuildState::Interrupted => BuildState::Interrupted,
+    })
+}
+
+pub fn build(record: BuildRecord) -> v1::Build {
+    v1::Build {
+        build_id: record.id.to_string(),
+        state: build_state(record.state).into(),
+        tags: record.spec.tags.iter().map(Reference::to_string).collect(),
+        created_at: Some(timestamp(record.created_at)),
+        started_at: record.started_at.map(timestamp),
+        finished_at: record.finished_at.map(timestamp),
+        submitted_by: record.submitted_by,
+        result: record.result.map(|result| v1::BuildResult {
+            digest: result.digest.to_string(),
+            size_bytes: result.size_bytes,
+            cached_steps: result.cached_steps,
+            total_steps: result.total_steps,
+            duration: Some(to_duration(result.duration)),
+        }),
+        error: record.fault.map(fault_detail),
+        last_sequence: record.last_sequence,
+        spec: Some(spec::to_wire(record.spec)),
+    }
+}
+
+/// An event on the wire. `record` is the build's, and is needed for the last event only.
+pub fn event(event: BuildEvent, record: Option<BuildRecord>) -> v1::BuildEvent {
+    use v1::build_event::Event;
+    let kind = match event.kind {
+        EventKind::StateChanged { state } => Event::StateChanged(build_state(state).into()),
+        EventKind::StepStarted { step, name } => Event::StepStarted(v1::StepStarted { step, name }),
+        EventKind::StepLog { step, stream, data, dropped_bytes } => Event::StepLog(v1::StepLog {
+            step,
+            stream: match stream {
+                LogStream::Stdout => v1::LogStream::Stdout,
+                LogStream::Stderr => v1::LogStream::Stderr,
+            }
+            .into(),
+            data: data.into(),
+            dropped_bytes,
+        }),
+        EventKind::StepProgress { step, name, current, total } => {
+            Event::StepProgress(v1::StepProgress { step, name, current, total })
+        }
+        EventKind::StepFinished { step, cached, duration, error } => Event::StepFinished(v1::StepFinished {
+            step,
+            cached,
+            duration: Some(to_duration(duration)),
+            error: error.unwrap_or_default(),
+        }),
+        EventKind::Warning { message, url, dockerfile } => Event::Warning(v1::BuildWarning {
+            message,
+            url: url.unwrap_or_default(),
+            dockerfile: dockerfile.map(dockerfile_range),
+        }),
+        EventKind::Finished { state } => {
+            Event::Finished(record.map_or_else(
+                || v1::Build { state: build_state(state).into(), ..v1::Build::default() },
+                build,
+            ))
+        }
+    };
+    v1::BuildEvent { sequence: event.sequence, time: Some(timestamp(event.time)), event: Some(kind) }
+}
+
+pub fn image(image: TaggedImage, rooms: &RoomRegistries) -> v1::Image {
+    let name = format!("{}:{}", image.repository, image.tag);
+    let reference = match rooms.names().first() {
+        Some(registry) => format!("{registry}/{name}"),
+        None => name,
+    };
+    v1::Image {
+        repository: image.repository.to_string(),
+        tag: image.tag.to_string(),
+        digest: image.manifest.digest.to_string(),
+        size_bytes: image.size_bytes,
+        updated_at: Some(timestamp(image.updated_at)),
+        reference,
+    }
+}

@@ -1,0 +1,428 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use hearth_proto::v1;
+use hearth_proto::value::{DEFAULT_TARGET, storage_path};
+
+use super::super::error::Refusal;
+use super::duration;
+use crate::model::build::{BuildSecrets, BuildSpec, DockerfilePath, Network, NoCache};
+use crate::model::id::PackId;
+use crate::model::image::Platform;
+use crate::model::secret::{Credential, Secret};
+use crate::model::{MountMode, MountSource, MountSpec, MountTarget, Reference, RoomRegistries};
+
+/// Bounds on what a request may name; each far above what people use.
+const MAX_MOUNTS: usize = 64;
+const MAX_TAGS: usize = 32;
+const MAX_PAIRS: usize = 1024;
+const MAX_TEXT: usize = 128 * 1024;
+const MAX_SECRETS: usize = 64;
+/// BuildKit's own limit.
+const MAX_SECRET_BYTES: usize = 500 * 1024;
+
+/// What a request is checked against.
+pub struct SpecContext<'a> {
+    pub rooms: &'a RoomRegistries,
+    pub max_timeout: Duration,
+}
+
+/// Checks a request whole and splits it: the spec is stored, the secrets stay in memory.
+pub fn build_spec(
+    wire: v1::BuildSpec,
+    context: &SpecContext<'_>,
+) -> Result<(BuildSpec, BuildSecrets), Refusal> {
+    let tags = tags(&wire, context.rooms)?;
+    let mounts = mounts(wire.mounts)?;
+    let context_path = context_path(&wire.context_path, &mounts)?;
+    let dockerfile = dockerfile(&wire.dockerfile_path, &context_path)?;
+    let timeout = duration("spec.timeout", wire.timeout)?;
+    if timeout.is_some_and(|timeout| timeout.is_zero() || timeout > context.max_timeout) {
+        let max = context.max_timeout.as_secs();
+        return Err(Refusal::invalid(
+            "spec.timeout",
+            "invalid_timeout",
+            format!("timeout must be between 1 s and {max} s"),
+        ));
+    }
+    let platform = match wire.platform.as_str() {
+        "" => None,
+        text => Some(Platform::parse(text).ok_or_else(|| {
+            Refusal::invalid(
+                "spec.platform",
+                "invalid_platform",
+                format!("platform `{text}`: expected `os/arch[/variant]`, such as `linux/arm64`"),
+            )
+        })?),
+    };
+    let secrets = secrets(wire.secrets, wire.credentials)?;
+    let spec = BuildSpec {
+        tags,
+        mounts,
+        context_path,
+        dockerfile,
+        build_args: pairs("spec.build_args", wire.build_args)?,
+        target: Some(wire.target).filter(|target| !target.is_empty()),
+        platform,
+        labels: pairs("spec.labels", wire.labels)?,
+        no_cache: match (wire.no_cache, wire.no_cache_stages) {
+            (true, _) => NoCache::Everything,
+            (false, stages) if stages.is_empty() => NoCache::Nothing,
+            (false, stages) => NoCache::Stages(no_cache_stages(stages)?),
+        },
+        pull: wire.pull,
+        network: network(&wire.network)?,
+        timeout,
+        secret_ids: secrets.values.keys().cloned().collect(),
+    };
+    Ok((spec, secrets))
+}
+
+fn tags(wire: &v1::BuildSpec, rooms: &RoomRegistries) -> Result<Vec<Reference>, Refusal> {
+    if wire.also_tags.len() >= MAX_TAGS {
+        return Err(Refusal::invalid("spec.also_tags", "too_many", format!("at most {MAX_TAGS} tags")));
+    }
+    let more = wire.also_tags.iter().enumerate().map(|(i, tag)| (format!("spec.also_tags[{i}]"), tag));
+    let mut seen = BTreeSet::new();
+    let mut tags = Vec::new();
+    for (field, text) in std::iter::once(("spec.tag".to_owned(), &wire.tag)).chain(more) {
+        let mut reference = Reference::parse_tag(text)
+            .map_err(|error| Refusal::invalid(&field, "invalid_tag", format!("tag {error}")))?;
+        if !rooms.owns_tag(&reference) {
+            let room = rooms.names().first().map_or("", |name| name.as_str());
+            return Err(Refusal::invalid(
+                &field,
+                "foreign_registry",
+                format!("tag `{text}` is not in this room's registry"),
+            )
+            .hint(format!(
+                "use {room}/{}; pushing to other registries is not part of this release",
+                reference.repository
+            )));
+        }
+        if reference.registry.is_none() {
+            reference.registry = rooms.names().first().cloned();
+        }
+        if seen.insert(reference.clone()) {
+            tags.push(reference);
+        }
+    }
+    Ok(tags)
+}
+
+fn mounts(wire: Vec<v1::Mount>) -> Result<Vec<MountSpec>, Refusal> {
+    if wire.is_empty() {
+        return Err(Refusal::invalid("spec.mounts", "no_mounts", "a build needs at least one mount")
+            .hint("name files of the room (--mount-room-path apps/my-app) or send some (--pack ./my-app)"));
+    }
+    if wire.len() > MAX_MOUNTS {
+        return Err(Refusal::invalid("spec.mounts", "too_many", format!("at most {MAX_MOUNTS} mounts")));
+    }
+    let mut targets = BTreeSet::new();
+    let mut mounts = Vec::with_capacity(wire.len());
+    for (i, mount) in wire.into_iter().enumerate() {
+        let mount = self::mount(mount, &format!("spec.mounts[{i}]"))?;
+        if !targets.insert(mount.target.clone()) {
+            return Err(Refusal::invalid(
+                format!("spec.mounts[{i}].target"),
+                "duplicate_target",
+                format!("mount target `{}` is used twice; each target can be mounted once", mount.target),
+            ));
+        }
+        mounts.push(mount);
+    }
+    Ok(mounts)
+}
+
+fn mount(wire: v1::Mount, field: &str) -> Result<MountSpec, Refusal> {
+    use v1::mount::Source;
+    let invalid =
+        |part: &str, message: String| Refusal::invalid(format!("{field}{part}"), "invalid_mount", message);
+    let path = |text: &str, part: &str| {
+        storage_path(text).map_err(|error| invalid(part, format!("mount source {error}")))
+    };
+    let source = match wire.source {
+        None => return Err(invalid("", "the mount has no source".to_owned())),
+        Some(Source::RoomPath(text)) => MountSource::Room(path(&text, ".room_path")?),
+        Some(Source::ProjectPath(text)) => MountSource::Project(path(&text, ".project_path")?),
+        Some(Source::Image(image)) => MountSource::Image {
+            reference: image
+                .reference
+                .parse()
+                .map_err(|error| invalid(".image.reference", format!("mount image {error}")))?,
+            subpath: path(&image.subpath, ".image.subpath")?,
+        },
+        Some(Source::PackId(id)) => {
+            let id: PackId =
+                id.parse().map_err(|error| invalid(".pack_id", format!("pack `{id}`: {error}")))?;
+            MountSource::Pack(id.to_string())
+        }
+    };
+    let target = if wire.target.is_empty() { DEFAULT_TARGET } else { &wire.target };
+    let target = target.parse().map_err(|error| invalid(".target", format!("{error}")))?;
+    let mode = match (v1::MountMode::try_from(wire.mode), &source) {
+        (Ok(v1::MountMode::ReadOnly), _) => MountMode::ReadOnly,
+        (Ok(v1::MountMode::ReadWrite), _) | (Ok(v1::MountMode::Unspecified), MountSource::Room(_)) => {
+            MountMode::ReadWrite
+        }
+        (Ok(v1::MountMode::Unspecified), _) => MountMode::ReadOnly,
+        (Err(_), _) => return Err(invalid(".mode", "unknown mode".to_owned())),
+    };
+    Ok(MountSpec { source, target, mode })
+}
+
+/// What was given, else the one mount target there is.
+fn context_path(text: &str, mounts: &[MountSpec]) -> Result<MountTarget, Refusal> {
+    if !text.is_empty() {
+        return text.parse().map_err(|error| {
+            Refusal::invalid("spec.context_path", "invalid_context_path", format!("context path: {error}"))
+        });
+    }
+    match mounts {
+        [mount] => Ok(mount.target.clone()),
+        _ => Err(Refusal::invalid(
+            "spec.context_path",
+            "context_path_missing",
+            format!("with {} mounts the context path must be given", mounts.len()),
+        )
+        .hint("--context-path PATH, such as one of the mount targets")),
+    }
+}
+
+fn dockerfile(text: &str, context_path: &MountTarget) -> Result<DockerfilePath, Refusal> {
+    if text.is_empty() {
+        return Ok(DockerfilePath::Search);
+    }
+    let path = if text.starts_with('/') { text.parse() } else { context_path.join(text) };
+    path.map(DockerfilePath::At).map_err(|error| {
+        Refusal::invalid(
+            "spec.dockerfile_path",
+            "invalid_dockerfile_path",
+            format!("Dockerfile path: {error}"),
+        )
+    })
+}
+
+fn pairs(field: &str, pairs: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Refusal> {
+    if pairs.len() > MAX_PAIRS
+        || pairs.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > MAX_TEXT
+    {
+        return Err(Refusal::invalid(
+            field,
+            "too_many",
+            format!("at most {MAX_PAIRS} pairs and {MAX_TEXT} bytes"),
+        ));
+    }
+    match pairs.keys().find(|key| key.is_empty() || key.contains(['=', '\0'])) {
+        Some(key) => Err(Refusal::invalid(field, "invalid_key", format!("`{key}` cannot be a key"))),
+        None => Ok(pairs),
+    }
+}
+
+fn no_cache_stages(stages: Vec<String>) -> Result<Vec<String>, Refusal> {
+    match stages.iter().find(|stage| stage.is_empty() || stage.contains([',', ' '])) {
+        Some(stage) => Err(Refusal::invalid(
+            "spec.no_cache_stages",
+            "invalid_stage",
+            format!("`{stage}` is not the name of a stage"),
+        )),
+        None => Ok(stages),
+    }
+}
+
+fn network(text: &str) -> Result<Network, Refusal> {
+    match text {
+        "" | "default" => Ok(Network::Default),
+        "none" => Ok(Network::None),
+        _ => Err(Refusal::invalid(
+            "spec.network",
+            "invalid_network",
+            format!("network `{text}`: expected `default` or `none`"),
+        )),
+    }
+}
+
+fn secrets(
+    secrets: Vec<v1::BuildSecret>,
+    credentials: Vec<v1::RegistryCredential>,
+) -> Result<BuildSecrets, Refusal> {
+    if secrets.len() > MAX_SECRETS || credentials.len() > MAX_SECRETS {
+        return Err(Refusal::invalid(
+            "spec.secrets",
+            "too_many",
+            format!("at most {MAX_SECRETS} secrets and credentials"),
+        ));
+    }
+    let mut checked = BuildSecrets::default();
+    for (i, secret) in secrets.into_iter().enumerate() {
+        let invalid =
+            |message: String| Refusal::invalid(format!("spec.secrets[{i}]"), "invalid_secret", message);
+        if secret.id.is_empty() || secret.id.len() > 256 {
+            return Err(invalid("a secret's id is 1 to 256 characters".to_owned()));
+        }
+        if secret.value.len() > MAX_SECRET_BYTES {
+            return Err(invalid(format!("secret `{}` is over {} KiB", secret.id, MAX_SECRET_BYTES / 1024)));
+        }
+        if checked.values.insert(secret.id.clone(), Secret::new(secret.value.to_vec())).is_some() {
+            return Err(invalid(format!("secret `{}` is given twice", secret.id)));
+        }
+    }
+    for credential in credentials {
+        let registry =
+            if credential.registry.is_empty() { "docker.io".to_owned() } else { credential.registry };
+        let password = Secret::new(credential.password);
+        checked.credentials.insert(registry, Credential { username: credential.username, password });
+    }
+    Ok(checked)
+}
+
+/// A stored spec as it is shown.
+pub fn to_wire(spec: BuildSpec) -> v1::BuildSpec {
+    let mut tags = spec.tags.iter().map(Reference::to_string);
+    v1::BuildSpec {
+        tag: tags.next().unwrap_or_default(),
+        also_tags: tags.collect(),
+        mounts: spec.mounts.into_iter().map(mount_to_wire).collect(),
+        context_path: spec.context_path.to_string(),
+        dockerfile_path: match spec.dockerfile {
+            DockerfilePath::Search => String::new(),
+            DockerfilePath::At(path) => path.to_string(),
+        },
+        build_args: spec.build_args,
+        target: spec.target.unwrap_or_default(),
+        platform: spec.platform.map(|platform| platform.as_str().to_owned()).unwrap_or_default(),
+        labels: spec.labels,
+        no_cache: spec.no_cache == NoCache::Everything,
+        no_cache_stages: match spec.no_cache {
+            NoCache::Stages(stages) => stages,
+            NoCache::Nothing | NoCache::Everything => Vec::new(),
+        },
+        pull: spec.pull,
+        network: match spec.network {
+            Network::Default => "default".to_owned(),
+            Network::None => "none".to_owned(),
+        },
+        timeout: spec.timeout.map(super::to_duration),
+        secrets: Vec::new(),
+        credentials: Vec::new(),
+    }
+}
+
+fn mount_to_wire(mount: MountSpec) -> v1::Mount {
+    use v1::mount::Source;
+    v1::Mount {
+        source: match mount.source {
+            MountSource::Room(path) => Some(Source::RoomPath(path)),
+            MountSource::Project(path) => Some(Source::ProjectPath(path)),
+            MountSource::Image { reference, subpath } => {
+                Some(Source::Image(v1::ImageSource { reference: reference.to_string(), subpath }))
+            }
+            MountSource::Pack(id) => Some(Source::PackId(id)),
+            MountSource::EmptyDir => None,
+        },
+        target: mount.target.to_string(),
+        mode: match mount.mode {
+            MountMode::ReadOnly => v1::MountMode::ReadOnly,
+            MountMode::ReadWrite => v1::MountMode::ReadWrite,
+        }
+        .into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(change: impl FnOnce(&mut v1::BuildSpec)) -> Result<(BuildSpec, BuildSecrets), Refusal> {
+        let mut wire = v1::BuildSpec {
+            tag: "my-app:dev".to_owned(),
+            mounts: vec![room("apps", "")],
+            ..v1::BuildSpec::default()
+        };
+        change(&mut wire);
+        let rooms = RoomRegistries::default();
+        build_spec(wire, &SpecContext { rooms: &rooms, max_timeout: Duration::from_secs(100) })
+    }
+
+    fn room(path: &str, target: &str) -> v1::Mount {
+        v1::Mount {
+            source: Some(v1::mount::Source::RoomPath(path.to_owned())),
+            target: target.to_owned(),
+            mode: 0,
+        }
+    }
+
+    #[test]
+    fn a_bare_tag_is_the_rooms_and_a_lone_mount_is_the_context() {
+        let (spec, _) = check(|_| {}).unwrap();
+        assert_eq!(spec.tags[0].to_string(), "room.meshagent.com/my-app:dev");
+        assert_eq!(spec.context_path.as_str(), "/context");
+        assert_eq!(spec.mounts[0].mode, MountMode::ReadWrite);
+        assert_eq!(spec.dockerfile, DockerfilePath::Search);
+    }
+
+    #[test]
+    fn a_relative_dockerfile_path_starts_at_the_context() {
+        let (spec, _) = check(|wire| {
+            wire.context_path = "/context/web".to_owned();
+            wire.dockerfile_path = "docker/Dockerfile".to_owned();
+        })
+        .unwrap();
+        assert_eq!(spec.dockerfile, DockerfilePath::At("/context/web/docker/Dockerfile".parse().unwrap()));
+    }
+
+    #[test]
+    fn every_fault_names_its_field() {
+        type Change = fn(&mut v1::BuildSpec);
+        let cases: &[(&str, Change)] = &[
+            ("spec.tag", |wire| wire.tag = "UPPER".to_owned()),
+            ("spec.tag", |wire| wire.tag = String::new()),
+            ("spec.tag", |wire| wire.tag = format!("a@sha256:{}", "0a".repeat(32))),
+            ("spec.tag", |wire| wire.tag = "example.com/a".to_owned()),
+            ("spec.also_tags[0]", |wire| wire.also_tags = vec!["a:.b".to_owned()]),
+            ("spec.mounts", |wire| wire.mounts.clear()),
+            ("spec.mounts[0].target", |wire| wire.mounts[0].target = "relative".to_owned()),
+            ("spec.mounts[0].target", |wire| wire.mounts[0].target = "/a/../b".to_owned()),
+            ("spec.mounts[1].target", |wire| wire.mounts.push(room("b", "/context/"))),
+            ("spec.mounts[0].room_path", |wire| wire.mounts[0] = room("../x", "")),
+            ("spec.mounts[0]", |wire| wire.mounts[0].source = None),
+            ("spec.mounts[0].mode", |wire| wire.mounts[0].mode = 9),
+            ("spec.mounts[0].pack_id", |wire| {
+                wire.mounts[0].source = Some(v1::mount::Source::PackId("../../x".to_owned()));
+            }),
+            ("spec.context_path", |wire| wire.mounts.push(room("b", "/b"))),
+            ("spec.context_path", |wire| wire.context_path = "x".to_owned()),
+            ("spec.dockerfile_path", |wire| wire.dockerfile_path = "../x".to_owned()),
+            ("spec.platform", |wire| wire.platform = "arm64".to_owned()),
+            ("spec.network", |wire| wire.network = "host".to_owned()),
+            ("spec.timeout", |wire| wire.timeout = Some(prost_types::Duration { seconds: 101, nanos: 0 })),
+            ("spec.timeout", |wire| wire.timeout = Some(prost_types::Duration { seconds: -1, nanos: 0 })),
+            ("spec.build_args", |wire| wire.build_args = [(String::new(), "x".to_owned())].into()),
+            ("spec.secrets[0]", |wire| wire.secrets = vec![v1::BuildSecret::default()]),
+        ];
+        for (field, change) in cases {
+            let status = tonic::Status::from(check(change).unwrap_err());
+            assert_eq!(status.code(), tonic::Code::InvalidArgument, "{field}");
+            let details = String::from_utf8_lossy(status.details()).into_owned();
+            assert!(details.contains(field), "{field}: {status:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_shown_of_a_spec_is_the_spec_without_its_secrets() {
+        let secret = v1::BuildSecret { id: "token".to_owned(), value: "canary".into() };
+        let (spec, secrets) = check(|wire| {
+            wire.also_tags = vec!["b:1".to_owned()];
+            wire.secrets = vec![secret];
+            wire.no_cache_stages = vec!["deps".to_owned()];
+        })
+        .unwrap();
+        assert_eq!(secrets.values["token"].reveal(), b"canary");
+        let shown = to_wire(spec.clone());
+        assert!(!format!("{shown:?}{spec:?}{secrets:?}").contains("canary"));
+        let rooms = RoomRegistries::default();
+        let (again, _) =
+            build_spec(shown, &SpecContext { rooms: &rooms, max_timeout: Duration::from_secs(100) }).unwrap();
+        assert_eq!(BuildSpec { secret_ids: Vec::new(), ..spec }, again);
+    }
+}

@@ -1,0 +1,150 @@
+//! The one table of statuses: what each refusal is on the wire.
+//!
+//! A handler returns a [`Refusal`]; it becomes a gRPC status whose details carry a
+//! `hearth.v1.ErrorDetail`, in the envelope that `google.rpc.Status` gives.
+
+use hearth_proto::v1::ErrorDetail;
+use prost::Message as _;
+use tonic::{Code, Status};
+
+use crate::access::{AccessError, MintError};
+use crate::model::fault::Fault;
+
+/// Type URL of the detail in a status.
+const DETAIL_TYPE: &str = "type.googleapis.com/hearth.v1.ErrorDetail";
+
+/// A request that is refused, or failed, with what the caller needs to mend it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refusal {
+    status: Code,
+    detail: ErrorDetail,
+}
+
+impl Refusal {
+    pub fn new(status: Code, code: &str, message: impl Into<String>) -> Self {
+        let detail = ErrorDetail { code: code.to_owned(), message: message.into(), ..ErrorDetail::default() };
+        Self { status, detail }
+    }
+
+    /// A detail that was made elsewhere.
+    pub const fn with_detail(status: Code, detail: ErrorDetail) -> Self {
+        Self { status, detail }
+    }
+
+    /// A field of the request is wrong.
+    pub fn invalid(field: impl Into<String>, code: &str, message: impl Into<String>) -> Self {
+        let mut refusal = Self::new(Code::InvalidArgument, code, message);
+        refusal.detail.field = field.into();
+        "request".clone_into(&mut refusal.detail.stage);
+        refusal
+    }
+
+    /// The caller lacks a grant.
+    pub fn denied(what: impl std::fmt::Display) -> Self {
+        Self::new(Code::PermissionDenied, "denied", format!("this token may not {what}"))
+            .hint("ask for a token whose `api` grant allows it: hearth token mint --scope ...")
+    }
+
+    /// A fault of the daemon's own: the caller gets a short word, the log gets the cause.
+    pub fn internal(context: &str, cause: impl std::fmt::Display) -> Self {
+        tracing::error!(%cause, "{context}");
+        Self::new(Code::Internal, "internal", format!("{context}; the daemon's log has the cause"))
+    }
+
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.detail.hint = hint.into();
+        self
+    }
+
+    pub const fn retryable(mut self, after: Option<std::time::Duration>) -> Self {
+        self.detail.retryable = true;
+        self.detail.retry_after_ms = match after {
+            Some(after) => Some(after.as_millis() as u64),
+            None => None,
+        };
+        self
+    }
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        let envelope = GoogleStatus {
+            code: refusal.status as i32,
+            message: refusal.detail.message.clone(),
+            details: vec![prost_types::Any {
+                type_url: DETAIL_TYPE.to_owned(),
+                value: refusal.detail.encode_to_vec(),
+            }],
+        };
+        Self::with_details(refusal.status, refusal.detail.message, envelope.encode_to_vec().into())
+    }
+}
+
+impl From<AccessError> for Refusal {
+    fn from(error: AccessError) -> Self {
+        let code = match &error {
+            AccessError::Missing => "token_missing",
+            AccessError::Invalid(_) => "token_invalid",
+            AccessError::Expired => "token_expired",
+            AccessError::OtherRoom { .. } => "token_other_room",
+        };
+        Self::new(Code::Unauthenticated, code, error.to_string())
+            .hint("make a token on the daemon's machine: hearth token mint")
+    }
+}
+
+impl From<MintError> for Refusal {
+    fn from(error: MintError) -> Self {
+        let (field, code) = match &error {
+            MintError::Scope { .. } => ("scope", "invalid_scope"),
+            MintError::Ttl => ("ttl", "invalid_ttl"),
+            MintError::Name => ("name", "invalid_name"),
+            MintError::Sign(cause) => return Self::internal("the token cannot be signed", cause),
+        };
+        Self::invalid(field, code, error.to_string())
+    }
+}
+
+/// What a failed build came to, on the wire.
+pub fn fault_detail(fault: Fault) -> ErrorDetail {
+    ErrorDetail {
+        code: fault.code,
+        message: fault.message,
+        field: String::new(),
+        hint: fault.hint.unwrap_or_default(),
+        retryable: fault.retryable,
+        stage: fault.stage.as_str().to_owned(),
+        step: fault.step.unwrap_or_default(),
+        dockerfile: fault.dockerfile.map(super::convert::dockerfile_range),
+        exit_code: fault.exit_code,
+        log_tail: fault.log_tail,
+        retry_after_ms: None,
+    }
+}
+
+/// `google.rpc.Status`: the standard envelope of error details in gRPC.
+#[derive(Clone, PartialEq, prost::Message)]
+struct GoogleStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<prost_types::Any>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_carries_its_detail_in_the_standard_envelope() {
+        let refusal = Refusal::invalid("spec.tag", "invalid_tag", "no").hint("do");
+        let status = Status::from(refusal.clone());
+        assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "no"));
+        let envelope = GoogleStatus::decode(status.details()).unwrap();
+        assert_eq!(envelope.code, 3);
+        assert_eq!(envelope.details[0].type_url, DETAIL_TYPE);
+        assert_eq!(ErrorDetail::decode(&*envelope.details[0].value).unwrap(), refusal.detail);
+    }
+}

@@ -1,0 +1,63 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use hearth_proto::v1;
+use tonic::{Request, Response, Status};
+
+use super::super::convert::{duration, timestamp};
+use super::super::http::Readiness;
+use super::{caller, require};
+use crate::access::Access;
+use crate::model::RoomRegistries;
+use crate::model::image::Platform;
+
+const DEFAULT_TTL: Duration = Duration::from_secs(3600);
+
+pub struct SystemService {
+    pub room: String,
+    pub room_registries: RoomRegistries,
+    pub readiness: Readiness,
+    pub access: Arc<Access>,
+}
+
+#[tonic::async_trait]
+impl v1::system_server::System for SystemService {
+    async fn get_info(
+        &self,
+        request: Request<v1::GetInfoRequest>,
+    ) -> Result<Response<v1::GetInfoResponse>, Status> {
+        // Any participant of the room may ask.
+        caller(request.extensions())?;
+        let components = (self.readiness)();
+        Ok(Response::new(v1::GetInfoResponse {
+            room: self.room.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            room_registries: self.room_registries.names().iter().map(ToString::to_string).collect(),
+            ready: components.iter().all(|component| component.ready),
+            components: components
+                .into_iter()
+                .map(|component| v1::Component {
+                    name: component.name.to_owned(),
+                    ready: component.ready,
+                    detail: component.detail,
+                })
+                .collect(),
+            platform: Platform::host().as_str().to_owned(),
+        }))
+    }
+
+    async fn mint_token(
+        &self,
+        request: Request<v1::MintTokenRequest>,
+    ) -> Result<Response<v1::MintTokenResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        require(caller.is_admin(), "mint tokens")?;
+        let request = request.into_inner();
+        let name = if request.name.is_empty() { "participant" } else { &request.name };
+        let ttl = duration("ttl", request.ttl)?.unwrap_or(DEFAULT_TTL);
+        let (token, expires) =
+            self.access.mint(name, &request.scope, ttl).map_err(super::super::error::Refusal::from)?;
+        tracing::info!(by = caller.name, name, "token minted");
+        Ok(Response::new(v1::MintTokenResponse { token, expires_at: Some(timestamp(expires)) }))
+    }
+}

@@ -1,0 +1,41 @@
+//! `/healthz`, `/readyz` and `/metrics`: for probes and scrapers, without a token. They tell
+//! whether the daemon works and how much it does, never of whom or what.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::routing::get;
+use http::StatusCode;
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use crate::model::component::Component;
+
+/// Reads how the components are at this moment.
+pub type Readiness = Arc<dyn Fn() -> Vec<Component> + Send + Sync>;
+
+pub fn router(readiness: Readiness, metrics: PrometheusHandle) -> Router {
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(readyz).with_state(readiness))
+        .route("/metrics", get(render).with_state(metrics))
+}
+
+async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
+    let components = readiness();
+    let line = |component: &Component| {
+        let state = if component.ready { "ready" } else { "not ready" };
+        format!("{}: {state}: {}\n", component.name, component.detail)
+    };
+    let status = if components.iter().all(|component| component.ready) {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (status, components.iter().map(line).collect())
+}
+
+async fn render(State(metrics): State<PrometheusHandle>) -> String {
+    metrics.run_upkeep();
+    metrics.render()
+}

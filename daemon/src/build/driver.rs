@@ -1,0 +1,490 @@
+//! One task per build takes it from its spec to its outcome. Each stage consumes the last; none reaches back.
+//!
+//! ```text
+//! BuildSpec --prepare--> Context --solve--> SolveOutcome --verify--> VerifiedImage --publish--> BuildOutcome
+//!                                   |  ^
+//!                                   '--'  once more when the solver went away
+//!
+//! cancel, time limit, end of the daemon:  Decision, then the stop token; the solve ends, then the build
+//! publish:                                Decision first; if something else was decided, nothing is published
+//! ```
+//!
+//! The task is the only writer of its build's record from the moment the build got a slot.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+use tracing::Instrument as _;
+
+use super::credentials::{BuildCredentials, RegistryAccess};
+use super::decision::Verdict;
+use super::dockerfile;
+use super::mask::Mask;
+use super::port::{RoomImage, SolveError, SolveOutcome, SolveRequest};
+use super::publisher::Publisher;
+use super::service::{Active, Shared};
+use crate::context::port::ContextFiles;
+use crate::model::build::{BuildOutcome, BuildRecord, BuildResult, BuildState, EventKind};
+use crate::model::fault::{DockerfileRange, Fault, Stage};
+use crate::model::image::{Platform, VerifiedImage};
+use crate::model::{MountTarget, Reference};
+use crate::task;
+
+/// Events on their way from the solver to the log.
+const EVENTS: usize = 256;
+/// What the solver has to hand over its last events once it has answered.
+const LAST_EVENTS: Duration = Duration::from_secs(10);
+/// Between two tries to reach a solver that is away.
+const SOLVER_PAUSE: Duration = Duration::from_millis(500);
+/// Tries to store how a build ended, with a growing pause between them.
+const STORE_TRIES: u32 = 6;
+
+/// A build's files, and what was found in its Dockerfile.
+struct Context {
+    files: ContextFiles,
+    room_images: Vec<RoomImage>,
+    dockerfile: MountTarget,
+}
+
+/// Runs a build that has a slot, to its end.
+pub(super) async fn run(shared: Arc<Shared>, active: Arc<Active>) {
+    let span = tracing::info_span!("build", build.id = %active.id);
+    let inner = task::spawn("build", Arc::clone(&shared).drive(Arc::clone(&active)).instrument(span.clone()));
+    let Err(error) = inner.await else { return };
+    // The task panicked: the build must have an end all the same.
+    span.in_scope(|| tracing::error!(%error, "the task of a build ended by itself"));
+    let record = match shared.ports.store.get(&active.id).await {
+        Ok(Some(record)) => record,
+        _ => return shared.forget(&active),
+    };
+    let fault = Fault::new(
+        Stage::Solve,
+        "internal",
+        "the daemon failed while it ran this build; its log has the cause",
+    );
+    let publisher = Publisher::new(Arc::clone(&active.log), Mask::default(), 0);
+    shared.end(&active, record, BuildOutcome::Failed(fault), publisher).instrument(span).await;
+}
+
+impl Shared {
+    async fn drive(self: Arc<Self>, active: Arc<Active>) {
+        let mut record = match self.ports.store.get(&active.id).await {
+            Ok(Some(record)) => record,
+            Ok(None) => return self.forget(&active),
+            Err(error) => {
+                tracing::error!(%error, "a queued build cannot be read");
+                return self.forget(&active);
+            }
+        };
+        let mask = Mask::new(active.secrets.values.values().map(|secret| secret.reveal().as_slice()));
+        let resumed = Publisher::resume(Arc::clone(&active.log), mask.clone(), self.options.log_quota).await;
+        let (mut publisher, log_fault) = match resumed {
+            Ok(publisher) => (publisher, None),
+            Err(error) => (Publisher::new(Arc::clone(&active.log), mask, 0), Some(log_fault(&error))),
+        };
+        record.state = BuildState::Running;
+        record.attempts += 1;
+        record.started_at.get_or_insert_with(Timestamp::now);
+        record.last_sequence = publisher.last();
+        let begun = match (log_fault, self.ports.store.update(record.clone()).await) {
+            (Some(fault), _) => Err(fault),
+            (None, Err(error)) => {
+                Err(Fault::new(Stage::Request, "state_unavailable", error.to_string()).retryable())
+            }
+            (None, Ok(())) => {
+                let running = EventKind::StateChanged { state: BuildState::Running };
+                publisher.publish(running).await.map_err(|error| log_fault_of(&error))
+            }
+        };
+        tracing::info!(caller = record.submitted_by, attempt = record.attempts, "build runs");
+        let result = match begun {
+            Ok(()) => self.within_limits(&active, &record, &mut publisher).await,
+            Err(fault) => Err(fault),
+        };
+        let outcome = match result {
+            Ok(result) => BuildOutcome::Succeeded(result),
+            Err(fault) => match active.decision.settle(Verdict::Fault) {
+                Verdict::Cancel => BuildOutcome::Cancelled,
+                Verdict::Drain => return self.leave(&active, record, publisher).await,
+                Verdict::TimeLimit => BuildOutcome::Failed(self.time_limit_fault(&record)),
+                Verdict::Fault | Verdict::Publish => BuildOutcome::Failed(publisher.mask_fault(fault)),
+            },
+        };
+        self.end(&active, record, outcome, publisher).await;
+    }
+
+    fn time_limit(&self, record: &BuildRecord) -> Duration {
+        record.spec.timeout.unwrap_or(self.options.default_timeout).min(self.options.max_timeout)
+    }
+
+    fn time_limit_fault(&self, record: &BuildRecord) -> Fault {
+        let seconds = self.time_limit(record).as_secs_f64();
+        Fault::new(Stage::Solve, "timeout", format!("the build took longer than its limit of {seconds} s"))
+            .hint("allow more time with the build's timeout, or make its slow step faster")
+    }
+
+    /// The stages, ended when their time is over. What is told to stop and does not is left behind.
+    async fn within_limits(
+        &self,
+        active: &Active,
+        record: &BuildRecord,
+        publisher: &mut Publisher,
+    ) -> Result<BuildResult, Fault> {
+        let limit = self.time_limit(record);
+        let guard = async {
+            tokio::select! {
+                () = active.stop.cancelled() => {}
+                () = tokio::time::sleep(limit) => {
+                    if active.decision.settle(Verdict::TimeLimit) == Verdict::TimeLimit {
+                        active.stop.cancel();
+                    }
+                }
+            }
+            tokio::time::sleep(self.options.stop_limit).await;
+        };
+        tokio::select! {
+            result = self.stages(active, record, publisher) => result,
+            () = guard => {
+                tracing::error!("a build was told to end and did not; it is left behind");
+                Err(Fault::new(Stage::Solve, "stuck", "the build did not end when it was told to").retryable())
+            }
+        }
+    }
+
+    async fn stages(
+        &self,
+        active: &Active,
+        record: &BuildRecord,
+        publisher: &mut Publisher,
+    ) -> Result<BuildResult, Fault> {
+        let begun = Instant::now();
+        let context = tokio::select! {
+            context = self.context(record) => context?,
+            () = active.stop.cancelled() => return Err(stopped()),
+        };
+        let Some(tag) = record.spec.tags.first() else {
+            return Err(Fault::new(Stage::Request, "invalid_tag", "the build has no tag"));
+        };
+        let outcome = self.solve(active, record, tag, &context, publisher).await?;
+        let image = self.verify(tag, outcome).await?;
+        // The one place where publishing and cancelling meet.
+        if active.decision.settle(Verdict::Publish) != Verdict::Publish {
+            return Err(stopped());
+        }
+        self.ports.images.publish(&image, &record.spec.tags).await?;
+        let steps = publisher.steps();
+        Ok(BuildResult {
+            digest: image.manifest.digest,
+            size_bytes: image.size_bytes,
+            cached_steps: steps.cached,
+            total_steps: steps.total,
+            duration: begun.elapsed(),
+        })
+    }
+
+    async fn context(&self, record: &BuildRecord) -> Result<Context, Fault> {
+        let spec = &record.spec;
+        let prepared = self.ports.contexts.prepare(spec, &record.submitted_by).await?;
+        let path = prepared.dockerfile_path().clone();
+        let refused =
+            |refused: dockerfile::FrontendRefused| frontend_fault(&refused, &path, prepared.dockerfile());
+        let settled = dockerfile::settle_frontend(prepared.dockerfile().to_vec()).map_err(refused)?;
+        if let Some(image) = spec.build_args.get(FRONTEND_ARGUMENT) {
+            dockerfile::settle_frontend_argument(image).map_err(refused)?;
+        }
+        let platform = spec.platform.clone().unwrap_or_else(Platform::host);
+        let rooms = &self.options.room_registries;
+        let named =
+            dockerfile::room_references(&settled, &spec.build_args, &platform, spec.target.as_deref(), rooms);
+        let mut room_images = Vec::with_capacity(named.len());
+        for named in named {
+            if !record.may_pull.allow(named.reference.repository.as_str()) {
+                return Err(denied_fault(named, path));
+            }
+            let Some(digest) = self.ports.images.resolve(&named.reference).await? else {
+                return Err(image_fault(named, path));
+            };
+            room_images.push(RoomImage { name: named.name, repository: named.reference.repository, digest });
+        }
+        Ok(Context { files: prepared.into_files(settled), room_images, dockerfile: path })
+    }
+
+    async fn solve(
+        &self,
+        active: &Active,
+        record: &BuildRecord,
+        tag: &Reference,
+        context: &Context,
+        publisher: &mut Publisher,
+    ) -> Result<SolveOutcome, Fault> {
+        let access = RegistryAccess {
+            push: tag.repository.clone(),
+            pull: context.room_images.iter().map(|image| image.repository.clone()).collect(),
+        };
+        let credentials = Arc::new(BuildCredentials::new(
+            record.id.clone(),
+            self.options.registry.clone(),
+            access,
+            Arc::clone(&self.options.registry_credential),
+            &active.secrets.credentials,
+        ));
+        let request = || {
+            let spec = &record.spec;
+            let mut build_args = spec.build_args.clone();
+            build_args.remove(FRONTEND_ARGUMENT);
+            SolveRequest {
+                build: record.id.clone(),
+                files: context.files.clone(),
+                build_args,
+                target: spec.target.clone(),
+                platform: spec.platform.clone(),
+                labels: spec.labels.clone(),
+                no_cache: spec.no_cache.clone(),
+                pull: spec.pull,
+                network: spec.network,
+                secrets: active.secrets.values.clone(),
+                room_images: context.room_images.clone(),
+                registry: self.options.registry.clone(),
+                repository: tag.repository.clone(),
+                credentials: Arc::clone(&credentials) as Arc<dyn super::port::Credentials>,
+            }
+        };
+        // A solver that died takes a moment to come back: until then it is asked again, and only a
+        // second death in the middle of the build counts.
+        let (mut deaths, mut away_since) = (0, None);
+        loop {
+            publisher.begin_attempt().await.map_err(|error| log_fault_of(&error))?;
+            let (result, events) = self.solve_once(active, request(), publisher).await?;
+            let reason = match result {
+                Ok(outcome) => return Ok(outcome),
+                Err(SolveError::Cancelled) => return Err(stopped()),
+                Err(SolveError::Failed(fault)) => return Err(with_path(*fault, &context.dockerfile)),
+                Err(SolveError::Unavailable(reason)) => reason,
+            };
+            if active.stop.is_cancelled() {
+                return Err(stopped());
+            }
+            let since = *away_since.get_or_insert_with(Instant::now);
+            if events > 0 {
+                deaths += 1;
+            }
+            if deaths > 1 || since.elapsed() >= self.options.solver_wait {
+                return Err(Fault::new(
+                    Stage::Solve,
+                    "builder_unavailable",
+                    format!("the builder went away: {reason}"),
+                )
+                .hint("run the build again; if this repeats, see the log of buildkitd in the state directory")
+                .retryable());
+            }
+            if events > 0 {
+                // Time that the attempt itself took is no waiting time.
+                away_since = Some(Instant::now());
+                tracing::warn!(reason, "the solver went away; the build is run once more");
+                let message = format!("the builder went away ({reason}); the build is run once more");
+                let warning = EventKind::Warning { message, url: None, dockerfile: None };
+                publisher.publish(warning).await.map_err(|error| log_fault_of(&error))?;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(SOLVER_PAUSE) => {}
+                () = active.stop.cancelled() => return Err(stopped()),
+            }
+        }
+    }
+
+    /// One solve, with its events passed on, and how many there were.
+    async fn solve_once(
+        &self,
+        active: &Active,
+        request: SolveRequest,
+        publisher: &mut Publisher,
+    ) -> Result<(Result<SolveOutcome, SolveError>, u64), Fault> {
+        let (sender, mut events) = mpsc::channel(EVENTS);
+        let stop = active.stop.child_token();
+        let solve = self.ports.solver.solve(request, sender, stop.clone());
+        let forward = async {
+            let forwarded = publisher.forward(&mut events).await;
+            if forwarded.is_err() {
+                // Nobody takes events any more: the solve must not wait for that.
+                stop.cancel();
+                events.close();
+                while events.recv().await.is_some() {}
+            }
+            forwarded
+        };
+        tokio::pin!(solve, forward);
+        tokio::select! {
+            result = &mut solve => match tokio::time::timeout(LAST_EVENTS, forward).await {
+                Ok(forwarded) => Ok((result, forwarded.map_err(|error| log_fault_of(&error))?)),
+                Err(_) => {
+                    tracing::error!("the solver keeps its event channel after its answer");
+                    Ok((result, 1))
+                }
+            },
+            // The channel may be closed before the answer is there.
+            forwarded = &mut forward => {
+                let result = solve.await;
+                Ok((result, forwarded.map_err(|error| log_fault_of(&error))?))
+            }
+        }
+    }
+
+    async fn verify(&self, tag: &Reference, outcome: SolveOutcome) -> Result<VerifiedImage, Fault> {
+        self.ports.images.verify(&tag.repository, outcome.digest).await
+    }
+
+    /// Records how a build ended, tells its watchers, and gives its slot to the next one.
+    pub(super) async fn end(
+        self: &Arc<Self>,
+        active: &Active,
+        mut record: BuildRecord,
+        outcome: BuildOutcome,
+        mut publisher: Publisher,
+    ) {
+        if let Err(error) = publisher.flush().await {
+            tracing::warn!(%error, "the end of a build's log could not be stored");
+        }
+        (record.state, record.result, record.fault) = match outcome {
+            BuildOutcome::Succeeded(result) => (BuildState::Succeeded, Some(result), None),
+            BuildOutcome::Failed(fault) => (BuildState::Failed, None, Some(fault)),
+            BuildOutcome::Cancelled => (BuildState::Cancelled, None, None),
+            BuildOutcome::Interrupted(fault) => (BuildState::Interrupted, None, Some(fault)),
+        };
+        let now = Timestamp::now();
+        record.finished_at = Some(now);
+        // The last event is still to come. It is told after the record says the same: whoever sees it may ask.
+        record.last_sequence = publisher.last() + 1;
+        let state = record.state;
+        let started = record.started_at;
+        tracing::info!(
+            state = state.as_str(),
+            fault = record.fault.as_ref().map(|fault| &*fault.code),
+            "build ended"
+        );
+        self.store_end(record).await;
+        if let Err(error) = publisher.finish(state).await {
+            // Readers make the last event from the record where the log lacks it.
+            tracing::warn!(%error, "the last event of a build could not be stored");
+        }
+        metrics::counter!("hearth_builds_total", "state" => state.as_str()).increment(1);
+        if let Some(started) = started {
+            let seconds = now.duration_since(started).as_secs_f64();
+            metrics::histogram!("hearth_build_duration_seconds").record(seconds);
+        }
+        self.release_packs(&active.packs).await;
+        self.forget(active);
+    }
+
+    async fn store_end(&self, record: BuildRecord) {
+        for attempt in 1..=STORE_TRIES {
+            match self.ports.store.update(record.clone()).await {
+                Ok(()) => return,
+                // The next start of the daemon finds it running, and ends it.
+                Err(error) if attempt == STORE_TRIES => {
+                    tracing::error!(%error, "the end of a build is not stored");
+                }
+                Err(error) => {
+                    tracing::warn!(%error, attempt, "the end of a build could not be stored yet");
+                    tokio::time::sleep(Duration::from_millis(50 << attempt)).await;
+                }
+            }
+        }
+    }
+
+    /// The daemon ends and the build has not: it waits for the next run, or is interrupted if that cannot run it.
+    async fn leave(self: &Arc<Self>, active: &Active, mut record: BuildRecord, mut publisher: Publisher) {
+        if record.has_secrets {
+            let fault = interrupted_fault("and its secrets were held in memory only");
+            return self.end(active, record, BuildOutcome::Interrupted(fault), publisher).await;
+        }
+        let queued = EventKind::StateChanged { state: BuildState::Queued };
+        if let Err(error) = async {
+            publisher.publish(queued).await?;
+            publisher.flush().await
+        }
+        .await
+        {
+            tracing::warn!(%error, "the end of a build's log could not be stored");
+        }
+        record.state = BuildState::Queued;
+        record.last_sequence = publisher.last();
+        self.store_end(record).await;
+        // Its packs stay held: the next run needs them.
+        self.forget(active);
+    }
+}
+
+/// Overrides a `# syntax=` line when it is among the build arguments.
+const FRONTEND_ARGUMENT: &str = "BUILDKIT_SYNTAX";
+
+/// Stands in where another decision has been taken, which says how the build ends.
+fn stopped() -> Fault {
+    Fault::new(Stage::Solve, "stopped", "the build was told to end").retryable()
+}
+
+pub(super) fn interrupted_fault(why: &str) -> Fault {
+    Fault::new(Stage::Solve, "interrupted", format!("the daemon ended while the build was not done, {why}"))
+        .hint("submit the build again")
+        .retryable()
+}
+
+fn log_fault(error: &std::io::Error) -> Fault {
+    Fault::new(Stage::Solve, "log_unwritable", format!("the build's log cannot be written: {error}"))
+        .hint("free space in the state directory")
+        .retryable()
+}
+
+fn log_fault_of(error: &std::io::Error) -> Fault {
+    tracing::error!(%error, "a build's log cannot be written");
+    log_fault(error)
+}
+
+/// The solver knows the Dockerfile by a name of its own.
+fn with_path(mut fault: Fault, path: &MountTarget) -> Fault {
+    if let Some(range) = &mut fault.dockerfile {
+        range.path = path.clone();
+    }
+    fault
+}
+
+fn image_fault(named: dockerfile::RoomReference, path: MountTarget) -> Fault {
+    let message = format!("line {}: there is no image `{}` in this room", named.start_line, named.name);
+    let fault = Fault::new(Stage::Context, "image_not_found", message)
+        .hint("see `hearth images list`, or build or load the image first");
+    at(fault, named, path)
+}
+
+fn denied_fault(named: dockerfile::RoomReference, path: MountTarget) -> Fault {
+    let message = format!("line {}: the token of this build may not pull `{}`", named.start_line, named.name);
+    let fault = Fault::new(Stage::Context, "image_denied", message)
+        .hint("use a token whose `containers.registry.pull` grant names the image");
+    at(fault, named, path)
+}
+
+fn at(mut fault: Fault, named: dockerfile::RoomReference, path: MountTarget) -> Fault {
+    fault.dockerfile = Some(DockerfileRange {
+        path,
+        start_line: named.start_line,
+        end_line: named.end_line,
+        text: named.text,
+    });
+    fault
+}
+
+fn frontend_fault(refused: &dockerfile::FrontendRefused, path: &MountTarget, dockerfile: &[u8]) -> Fault {
+    let mut fault = Fault::new(Stage::Context, "frontend_not_allowed", refused.to_string())
+        .hint("leave the `# syntax=` line out, or write `# syntax=docker/dockerfile:1`");
+    if refused.line > 0 {
+        let text = String::from_utf8_lossy(dockerfile);
+        let line = text.lines().nth(refused.line as usize - 1).unwrap_or_default();
+        fault.dockerfile = Some(DockerfileRange {
+            path: path.clone(),
+            start_line: refused.line,
+            end_line: refused.line,
+            text: line.chars().take(500).collect(),
+        });
+    }
+    fault
+}

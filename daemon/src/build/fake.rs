@@ -1,0 +1,321 @@
+//! The neighbours of builds, scripted.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::port::{
+    BuildQuery, BuildStore, ContextSource, IdempotencyKey, Inserted, PreparedContext, RoomImages, SolveError,
+    SolveOutcome, SolveRequest, Solver, StoreError,
+};
+use crate::context::port::{ContextFiles, Entry, FileTree};
+use crate::model::build::{BuildRecord, BuildSpec, EventKind, LogStream};
+use crate::model::fault::{Fault, Stage};
+use crate::model::id::{BuildId, PackId};
+use crate::model::image::{Descriptor, VerifiedImage};
+use crate::model::{Digest, MountTarget, Reference, Repository};
+
+/// A point at which something waits until it is opened.
+#[derive(Clone)]
+pub struct Gate(Arc<Semaphore>, Arc<AtomicUsize>);
+
+impl Gate {
+    pub fn closed() -> Self {
+        Self(Arc::new(Semaphore::new(0)), Arc::default())
+    }
+
+    pub fn open(&self) {
+        self.0.add_permits(10_000);
+    }
+
+    pub async fn pass(&self) {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.acquire().await.unwrap().forget();
+    }
+
+    /// Waits until somebody stands at the gate.
+    pub async fn reached(&self) {
+        while self.1.load(Ordering::SeqCst) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+/// What a solve does, one after the other.
+#[derive(Clone)]
+pub enum Act {
+    Emit(EventKind),
+    /// Ended by cancelling.
+    Wait(Gate),
+    /// Waits without a look at the cancel token.
+    Stubborn(Duration),
+    Unavailable,
+    Fail(Box<Fault>),
+    Panic,
+}
+
+#[derive(Default)]
+pub struct FakeSolver {
+    /// One per solve; without one a solve succeeds at once.
+    pub scripts: Mutex<VecDeque<Vec<Act>>>,
+    pub requests: Mutex<Vec<SolveRequest>>,
+    running: AtomicUsize,
+    pub peak: AtomicUsize,
+}
+
+pub fn digest_of(build: &BuildId) -> Digest {
+    let mut sum = [7; 32];
+    sum[..12].copy_from_slice(build.as_str().as_bytes());
+    Digest::from_sha256(sum)
+}
+
+pub fn log(step: u32, text: &str) -> Act {
+    Act::Emit(EventKind::StepLog { step, stream: LogStream::Stdout, data: text.into(), dropped_bytes: 0 })
+}
+
+pub fn started(step: u32) -> Act {
+    Act::Emit(EventKind::StepStarted { step, name: format!("[{step}/2] RUN x") })
+}
+
+#[async_trait]
+impl Solver for FakeSolver {
+    async fn solve(
+        &self,
+        request: SolveRequest,
+        events: mpsc::Sender<EventKind>,
+        cancel: CancellationToken,
+    ) -> Result<SolveOutcome, SolveError> {
+        let build = request.build.clone();
+        self.requests.lock().unwrap().push(request);
+        let script = self.scripts.lock().unwrap().pop_front().unwrap_or_default();
+        let running = self.running.fetch_add(1, Ordering::SeqCst) + 1;
+        self.peak.fetch_max(running, Ordering::SeqCst);
+        let result = play(script, &events, &cancel).await;
+        self.running.fetch_sub(1, Ordering::SeqCst);
+        result.map(|()| SolveOutcome { digest: digest_of(&build) })
+    }
+}
+
+async fn play(
+    script: Vec<Act>,
+    events: &mpsc::Sender<EventKind>,
+    cancel: &CancellationToken,
+) -> Result<(), SolveError> {
+    for act in script {
+        if cancel.is_cancelled() {
+            return Err(SolveError::Cancelled);
+        }
+        match act {
+            Act::Emit(kind) => {
+                let _ = events.send(kind).await;
+            }
+            Act::Wait(gate) => tokio::select! {
+                () = gate.pass() => {}
+                () = cancel.cancelled() => {
+                    // Processes take a moment to go.
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    return Err(SolveError::Cancelled);
+                }
+            },
+            Act::Stubborn(time) => tokio::time::sleep(time).await,
+            Act::Unavailable => return Err(SolveError::Unavailable("connection closed".to_owned())),
+            Act::Fail(fault) => return Err(SolveError::Failed(fault)),
+            Act::Panic => panic!("scripted"),
+        }
+    }
+    Ok(())
+}
+
+/// A context with a Dockerfile and nothing else.
+pub struct FakeContexts {
+    pub dockerfile: Mutex<String>,
+    pub gate: Mutex<Option<Gate>>,
+}
+
+impl Default for FakeContexts {
+    fn default() -> Self {
+        Self { dockerfile: Mutex::new("FROM scratch\n".to_owned()), gate: Mutex::new(None) }
+    }
+}
+
+struct Empty;
+
+impl FileTree for Empty {
+    fn entries(&self) -> &[Entry] {
+        &[]
+    }
+
+    fn open(&self, _index: usize) -> std::io::Result<Box<dyn std::io::Read + Send>> {
+        Err(std::io::ErrorKind::NotFound.into())
+    }
+}
+
+struct Prepared {
+    path: MountTarget,
+    dockerfile: Vec<u8>,
+}
+
+impl PreparedContext for Prepared {
+    fn dockerfile_path(&self) -> &MountTarget {
+        &self.path
+    }
+
+    fn dockerfile(&self) -> &[u8] {
+        &self.dockerfile
+    }
+
+    fn into_files(self: Box<Self>, dockerfile: Vec<u8>) -> ContextFiles {
+        ContextFiles {
+            context: Arc::new(Empty),
+            dockerfile: Arc::new(Empty),
+            dockerfile_name: String::from_utf8(dockerfile).unwrap(),
+            shared_key: "k".to_owned(),
+        }
+    }
+}
+
+#[async_trait]
+impl ContextSource for FakeContexts {
+    async fn prepare(&self, _spec: &BuildSpec, _caller: &str) -> Result<Box<dyn PreparedContext>, Fault> {
+        let gate = self.gate.lock().unwrap().clone();
+        if let Some(gate) = gate {
+            gate.pass().await;
+        }
+        let dockerfile = self.dockerfile.lock().unwrap().clone().into_bytes();
+        Ok(Box::new(Prepared { path: "/context/docker/Dockerfile".parse().unwrap(), dockerfile }))
+    }
+}
+
+#[derive(Default)]
+pub struct FakeImages {
+    pub known: Mutex<BTreeMap<String, Digest>>,
+    pub published: Mutex<Vec<(String, Digest)>>,
+    pub verify_gate: Mutex<Option<Gate>>,
+    pub publish_gate: Mutex<Option<Gate>>,
+    /// Packs that exist, with how often they are held.
+    pub packs: Mutex<BTreeMap<PackId, usize>>,
+}
+
+#[async_trait]
+impl RoomImages for FakeImages {
+    async fn resolve(&self, reference: &Reference) -> Result<Option<Digest>, Fault> {
+        Ok(self.known.lock().unwrap().get(&reference.to_string()).copied())
+    }
+
+    async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, Fault> {
+        let gate = self.verify_gate.lock().unwrap().clone();
+        if let Some(gate) = gate {
+            gate.pass().await;
+        }
+        let manifest = Descriptor { media_type: "m".to_owned(), digest, size: 1 };
+        Ok(VerifiedImage { repository: repository.clone(), manifest, size_bytes: 42 })
+    }
+
+    async fn publish(&self, image: &VerifiedImage, tags: &[Reference]) -> Result<(), Fault> {
+        let gate = self.publish_gate.lock().unwrap().clone();
+        if let Some(gate) = gate {
+            gate.pass().await;
+        }
+        let mut published = self.published.lock().unwrap();
+        published.extend(tags.iter().map(|tag| (tag.to_string(), image.manifest.digest)));
+        Ok(())
+    }
+
+    async fn hold_pack(&self, id: &PackId, _caller: &str) -> Result<(), Fault> {
+        match self.packs.lock().unwrap().get_mut(id) {
+            Some(count) => {
+                *count += 1;
+                Ok(())
+            }
+            None => Err(Fault::new(Stage::Request, "pack_not_found", format!("no pack {id}"))),
+        }
+    }
+
+    async fn release_pack(&self, id: &PackId) {
+        *self.packs.lock().unwrap().get_mut(id).unwrap() -= 1;
+    }
+}
+
+#[derive(Default)]
+pub struct MemoryStore {
+    tables: Mutex<Tables>,
+}
+
+#[derive(Default)]
+struct Tables {
+    builds: Vec<BuildRecord>,
+    keys: Vec<(IdempotencyKey, BuildId)>,
+}
+
+impl Tables {
+    fn find(&self, key: &IdempotencyKey) -> Option<Inserted> {
+        let (known, id) =
+            self.keys.iter().find(|(known, _)| (&known.caller, &known.key) == (&key.caller, &key.key))?;
+        let same = known.request == key.request;
+        Some(if same { Inserted::Existing(id.clone()) } else { Inserted::Conflict(id.clone()) })
+    }
+}
+
+#[async_trait]
+impl BuildStore for MemoryStore {
+    async fn insert(&self, record: BuildRecord, key: Option<IdempotencyKey>) -> Result<Inserted, StoreError> {
+        let mut tables = self.tables.lock().unwrap();
+        if let Some(earlier) = key.as_ref().and_then(|key| tables.find(key)) {
+            return Ok(earlier);
+        }
+        tables.keys.extend(key.map(|key| (key, record.id.clone())));
+        tables.builds.push(record);
+        Ok(Inserted::New)
+    }
+
+    async fn get(&self, id: &BuildId) -> Result<Option<BuildRecord>, StoreError> {
+        Ok(self.tables.lock().unwrap().builds.iter().find(|record| record.id == *id).cloned())
+    }
+
+    async fn find(&self, key: &IdempotencyKey) -> Result<Option<Inserted>, StoreError> {
+        Ok(self.tables.lock().unwrap().find(key))
+    }
+
+    async fn ids_with_prefix(&self, prefix: &str, limit: usize) -> Result<Vec<BuildId>, StoreError> {
+        let tables = self.tables.lock().unwrap();
+        let mut ids: Vec<_> = tables.builds.iter().map(|record| record.id.clone()).collect();
+        ids.retain(|id| id.as_str().starts_with(prefix));
+        ids.sort();
+        ids.truncate(limit);
+        Ok(ids)
+    }
+
+    async fn list(&self, query: BuildQuery) -> Result<Vec<BuildRecord>, StoreError> {
+        let tables = self.tables.lock().unwrap();
+        let mut newest: Vec<BuildRecord> = tables.builds.iter().rev().cloned().collect();
+        if let Some(after) = query.after {
+            let position = newest.iter().position(|record| record.id == after);
+            newest = position.map(|at| newest.split_off(at + 1)).unwrap_or_default();
+        }
+        newest.retain(|record| query.states.is_empty() || query.states.contains(&record.state));
+        newest.retain(|record| query.tag.as_ref().is_none_or(|tag| record.spec.tags[0].to_string() == *tag));
+        newest.retain(|record| query.submitted_by.as_ref().is_none_or(|name| record.submitted_by == *name));
+        newest.truncate(query.limit);
+        Ok(newest)
+    }
+
+    async fn update(&self, record: BuildRecord) -> Result<(), StoreError> {
+        let mut tables = self.tables.lock().unwrap();
+        if let Some(stored) = tables.builds.iter_mut().find(|stored| stored.id == record.id) {
+            *stored = record;
+        }
+        Ok(())
+    }
+
+    async fn remove(&self, id: &BuildId) -> Result<(), StoreError> {
+        let mut tables = self.tables.lock().unwrap();
+        tables.builds.retain(|record| record.id != *id);
+        tables.keys.retain(|(_, build)| build != id);
+        Ok(())
+    }
+}

@@ -1,0 +1,344 @@
+//! The one door through which what happens in a build gets out.
+//!
+//! Everything passes here in order: step numbers of a second attempt are moved behind those of the
+//! first, secret values are masked, log bytes past the quota are left out and counted, and the rest
+//! goes to the event log in batches.
+//!
+//! What is left out or held back of a step is told before that step's end, so that a reader who has
+//! seen a step finish has all of it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::log::EventLog;
+use super::mask::{Carry, Mask};
+use crate::model::build::{BuildState, EventKind, LogStream};
+use crate::model::fault::Fault;
+use crate::task;
+
+/// Events stored with one write.
+const BATCH: usize = 256;
+/// Log data of one event.
+const CHUNK: usize = 64 << 10;
+/// What a progress event costs of the quota.
+const PROGRESS_COST: u64 = 128;
+
+pub struct Publisher {
+    log: Arc<EventLog>,
+    mask: Mask,
+    quota: u64,
+    streams: BTreeMap<(u32, bool), Stream>,
+    /// Steps of this attempt that have begun, and whether their last result came from the cache.
+    steps: BTreeMap<u32, bool>,
+    /// Steps of earlier attempts.
+    before: u32,
+    highest: u32,
+}
+
+#[derive(Default)]
+struct Stream {
+    carry: Carry,
+    dropped: u64,
+}
+
+/// Steps of the latest attempt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Steps {
+    pub cached: u32,
+    pub total: u32,
+}
+
+impl Publisher {
+    /// `quota` is in bytes of log data.
+    pub fn new(log: Arc<EventLog>, mask: Mask, quota: u64) -> Self {
+        Self { log, mask, quota, streams: BTreeMap::new(), steps: BTreeMap::new(), before: 0, highest: 0 }
+    }
+
+    /// Goes on with the log of an earlier run of the daemon.
+    pub async fn resume(log: Arc<EventLog>, mask: Mask, quota: u64) -> io::Result<Self> {
+        let source = Arc::clone(&log);
+        let highest =
+            task::blocking("build log", move || highest_step(&source)).await.map_err(io::Error::other)??;
+        let quota = quota.saturating_sub(log.len());
+        Ok(Self { highest, ..Self::new(log, mask, quota) })
+    }
+
+    pub fn steps(&self) -> Steps {
+        let count = |steps: usize| u32::try_from(steps).unwrap_or(u32::MAX);
+        let cached = self.steps.values().filter(|cached| **cached).count();
+        Steps { cached: count(cached), total: count(self.steps.len()) }
+    }
+
+    /// Steps are counted from 1 again by whoever sends them.
+    pub async fn begin_attempt(&mut self) -> io::Result<()> {
+        let rest = self.take_rest(|_| true);
+        self.before = self.highest;
+        self.steps.clear();
+        self.store(rest).await
+    }
+
+    pub async fn publish(&mut self, kind: EventKind) -> io::Result<()> {
+        let mut out = Vec::new();
+        self.admit(kind, &mut out);
+        self.store(out).await
+    }
+
+    /// Passes on what comes until every sender is gone.
+    pub async fn forward(&mut self, events: &mut mpsc::Receiver<EventKind>) -> io::Result<u64> {
+        let (mut batch, mut count) = (Vec::with_capacity(BATCH), 0);
+        while events.recv_many(&mut batch, BATCH).await > 0 {
+            count += batch.len() as u64;
+            let mut out = Vec::with_capacity(batch.len());
+            for kind in batch.drain(..) {
+                self.admit(kind, &mut out);
+            }
+            self.store(out).await?;
+        }
+        Ok(count)
+    }
+
+    /// Gives out what is held back.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        let rest = self.take_rest(|_| true);
+        self.store(rest).await?;
+        self.seal().await
+    }
+
+    /// The last event.
+    pub async fn finish(mut self, state: BuildState) -> io::Result<()> {
+        self.publish(EventKind::Finished { state }).await?;
+        self.seal().await
+    }
+
+    /// Number of the newest event.
+    pub fn last(&self) -> u64 {
+        self.log.last()
+    }
+
+    /// A fault holds lines of the log: they are masked too.
+    pub fn mask_fault(&self, mut fault: Fault) -> Fault {
+        fault.message = self.mask.text(&fault.message);
+        fault.log_tail = fault.log_tail.iter().map(|line| self.mask.text(line)).collect();
+        fault
+    }
+
+    async fn store(&self, kinds: Vec<EventKind>) -> io::Result<()> {
+        if kinds.is_empty() {
+            return Ok(());
+        }
+        let log = Arc::clone(&self.log);
+        task::blocking("build log", move || log.append(kinds)).await.map_err(io::Error::other)?
+    }
+
+    async fn seal(&self) -> io::Result<()> {
+        let log = Arc::clone(&self.log);
+        task::blocking("build log", move || log.seal()).await.map_err(io::Error::other)?
+    }
+
+    fn numbered(&mut self, step: u32) -> u32 {
+        let step = step.saturating_add(self.before);
+        self.highest = self.highest.max(step);
+        step
+    }
+
+    fn admit(&mut self, kind: EventKind, out: &mut Vec<EventKind>) {
+        match kind {
+            EventKind::StepStarted { step, name } => {
+                self.steps.entry(step).or_default();
+                let step = self.numbered(step);
+                out.push(EventKind::StepStarted { step, name: self.mask.text(&name) });
+            }
+            EventKind::StepLog { step, stream, data, dropped_bytes } => {
+                let step = self.numbered(step);
+                let entry = self.streams.entry((step, stream == LogStream::Stderr)).or_default();
+                entry.dropped += dropped_bytes;
+                let data = self.mask.feed(&mut entry.carry, data);
+                self.admit_bytes(step, stream, &data, out);
+            }
+            EventKind::StepProgress { step, name, current, total } => {
+                let step = self.numbered(step);
+                // Only the newest figure matters, so these are left out without a word.
+                if let Some(rest) = self.quota.checked_sub(PROGRESS_COST) {
+                    self.quota = rest;
+                    out.push(EventKind::StepProgress { step, name, current, total });
+                }
+            }
+            EventKind::StepFinished { step, cached, duration, error } => {
+                self.steps.insert(step, cached);
+                let step = self.numbered(step);
+                out.extend(self.take_rest(|of| of == step));
+                let error = error.map(|error| self.mask.text(&error));
+                out.push(EventKind::StepFinished { step, cached, duration, error });
+            }
+            EventKind::Warning { message, url, dockerfile } => {
+                out.push(EventKind::Warning { message: self.mask.text(&message), url, dockerfile });
+            }
+            other @ (EventKind::StateChanged { .. } | EventKind::Finished { .. }) => out.push(other),
+        }
+    }
+
+    fn admit_bytes(&mut self, step: u32, stream: LogStream, data: &[u8], out: &mut Vec<EventKind>) {
+        let room = usize::try_from(self.quota).unwrap_or(usize::MAX).min(data.len());
+        let (kept, left) = data.split_at(room);
+        self.quota -= room as u64;
+        let entry = self.streams.entry((step, stream == LogStream::Stderr)).or_default();
+        for chunk in kept.chunks(CHUNK) {
+            let dropped_bytes = std::mem::take(&mut entry.dropped);
+            out.push(EventKind::StepLog { step, stream, data: chunk.to_vec(), dropped_bytes });
+        }
+        entry.dropped += left.len() as u64;
+    }
+
+    /// What is held back of steps, and counts of what was left out.
+    fn take_rest(&mut self, of: impl Fn(u32) -> bool) -> Vec<EventKind> {
+        let keys: Vec<_> = self.streams.keys().filter(|(step, _)| of(*step)).copied().collect();
+        let mut out = Vec::new();
+        for key in keys {
+            let (step, stream) = (key.0, if key.1 { LogStream::Stderr } else { LogStream::Stdout });
+            let Some(entry) = self.streams.get_mut(&key) else { continue };
+            let rest = self.mask.finish(&mut entry.carry);
+            self.admit_bytes(step, stream, &rest, &mut out);
+            if let Some(Stream { dropped: dropped_bytes @ 1.., .. }) = self.streams.remove(&key) {
+                out.push(EventKind::StepLog { step, stream, data: Vec::new(), dropped_bytes });
+            }
+        }
+        out
+    }
+}
+
+fn highest_step(log: &EventLog) -> io::Result<u32> {
+    let (mut next, mut highest) = (1, 0);
+    loop {
+        let events = log.read(next, 1 << 20)?;
+        let Some(last) = events.last() else { return Ok(highest) };
+        next = last.sequence + 1;
+        for event in &events {
+            if let EventKind::StepStarted { step, .. } = event.kind {
+                highest = highest.max(step);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::BuildId;
+    use std::time::Duration;
+
+    fn log(step: u32, text: &str) -> EventKind {
+        EventKind::StepLog { step, stream: LogStream::Stdout, data: text.into(), dropped_bytes: 0 }
+    }
+
+    fn started(step: u32) -> EventKind {
+        EventKind::StepStarted { step, name: format!("step {step}") }
+    }
+
+    fn finished(step: u32) -> EventKind {
+        EventKind::StepFinished { step, cached: step == 1, duration: Duration::ZERO, error: None }
+    }
+
+    fn text_of(log: &EventLog) -> (String, u64) {
+        let (mut text, mut dropped) = (String::new(), 0);
+        for event in log.read(1, usize::MAX).unwrap() {
+            if let EventKind::StepLog { data, dropped_bytes, .. } = event.kind {
+                text.push_str(std::str::from_utf8(&data).unwrap());
+                dropped += dropped_bytes;
+            }
+        }
+        (text, dropped)
+    }
+
+    struct Bench {
+        log: Arc<EventLog>,
+        id: BuildId,
+        directory: tempfile::TempDir,
+    }
+
+    fn bench() -> Bench {
+        let directory = tempfile::tempdir().unwrap();
+        let id = BuildId::random();
+        Bench { log: Arc::new(EventLog::create(directory.path(), &id).unwrap()), id, directory }
+    }
+
+    #[tokio::test]
+    async fn quota_marks_dropped_bytes() {
+        let bench = bench();
+        let mut publisher = Publisher::new(Arc::clone(&bench.log), Mask::default(), 10);
+        for kind in [started(1), log(1, "12345678"), log(1, "90abc"), log(1, "def"), finished(1)] {
+            publisher.publish(kind).await.unwrap();
+        }
+        publisher.publish(log(2, "xyz")).await.unwrap();
+        publisher.flush().await.unwrap();
+        let (text, dropped) = text_of(&bench.log);
+        assert_eq!((text.as_str(), dropped), ("1234567890", 9));
+        let events = bench.log.read(1, usize::MAX).unwrap();
+        let end =
+            events.iter().position(|event| matches!(event.kind, EventKind::StepFinished { .. })).unwrap();
+        assert!(
+            matches!(events[end - 1].kind, EventKind::StepLog { dropped_bytes: 6, .. }),
+            "told before the step's end"
+        );
+    }
+
+    #[tokio::test]
+    async fn secrets_are_masked_across_chunks_and_in_faults() {
+        let bench = bench();
+        let mask = Mask::new([b"canary-secret".as_slice()]);
+        let mut publisher = Publisher::new(Arc::clone(&bench.log), mask, 1 << 20);
+        publisher.publish(log(1, "value=canary-")).await.unwrap();
+        publisher.publish(log(2, "other")).await.unwrap();
+        publisher.publish(log(1, "secret; cana")).await.unwrap();
+        publisher.publish(finished(1)).await.unwrap();
+        assert_eq!(text_of(&bench.log).0, "value=other***; cana");
+        let mut fault = Fault::new(crate::model::fault::Stage::Solve, "step_failed", "echo canary-secret");
+        fault.log_tail = vec!["x canary-secret".to_owned()];
+        let fault = publisher.mask_fault(fault);
+        assert_eq!((fault.message.as_str(), fault.log_tail[0].as_str()), ("echo ***", "x ***"));
+        assert!(!std::fs::read_to_string(bench.log.path()).unwrap().contains("canary-secret"));
+    }
+
+    #[tokio::test]
+    async fn steps_of_a_second_attempt_have_numbers_of_their_own() {
+        let bench = bench();
+        let mut publisher = Publisher::new(Arc::clone(&bench.log), Mask::default(), 1 << 20);
+        for kind in [started(1), started(2), finished(1)] {
+            publisher.publish(kind).await.unwrap();
+        }
+        assert_eq!(publisher.steps(), Steps { cached: 1, total: 2 });
+        publisher.begin_attempt().await.unwrap();
+        publisher.publish(started(1)).await.unwrap();
+        drop(publisher);
+
+        let log = Arc::new(EventLog::reopen(bench.directory.path(), &bench.id).unwrap());
+        let mut publisher = Publisher::resume(Arc::clone(&log), Mask::default(), 1 << 20).await.unwrap();
+        publisher.begin_attempt().await.unwrap();
+        publisher.publish(started(1)).await.unwrap();
+        let steps: Vec<u32> = log
+            .read(1, usize::MAX)
+            .unwrap()
+            .iter()
+            .filter_map(|event| match event.kind {
+                EventKind::StepStarted { step, .. } => Some(step),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(steps, [1, 2, 3, 4]);
+    }
+
+    #[tokio::test]
+    async fn a_large_chunk_is_cut_and_whole() {
+        let bench = bench();
+        let mut publisher = Publisher::new(Arc::clone(&bench.log), Mask::default(), 1 << 30);
+        let text = "0123456789".repeat(30_000);
+        let (sender, mut receiver) = mpsc::channel(4);
+        sender.send(log(1, &text)).await.unwrap();
+        drop(sender);
+        assert_eq!(publisher.forward(&mut receiver).await.unwrap(), 1);
+        assert_eq!(bench.log.last(), 5);
+        assert_eq!(text_of(&bench.log), (text, 0));
+    }
+}

@@ -1,0 +1,125 @@
+//! What an earlier run of the daemon left: every build that had not ended waits again or is interrupted.
+//!
+//! ```text
+//! queued                                   --> queued
+//! running, first attempt, no secrets       --> queued (run again, once)
+//! running, second attempt                  --> interrupted
+//! with secrets, or a pack that is gone     --> interrupted
+//! ```
+//!
+//! Each build is settled by itself, so a crash in the middle of this is no different from one before it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::driver::interrupted_fault;
+use super::log::EventLog;
+use super::mask::Mask;
+use super::port::{BuildQuery, StoreError};
+use super::publisher::Publisher;
+use super::service::{Active, Shared};
+use super::submit::packs_of;
+use crate::model::build::{BuildOutcome, BuildRecord, BuildSecrets, BuildState, EventKind};
+use crate::model::fault::Fault;
+use crate::task;
+
+/// How often a build is started in all.
+const ATTEMPTS: u32 = 2;
+const PAGE: usize = 500;
+
+pub(super) async fn recover(shared: &Arc<Shared>) -> Result<(), StoreError> {
+    let mut open = Vec::new();
+    loop {
+        let page = shared.ports.store.list(BuildQuery {
+            states: vec![BuildState::Queued, BuildState::Running],
+            after: open.last().map(|record: &BuildRecord| record.id.clone()),
+            limit: PAGE,
+            ..BuildQuery::default()
+        });
+        let page = page.await?;
+        let last = page.len() < PAGE;
+        open.extend(page);
+        if last {
+            break;
+        }
+    }
+    // Oldest first, as they were accepted.
+    for record in open.into_iter().rev() {
+        recover_one(shared, record).await?;
+    }
+    if let Err(error) = remove_strays(shared).await {
+        tracing::warn!(%error, "logs without a build stay until the next start");
+    }
+    Ok(())
+}
+
+async fn recover_one(shared: &Arc<Shared>, mut record: BuildRecord) -> Result<(), StoreError> {
+    let (directory, id) = (shared.options.log_dir.clone(), record.id.clone());
+    let log = task::blocking("build log", move || EventLog::reopen(&directory, &id)).await;
+    let log = match log.map_err(std::io::Error::other).flatten() {
+        Ok(log) => log,
+        Err(error) => {
+            tracing::error!(%error, build.id = %record.id, "the log of a build cannot be opened");
+            record.state = BuildState::Interrupted;
+            record.fault = Some(interrupted_fault("and its log cannot be opened"));
+            record.finished_at = Some(Timestamp::now());
+            record.last_sequence += 1;
+            return shared.ports.store.update(record).await;
+        }
+    };
+    let packs = packs_of(&record.spec);
+    let refusal = if record.has_secrets {
+        Some(interrupted_fault("and its secrets were held in memory only"))
+    } else if record.state == BuildState::Running && record.attempts >= ATTEMPTS {
+        Some(interrupted_fault("twice"))
+    } else {
+        shared.hold_packs(&packs, &record.submitted_by).await.err().as_ref().map(pack_fault)
+    };
+    if let Some(fault) = refusal {
+        tracing::warn!(build.id = %record.id, fault = fault.message, "build interrupted");
+        let active = Active::new(record.id.clone(), log, BuildSecrets::default(), Vec::new());
+        let publisher = Publisher::new(Arc::clone(&active.log), Mask::default(), 0);
+        shared.end(&active, record, BuildOutcome::Interrupted(fault), publisher).await;
+        return Ok(());
+    }
+    let active = Active::new(record.id.clone(), log, BuildSecrets::default(), packs);
+    if record.state == BuildState::Running {
+        tracing::info!(build.id = %record.id, "build waits to be run again");
+        let log = Arc::clone(&active.log);
+        let queued = vec![EventKind::StateChanged { state: BuildState::Queued }];
+        let told = task::blocking("build log", move || log.append(queued)).await;
+        if let Err(error) = told.map_err(std::io::Error::other).flatten() {
+            // The driver meets the same trouble and ends the build with it.
+            tracing::warn!(%error, build.id = %record.id, "the log of a build cannot be written");
+        }
+        record.state = BuildState::Queued;
+        record.last_sequence = active.log.last();
+        shared.ports.store.update(record.clone()).await?;
+    }
+    let mut state = shared.state();
+    state.active.insert(record.id.clone(), Arc::new(active));
+    state.admission.restore(record.submitted_by, record.id);
+    Ok(())
+}
+
+fn pack_fault(fault: &Fault) -> Fault {
+    interrupted_fault(&format!("and a pack that it needs is not there any more: {}", fault.message))
+}
+
+/// Logs whose builds were never stored, or are not any more.
+async fn remove_strays(shared: &Shared) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let directory = shared.options.log_dir.clone();
+    let ids = task::blocking("build logs", move || EventLog::ids(&directory)).await??;
+    let mut strays = BTreeSet::new();
+    for id in ids {
+        if shared.ports.store.get(&id).await?.is_none() {
+            strays.insert(id);
+        }
+    }
+    let directory = shared.options.log_dir.clone();
+    task::blocking("build logs", move || strays.iter().try_for_each(|id| EventLog::remove(&directory, id)))
+        .await??;
+    Ok(())
+}

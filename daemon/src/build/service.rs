@@ -1,0 +1,400 @@
+//! Options -> [`Service`] -> [`Handle`]: the builds of the room.
+//!
+//! ```text
+//! submit --place--> stored as queued --slot--> driver task --> ended
+//!                        |                         |
+//!                     cancel: ended at once     cancel: ended when the solve has
+//! ```
+//!
+//! Which builds wait and run is one value under one lock ([`State`]); what a build is lies in the
+//! store, and what happened in it in its event log. A build that waits or runs has an [`Active`],
+//! which its driver, its watchers and those who cancel it share.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::admission::{Admission, Limits};
+use super::credentials::RegistryCredential;
+use super::decision::{Decision, Verdict};
+use super::driver;
+use super::log::EventLog;
+use super::mask::Mask;
+use super::port::{BuildQuery, BuildStore, ContextSource, RoomImages, Solver, StoreError};
+use super::publisher::Publisher;
+use super::text::{self, LogQuery, LogText};
+use super::{recovery, retention};
+use crate::model::RoomRegistries;
+use crate::model::build::{BuildOutcome, BuildRecord, BuildSecrets};
+use crate::model::id::{BuildId, PackId};
+use crate::task;
+
+#[derive(Clone)]
+pub struct Options {
+    pub limits: Limits,
+    /// Bytes of log kept of one build.
+    pub log_quota: u64,
+    /// For builds that ask for none.
+    pub default_timeout: Duration,
+    /// No build gets more.
+    pub max_timeout: Duration,
+    /// How long a build may take to end once it was told to.
+    pub stop_limit: Duration,
+    /// How long a solver that is away is waited for.
+    pub solver_wait: Duration,
+    /// Ended builds kept, newest first.
+    pub keep_ended: usize,
+    /// Ended builds are kept no longer.
+    pub keep_for: Duration,
+    /// One file of events per build; made where it is missing.
+    pub log_dir: PathBuf,
+    /// New builds are refused while the file system of `log_dir` has fewer bytes free.
+    pub min_free_space: u64,
+    /// `host:port` of the room's registry as BuildKit reaches it.
+    pub registry: String,
+    pub room_registries: RoomRegistries,
+    pub registry_credential: RegistryCredential,
+}
+
+/// What builds need of the rest of the daemon.
+#[derive(Clone)]
+pub struct Ports {
+    pub store: Arc<dyn BuildStore>,
+    pub solver: Arc<dyn Solver>,
+    pub contexts: Arc<dyn ContextSource>,
+    pub images: Arc<dyn RoomImages>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("directory of build logs {}: {source}", path.display())]
+    Logs { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a question about a build has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    #[error("there is no build `{given}`")]
+    NotFound { given: String },
+    #[error("`{given}` is the beginning of several builds' ids; write more of it")]
+    Ambiguous { given: String },
+    #[error("build `{id}` has not ended; cancel it first")]
+    NotEnded { id: BuildId },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("log of build `{id}`: {source}")]
+    Log { id: BuildId, source: std::io::Error },
+}
+
+/// Owns the loops; builds have tasks of their own.
+pub struct Service {
+    handle: Handle,
+    retention: JoinHandle<()>,
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    pub(super) shared: Arc<Shared>,
+}
+
+pub(super) struct Shared {
+    pub(super) options: Options,
+    pub(super) ports: Ports,
+    state: Mutex<State>,
+}
+
+pub(super) struct State {
+    pub(super) admission: Admission,
+    pub(super) active: HashMap<BuildId, Arc<Active>>,
+}
+
+/// A build that waits or runs.
+pub(super) struct Active {
+    pub(super) id: BuildId,
+    pub(super) log: Arc<EventLog>,
+    pub(super) secrets: BuildSecrets,
+    /// Held until the build ends.
+    pub(super) packs: Vec<PackId>,
+    pub(super) decision: Decision,
+    /// Tells the driver to end.
+    pub(super) stop: CancellationToken,
+    /// Fires when all is recorded.
+    pub(super) ended: CancellationToken,
+}
+
+impl Active {
+    pub(super) fn new(id: BuildId, log: EventLog, secrets: BuildSecrets, packs: Vec<PackId>) -> Self {
+        Self {
+            id,
+            log: Arc::new(log),
+            secrets,
+            packs,
+            decision: Decision::default(),
+            stop: CancellationToken::new(),
+            ended: CancellationToken::new(),
+        }
+    }
+}
+
+impl Service {
+    /// Takes back what an earlier run left: queued builds wait again, running ones are run again or interrupted.
+    pub async fn start(options: Options, ports: Ports) -> Result<Self, StartError> {
+        let directory = options.log_dir.clone();
+        let made = task::blocking("build logs", move || std::fs::create_dir_all(directory)).await;
+        made.map_err(std::io::Error::other)
+            .flatten()
+            .map_err(|source| StartError::Logs { path: options.log_dir.clone(), source })?;
+        metrics::describe_counter!("hearth_builds_total", "Builds that ended, by state.");
+        metrics::describe_histogram!("hearth_build_duration_seconds", "From a build's slot to its end.");
+        metrics::describe_gauge!("hearth_builds_running", "Builds that have a slot.");
+        metrics::describe_gauge!("hearth_builds_queued", "Builds that wait for a slot.");
+        let state = State { admission: Admission::new(options.limits), active: HashMap::new() };
+        let shared = Arc::new(Shared { options, ports, state: Mutex::new(state) });
+        recovery::recover(&shared).await?;
+        shared.pump();
+        let retention = task::spawn("build retention", retention::retention_loop(Arc::clone(&shared)));
+        Ok(Self { handle: Handle { shared }, retention })
+    }
+
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.retention.abort();
+    }
+}
+
+impl Handle {
+    /// One build, by its whole id or a beginning of it that no other build has.
+    pub async fn get(&self, id: &str) -> Result<BuildRecord, BuildError> {
+        let id = self.resolve(id).await?;
+        self.record(&id).await
+    }
+
+    /// Newest first.
+    pub async fn list(&self, query: BuildQuery) -> Result<Vec<BuildRecord>, BuildError> {
+        let mut records = self.shared.ports.store.list(query).await?;
+        let state = self.shared.state();
+        for record in &mut records {
+            if let Some(active) = state.active.get(&record.id) {
+                record.last_sequence = active.log.last();
+            }
+        }
+        Ok(records)
+    }
+
+    /// A part of the log as lines.
+    pub async fn read_log(&self, id: &str, query: LogQuery) -> Result<LogText, BuildError> {
+        let id = self.resolve(id).await?;
+        let active = self.shared.active(&id);
+        let (directory, of) = (self.shared.options.log_dir.clone(), id.clone());
+        let read = task::blocking("build log", move || match active {
+            Some(active) => text::read(&active.log, &query),
+            None => match EventLog::open(&directory, &of)? {
+                Some(log) => text::read(&log, &query),
+                None => Ok(LogText { next_sequence: query.from_sequence.max(1), ..LogText::default() }),
+            },
+        });
+        read.await.map_err(std::io::Error::other).flatten().map_err(|source| BuildError::Log { id, source })
+    }
+
+    /// Ends a build, and answers when its processes are gone. One that has ended, or that already
+    /// publishes its tags, ends as it would have.
+    pub async fn cancel(&self, id: &str) -> Result<BuildRecord, BuildError> {
+        let id = self.resolve(id).await?;
+        let (active, was_waiting) = {
+            let mut state = self.shared.state();
+            match state.active.get(&id).cloned() {
+                None => (None, false),
+                Some(active) => {
+                    let cancels = active.decision.settle(Verdict::Cancel) == Verdict::Cancel;
+                    let was_waiting = cancels && state.admission.withdraw(&id);
+                    if cancels {
+                        active.stop.cancel();
+                    }
+                    (Some(active), was_waiting)
+                }
+            }
+        };
+        if let Some(active) = active {
+            if was_waiting {
+                // A task of its own: the caller may go away, the cancelled build must end.
+                let shared = Arc::clone(&self.shared);
+                let waiting = Arc::clone(&active);
+                drop(task::spawn("cancel build", async move { shared.end_waiting(&waiting).await }));
+            }
+            active.ended.cancelled().await;
+        }
+        self.record(&id).await
+    }
+
+    /// Forgets a build that has ended.
+    pub async fn remove(&self, id: &str) -> Result<(), BuildError> {
+        let record = self.get(id).await?;
+        if !record.state.is_final() {
+            return Err(BuildError::NotEnded { id: record.id });
+        }
+        // Its task may still be telling the last event.
+        if let Some(active) = self.shared.active(&record.id) {
+            active.ended.cancelled().await;
+        }
+        self.shared.remove(&record.id).await
+    }
+
+    /// Takes and starts no more builds; returns when none runs. Those that run get `grace`, then
+    /// they are ended and left for the next run of the daemon.
+    pub async fn drain(&self, grace: Duration) {
+        let running = {
+            let mut state = self.shared.state();
+            state.admission.drain();
+            let waiting = state.admission.waiting();
+            let running = state.active.values().filter(|active| !waiting.contains(&active.id));
+            running.cloned().collect::<Vec<_>>()
+        };
+        let all_ended = async {
+            for active in &running {
+                active.ended.cancelled().await;
+            }
+        };
+        if tokio::time::timeout(grace, all_ended).await.is_ok() {
+            return;
+        }
+        for active in &running {
+            if active.decision.settle(Verdict::Drain) == Verdict::Drain {
+                active.stop.cancel();
+            }
+        }
+        let limit = self.shared.options.stop_limit + Duration::from_secs(5);
+        let stopped = async {
+            for active in &running {
+                active.ended.cancelled().await;
+            }
+        };
+        if tokio::time::timeout(limit, stopped).await.is_err() {
+            tracing::error!("builds still run as the daemon ends");
+        }
+    }
+
+    /// Builds that run and that wait.
+    pub fn load(&self) -> (usize, usize) {
+        let state = self.shared.state();
+        (state.admission.running_count(), state.admission.waiting_count())
+    }
+
+    pub(super) async fn record(&self, id: &BuildId) -> Result<BuildRecord, BuildError> {
+        // The log first: a record that is newer than it is right too.
+        let last = self.shared.active(id).map(|active| active.log.last());
+        let mut record = self
+            .shared
+            .ports
+            .store
+            .get(id)
+            .await?
+            .ok_or_else(|| BuildError::NotFound { given: id.to_string() })?;
+        record.last_sequence = record.last_sequence.max(last.unwrap_or(0));
+        Ok(record)
+    }
+
+    pub(super) async fn resolve(&self, given: &str) -> Result<BuildId, BuildError> {
+        let not_found = || BuildError::NotFound { given: given.chars().take(40).collect() };
+        if let Ok(id) = given.parse::<BuildId>() {
+            return Ok(id);
+        }
+        if given.is_empty() || !given.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return Err(not_found());
+        }
+        let mut ids = self.shared.ports.store.ids_with_prefix(given, 2).await?;
+        match (ids.pop(), ids.pop()) {
+            (Some(_), Some(_)) => Err(BuildError::Ambiguous { given: given.to_owned() }),
+            (Some(id), None) => Ok(id),
+            _ => Err(not_found()),
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing under this lock leaves the state half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn active(&self, id: &BuildId) -> Option<Arc<Active>> {
+        self.state().active.get(id).cloned()
+    }
+
+    /// Gives free slots to waiting builds.
+    pub(super) fn pump(self: &Arc<Self>) {
+        loop {
+            let next = {
+                let mut state = self.state();
+                let next = state.admission.next();
+                self.count(&state);
+                match next {
+                    None => return,
+                    Some(id) => match state.active.get(&id).cloned() {
+                        Some(active) => active,
+                        None => {
+                            state.admission.ended(&id);
+                            continue;
+                        }
+                    },
+                }
+            };
+            // The task ends with its build; `Active::ended` is what is waited for.
+            drop(task::spawn("build slot", driver::run(Arc::clone(self), next)));
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a gauge; builds are few")]
+    fn count(&self, state: &State) {
+        metrics::gauge!("hearth_builds_running").set(state.admission.running_count() as f64);
+        metrics::gauge!("hearth_builds_queued").set(state.admission.waiting_count() as f64);
+    }
+
+    /// A build neither waits nor runs any more.
+    pub(super) fn forget(self: &Arc<Self>, active: &Active) {
+        {
+            let mut state = self.state();
+            state.admission.ended(&active.id);
+            state.active.remove(&active.id);
+        }
+        active.ended.cancel();
+        self.pump();
+    }
+
+    /// Ends a build that was cancelled before it had a slot.
+    async fn end_waiting(self: &Arc<Self>, active: &Active) {
+        match self.ports.store.get(&active.id).await {
+            Ok(Some(record)) => {
+                let publisher = Publisher::new(Arc::clone(&active.log), Mask::default(), 0);
+                self.end(active, record, BuildOutcome::Cancelled, publisher).await;
+            }
+            Ok(None) => self.forget(active),
+            Err(error) => {
+                tracing::error!(%error, build.id = %active.id, "a cancelled build cannot be read");
+                self.forget(active);
+            }
+        }
+    }
+
+    pub(super) async fn remove(&self, id: &BuildId) -> Result<(), BuildError> {
+        // The record first: a log without a record is removed at the next start.
+        self.ports.store.remove(id).await?;
+        let (directory, of) = (self.options.log_dir.clone(), id.clone());
+        let removed = task::blocking("build log", move || EventLog::remove(&directory, &of)).await;
+        removed
+            .map_err(std::io::Error::other)
+            .flatten()
+            .map_err(|source| BuildError::Log { id: id.clone(), source })
+    }
+}

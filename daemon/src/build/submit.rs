@@ -1,0 +1,229 @@
+//! Taking a build in: known already, room on disk, a place, its packs, its log, its record; then it waits.
+//!
+//! Everything up to the record can be undone, and is when a later part fails. With the record
+//! stored, the build is accepted, whatever happens to the daemon.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
+
+use super::admission::{Deny, Place};
+use super::log::EventLog;
+use super::port::{IdempotencyKey, Inserted, StoreError};
+use super::service::{Active, Handle, Shared};
+use crate::model::access::Patterns;
+use crate::model::build::{BuildRecord, BuildSecrets, BuildSpec, BuildState, EventKind};
+use crate::model::fault::Fault;
+use crate::model::id::{BuildId, PackId};
+use crate::model::{Digest, MountSource};
+use crate::task;
+
+pub struct SubmitBuild {
+    pub spec: BuildSpec,
+    pub secrets: BuildSecrets,
+    /// Name of the participant who asks.
+    pub caller: String,
+    /// Images of the room that the Dockerfile may name.
+    pub may_pull: Patterns,
+    /// The same key with the same spec is the same build.
+    pub idempotency_key: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Submitted {
+    pub id: BuildId,
+    /// False when an earlier call with the same key had made the build.
+    pub created: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    #[error(transparent)]
+    Denied(#[from] Deny),
+    #[error(
+        "the disk has {free} bytes free, and builds need {floor}; remove images or builds, or make the disk larger"
+    )]
+    DiskLow { free: u64, floor: u64 },
+    #[error("the idempotency key was used for build `{build}` with another spec; use another key")]
+    KeyReused { build: BuildId },
+    /// A pack or another part of the request cannot be used.
+    #[error("{}", .0.message)]
+    Refused(Box<Fault>),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the build's log cannot be made: {0}")]
+    Log(#[from] std::io::Error),
+    #[error("the daemon is ending")]
+    Ending,
+}
+
+impl SubmitError {
+    /// When to try again, where that may help.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Denied(Deny::QueueFull { retry_after, .. } | Deny::CallerLimit { retry_after, .. }) => {
+                Some(*retry_after)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Handle {
+    /// Stores a build as queued and answers with its id.
+    pub async fn submit(&self, request: SubmitBuild) -> Result<Submitted, SubmitError> {
+        let shared = std::sync::Arc::clone(&self.shared);
+        // A task of its own: a caller that goes away midway leaves no half of a build.
+        let accepted = task::spawn("submit build", async move {
+            let submitted = shared.accept(request).await?;
+            shared.pump();
+            Ok(submitted)
+        });
+        accepted.await.unwrap_or(Err(SubmitError::Ending))
+    }
+}
+
+impl Shared {
+    async fn accept(&self, request: SubmitBuild) -> Result<Submitted, SubmitError> {
+        let key = match &request.idempotency_key {
+            Some(key) => Some(IdempotencyKey {
+                caller: request.caller.clone(),
+                key: key.clone(),
+                request: digest_of(&request.spec)?,
+            }),
+            None => None,
+        };
+        if let Some(key) = &key
+            && let Some(earlier) = self.ports.store.find(key).await?
+        {
+            return known(earlier);
+        }
+        self.check_disk().await?;
+        let place = self.state().admission.reserve(&request.caller)?;
+        let packs = packs_of(&request.spec);
+        match self.hold_packs(&packs, &request.caller).await {
+            Ok(()) => self.store_build(place, packs, request, key).await,
+            Err(fault) => {
+                self.state().admission.give_back(place);
+                Err(SubmitError::Refused(Box::new(fault)))
+            }
+        }
+    }
+
+    async fn store_build(
+        &self,
+        place: Place,
+        packs: Vec<PackId>,
+        request: SubmitBuild,
+        key: Option<IdempotencyKey>,
+    ) -> Result<Submitted, SubmitError> {
+        let id = BuildId::random();
+        let stored = self.store_record(&id, &request, key).await;
+        match stored {
+            Ok((Inserted::New, log)) => {
+                let mut state = self.state();
+                let active = Active::new(id.clone(), log, request.secrets, packs);
+                state.active.insert(id.clone(), std::sync::Arc::new(active));
+                state.admission.enqueue(place, id.clone());
+                tracing::info!(build.id = %id, caller = request.caller, "build accepted");
+                Ok(Submitted { id, created: true })
+            }
+            other => {
+                self.state().admission.give_back(place);
+                self.release_packs(&packs).await;
+                let (directory, of) = (self.options.log_dir.clone(), id);
+                let removed = task::blocking("build log", move || EventLog::remove(&directory, &of)).await;
+                if !matches!(removed, Ok(Ok(()))) {
+                    tracing::warn!("the log of a build that was not accepted stays until the next start");
+                }
+                known(other?.0)
+            }
+        }
+    }
+
+    async fn store_record(
+        &self,
+        id: &BuildId,
+        request: &SubmitBuild,
+        key: Option<IdempotencyKey>,
+    ) -> Result<(Inserted, EventLog), SubmitError> {
+        let (directory, of) = (self.options.log_dir.clone(), id.clone());
+        let log = task::blocking("build log", move || {
+            let log = EventLog::create(&directory, &of)?;
+            log.append(vec![EventKind::StateChanged { state: BuildState::Queued }])?;
+            log.seal().map(|()| log)
+        });
+        let log = log.await.map_err(|_| SubmitError::Ending)??;
+        let record = BuildRecord {
+            id: id.clone(),
+            spec: request.spec.clone(),
+            submitted_by: request.caller.clone(),
+            may_pull: request.may_pull.clone(),
+            state: BuildState::Queued,
+            created_at: Timestamp::now(),
+            started_at: None,
+            finished_at: None,
+            attempts: 0,
+            has_secrets: !request.secrets.is_empty(),
+            result: None,
+            fault: None,
+            last_sequence: log.last(),
+        };
+        Ok((self.ports.store.insert(record, key).await?, log))
+    }
+
+    async fn check_disk(&self) -> Result<(), SubmitError> {
+        let directory = self.options.log_dir.clone();
+        let space = task::blocking("disk space", move || rustix::fs::statvfs(&directory)).await;
+        let space = space.map_err(|_| SubmitError::Ending)?.map_err(std::io::Error::from)?;
+        let (free, floor) = (space.f_bavail.saturating_mul(space.f_frsize), self.options.min_free_space);
+        if free < floor { Err(SubmitError::DiskLow { free, floor }) } else { Ok(()) }
+    }
+
+    /// All of them, or none.
+    pub(super) async fn hold_packs(&self, packs: &[PackId], caller: &str) -> Result<(), Fault> {
+        for (held, pack) in packs.iter().enumerate() {
+            if let Err(fault) = self.ports.images.hold_pack(pack, caller).await {
+                self.release_packs(&packs[..held]).await;
+                return Err(fault);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn release_packs(&self, packs: &[PackId]) {
+        for pack in packs {
+            self.ports.images.release_pack(pack).await;
+        }
+    }
+}
+
+fn known(earlier: Inserted) -> Result<Submitted, SubmitError> {
+    match earlier {
+        Inserted::Existing(id) => Ok(Submitted { id, created: false }),
+        Inserted::Conflict(build) => Err(SubmitError::KeyReused { build }),
+        // Only a store that answers `New` without storing gets here.
+        Inserted::New => Err(SubmitError::Store(StoreError("a build was not stored".to_owned()))),
+    }
+}
+
+fn digest_of(spec: &BuildSpec) -> Result<Digest, SubmitError> {
+    let text = serde_json::to_vec(spec).map_err(|error| StoreError(error.to_string()))?;
+    Ok(Digest::from_sha256(Sha256::digest(text).into()))
+}
+
+/// The packs among a build's mounts, each once.
+pub(super) fn packs_of(spec: &BuildSpec) -> Vec<PackId> {
+    let mut packs: Vec<PackId> = Vec::new();
+    for mount in &spec.mounts {
+        // What is no id is refused by the context, which names the mount.
+        if let MountSource::Pack(id) = &mount.source
+            && let Ok(id) = id.parse()
+            && !packs.contains(&id)
+        {
+            packs.push(id);
+        }
+    }
+    packs
+}

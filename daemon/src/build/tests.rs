@@ -1,0 +1,170 @@
+//! Builds from end to end with scripted neighbours; the state is kept in memory and in SQLite by turns.
+
+mod cancel;
+mod lifecycle;
+mod restart;
+mod store;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use jiff::Timestamp;
+
+use super::admission::Limits;
+use super::fake::{Act, FakeContexts, FakeImages, FakeSolver, MemoryStore};
+use super::port::BuildStore;
+use super::service::{Handle, Options, Ports, Service};
+use super::submit::SubmitBuild;
+use crate::model::RoomRegistries;
+use crate::model::access::Patterns;
+use crate::model::build::{
+    BuildEvent, BuildRecord, BuildSecrets, BuildSpec, BuildState, DockerfilePath, EventKind, Network, NoCache,
+};
+use crate::model::id::BuildId;
+use crate::model::secret::{Credential, Secret};
+
+struct Room {
+    directory: tempfile::TempDir,
+    store: Arc<dyn BuildStore>,
+    solver: Arc<FakeSolver>,
+    contexts: Arc<FakeContexts>,
+    images: Arc<FakeImages>,
+    options: Options,
+}
+
+impl Room {
+    fn new(in_sqlite: bool) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store: Arc<dyn BuildStore> = if in_sqlite {
+            Arc::new(crate::store::Store::open(&directory.path().join("state.db")).unwrap())
+        } else {
+            Arc::new(MemoryStore::default())
+        };
+        let options = Options {
+            limits: Limits { concurrency: 2, queue: 50, per_caller: 50 },
+            log_quota: 1 << 20,
+            default_timeout: Duration::from_secs(60),
+            max_timeout: Duration::from_secs(120),
+            stop_limit: Duration::from_secs(10),
+            solver_wait: Duration::from_secs(2),
+            keep_ended: 1000,
+            keep_for: Duration::from_secs(86_400),
+            log_dir: directory.path().join("logs"),
+            min_free_space: 0,
+            registry: "127.0.0.1:4327".to_owned(),
+            room_registries: RoomRegistries::default(),
+            registry_credential: Arc::new(|_, _| Credential {
+                username: "build".to_owned(),
+                password: Secret::new("token".to_owned()),
+            }),
+        };
+        let (solver, contexts, images) = (Arc::default(), Arc::default(), Arc::default());
+        Self { directory, store, solver, contexts, images, options }
+    }
+
+    async fn start(&self) -> Service {
+        let ports = Ports {
+            store: Arc::clone(&self.store),
+            solver: Arc::clone(&self.solver) as _,
+            contexts: Arc::clone(&self.contexts) as _,
+            images: Arc::clone(&self.images) as _,
+        };
+        Service::start(self.options.clone(), ports).await.unwrap()
+    }
+
+    fn script(&self, acts: Vec<Act>) {
+        self.solver.scripts.lock().unwrap().push_back(acts);
+    }
+
+    fn published(&self) -> Vec<String> {
+        self.images.published.lock().unwrap().iter().map(|(tag, _)| tag.clone()).collect()
+    }
+}
+
+fn spec(tag: &str) -> BuildSpec {
+    BuildSpec {
+        tags: vec![format!("room.meshagent.com/{tag}").parse().unwrap()],
+        mounts: Vec::new(),
+        context_path: "/context".parse().unwrap(),
+        dockerfile: DockerfilePath::Search,
+        build_args: BTreeMap::new(),
+        target: None,
+        platform: None,
+        labels: BTreeMap::new(),
+        no_cache: NoCache::Nothing,
+        pull: false,
+        network: Network::Default,
+        timeout: None,
+        secret_ids: Vec::new(),
+    }
+}
+
+fn record(tag: &str, state: BuildState) -> BuildRecord {
+    BuildRecord {
+        may_pull: Patterns::all(),
+        id: BuildId::random(),
+        spec: spec(tag),
+        submitted_by: "ann".to_owned(),
+        state,
+        created_at: Timestamp::now(),
+        started_at: None,
+        finished_at: None,
+        attempts: 0,
+        has_secrets: false,
+        result: None,
+        fault: None,
+        last_sequence: 1,
+    }
+}
+
+fn request(spec: BuildSpec) -> SubmitBuild {
+    SubmitBuild {
+        spec,
+        secrets: BuildSecrets::default(),
+        caller: "ann".to_owned(),
+        may_pull: Patterns::all(),
+        idempotency_key: None,
+    }
+}
+
+async fn submit(handle: &Handle, spec: BuildSpec) -> String {
+    handle.submit(request(spec)).await.unwrap().id.to_string()
+}
+
+/// Follows a build to its end.
+async fn events(handle: &Handle, id: &str, from: u64) -> Vec<BuildEvent> {
+    let stream = handle.watch(id, from, true).await.unwrap();
+    let events = tokio::time::timeout(Duration::from_secs(30), stream.collect::<Vec<_>>()).await;
+    events.expect("the build does not end").into_iter().map(Result::unwrap).collect()
+}
+
+async fn ended(handle: &Handle, id: &str) -> BuildRecord {
+    let events = events(handle, id, 1).await;
+    let record = handle.get(id).await.unwrap();
+    assert!(events.iter().zip(1u64..).all(|(event, n)| event.sequence == n), "a gap in {events:?}");
+    let Some(EventKind::Finished { state }) = events.last().map(|event| &event.kind) else {
+        panic!("no last event in {events:?}");
+    };
+    assert_eq!(*state, record.state);
+    assert_eq!(record.last_sequence, events.len() as u64);
+    record
+}
+
+/// Waits until so many builds run and none waits: a slot is free a moment after the last event.
+async fn settled(handle: &Handle, running: usize) {
+    while handle.load() != (running, 0) {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+fn states(events: &[BuildEvent]) -> Vec<BuildState> {
+    events
+        .iter()
+        .filter_map(|event| match event.kind {
+            EventKind::StateChanged { state } => Some(state),
+            _ => None,
+        })
+        .collect()
+}

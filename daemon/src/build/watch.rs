@@ -1,0 +1,123 @@
+//! Following a build: each watcher reads the event log at its own pace and is woken when it grows.
+//!
+//! A watcher shares nothing with the build but the log: a slow one is behind, a dropped one is gone.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::Stream;
+use tokio::sync::watch;
+
+use super::log::EventLog;
+use super::service::{Active, BuildError, Handle};
+use crate::model::build::{BuildEvent, EventKind};
+use crate::model::id::BuildId;
+use crate::task;
+
+/// Bytes of events that a watcher holds.
+const BATCH: usize = 64 << 10;
+
+/// Ends with the build's last event, or after an error.
+pub type Events = Pin<Box<dyn Stream<Item = Result<BuildEvent, BuildError>> + Send>>;
+
+impl Handle {
+    /// The events of a build from a number on, each once and in order. With `follow`, waits for
+    /// more until the build has ended; without, ends after the newest one.
+    pub async fn watch(&self, id: &str, from_sequence: u64, follow: bool) -> Result<Events, BuildError> {
+        let id = self.resolve(id).await?;
+        // Active first: a build that ends in between is found in the store by then.
+        let active = self.shared.active(&id);
+        self.record(&id).await?;
+        let log = match &active {
+            Some(active) => Some(Arc::clone(&active.log)),
+            None => {
+                let (directory, of) = (self.shared.options.log_dir.clone(), id.clone());
+                let opened = task::blocking("build log", move || EventLog::open(&directory, &of)).await;
+                let opened = opened.map_err(std::io::Error::other).flatten();
+                opened.map_err(|source| BuildError::Log { id: id.clone(), source })?.map(Arc::new)
+            }
+        };
+        let live = active.zip(log.as_ref().map(|log| log.subscribe()));
+        let watcher = Watcher {
+            handle: self.clone(),
+            id,
+            log,
+            live,
+            next: from_sequence.max(1),
+            follow,
+            ready: VecDeque::new(),
+            done: false,
+        };
+        Ok(Box::pin(futures::stream::unfold(watcher, |mut watcher| async move {
+            let event = watcher.advance().await.transpose()?;
+            watcher.done |= event.is_err();
+            Some((event, watcher))
+        })))
+    }
+}
+
+struct Watcher {
+    handle: Handle,
+    id: BuildId,
+    log: Option<Arc<EventLog>>,
+    /// While the build waits or runs.
+    live: Option<(Arc<Active>, watch::Receiver<u64>)>,
+    next: u64,
+    follow: bool,
+    ready: VecDeque<BuildEvent>,
+    done: bool,
+}
+
+impl Watcher {
+    async fn advance(&mut self) -> Result<Option<BuildEvent>, BuildError> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                self.next = event.sequence + 1;
+                self.done |= matches!(event.kind, EventKind::Finished { .. });
+                return Ok(Some(event));
+            }
+            if self.done {
+                return Ok(None);
+            }
+            // Asked before reading: what came before the end is then read.
+            let ended = self.live.as_ref().is_none_or(|(active, _)| active.ended.is_cancelled());
+            self.ready = self.read().await?.into();
+            if !self.ready.is_empty() {
+                continue;
+            }
+            if ended {
+                self.done = true;
+                return self.unwritten_end().await;
+            }
+            let Some((active, newest)) = self.live.as_mut().filter(|_| self.follow) else { return Ok(None) };
+            let next = self.next;
+            tokio::select! {
+                _ = newest.wait_for(|newest| *newest >= next) => {}
+                () = active.ended.cancelled() => {}
+            }
+        }
+    }
+
+    async fn read(&self) -> Result<Vec<BuildEvent>, BuildError> {
+        let Some(log) = self.log.clone() else { return Ok(Vec::new()) };
+        let next = self.next;
+        if next > log.last() {
+            return Ok(Vec::new());
+        }
+        let read = task::blocking("build log", move || log.read(next, BATCH)).await;
+        let failed = |source| BuildError::Log { id: self.id.clone(), source };
+        read.map_err(std::io::Error::other).flatten().map_err(failed)
+    }
+
+    /// The last event where a crash or a full disk kept it out of the log: the record says the same.
+    async fn unwritten_end(&self) -> Result<Option<BuildEvent>, BuildError> {
+        let record = self.handle.record(&self.id).await?;
+        let last = self.log.as_ref().map_or(0, |log| log.last());
+        let (true, Some(time)) = (record.state.is_final(), record.finished_at) else { return Ok(None) };
+        if last >= record.last_sequence || self.next > last + 1 {
+            return Ok(None);
+        }
+        Ok(Some(BuildEvent { sequence: last + 1, time, kind: EventKind::Finished { state: record.state } }))
+    }
+}

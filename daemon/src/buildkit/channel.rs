@@ -1,0 +1,70 @@
+//! Connections to BuildKit: opened when first used, opened again when gone.
+//!
+//! No HTTP/2 pings: BuildKit's server keeps grpc-go's default policy, which closes a connection
+//! that pings more often than every five minutes. A unix socket tells of the other end's death by
+//! itself, and TCP keep-alive does for the rest.
+
+use std::time::Duration;
+
+use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+
+use super::{Address, CALL_LIMIT, MESSAGE_LIMIT};
+
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+
+/// A client with a connection of its own.
+pub(super) fn control(address: &Address) -> ControlClient<Channel> {
+    ControlClient::new(channel(address))
+        .max_decoding_message_size(MESSAGE_LIMIT)
+        .max_encoding_message_size(MESSAGE_LIMIT)
+}
+
+fn channel(address: &Address) -> Channel {
+    match address {
+        Address::Unix(path) => {
+            let path = path.clone();
+            let connector = tower::service_fn(move |_: http::Uri| {
+                let path = path.clone();
+                async move { UnixStream::connect(path).await.map(TokioIo::new) }
+            });
+            // The name is only the `:authority` of the requests.
+            tuned(Endpoint::from_static("http://buildkitd")).connect_with_connector_lazy(connector)
+        }
+        Address::Tcp(host) => match Endpoint::from_shared(format!("http://{host}")) {
+            Ok(endpoint) => tuned(endpoint).connect_lazy(),
+            // An address was checked when it was parsed; what slipped through never connects.
+            Err(_) => tuned(Endpoint::from_static("http://invalid.")).connect_lazy(),
+        },
+    }
+}
+
+fn tuned(endpoint: Endpoint) -> Endpoint {
+    endpoint
+        .connect_timeout(CALL_LIMIT)
+        .tcp_nodelay(true)
+        .tcp_keepalive(Some(Duration::from_secs(30)))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+}
+
+/// Whether a call failed because the other end or the way to it is gone, not by its answer.
+pub(super) fn is_gone(status: &tonic::Status) -> bool {
+    let transport = std::error::Error::source(status).is_some();
+    transport || status.code() == tonic::Code::Unavailable
+}
+
+/// A status with the innermost cause, such as `connection refused`.
+pub(super) fn reason(status: &tonic::Status) -> String {
+    let mut deepest: Option<&dyn std::error::Error> = std::error::Error::source(status);
+    while let Some(next) = deepest.and_then(std::error::Error::source) {
+        deepest = Some(next);
+    }
+    match deepest {
+        Some(cause) => cause.to_string(),
+        None => status.message().to_owned(),
+    }
+}

@@ -1,0 +1,146 @@
+//! Our own buildkitd: its directory, settings, and what the supervisor needs to keep it running.
+//!
+//! ```text
+//! <dir>/                 mode 0700, so nobody else reaches the socket
+//!   buildkitd.toml       written before every start
+//!   buildkitd.sock       otel.sock
+//!   buildkitd.log        buildkitd.log.1
+//!   data/                BuildKit's root: cache, content, snapshots
+//!   tmp/                 its TMPDIR: what it mounts for a moment lies below <dir> too
+//! ```
+//!
+//! A `RUN` without `--network none` sees the network of the host: with no CNI plugins installed,
+//! that is BuildKit's only mode that has any network.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
+use tonic::transport::Channel;
+
+use super::{Address, AddressError, channel};
+use crate::supervise::port as supervise;
+
+mod capability;
+mod containers;
+mod reason;
+mod settings;
+
+pub use settings::Quota;
+
+const EXECUTOR: &str = "data/runc-overlayfs/executor";
+const EXECUTOR_NATIVE: &str = "data/runc-native/executor";
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directory of this buildkitd alone.
+    pub dir: PathBuf,
+    /// `buildkitd`, looked up in `PATH` unless it has a `/`.
+    pub program: PathBuf,
+    /// `runc`, the same.
+    pub runc: PathBuf,
+    pub quota: Quota,
+    pub limits: supervise::Limits,
+}
+
+impl Options {
+    pub fn new(dir: PathBuf) -> Self {
+        Self {
+            dir,
+            program: "buildkitd".into(),
+            runc: "runc".into(),
+            quota: Quota::default(),
+            limits: supervise::Limits::default(),
+        }
+    }
+
+    /// The child to supervise, and how to connect to it once that runs (set
+    /// [`child`](super::Options::child) to the supervisor's status).
+    pub fn plan(self) -> Result<(supervise::Child, super::Options), AddressError> {
+        let dir = std::path::absolute(&self.dir).unwrap_or(self.dir);
+        let address = Address::unix(dir.join("buildkitd.sock"))?;
+        let kind = Buildkitd {
+            dir: dir.clone(),
+            program: self.program.clone(),
+            runc: self.runc,
+            quota: self.quota,
+            control: channel::control(&address),
+        };
+        let variable = |name: &str, value: &str| (OsString::from(name), OsString::from(value));
+        let child = supervise::Child {
+            name: "buildkitd",
+            program: self.program,
+            args: vec!["--config".into(), dir.join("buildkitd.toml").into()],
+            env: vec![
+                // BuildKit cuts a step's log at 2 MiB and 200 KiB/s otherwise.
+                variable("BUILDKIT_STEP_LOG_MAX_SIZE", "-1"),
+                variable("BUILDKIT_STEP_LOG_MAX_SPEED", "-1"),
+                ("TMPDIR".into(), dir.join("tmp").into()),
+            ],
+            log: dir.join("buildkitd.log"),
+            root: dir.clone(),
+            limits: self.limits,
+            kind: Arc::new(kind),
+        };
+        let executor = Some(dir.join(EXECUTOR));
+        Ok((child, super::Options { address, child: None, executor }))
+    }
+}
+
+struct Buildkitd {
+    dir: PathBuf,
+    program: PathBuf,
+    runc: PathBuf,
+    quota: Quota,
+    control: ControlClient<Channel>,
+}
+
+#[async_trait]
+impl supervise::Kind for Buildkitd {
+    fn prepare(&self) -> Result<(), String> {
+        capability::check()?;
+        find(&self.program).ok_or_else(|| not_found(&self.program, "BuildKit"))?;
+        let runc = find(&self.runc).ok_or_else(|| not_found(&self.runc, "runc"))?;
+        let write = || -> io::Result<()> {
+            fs::create_dir_all(self.dir.join("tmp"))?;
+            for executor in [EXECUTOR, EXECUTOR_NATIVE] {
+                containers::remove_bundles(&self.dir.join(executor))?;
+            }
+            settings::write(&self.dir, &runc, &self.quota)
+        };
+        write().map_err(|error| format!("settings of buildkitd in `{}`: {error}", self.dir.display()))
+    }
+
+    async fn probe(&self) -> Result<String, supervise::ProbeError> {
+        super::version(self.control.clone()).await
+    }
+
+    fn explain(&self, log_tail: &str) -> Option<String> {
+        reason::explain(log_tail)
+    }
+
+    fn sweep(&self) -> Result<(), String> {
+        let dir = self.dir.canonicalize().map_err(|error| error.to_string())?;
+        containers::end_below(&dir, &self.runc)
+    }
+}
+
+/// The program as a path that can be run: as given if it has a `/`, else from `PATH`.
+fn find(program: &Path) -> Option<PathBuf> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let runs =
+        |path: &PathBuf| fs::metadata(path).is_ok_and(|s| s.is_file() && s.permissions().mode() & 0o111 != 0);
+    if program.components().count() > 1 {
+        return std::path::absolute(program).ok().filter(runs);
+    }
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(runs)
+}
+
+fn not_found(program: &Path, what: &str) -> String {
+    format!("`{}` is not installed; install {what} or configure its path", program.display())
+}

@@ -1,0 +1,175 @@
+//! `buildkitd.toml` of our own buildkitd.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde::Serialize;
+
+const GB: u64 = 1_000_000_000;
+
+/// How much of the disk the build cache may take, in bytes. BuildKit looks after builds, not during.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// Above this, the least used goes first.
+    pub max_used: u64,
+    /// Free space that is kept on the disk, as far as `reserved` allows.
+    pub min_free: u64,
+    /// Never cut below this.
+    pub reserved: u64,
+}
+
+impl Default for Quota {
+    fn default() -> Self {
+        Self { max_used: 50 * GB, min_free: 5 * GB, reserved: 2 * GB }
+    }
+}
+
+#[derive(Serialize)]
+struct Settings<'a> {
+    root: &'a Path,
+    #[serde(rename = "insecure-entitlements")]
+    insecure_entitlements: [&'static str; 0],
+    #[serde(rename = "provenanceEnvDir")]
+    provenance_env_dir: &'a Path,
+    grpc: Grpc,
+    otel: Otel<'a>,
+    cdi: Cdi,
+    history: History,
+    worker: Workers<'a>,
+    frontend: Frontends,
+}
+
+#[derive(Serialize)]
+struct Grpc {
+    address: [String; 1],
+}
+
+#[derive(Serialize)]
+struct Otel<'a> {
+    #[serde(rename = "socketPath")]
+    socket_path: &'a Path,
+}
+
+#[derive(Serialize)]
+struct Cdi {
+    disabled: bool,
+}
+
+#[derive(Serialize)]
+struct History {
+    #[serde(rename = "maxAge")]
+    max_age: u64,
+    #[serde(rename = "maxEntries")]
+    max_entries: u64,
+}
+
+#[derive(Serialize)]
+struct Workers<'a> {
+    oci: Oci<'a>,
+    containerd: Disabled,
+}
+
+#[derive(Serialize)]
+struct Disabled {
+    enabled: bool,
+}
+
+#[derive(Serialize)]
+struct Oci<'a> {
+    enabled: bool,
+    snapshotter: &'static str,
+    binary: &'a Path,
+    #[serde(rename = "networkMode")]
+    network_mode: &'static str,
+    gc: bool,
+    gcpolicy: [GcPolicy; 3],
+}
+
+#[derive(Serialize, Default)]
+#[serde(rename_all = "camelCase")]
+struct GcPolicy {
+    all: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    filters: Vec<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keep_duration: Option<&'static str>,
+    reserved_space: u64,
+    max_used_space: u64,
+    min_free_space: u64,
+}
+
+#[derive(Serialize)]
+struct Frontends {
+    #[serde(rename = "gateway.v0")]
+    gateway: Disabled,
+}
+
+fn text(dir: &Path, runc: &Path, quota: &Quota) -> io::Result<String> {
+    let policy = |all, filters, keep_duration| GcPolicy {
+        all,
+        filters,
+        keep_duration,
+        reserved_space: quota.reserved,
+        max_used_space: quota.max_used,
+        min_free_space: quota.min_free,
+    };
+    let socket = dir.join("buildkitd.sock");
+    let settings = Settings {
+        root: &dir.join("data"),
+        insecure_entitlements: [],
+        provenance_env_dir: &dir.join("provenance.d"),
+        grpc: Grpc { address: [format!("unix://{}", socket.display())] },
+        otel: Otel { socket_path: &dir.join("otel.sock") },
+        cdi: Cdi { disabled: true },
+        // Builds are not recorded there (`internal`); this bounds what else may be.
+        history: History { max_age: 3600, max_entries: 1 },
+        worker: Workers {
+            oci: Oci {
+                enabled: true,
+                snapshotter: "auto",
+                binary: runc,
+                network_mode: "host",
+                gc: true,
+                gcpolicy: [
+                    // BuildKit's default drops contexts that 48 hours did not use once they pass
+                    // 512 MB; a context that is gone is sent whole again.
+                    policy(false, vec!["type==source.local", "type==source.git.checkout"], Some("1440h")),
+                    policy(false, Vec::new(), None),
+                    policy(true, Vec::new(), None),
+                ],
+            },
+            containerd: Disabled { enabled: false },
+        },
+        // Frontends are images from anywhere; the built-in one serves every Dockerfile.
+        frontend: Frontends { gateway: Disabled { enabled: false } },
+    };
+    toml::to_string(&settings).map_err(io::Error::other)
+}
+
+pub(super) fn write(dir: &Path, runc: &Path, quota: &Quota) -> io::Result<()> {
+    let new = dir.join("buildkitd.toml.new");
+    fs::write(&new, text(dir, runc, quota)?)?;
+    fs::rename(new, dir.join("buildkitd.toml"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_of_ours_lies_below_its_directory_and_contexts_are_kept_long() {
+        let text = text(Path::new("/s/bk"), Path::new("/usr/sbin/runc"), &Quota::default()).unwrap();
+        let table: toml::Table = text.parse().unwrap();
+        assert_eq!(table["root"].as_str(), Some("/s/bk/data"));
+        assert_eq!(table["grpc"]["address"][0].as_str(), Some("unix:///s/bk/buildkitd.sock"));
+        assert_eq!(table["otel"]["socketPath"].as_str(), Some("/s/bk/otel.sock"));
+        assert_eq!(table["worker"]["containerd"]["enabled"].as_bool(), Some(false));
+        let oci = &table["worker"]["oci"];
+        assert_eq!(oci["binary"].as_str(), Some("/usr/sbin/runc"));
+        assert_eq!(oci["gcpolicy"][0]["keepDuration"].as_str(), Some("1440h"));
+        assert_eq!(oci["gcpolicy"][0]["filters"][0].as_str(), Some("type==source.local"));
+        assert_eq!(oci["gcpolicy"][2]["all"].as_bool(), Some(true));
+        assert!(table["insecure-entitlements"].as_array().unwrap().is_empty());
+    }
+}

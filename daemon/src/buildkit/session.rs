@@ -1,0 +1,153 @@
+//! Sessions: what BuildKit asks of us while it builds.
+//!
+//! `Control.Session` is a stream of byte messages; inside it BuildKit is the client and we serve
+//! gRPC over HTTP/2. BuildKit knows a session by its id and by the methods it announces, and drops
+//! one whose `grpc.health.v1.Health` does not answer (asked every 5 s).
+//!
+//! Each build has two. The *context session* serves files only: what BuildKit may reuse of them
+//! depends on that session's id and shared key. The build's own session serves credentials and
+//! secrets.
+//!
+//! Each session has a connection of its own, so that one build's files never wait behind another's.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard_buildkit_proto::moby::buildkit::secrets::v1::secrets_server::SecretsServer;
+use bollard_buildkit_proto::moby::filesync::v1::auth_server::AuthServer;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Routes;
+use tonic::{Request, Status};
+
+use super::{Address, MESSAGE_LIMIT, channel};
+use crate::build::port::Credentials;
+use crate::context::port::ContextFiles;
+
+mod credentials;
+mod files;
+mod follow;
+mod secrets;
+mod select;
+mod tunnel;
+mod wire;
+
+pub(super) use secrets::SecretValues;
+
+const OPEN_LIMIT: Duration = Duration::from_secs(10);
+const WINDOW: u32 = 4 << 20;
+/// Patterns come as headers: a long ignore file makes many.
+const HEADER_LIMIT: u32 = 16 << 20;
+/// Content that waits in one stream for the network.
+const SEND_BUFFER: usize = 4 << 20;
+
+/// An open session; dropped, it ends.
+pub(super) struct Session {
+    id: String,
+    _stop: DropGuard,
+}
+
+impl Session {
+    /// A session that serves the files of one context.
+    pub(super) async fn context(address: &Address, files: &ContextFiles) -> Result<Self, Status> {
+        let service = wire::FileSyncServer::new(files::Trees::new(files));
+        let routes = Routes::new(health().await).add_service(service);
+        Self::open(address, "context", &files.shared_key, &["/moby.filesync.v1.FileSync/DiffCopy"], routes)
+            .await
+    }
+
+    /// A build's own session.
+    pub(super) async fn build(
+        address: &Address,
+        credentials: Arc<dyn Credentials>,
+        secrets: SecretValues,
+    ) -> Result<Self, Status> {
+        let methods = ["/moby.filesync.v1.Auth/Credentials", "/moby.buildkit.secrets.v1.Secrets/GetSecret"];
+        let routes = Routes::new(health().await)
+            .add_service(AuthServer::new(credentials::Answers(credentials)))
+            .add_service(SecretsServer::new(secrets));
+        Self::open(address, "build", "", &methods, routes).await
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    async fn open(
+        address: &Address,
+        name: &'static str,
+        shared_key: &str,
+        methods: &[&'static str],
+        routes: Routes,
+    ) -> Result<Self, Status> {
+        let id = format!("{:032x}", rand::random::<u128>());
+        let (writer, outbound) = tunnel::writer();
+        let mut request = Request::new(ReceiverStream::new(outbound));
+        let headers = request.metadata_mut();
+        headers.insert("x-docker-expose-session-uuid", value(&id)?);
+        headers.insert("x-docker-expose-session-name", value(name)?);
+        headers.insert("x-docker-expose-session-sharedkey", value(shared_key)?);
+        for method in methods {
+            headers.append("x-docker-expose-session-grpc-method", value(method)?);
+        }
+        let mut control = channel::control(address);
+        let opened = timeout(OPEN_LIMIT, control.session(request)).await;
+        let inbound =
+            opened.map_err(|_| Status::unavailable("BuildKit does not open a session"))??.into_inner();
+
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let io = TokioIo::new(tokio::io::join(tunnel::reader(inbound), writer));
+        let serve = http2::Builder::new(Spawn)
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(4 * WINDOW)
+            .max_header_list_size(HEADER_LIMIT)
+            .max_send_buf_size(SEND_BUFFER)
+            .serve_connection(io, TowerToHyperService::new(routes.prepare()));
+        crate::task::spawn("session", async move {
+            // The connection lives as long as its client.
+            let _control = control;
+            match stopped.run_until_cancelled(serve).await {
+                Some(Err(error)) => tracing::debug!(session = name, %error, "session ended by BuildKit"),
+                Some(Ok(())) | None => {}
+            }
+        });
+        Ok(Self { id, _stop: stop.drop_guard() })
+    }
+}
+
+fn value(text: &str) -> Result<MetadataValue<Ascii>, Status> {
+    text.parse().map_err(|_| Status::invalid_argument("a session's name or key is no header value"))
+}
+
+async fn health()
+-> tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health> {
+    let (reporter, service) = tonic_health::server::health_reporter();
+    // The empty name is the server as a whole, which is what BuildKit asks for.
+    reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    service.max_decoding_message_size(MESSAGE_LIMIT)
+}
+
+/// Runs calls inside a session as tasks of ours.
+#[derive(Clone)]
+struct Spawn;
+
+impl<F> hyper::rt::Executor<F> for Spawn
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, call: F) {
+        crate::task::spawn("session-call", call);
+    }
+}
+
+/// What a handwritten tonic service answers with.
+type Answer = Result<http::Response<tonic::body::Body>, Infallible>;

@@ -1,0 +1,52 @@
+//! Credentials for registries, looked up at the moment BuildKit asks: they expire in long builds.
+
+use std::sync::Arc;
+
+use bollard_buildkit_proto::moby::filesync::v1::auth_server::Auth;
+use bollard_buildkit_proto::moby::filesync::v1::{
+    CredentialsRequest, CredentialsResponse, FetchTokenRequest, FetchTokenResponse, GetTokenAuthorityRequest,
+    GetTokenAuthorityResponse, VerifyTokenAuthorityRequest, VerifyTokenAuthorityResponse,
+};
+use tonic::{Request, Response, Status};
+
+use crate::build::port::Credentials;
+
+pub(super) struct Answers(pub(super) Arc<dyn Credentials>);
+
+#[tonic::async_trait]
+impl Auth for Answers {
+    async fn credentials(
+        &self,
+        request: Request<CredentialsRequest>,
+    ) -> Result<Response<CredentialsResponse>, Status> {
+        let found = self.0.for_registry(&request.into_inner().host);
+        // An empty answer means "none": BuildKit then asks the registry anonymously.
+        Ok(Response::new(found.map_or_else(CredentialsResponse::default, |credential| CredentialsResponse {
+            username: credential.username,
+            secret: credential.password.reveal().clone(),
+        })))
+    }
+
+    // BuildKit fetches tokens itself where a client says that it does not.
+
+    async fn fetch_token(
+        &self,
+        _: Request<FetchTokenRequest>,
+    ) -> Result<Response<FetchTokenResponse>, Status> {
+        Err(Status::unimplemented("tokens are fetched by BuildKit"))
+    }
+
+    async fn get_token_authority(
+        &self,
+        _: Request<GetTokenAuthorityRequest>,
+    ) -> Result<Response<GetTokenAuthorityResponse>, Status> {
+        Err(Status::unimplemented("tokens are fetched by BuildKit"))
+    }
+
+    async fn verify_token_authority(
+        &self,
+        _: Request<VerifyTokenAuthorityRequest>,
+    ) -> Result<Response<VerifyTokenAuthorityResponse>, Status> {
+        Err(Status::unimplemented("tokens are fetched by BuildKit"))
+    }
+}

@@ -1,0 +1,265 @@
+//! File sync: one tree to one receiver, by the protocol of fsutil.
+//!
+//! ```text
+//! us   --STAT a--STAT b--...--STAT(empty)-->      every shown entry in order; its place is its id
+//!      <--REQ 3--REQ 7--...                       files the receiver lacks
+//!      --DATA 3..--DATA 3(empty)--DATA 7..-->     content, ended by an empty one; may interleave
+//!      <--FIN            --FIN-->
+//! ```
+//!
+//! A file that cannot be read, or that is no longer what its stat said, fails the whole transfer
+//! with an error that names it: a short file must not become part of an image.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures::{Stream, StreamExt as _};
+use percent_encoding::percent_decode;
+use tokio::sync::{Mutex, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::{KeyAndValueRef, MetadataMap};
+use tonic::{Status, Streaming};
+
+use super::select::{self, Stats, Wanted};
+use super::wire::{FileSync, Packet, PacketKind};
+use crate::context::port::{ContextFiles, FileTree};
+
+/// Bytes of content in one packet.
+const CHUNK: usize = 256 << 10;
+/// Files read at the same time.
+const READERS: usize = 4;
+/// Batches that wait for the receiver; with [`CHUNK`] the bound of what one transfer holds.
+const QUEUE: usize = 8;
+/// Stats in one batch.
+const STATS: usize = 256;
+/// Requests taken from the receiver and not yet read.
+const REQUESTS: usize = 256;
+
+type Batch = Vec<Packet>;
+
+/// The trees of one context session.
+pub(super) struct Trees {
+    context: Arc<dyn FileTree>,
+    dockerfile: Arc<dyn FileTree>,
+}
+
+impl Trees {
+    pub(super) fn new(files: &ContextFiles) -> Self {
+        Self { context: Arc::clone(&files.context), dockerfile: Arc::clone(&files.dockerfile) }
+    }
+}
+
+impl FileSync for Trees {
+    type Packets = futures::stream::BoxStream<'static, Result<Packet, Status>>;
+
+    fn diff_copy(
+        &self,
+        metadata: &MetadataMap,
+        requests: Streaming<Packet>,
+    ) -> Result<Self::Packets, Status> {
+        let (dir, wanted) = wanted(metadata);
+        let tree = match dir.as_slice() {
+            b"context" => Arc::clone(&self.context),
+            b"dockerfile" => Arc::clone(&self.dockerfile),
+            _ => return Err(Status::not_found("a directory that this session does not serve")),
+        };
+        Ok(transfer(tree, wanted, requests).boxed())
+    }
+}
+
+/// The lists come as headers, one for each pattern. Values that are not ASCII are query-escaped,
+/// which `<key>-encoded: 1` tells.
+fn wanted(metadata: &MetadataMap) -> (Vec<u8>, Wanted) {
+    let list = |key: &str| -> Vec<Vec<u8>> {
+        let encoded = metadata.get(format!("{key}-encoded")).is_some_and(|value| value.as_bytes() == b"1");
+        let values = metadata.iter().filter_map(|item| match item {
+            KeyAndValueRef::Ascii(name, value) if name.as_str() == key => Some(value.as_bytes()),
+            _ => None,
+        });
+        values.map(|value| if encoded { query_unescape(value) } else { value.to_vec() }).collect()
+    };
+    let dir = list("dir-name").into_iter().next().unwrap_or_default();
+    let wanted = Wanted {
+        includes: list("include-patterns"),
+        excludes: list("exclude-patterns"),
+        follow: list("followpaths"),
+    };
+    (dir, wanted)
+}
+
+fn query_unescape(value: &[u8]) -> Vec<u8> {
+    let spaced: Vec<u8> = value.iter().map(|b| if *b == b'+' { b' ' } else { *b }).collect();
+    percent_decode(&spaced).collect()
+}
+
+fn transfer<S>(
+    tree: Arc<dyn FileTree>,
+    wanted: Wanted,
+    requests: S,
+) -> impl Stream<Item = Result<Packet, Status>> + Send
+where
+    S: Stream<Item = Result<Packet, Status>> + Send + Unpin + 'static,
+{
+    let (packets, out) = mpsc::channel::<Result<Batch, Status>>(QUEUE);
+    crate::task::spawn("file-sync", async move {
+        if let Err(status) = send(tree, wanted, requests, packets.clone()).await {
+            let text = status.message().to_owned();
+            // The receiver shows the text of an ERR packet; the status ends the stream.
+            let _ = packets.send(Ok(vec![Packet::error(text)])).await;
+            let _ = packets.send(Err(status)).await;
+        }
+    });
+    ReceiverStream::new(out).flat_map(|batch| {
+        let items: Vec<Result<Packet, Status>> = match batch {
+            Ok(packets) => packets.into_iter().map(Ok).collect(),
+            Err(status) => vec![Err(status)],
+        };
+        futures::stream::iter(items)
+    })
+}
+
+fn closed<E>(_: E) -> Status {
+    Status::cancelled("the receiver is gone")
+}
+
+async fn send<S>(
+    tree: Arc<dyn FileTree>,
+    wanted: Wanted,
+    mut requests: S,
+    packets: mpsc::Sender<Result<Batch, Status>>,
+) -> Result<(), Status>
+where
+    S: Stream<Item = Result<Packet, Status>> + Send + Unpin,
+{
+    // Ids come from the whole selection, so that a request may arrive while stats are still sent.
+    let chosen = {
+        let tree = Arc::clone(&tree);
+        crate::task::blocking("select", move || select::select(tree.entries(), &wanted)).await
+    };
+    let shown = chosen
+        .map_err(|error| Status::internal(error.to_string()))?
+        .map_err(|error| Status::invalid_argument(error.to_string()))?;
+
+    let shown: Arc<[usize]> = shown.into();
+    let stats = send_stats(Arc::clone(&tree), Arc::clone(&shown), packets.clone());
+    let (ask, asked) = mpsc::channel::<(u32, usize)>(REQUESTS);
+    let asked = Arc::new(Mutex::new(asked));
+    let readers = futures::future::try_join_all((0..READERS).map(|_| {
+        let (tree, asked, packets) = (Arc::clone(&tree), Arc::clone(&asked), packets.clone());
+        async move {
+            let work = move || read_loop(&*tree, &asked, &packets);
+            crate::task::blocking("file-sync-read", work)
+                .await
+                .map_err(|error| Status::internal(error.to_string()))?
+        }
+    }));
+    let receive = async {
+        let ask = ask;
+        let mut taken = vec![false; shown.len()];
+        while let Some(packet) = requests.next().await {
+            let packet = packet?;
+            match PacketKind::try_from(packet.kind) {
+                Ok(PacketKind::Req) => {
+                    let place = usize::try_from(packet.id).unwrap_or(usize::MAX);
+                    let again = taken.get(place).copied().unwrap_or(true);
+                    if again {
+                        return Err(Status::invalid_argument(format!("file {} was not offered", packet.id)));
+                    }
+                    taken[place] = true;
+                    ask.send((packet.id, shown[place])).await.map_err(closed)?;
+                }
+                Ok(PacketKind::Fin) => return Ok(()),
+                Ok(PacketKind::Err) => {
+                    let text = String::from_utf8_lossy(&packet.data).into_owned();
+                    return Err(Status::aborted(format!("BuildKit could not take the files: {text}")));
+                }
+                _ => return Err(Status::invalid_argument("a packet that a receiver does not send")),
+            }
+        }
+        Err(Status::cancelled("the receiver went away before the end"))
+    };
+    futures::try_join!(stats, readers, receive)?;
+    packets.send(Ok(vec![Packet::fin()])).await.map_err(closed)
+}
+
+async fn send_stats(
+    tree: Arc<dyn FileTree>,
+    shown: Arc<[usize]>,
+    packets: mpsc::Sender<Result<Batch, Status>>,
+) -> Result<(), Status> {
+    let mut stats = Stats::default();
+    for part in shown.chunks(STATS) {
+        let batch =
+            part.iter().map(|index| Packet::stat(stats.of(*index, &tree.entries()[*index]).0)).collect();
+        packets.send(Ok(batch)).await.map_err(closed)?;
+    }
+    packets.send(Ok(vec![Packet::end_of_stats()])).await.map_err(closed)
+}
+
+/// Reads files as they are asked for until no more come. Blocking.
+fn read_loop(
+    tree: &dyn FileTree,
+    asked: &Mutex<mpsc::Receiver<(u32, usize)>>,
+    packets: &mpsc::Sender<Result<Batch, Status>>,
+) -> Result<(), Status> {
+    loop {
+        let next = asked.blocking_lock().blocking_recv();
+        let Some((id, index)) = next else { return Ok(()) };
+        send_file(tree, id, index, packets)?;
+    }
+}
+
+fn send_file(
+    tree: &dyn FileTree,
+    id: u32,
+    index: usize,
+    packets: &mpsc::Sender<Result<Batch, Status>>,
+) -> Result<(), Status> {
+    use crate::context::port::EntryKind;
+    let entry = &tree.entries()[index];
+    let file = match entry.kind {
+        EntryKind::File => index,
+        EntryKind::HardLink(file) => file,
+        // Shown as an empty file.
+        EntryKind::Socket => {
+            return packets.blocking_send(Ok(vec![Packet::data(id, Bytes::new())])).map_err(closed);
+        }
+        _ => return Err(Status::invalid_argument(format!("file {id} has no content"))),
+    };
+    let failed = |error: io::Error| {
+        Status::aborted(format!("context file `{}`: {error}", String::from_utf8_lossy(&entry.path)))
+    };
+    let mut content = tree.open(file).map_err(failed)?;
+    let mut left = entry.size;
+    let mut batch = Vec::with_capacity(2);
+    while left > 0 {
+        let part = read_part(&mut *content, left.min(CHUNK as u64)).map_err(failed)?;
+        left -= part.len() as u64;
+        batch.push(Packet::data(id, part));
+        if left > 0 {
+            packets.blocking_send(Ok(std::mem::take(&mut batch))).map_err(closed)?;
+        }
+    }
+    // Reading to the end lets the tree say that the file changed meanwhile.
+    let mut more = [0];
+    if content.read(&mut more).map_err(failed)? > 0 {
+        return Err(failed(io::Error::other("it grew while it was read")));
+    }
+    batch.push(Packet::data(id, Bytes::new()));
+    packets.blocking_send(Ok(batch)).map_err(closed)
+}
+
+/// Exactly `length` bytes; a file that ends before is an error.
+fn read_part(content: &mut dyn Read, length: u64) -> io::Result<Bytes> {
+    let length = usize::try_from(length).unwrap_or(CHUNK);
+    let mut buffer = BytesMut::zeroed(length);
+    content.read_exact(&mut buffer).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => io::Error::other("it shrank while it was read"),
+        _ => error,
+    })?;
+    Ok(buffer.freeze())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+//! Which entries of a tree a file sync request shows, and in which form.
+//!
+//! BuildKit asks with three lists. Exclude patterns are the ignore file's; include patterns and
+//! follow paths say what the Dockerfile copies. A follow path goes through symbolic links: each
+//! link on the way, and what it leads to, is shown.
+
+use bytes::Bytes;
+use hearth_pack::ignore::{Filter, IgnoreError, Visit};
+use std::collections::HashMap;
+
+use super::follow;
+use super::wire::Stat;
+use crate::context::port::{Entry, EntryKind};
+
+/// The lists of one request.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) includes: Vec<Vec<u8>>,
+    pub(super) excludes: Vec<Vec<u8>>,
+    pub(super) follow: Vec<Vec<u8>>,
+}
+
+/// Go's `FileMode` bits for what is no regular file, and for the three special permissions.
+mod go {
+    pub(super) const DIR: u32 = 1 << 31;
+    pub(super) const SYMLINK: u32 = 1 << 27;
+    pub(super) const DEVICE: u32 = 1 << 26;
+    pub(super) const NAMED_PIPE: u32 = 1 << 25;
+    pub(super) const SETUID: u32 = 1 << 23;
+    pub(super) const SETGID: u32 = 1 << 22;
+    pub(super) const CHAR_DEVICE: u32 = 1 << 21;
+    pub(super) const STICKY: u32 = 1 << 20;
+}
+
+/// Entries to show, as indexes in the order they are sent: a directory comes before what is in it
+/// also when it is shown only for that.
+pub(super) fn select(entries: &[Entry], wanted: &Wanted) -> Result<Vec<usize>, IgnoreError> {
+    let mut includes = wanted.includes.clone();
+    if !wanted.follow.is_empty() {
+        // Where the root itself is wanted, they restrict nothing.
+        includes.extend(follow::targets(entries, &wanted.follow).into_iter().flatten());
+    }
+    let filter = Filter::new(&includes, &wanted.excludes)?;
+    if filter.is_empty() {
+        return Ok((0..entries.len()).collect());
+    }
+    let mut walk = filter.walk();
+    let mut shown = Vec::new();
+    let mut pruned: Option<&[u8]> = None;
+    for (index, entry) in entries.iter().enumerate() {
+        if pruned.is_some_and(|dir| is_below(&entry.path, dir)) {
+            continue;
+        }
+        match walk.visit(&entry.path, entry.kind == EntryKind::Directory, index) {
+            Visit::Keep { late } => {
+                shown.extend(late);
+                shown.push(index);
+            }
+            Visit::Hide => {}
+            Visit::Prune => pruned = Some(&entry.path),
+        }
+    }
+    Ok(shown)
+}
+
+fn is_below(path: &[u8], dir: &[u8]) -> bool {
+    path.len() > dir.len() && path.starts_with(dir) && path[dir.len()] == b'/'
+}
+
+/// Makes the stat of each shown entry. Remembers which file a hard link's first shown name is.
+#[derive(Default)]
+pub(super) struct Stats {
+    /// Index of a file in the tree -> path under which it was shown first.
+    first_names: HashMap<usize, Bytes>,
+}
+
+impl Stats {
+    /// The stat, and the index whose content may be asked for.
+    pub(super) fn of(&mut self, index: usize, entry: &Entry) -> (Stat, Option<usize>) {
+        let path = Bytes::copy_from_slice(&entry.path);
+        let mut stat =
+            Stat { path: path.clone(), mode: go_mode(entry), mtime: entry.mtime, ..Stat::default() };
+        let content = match &entry.kind {
+            EntryKind::File | EntryKind::HardLink(_) => {
+                let file = if let EntryKind::HardLink(file) = entry.kind { file } else { index };
+                match self.first_names.get(&file) {
+                    Some(first) => stat.link = first.clone(),
+                    None => {
+                        stat.size = i64::try_from(entry.size).unwrap_or(i64::MAX);
+                        self.first_names.insert(file, path);
+                    }
+                }
+                Some(file)
+            }
+            EntryKind::Symlink(target) => {
+                stat.link = Bytes::copy_from_slice(target);
+                None
+            }
+            EntryKind::Device { major, minor, .. } => {
+                (stat.major, stat.minor) = (i64::from(*major), i64::from(*minor));
+                None
+            }
+            EntryKind::Directory | EntryKind::Fifo | EntryKind::Socket => None,
+        };
+        (stat, content)
+    }
+}
+
+fn go_mode(entry: &Entry) -> u32 {
+    let kind = match &entry.kind {
+        EntryKind::Directory => go::DIR,
+        EntryKind::Symlink(_) => go::SYMLINK,
+        EntryKind::Fifo => go::NAMED_PIPE,
+        EntryKind::Device { character: true, .. } => go::DEVICE | go::CHAR_DEVICE,
+        EntryKind::Device { character: false, .. } => go::DEVICE,
+        // fsutil clears the bit of a socket, which makes it an empty file.
+        EntryKind::File | EntryKind::HardLink(_) | EntryKind::Socket => 0,
+    };
+    let special = [(0o4000, go::SETUID), (0o2000, go::SETGID), (0o1000, go::STICKY)];
+    let bits = special.iter().filter(|(unix, _)| entry.mode & unix != 0).map(|(_, go)| go);
+    kind | (entry.mode & 0o777) | bits.sum::<u32>()
+}
+
+#[cfg(test)]
+pub(super) mod tests;

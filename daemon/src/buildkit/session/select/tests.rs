@@ -1,0 +1,83 @@
+use super::*;
+
+pub(in super::super) fn tree(mut entries: Vec<Entry>) -> Vec<Entry> {
+    entries.sort_by(|a, b| follow::order(&a.path, &b.path));
+    entries
+}
+
+fn entry(path: &str, kind: EntryKind, mode: u32) -> Entry {
+    Entry { path: path.as_bytes().into(), kind, mode, size: 0, mtime: 1 }
+}
+
+pub(in super::super) fn dir(path: &str) -> Entry {
+    entry(path, EntryKind::Directory, 0o755)
+}
+
+pub(in super::super) fn file(path: &str) -> Entry {
+    entry(path, EntryKind::File, 0o644)
+}
+
+pub(in super::super) fn link(path: &str, target: &str) -> Entry {
+    entry(path, EntryKind::Symlink(target.as_bytes().into()), 0o777)
+}
+
+fn shown(entries: &[Entry], includes: &[&str], excludes: &[&str], follow: &[&str]) -> Vec<String> {
+    let bytes = |list: &[&str]| list.iter().map(|p| p.as_bytes().to_vec()).collect();
+    let wanted = Wanted { includes: bytes(includes), excludes: bytes(excludes), follow: bytes(follow) };
+    let indexes = select(entries, &wanted).unwrap();
+    indexes.iter().map(|i| String::from_utf8_lossy(&entries[*i].path).into_owned()).collect()
+}
+
+#[test]
+fn parents_of_what_matches_are_shown_before_it() {
+    let tree =
+        tree(vec![dir("a"), dir("a/b"), file("a/b/c.go"), file("a/x"), dir("z"), file("z/y"), file("a-b")]);
+    assert_eq!(shown(&tree, &["**/*.go"], &[], &[]), ["a", "a/b", "a/b/c.go"]);
+    assert_eq!(shown(&tree, &["a/b"], &[], &[]), ["a", "a/b", "a/b/c.go"]);
+    assert_eq!(shown(&tree, &[], &["a", "!a/b/c.go"], &[]), ["a", "a/b", "a/b/c.go", "a-b", "z", "z/y"]);
+    assert_eq!(shown(&tree, &[], &["z"], &[]), ["a", "a/b", "a/b/c.go", "a/x", "a-b"]);
+    assert_eq!(shown(&tree, &[], &[], &[]).len(), tree.len());
+}
+
+#[test]
+fn follow_paths_show_links_and_their_ends() {
+    let tree = tree(vec![dir("real"), file("real/f"), file("real/g"), link("l", "real/f"), file("other")]);
+    assert_eq!(shown(&tree, &[], &[], &["l"]), ["l", "real", "real/f"]);
+    assert_eq!(shown(&tree, &[], &["real/f"], &["l"]), ["l"]);
+    assert_eq!(shown(&tree, &[], &[], &["/"]).len(), tree.len());
+}
+
+#[test]
+fn modes_are_those_of_go() {
+    let mode = |kind, mode| go_mode(&entry("x", kind, mode));
+    assert_eq!(mode(EntryKind::Directory, 0o755), 0x8000_01ed);
+    assert_eq!(mode(EntryKind::Directory, 0o1777), (1 << 31) | (1 << 20) | 0o777);
+    assert_eq!(mode(EntryKind::File, 0o6755), (1 << 23) | (1 << 22) | 0o755);
+    assert_eq!(mode(EntryKind::Symlink(b"t".as_slice().into()), 0o777), (1 << 27) | 0o777);
+    assert_eq!(mode(EntryKind::Fifo, 0o600), (1 << 25) | 0o600);
+    assert_eq!(mode(EntryKind::Socket, 0o600), 0o600);
+    let device = |character| EntryKind::Device { character, major: 1, minor: 3 };
+    assert_eq!(mode(device(true), 0o666), (1 << 26) | (1 << 21) | 0o666);
+    assert_eq!(mode(device(false), 0o660), (1 << 26) | 0o660);
+}
+
+#[test]
+fn a_hard_link_names_the_first_shown_name_of_its_file() {
+    let mut first = file("a");
+    first.size = 5;
+    let mut second = entry("b", EntryKind::HardLink(0), 0o644);
+    second.size = 5;
+    let third = Entry { path: b"c".as_slice().into(), ..second.clone() };
+    let entries = [first, second, third];
+    let mut stats = Stats::default();
+    let (stat, content) = stats.of(0, &entries[0]);
+    assert_eq!((stat.link.as_ref(), stat.size, content), (b"".as_slice(), 5, Some(0)));
+    let (stat, _) = stats.of(1, &entries[1]);
+    assert_eq!((stat.link.as_ref(), stat.size), (b"a".as_slice(), 0));
+    // With the first name filtered out, the second becomes the file.
+    let mut stats = Stats::default();
+    let (stat, content) = stats.of(1, &entries[1]);
+    assert_eq!((stat.link.as_ref(), stat.size, content), (b"".as_slice(), 5, Some(0)));
+    let (stat, _) = stats.of(2, &entries[2]);
+    assert_eq!(stat.link.as_ref(), b"b");
+}

@@ -1,0 +1,221 @@
+//! `moby.filesync.v1.FileSync` on the wire.
+//!
+//! Written by hand and not taken from generated code: paths are bytes here (file names need not be
+//! UTF-8, and BuildKit takes them), content is not copied, and packets leave in large batches.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures::Stream;
+use futures::future::BoxFuture;
+use prost::Message as _;
+use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::super::MESSAGE_LIMIT;
+use super::Answer;
+
+/// `fsutil.types.Packet`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Packet {
+    #[prost(enumeration = "PacketKind", tag = "1")]
+    pub(super) kind: i32,
+    #[prost(message, optional, tag = "2")]
+    pub(super) stat: Option<Stat>,
+    #[prost(uint32, tag = "3")]
+    pub(super) id: u32,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub(super) data: Bytes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub(super) enum PacketKind {
+    Stat = 0,
+    Req = 1,
+    Data = 2,
+    Fin = 3,
+    Err = 4,
+}
+
+/// `fsutil.types.Stat`; owner and group are left at 0, extended attributes are not sent.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Stat {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) path: Bytes,
+    /// Go's `FileMode`.
+    #[prost(uint32, tag = "2")]
+    pub(super) mode: u32,
+    #[prost(int64, tag = "5")]
+    pub(super) size: i64,
+    #[prost(int64, tag = "6")]
+    pub(super) mtime: i64,
+    /// Target of a symbolic link, or path of the file that this is another name of.
+    #[prost(bytes = "bytes", tag = "7")]
+    pub(super) link: Bytes,
+    #[prost(int64, tag = "8")]
+    pub(super) major: i64,
+    #[prost(int64, tag = "9")]
+    pub(super) minor: i64,
+}
+
+impl Packet {
+    fn of(kind: PacketKind) -> Self {
+        Self { kind: kind.into(), ..Self::default() }
+    }
+
+    pub(super) fn stat(stat: Stat) -> Self {
+        Self { stat: Some(stat), ..Self::of(PacketKind::Stat) }
+    }
+
+    /// After the last entry.
+    pub(super) fn end_of_stats() -> Self {
+        Self::of(PacketKind::Stat)
+    }
+
+    /// Part of a file; an empty one ends the file.
+    pub(super) fn data(id: u32, data: Bytes) -> Self {
+        Self { id, data, ..Self::of(PacketKind::Data) }
+    }
+
+    pub(super) fn fin() -> Self {
+        Self::of(PacketKind::Fin)
+    }
+
+    pub(super) fn error(text: String) -> Self {
+        Self { data: text.into(), ..Self::of(PacketKind::Err) }
+    }
+}
+
+/// Answers one file sync.
+pub(super) trait FileSync: Send + Sync + 'static {
+    type Packets: Stream<Item = Result<Packet, Status>> + Send + 'static;
+
+    fn diff_copy(&self, metadata: &MetadataMap, requests: Streaming<Packet>)
+    -> Result<Self::Packets, Status>;
+}
+
+pub(super) struct FileSyncServer<T>(Arc<T>);
+
+impl<T> Clone for FileSyncServer<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T: FileSync> FileSyncServer<T> {
+    pub(super) fn new(inner: T) -> Self {
+        Self(Arc::new(inner))
+    }
+}
+
+impl<T> tonic::server::NamedService for FileSyncServer<T> {
+    const NAME: &'static str = "moby.filesync.v1.FileSync";
+}
+
+impl<T: FileSync> tower::Service<http::Request<tonic::body::Body>> for FileSyncServer<T> {
+    type Response = http::Response<tonic::body::Body>;
+    type Error = std::convert::Infallible;
+    type Future = BoxFuture<'static, Answer>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+        let inner = Arc::clone(&self.0);
+        Box::pin(async move {
+            if request.uri().path() != "/moby.filesync.v1.FileSync/DiffCopy" {
+                return Ok(Status::unimplemented("only DiffCopy is served").into_http());
+            }
+            let mut grpc = tonic::server::Grpc::new(PacketCodec).max_decoding_message_size(MESSAGE_LIMIT);
+            Ok(grpc.streaming(Method(inner), request).await)
+        })
+    }
+}
+
+struct Method<T>(Arc<T>);
+
+impl<T: FileSync> tonic::server::StreamingService<Packet> for Method<T> {
+    type Response = Packet;
+    type ResponseStream = T::Packets;
+    type Future = BoxFuture<'static, Result<Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, request: Request<Streaming<Packet>>) -> Self::Future {
+        let (metadata, _, requests) = request.into_parts();
+        let answer = self.0.diff_copy(&metadata, requests).map(Response::new);
+        Box::pin(std::future::ready(answer))
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct PacketCodec;
+
+impl Codec for PacketCodec {
+    type Encode = Packet;
+    type Decode = Packet;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+/// Packets that are ready together leave as one HTTP/2 write of about this size.
+const BATCH: usize = 128 << 10;
+
+impl Encoder for PacketCodec {
+    type Item = Packet;
+    type Error = Status;
+
+    fn encode(&mut self, packet: Packet, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        packet.encode(buffer).map_err(|error| Status::internal(error.to_string()))
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(2 * BATCH, BATCH)
+    }
+}
+
+impl Decoder for PacketCodec {
+    type Item = Packet;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Packet>, Status> {
+        Packet::decode(buffer).map(Some).map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_are_what_fsutil_reads() {
+        use bollard_buildkit_proto::fsutil::types::Packet as Theirs;
+        let stat = Stat {
+            path: Bytes::from_static(b"a/b"),
+            mode: 0o644,
+            size: 5,
+            mtime: 7,
+            link: Bytes::from_static(b"c"),
+            major: 1,
+            minor: 2,
+        };
+        let theirs = Theirs::decode(Packet::stat(stat).encode_to_vec().as_slice()).unwrap();
+        assert_eq!(theirs.r#type, 0);
+        let stat = theirs.stat.unwrap();
+        assert_eq!((stat.path.as_str(), stat.mode, stat.size, stat.mod_time), ("a/b", 0o644, 5, 7));
+        assert_eq!((stat.linkname.as_str(), stat.devmajor, stat.devminor), ("c", 1, 2));
+        let data =
+            Theirs::decode(Packet::data(9, Bytes::from_static(b"xy")).encode_to_vec().as_slice()).unwrap();
+        assert_eq!((data.r#type, data.id, data.data), (2, 9, b"xy".to_vec()));
+    }
+}

@@ -1,0 +1,264 @@
+//! One Dockerfile build through `Control.Solve`.
+//!
+//! ```text
+//! open sessions -> Solve -----------------------> answer: digest, or status with details
+//!                  Status -> progress.rs -> events (in order; a full channel makes BuildKit wait)
+//! ```
+//!
+//! The answer counts only after the status stream has ended, so that no line of a log is lost.
+//! Cancelling drops the Solve call, which is how BuildKit is told, and waits for the status stream
+//! and for the processes of the build's steps.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use bollard_buildkit_proto::moby::buildkit::v1 as api;
+use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use super::session::{SecretValues, Session};
+use super::{BuildKit, channel};
+use crate::build::port::{SolveError, SolveOutcome, SolveRequest, Solver};
+use crate::model::Digest;
+use crate::model::build::EventKind;
+
+mod attributes;
+mod details;
+mod failure;
+mod progress;
+mod tail;
+
+use progress::Progress;
+
+/// Between the answer to Solve and the end of the status stream.
+const STATUS_END_LIMIT: Duration = Duration::from_secs(30);
+/// For a cancelled build to end.
+const CANCEL_LIMIT: Duration = Duration::from_secs(30);
+/// For the bundles of a cancelled build's steps to go, once BuildKit calls the build over.
+const BUNDLE_LIMIT: Duration = Duration::from_secs(5);
+/// BuildKit may be this long without an answer before its builds are given up.
+const SILENCE_LIMIT: Duration = Duration::from_secs(60);
+
+#[async_trait]
+impl Solver for BuildKit {
+    async fn solve(
+        &self,
+        request: SolveRequest,
+        events: mpsc::Sender<EventKind>,
+        cancel: CancellationToken,
+    ) -> Result<SolveOutcome, SolveError> {
+        if let Some(fault) = attributes::refused(&request) {
+            return Err(SolveError::Failed(Box::new(fault)));
+        }
+        let opened = tokio::select! {
+            () = cancel.cancelled() => return Err(SolveError::Cancelled),
+            opened = self.open(&request) => opened,
+        };
+        let (context, own) = opened.map_err(|status| unavailable(&status))?;
+        let solve = attributes::solve(&request, context.id(), own.id());
+        let mut run = Run {
+            kit: self,
+            reference: solve.r#ref.clone(),
+            progress: Progress::new(&request.files.dockerfile_name),
+            events,
+            cancel,
+            started: SystemTime::now(),
+        };
+        // The sessions stay open until the build is over in every way.
+        let result = Box::pin(run.to_end(solve)).await;
+        drop((context, own));
+        result
+    }
+}
+
+impl BuildKit {
+    async fn open(&self, request: &SolveRequest) -> Result<(Session, Session), tonic::Status> {
+        futures::try_join!(
+            Session::context(&self.address, &request.files),
+            Session::build(
+                &self.address,
+                std::sync::Arc::clone(&request.credentials),
+                SecretValues(request.secrets.clone()),
+            ),
+        )
+    }
+}
+
+fn unavailable(status: &tonic::Status) -> SolveError {
+    SolveError::Unavailable(format!("BuildKit: {}", channel::reason(status)))
+}
+
+struct Run<'a> {
+    kit: &'a BuildKit,
+    reference: String,
+    progress: Progress,
+    events: mpsc::Sender<EventKind>,
+    cancel: CancellationToken,
+    started: SystemTime,
+}
+
+type Answer = Result<HashMap<String, String>, tonic::Status>;
+
+impl Run<'_> {
+    async fn to_end(&mut self, request: api::SolveRequest) -> Result<SolveOutcome, SolveError> {
+        let mut control = self.kit.control.clone();
+        let mut answer =
+            Box::pin(async move { control.solve(request).await.map(|r| r.into_inner().exporter_response) });
+        let mut updates = self.updates();
+        let cancel = self.cancel.clone();
+        let mut silence = Box::pin(silence(self.kit.status()));
+        let mut updates_ended = false;
+        let answered: Answer = loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => break Err(tonic::Status::cancelled("cancelled")),
+                answer = &mut answer => break answer,
+                () = &mut silence => {
+                    return Err(SolveError::Unavailable(format!("BuildKit has not answered for {SILENCE_LIMIT:?}")));
+                }
+                update = updates.recv(), if !updates_ended => match update {
+                    Some(update) => self.take(update).await,
+                    None => updates_ended = true,
+                },
+            }
+        };
+        if cancel.is_cancelled() {
+            drop(answer);
+            self.end_cancelled(updates).await;
+            return Err(SolveError::Cancelled);
+        }
+        if let Err(status) = &answered
+            && channel::is_gone(status)
+        {
+            return Err(unavailable(status));
+        }
+        let rest = async {
+            while let Some(update) = updates.recv().await {
+                self.take(update).await;
+            }
+        };
+        if timeout(STATUS_END_LIMIT, rest).await.is_err() {
+            tracing::warn!(
+                "BuildKit's status stream did not end with the build; its last lines may be missing"
+            );
+        }
+        for event in self.progress.finish() {
+            self.send(event).await;
+        }
+        match answered {
+            Ok(response) => outcome(&response),
+            Err(status) => Err(SolveError::Failed(Box::new(failure::fault(&status, &self.progress)))),
+        }
+    }
+
+    /// Status messages, from a task: they must be read while the answer is awaited.
+    fn updates(&self) -> mpsc::Receiver<api::StatusResponse> {
+        let (sender, receiver) = mpsc::channel(8);
+        let (control, reference, cancel) =
+            (self.kit.control.clone(), self.reference.clone(), self.cancel.clone());
+        crate::task::spawn("solve-status", async move {
+            if let Err(status) = follow(control, reference, &sender).await
+                && !cancel.is_cancelled()
+                && !sender.is_closed()
+            {
+                tracing::debug!(error = %status, "status stream of a build ended early");
+            }
+        });
+        receiver
+    }
+
+    async fn take(&mut self, update: api::StatusResponse) {
+        for event in self.progress.take(update, Instant::now()) {
+            self.send(event).await;
+        }
+    }
+
+    /// Waits for the receiver, unless the build is being cancelled: then nothing may hold it up.
+    async fn send(&self, event: EventKind) {
+        tokio::select! {
+            biased;
+            // A receiver that is gone wants no events; the build goes on.
+            _ = self.events.send(event) => {}
+            () = self.cancel.cancelled() => {}
+        }
+    }
+
+    async fn end_cancelled(&mut self, mut updates: mpsc::Receiver<api::StatusResponse>) {
+        let bundles =
+            self.kit.executor.as_deref().map(|dir| bundles_since(dir, self.started)).unwrap_or_default();
+        let running = self.progress.running_commands();
+        let rest = async {
+            while let Some(update) = updates.recv().await {
+                self.take(update).await;
+            }
+        };
+        if timeout(CANCEL_LIMIT, rest).await.is_err() {
+            tracing::warn!(limit = ?CANCEL_LIMIT, "BuildKit did not end a cancelled build");
+        }
+        for event in self.progress.finish() {
+            self.send(event).await;
+        }
+        // BuildKit ends the build before it has killed what it runs. Each running step has one
+        // bundle; other builds may have started some too, so it is enough that as many are gone.
+        let gone = || bundles.iter().filter(|bundle| !bundle.exists()).count();
+        let deadline = Instant::now() + BUNDLE_LIMIT;
+        while gone() < running.min(bundles.len()) && Instant::now() < deadline {
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+async fn follow(
+    mut control: ControlClient<Channel>,
+    reference: String,
+    sender: &mpsc::Sender<api::StatusResponse>,
+) -> Result<(), tonic::Status> {
+    let mut stream = control.status(api::StatusRequest { r#ref: reference }).await?.into_inner();
+    loop {
+        tokio::select! {
+            () = sender.closed() => return Ok(()),
+            update = stream.message() => match update? {
+                Some(update) => {
+                    if sender.send(update).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                None => return Ok(()),
+            },
+        }
+    }
+}
+
+/// Ends when BuildKit has not been ready for a while.
+async fn silence(mut status: tokio::sync::watch::Receiver<super::Status>) {
+    loop {
+        if status.wait_for(|status| !status.ready).await.is_err() {
+            return std::future::pending().await;
+        }
+        if timeout(SILENCE_LIMIT, status.wait_for(|status| status.ready)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Directories of steps that were started since a moment; each goes when its step has ended.
+fn bundles_since(executor: &std::path::Path, since: SystemTime) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(executor).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| {
+            entry.metadata().is_ok_and(|stat| stat.is_dir() && stat.modified().is_ok_and(|m| m >= since))
+        })
+        .map(|entry| entry.path())
+        .collect()
+}
+
+fn outcome(response: &HashMap<String, String>) -> Result<SolveOutcome, SolveError> {
+    let digest = response.get("containerimage.digest").and_then(|text| text.parse::<Digest>().ok());
+    digest
+        .map(|digest| SolveOutcome { digest })
+        .ok_or_else(|| SolveError::Failed(Box::new(failure::no_digest())))
+}

@@ -1,0 +1,97 @@
+//! A build as attributes of BuildKit's Dockerfile frontend and image exporter.
+
+use std::collections::HashMap;
+
+use bollard_buildkit_proto::moby::buildkit::v1 as api;
+
+use crate::build::port::SolveRequest;
+use crate::model::build::{Network, NoCache};
+use crate::model::fault::{Fault, Stage};
+
+/// Build arguments that BuildKit takes as orders to itself: they choose another frontend, another
+/// build's cache mounts, or images to run beside the build.
+const RESERVED: [&str; 4] =
+    ["BUILDKIT_SYNTAX", "BUILDKIT_CACHE_MOUNT_NS", "BUILDKIT_MULTI_PLATFORM", "BUILDKIT_ATTEST_"];
+
+pub(super) fn refused(request: &SolveRequest) -> Option<Fault> {
+    let name = request.build_args.keys().find(|name| RESERVED.iter().any(|word| name.starts_with(word)))?;
+    let message =
+        format!("build argument `{name}` is an order to the builder, which is not taken from a build");
+    Some(
+        Fault::new(Stage::Request, "build_arg_reserved", message)
+            .hint(format!("leave out `--build-arg {name}`")),
+    )
+}
+
+pub(super) fn solve(request: &SolveRequest, context: &str, own: &str) -> api::SolveRequest {
+    api::SolveRequest {
+        r#ref: format!("hearth-{}-{:08x}", request.build, rand::random::<u32>()),
+        session: own.to_owned(),
+        frontend: "dockerfile.v0".to_owned(),
+        frontend_attrs: frontend(request, context),
+        exporters: vec![exporter(request)],
+        // Not recorded in BuildKit's history: our own is the one that is kept, and that one would
+        // hold build arguments.
+        internal: true,
+        ..api::SolveRequest::default()
+    }
+}
+
+fn frontend(request: &SolveRequest, context: &str) -> HashMap<String, String> {
+    let mut attributes: HashMap<String, String> = HashMap::new();
+    let mut set = |key: String, value: &str| attributes.insert(key, value.to_owned());
+    set("filename".into(), &request.files.dockerfile_name);
+    // With a `cmdline`, the frontend takes itself for the one that a `# syntax=` line asked for,
+    // and follows no such line: those are images from anywhere.
+    set("cmdline".into(), "dockerfile.v0");
+    set("local-sessionid:context".into(), context);
+    set("local-sessionid:dockerfile".into(), context);
+    for (name, value) in &request.build_args {
+        set(format!("build-arg:{name}"), value);
+    }
+    for (name, value) in &request.labels {
+        set(format!("label:{name}"), value);
+    }
+    if let Some(target) = &request.target {
+        set("target".into(), target);
+    }
+    if let Some(platform) = &request.platform {
+        set("platform".into(), platform.as_str());
+    }
+    match &request.no_cache {
+        NoCache::Nothing => {}
+        NoCache::Everything => {
+            set("no-cache".into(), "");
+        }
+        // An empty list would mean everything.
+        NoCache::Stages(stages) if stages.is_empty() => {}
+        NoCache::Stages(stages) => {
+            set("no-cache".into(), &stages.join(","));
+        }
+    }
+    if request.pull {
+        set("image-resolve-mode".into(), "pull");
+    }
+    if request.network == Network::None {
+        set("force-network-mode".into(), "none");
+    }
+    for image in &request.room_images {
+        let source = format!("docker-image://{}/{}@{}", request.registry, image.repository, image.digest);
+        set(format!("context:{}", image.name), &source);
+    }
+    attributes
+}
+
+fn exporter(request: &SolveRequest) -> api::Exporter {
+    let attributes = [
+        ("name", format!("{}/{}", request.registry, request.repository)),
+        ("push", "true".to_owned()),
+        // No tag: the daemon sets that itself, last.
+        ("push-by-digest", "true".to_owned()),
+        ("oci-mediatypes", "true".to_owned()),
+    ];
+    api::Exporter {
+        r#type: "image".to_owned(),
+        attrs: attributes.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+    }
+}

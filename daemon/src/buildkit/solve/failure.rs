@@ -1,0 +1,138 @@
+//! Why a build failed, from BuildKit's status.
+//!
+//! Decided by the typed details where BuildKit gives any (exit code, step, place in the
+//! Dockerfile), then by the status code, then by the fixed parts of BuildKit's own messages.
+
+use tonic::{Code, Status};
+
+use super::details::{self, Details};
+use super::progress::Progress;
+use crate::model::fault::{Fault, Stage};
+
+pub(super) fn no_digest() -> Fault {
+    Fault::new(Stage::Export, "no_digest", "BuildKit finished the build and named no image digest")
+        .hint("this is a fault of the builder; run the build again, and report it if it stays")
+}
+
+pub(super) fn fault(status: &Status, progress: &Progress) -> Fault {
+    let details = details::decode(status.details());
+    let message = message(status);
+    let mut fault = classify(status.code(), &message, &details);
+    if let Some(source) = &details.source {
+        fault.dockerfile = progress.range(&source.dockerfile, source.lines);
+    }
+    if let Some((name, tail)) = details.vertex.as_deref().and_then(|vertex| progress.step(vertex)) {
+        fault.step = Some(name);
+        fault.log_tail = tail;
+    }
+    fault
+}
+
+/// The message without what only BuildKit's own code needs.
+fn message(status: &Status) -> String {
+    let mut text = status.message();
+    while let Some(rest) = text.strip_prefix("failed to solve: ").or_else(|| text.strip_prefix("rpc error: "))
+    {
+        text = rest;
+    }
+    text.to_owned()
+}
+
+fn classify(code: Code, message: &str, details: &Details) -> Fault {
+    let has = |text: &str| message.contains(text);
+    if let Some(exit) = details.exit_code {
+        return step_failed(exit, message);
+    }
+    if code == Code::ResourceExhausted || has("no space left on device") {
+        return Fault::new(Stage::Solve, "no_space", message)
+            .hint("the builder's disk is full; free space or lower the cache quota")
+            .retryable();
+    }
+    if has("dockerfile parse error") || has("unknown instruction") || has("file with no instructions") {
+        return Fault::new(Stage::Solve, "dockerfile_parse_error", message)
+            .hint("correct the Dockerfile at the line shown");
+    }
+    if has("target stage") && has("could not be found") {
+        return Fault::new(Stage::Solve, "unknown_stage", message)
+            .hint("name a stage that a `FROM ... AS name` of the Dockerfile declares");
+    }
+    if has("failed to calculate checksum") && has("not found") {
+        return Fault::new(Stage::Solve, "copy_source_missing", copy_source(message))
+            .hint("check the path relative to the context, and whether .dockerignore excludes it");
+    }
+    if has("failed to push") || has("error from registry") && has("push") {
+        return Fault::new(Stage::Export, "push_failed", message).hint("run the build again").retryable();
+    }
+    if has("failed to resolve source metadata")
+        || has("failed to load cache key")
+        || has("failed to copy: httpReadSeeker")
+    {
+        return base_image(code, message);
+    }
+    if has("context file `") {
+        return Fault::new(Stage::Context, "context_changed", message)
+            .hint("a file changed or could not be read while it was sent; run the build again")
+            .retryable();
+    }
+    if code == Code::DeadlineExceeded || has("no active session") {
+        return Fault::new(Stage::Solve, "builder_timeout", message).hint("run the build again").retryable();
+    }
+    if details.source.is_some() && details.vertex.is_none() {
+        return Fault::new(Stage::Solve, "dockerfile_error", message)
+            .hint("correct the Dockerfile at the line shown");
+    }
+    Fault::new(Stage::Solve, "solve_failed", message)
+}
+
+fn step_failed(exit: u32, message: &str) -> Fault {
+    // BuildKit reads the kernel's count of OOM kills of the step's control group.
+    let mut fault = if message.contains("cannot allocate memory") || message.contains("out of memory") {
+        Fault::new(Stage::Solve, "out_of_memory", message)
+            .hint("give the builder more memory, or let the step use less")
+    } else {
+        let next = match exit {
+            126 => "the program of this step cannot be executed",
+            127 => "a program of this step was not found in its image",
+            137 => "the step was killed; if memory ran out, let it use less",
+            _ => "see the last lines of the step's log",
+        };
+        Fault::new(Stage::Solve, "step_failed", message).hint(next)
+    };
+    fault.exit_code = i32::try_from(exit).ok();
+    fault
+}
+
+/// `... failed to calculate checksum of ref a::b: "/nope": not found` as words about the path.
+fn copy_source(message: &str) -> String {
+    match message.rsplit_once(": not found").and_then(|(start, _)| start.rsplit_once(": ")) {
+        Some((_, path)) if path.starts_with('"') => {
+            format!("{path} is not in the build context or stage it is copied from")
+        }
+        _ => message.to_owned(),
+    }
+}
+
+fn base_image(code: Code, message: &str) -> Fault {
+    let has = |text: &str| message.contains(text);
+    let denied = [
+        "401 Unauthorized",
+        "403 Forbidden",
+        "authorization failed",
+        "pull access denied",
+        "insufficient_scope",
+    ];
+    if denied.iter().any(|text| has(text)) || matches!(code, Code::PermissionDenied | Code::Unauthenticated) {
+        return Fault::new(Stage::Solve, "base_image_denied", message)
+            .hint("the registry refuses this image: check its name, and give credentials with --cred");
+    }
+    if code == Code::NotFound || message.ends_with(": not found") {
+        return Fault::new(Stage::Solve, "base_image_not_found", message)
+            .hint("check the name and tag of the image in FROM or --from");
+    }
+    Fault::new(Stage::Solve, "registry_unreachable", message)
+        .hint("the registry of the image cannot be reached from the builder; check its name and the network")
+        .retryable()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,205 @@
+//! BuildKit's status stream as events of a build.
+//!
+//! BuildKit names a step ("vertex") by a digest; we number steps from 1 in the order in which they
+//! were first seen. A vertex may start and end several times, for its cache key and for its work:
+//! it then has several `StepStarted` and `StepFinished` with one number, and the last counts.
+//!
+//! A message with more than a mebibyte of log is cut by BuildKit, and what follows in the next one
+//! still belongs to steps that the first one called finished: their end is held back until then.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use bollard_buildkit_proto::google::protobuf::Timestamp;
+use bollard_buildkit_proto::moby::buildkit::v1 as api;
+use bollard_buildkit_proto::pb;
+
+use super::tail::Tail;
+use crate::model::MountTarget;
+use crate::model::build::{EventKind, LogStream};
+use crate::model::fault::DockerfileRange;
+
+/// Above this BuildKit cuts a message between two logs.
+const CUT: usize = 1 << 20;
+const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+/// Steps and progress lines of one build; a Dockerfile cannot make more of them than this.
+const STEP_LIMIT: usize = 10_000;
+
+pub(super) struct Progress {
+    dockerfile: Option<MountTarget>,
+    steps: Vec<Step>,
+    by_vertex: HashMap<String, usize>,
+    held: Vec<EventKind>,
+}
+
+#[derive(Debug, Default)]
+struct Step {
+    name: String,
+    running: bool,
+    ended: bool,
+    tail: Tail,
+    /// When each of its progress lines was last sent.
+    sent: HashMap<String, Instant>,
+}
+
+impl Progress {
+    pub(super) fn new(dockerfile_name: &str) -> Self {
+        Self {
+            // Stands for the Dockerfile's place in the build, which the driver knows.
+            dockerfile: format!("/{dockerfile_name}").parse().ok(),
+            steps: Vec::new(),
+            by_vertex: HashMap::new(),
+            held: Vec::new(),
+        }
+    }
+
+    pub(super) fn take(&mut self, update: api::StatusResponse, now: Instant) -> Vec<EventKind> {
+        let mut events = Vec::new();
+        let mut finished = Vec::new();
+        let continues = update.vertexes.is_empty() && update.statuses.is_empty();
+        if !continues {
+            events.append(&mut self.held);
+        }
+        for vertex in update.vertexes {
+            self.vertex(vertex, &mut events, &mut finished);
+        }
+        for status in update.statuses {
+            events.extend(self.status(status, now));
+        }
+        let log_bytes: usize = update.logs.iter().map(|log| log.msg.len()).sum();
+        for log in update.logs {
+            events.extend(self.log(log));
+        }
+        for warning in update.warnings {
+            events.push(self.warning(&warning));
+        }
+        self.held.append(&mut finished);
+        if log_bytes < CUT {
+            events.append(&mut self.held);
+        }
+        events
+    }
+
+    /// After the last message.
+    pub(super) fn finish(&mut self) -> Vec<EventKind> {
+        std::mem::take(&mut self.held)
+    }
+
+    fn vertex(&mut self, vertex: api::Vertex, events: &mut Vec<EventKind>, finished: &mut Vec<EventKind>) {
+        let Some(started) = vertex.started else { return };
+        let Some(place) = self.place(&vertex.digest) else { return };
+        let number = step_number(place);
+        let step = &mut self.steps[place];
+        if step.name.is_empty() {
+            step.name.clone_from(&vertex.name);
+        }
+        let again = step.ended && vertex.completed.is_none();
+        if again || !(step.running || step.ended) {
+            (step.running, step.ended) = (true, false);
+            events.push(EventKind::StepStarted { step: number, name: step.name.clone() });
+        }
+        if let Some(completed) = vertex.completed
+            && step.running
+        {
+            (step.running, step.ended) = (false, true);
+            finished.push(EventKind::StepFinished {
+                step: number,
+                cached: vertex.cached,
+                duration: between(&started, &completed),
+                error: (!vertex.error.is_empty()).then_some(vertex.error),
+            });
+        }
+    }
+
+    fn status(&mut self, status: api::VertexStatus, now: Instant) -> Option<EventKind> {
+        let place = self.place(&status.vertex)?;
+        let number = step_number(place);
+        let sent = &mut self.steps[place].sent;
+        let done = status.completed.is_some();
+        let recent = sent.get(&status.id).is_some_and(|last| now.duration_since(*last) < PROGRESS_EVERY);
+        if (recent && !done) || (sent.len() >= STEP_LIMIT && !sent.contains_key(&status.id)) {
+            return None;
+        }
+        sent.insert(status.id.clone(), now);
+        let unsigned = |value: i64| u64::try_from(value).unwrap_or(0);
+        let name = if status.name.is_empty() { status.id } else { status.name };
+        Some(EventKind::StepProgress {
+            step: number,
+            name,
+            current: unsigned(status.current),
+            total: unsigned(status.total),
+        })
+    }
+
+    fn log(&mut self, log: api::VertexLog) -> Option<EventKind> {
+        let place = self.place(&log.vertex)?;
+        self.steps[place].tail.push(&log.msg);
+        let stream = if log.stream == 2 { LogStream::Stderr } else { LogStream::Stdout };
+        Some(EventKind::StepLog { step: step_number(place), stream, data: log.msg, dropped_bytes: 0 })
+    }
+
+    fn warning(&self, warning: &api::VertexWarning) -> EventKind {
+        let info = warning.info.as_ref();
+        EventKind::Warning {
+            message: String::from_utf8_lossy(&warning.short).into_owned(),
+            url: (!warning.url.is_empty()).then(|| warning.url.clone()),
+            dockerfile: info.and_then(|info| self.range(&info.data, lines_of(&warning.ranges)?)),
+        }
+    }
+
+    /// Lines of the Dockerfile, from 1, with their text.
+    pub(super) fn range(&self, dockerfile: &[u8], (start, end): (u32, u32)) -> Option<DockerfileRange> {
+        let text = String::from_utf8_lossy(dockerfile);
+        let count = usize::try_from(end.checked_sub(start)?).ok()? + 1;
+        let lines: Vec<&str> =
+            text.lines().skip(usize::try_from(start.checked_sub(1)?).ok()?).take(count).collect();
+        Some(DockerfileRange {
+            path: self.dockerfile.clone()?,
+            start_line: start,
+            end_line: end,
+            text: lines.join("\n"),
+        })
+    }
+
+    /// Name and last lines of a step.
+    pub(super) fn step(&self, vertex: &str) -> Option<(String, Vec<String>)> {
+        let step = &self.steps[*self.by_vertex.get(vertex)?];
+        Some((step.name.clone(), step.tail.lines()))
+    }
+
+    /// How many steps run a command right now.
+    pub(super) fn running_commands(&self) -> usize {
+        self.steps.iter().filter(|step| step.running && step.name.contains("] RUN ")).count()
+    }
+
+    fn place(&mut self, vertex: &str) -> Option<usize> {
+        if let Some(place) = self.by_vertex.get(vertex) {
+            return Some(*place);
+        }
+        if self.steps.len() >= STEP_LIMIT {
+            return None;
+        }
+        self.steps.push(Step::default());
+        self.by_vertex.insert(vertex.to_owned(), self.steps.len() - 1);
+        Some(self.steps.len() - 1)
+    }
+}
+
+fn step_number(place: usize) -> u32 {
+    u32::try_from(place + 1).unwrap_or(u32::MAX)
+}
+
+fn between(start: &Timestamp, end: &Timestamp) -> Duration {
+    let nanos = |t: &Timestamp| i128::from(t.seconds) * 1_000_000_000 + i128::from(t.nanos);
+    Duration::from_nanos(u64::try_from(nanos(end) - nanos(start)).unwrap_or(0))
+}
+
+fn lines_of(ranges: &[pb::Range]) -> Option<(u32, u32)> {
+    let line = |position: Option<&pb::Position>| position.and_then(|p| u32::try_from(p.line).ok());
+    let start = ranges.iter().filter_map(|range| line(range.start.as_ref())).min()?;
+    let end = ranges.iter().filter_map(|range| line(range.end.as_ref())).max()?;
+    (start > 0).then_some((start, end.max(start)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,63 @@
+use std::collections::VecDeque;
+
+const LINES: usize = 50;
+const LINE_BYTES: usize = 2048;
+
+/// The last lines of a step, bounded in number and length.
+#[derive(Debug, Default)]
+pub(super) struct Tail {
+    lines: VecDeque<String>,
+    open: Vec<u8>,
+}
+
+impl Tail {
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        let mut parts = bytes.split(|b| *b == b'\n').peekable();
+        while let Some(part) = parts.next() {
+            let room = LINE_BYTES.saturating_sub(self.open.len());
+            self.open.extend_from_slice(&part[..part.len().min(room)]);
+            if parts.peek().is_some() {
+                self.close();
+            }
+        }
+    }
+
+    fn close(&mut self) {
+        let bytes = std::mem::take(&mut self.open);
+        // A progress bar rewrites its line: what was shown last counts.
+        let end = bytes.strip_suffix(b"\r").unwrap_or(&bytes);
+        let shown = end.rsplit(|b| *b == b'\r').next().unwrap_or(end);
+        if self.lines.len() == LINES {
+            self.lines.pop_front();
+        }
+        self.lines.push_back(String::from_utf8_lossy(shown).into_owned());
+    }
+
+    pub(super) fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self.lines.iter().cloned().collect();
+        if !self.open.is_empty() {
+            lines.push(String::from_utf8_lossy(&self.open).into_owned());
+        }
+        lines.split_off(lines.len().saturating_sub(LINES))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_are_kept_and_a_line_may_come_in_parts() {
+        let mut tail = Tail::default();
+        for i in 0..60 {
+            tail.push(format!("line {i}\n").as_bytes());
+        }
+        tail.push(b"10%\r100%\r\nno ");
+        tail.push(b"newline");
+        let lines = tail.lines();
+        assert_eq!(lines.len(), LINES);
+        assert_eq!(lines[47..], ["line 59", "100%", "no newline"].map(str::to_owned));
+        tail.push(&[b'x'; 10 * LINE_BYTES]);
+        assert_eq!(tail.lines().last().unwrap().len(), LINE_BYTES);
+    }
+}

@@ -1,0 +1,106 @@
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Parser;
+use toml::{Table, Value};
+
+use super::LogFormat;
+use super::layers::ConfigError;
+
+/// Builds images from a room's files and keeps them in the room's own registry.
+///
+/// One hearthd serves one room. Without --buildkit it runs a buildkitd of its own below the state
+/// directory. Every flag is also a key of the TOML file (dashes become underscores) and a variable
+/// of the environment; a flag wins over the variable, the variable over the file.
+#[derive(Debug, Parser)]
+#[command(name = "hearthd", version, after_help = EXAMPLES)]
+pub struct Flags {
+    /// TOML file with any of the settings that --dump-config prints
+    #[arg(long, env = "HEARTH_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Room to serve [default: default]
+    #[arg(long, env = "HEARTH_ROOM", value_name = "NAME")]
+    room: Option<String>,
+    /// Directory for everything that must survive a restart [default: /var/lib/hearth]
+    #[arg(long, env = "HEARTH_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Address of gRPC, /v2/, /healthz, /readyz and /metrics; port 0 is any free port [default: 127.0.0.1:4327]
+    #[arg(long, env = "HEARTH_LISTEN", value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// Unix socket that serves the same without a token to root and the daemon's own user [default: /run/hearth/hearth.sock]
+    #[arg(long, env = "HEARTH_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Address where services of the room are reached [default: 127.0.0.1:4380]
+    #[arg(long, env = "HEARTH_INGRESS", value_name = "ADDR:PORT")]
+    ingress: Option<SocketAddr>,
+    /// Directory that is the room's storage [default: <state-dir>/storage/room]
+    #[arg(long, env = "HEARTH_ROOM_STORAGE", value_name = "DIR")]
+    room_storage: Option<PathBuf>,
+    /// Directory that is the project's storage [default: <state-dir>/storage/project]
+    #[arg(long, env = "HEARTH_PROJECT_STORAGE", value_name = "DIR")]
+    project_storage: Option<PathBuf>,
+    /// Use this buildkitd, such as unix:///run/buildkit/buildkitd.sock, instead of running one
+    #[arg(long, env = "HEARTH_BUILDKIT", value_name = "ADDR")]
+    buildkit: Option<String>,
+    /// Form of the log on stderr [default: text]
+    #[arg(long, env = "HEARTH_LOG_FORMAT", value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+    /// What is logged, such as `info` or `hearthd=debug,info` [default: info]
+    #[arg(long, env = "HEARTH_LOG", value_name = "DIRECTIVES")]
+    log: Option<String>,
+    /// Print the configuration in force as TOML and exit
+    #[arg(long)]
+    pub dump_config: bool,
+    /// Check the configuration and exit
+    #[arg(long)]
+    pub check_config: bool,
+}
+
+const EXAMPLES: &str = "Examples:
+  hearthd
+  hearthd --room demo --state-dir /srv/hearth --listen 0.0.0.0:4327
+  hearthd --buildkit unix:///run/buildkit/buildkitd.sock
+  hearthd --config /etc/hearth/hearthd.toml --dump-config";
+
+impl Flags {
+    /// The settings given on the command line or in the environment, as a layer of the file's form.
+    pub(super) fn layer(&self) -> Result<Table, ConfigError> {
+        let mut layer = Table::new();
+        let mut set = |key: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                layer.insert(key.to_owned(), value);
+            }
+        };
+        set("room", self.room.clone().map(Value::String));
+        set("state_dir", path("--state-dir", self.state_dir.as_ref())?);
+        set("listen", self.listen.map(|address| Value::String(address.to_string())));
+        set("socket", path("--socket", self.socket.as_ref())?);
+        set("ingress", self.ingress.map(|address| Value::String(address.to_string())));
+        set("room_storage", path("--room-storage", self.room_storage.as_ref())?);
+        set("project_storage", path("--project-storage", self.project_storage.as_ref())?);
+        set("buildkit", self.buildkit.clone().map(Value::String));
+        let mut log = Table::new();
+        if let Some(format) = self.log_format {
+            let word = match format {
+                LogFormat::Text => "text",
+                LogFormat::Json => "json",
+            };
+            log.insert("format".to_owned(), Value::String(word.to_owned()));
+        }
+        if let Some(filter) = &self.log {
+            log.insert("filter".to_owned(), Value::String(filter.clone()));
+        }
+        if !log.is_empty() {
+            layer.insert("log".to_owned(), Value::Table(log));
+        }
+        Ok(layer)
+    }
+}
+
+fn path(flag: &'static str, path: Option<&PathBuf>) -> Result<Option<Value>, ConfigError> {
+    path.map(|path| match path.to_str() {
+        Some(text) => Ok(Value::String(text.to_owned())),
+        None => Err(ConfigError::NotUtf8 { flag }),
+    })
+    .transpose()
+}

@@ -1,0 +1,142 @@
+use std::io;
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use super::{Config, Flags};
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration file {path}: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("configuration file {path}: {source}")]
+    Parse { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("configuration: {0}")]
+    Value(Box<toml::de::Error>),
+    #[error("{key}: {reason}")]
+    Invalid { key: &'static str, reason: String },
+    #[error("{flag} must be UTF-8")]
+    NotUtf8 { flag: &'static str },
+    #[error("cannot print the configuration: {source}")]
+    Print { source: toml::ser::Error },
+}
+
+/// Puts the layers on one another and checks the result.
+pub fn load(flags: &Flags) -> Result<Config, ConfigError> {
+    let mut merged = Table::try_from(Config::default()).map_err(|source| ConfigError::Print { source })?;
+    if let Some(path) = &flags.config {
+        merge(&mut merged, read(path)?);
+    }
+    merge(&mut merged, flags.layer()?);
+    let config: Config = merged.try_into().map_err(|source| ConfigError::Value(Box::new(source)))?;
+    check(&config)?;
+    Ok(config)
+}
+
+fn read(path: &Path) -> Result<Table, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let parse_error = |source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) };
+    let table: Table = text.parse().map_err(parse_error)?;
+    // Checked on its own first, so that an unknown key is reported with this file's name.
+    let mut alone = Table::try_from(Config::default()).map_err(|source| ConfigError::Print { source })?;
+    merge(&mut alone, table.clone());
+    alone.try_into::<Config>().map_err(parse_error)?;
+    Ok(table)
+}
+
+/// Lays `over` on `base`; tables are merged, everything else is replaced.
+fn merge(base: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (base.get_mut(&key), value) {
+            (Some(Value::Table(base)), Value::Table(over)) => merge(base, over),
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
+}
+
+fn check(config: &Config) -> Result<(), ConfigError> {
+    let invalid = |key, reason: &str| Err(ConfigError::Invalid { key, reason: reason.to_owned() });
+    if config.room.is_empty() || config.room.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return invalid("room", "a room's name is not empty and has no white space");
+    }
+    if !config.state_dir.is_absolute() {
+        return invalid("state_dir", "must be an absolute path");
+    }
+    if config.room_registries.is_empty() {
+        return invalid("room_registries", "at least one name is needed");
+    }
+    if config.builds.concurrency == 0 {
+        return invalid("builds.concurrency", "must be at least 1");
+    }
+    if config.builds.default_timeout_seconds > config.builds.max_timeout_seconds {
+        return invalid("builds.default_timeout_seconds", "is above builds.max_timeout_seconds");
+    }
+    if let Some(address) = &config.buildkit
+        && !(address.starts_with("unix:///") || address.starts_with("tcp://"))
+    {
+        return invalid("buildkit", "must be unix:///PATH or tcp://HOST:PORT");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    fn load_with(file: &str, arguments: &[&str]) -> Result<Config, ConfigError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hearthd.toml");
+        std::fs::write(&path, file).unwrap();
+        let mut all = vec!["hearthd", "--config", path.to_str().unwrap()];
+        all.extend_from_slice(arguments);
+        load(&Flags::try_parse_from(all).unwrap())
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let config = load_with("room = 'a'\n[builds]\nconcurrency = 9\n", &["--room", "b"]).unwrap();
+        assert_eq!(config.room, "b");
+        assert_eq!(config.builds.concurrency, 9);
+        assert_eq!(config.builds.queue_length, Config::default().builds.queue_length);
+    }
+
+    #[test]
+    fn a_typo_in_the_file_fails_and_names_file_and_key() {
+        let error = load_with("statedir = '/x'\n", &[]).unwrap_err().to_string();
+        assert!(error.contains("hearthd.toml") && error.contains("statedir"), "{error}");
+        let error = load_with("[builds]\nconcurency = 1\n", &[]).unwrap_err().to_string();
+        assert!(error.contains("concurency"), "{error}");
+    }
+
+    #[test]
+    fn what_is_dumped_loads_to_the_same() {
+        let config = load_with("room = 'x'\n", &["--buildkit", "unix:///b.sock"]).unwrap();
+        assert_eq!(load_with(&config.to_toml().unwrap(), &[]).unwrap(), config);
+    }
+
+    #[test]
+    fn the_example_file_shows_the_defaults() {
+        let example = include_str!("../../../deploy/config/hearthd.toml");
+        assert_eq!(load_with(example, &[]).unwrap(), Config::default());
+        assert_eq!(load_with(&example.replace("#: ", ""), &[]).unwrap(), Config::default());
+        assert_eq!(example.matches("#: ").count(), 19, "every setting with a default is shown");
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_refused() {
+        for (file, key) in [
+            ("room = ''", "room"),
+            ("state_dir = 'relative'", "state_dir"),
+            ("buildkit = 'localhost:1234'", "buildkit"),
+            ("room_registries = []", "room_registries"),
+            ("[builds]\nconcurrency = 0", "concurrency"),
+        ] {
+            let error = load_with(file, &[]).unwrap_err().to_string();
+            assert!(error.contains(key), "{file}: {error}");
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Opening what lies below a directory, and nothing else: the kernel refuses every path that would
+//! leave it, so no check here can be raced.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, StatxFlags};
+use rustix::io::Errno;
+
+/// Longest path that system calls take, its NUL left out.
+pub(super) const MAX_PATH: usize = 4095;
+
+/// The kernel answers EAGAIN when a rename elsewhere keeps it from proving that `..` stayed inside.
+const ATTEMPTS: usize = 100;
+
+/// Links are followed as long as they stay below the directory.
+pub(super) const LINKS_INSIDE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
+/// A link anywhere but at the end is ELOOP.
+pub(super) const NO_LINKS: ResolveFlags = LINKS_INSIDE.union(ResolveFlags::NO_SYMLINKS);
+
+/// Opens `path`, relative to `directory`; empty is the directory itself.
+pub(super) fn open(
+    directory: impl AsFd,
+    path: &[u8],
+    flags: OFlags,
+    mode: Mode,
+    resolve: ResolveFlags,
+) -> Result<OwnedFd, Errno> {
+    let path = if path.is_empty() { b"." } else { path };
+    let flags = flags | OFlags::CLOEXEC;
+    let mut attempt = 1;
+    loop {
+        match rustix::fs::openat2(directory.as_fd(), path, flags, mode, resolve) {
+            Err(Errno::AGAIN) if attempt < ATTEMPTS => attempt += 1,
+            Err(Errno::INTR) => {}
+            other => return other,
+        }
+    }
+}
+
+/// A place in the file system that is held, but neither read nor followed; a link at the end is held itself.
+pub(super) fn hold(directory: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW;
+    open(directory, path, flags, Mode::empty(), NO_LINKS)
+}
+
+pub(super) fn directory(root: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    open(root, path, flags, Mode::empty(), NO_LINKS)
+}
+
+/// Opens for reading what is held. Its kind is known by then, so no fifo or device is ever opened.
+pub(super) fn reopen(held: &OwnedFd) -> Result<File, Errno> {
+    let path = format!("/proc/self/fd/{}", held.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
+    rustix::fs::open(path, flags, Mode::empty()).map(File::from)
+}
+
+/// What `statx` says, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stat {
+    pub kind: FileType,
+    /// Permission, setuid, setgid and sticky bits.
+    pub mode: u32,
+    pub links: u32,
+    pub device: u64,
+    pub inode: u64,
+    pub size: u64,
+    /// Nanoseconds since 1970.
+    pub modified: i64,
+    pub changed: i64,
+    /// Major and minor number of a device.
+    pub node: (u32, u32),
+}
+
+impl Stat {
+    /// Whether `other` is the same file with the same content: every write moves the change time.
+    pub fn same_content(&self, other: &Self) -> bool {
+        (self.kind, self.device, self.inode, self.size, self.modified, self.changed)
+            == (other.kind, other.device, other.inode, other.size, other.modified, other.changed)
+    }
+}
+
+/// Of a name in a directory; a link there is not followed.
+pub(super) fn stat_at(directory: impl AsFd, name: &CStr) -> Result<Stat, Errno> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
+    let statx = rustix::fs::statx(directory, name, flags, StatxFlags::BASIC_STATS)?;
+    let time = |at: rustix::fs::StatxTimestamp| {
+        at.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(at.tv_nsec))
+    };
+    Ok(Stat {
+        kind: FileType::from_raw_mode(u32::from(statx.stx_mode)),
+        mode: u32::from(statx.stx_mode) & 0o7777,
+        links: statx.stx_nlink,
+        device: u64::from(statx.stx_dev_major) << 32 | u64::from(statx.stx_dev_minor),
+        inode: statx.stx_ino,
+        size: statx.stx_size,
+        modified: time(statx.stx_mtime),
+        changed: time(statx.stx_ctime),
+        node: (statx.stx_rdev_major, statx.stx_rdev_minor),
+    })
+}
+
+pub(super) fn stat(fd: impl AsFd) -> Result<Stat, Errno> {
+    stat_at(fd, c"")
+}
+
+/// Target of the link `name`; with an empty name, of the link that is held.
+pub(super) fn link_target(directory: impl AsFd, name: &CStr) -> Result<Box<[u8]>, Errno> {
+    let target = rustix::fs::readlinkat(directory, name, Vec::with_capacity(128))?;
+    Ok(target.into_bytes().into_boxed_slice())
+}
+
+/// Calls `each` with the names in a directory, as they come, until it says false.
+pub(super) fn for_each_name(directory: impl AsFd, mut each: impl FnMut(&CStr) -> bool) -> Result<(), Errno> {
+    let mut buffer = Box::new_uninit_slice(32 * 1024);
+    let buffer: &mut [MaybeUninit<u8>] = &mut buffer;
+    let mut entries = RawDir::new(directory.as_fd(), buffer);
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name();
+        if !matches!(name.to_bytes(), b"." | b"..") && !each(name) {
+            break;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,75 @@
+//! Image layers as readable trees.
+//!
+//! ```text
+//! blob (gzip, zstd, plain) -- spool: once, verified by DiffID --> <state>/context/layers/<hex>.tar
+//!   -- tar: headers only --> entries -- merge: layer by layer --> ImageTree
+//! ```
+//!
+//! Nothing is unpacked: an [`ImageTree`] holds names and where content lies in the tars, and reads
+//! it from there. Everything in a layer is taken for hostile: sizes, counts and names are bounded,
+//! an entry that would leave the image is refused, links are data.
+
+mod merge;
+mod spool;
+mod tar;
+
+use std::fs::File;
+use std::io;
+
+use crate::model::Digest;
+
+pub use merge::{ImageTree, NodeKind, NodeStat};
+pub use spool::{LayerCache, LayerLimits};
+
+/// A layer of an image as the registry has it.
+#[derive(Debug)]
+pub struct LayerBlob {
+    /// Of the bytes in `file`.
+    pub digest: Digest,
+    /// Of the tar in it, from the image config.
+    pub diff_id: Digest,
+    pub media_type: String,
+    pub file: File,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    #[error("media type `{0}` is not that of a layer")]
+    MediaType(String),
+    #[error("its content cannot be decompressed: {0}")]
+    Decompress(io::Error),
+    #[error("its content has DiffID {actual}, and the image config says {expected}")]
+    DiffId { expected: Digest, actual: Digest },
+    #[error("its content is larger than {limit} bytes")]
+    TooLarge { limit: u64 },
+    #[error(
+        "its content is over {ratio} times as large as the blob, which is refused as a decompression bomb"
+    )]
+    Bomb { ratio: u64 },
+    #[error("the image has more than {limit} entries")]
+    TooManyEntries { limit: usize },
+    #[error("the tar is damaged at byte {at}: {what}")]
+    Malformed { at: u64, what: &'static str },
+    #[error("entry `{entry}`: {what}")]
+    Entry { entry: String, what: &'static str },
+    #[error("entry `{entry}` leads out of the image")]
+    Escapes { entry: String },
+    #[error("entry `{entry}` is a hard link to `{target}`, which is no file of the image")]
+    LinkTarget { entry: String, target: String },
+    #[error("no space is left for it in the daemon's state directory")]
+    NoSpace,
+    #[error(transparent)]
+    Io(io::Error),
+}
+
+impl From<io::Error> for LayerError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace,
+            _ => Self::Io(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

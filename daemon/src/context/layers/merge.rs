@@ -1,0 +1,410 @@
+//! Layers merged into one tree, as an overlay of directories would show them.
+//!
+//! A later entry replaces an earlier one at its path; a directory over a directory only changes its
+//! mode and time. Whiteouts (`.wh.NAME`) and opaque marks (`.wh..wh..opq`) of a layer hide what the
+//! layers below it have, never what the layer itself brings, wherever in it they stand (OCI image
+//! spec, "Whiteouts"). Links are data: an entry below a link, or below any other thing that is no
+//! directory, replaces that by a directory, as an overlay does. A hard link is another name of the
+//! file that its target names in the tree so far.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use super::spool::Spooled;
+use super::tar::{self, Content, Piece, TarEntry, TarKind};
+use super::{LayerError, LayerLimits};
+use crate::context::lineage::Identity;
+use crate::model::Digest;
+
+const MAX_COMPONENT: usize = 255;
+const MAX_PATH: usize = crate::context::beneath::MAX_PATH;
+const WHITEOUT: &[u8] = b".wh.";
+const WHITEOUT_META: &[u8] = b".wh..wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+const ROOT: u32 = 0;
+const MAX_LINKS: usize = 40;
+
+/// Names of an image and where their content lies.
+pub struct ImageTree {
+    limits: LayerLimits,
+    nodes: Vec<Node>,
+    contents: Vec<FileContent>,
+    layers: Vec<(Digest, Arc<File>)>,
+    /// Of all files, as their headers say.
+    bytes: u64,
+}
+
+struct Node {
+    kind: NodeKind,
+    mode: u32,
+    mtime: i64,
+}
+
+pub enum NodeKind {
+    Directory(BTreeMap<Box<[u8]>, u32>),
+    /// Index of what all names of the file share.
+    File {
+        content: u32,
+    },
+    Symlink(Box<[u8]>),
+    Fifo,
+    Device {
+        character: bool,
+        major: u32,
+        minor: u32,
+    },
+}
+
+struct FileContent {
+    layer: u32,
+    content: Content,
+    size: u64,
+    /// Names it got; not lowered when one is replaced.
+    names: u32,
+}
+
+pub struct NodeStat<'t> {
+    pub kind: &'t NodeKind,
+    pub mode: u32,
+    pub mtime: i64,
+    /// Of a regular file.
+    pub size: u64,
+}
+
+/// What a path in a layer means.
+enum Name<'p> {
+    Entry,
+    Whiteout(&'p [u8]),
+    Opaque,
+    /// Of aufs; means nothing here.
+    Ignored,
+}
+
+impl ImageTree {
+    pub(super) fn new(limits: LayerLimits) -> Self {
+        Self { limits, nodes: vec![Node::directory()], contents: Vec::new(), layers: Vec::new(), bytes: 0 }
+    }
+
+    pub(super) fn add_layer(&mut self, layer: &Spooled) -> Result<(), LayerError> {
+        let entries = tar::entries(&layer.file, layer.bytes, self.limits.entries)?;
+        let index = u32::try_from(self.layers.len()).unwrap_or(u32::MAX);
+        self.layers.push((layer.diff_id, Arc::clone(&layer.file)));
+        let mut rest = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let path = components(&entry.path)?;
+            match name(&path).map_err(|()| LayerError::Escapes { entry: lossy(&entry.path) })? {
+                Name::Entry => {}
+                Name::Ignored => continue,
+                Name::Opaque => {
+                    self.hide(&path[..path.len() - 1], None);
+                    continue;
+                }
+                Name::Whiteout(hidden) => {
+                    self.hide(&path[..path.len() - 1], Some(hidden));
+                    continue;
+                }
+            }
+            rest.push(entry);
+        }
+        for entry in rest {
+            self.add(index, entry)?;
+        }
+        Ok(())
+    }
+
+    /// Removes one name of a directory, or all.
+    fn hide(&mut self, directory: &[&[u8]], name: Option<&[u8]>) {
+        let Some(node) = self.walk(ROOT, directory.iter().copied()) else { return };
+        if let NodeKind::Directory(children) = &mut self.nodes[node as usize].kind {
+            match name {
+                Some(name) => drop(children.remove(name)),
+                None => children.clear(),
+            }
+        }
+    }
+
+    fn add(&mut self, layer: u32, entry: TarEntry) -> Result<(), LayerError> {
+        let TarEntry { path, kind, mode, mtime } = entry;
+        let shown = || lossy(&path);
+        let components = components(&path)?;
+        let Some((last, parents)) = components.split_last() else {
+            // The image's root.
+            return match kind {
+                TarKind::Directory => {
+                    let root = &mut self.nodes[ROOT as usize];
+                    (root.mode, root.mtime) = (mode, mtime);
+                    Ok(())
+                }
+                _ => Err(LayerError::Entry { entry: shown(), what: "the image's root is no directory" }),
+            };
+        };
+        // Looked up before parents are made, which could replace what the link is meant for.
+        let kind = match kind {
+            TarKind::HardLink(target) => {
+                let target_path = self::components(&target)?;
+                let missing = || LayerError::LinkTarget { entry: shown(), target: lossy(&target) };
+                let node = self.walk(ROOT, target_path.iter().copied()).ok_or_else(missing)?;
+                let linked = &self.nodes[node as usize];
+                let (mode, mtime) = (linked.mode, linked.mtime);
+                let kind = match &linked.kind {
+                    NodeKind::Directory(_) => return Err(missing()),
+                    NodeKind::File { content } => {
+                        let content = *content;
+                        self.contents[content as usize].names += 1;
+                        NodeKind::File { content }
+                    }
+                    NodeKind::Symlink(target) => NodeKind::Symlink(target.clone()),
+                    NodeKind::Fifo => NodeKind::Fifo,
+                    &NodeKind::Device { character, major, minor } => {
+                        NodeKind::Device { character, major, minor }
+                    }
+                };
+                Node { kind, mode, mtime }
+            }
+            TarKind::File { size, content } => {
+                self.bytes = self.bytes.saturating_add(size);
+                if self.bytes > self.limits.layer_bytes {
+                    return Err(LayerError::TooLarge { limit: self.limits.layer_bytes });
+                }
+                let index = u32::try_from(self.contents.len()).unwrap_or(u32::MAX);
+                self.contents.push(FileContent { layer, content, size, names: 1 });
+                Node { kind: NodeKind::File { content: index }, mode, mtime }
+            }
+            TarKind::Directory => Node { mode, mtime, ..Node::directory() },
+            TarKind::Symlink(target) if target.len() > MAX_PATH || target.contains(&0) => {
+                return Err(LayerError::Entry { entry: shown(), what: "its link target is too long" });
+            }
+            TarKind::Symlink(target) => Node { kind: NodeKind::Symlink(target.into()), mode, mtime },
+            TarKind::Fifo => Node { kind: NodeKind::Fifo, mode, mtime },
+            TarKind::Device { character, major, minor } => {
+                Node { kind: NodeKind::Device { character, major, minor }, mode, mtime }
+            }
+        };
+        let mut directory = ROOT;
+        for &name in parents {
+            directory = self.make_directory(directory, name)?;
+        }
+        self.place(directory, last, kind)
+    }
+
+    /// The child `name` as a directory, which replaces whatever else is there.
+    fn make_directory(&mut self, parent: u32, name: &[u8]) -> Result<u32, LayerError> {
+        if let Some(child) = self.child(parent, name)
+            && matches!(self.nodes[child as usize].kind, NodeKind::Directory(_))
+        {
+            return Ok(child);
+        }
+        self.place(parent, name, Node::directory())?;
+        // `place` put it there.
+        self.child(parent, name).ok_or(LayerError::Entry { entry: lossy(name), what: "has no directory" })
+    }
+
+    fn place(&mut self, parent: u32, name: &[u8], node: Node) -> Result<(), LayerError> {
+        if let (Some(child), NodeKind::Directory(_)) = (self.child(parent, name), &node.kind)
+            && let existing = &mut self.nodes[child as usize]
+            && matches!(existing.kind, NodeKind::Directory(_))
+        {
+            (existing.mode, existing.mtime) = (node.mode, node.mtime);
+            return Ok(());
+        }
+        if self.nodes.len() > self.limits.entries {
+            return Err(LayerError::TooManyEntries { limit: self.limits.entries });
+        }
+        let index = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
+        self.nodes.push(node);
+        if let NodeKind::Directory(children) = &mut self.nodes[parent as usize].kind {
+            children.insert(name.into(), index);
+        }
+        Ok(())
+    }
+
+    fn child(&self, parent: u32, name: &[u8]) -> Option<u32> {
+        match &self.nodes[parent as usize].kind {
+            NodeKind::Directory(children) => children.get(name).copied(),
+            _ => None,
+        }
+    }
+
+    fn walk<'p>(&self, top: u32, mut path: impl Iterator<Item = &'p [u8]>) -> Option<u32> {
+        path.try_fold(top, |node, name| self.child(node, name))
+    }
+
+    /// The node at a path below `top`, links not followed.
+    pub fn lookup(&self, top: u32, path: &[u8]) -> Option<u32> {
+        self.walk(top, path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()))
+    }
+
+    /// The node at a path, with links followed as in a container of this image: its root is their root.
+    pub fn resolve(&self, path: &[u8]) -> Option<u32> {
+        let split = |path: &[u8]| -> Vec<Box<[u8]>> {
+            path.split(|byte| *byte == b'/').rev().map(Box::from).collect()
+        };
+        let mut pending = split(path);
+        let mut nodes = vec![ROOT];
+        let mut links = 0;
+        while let Some(name) = pending.pop() {
+            match name.as_ref() {
+                b"" | b"." => continue,
+                b".." => {
+                    nodes.truncate(nodes.len().saturating_sub(1).max(1));
+                    continue;
+                }
+                _ => {}
+            }
+            let child = self.child(*nodes.last()?, &name)?;
+            if let NodeKind::Symlink(target) = &self.nodes[child as usize].kind {
+                links += 1;
+                if links > MAX_LINKS {
+                    return None;
+                }
+                if target.starts_with(b"/") {
+                    nodes.truncate(1);
+                }
+                pending.extend(split(target));
+            } else {
+                nodes.push(child);
+            }
+        }
+        nodes.pop()
+    }
+
+    pub fn children(&self, directory: u32) -> impl Iterator<Item = (&[u8], u32)> {
+        let children = match &self.nodes[directory as usize].kind {
+            NodeKind::Directory(children) => Some(children),
+            _ => None,
+        };
+        children.into_iter().flatten().map(|(name, node)| (name.as_ref(), *node))
+    }
+
+    pub fn stat(&self, node: u32) -> NodeStat<'_> {
+        let Node { kind, mode, mtime } = &self.nodes[node as usize];
+        let size = match kind {
+            NodeKind::File { content } => self.contents[*content as usize].size,
+            _ => 0,
+        };
+        NodeStat { kind, mode: *mode, mtime: *mtime, size }
+    }
+
+    /// What the names of a file with several have in common.
+    pub fn link_group(&self, node: u32) -> Option<u64> {
+        match self.nodes[node as usize].kind {
+            NodeKind::File { content } if self.contents[content as usize].names > 1 => {
+                Some(u64::from(content))
+            }
+            _ => None,
+        }
+    }
+
+    pub fn identity(&self, node: u32) -> Identity {
+        let NodeKind::File { content } = self.nodes[node as usize].kind else { return Identity::Unsure };
+        let file = &self.contents[content as usize];
+        let offset = match &file.content {
+            Content::At(offset) => *offset,
+            Content::Sparse(pieces) => pieces.first().map_or(u64::MAX, |piece| piece.at),
+        };
+        let mut diff_id = [0; 8];
+        diff_id.copy_from_slice(&self.layers[file.layer as usize].0.as_bytes()[..8]);
+        // Empty files of any number may lie at one offset, and are all the same.
+        Identity::Layer { diff_id: u64::from_le_bytes(diff_id), offset }
+    }
+
+    pub fn open(&self, node: u32) -> Option<Box<dyn Read + Send>> {
+        let NodeKind::File { content } = self.nodes[node as usize].kind else { return None };
+        let FileContent { layer, content, size, .. } = &self.contents[content as usize];
+        let pieces = match content {
+            Content::At(at) => Box::from([Piece { offset: 0, length: *size, at: *at }]),
+            Content::Sparse(pieces) => pieces.clone(),
+        };
+        let file = Arc::clone(&self.layers[*layer as usize].1);
+        Some(Box::new(Extract { file, pieces, next: 0, position: 0, size: *size }))
+    }
+}
+
+impl Node {
+    const fn directory() -> Self {
+        Self { kind: NodeKind::Directory(BTreeMap::new()), mode: 0o755, mtime: 0 }
+    }
+}
+
+/// Reads a file out of a tar.
+struct Extract {
+    file: Arc<File>,
+    pieces: Box<[Piece]>,
+    next: usize,
+    position: u64,
+    size: u64,
+}
+
+impl Read for Extract {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.pieces.get(self.next).is_some_and(|piece| self.position >= piece.offset + piece.length) {
+            self.next += 1;
+        }
+        let (until, at) = match self.pieces.get(self.next) {
+            Some(piece) if self.position >= piece.offset => {
+                (piece.offset + piece.length, Some(piece.at + (self.position - piece.offset)))
+            }
+            Some(piece) => (piece.offset, None),
+            None => (self.size, None),
+        };
+        let most = usize::try_from(until - self.position).unwrap_or(usize::MAX).min(buffer.len());
+        if most == 0 {
+            return Ok(0);
+        }
+        let count = match at {
+            Some(at) => self.file.read_at(&mut buffer[..most], at)?,
+            None => {
+                buffer[..most].fill(0);
+                most
+            }
+        };
+        if count == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a decompressed layer was cut short"));
+        }
+        self.position += count as u64;
+        Ok(count)
+    }
+}
+
+fn lossy(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
+}
+
+/// Components of a path in a layer; a `/` at its start means the image's root like no `/`.
+fn components(path: &[u8]) -> Result<Vec<&[u8]>, LayerError> {
+    let wrong = |what| LayerError::Entry { entry: lossy(path), what };
+    if path.len() > MAX_PATH {
+        return Err(wrong("its path is too long"));
+    }
+    if path.is_empty() || path.contains(&0) {
+        return Err(wrong("its path is empty or has a NUL byte"));
+    }
+    let mut components = Vec::new();
+    for component in path.split(|byte| *byte == b'/') {
+        match component {
+            b"" | b"." => {}
+            b".." => return Err(LayerError::Escapes { entry: lossy(path) }),
+            long if long.len() > MAX_COMPONENT => return Err(wrong("a name in its path is too long")),
+            component => components.push(component),
+        }
+    }
+    Ok(components)
+}
+
+fn name<'p>(path: &[&'p [u8]]) -> Result<Name<'p>, ()> {
+    let Some(last) = path.last() else { return Ok(Name::Entry) };
+    if *last == OPAQUE {
+        return Ok(Name::Opaque);
+    }
+    if path.iter().any(|component| component.starts_with(WHITEOUT_META)) {
+        return Ok(Name::Ignored);
+    }
+    match last.strip_prefix(WHITEOUT) {
+        None => Ok(Name::Entry),
+        Some(b"" | b"." | b"..") => Err(()),
+        Some(hidden) => Ok(Name::Whiteout(hidden)),
+    }
+}

@@ -1,0 +1,95 @@
+use std::io::{self, Cursor, Read};
+
+use sha2::{Digest as _, Sha256};
+
+use super::MAX_DOCKERFILE;
+use crate::context::ContextError;
+use crate::context::port::{Entry, EntryKind, FileTree};
+use crate::context::tree::{Tree, path_order};
+use crate::model::MountTarget;
+use crate::model::build::DockerfilePath;
+
+const NAMES: [&str; 2] = ["Containerfile", "Dockerfile"];
+
+/// Finds and reads the Dockerfile. It may lie in another mount than the context.
+pub(super) fn read(
+    tree: &Tree,
+    context_path: &MountTarget,
+    path: &DockerfilePath,
+) -> Result<(MountTarget, Vec<u8>), ContextError> {
+    let looked_for: Vec<MountTarget> = match path {
+        DockerfilePath::At(path) => vec![path.clone()],
+        DockerfilePath::Search => NAMES.iter().filter_map(|name| context_path.join(name).ok()).collect(),
+    };
+    for path in &looked_for {
+        if let Some(bytes) = tree.read_small(path, MAX_DOCKERFILE)? {
+            return Ok((path.clone(), bytes));
+        }
+    }
+    Err(ContextError::DockerfileNotFound { looked_for })
+}
+
+/// The Dockerfile's own ignore file, which lies beside it. A directory of that name counts as absent.
+pub(super) fn read_ignore(tree: &Tree, dockerfile: &MountTarget) -> Result<Option<Vec<u8>>, ContextError> {
+    let Ok(path) = ignore_name(dockerfile.as_str()).parse::<MountTarget>() else { return Ok(None) };
+    if tree.is_directory(&path)? {
+        return Ok(None);
+    }
+    tree.read_small(&path, MAX_DOCKERFILE)
+}
+
+pub(super) fn ignore_name(dockerfile: &str) -> String {
+    format!("{dockerfile}.dockerignore")
+}
+
+pub(super) fn file_name(path: &MountTarget) -> &str {
+    path.components().last().unwrap_or("Dockerfile")
+}
+
+/// Files in memory, all at the root.
+///
+/// Their mtime is made from their content, so that BuildKit, which takes files with equal size and
+/// mtime for equal, never takes an old Dockerfile for a new one, and never asks twice for the same.
+pub struct MemoryTree {
+    entries: Vec<Entry>,
+    contents: Vec<Box<[u8]>>,
+}
+
+impl MemoryTree {
+    /// File names with their content; names must be distinct.
+    pub fn new(mut files: Vec<(String, Vec<u8>)>) -> Self {
+        files.sort_by(|(a, _), (b, _)| path_order(a.as_bytes(), b.as_bytes()));
+        let entry = |(name, content): &(String, Vec<u8>)| Entry {
+            path: name.as_bytes().into(),
+            kind: EntryKind::File,
+            mode: 0o644,
+            size: content.len() as u64,
+            mtime: content_time(content),
+        };
+        Self {
+            entries: files.iter().map(entry).collect(),
+            contents: files.into_iter().map(|(_, content)| content.into()).collect(),
+        }
+    }
+}
+
+/// A time between 2001 and 2019, with 59 bits of the content's hash in it.
+fn content_time(content: &[u8]) -> i64 {
+    const FROM: i64 = 1_000_000_000_000_000_000;
+    let hash: [u8; 32] = Sha256::digest(content).into();
+    let bits = hash[..8].iter().fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
+    FROM.saturating_add_unsigned(bits >> 5)
+}
+
+impl FileTree for MemoryTree {
+    fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    fn open(&self, index: usize) -> io::Result<Box<dyn Read + Send>> {
+        match self.contents.get(index) {
+            Some(content) => Ok(Box::new(Cursor::new(content.clone()))),
+            None => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+}

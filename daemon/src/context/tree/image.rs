@@ -1,0 +1,60 @@
+use std::io::Read;
+use std::sync::Arc;
+
+use super::{Child, Found, Origin};
+use crate::context::layers::{ImageTree, NodeKind};
+use crate::context::lineage::Identity;
+use crate::context::port::EntryKind;
+
+/// An image, or the part of it below a path, as a layer.
+pub struct ImageLayer {
+    image: Arc<ImageTree>,
+    /// Node that is the layer's root.
+    top: u32,
+}
+
+impl ImageLayer {
+    /// None when `subpath` is not in the image. Links in it are followed inside the image.
+    pub fn new(image: Arc<ImageTree>, subpath: &str) -> Option<Self> {
+        let top = image.resolve(subpath.as_bytes())?;
+        Some(Self { image, top })
+    }
+
+    fn found(&self, mount: u32, node: u32) -> Found {
+        let stat = self.image.stat(node);
+        let mut size = 0;
+        let kind = match stat.kind {
+            NodeKind::Directory(_) => EntryKind::Directory,
+            NodeKind::File { .. } => {
+                size = stat.size;
+                EntryKind::File
+            }
+            NodeKind::Symlink(target) => EntryKind::Symlink(target.clone()),
+            NodeKind::Fifo => EntryKind::Fifo,
+            &NodeKind::Device { character, major, minor } => EntryKind::Device { character, major, minor },
+        };
+        Found { kind, mode: stat.mode, size, mtime: stat.mtime, origin: Origin::Image { mount, node } }
+    }
+
+    pub(super) fn lookup(&self, mount: u32, path: &[u8]) -> Option<Found> {
+        self.image.lookup(self.top, path).map(|node| self.found(mount, node))
+    }
+
+    pub(super) fn children(&self, mount: u32, path: &[u8]) -> Vec<Child> {
+        let Some(directory) = self.image.lookup(self.top, path) else { return Vec::new() };
+        let child = |(name, node): (&[u8], u32)| Child { name: name.into(), found: self.found(mount, node) };
+        self.image.children(directory).map(child).collect()
+    }
+
+    pub(super) fn link_group(&self, node: u32) -> Option<u64> {
+        self.image.link_group(node)
+    }
+
+    pub(super) fn identity(&self, node: u32) -> Identity {
+        self.image.identity(node)
+    }
+
+    pub(super) fn open(&self, node: u32) -> Option<Box<dyn Read + Send>> {
+        self.image.open(node)
+    }
+}

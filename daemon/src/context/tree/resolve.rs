@@ -1,0 +1,249 @@
+//! Finding what a path names, with links followed inside the tree and nowhere else.
+
+use std::collections::VecDeque;
+use std::io::Read as _;
+
+use super::scan::absolute;
+use super::snapshot::kind_name;
+use super::{Found, Origin, Snapshot, Tree, bare, joined};
+use crate::context::ContextError;
+use crate::context::error::text;
+use crate::context::port::{EntryKind, FileTree as _};
+use crate::model::MountTarget;
+
+/// How many links one path may go through.
+pub const MAX_LINKS: usize = 40;
+
+/// What [`resolve`] walks over. Paths are relative to its root, which stays the root for links too.
+trait Names {
+    type Node: Clone;
+    fn root(&self) -> Result<Self::Node, ContextError>;
+    fn child(
+        &self,
+        directory: &[u8],
+        node: &Self::Node,
+        name: &[u8],
+    ) -> Result<Option<Self::Node>, ContextError>;
+    fn kind<'n>(&'n self, node: &'n Self::Node) -> &'n EntryKind;
+    /// Whether a missing path is at least a place inside the tree.
+    fn is_inside(&self, path: &[u8]) -> bool;
+    /// As people write it.
+    fn shown(&self, path: &[u8]) -> String;
+}
+
+/// The path without links, and what is there. None when nothing is, and no link was on the way.
+fn resolve<N: Names>(names: &N, path: &[u8]) -> Result<Option<(Vec<u8>, N::Node)>, ContextError> {
+    let split = |path: &[u8]| -> Vec<Box<[u8]>> { path.split(|&byte| byte == b'/').map(Box::from).collect() };
+    let mut pending: VecDeque<Box<[u8]>> = split(path).into();
+    let mut nodes = vec![names.root()?];
+    let mut lengths = Vec::new();
+    let mut current: Vec<u8> = Vec::new();
+    let mut first_link: Option<(String, String)> = None;
+    let mut links = 0;
+    while let Some(name) = pending.pop_front() {
+        let out = |first_link: Option<(String, String)>| match first_link {
+            Some((path, link)) => ContextError::LinkOutOfTree { path, link },
+            None => ContextError::LinkOutOfTree { path: names.shown(path), link: "..".to_owned() },
+        };
+        match name.as_ref() {
+            b"" | b"." => continue,
+            b".." => {
+                let Some(length) = lengths.pop() else { return Err(out(first_link)) };
+                nodes.pop();
+                current.truncate(length);
+                continue;
+            }
+            _ => {}
+        }
+        let Some(node) = nodes.last() else { return Ok(None) };
+        let child = match names.kind(node) {
+            EntryKind::Directory => names.child(&current, node, &name)?,
+            _ => None,
+        };
+        let below = joined(&current, &name);
+        let Some(child) = child else {
+            return match first_link {
+                None => Ok(None),
+                Some((path, _)) if names.is_inside(&below) => Err(ContextError::DanglingLink { path }),
+                link => Err(out(link)),
+            };
+        };
+        if let EntryKind::Symlink(target) = names.kind(&child) {
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(ContextError::LinkLoop { path: names.shown(path) });
+            }
+            first_link.get_or_insert_with(|| (names.shown(&below), text(target)));
+            if target.starts_with(b"/") {
+                nodes.truncate(1);
+                lengths.clear();
+                current.clear();
+            }
+            for part in split(target).into_iter().rev() {
+                pending.push_front(part);
+            }
+            continue;
+        }
+        lengths.push(current.len());
+        current = below;
+        nodes.push(child);
+    }
+    Ok(nodes.pop().map(|node| (current, node)))
+}
+
+impl Names for Tree {
+    type Node = Found;
+
+    fn root(&self) -> Result<Found, ContextError> {
+        match self.mounts.iter().position(|mounted| bare(&mounted.target).is_empty()) {
+            Some(mount) => self.mount_root(u32::try_from(mount).unwrap_or(u32::MAX)),
+            None => Ok(Found::made_directory()),
+        }
+    }
+
+    fn child(&self, directory: &[u8], node: &Found, name: &[u8]) -> Result<Option<Found>, ContextError> {
+        let path = joined(directory, name);
+        let exact = self.mounts.iter().position(|mounted| bare(&mounted.target) == path);
+        if let Some(mount) = exact {
+            return self.mount_root(u32::try_from(mount).unwrap_or(u32::MAX)).map(Some);
+        }
+        let found = match self.covering(&path) {
+            Some((mount, inside)) if node.origin != Origin::Made => {
+                self.lookup_in(mount, inside).map_err(|errno| ContextError::at(&absolute(&path), errno))?
+            }
+            _ => None,
+        };
+        let is_directory = found.as_ref().is_some_and(|found| found.kind == EntryKind::Directory);
+        if !is_directory && !self.mounts_below(&path).is_empty() {
+            return Ok(Some(Found::made_directory()));
+        }
+        Ok(found)
+    }
+
+    fn kind<'n>(&'n self, node: &'n Found) -> &'n EntryKind {
+        &node.kind
+    }
+
+    fn is_inside(&self, path: &[u8]) -> bool {
+        self.covering(path).is_some()
+    }
+
+    fn shown(&self, path: &[u8]) -> String {
+        text(&absolute(path))
+    }
+}
+
+/// Index of an entry; none is the root.
+impl Names for Snapshot {
+    type Node = Option<usize>;
+
+    fn root(&self) -> Result<Option<usize>, ContextError> {
+        Ok(None)
+    }
+
+    fn child(
+        &self,
+        directory: &[u8],
+        _: &Option<usize>,
+        name: &[u8],
+    ) -> Result<Option<Option<usize>>, ContextError> {
+        Ok(self.find(&joined(directory, name)).map(Some))
+    }
+
+    fn kind<'n>(&'n self, node: &'n Option<usize>) -> &'n EntryKind {
+        node.map_or(&EntryKind::Directory, |index| &self.entries()[index].kind)
+    }
+
+    fn is_inside(&self, _: &[u8]) -> bool {
+        true
+    }
+
+    fn shown(&self, path: &[u8]) -> String {
+        text(path)
+    }
+}
+
+impl Tree {
+    /// The directory that a context path names, and whether a layer has it.
+    pub(super) fn context_directory(&self, path: &MountTarget) -> Result<(Vec<u8>, bool), ContextError> {
+        let Some((canonical, found)) = resolve(self, bare(path))? else {
+            return Err(ContextError::ContextPathNotFound { path: path.clone() });
+        };
+        if found.kind != EntryKind::Directory {
+            return Err(ContextError::ContextNotADirectory { path: path.clone() });
+        }
+        let backed = found.origin != Origin::Made || self.mounts.iter().any(|m| bare(&m.target) == canonical);
+        // `/` above all mounts is made by the union; with none below it is nobody's.
+        if !backed && self.mounts_below(&canonical).is_empty() {
+            return Err(ContextError::ContextPathNotFound { path: path.clone() });
+        }
+        Ok((canonical, backed))
+    }
+
+    /// All of a regular file, with links on the way followed inside the tree. None when nothing is
+    /// at `path`; a fifo, socket or device is never opened.
+    pub fn read_small(&self, path: &MountTarget, limit: u64) -> Result<Option<Vec<u8>>, ContextError> {
+        let Some((canonical, found)) = resolve(self, bare(path))? else { return Ok(None) };
+        let shown = path.to_string();
+        if found.kind != EntryKind::File {
+            return Err(ContextError::NotAFile { path: shown, what: kind_name(&found.kind) });
+        }
+        if found.size > limit {
+            return Err(ContextError::TooLarge { path: shown, size: found.size, limit });
+        }
+        let size = found.size;
+        let content = self.open_found(&canonical, found)?;
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+        content.take(limit).read_to_end(&mut bytes).map_err(|error| read_error(error, shown))?;
+        Ok(Some(bytes))
+    }
+
+    /// Whether `path` is a directory, with links followed inside the tree.
+    pub fn is_directory(&self, path: &MountTarget) -> Result<bool, ContextError> {
+        Ok(resolve(self, bare(path))?.is_some_and(|(_, found)| found.kind == EntryKind::Directory))
+    }
+
+    fn open_found(&self, path: &[u8], found: Found) -> Result<Box<dyn std::io::Read + Send>, ContextError> {
+        let (top, name) = match path.iter().rposition(|&byte| byte == b'/') {
+            Some(slash) => (&path[..slash], &path[slash + 1..]),
+            None => (&[][..], path),
+        };
+        let entry = crate::context::port::Entry {
+            path: name.into(),
+            kind: found.kind,
+            mode: found.mode,
+            size: found.size,
+            mtime: found.mtime,
+        };
+        let single = Snapshot::new(self.clone(), top.to_vec(), vec![entry], vec![found.origin], Vec::new());
+        single.open(0).map_err(|error| read_error(error, text(&absolute(path))))
+    }
+}
+
+/// Takes back the error that a reader of a [`Snapshot`] wrapped.
+fn read_error(error: std::io::Error, path: String) -> ContextError {
+    match error.downcast::<ContextError>() {
+        Ok(error) => error,
+        Err(source) => ContextError::Io { path, source },
+    }
+}
+
+impl Snapshot {
+    /// Refuses what would harm a reader that follows links inside this tree only: a link that leads
+    /// out, a fifo, a device. A directory and a missing file are fine: both count as absent.
+    pub fn check_readable(&self, path: &[u8], limit: u64) -> Result<(), ContextError> {
+        let Some((_, Some(index))) = resolve(self, path)? else { return Ok(()) };
+        let index = match self.entries()[index].kind {
+            EntryKind::HardLink(first) => first,
+            _ => index,
+        };
+        let entry = &self.entries()[index];
+        match &entry.kind {
+            EntryKind::File if entry.size > limit => {
+                Err(ContextError::TooLarge { path: text(path), size: entry.size, limit })
+            }
+            EntryKind::File | EntryKind::Directory => Ok(()),
+            kind => Err(ContextError::NotAFile { path: text(path), what: kind_name(kind) }),
+        }
+    }
+}

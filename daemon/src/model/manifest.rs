@@ -1,0 +1,379 @@
+//! Manifests and indexes as values (OCI image spec, "Image Manifest" and "Image Index"; Docker's
+//! schema 2 is the same under other media types).
+//!
+//! Only what the room decides by is read; the bytes as they were pushed are what is kept and served.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hearth_proto::value::Digest;
+use serde::Deserialize;
+
+use super::image::{Descriptor, Platform};
+
+/// Larger manifests are refused, here and by most registries.
+pub const MAX_MANIFEST_BYTES: usize = 4 * 1024 * 1024;
+
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+
+/// One of the four media types that the room takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Manifest {
+    Image(ImageManifest),
+    Index(ImageIndex),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageManifest {
+    pub config: Descriptor,
+    /// The base's first.
+    pub layers: Vec<Descriptor>,
+    /// Layers that lie elsewhere by agreement (`urls`, "non-distributable") need not be in the room.
+    pub foreign: BTreeSet<Digest>,
+    pub about: About,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageIndex {
+    pub manifests: Vec<Child>,
+    pub about: About,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Child {
+    pub manifest: Descriptor,
+    pub platform: Option<Platform>,
+    /// BuildKit marks attestations with a platform of `unknown/unknown`.
+    pub is_attestation: bool,
+}
+
+/// What both kinds may say about themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct About {
+    /// The manifest that this one refers to, such as the image of a signature.
+    pub subject: Option<Digest>,
+    pub artifact_type: Option<String>,
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Something that a manifest needs in its own repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Part {
+    pub digest: Digest,
+    pub size: u64,
+    pub kind: PartKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PartKind {
+    Blob,
+    Manifest,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    #[error("media type `{0}` is not one of an image manifest or index")]
+    MediaType(String),
+    #[error("the manifest says mediaType `{said}`, and is declared as `{declared}`")]
+    OtherMediaType { said: String, declared: String },
+    #[error("schemaVersion is {0}; only 2 is known")]
+    SchemaVersion(u64),
+    #[error("the manifest is not valid: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("the manifest names `{0}` as a digest")]
+    Digest(String),
+}
+
+impl Manifest {
+    /// Whether this media type is one that the room takes.
+    pub fn is_known(media_type: &str) -> bool {
+        is_image(media_type) || is_index(media_type)
+    }
+
+    /// Reads a manifest that is declared to be of `media_type`.
+    pub fn parse(media_type: &str, bytes: &[u8]) -> Result<Self, ManifestError> {
+        if !Self::is_known(media_type) {
+            return Err(ManifestError::MediaType(media_type.chars().take(200).collect()));
+        }
+        let head: Head = serde_json::from_slice(bytes)?;
+        if head.schema_version != 2 {
+            return Err(ManifestError::SchemaVersion(head.schema_version));
+        }
+        if let Some(said) = head.media_type.filter(|said| said != media_type) {
+            return Err(ManifestError::OtherMediaType {
+                said: said.chars().take(200).collect(),
+                declared: media_type.to_owned(),
+            });
+        }
+        let about = |config: Option<&Descriptor>| About {
+            subject: head.subject.map(|subject| subject.digest),
+            artifact_type: head
+                .artifact_type
+                .filter(|kind| !kind.is_empty())
+                .or_else(|| config.map(|config| config.media_type.clone())),
+            annotations: head.annotations.unwrap_or_default(),
+        };
+        if is_index(media_type) {
+            let index: IndexJson = serde_json::from_slice(bytes)?;
+            let manifests = index.manifests.unwrap_or_default().into_iter().map(Child::from).collect();
+            return Ok(Self::Index(ImageIndex { manifests, about: about(None) }));
+        }
+        let image: ImageJson = serde_json::from_slice(bytes)?;
+        let mut foreign = BTreeSet::new();
+        let mut layers = Vec::new();
+        for layer in image.layers.unwrap_or_default() {
+            let elsewhere =
+                layer.media_type.contains("nondistributable") || layer.media_type.contains("foreign");
+            if elsewhere && layer.urls.is_some_and(|urls| !urls.is_empty()) {
+                foreign.insert(layer.digest);
+            }
+            layers.push(Descriptor { media_type: layer.media_type, digest: layer.digest, size: layer.size });
+        }
+        let about = about(Some(&image.config));
+        Ok(Self::Image(ImageManifest { config: image.config, layers, foreign, about }))
+    }
+
+    pub fn about(&self) -> &About {
+        match self {
+            Self::Image(image) => &image.about,
+            Self::Index(index) => &index.about,
+        }
+    }
+
+    /// Everything that must be in the repository for this manifest to be whole, each once.
+    pub fn parts(&self) -> Vec<Part> {
+        let part =
+            |descriptor: &Descriptor, kind| Part { digest: descriptor.digest, size: descriptor.size, kind };
+        let mut parts: Vec<Part> = match self {
+            Self::Image(image) => std::iter::once(&image.config)
+                .chain(&image.layers)
+                .filter(|descriptor| !image.foreign.contains(&descriptor.digest))
+                .map(|descriptor| part(descriptor, PartKind::Blob))
+                .collect(),
+            Self::Index(index) => {
+                index.manifests.iter().map(|child| part(&child.manifest, PartKind::Manifest)).collect()
+            }
+        };
+        parts.sort_unstable();
+        parts.dedup();
+        parts
+    }
+}
+
+impl ImageIndex {
+    /// The image for `platform`, or the only one there is.
+    pub fn for_platform(&self, platform: &Platform) -> Option<&Child> {
+        let mut images = self.manifests.iter().filter(|child| !child.is_attestation);
+        let exact = images.clone().find(|child| child.platform.as_ref() == Some(platform));
+        exact
+            .or_else(|| {
+                images.clone().find(|child| child.platform.as_ref().is_some_and(|own| covers(platform, own)))
+            })
+            .or_else(|| match (images.next(), images.next()) {
+                (Some(only), None) => Some(only),
+                _ => None,
+            })
+    }
+}
+
+/// `linux/arm64` stands for any variant of it.
+fn covers(wanted: &Platform, own: &Platform) -> bool {
+    own.as_str().strip_prefix(wanted.as_str()).is_some_and(|rest| rest.starts_with('/'))
+}
+
+fn is_image(media_type: &str) -> bool {
+    matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST)
+}
+
+fn is_index(media_type: &str) -> bool {
+    matches!(media_type, OCI_INDEX | DOCKER_LIST)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Head {
+    schema_version: u64,
+    media_type: Option<String>,
+    subject: Option<Descriptor>,
+    artifact_type: Option<String>,
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Deserialize)]
+struct ImageJson {
+    config: Descriptor,
+    layers: Option<Vec<LayerJson>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LayerJson {
+    media_type: String,
+    digest: Digest,
+    size: u64,
+    urls: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct IndexJson {
+    manifests: Option<Vec<ChildJson>>,
+}
+
+#[derive(Deserialize)]
+struct ChildJson {
+    #[serde(flatten)]
+    manifest: Descriptor,
+    platform: Option<PlatformJson>,
+}
+
+/// As in an index and at the top of an image config.
+#[derive(Deserialize)]
+struct PlatformJson {
+    os: Option<String>,
+    architecture: Option<String>,
+    variant: Option<String>,
+}
+
+impl From<ChildJson> for Child {
+    fn from(child: ChildJson) -> Self {
+        let unknown = |word: &Option<String>| word.as_deref() == Some("unknown");
+        let is_attestation =
+            child.platform.as_ref().is_some_and(|own| unknown(&own.os) && unknown(&own.architecture));
+        Self {
+            manifest: child.manifest,
+            platform: child.platform.and_then(PlatformJson::platform),
+            is_attestation,
+        }
+    }
+}
+
+impl PlatformJson {
+    fn platform(self) -> Option<Platform> {
+        let (os, architecture) = (self.os?, self.architecture?);
+        match self.variant.filter(|variant| !variant.is_empty()) {
+            Some(variant) => Platform::parse(&format!("{os}/{architecture}/{variant}")),
+            None => Platform::parse(&format!("{os}/{architecture}")),
+        }
+    }
+}
+
+/// What the room reads of an image config.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageConfig {
+    pub platform: Option<Platform>,
+    /// Digests of the uncompressed layers, in the order of the manifest's layers.
+    pub diff_ids: Vec<Digest>,
+}
+
+impl ImageConfig {
+    pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
+        #[derive(Deserialize)]
+        struct Json {
+            #[serde(flatten)]
+            platform: PlatformJson,
+            rootfs: Option<RootFs>,
+        }
+        #[derive(Deserialize)]
+        struct RootFs {
+            diff_ids: Option<Vec<Digest>>,
+        }
+        let config: Json = serde_json::from_slice(bytes)?;
+        Ok(Self {
+            platform: config.platform.platform(),
+            diff_ids: config.rootfs.and_then(|rootfs| rootfs.diff_ids).unwrap_or_default(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn digest(byte: u8) -> Digest {
+        Digest::from_sha256([byte; 32])
+    }
+
+    fn descriptor(byte: u8) -> serde_json::Value {
+        json!({"mediaType": "application/x", "digest": digest(byte), "size": 10})
+    }
+
+    #[test]
+    fn an_image_without_layers_is_whole_with_its_config() {
+        for layers in [json!(null), json!([])] {
+            let text = json!({"schemaVersion": 2, "config": descriptor(1), "layers": layers}).to_string();
+            let manifest = Manifest::parse(OCI_MANIFEST, text.as_bytes()).unwrap();
+            assert_eq!(manifest.parts().len(), 1);
+        }
+        let config =
+            json!({"os": "linux", "architecture": "amd64", "rootfs": {"diff_ids": null}, "history": null});
+        let config = ImageConfig::parse(config.to_string().as_bytes()).unwrap();
+        assert_eq!((config.platform, config.diff_ids), (Platform::parse("linux/amd64"), vec![]));
+    }
+
+    #[test]
+    fn a_layer_that_comes_twice_is_needed_once() {
+        let layers = json!([descriptor(2), descriptor(2), descriptor(3)]);
+        let text = json!({"schemaVersion": 2, "config": descriptor(1), "layers": layers}).to_string();
+        let manifest = Manifest::parse(DOCKER_MANIFEST, text.as_bytes()).unwrap();
+        assert_eq!(manifest.parts().len(), 3);
+    }
+
+    #[test]
+    fn a_layer_that_lies_elsewhere_is_not_needed_here() {
+        let layers = json!([{"mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+            "digest": digest(9), "size": 1, "urls": ["https://example.com/x"]}]);
+        let text = json!({"schemaVersion": 2, "config": descriptor(1), "layers": layers}).to_string();
+        let parts = Manifest::parse(DOCKER_MANIFEST, text.as_bytes()).unwrap().parts();
+        assert_eq!(parts.iter().map(|part| part.digest).collect::<Vec<_>>(), [digest(1)]);
+    }
+
+    #[test]
+    fn what_is_not_what_it_is_declared_as_is_refused() {
+        let image = json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": descriptor(1)});
+        let refused = |media_type: &str, value: &serde_json::Value| {
+            Manifest::parse(media_type, value.to_string().as_bytes()).unwrap_err()
+        };
+        assert!(matches!(refused(DOCKER_MANIFEST, &image), ManifestError::OtherMediaType { .. }));
+        assert!(matches!(refused("text/html", &image), ManifestError::MediaType(_)));
+        assert!(matches!(
+            refused(OCI_MANIFEST, &json!({"schemaVersion": 1})),
+            ManifestError::SchemaVersion(1)
+        ));
+        assert!(matches!(refused(OCI_MANIFEST, &json!({"schemaVersion": 2})), ManifestError::Json(_)));
+        assert!(matches!(refused(OCI_MANIFEST, &json!([])), ManifestError::Json(_)));
+    }
+
+    #[test]
+    fn an_index_gives_the_image_of_a_platform_and_never_an_attestation() {
+        let child = |byte, os: &str, architecture: &str, variant: Option<&str>| {
+            let mut child = descriptor(byte);
+            child["platform"] = json!({"os": os, "architecture": architecture, "variant": variant});
+            child
+        };
+        let index = |manifests: serde_json::Value| {
+            let text = json!({"schemaVersion": 2, "manifests": manifests}).to_string();
+            match Manifest::parse(OCI_INDEX, text.as_bytes()).unwrap() {
+                Manifest::Index(index) => index,
+                Manifest::Image(_) => panic!("not an index"),
+            }
+        };
+        let of = |index: &ImageIndex, platform: &str| {
+            index.for_platform(&Platform::parse(platform).unwrap()).map(|child| child.manifest.digest)
+        };
+        let attestation = child(9, "unknown", "unknown", None);
+        let both = index(json!([
+            child(1, "linux", "amd64", None),
+            child(2, "linux", "arm64", Some("v8")),
+            attestation.clone()
+        ]));
+        assert_eq!(of(&both, "linux/amd64"), Some(digest(1)));
+        assert_eq!(of(&both, "linux/arm64"), Some(digest(2)));
+        assert_eq!(of(&both, "linux/s390x"), None);
+        let one = index(json!([child(1, "linux", "amd64", None), attestation]));
+        assert_eq!(of(&one, "linux/arm64"), Some(digest(1)));
+    }
+}

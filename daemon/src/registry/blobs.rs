@@ -1,0 +1,160 @@
+//! Content by digest, one file each.
+//!
+//! ```text
+//! <root>/blobs/sha256/<first two digits>/<64 digits>    complete, verified, never written again
+//! <root>/uploads/<random>                               a spool: being received
+//!
+//! spool --write*--> spool --finish--> digest differs: gone
+//!                                     content known:  gone, the blob is touched
+//!                                     else:           fsync, rename, fsync of the directory
+//! ```
+//!
+//! A spool that is dropped takes its file along; one of a daemon that was killed is removed at the
+//! next start.
+
+mod spool;
+mod sweep;
+
+use std::fs::{self, File, FileTimes, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+pub use spool::Spool;
+
+use crate::image::port::{BlobError, Blobs, Stored, Swept};
+use crate::model::Digest;
+
+/// How much is read at a time where content is stored from a reader.
+const CHUNK: usize = 256 * 1024;
+
+/// A handle on the content store; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct BlobStore {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    blobs: PathBuf,
+    uploads: PathBuf,
+    /// Held while a blob is touched or appears, and while the sweep looks at one and removes it.
+    removal: Mutex<()>,
+}
+
+impl BlobStore {
+    /// Opens the store below `root`, makes it where there is none, and removes what a killed daemon
+    /// left of uploads. Blocking.
+    pub fn open(root: &Path) -> io::Result<Self> {
+        let blobs = root.join("blobs").join("sha256");
+        let uploads = root.join("uploads");
+        let mut directories = fs::DirBuilder::new();
+        directories.recursive(true).mode(0o700);
+        directories.create(&uploads)?;
+        // All of them now: a directory that a blob is renamed into must itself be durable.
+        for first in 0..=255u8 {
+            directories.create(blobs.join(format!("{first:02x}")))?;
+        }
+        for directory in [&blobs, &root.join("blobs"), root] {
+            sync_directory(directory)?;
+        }
+        for stale in fs::read_dir(&uploads)? {
+            fs::remove_file(stale?.path())?;
+        }
+        let inner = Inner { blobs, uploads, removal: Mutex::new(()) };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// A place for content whose digest is checked when all of it is there.
+    pub fn spool(&self) -> io::Result<Spool> {
+        Spool::new(self.clone())
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.hex();
+        self.inner.blobs.join(&hex[..2]).join(hex)
+    }
+
+    fn no_removal(&self) -> MutexGuard<'_, ()> {
+        self.inner.removal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the blob's time to now; gives that time and the size.
+    fn touched(&self, digest: &Digest) -> io::Result<Option<(SystemTime, u64)>> {
+        let _held = self.no_removal();
+        let Some(file) = found(OpenOptions::new().read(true).open(self.path(digest)))? else {
+            return Ok(None);
+        };
+        let now = SystemTime::now();
+        file.set_times(FileTimes::new().set_modified(now))?;
+        Ok(Some((now, file.metadata()?.len())))
+    }
+}
+
+impl Blobs for BlobStore {
+    fn open(&self, digest: &Digest) -> io::Result<Option<File>> {
+        found(File::open(self.path(digest)))
+    }
+
+    fn size(&self, digest: &Digest) -> io::Result<Option<u64>> {
+        Ok(found(fs::metadata(self.path(digest)))?.map(|metadata| metadata.len()))
+    }
+
+    fn touch(&self, digest: &Digest) -> io::Result<Option<u64>> {
+        Ok(self.touched(digest)?.map(|(_, size)| size))
+    }
+
+    fn put(&self, digest: &Digest, content: &mut dyn io::Read) -> Result<Stored, BlobError> {
+        // Content that is there is only read, which proves that the caller has it too.
+        let mut spool = match self.touched(digest)? {
+            Some(_) => Spool::nowhere(self.clone()),
+            None => self.spool()?,
+        };
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            match content.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => spool.write(&buffer[..count])?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(BlobError::Io(error)),
+            }
+        }
+        spool.finish(digest)
+    }
+
+    fn take_back(&self, stored: &Stored) -> io::Result<()> {
+        let Some(fresh) = stored.fresh else { return Ok(()) };
+        let path = self.path(&stored.digest);
+        let _held = self.no_removal();
+        match found(fs::metadata(&path))? {
+            Some(metadata) if metadata.modified()? == fresh => fs::remove_file(&path),
+            _ => Ok(()),
+        }
+    }
+
+    fn sweep(&self, live: &std::collections::HashSet<Digest>, before: SystemTime) -> io::Result<Swept> {
+        sweep::sweep(self, live, before)
+    }
+}
+
+/// A file that is not there is an answer, not an error.
+fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,245 @@
+//! The registry's HTTP API: the OCI distribution spec 1.1, below `/v2/`.
+//!
+//! Who calls is decided before: the layer in front puts a [`Caller`] into the request's extensions.
+//! What that caller may do with a repository is decided here, before anything is looked up.
+
+mod blob;
+mod listing;
+mod manifest;
+mod range;
+mod receive;
+mod refusal;
+mod route;
+mod upload;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::any;
+use http::header::CONTENT_TYPE;
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+use percent_encoding::percent_decode_str;
+
+use self::refusal::Refusal;
+use self::route::Route;
+use super::blobs::BlobStore;
+use super::uploads::Uploads;
+use crate::image::port::Catalog;
+use crate::model::Repository;
+use crate::model::access::{Caller, RegistryVerb};
+use crate::task;
+
+pub use super::uploads::UploadLimits;
+
+const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+
+/// A handle on the registry's API; cheap to clone.
+#[derive(Clone)]
+pub struct Registry {
+    blobs: BlobStore,
+    catalog: Arc<dyn Catalog>,
+    uploads: Arc<Uploads>,
+}
+
+impl Registry {
+    pub fn new(limits: UploadLimits, blobs: BlobStore, catalog: Arc<dyn Catalog>) -> Self {
+        Self { blobs, catalog, uploads: Arc::new(Uploads::new(limits)) }
+    }
+
+    /// Routes for `/v2` and everything below it.
+    pub fn router(&self) -> Router {
+        Router::new()
+            .route("/v2", any(serve))
+            .route("/v2/", any(serve))
+            .route("/v2/{*path}", any(serve))
+            .with_state(self.clone())
+    }
+
+    /// Drops uploads that have been idle too long. To be called now and then.
+    pub async fn expire_uploads(&self) -> usize {
+        let expired = self.uploads.expired();
+        let count = expired.len();
+        if count > 0 && task::blocking("expire", move || drop(expired)).await.is_err() {
+            tracing::warn!("expired uploads were not removed; the next start will");
+        }
+        count
+    }
+
+    async fn answer(&self, route: &Route, request: Request) -> Result<Response, Refusal> {
+        let (parts, body) = request.into_parts();
+        let caller = parts.extensions.get::<Caller>().cloned().ok_or_else(Refusal::unauthorized)?;
+        let query = Query::parse(parts.uri.query().unwrap_or_default());
+        let (method, headers) = (&parts.method, &parts.headers);
+        let reads = matches!(*method, Method::GET | Method::HEAD);
+        match route {
+            Route::Base if reads => {
+                let mut response = Response::new(Body::from("{}"));
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                Ok(response)
+            }
+            Route::Catalog if reads => self.list_repositories(&caller, &query).await,
+            Route::Tags(name) if reads => {
+                allow(&caller, &[RegistryVerb::List], name)?;
+                self.list_tags(name, &query).await
+            }
+            Route::Referrers(name, subject) if reads => {
+                allow(&caller, &[RegistryVerb::Pull], name)?;
+                self.list_referrers(name, subject, &query).await
+            }
+            Route::Base | Route::Catalog | Route::Tags(_) | Route::Referrers(..) => {
+                Err(Refusal::method("GET, HEAD"))
+            }
+
+            Route::Manifest(name, reference) => match *method {
+                Method::GET | Method::HEAD => {
+                    allow_read(&caller, method, name)?;
+                    self.get_manifest(name, reference, method, headers).await
+                }
+                Method::PUT => {
+                    allow(&caller, &[RegistryVerb::Write], name)?;
+                    self.put_manifest(name, reference, headers, body).await
+                }
+                Method::DELETE => {
+                    allow(&caller, &[RegistryVerb::Write], name)?;
+                    self.delete_manifest(name, reference).await
+                }
+                _ => Err(Refusal::method("GET, HEAD, PUT, DELETE")),
+            },
+            Route::BadTag(name, tag) if *method == Method::PUT => {
+                allow(&caller, &[RegistryVerb::Write], name)?;
+                Err(Refusal::bad("MANIFEST_INVALID", format!("`{tag}` cannot be a tag")))
+            }
+            Route::BadTag(name, tag) => {
+                allow_read(&caller, method, name)?;
+                Err(Refusal::unknown("MANIFEST_UNKNOWN", format!("repository `{name}` has no tag `{tag}`")))
+            }
+
+            Route::Blob(name, digest) => match *method {
+                Method::GET | Method::HEAD => {
+                    allow_read(&caller, method, name)?;
+                    self.get_blob(name, digest, method, headers).await
+                }
+                Method::DELETE => {
+                    allow(&caller, &[RegistryVerb::Write], name)?;
+                    self.delete_blob(name, digest).await
+                }
+                _ => Err(Refusal::method("GET, HEAD, DELETE")),
+            },
+            Route::Uploads(name) => {
+                allow(&caller, &[RegistryVerb::Write], name)?;
+                match *method {
+                    Method::POST => self.begin_upload(&caller, name, &query, body).await,
+                    _ => Err(Refusal::method("POST")),
+                }
+            }
+            Route::Upload(name, id) => {
+                allow(&caller, &[RegistryVerb::Write], name)?;
+                match *method {
+                    Method::GET | Method::HEAD => self.upload_status(&caller, name, id).await,
+                    Method::PATCH => self.patch_upload(&caller, name, id, headers, body).await,
+                    Method::PUT => self.put_upload(&caller, name, id, &query, headers, body).await,
+                    Method::DELETE => self.cancel_upload(&caller, name, id).await,
+                    _ => Err(Refusal::method("GET, PATCH, PUT, DELETE")),
+                }
+            }
+        }
+    }
+}
+
+/// 401 as the distribution spec has it, for the layer that checks tokens.
+pub fn unauthorized() -> Response {
+    Refusal::unauthorized().into_response()
+}
+
+async fn serve(State(registry): State<Registry>, request: Request) -> Response {
+    let method = method_label(request.method());
+    let parsed = Route::parse(request.uri().path());
+    let label = parsed.as_ref().map_or("none", Route::label);
+    let answered = match parsed {
+        Ok(route) => registry.answer(&route, request).await,
+        // Whoever is not known is not told what is wrong with a path either.
+        Err(_) if request.extensions().get::<Caller>().is_none() => Err(Refusal::unauthorized()),
+        Err(refusal) => Err(refusal),
+    };
+    let mut response = answered.unwrap_or_else(|refusal| refusal.into_response());
+    response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    let status = response.status().as_u16().to_string();
+    metrics::counter!("hearth_registry_requests_total", "method" => method, "route" => label, "status" => status)
+        .increment(1);
+    response
+}
+
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        _ => "other",
+    }
+}
+
+/// Any of these verbs will do.
+fn allow(caller: &Caller, verbs: &[RegistryVerb], repository: &Repository) -> Result<(), Refusal> {
+    if verbs.iter().any(|verb| caller.may_use_repository(*verb, repository)) {
+        return Ok(());
+    }
+    let verb = match verbs {
+        [RegistryVerb::List, ..] => "list",
+        [RegistryVerb::Write, ..] => "write to",
+        _ => "pull from",
+    };
+    Err(Refusal::denied(verb, repository))
+}
+
+/// Who may push may ask what is there, without reading it.
+fn allow_read(caller: &Caller, method: &Method, repository: &Repository) -> Result<(), Refusal> {
+    match *method {
+        Method::HEAD => allow(caller, &[RegistryVerb::Pull, RegistryVerb::Write], repository),
+        _ => allow(caller, &[RegistryVerb::Pull], repository),
+    }
+}
+
+/// The query of a request; of a key that comes twice, the first counts.
+#[derive(Debug, Default)]
+struct Query(HashMap<String, String>);
+
+impl Query {
+    fn parse(text: &str) -> Self {
+        let mut pairs = HashMap::new();
+        for pair in text.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let plain =
+                |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
+            // Media types in queries have a `+` that not every client encodes, and never a space.
+            let value = if key == "artifactType" {
+                percent_decode_str(value).decode_utf8_lossy().into_owned()
+            } else {
+                plain(value)
+            };
+            pairs.entry(plain(key)).or_insert(value);
+        }
+        Self(pairs)
+    }
+
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
+    }
+}
+
+fn empty(status: StatusCode) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}
+
+fn header_value(text: &str) -> Result<HeaderValue, Refusal> {
+    HeaderValue::from_str(text).map_err(|error| Refusal::internal("making a header", &error))
+}

@@ -1,0 +1,123 @@
+//! `/v2/<name>/blobs/<digest>`: blobs on their way out.
+
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use http::header::{
+    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE,
+};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use serde_json::json;
+
+use super::range::{Wanted, wanted};
+use super::refusal::Refusal;
+use super::{DOCKER_CONTENT_DIGEST, Registry, empty, header_value};
+use crate::image::port::{Blobs as _, Removal};
+use crate::model::{Digest, Repository};
+use crate::task;
+
+/// Read from the file at a time: large, for each read is a trip to a blocking thread.
+const CHUNK: u64 = 512 * 1024;
+
+impl Registry {
+    pub(super) async fn get_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        method: &Method,
+        headers: &HeaderMap,
+    ) -> Result<Response, Refusal> {
+        let unknown = || Refusal::blob_unknown(repository, digest);
+        if !self.catalog.has_blob(repository, digest).await? {
+            return Err(unknown());
+        }
+        let tag = format!("\"{digest}\"");
+        let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        let (blobs, digest) = (self.blobs.clone(), *digest);
+        let opened = task::blocking("blob", move || match blobs.touch(&digest)? {
+            Some(size) => Ok::<_, io::Error>(blobs.open(&digest)?.map(|file| (file, size))),
+            None => Ok(None),
+        });
+        let (file, size) = opened.await??.ok_or_else(unknown)?;
+        let range = header(RANGE)
+            .filter(|_| *method == Method::GET && header(IF_RANGE).is_none_or(|held| held == tag));
+        let mut response = if header(IF_NONE_MATCH).is_some_and(|held| held == tag || held == "*") {
+            empty(StatusCode::NOT_MODIFIED)
+        } else {
+            let (first, count) = match wanted(range, size) {
+                Wanted::All => (0, size),
+                Wanted::Part { first, count } => (first, count),
+                Wanted::Unsatisfiable => {
+                    let message = format!("the blob has {size} bytes");
+                    return Err(Refusal::new(StatusCode::RANGE_NOT_SATISFIABLE, "SIZE_INVALID", message)
+                        .detail(json!({"size": size}))
+                        .header(CONTENT_RANGE, &format!("bytes */{size}")));
+                }
+            };
+            let partial = range.is_some() && wanted(range, size) != Wanted::All;
+            let body =
+                if *method == Method::HEAD { Body::empty() } else { content(file, first, count).await? };
+            let mut response = Response::new(body);
+            if partial {
+                *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+                let part = format!("bytes {first}-{}/{size}", first + count - 1);
+                response.headers_mut().insert(CONTENT_RANGE, header_value(&part)?);
+            }
+            response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(count));
+            response
+        };
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        headers.insert(ETAG, header_value(&tag)?);
+        headers.insert(DOCKER_CONTENT_DIGEST, header_value(&digest.to_string())?);
+        Ok(response)
+    }
+
+    pub(super) async fn delete_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Response, Refusal> {
+        match self.catalog.unlink_blob(repository, digest).await? {
+            Removal::Removed => Ok(empty(StatusCode::ACCEPTED)),
+            Removal::Unknown => Err(Refusal::blob_unknown(repository, digest)),
+            Removal::NeededBy(manifest) => Err(Refusal::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "UNSUPPORTED",
+                format!("blob {digest} is part of manifest {manifest}; delete that first"),
+            )),
+        }
+    }
+}
+
+/// A part of a file as a body. A file that is shorter than it should be ends the connection, so that
+/// nobody takes what came for all there is.
+async fn content(mut file: File, first: u64, count: u64) -> Result<Body, Refusal> {
+    if first > 0 {
+        file = task::blocking("blob", move || file.seek(SeekFrom::Start(first)).map(|_| file)).await??;
+    }
+    Ok(Body::from_stream(futures::stream::try_unfold((file, count), |(file, left)| async move {
+        if left == 0 {
+            return Ok(None);
+        }
+        let (chunk, file) =
+            task::blocking("blob", move || read(file, left.min(CHUNK))).await.map_err(io::Error::other)??;
+        let size = chunk.len() as u64;
+        metrics::counter!("hearth_registry_sent_bytes_total").increment(size);
+        Ok::<_, io::Error>(Some((chunk, (file, left - size))))
+    })))
+}
+
+fn read(file: File, count: u64) -> io::Result<(Bytes, File)> {
+    let mut chunk = Vec::with_capacity(usize::try_from(count).unwrap_or(0));
+    let mut limited = file.take(count);
+    limited.read_to_end(&mut chunk)?;
+    if (chunk.len() as u64) < count {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok((chunk.into(), limited.into_inner()))
+}

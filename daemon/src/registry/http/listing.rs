@@ -1,0 +1,161 @@
+//! Lists: `tags/list`, `_catalog`, `referrers`. Every page is bounded, and names the next in `Link`.
+
+use axum::body::Body;
+use axum::response::Response;
+use http::header::{CONTENT_TYPE, LINK};
+use http::{HeaderName, HeaderValue};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::{Value, json};
+
+use super::refusal::Refusal;
+use super::{Query, Registry, header_value, route};
+use crate::image::port::{ReferrerQuery, TagQuery};
+use crate::model::access::{Caller, RegistryVerb};
+use crate::model::manifest::{Manifest, OCI_INDEX};
+use crate::model::{Digest, Repository, Tag};
+
+/// Entries of a page, where a client asks for more or does not say.
+const MAX_PAGE: usize = 1000;
+/// Descriptors of referrers carry annotations, which may be long.
+const MAX_REFERRERS: usize = 100;
+const MAX_REFERRER_BYTES: usize = 4 * 1024 * 1024;
+/// Repositories looked at for one page of those that a caller may see.
+const STEP: usize = 500;
+
+const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+
+impl Registry {
+    pub(super) async fn list_tags(
+        &self,
+        repository: &Repository,
+        query: &Query,
+    ) -> Result<Response, Refusal> {
+        let limit = page_size(query)?;
+        let after = match query.get("last").filter(|last| !last.is_empty()) {
+            Some(last) => {
+                let tag: Tag = last.parse().map_err(|_| bad_last("tag"))?;
+                Some((repository.clone(), tag))
+            }
+            None => None,
+        };
+        let query = TagQuery { repository: Some(repository.clone()), after, limit: limit + 1 };
+        let images = self.catalog.tags(query).await?;
+        if images.is_empty() && !self.catalog.knows(repository).await? {
+            return Err(Refusal::unknown("NAME_UNKNOWN", format!("there is no repository `{repository}`")));
+        }
+        let tags: Vec<&str> = images.iter().take(limit).map(|image| image.tag.as_str()).collect();
+        let next = tags.last().filter(|_| images.len() > limit);
+        let next = next.map(|last| format!("/v2/{repository}/tags/list?n={limit}&last={last}"));
+        page(&json!({"name": repository, "tags": tags}), "application/json", next)
+    }
+
+    pub(super) async fn list_repositories(
+        &self,
+        caller: &Caller,
+        query: &Query,
+    ) -> Result<Response, Refusal> {
+        let limit = page_size(query)?;
+        let mut after: Option<Repository> = match query.get("last").filter(|last| !last.is_empty()) {
+            Some(last) => Some(last.parse().map_err(|_| bad_last("repository"))?),
+            None => None,
+        };
+        let mut visible: Vec<Repository> = Vec::new();
+        while visible.len() <= limit {
+            let names = self.catalog.repositories(after.clone(), STEP).await?;
+            let is_last = names.len() < STEP;
+            after = names.last().cloned().or(after);
+            visible
+                .extend(names.into_iter().filter(|name| caller.may_use_repository(RegistryVerb::List, name)));
+            if is_last {
+                break;
+            }
+        }
+        let has_more = visible.len() > limit;
+        visible.truncate(limit);
+        let next = visible.last().filter(|_| has_more);
+        let next = next.map(|last| {
+            format!("/v2/_catalog?n={limit}&last={}", utf8_percent_encode(last.as_str(), NON_ALPHANUMERIC))
+        });
+        page(&json!({"repositories": visible}), "application/json", next)
+    }
+
+    pub(super) async fn list_referrers(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        query: &Query,
+    ) -> Result<Response, Refusal> {
+        let artifact_type = query.get("artifactType").filter(|kind| !kind.is_empty()).map(str::to_owned);
+        let after = query.get("last").filter(|last| !last.is_empty()).map(route::digest).transpose()?;
+        let found = self
+            .catalog
+            .referrers(ReferrerQuery {
+                repository: repository.clone(),
+                subject: *subject,
+                artifact_type: artifact_type.clone(),
+                after,
+                limit: MAX_REFERRERS + 1,
+            })
+            .await?;
+        let mut manifests = Vec::new();
+        let mut bytes = 0;
+        let mut last = None;
+        for descriptor in found.iter().take(MAX_REFERRERS) {
+            let content = self.manifest_content(&descriptor.digest).await?;
+            let about = Manifest::parse(&descriptor.media_type, &content)
+                .map_err(|error| Refusal::internal("reading a referrer", &error))?;
+            let about = about.about();
+            let mut entry = json!({
+                "mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size,
+            });
+            if let Some(kind) = &about.artifact_type {
+                entry["artifactType"] = json!(kind);
+            }
+            if !about.annotations.is_empty() {
+                entry["annotations"] = json!(about.annotations);
+            }
+            bytes += entry.to_string().len();
+            manifests.push(entry);
+            last = Some(descriptor.digest);
+            if bytes > MAX_REFERRER_BYTES {
+                break;
+            }
+        }
+        let next = last.filter(|_| found.len() > manifests.len()).map(|last| {
+            let kind = artifact_type
+                .as_deref()
+                .map(|kind| format!("&artifactType={}", utf8_percent_encode(kind, NON_ALPHANUMERIC)));
+            format!("/v2/{repository}/referrers/{subject}?last={last}{}", kind.unwrap_or_default())
+        });
+        let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests});
+        let mut response = page(&index, OCI_INDEX, next)?;
+        if artifact_type.is_some() {
+            response.headers_mut().insert(OCI_FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
+        }
+        Ok(response)
+    }
+}
+
+/// `n`, bounded; digits only.
+fn page_size(query: &Query) -> Result<usize, Refusal> {
+    match query.get("n") {
+        None => Ok(MAX_PAGE),
+        Some(n) if !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Ok(n.parse().unwrap_or(MAX_PAGE).min(MAX_PAGE))
+        }
+        Some(_) => Err(Refusal::bad("PAGINATION_NUMBER_INVALID", "`n` is not a number of entries")),
+    }
+}
+
+fn bad_last(what: &str) -> Refusal {
+    Refusal::bad("PAGINATION_NUMBER_INVALID", format!("`last` is not a {what}"))
+}
+
+fn page(content: &Value, media_type: &'static str, next: Option<String>) -> Result<Response, Refusal> {
+    let mut response = Response::new(Body::from(content.to_string()));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    if let Some(next) = next {
+        response.headers_mut().insert(LINK, header_value(&format!("<{next}>; rel=\"next\""))?);
+    }
+    Ok(response)
+}

@@ -1,0 +1,110 @@
+//! `Range` of a download (RFC 9110, 14.2) and `Content-Range` of an upload (distribution spec).
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    All,
+    /// From this byte, so many.
+    Part {
+        first: u64,
+        count: u64,
+    },
+    Unsatisfiable,
+}
+
+/// What a `Range` header asks of `size` bytes. What is not understood, several ranges included, asks for all.
+pub(super) fn wanted(header: Option<&str>, size: u64) -> Wanted {
+    let Some((first, last)) =
+        header.and_then(|text| text.strip_prefix("bytes=")).and_then(|range| range.split_once('-'))
+    else {
+        return Wanted::All;
+    };
+    let part = |first: u64, last: u64| Wanted::Part { first, count: last - first + 1 };
+    match (number(first), number(last)) {
+        (Some(first), Some(last)) if first > last => Wanted::All,
+        (Some(first), _) if first >= size && number_or_empty(last) => Wanted::Unsatisfiable,
+        (Some(first), Some(last)) => part(first, last.min(size - 1)),
+        (Some(first), None) if last.is_empty() => part(first, size - 1),
+        (None, Some(0)) if first.is_empty() => Wanted::Unsatisfiable,
+        (None, Some(_)) if first.is_empty() && size == 0 => Wanted::Unsatisfiable,
+        (None, Some(count)) if first.is_empty() => part(size.saturating_sub(count), size - 1),
+        _ => Wanted::All,
+    }
+}
+
+/// First and last byte of an upload's piece: `0-1023`, with or without the unit that some clients write.
+pub(super) fn piece(header: &str) -> Option<(u64, u64)> {
+    let range = header.trim();
+    let range = range.strip_prefix("bytes").map_or(range, |rest| rest.trim_start_matches([' ', '=']));
+    let range = range.split('/').next()?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last) = (number(first)?, number(last)?);
+    (first <= last).then_some((first, last))
+}
+
+fn number(text: &str) -> Option<u64> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| text.parse().unwrap_or(u64::MAX))
+}
+
+fn number_or_empty(text: &str) -> bool {
+    text.is_empty() || number(text).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn one_range_is_served_and_anything_odd_asks_for_all() {
+        let part = |first, count| Wanted::Part { first, count };
+        for (header, size, expected) in [
+            ("bytes=0-9", 100, part(0, 10)),
+            ("bytes=90-", 100, part(90, 10)),
+            ("bytes=90-1000", 100, part(90, 10)),
+            ("bytes=-5", 100, part(95, 5)),
+            ("bytes=-500", 100, part(0, 100)),
+            ("bytes=100-", 100, Wanted::Unsatisfiable),
+            ("bytes=99999999999999999999999-", 100, Wanted::Unsatisfiable),
+            ("bytes=-0", 100, Wanted::Unsatisfiable),
+            ("bytes=0-", 0, Wanted::Unsatisfiable),
+            ("bytes=-1", 0, Wanted::Unsatisfiable),
+            ("bytes=5-2", 100, Wanted::All),
+            ("bytes=0-1,3-4", 100, Wanted::All),
+            ("bytes=-", 100, Wanted::All),
+            ("bytes=a-b", 100, Wanted::All),
+            ("bytes=+1-2", 100, Wanted::All),
+            ("lines=0-9", 100, Wanted::All),
+        ] {
+            assert_eq!(wanted(Some(header), size), expected, "{header} of {size}");
+        }
+        assert_eq!(wanted(None, 5), Wanted::All);
+    }
+
+    #[test]
+    fn pieces_of_an_upload_have_a_first_and_a_last_byte() {
+        for (header, expected) in [
+            ("0-0", Some((0, 0))),
+            ("10-19", Some((10, 19))),
+            ("bytes 10-19/*", Some((10, 19))),
+            ("bytes=10-19", Some((10, 19))),
+            ("19-10", None),
+            ("10-", None),
+            ("-10", None),
+            ("x", None),
+        ] {
+            assert_eq!(piece(header), expected, "{header}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_range_leads_out_of_the_content(header in "bytes=[0-9]{0,20}-[0-9]{0,20}|.{0,30}", size in 0..1000u64) {
+            if let Wanted::Part { first, count } = wanted(Some(&header), size) {
+                prop_assert!(count > 0 && first + count <= size);
+            }
+            let _ = piece(&header);
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! What a client is told when something is refused: the error bodies and codes of the distribution
+//! spec ("Error Codes").
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderName, HeaderValue, StatusCode};
+use serde_json::{Value, json};
+
+use crate::image::port::{BlobError, CatalogError};
+use crate::model::{Digest, Repository};
+
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    detail: Value,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Refusal {
+    pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), detail: Value::Null, headers: Vec::new() }
+    }
+
+    pub(super) fn bad(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, message)
+    }
+
+    pub(super) fn unknown(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, code, message)
+    }
+
+    pub(super) fn blob_unknown(repository: &Repository, digest: &Digest) -> Self {
+        Self::unknown("BLOB_UNKNOWN", format!("repository `{repository}` has no blob {digest}"))
+            .detail(json!({"digest": digest}))
+    }
+
+    pub(super) fn upload_unknown(id: &str) -> Self {
+        let id: String = id.chars().take(64).collect();
+        Self::unknown(
+            "BLOB_UPLOAD_UNKNOWN",
+            format!("there is no upload `{id}` in this repository; begin again"),
+        )
+    }
+
+    pub(super) fn denied(verb: &str, repository: &Repository) -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "DENIED",
+            format!("this token may not {verb} repository `{repository}`"),
+        )
+    }
+
+    pub(super) fn unauthorized() -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "UNAUTHORIZED",
+            "a participant token is needed: as Bearer, or as the password with any user name",
+        )
+        .header(WWW_AUTHENTICATE, "Basic realm=\"hearth\"")
+    }
+
+    pub(super) fn method(allowed: &'static str) -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", format!("allowed here: {allowed}"))
+            .header(ALLOW, allowed)
+    }
+
+    /// The fault is ours: what it was goes to the log only.
+    pub(super) fn internal(what: &str, error: &dyn std::fmt::Display) -> Self {
+        tracing::error!(%error, "registry: {what}");
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "UNKNOWN",
+            format!("{what} failed; the daemon's log says why"),
+        )
+    }
+
+    pub(super) fn busy(message: &str) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", message).header(RETRY_AFTER, "5")
+    }
+
+    pub(super) fn detail(mut self, detail: Value) -> Self {
+        self.detail = detail;
+        self
+    }
+
+    pub(super) fn header(mut self, name: HeaderName, value: &str) -> Self {
+        // Values are made of digests, numbers and checked names.
+        if let Ok(value) = HeaderValue::from_str(value) {
+            self.headers.push((name, value));
+        }
+        self
+    }
+}
+
+impl From<CatalogError> for Refusal {
+    fn from(error: CatalogError) -> Self {
+        Self::internal("reading or writing the names of images", &error)
+    }
+}
+
+impl From<BlobError> for Refusal {
+    fn from(error: BlobError) -> Self {
+        match error {
+            BlobError::Mismatch { expected, actual } => Self::bad("DIGEST_INVALID", error.to_string())
+                .detail(json!({"expected": expected, "actual": actual})),
+            BlobError::DiskFull => Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                "UNAVAILABLE",
+                "no space is left in the room's registry; nothing of this upload was kept. Remove images, or give the daemon's state directory more room",
+            ),
+            BlobError::Io(error) => Self::internal("reading or writing blob content", &error),
+        }
+    }
+}
+
+impl From<std::io::Error> for Refusal {
+    fn from(error: std::io::Error) -> Self {
+        BlobError::from(error).into()
+    }
+}
+
+/// The blocking thread went away: the daemon ends, or the work panicked.
+impl From<tokio::task::JoinError> for Refusal {
+    fn from(error: tokio::task::JoinError) -> Self {
+        Self::internal("work on a blocking thread", &error)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut error = json!({"code": self.code, "message": self.message});
+        if !self.detail.is_null() {
+            error["detail"] = self.detail;
+        }
+        let mut response = Response::new(Body::from(json!({"errors": [error]}).to_string()));
+        *response.status_mut() = self.status;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().extend(self.headers);
+        response
+    }
+}

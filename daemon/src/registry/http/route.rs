@@ -1,0 +1,159 @@
+//! Paths below `/v2/`. Repository names have slashes, so a path is read from its right end.
+
+use percent_encoding::percent_decode_str;
+
+use super::refusal::Refusal;
+use crate::model::{Digest, Repository, Tag};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    Base,
+    Catalog,
+    Tags(Repository),
+    Referrers(Repository, Digest),
+    Manifest(Repository, ManifestName),
+    /// A tag that can be none.
+    BadTag(Repository, String),
+    Uploads(Repository),
+    Upload(Repository, String),
+    Blob(Repository, Digest),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ManifestName {
+    Tag(Tag),
+    Digest(Digest),
+}
+
+impl Route {
+    pub(super) fn parse(path: &str) -> Result<Self, Refusal> {
+        let nothing_here = || Refusal::unknown("NAME_UNKNOWN", "there is no such path in the registry's API");
+        let path = percent_decode_str(path).decode_utf8().map_err(|_| nothing_here())?;
+        let rest = path.strip_prefix("/v2").ok_or_else(nothing_here)?;
+        let rest = match rest.strip_prefix('/') {
+            None if rest.is_empty() => return Ok(Self::Base),
+            None => return Err(nothing_here()),
+            Some("") => return Ok(Self::Base),
+            Some("_catalog") => return Ok(Self::Catalog),
+            Some(rest) => rest,
+        };
+        if let Some(name) = rest.strip_suffix("/tags/list") {
+            return Ok(Self::Tags(repository(name)?));
+        }
+        if let Some(name) =
+            rest.strip_suffix("/blobs/uploads/").or_else(|| rest.strip_suffix("/blobs/uploads"))
+        {
+            return Ok(Self::Uploads(repository(name)?));
+        }
+        let (front, last) = rest.rsplit_once('/').ok_or_else(nothing_here)?;
+        if let Some(name) = front.strip_suffix("/manifests") {
+            let name = repository(name)?;
+            return if last.contains(':') {
+                Ok(Self::Manifest(name, ManifestName::Digest(digest(last)?)))
+            } else if let Ok(tag) = last.parse() {
+                Ok(Self::Manifest(name, ManifestName::Tag(tag)))
+            } else {
+                Ok(Self::BadTag(name, last.chars().take(200).collect()))
+            };
+        }
+        if let Some(name) = front.strip_suffix("/blobs/uploads") {
+            return Ok(Self::Upload(repository(name)?, last.to_owned()));
+        }
+        if let Some(name) = front.strip_suffix("/blobs") {
+            return Ok(Self::Blob(repository(name)?, digest(last)?));
+        }
+        if let Some(name) = front.strip_suffix("/referrers") {
+            return Ok(Self::Referrers(repository(name)?, digest(last)?));
+        }
+        Err(nothing_here())
+    }
+
+    /// One of few, for figures.
+    pub(super) fn label(&self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Catalog => "catalog",
+            Self::Tags(_) => "tags",
+            Self::Referrers(..) => "referrers",
+            Self::Manifest(..) | Self::BadTag(..) => "manifest",
+            Self::Uploads(_) | Self::Upload(..) => "upload",
+            Self::Blob(..) => "blob",
+        }
+    }
+}
+
+fn repository(name: &str) -> Result<Repository, Refusal> {
+    name.parse().map_err(|_| {
+        let name: String = name.chars().take(300).collect();
+        Refusal::bad("NAME_INVALID", format!("`{name}` cannot be the name of a repository"))
+    })
+}
+
+pub(super) fn digest(text: &str) -> Result<Digest, Refusal> {
+    text.parse()
+        .map_err(|error: hearth_proto::value::DigestError| Refusal::bad("DIGEST_INVALID", error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Repository {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn names_with_any_words_in_them_are_read_from_the_right() {
+        let sum = format!("sha256:{}", "0a".repeat(32));
+        let digest: Digest = sum.parse().unwrap();
+        for (path, route) in [
+            ("/v2", Route::Base),
+            ("/v2/", Route::Base),
+            ("/v2/_catalog", Route::Catalog),
+            ("/v2/a/tags/list", Route::Tags(name("a"))),
+            ("/v2/tags/list/tags/list", Route::Tags(name("tags/list"))),
+            ("/v2/a/b/c/blobs/uploads/", Route::Uploads(name("a/b/c"))),
+            ("/v2/a/blobs/uploads", Route::Uploads(name("a"))),
+            ("/v2/blobs/uploads/blobs/uploads/", Route::Uploads(name("blobs/uploads"))),
+            ("/v2/a/blobs/uploads/01ab", Route::Upload(name("a"), "01ab".to_owned())),
+            (
+                "/v2/manifests/manifests/x",
+                Route::Manifest(name("manifests"), ManifestName::Tag("x".parse().unwrap())),
+            ),
+            ("/v2/a/manifests/.x", Route::BadTag(name("a"), ".x".to_owned())),
+        ] {
+            assert_eq!(Route::parse(path).unwrap(), route, "{path}");
+        }
+        assert_eq!(Route::parse(&format!("/v2/a/blobs/{sum}")).unwrap(), Route::Blob(name("a"), digest));
+        let encoded = sum.replace(':', "%3A");
+        assert_eq!(Route::parse(&format!("/v2/a/blobs/{encoded}")).unwrap(), Route::Blob(name("a"), digest));
+        assert_eq!(
+            Route::parse(&format!("/v2/a/b/manifests/{sum}")).unwrap(),
+            Route::Manifest(name("a/b"), ManifestName::Digest(digest))
+        );
+        assert_eq!(
+            Route::parse(&format!("/v2/a/referrers/{sum}")).unwrap(),
+            Route::Referrers(name("a"), digest)
+        );
+    }
+
+    #[test]
+    fn what_is_no_path_of_the_api_is_refused() {
+        for path in [
+            "/",
+            "/v2x",
+            "/v2/a",
+            "/v2/a/b",
+            "/v2/A/tags/list",
+            "/v2/../a/tags/list",
+            "/v2//tags/list",
+            "/v2/a/blobs/sha256:12",
+            "/v2/a/blobs/latest",
+            "/v2/a/manifests/sha512:00",
+            "/v2/%ff/tags/list",
+            "/v2/a%2f..%2fb/tags/list",
+        ] {
+            assert!(Route::parse(path).is_err(), "{path}");
+        }
+    }
+}

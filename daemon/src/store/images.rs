@@ -1,0 +1,220 @@
+//! Names of images in SQLite: manifests and what they need, links of blobs, tags, packs.
+
+mod forget;
+mod manifests;
+mod packs;
+mod tags;
+
+use std::collections::HashSet;
+use std::str::FromStr;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use rusqlite::types::Type;
+use rusqlite::{OptionalExtension as _, Row, Transaction};
+
+use super::{Store, StoreError};
+use crate::image::port::{
+    Catalog, CatalogError, Forgotten, NewManifest, Pack, ReferrerQuery, Removal, TagQuery,
+};
+use crate::model::id::PackId;
+use crate::model::image::{Descriptor, TaggedImage};
+use crate::model::manifest::Part;
+use crate::model::{Digest, Repository, Tag};
+
+/// A lookup writes a new `touched_at` only when the old one is older than this, so that reading is
+/// reading most of the time. Far below any grace period.
+const TOUCH_AFTER_MS: i64 = 60_000;
+
+impl From<StoreError> for CatalogError {
+    fn from(error: StoreError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+fn now_ms() -> i64 {
+    Timestamp::now().as_millisecond()
+}
+
+/// A column that holds the text form of a value.
+fn parsed<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
+where
+    T: FromStr,
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    let text = row.get_ref(column)?.as_str()?;
+    text.parse()
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error)))
+}
+
+/// A size in a column; SQLite knows signed integers only.
+fn size_column(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    let size: i64 = row.get(column)?;
+    Ok(size.try_into().unwrap_or(0))
+}
+
+fn signed(size: u64) -> i64 {
+    size.try_into().unwrap_or(i64::MAX)
+}
+
+/// Whether a row is there; one that was not touched lately is touched.
+fn look_up(
+    transaction: &Transaction<'_>,
+    table: &'static str,
+    repository: &str,
+    digest: &str,
+) -> Result<bool, StoreError> {
+    let touched: Option<i64> = transaction
+        .prepare_cached(&format!("SELECT touched_at FROM {table} WHERE repository = ?1 AND digest = ?2"))?
+        .query_row((repository, digest), |row| row.get(0))
+        .optional()?;
+    let Some(touched) = touched else { return Ok(false) };
+    let now = now_ms();
+    if now - touched > TOUCH_AFTER_MS {
+        transaction
+            .prepare_cached(&format!(
+                "UPDATE {table} SET touched_at = ?3 WHERE repository = ?1 AND digest = ?2"
+            ))?
+            .execute((repository, digest, now))?;
+    }
+    Ok(true)
+}
+
+#[async_trait]
+impl Catalog for Store {
+    async fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TaggedImage>, CatalogError> {
+        let (repository, tag) = (repository.clone(), tag.clone());
+        Ok(self.transaction(move |transaction| tags::get(transaction, &repository, &tag)).await?)
+    }
+
+    async fn tags(&self, query: TagQuery) -> Result<Vec<TaggedImage>, CatalogError> {
+        Ok(self.transaction(move |transaction| tags::list(transaction, &query)).await?)
+    }
+
+    async fn remove_tag(&self, repository: &Repository, tag: &Tag) -> Result<bool, CatalogError> {
+        let (repository, tag) = (repository.clone(), tag.clone());
+        Ok(self.transaction(move |transaction| tags::remove(transaction, &repository, &tag)).await?)
+    }
+
+    async fn publish(
+        &self,
+        from: &Repository,
+        manifest: &Digest,
+        tags: Vec<(Repository, Tag)>,
+    ) -> Result<Option<Vec<TaggedImage>>, CatalogError> {
+        let (from, manifest) = (from.clone(), *manifest);
+        Ok(self.transaction(move |transaction| tags::publish(transaction, &from, &manifest, &tags)).await?)
+    }
+
+    async fn put_manifests(
+        &self,
+        repository: &Repository,
+        manifests: Vec<NewManifest>,
+        tag: Option<Tag>,
+    ) -> Result<(), CatalogError> {
+        let repository = repository.clone();
+        Ok(self
+            .transaction(move |transaction| {
+                for manifest in &manifests {
+                    manifests::put(transaction, &repository, manifest)?;
+                }
+                if let (Some(last), Some(tag)) = (manifests.last(), tag) {
+                    tags::set(transaction, &repository, &tag, &last.manifest.digest)?;
+                }
+                Ok(())
+            })
+            .await?)
+    }
+
+    async fn manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Descriptor>, CatalogError> {
+        let (repository, digest) = (repository.clone(), *digest);
+        Ok(self.transaction(move |transaction| manifests::get(transaction, &repository, &digest)).await?)
+    }
+
+    async fn remove_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Removal, CatalogError> {
+        let (repository, digest) = (repository.clone(), *digest);
+        Ok(self.transaction(move |transaction| manifests::remove(transaction, &repository, &digest)).await?)
+    }
+
+    async fn referrers(&self, query: ReferrerQuery) -> Result<Vec<Descriptor>, CatalogError> {
+        Ok(self.transaction(move |transaction| manifests::referrers(transaction, &query)).await?)
+    }
+
+    async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, CatalogError> {
+        let (repository, digest) = (repository.clone(), digest.to_string());
+        Ok(self
+            .transaction(move |transaction| {
+                look_up(transaction, "repository_blobs", repository.as_str(), &digest)
+            })
+            .await?)
+    }
+
+    async fn missing(&self, repository: &Repository, parts: Vec<Part>) -> Result<Vec<Part>, CatalogError> {
+        let repository = repository.clone();
+        Ok(self.transaction(move |transaction| manifests::missing(transaction, &repository, parts)).await?)
+    }
+
+    async fn link_blob(&self, repository: &Repository, digest: &Digest) -> Result<(), CatalogError> {
+        let (repository, digest) = (repository.clone(), digest.to_string());
+        Ok(self
+            .transaction(move |transaction| manifests::link(transaction, repository.as_str(), &digest))
+            .await?)
+    }
+
+    async fn unlink_blob(&self, repository: &Repository, digest: &Digest) -> Result<Removal, CatalogError> {
+        let (repository, digest) = (repository.clone(), *digest);
+        Ok(self.transaction(move |transaction| manifests::unlink(transaction, &repository, &digest)).await?)
+    }
+
+    async fn knows(&self, repository: &Repository) -> Result<bool, CatalogError> {
+        let repository = repository.clone();
+        Ok(self.transaction(move |transaction| manifests::knows(transaction, &repository)).await?)
+    }
+
+    async fn repositories(
+        &self,
+        after: Option<Repository>,
+        limit: usize,
+    ) -> Result<Vec<Repository>, CatalogError> {
+        Ok(self
+            .transaction(move |transaction| manifests::repositories(transaction, after.as_ref(), limit))
+            .await?)
+    }
+
+    async fn put_pack(&self, pack: Pack) -> Result<(), CatalogError> {
+        Ok(self.transaction(move |transaction| packs::put(transaction, &pack)).await?)
+    }
+
+    async fn pack(&self, id: &PackId) -> Result<Option<Pack>, CatalogError> {
+        let id = id.clone();
+        Ok(self.transaction(move |transaction| packs::get(transaction, &id)).await?)
+    }
+
+    async fn packs(&self) -> Result<Vec<Pack>, CatalogError> {
+        Ok(self.transaction(packs::all).await?)
+    }
+
+    async fn remove_pack(&self, id: &PackId) -> Result<(), CatalogError> {
+        let id = id.clone();
+        Ok(self.transaction(move |transaction| packs::remove(transaction, &id)).await?)
+    }
+
+    async fn forget(&self, before: Timestamp) -> Result<Forgotten, CatalogError> {
+        Ok(self.transaction(move |transaction| forget::forget(transaction, before.as_millisecond())).await?)
+    }
+
+    async fn live(&self) -> Result<HashSet<Digest>, CatalogError> {
+        Ok(self.transaction(forget::live).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,52 @@
+//! What the registry may forget, and what is left.
+//!
+//! A manifest stays while it is tagged, while it was touched lately, while an index that stays needs
+//! it, and while the manifest that it refers to (its subject) stays. A link stays while it was
+//! touched lately or a manifest of its repository needs it.
+
+use std::collections::HashSet;
+
+use rusqlite::Transaction;
+
+use super::parsed;
+use crate::image::port::Forgotten;
+use crate::model::Digest;
+use crate::store::StoreError;
+
+pub(super) fn forget(transaction: &Transaction<'_>, before_ms: i64) -> Result<Forgotten, StoreError> {
+    let manifests = transaction
+        .prepare_cached(
+            "WITH RECURSIVE staying (repository, digest) AS (
+                 SELECT repository, digest FROM tags
+                 UNION SELECT repository, digest FROM manifests WHERE touched_at >= ?1
+                 UNION SELECT part.repository, part.digest FROM staying
+                       JOIN manifest_parts part
+                         ON part.repository = staying.repository AND part.manifest = staying.digest
+                       WHERE part.kind = 'manifest'
+                 UNION SELECT referrer.repository, referrer.digest FROM staying
+                       JOIN manifests referrer
+                         ON referrer.repository = staying.repository AND referrer.subject = staying.digest
+             )
+             DELETE FROM manifests WHERE touched_at < ?1 AND (repository, digest) NOT IN staying",
+        )?
+        .execute([before_ms])?;
+    let links = transaction
+        .prepare_cached(
+            "DELETE FROM repository_blobs WHERE touched_at < ?1 AND NOT EXISTS (
+                 SELECT 1 FROM manifest_parts part
+                 WHERE part.repository = repository_blobs.repository AND part.digest = repository_blobs.digest
+             )",
+        )?
+        .execute([before_ms])?;
+    Ok(Forgotten { manifests: manifests as u64, links: links as u64 })
+}
+
+pub(super) fn live(transaction: &Transaction<'_>) -> Result<HashSet<Digest>, StoreError> {
+    // Parts as well: a manifest's blobs live with it whatever became of their links.
+    let mut statement = transaction.prepare_cached(
+        "SELECT digest FROM manifests UNION ALL SELECT digest FROM repository_blobs
+         UNION ALL SELECT digest FROM manifest_parts",
+    )?;
+    let rows = statement.query_map([], |row| parsed(row, 0))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}

@@ -1,0 +1,141 @@
+//! What a killed child leaves: processes that carry its mark, and mounts below its root.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, PidfdFlags, Signal};
+
+const VARIABLE: &str = "HEARTH_CHILD";
+/// How long a killed process may take to be gone.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+
+/// Identity of a child, carried in the environment of its processes.
+#[derive(Clone, Debug)]
+pub struct Mark(OsString);
+
+impl Mark {
+    /// The inode and not the path: two daemons in two containers may share the path, and see
+    /// each other's processes.
+    pub fn of(name: &str, root: &Path) -> io::Result<Self> {
+        let stat = fs::metadata(root)?;
+        Ok(Self(format!("{name}:{}:{}", stat.dev(), stat.ino()).into()))
+    }
+
+    pub(super) fn variable(&self) -> (&'static str, &OsStr) {
+        (VARIABLE, &self.0)
+    }
+
+    fn is_on(&self, pid: Pid) -> bool {
+        let Ok(environ) = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())) else {
+            return false;
+        };
+        let wanted = [VARIABLE.as_bytes(), b"=", self.0.as_bytes()].concat();
+        environ.split(|b| *b == 0).any(|entry| entry == wanted)
+    }
+}
+
+/// Kills every process that carries the mark, and waits until they are gone. Gives how many.
+pub fn end_processes(mark: &Mark) -> io::Result<usize> {
+    let deadline = Instant::now() + KILL_LIMIT;
+    let mut ended = 0;
+    loop {
+        let alive = kill_marked(mark)?;
+        if alive == 0 {
+            return Ok(ended);
+        }
+        ended = ended.max(alive);
+        if Instant::now() > deadline {
+            return Err(io::Error::other(format!("{alive} processes of a killed child do not end")));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn kill_marked(mark: &Mark) -> io::Result<usize> {
+    let me = rustix::process::getpid();
+    let mut found = 0;
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) =
+            entry?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw)
+        else {
+            continue;
+        };
+        if pid == me || !mark.is_on(pid) {
+            continue;
+        }
+        let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
+            continue;
+        };
+        // The pidfd holds one process; only now is it known to be the marked one.
+        if mark.is_on(pid) {
+            found += 1;
+            let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+        }
+    }
+    Ok(found)
+}
+
+/// Unmounts everything below `root` (not `root` itself). Gives how many mounts there were.
+pub fn unmount_below(root: &Path) -> io::Result<usize> {
+    let mounts = mounts_below(root, &fs::read("/proc/self/mountinfo")?);
+    // Newest first: a mount may lie on another.
+    for mount in mounts.iter().rev() {
+        rustix::mount::unmount(mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
+    }
+    Ok(mounts.len())
+}
+
+fn mounts_below(root: &Path, mountinfo: &[u8]) -> Vec<PathBuf> {
+    mountinfo
+        .split(|b| *b == b'\n')
+        .filter_map(|line| line.split(|b| *b == b' ').nth(4))
+        .map(|field| PathBuf::from(OsString::from_vec(unescape(field))))
+        .filter(|path| path.starts_with(root) && path != root)
+        .collect()
+}
+
+/// `\040` and the like, as the kernel writes blanks in paths.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, tail)) = rest.split_first() {
+        let octal = (byte == b'\\')
+            .then(|| tail.get(..3))
+            .flatten()
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match octal {
+            Some(value) => {
+                out.push(value);
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_mounts_below_the_root_are_found() {
+        let text = b"1 0 0:1 / / rw - ext4 /dev/vda rw\n\
+            2 1 0:2 / /s/a rw - tmpfs t rw\n\
+            3 1 0:3 / /s/a/b\\040c rw - overlay o rw\n\
+            4 1 0:3 / /s/ab rw - overlay o rw\n\
+            5 3 0:3 / /s/a/b\\040c/d rw - overlay o rw\n";
+        let found = mounts_below(Path::new("/s/a"), text);
+        assert_eq!(found, [PathBuf::from("/s/a/b c"), PathBuf::from("/s/a/b c/d")]);
+    }
+}

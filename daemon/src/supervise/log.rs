@@ -1,0 +1,52 @@
+//! The log of a child: one file that the child appends to itself, cut by size.
+//!
+//! The child writes to the file and not into a pipe of the daemon's: a pipe whose reader died
+//! would kill the child before it has ended its own work. Cutting copies the file to `.1` and
+//! truncates it in place; the child appends, so it goes on at the new end. Lines written between
+//! the copy and the truncation are lost, which happens once per `limit` bytes.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+const TAIL: u64 = 16 << 10;
+
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    File::options().create(true).append(true).mode(0o600).open(path)
+}
+
+pub(super) fn cut(path: &Path, limit: u64) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(stat) if stat.len() > limit => {
+            fs::copy(path, older(path))?;
+            File::options().write(true).open(path)?.set_len(0)
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn older(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".1");
+    name.into()
+}
+
+pub(super) fn length(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |stat| stat.len())
+}
+
+/// The end of what was written after `start`, at most 16 KiB.
+pub fn tail(path: &Path, start: u64) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let start = if start > length { 0 } else { start };
+    file.seek(SeekFrom::Start(start.max(length.saturating_sub(TAIL))))?;
+    let mut bytes = Vec::new();
+    file.take(TAIL).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}

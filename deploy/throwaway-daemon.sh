@@ -1,0 +1,74 @@
+# shellcheck shell=bash
+# A daemon for the length of one script: demo.sh and self-image.sh source this file.
+#
+#   start_daemon DIR HEARTHD ROOM    state in DIR/state, made anew; exports HEARTH_ADDR, sets `listen` (host:port)
+#   stop_daemon                      drains it and removes the state; goes into the script's EXIT trap
+#
+# Only what start_daemon started is ended, and nothing of it stays: no process, no mount, no state.
+
+daemon_pid=
+daemon_dir=
+
+# `rm -rf` must never walk through a mount that a killed daemon left behind.
+unmount_below() {
+    local point
+    while read -r point; do
+        umount -l "$point" 2>/dev/null || true
+    done < <(awk -v below="$1/" 'index($5, below) == 1 { print $5 }' /proc/self/mountinfo | sort -r)
+}
+
+start_daemon() {
+    local hearthd=$2 room=$3 log pid waited
+    daemon_dir=$(realpath -m "$1")
+    unmount_below "$daemon_dir/state"
+    rm -rf --one-file-system "$daemon_dir/state"
+    mkdir -p "$daemon_dir/state"
+    log="$daemon_dir/hearthd.log"
+    # What the user has set up for rooms of their own does not belong to this one.
+    unset HEARTH_ROOM HEARTH_TOKEN HEARTH_CONFIG MESHAGENT_ROOM MESHAGENT_TOKEN
+
+    # A session of its own: Ctrl-C reaches this script, which then drains the daemon instead of both dying at once.
+    setsid "$hearthd" --room "$room" --state-dir "$daemon_dir/state" --listen 127.0.0.1:0 --ingress 127.0.0.1:0 \
+        --socket "$daemon_dir/state/hearth.sock" >"$log" 2>&1 </dev/null &
+    pid=$!
+    daemon_pid=$pid
+
+    local addresses="$daemon_dir/state/addresses.json"
+    for ((waited = 0; waited < 600; waited++)); do
+        if ! kill -0 "$pid" 2>/dev/null; then
+            echo "the daemon ended while it started; the end of $log:" >&2
+            tail -n 20 "$log" >&2
+            return 1
+        fi
+        if [ -s "$addresses" ]; then
+            listen=$(sed -n 's/.*"listen" *: *"\([^"]*\)".*/\1/p' "$addresses")
+            if [ -n "$listen" ] && curl -fsS -o /dev/null --max-time 2 "http://$listen/readyz" 2>/dev/null; then
+                export HEARTH_ADDR="unix://$daemon_dir/state/hearth.sock"
+                return 0
+            fi
+        fi
+        sleep 0.1
+    done
+    echo "the daemon was not ready within a minute; the end of $log:" >&2
+    tail -n 20 "$log" >&2
+    return 1
+}
+
+stop_daemon() {
+    [ -n "$daemon_pid" ] || return 0
+    local waited
+    kill -TERM "$daemon_pid" 2>/dev/null || true
+    for ((waited = 0; waited < 300; waited++)); do
+        kill -0 "$daemon_pid" 2>/dev/null || break
+        sleep 0.1
+    done
+    if kill -0 "$daemon_pid" 2>/dev/null; then
+        echo "the daemon did not drain within 30 s and is killed; its log: $daemon_dir/hearthd.log" >&2
+    fi
+    # The group holds the daemon's children as well, should it have died without them.
+    kill -KILL -- "-$daemon_pid" 2>/dev/null || true
+    wait "$daemon_pid" 2>/dev/null || true
+    daemon_pid=
+    unmount_below "$daemon_dir/state"
+    rm -rf --one-file-system "$daemon_dir/state"
+}
