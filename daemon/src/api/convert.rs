@@ -142,7 +142,7 @@ pub fn event(event: BuildEvent, record: Option<BuildRecord>) -> v1::BuildEvent {
     v1::BuildEvent { sequence: event.sequence, time: Some(timestamp(event.time)), event: Some(kind) }
 }
 
-pub fn image(image: TaggedImage, rooms: &RoomRegistries) -> v1::Image {
+pub fn image(image: &TaggedImage, rooms: &RoomRegistries) -> v1::Image {
     let name = format!("{}:{}", image.repository, image.tag);
     let reference = match rooms.names().first() {
         Some(registry) => format!("{registry}/{name}"),

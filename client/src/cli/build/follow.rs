@@ -46,7 +46,7 @@ pub(super) async fn to_end(
                 }
             }
             Some(Watched::Lost(reason)) => {
-                show.note(&format!("connection lost ({reason}); trying to get back"))
+                show.note(&format!("connection lost ({reason}); trying to get back"));
             }
             None => {
                 show.clear();

@@ -60,7 +60,7 @@ impl v1::images_server::Images for ImagesService {
                     }
                 }
                 let rooms = self.images.room_registries();
-                let images = images.into_iter().map(|image| convert::image(image, rooms)).collect();
+                let images = images.iter().map(|image| convert::image(image, rooms)).collect();
                 return Ok(Response::new(v1::ListImagesResponse { images, next_page_token }));
             }
         }
@@ -85,7 +85,7 @@ impl v1::images_server::Images for ImagesService {
         allow(&caller, RegistryVerb::Pull, &source)?;
         allow(&caller, RegistryVerb::Write, &tag)?;
         let image = self.images.tag(&source, &tag).await.map_err(Refusal::from)?;
-        Ok(Response::new(convert::image(image, self.images.room_registries())))
+        Ok(Response::new(convert::image(&image, self.images.room_registries())))
     }
 
     async fn remove(
@@ -162,7 +162,7 @@ impl v1::images_server::Images for ImagesService {
             size_bytes: loaded.size_bytes,
             reused_bytes: loaded.reused_bytes,
             pack_id: loaded.pack.map(|id| id.to_string()).unwrap_or_default(),
-            image: loaded.image.map(|image| convert::image(image, self.images.room_registries())),
+            image: loaded.image.map(|image| convert::image(&image, self.images.room_registries())),
         }))
     }
 }
@@ -185,7 +185,7 @@ impl ImagesService {
     fn inspected(&self, inspected: Inspected) -> v1::InspectImageResponse {
         let rooms = self.images.room_registries();
         let image = match inspected.tag {
-            Some(tag) => convert::image(tag, rooms),
+            Some(tag) => convert::image(&tag, rooms),
             None => v1::Image {
                 reference: format!("{}@{}", inspected.repository, inspected.manifest.digest),
                 repository: inspected.repository.to_string(),
