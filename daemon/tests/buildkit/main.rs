@@ -509,3 +509,48 @@ async fn a_killed_daemon_leaves_nothing_running_and_the_next_one_starts() {
     assert_eq!((left, sleeping), (Vec::new(), Some(0)));
     assert_eq!((processes_below(&below), mounts_below(dir.path())), (Vec::new(), 0));
 }
+
+/// Against `buildctl` on the same buildkitd; prints seconds. Set the directory to send.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement: HEARTH_BENCH_TREE=DIR cargo test --test buildkit -- --ignored --nocapture"]
+async fn file_sync_beside_buildctl() {
+    let Some(tree) = std::env::var_os("HEARTH_BENCH_TREE") else { return };
+    let tree = std::path::PathBuf::from(tree);
+    let dockerfile = "FROM scratch AS all\nCOPY . /x\nFROM scratch\nCOPY --from=all /x/go.mod /\n";
+    Fixture::run(async |kit| {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::write(place.path().join("Dockerfile"), dockerfile).unwrap();
+        let files = Arc::new(memory::DiskTree::walk(&tree));
+        for round in ["first", "unchanged"] {
+            for theirs in [true, false] {
+                let start = Instant::now();
+                if theirs {
+                    let status = std::process::Command::new("buildctl")
+                        .env(
+                            "BUILDKIT_HOST",
+                            format!("unix://{}/buildkit/buildkitd.sock", kit.dir.path().display()),
+                        )
+                        .args(["build", "--frontend", "dockerfile.v0", "--no-cache", "--progress", "quiet"])
+                        .arg("--output")
+                        .arg(format!("type=image,name={}/theirs,push=true,push-by-digest=true", kit.address))
+                        .arg("--local")
+                        .arg(format!("context={}", tree.display()))
+                        .arg("--local")
+                        .arg(format!("dockerfile={}", place.path().display()))
+                        .stdout(std::process::Stdio::null())
+                        .status()
+                        .unwrap();
+                    assert!(status.success());
+                } else {
+                    let mut request = kit.request(dockerfile, MemoryTree::default());
+                    request.files.context = files.clone();
+                    request.files.shared_key = "lineage".to_owned();
+                    request.no_cache = NoCache::Everything;
+                    kit.solve(request).await.0.unwrap();
+                }
+                println!("{round} {}: {:?}", if theirs { "buildctl" } else { "hearth" }, start.elapsed());
+            }
+        }
+    })
+    .await;
+}
