@@ -76,7 +76,9 @@ async fn identify(mut request: Request, next: Next) -> Response {
             "writer" => json!({"write": ["team/*"]}),
             "lister" => json!({"list": ["team/*"]}),
             "nobody" => json!({}),
-            _ => json!({"list": ["*"], "pull": ["*"], "write": ["*"]}),
+            "all" | "third" => json!({"list": ["*"], "pull": ["*"], "write": ["*"]}),
+            // Skopeo without credentials sends an empty name and password.
+            _ => return next.run(request).await,
         };
         let scope: ApiScope = serde_json::from_value(json!({"containers": {"registry": grant}})).unwrap();
         request.extensions_mut().insert(Caller { name, scope });
