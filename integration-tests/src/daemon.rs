@@ -12,7 +12,6 @@
 //! SIGTERM, then looks for processes and mounts that are left, and removes the directory.
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
