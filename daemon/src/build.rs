@@ -5,6 +5,7 @@
 //! outcome, `publisher` numbers and stores what happens, `watch` and `text` read it back.
 
 mod admission;
+mod context;
 mod credentials;
 mod decision;
 mod dockerfile;
