@@ -126,7 +126,9 @@ impl NoCommand {
         output::note(shown.trim_end());
         let first = shown.lines().next().unwrap_or_default();
         let failure = Failure::usage(first.strip_prefix("error: ").unwrap_or(first));
-        if self.json && let Err(unseen) = output::json(&exit::for_programs(&failure)) {
+        if self.json
+            && let Err(unseen) = output::json(&exit::for_programs(&failure))
+        {
             tracing::debug!(?unseen, "the error could not be printed");
         }
         ExitCode::from(exit::code(&failure))
@@ -188,8 +190,11 @@ async fn connect(globals: &Globals) -> Result<Client, Failure> {
         Ok(path) => RoomsFile::read(&path)?,
         Err(_) => RoomsFile::default(),
     };
-    let asked =
-        Asked { room: globals.room.clone(), addr: globals.addr.clone(), token_file: globals.token_file.clone() };
+    let asked = Asked {
+        room: globals.room.clone(),
+        addr: globals.addr.clone(),
+        token_file: globals.token_file.clone(),
+    };
     let selection = rooms::select(&asked, &Surroundings::of_process(), &rooms, &Address::local())?;
     tracing::debug!(?selection, "room chosen");
     connect_to(&selection, &rooms).await
@@ -197,7 +202,8 @@ async fn connect(globals: &Globals) -> Result<Client, Failure> {
 
 async fn connect_to(selection: &Selection, rooms: &RoomsFile) -> Result<Client, Failure> {
     let address = selection.address.to_string();
-    let unknown = |name: &str, local| RoomError::Unknown { name: name.to_owned(), known: rooms.shown(), local };
+    let unknown =
+        |name: &str, local| RoomError::Unknown { name: name.to_owned(), known: rooms.shown(), local };
     let client = match Client::connect(&selection.target()?).await {
         Ok(client) => client,
         // Nothing names this socket but our own guess: what is missing is a choice of room.

@@ -76,9 +76,10 @@ impl Client {
     pub async fn connect(target: &Target) -> Result<Self, ClientError> {
         let bearer = match &target.token {
             Some(token) => {
-                let mut value: MetadataValue<Ascii> = format!("Bearer {}", token.reveal())
-                    .parse()
-                    .map_err(|_| ClientError::Token("has characters that no token has; look at its source"))?;
+                let mut value: MetadataValue<Ascii> =
+                    format!("Bearer {}", token.reveal()).parse().map_err(|_| {
+                        ClientError::Token("has characters that no token has; look at its source")
+                    })?;
                 value.set_sensitive(true);
                 Some(value)
             }
@@ -86,8 +87,7 @@ impl Client {
         };
         let address = target.address.to_string();
         tracing::debug!(%address, token = bearer.is_some(), "connecting");
-        let unreachable =
-            |reason: String| ClientError::Unreachable { address: address.clone(), reason };
+        let unreachable = |reason: String| ClientError::Unreachable { address: address.clone(), reason };
         let connected = tokio::time::timeout(CONNECT_LIMIT, open(&target.address)?)
             .await
             .map_err(|_| unreachable(format!("no connection within {} s", CONNECT_LIMIT.as_secs())))?
@@ -135,7 +135,9 @@ impl Client {
     }
 
     fn answer<T>(&self, answer: Result<tonic::Response<T>, Status>) -> Result<T, ClientError> {
-        answer.map(tonic::Response::into_inner).map_err(|status| ClientError::from_status(&self.address, &status))
+        answer
+            .map(tonic::Response::into_inner)
+            .map_err(|status| ClientError::from_status(&self.address, &status))
     }
 }
 

@@ -86,7 +86,9 @@ mod tests {
 
     #[test]
     fn what_is_no_length_of_time_is_refused_and_named() {
-        for text in ["", "10", "m", "10x", "-1s", "1.5h", "1m1h", "1s1s", "0s", "99999999999999999999s", "9999d"] {
+        for text in
+            ["", "10", "m", "10x", "-1s", "1.5h", "1m1h", "1s1s", "0s", "99999999999999999999s", "9999d"]
+        {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(&format!("`{text}`")), "{error}");
         }
@@ -94,7 +96,9 @@ mod tests {
 
     #[test]
     fn lengths_are_shown_as_short_as_they_are_clear() {
-        for (milliseconds, shown) in [(412, "0.4s"), (59_940, "59.9s"), (61_000, "1m01s"), (3_723_000, "1h02m03s")] {
+        for (milliseconds, shown) in
+            [(412, "0.4s"), (59_940, "59.9s"), (61_000, "1m01s"), (3_723_000, "1h02m03s")]
+        {
             assert_eq!(show(Duration::from_millis(milliseconds)), shown);
         }
     }

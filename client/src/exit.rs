@@ -50,7 +50,8 @@ fn step_code(detail: &ErrorDetail) -> Option<u8> {
 /// What, where, what next.
 pub fn for_people(failure: &Failure) -> String {
     let detail = &failure.detail;
-    let mut text = format!("error: {}", lines(&detail.message));
+    let denied = if failure.kind == FailureKind::Denied { "denied: " } else { "" };
+    let mut text = format!("error: {denied}{}", lines(&detail.message));
     if !detail.field.is_empty() {
         text += &format!("\n  field: {}", output::printable(&detail.field));
     }
@@ -73,7 +74,8 @@ pub fn for_people(failure: &Failure) -> String {
         text += &format!("\n  hint: {}", lines(&detail.hint));
     }
     if let Some(milliseconds) = detail.retry_after_ms {
-        text += &format!("\n  try again in {:.1}s", std::time::Duration::from_millis(milliseconds).as_secs_f64());
+        text +=
+            &format!("\n  try again in {:.1}s", std::time::Duration::from_millis(milliseconds).as_secs_f64());
     }
     if let Some(build_id) = &failure.build_id {
         text += &format!("\n  build: {build_id} (its log: hearth builds logs {build_id})");

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use hearth::exit;
+use hearth::{cli, exit};
 
 fn main() -> ExitCode {
     let arguments = match cli::parse(std::env::args_os()) {

@@ -23,7 +23,8 @@ pub fn json(value: &impl Serialize) -> Result<(), Failure> {
 
 pub fn to_json(value: &impl Serialize) -> String {
     // Our own types have string keys and no failing serializers.
-    serde_json::to_string_pretty(value).unwrap_or_else(|error| format!("{{\"error\":{{\"message\":\"{error}\"}}}}"))
+    serde_json::to_string_pretty(value)
+        .unwrap_or_else(|error| format!("{{\"error\":{{\"message\":\"{error}\"}}}}"))
 }
 
 /// A remark for the person at the terminal. When nobody can read it, nothing is lost.
@@ -57,7 +58,8 @@ fn format_table(head: &[&str], rows: &[Vec<String>]) -> String {
 
 /// Text from a daemon or a file name, safe for a terminal: control characters are shown as such.
 pub fn printable(text: &str) -> String {
-    let shown = |c: char| if c.is_control() && c != '\t' { c.escape_default().collect() } else { c.to_string() };
+    let shown =
+        |c: char| if c.is_control() && c != '\t' { c.escape_default().collect() } else { c.to_string() };
     text.chars().map(shown).collect()
 }
 
@@ -137,15 +139,23 @@ mod tests {
 
     #[test]
     fn a_table_lines_its_columns_up_without_trailing_blanks() {
-        let rows = [vec!["a".to_owned(), "long cell".to_owned(), "1".to_owned()], vec!["bcd".into(), "x".into(), String::new()]];
-        assert_eq!(format_table(&["ID", "TAG", "N"], &rows), "ID   TAG        N\na    long cell  1\nbcd  x\n");
+        let rows = [
+            vec!["a".to_owned(), "long cell".to_owned(), "1".to_owned()],
+            vec!["bcd".into(), "x".into(), String::new()],
+        ];
+        assert_eq!(
+            format_table(&["ID", "TAG", "N"], &rows),
+            "ID   TAG        N\na    long cell  1\nbcd  x\n"
+        );
     }
 
     #[test]
     fn ages_use_one_unit() {
         let now = Timestamp::from_second(1_000_000).unwrap();
         let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
-        for (seconds, shown) in [(999_990, "10s ago"), (996_000, "66m ago"), (900_000, "27h ago"), (1, "11d ago")] {
+        for (seconds, shown) in
+            [(999_990, "10s ago"), (996_000, "66m ago"), (900_000, "27h ago"), (1, "11d ago")]
+        {
             assert_eq!(age(at(seconds).as_ref(), now), shown);
         }
         assert_eq!(age(None, now), "-");

@@ -47,7 +47,8 @@ pub trait Show: Send {
 
 impl ProgressMode {
     pub fn renderer(self) -> Box<dyn Show> {
-        let terminal = std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        let terminal =
+            std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
         match self {
             Self::Auto if terminal => Box::new(Terminal::new()),
             Self::Tty => Box::new(Terminal::new()),

@@ -18,6 +18,7 @@ pub mod port;
 mod publisher;
 mod recovery;
 mod retention;
+mod rooms;
 mod service;
 mod submit;
 #[cfg(test)]
@@ -27,6 +28,7 @@ mod watch;
 
 pub use admission::{Deny, Limits};
 pub use credentials::{RegistryAccess, RegistryCredential};
+pub use rooms::RoomContexts;
 pub use service::{BuildError, Handle, Options, Ports, Service, StartError};
 pub use submit::{SubmitBuild, SubmitError, Submitted};
 pub use text::{LogQuery, LogText};

@@ -1,1 +1,262 @@
+//! The composition root: [`Config`] -> [`Daemon`] (ports bound) -> running, until told to stop.
+//!
+//! Ports are bound before anything starts, so that a second daemon or a taken port fails at once;
+//! they are served when everything behind them is there. Nothing else in the crate sees this file.
 
+mod listeners;
+mod router;
+
+use std::fs::{self, File};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::access::Access;
+use crate::api::http::Readiness;
+use crate::build::{self, RegistryAccess, RegistryCredential, RoomContexts};
+use crate::buildkit::{self, BuildKit, managed};
+use crate::config::Config;
+use crate::context::storage::{Root, Storage};
+use crate::context::{ContextOptions, Contexts};
+use crate::image::Images;
+use crate::model::access::{ApiScope, ContainersGrant, Patterns, RegistryGrant};
+use crate::model::component::Component;
+use crate::model::id::BuildId;
+use crate::model::secret::{Credential, Secret};
+use crate::registry::blobs::BlobStore;
+use crate::registry::{Registry, UploadLimits};
+use crate::store::Store;
+use crate::{supervise, task};
+
+pub use listeners::Addresses;
+use listeners::Listeners;
+
+/// What running builds get when the daemon is told to stop; then they are left for its next run.
+const DRAIN_GRACE: Duration = Duration::from_secs(10);
+/// What requests in flight get after that.
+const REQUEST_GRACE: Duration = Duration::from_secs(3);
+/// For a build to end once it was told to.
+const STOP_LIMIT: Duration = Duration::from_secs(45);
+/// How long a build waits for a BuildKit that is away.
+const SOLVER_WAIT: Duration = Duration::from_secs(60);
+/// Ended builds are forgotten after this long.
+const KEEP_BUILDS: Duration = Duration::from_secs(90 * 24 * 3600);
+/// A build's token for the room's registry; asked for anew whenever BuildKit needs one.
+const BUILD_TOKEN_TTL: Duration = Duration::from_secs(3600);
+const HOUSEKEEPING: Duration = Duration::from_secs(600);
+
+/// A daemon whose ports are bound.
+pub struct Daemon {
+    config: Config,
+    metrics: PrometheusHandle,
+    listeners: Listeners,
+    storage: Storage,
+    store: Store,
+    blobs: BlobStore,
+    access: Arc<Access>,
+    /// Held as long as the daemon lives: one daemon per state directory.
+    _lock: File,
+}
+
+impl Daemon {
+    /// Opens the state and binds the ports. Nothing is served yet.
+    pub async fn bind(config: Config, metrics: PrometheusHandle) -> Result<Self> {
+        let state = &config.state_dir;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(state)
+            .with_context(|| format!("state directory {}", state.display()))?;
+        let lock = lock(state)?;
+        listeners::forget_addresses(state)?;
+        let storage = Storage {
+            room: open_storage(&config.room_storage())?,
+            project: open_storage(&config.project_storage())?,
+        };
+        let store = Store::open(&state.join("state.db")).context("state database")?;
+        let blobs = BlobStore::open(&state.join("registry")).context("content store")?;
+        let access = Access::open(&config.room, &state.join("room.secret"))?;
+        let listeners = Listeners::bind(&config).await?;
+        Ok(Self { config, metrics, listeners, storage, store, blobs, access: Arc::new(access), _lock: lock })
+    }
+
+    pub fn addresses(&self) -> &Addresses {
+        &self.listeners.addresses
+    }
+
+    /// Serves until `stop`, then drains.
+    pub async fn run(self, stop: CancellationToken) -> Result<()> {
+        let Self { config, metrics, listeners, storage, store, blobs, access, _lock } = self;
+        let (kit, child) = start_buildkit(&config)?;
+        let images = Images::new(config.room_registries(), Arc::new(blobs.clone()), Arc::new(store.clone()));
+        let registry = Registry::new(UploadLimits::default(), blobs, Arc::new(store.clone()));
+        let contexts = Contexts::new(ContextOptions {
+            room: config.room.clone(),
+            storage: storage.clone(),
+            state_dir: config.state_dir.clone(),
+            limits: crate::context::layers::LayerLimits::default(),
+        })?;
+        let room = RoomContexts { contexts, images: images.clone() };
+        let ports = build::Ports {
+            store: Arc::new(store),
+            solver: Arc::new(kit.clone()),
+            contexts: Arc::new(room.clone()),
+            images: Arc::new(room),
+        };
+        let options = build_options(&config, &listeners.addresses, Arc::clone(&access));
+        let builds = build::Service::start(options, ports).await?;
+
+        let readiness = readiness(&kit);
+        let (app, health) = router::build(router::Parts {
+            builds: builds.handle(),
+            images: images.clone(),
+            storage,
+            access,
+            readiness: Arc::clone(&readiness),
+            metrics,
+            registry: registry.router(),
+            room: config.room.clone(),
+            rooms: config.room_registries(),
+            max_timeout: config.max_timeout(),
+        })?;
+        let closing = CancellationToken::new();
+        let addresses = listeners.addresses.clone();
+        let servers = listeners.serve(app, &closing, REQUEST_GRACE);
+        addresses.write(&config.state_dir)?;
+        tracing::info!(
+            room = config.room, listen = %addresses.listen, ingress = %addresses.ingress,
+            socket = %addresses.socket.display(), "serving"
+        );
+        let health = task::spawn("health", router::health_loop(health, readiness, kit.status()));
+        let housekeeping = task::spawn("housekeeping", housekeeping_loop(images, registry));
+
+        stop.cancelled().await;
+        tracing::info!("draining");
+        builds.handle().drain(DRAIN_GRACE).await;
+        closing.cancel();
+        for server in servers {
+            if let Err(error) = server.await {
+                tracing::error!(%error, "a listener ended badly");
+            }
+        }
+        health.abort();
+        housekeeping.abort();
+        if let Some(child) = child {
+            child.stop().await;
+        }
+        listeners::forget_addresses(&config.state_dir)?;
+        listeners::remove_socket(&addresses.socket);
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+fn lock(state: &Path) -> Result<File> {
+    let path = state.join("hearthd.lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            bail!("another hearthd uses the state directory {}; give each its own", state.display())
+        }
+        Err(error) => Err(error).with_context(|| format!("lock {}", path.display())),
+    }
+}
+
+/// Storage that the daemon makes is for its own user; one that exists keeps its mode.
+fn open_storage(path: &Path) -> Result<Root> {
+    let made = !path.exists();
+    let root = Root::open_or_create(path).with_context(|| format!("storage {}", path.display()))?;
+    if made {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(root)
+}
+
+/// The configured BuildKit, or our own under supervision.
+fn start_buildkit(config: &Config) -> Result<(BuildKit, Option<supervise::Handle>)> {
+    if let Some(address) = &config.buildkit {
+        let options = buildkit::Options { address: address.parse()?, child: None, executor: None };
+        return Ok((BuildKit::connect(options), None));
+    }
+    let mut options = managed::Options::new(config.state_dir.join("buildkit"));
+    options.program.clone_from(&config.builder.program);
+    options.quota.max_used = config.builder.max_used_bytes;
+    options.quota.min_free = config.builder.min_free_bytes;
+    let (child, mut connect) = options.plan()?;
+    let child = supervise::start(child)?;
+    connect.child = Some(child.status());
+    Ok((BuildKit::connect(connect), Some(child)))
+}
+
+fn build_options(config: &Config, addresses: &Addresses, access: Arc<Access>) -> build::Options {
+    build::Options {
+        limits: build::Limits {
+            concurrency: config.builds.concurrency,
+            queue: config.builds.queue_length,
+            per_caller: config.builds.per_caller,
+        },
+        log_quota: config.builds.log_quota_bytes,
+        default_timeout: config.default_timeout(),
+        max_timeout: config.max_timeout(),
+        stop_limit: STOP_LIMIT,
+        solver_wait: SOLVER_WAIT,
+        keep_ended: config.builds.keep,
+        keep_for: KEEP_BUILDS,
+        log_dir: config.state_dir.join("builds"),
+        min_free_space: config.builds.min_free_bytes,
+        registry: addresses.registry.to_string(),
+        room_registries: config.room_registries(),
+        registry_credential: registry_credential(access),
+    }
+}
+
+/// A token for one build: pull what its Dockerfile names, push its result, nothing else.
+fn registry_credential(access: Arc<Access>) -> RegistryCredential {
+    Arc::new(move |build: &BuildId, may: &RegistryAccess| {
+        let names = |repositories: &[crate::model::Repository]| {
+            Patterns(repositories.iter().map(ToString::to_string).collect())
+        };
+        let push = std::slice::from_ref(&may.push);
+        let registry = RegistryGrant {
+            // Pushing asks first what is there.
+            pull: names(&[&may.pull, push].concat()),
+            write: names(push),
+            ..RegistryGrant::default()
+        };
+        let containers = Some(ContainersGrant { registry, ..ContainersGrant::default() });
+        let scope = ApiScope { containers, ..ApiScope::default() };
+        let token = access.sign(&format!("build:{build}"), &scope, BUILD_TOKEN_TTL);
+        let password = token.map(|(token, _)| token).unwrap_or_else(|error| {
+            // BuildKit is then refused, and the build says so.
+            tracing::error!(%error, build.id = %build, "no token for a build");
+            String::new()
+        });
+        Credential { username: "build".to_owned(), password: Secret::new(password) }
+    })
+}
+
+fn readiness(kit: &BuildKit) -> Readiness {
+    let status = kit.status();
+    Arc::new(move || {
+        let status = status.borrow().clone();
+        let detail = if status.ready { status.version } else { status.detail };
+        vec![Component { name: "buildkit", ready: status.ready, detail: detail.unwrap_or_default() }]
+    })
+}
+
+async fn housekeeping_loop(images: Images, registry: Registry) {
+    loop {
+        tokio::time::sleep(HOUSEKEEPING).await;
+        registry.expire_uploads().await;
+        match images.collect_garbage().await {
+            Ok(report) => tracing::debug!(?report, "content collected"),
+            Err(error) => tracing::warn!(%error, "content was not collected; the next pass tries again"),
+        }
+    }
+}

@@ -1,3 +1,188 @@
 //! Images of the room: tags, manifests, and what they are made of.
+//!
+//! [`Images`] is the handle for everything that is not the registry's own HTTP API. Content lies in
+//! [`port::Blobs`], names in [`port::Catalog`]; a name is set only when all it stands for is there.
 
+mod contents;
+mod error;
+mod gc;
+mod load;
+mod packs;
 pub mod port;
+
+use std::sync::Arc;
+
+use crate::model::image::{Descriptor, Platform, TaggedImage, VerifiedImage};
+use crate::model::manifest::Manifest;
+use crate::model::{Digest, Reference, Repository, RoomRegistries, Tag};
+use crate::task;
+
+use contents::Contents;
+use packs::Held;
+use port::{Blobs, Catalog, TagQuery};
+
+pub use contents::OpenLayer;
+pub use error::ImageError;
+pub use gc::GcReport;
+pub use load::{Destination, Loaded};
+
+/// A handle on the room's images; cheap to clone.
+#[derive(Clone)]
+pub struct Images {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    rooms: RoomRegistries,
+    blobs: Arc<dyn Blobs>,
+    catalog: Arc<dyn Catalog>,
+    held: Held,
+}
+
+/// One image as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inspected {
+    pub repository: Repository,
+    pub tag: Option<TaggedImage>,
+    pub manifest: Descriptor,
+    pub size_bytes: u64,
+    pub manifest_json: Vec<u8>,
+    pub config_json: Vec<u8>,
+    pub platform: Option<String>,
+    /// The base's first.
+    pub layers: Vec<Descriptor>,
+}
+
+impl Images {
+    pub fn new(rooms: RoomRegistries, blobs: Arc<dyn Blobs>, catalog: Arc<dyn Catalog>) -> Self {
+        Self { shared: Arc::new(Shared { rooms, blobs, catalog, held: Held::default() }) }
+    }
+
+    pub fn room_registries(&self) -> &RoomRegistries {
+        &self.shared.rooms
+    }
+
+    /// What a reference of this room names now.
+    pub async fn resolve(&self, reference: &Reference) -> Result<Descriptor, ImageError> {
+        let missing = || ImageError::NotFound { reference: reference.to_string() };
+        let repository = self.own(reference)?;
+        let found = match (reference.digest, reference.tag_or_latest()) {
+            (Some(digest), _) => self.shared.catalog.manifest(repository, &digest).await?,
+            (None, Some(tag)) => self.shared.catalog.tag(repository, &tag).await?.map(|image| image.manifest),
+            (None, None) => None,
+        };
+        found.ok_or_else(missing)
+    }
+
+    /// Checks that a manifest and everything it needs are there, and may be read in its repository.
+    pub async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, ImageError> {
+        let manifest = self.shared.catalog.manifest(repository, &digest).await?;
+        let manifest =
+            manifest.ok_or_else(|| ImageError::NotFound { reference: format!("{repository}@{digest}") })?;
+        let contents = self.contents(&manifest).await?;
+        let parts = contents.parts();
+        if let Some(part) = self.shared.catalog.missing(repository, parts).await?.first() {
+            return Err(ImageError::BlobMissing { manifest: digest, blob: part.digest });
+        }
+        Ok(VerifiedImage { repository: repository.clone(), manifest, size_bytes: contents.size_bytes })
+    }
+
+    /// Sets all these tags, in whatever repositories of the room, or none.
+    pub async fn publish(
+        &self,
+        image: &VerifiedImage,
+        tags: &[Reference],
+    ) -> Result<Vec<TaggedImage>, ImageError> {
+        let mut names = Vec::with_capacity(tags.len());
+        for tag in tags {
+            names.push((self.own(tag)?.clone(), tag.tag.clone().unwrap_or_else(Tag::latest)));
+        }
+        let digest = image.manifest.digest;
+        let published = self.shared.catalog.publish(&image.repository, &digest, names).await?;
+        published.ok_or_else(|| ImageError::NotFound { reference: format!("{}@{digest}", image.repository) })
+    }
+
+    /// In order of repository and tag.
+    pub async fn list(&self, query: TagQuery) -> Result<Vec<TaggedImage>, ImageError> {
+        Ok(self.shared.catalog.tags(query).await?)
+    }
+
+    /// Gives an image one more tag, or moves a tag to it.
+    pub async fn tag(&self, reference: &Reference, tag: &Reference) -> Result<TaggedImage, ImageError> {
+        let manifest = self.resolve(reference).await?;
+        let image = self.verify(&reference.repository, manifest.digest).await?;
+        let tagged = self.publish(&image, std::slice::from_ref(tag)).await?;
+        tagged.into_iter().next().ok_or_else(|| ImageError::NotFound { reference: tag.to_string() })
+    }
+
+    /// Takes a tag away; content that nothing else names is freed by the next sweep.
+    pub async fn remove(&self, reference: &Reference) -> Result<(), ImageError> {
+        let repository = self.own(reference)?;
+        let removed = match reference.tag_or_latest() {
+            Some(tag) if reference.digest.is_none() => {
+                self.shared.catalog.remove_tag(repository, &tag).await?
+            }
+            _ => return Err(ImageError::TagNeeded { reference: reference.to_string() }),
+        };
+        if removed { Ok(()) } else { Err(ImageError::NotFound { reference: reference.to_string() }) }
+    }
+
+    pub async fn inspect(&self, reference: &Reference) -> Result<Inspected, ImageError> {
+        let manifest = self.resolve(reference).await?;
+        let tag = match (reference.digest, reference.tag_or_latest()) {
+            (None, Some(tag)) => self.shared.catalog.tag(&reference.repository, &tag).await?,
+            _ => None,
+        };
+        let size_bytes = self.contents(&manifest).await?.size_bytes;
+        let (shared, top) = (Arc::clone(&self.shared), manifest.clone());
+        let read = task::blocking("inspect image", move || {
+            let manifest_json = contents::read_json(&*shared.blobs, &top)?;
+            let image = contents::image_for(&*shared.blobs, &top, &Platform::host())?;
+            let config_json = contents::read_json(&*shared.blobs, &image.config)?;
+            Ok::<_, ImageError>((manifest_json, config_json, image.layers))
+        });
+        let (manifest_json, config_json, layers) = read.await.map_err(|_| ImageError::Ending)??;
+        let platform = contents::platform_of(&config_json);
+        Ok(Inspected {
+            repository: reference.repository.clone(),
+            tag,
+            manifest,
+            size_bytes,
+            manifest_json,
+            config_json,
+            platform,
+            layers,
+        })
+    }
+
+    /// The layers of an image for this machine's platform, lowest first, opened.
+    pub async fn open_layers(&self, manifest: &Descriptor) -> Result<Vec<OpenLayer>, ImageError> {
+        let (shared, top) = (Arc::clone(&self.shared), manifest.clone());
+        let opened = task::blocking("open layers", move || contents::open_layers(&*shared.blobs, &top));
+        opened.await.map_err(|_| ImageError::Ending)?
+    }
+
+    /// The repository of a reference that must be this room's.
+    fn own<'a>(&self, reference: &'a Reference) -> Result<&'a Repository, ImageError> {
+        if self.shared.rooms.owns_tag(reference) {
+            Ok(&reference.repository)
+        } else {
+            Err(ImageError::Foreign { reference: reference.to_string() })
+        }
+    }
+
+    async fn contents(&self, manifest: &Descriptor) -> Result<Contents, ImageError> {
+        let (shared, top) = (Arc::clone(&self.shared), manifest.clone());
+        let read = task::blocking("read manifest", move || Contents::keep(&*shared.blobs, &top));
+        read.await.map_err(|_| ImageError::Ending)?
+    }
+}
+
+/// Reads a manifest that is stored.
+fn parse(descriptor: &Descriptor, bytes: &[u8]) -> Result<Manifest, ImageError> {
+    Manifest::parse(&descriptor.media_type, bytes)
+        .map_err(|source| ImageError::Manifest { digest: descriptor.digest, source })
+}
+
+#[cfg(test)]
+mod tests;

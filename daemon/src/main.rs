@@ -1,1 +1,55 @@
-fn main() {}
+//! `hearthd`: flags, configuration, then a daemon that runs until it is told to stop.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use hearthd::config::{self, Config, Flags};
+use hearthd::daemon::Daemon;
+use hearthd::{shutdown, telemetry};
+
+/// Exit code for a configuration that cannot be used, as for wrong usage.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let config = match config::load(&flags) {
+        Ok(config) => config,
+        Err(error) => {
+            complain(&error);
+            return ExitCode::from(USAGE);
+        }
+    };
+    let outcome = match (flags.dump_config, flags.check_config) {
+        (true, _) => dump(&config),
+        (false, true) => Ok(()),
+        (false, false) => run(config),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format_args!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dump(config: &Config) -> anyhow::Result<()> {
+    Ok(std::io::stdout().write_all(config.to_toml()?.as_bytes())?)
+}
+
+fn run(config: Config) -> anyhow::Result<()> {
+    let metrics = telemetry::start(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let stop = shutdown::on_signal()?;
+        let daemon = Box::pin(Daemon::bind(config, metrics)).await?;
+        Box::pin(daemon.run(stop)).await
+    })
+}
+
+/// Before and beside the log, which may not exist yet.
+fn complain(error: &dyn std::fmt::Display) {
+    // When standard error is closed there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "hearthd: error: {error}");
+}

@@ -3,3 +3,5 @@
 pub mod blobs;
 pub mod http;
 mod uploads;
+
+pub use http::{Registry, UploadLimits, unauthorized};

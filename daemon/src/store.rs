@@ -2,8 +2,8 @@
 //!
 //! Each file beside this one keeps one entity and implements the port of the module that owns it.
 
-mod images;
 mod builds;
+mod images;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};

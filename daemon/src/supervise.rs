@@ -12,9 +12,9 @@
 //!
 //! No child outlives the daemon, and no process is killed by a number alone:
 //!
-//! - The kernel sends SIGTERM to the child when the thread that started it ends, so each child is
-//!   started from a thread of its own that lives as long as it does. SIGTERM and not SIGKILL: a
-//!   build daemon then ends the containers it runs, which SIGKILL would leave behind.
+//! - The kernel ends the child when the thread that started it ends, so each child is started from
+//!   a thread of its own that lives as long as it does.
+//! - A contained child ([`port::Child::contained`]) takes all that it started and mounted with it.
 //! - Every process of a child carries a mark in its environment: the child's name and the device
 //!   and inode of its root directory. At each start and end, what carries the mark is killed
 //!   through a pidfd, so a reused pid is never hit, nor the child of a daemon with another state
@@ -46,8 +46,6 @@ pub enum StartError {
     Root { name: &'static str, path: PathBuf, source: io::Error },
     #[error("{name} directory `{path}` is in use by another daemon; give each its own state directory")]
     InUse { name: &'static str, path: PathBuf },
-    #[error("thread that starts {name}: {source}")]
-    Thread { name: &'static str, source: io::Error },
 }
 
 /// A child under supervision.
@@ -71,11 +69,9 @@ pub fn start(child: Child) -> Result<Handle, StartError> {
         _ => failed(source),
     })?;
     let mark = leftover::Mark::of(name, &root).map_err(failed)?;
-    let spawner = spawn::Spawner::start(name).map_err(|source| StartError::Thread { name, source })?;
     let (sender, status) = watch::channel(Status::Starting);
     let stop = CancellationToken::new();
-    let service =
-        run::Service { child, root, mark, spawner, status: sender, stop: stop.clone(), _lock: lock };
+    let service = run::Service { child, root, mark, status: sender, stop: stop.clone(), _lock: lock };
     let task = crate::task::spawn("supervise", service.run());
     Ok(Handle { status, stop, task })
 }

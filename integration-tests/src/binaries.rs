@@ -39,8 +39,11 @@ fn find() -> Binaries {
         hearth: directory.join("hearth"),
         target: directory.parent().expect("a target directory").to_owned(),
     };
-    let sources = newest(&["proto", "daemon", "client", "Cargo.toml", "Cargo.lock"].map(|path| repository().join(path)));
-    let built = [&found.hearthd, &found.hearth].map(|path| fs::metadata(path).and_then(|meta| meta.modified()).ok());
+    let sources = newest(
+        &["proto", "daemon", "client", "Cargo.toml", "Cargo.lock"].map(|path| repository().join(path)),
+    );
+    let built =
+        [&found.hearthd, &found.hearth].map(|path| fs::metadata(path).and_then(|meta| meta.modified()).ok());
     if built.iter().any(|time| time.is_none_or(|time| time < sources)) {
         build(directory, &found.target);
     }

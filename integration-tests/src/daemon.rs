@@ -12,6 +12,7 @@
 //! SIGTERM, then looks for processes and mounts that are left, and removes the directory.
 
 use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -45,11 +46,19 @@ pub struct Options {
     pub environment: Vec<(String, String)>,
     /// Put the state directory on a tmpfs of this size, such as `64m`.
     pub state_size: Option<String>,
+    /// Content of a configuration file.
+    pub config: String,
 }
 
 impl Options {
     pub fn room(name: &str) -> Self {
-        Self { room: name.to_owned(), arguments: Vec::new(), environment: Vec::new(), state_size: None }
+        Self {
+            room: name.to_owned(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            state_size: None,
+            config: String::new(),
+        }
     }
 
     pub fn arguments(mut self, arguments: &[&str]) -> Self {
@@ -62,9 +71,26 @@ impl Options {
         self
     }
 
+    pub fn config(mut self, toml: &str) -> Self {
+        self.config.push_str(toml);
+        self
+    }
+
     pub fn state_size(mut self, size: &str) -> Self {
         self.state_size = Some(size.to_owned());
         self
+    }
+}
+
+impl Options {
+    /// Writes the configuration file, where there is one, and gives the flags that name it.
+    fn config_file(&self, directory: &Path) -> Vec<String> {
+        if self.config.is_empty() {
+            return Vec::new();
+        }
+        let path = directory.join("hearthd.toml");
+        fs::write(&path, &self.config).expect("configuration file");
+        vec!["--config".to_owned(), path.display().to_string()]
     }
 }
 
@@ -101,8 +127,13 @@ impl Daemon {
             own_mounts.push(state);
         }
         let live = Live { options, child: None, listen: String::new(), own_mounts };
-        let daemon =
-            Self { directory, live: Mutex::new(live), token: OnceLock::new(), base: OnceLock::new(), retired: false };
+        let daemon = Self {
+            directory,
+            live: Mutex::new(live),
+            token: OnceLock::new(),
+            base: OnceLock::new(),
+            retired: false,
+        };
         daemon.launch();
         daemon
     }
@@ -142,6 +173,7 @@ impl Daemon {
             .arg("--socket")
             .arg(self.socket())
             .args(&options.arguments)
+            .args(options.config_file(&self.directory))
             .env_clear()
             .env("PATH", path_variable())
             .env("HOME", self.directory.join("home"))
@@ -198,6 +230,26 @@ impl Daemon {
     /// The buildkitd that this daemon owns.
     pub fn buildkitd(&self) -> Option<Process> {
         process::tree_of(self.pid()).into_iter().find(|process| process.name == "buildkitd")
+    }
+
+    /// The socket of that buildkitd: the one below the state directory that is not the daemon's own.
+    pub fn buildkit_socket(&self) -> Option<PathBuf> {
+        let mut pending = vec![self.state()];
+        while let Some(directory) = pending.pop() {
+            for entry in fs::read_dir(directory).ok()?.flatten() {
+                let (kind, path) = (entry.file_type().ok()?, entry.path());
+                if kind.is_socket() && path.to_str()?.contains("buildkit") {
+                    return Some(path);
+                }
+                // What builds and rooms keep there is large, and not the daemon's.
+                if kind.is_dir()
+                    && !["snapshots", "content", "storage"].iter().any(|name| path.ends_with(name))
+                {
+                    pending.push(path);
+                }
+            }
+        }
+        None
     }
 
     pub fn log(&self) -> String {
@@ -272,7 +324,8 @@ impl Daemon {
 
     /// The arguments of a build of a directory of room storage, mounted at `/context`.
     pub fn build_arguments<'a>(&self, tag: &'a str, mount: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-        let mut arguments = vec!["build", "--tag", tag, "--mount-room-path", mount, "--context-path", "/context"];
+        let mut arguments =
+            vec!["build", "--tag", tag, "--mount-room-path", mount, "--context-path", "/context"];
         arguments.extend(more);
         arguments
     }

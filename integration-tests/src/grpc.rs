@@ -7,7 +7,8 @@ use hearth_proto::v1::images_client::ImagesClient;
 use hearth_proto::v1::storage_client::StorageClient;
 use hearth_proto::v1::system_client::SystemClient;
 use hearth_proto::v1::{
-    BuildEvent, BuildSpec, BuildState, ErrorDetail, Mount, MountMode, SubmitBuildRequest, WatchBuildRequest, mount,
+    BuildEvent, BuildSpec, BuildState, ErrorDetail, Mount, MountMode, SubmitBuildRequest, WatchBuildRequest,
+    mount,
 };
 use prost::Message as _;
 use tokio_stream::StreamExt as _;
@@ -35,7 +36,8 @@ impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         if let Some(token) = &self.0 {
             let value = format!("Bearer {token}");
-            let value = MetadataValue::try_from(value).map_err(|_| Status::internal("token is no header value"))?;
+            let value =
+                MetadataValue::try_from(value).map_err(|_| Status::internal("token is no header value"))?;
             request.metadata_mut().insert("authorization", value);
         }
         Ok(request)
@@ -100,7 +102,12 @@ impl Api {
         self.events(build_id, from, true).await
     }
 
-    async fn events(&self, build_id: &str, from_sequence: u64, no_follow: bool) -> Result<Vec<BuildEvent>, Status> {
+    async fn events(
+        &self,
+        build_id: &str,
+        from_sequence: u64,
+        no_follow: bool,
+    ) -> Result<Vec<BuildEvent>, Status> {
         let request = WatchBuildRequest { build_id: build_id.to_owned(), from_sequence, no_follow };
         self.builds().watch(request).await?.into_inner().collect().await
     }

@@ -70,14 +70,16 @@ impl Request {
 
     #[track_caller]
     pub fn send(&self, address: &str) -> Answer {
-        self.try_send(address).unwrap_or_else(|error| panic!("{} {} at {address}: {error}", self.method, self.path))
+        self.try_send(address)
+            .unwrap_or_else(|error| panic!("{} {} at {address}: {error}", self.method, self.path))
     }
 
     pub fn try_send(&self, address: &str) -> io::Result<Answer> {
         let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         stream.set_write_timeout(Some(Duration::from_secs(60)))?;
-        let mut head = format!("{} {} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n", self.method, self.path);
+        let mut head =
+            format!("{} {} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n", self.method, self.path);
         for (name, value) in &self.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -103,7 +105,8 @@ fn read_answer(from: &mut impl BufRead, head_only: bool) -> io::Result<Answer> {
     let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     loop {
         let status = line(from)?;
-        let status = status.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(|| invalid("status"))?;
+        let status =
+            status.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(|| invalid("status"))?;
         let mut headers = Vec::new();
         loop {
             let text = line(from)?;
@@ -205,14 +208,17 @@ mod tests {
     #[test]
     fn bodies_by_length_by_chunks_and_to_the_end_are_read() {
         assert_eq!(parse("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabcd").text(), "abc");
-        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\n";
+        let chunked =
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\n";
         assert_eq!(parse(chunked).text(), "abcde");
         assert_eq!(parse("HTTP/1.1 200 OK\r\n\r\nabc").text(), "abc");
     }
 
     #[test]
     fn an_interim_answer_is_skipped_and_headers_have_no_case() {
-        let answer = parse("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 Created\r\nLOCATION: /x\r\ncontent-length: 0\r\n\r\n");
+        let answer = parse(
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 Created\r\nLOCATION: /x\r\ncontent-length: 0\r\n\r\n",
+        );
         assert_eq!((answer.status, answer.header("location")), (201, Some("/x")));
     }
 

@@ -45,7 +45,12 @@ impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.kind {
             Kind::File(content) => {
-                write!(f, "file {:o} {:?}", self.mode, String::from_utf8_lossy(&content[..content.len().min(80)]))
+                write!(
+                    f,
+                    "file {:o} {:?}",
+                    self.mode,
+                    String::from_utf8_lossy(&content[..content.len().min(80)])
+                )
             }
             Kind::Directory => write!(f, "directory {:o}", self.mode),
             Kind::Link(target) => write!(f, "link to {target:?}"),
@@ -165,7 +170,8 @@ fn text(value: &Value) -> String {
 
 #[track_caller]
 fn blob<'a>(blobs: &'a BTreeMap<String, Vec<u8>>, descriptor: &Value) -> &'a [u8] {
-    let content = blobs.get(&text(&descriptor["digest"])).unwrap_or_else(|| panic!("no blob for {descriptor}"));
+    let content =
+        blobs.get(&text(&descriptor["digest"])).unwrap_or_else(|| panic!("no blob for {descriptor}"));
     assert_eq!(Some(content.len() as u64), descriptor["size"].as_u64(), "size of {descriptor}");
     content
 }
@@ -186,12 +192,17 @@ fn inflate(media_type: &str, bytes: &[u8]) -> Vec<u8> {
 fn apply(tar: &[u8], files: &mut BTreeMap<String, Node>) {
     for entry in tar::Archive::new(tar).entries().expect("layer") {
         let mut entry = entry.expect("entry");
-        let path = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").trim_matches('/').to_owned();
+        let path = String::from_utf8_lossy(&entry.path_bytes())
+            .trim_start_matches("./")
+            .trim_matches('/')
+            .to_owned();
         if path.is_empty() {
             continue;
         }
-        let (parent, name) = path.rsplit_once('/').map_or(("", path.as_str()), |(parent, name)| (parent, name));
-        let beside = |name: &str| if parent.is_empty() { name.to_owned() } else { format!("{parent}/{name}") };
+        let (parent, name) =
+            path.rsplit_once('/').map_or(("", path.as_str()), |(parent, name)| (parent, name));
+        let beside =
+            |name: &str| if parent.is_empty() { name.to_owned() } else { format!("{parent}/{name}") };
         if name == ".wh..wh..opq" {
             remove_below(files, parent);
             continue;
@@ -215,8 +226,10 @@ fn apply(tar: &[u8], files: &mut BTreeMap<String, Node>) {
             }
             tar::EntryType::Link => {
                 let target = entry.link_name_bytes().expect("target");
-                let target = String::from_utf8_lossy(&target).trim_start_matches("./").trim_matches('/').to_owned();
-                let node = files.get(&target).unwrap_or_else(|| panic!("hard link {path} to unknown {target}"));
+                let target =
+                    String::from_utf8_lossy(&target).trim_start_matches("./").trim_matches('/').to_owned();
+                let node =
+                    files.get(&target).unwrap_or_else(|| panic!("hard link {path} to unknown {target}"));
                 files.insert(path, node.clone());
                 continue;
             }
@@ -262,7 +275,10 @@ mod tests {
     fn a_later_layer_hides_removes_and_replaces() {
         let mut files = BTreeMap::new();
         apply(&layer(&[("a/x", "1"), ("a/y", "2"), ("b/x", "3"), ("c/x", "4"), ("d", "5")]), &mut files);
-        apply(&layer(&[("a/.wh.x", ""), (".wh.b", ""), ("c/.wh..wh..opq", ""), ("c/y", "6"), ("d", "7")]), &mut files);
+        apply(
+            &layer(&[("a/.wh.x", ""), (".wh.b", ""), ("c/.wh..wh..opq", ""), ("c/y", "6"), ("d", "7")]),
+            &mut files,
+        );
         assert_eq!(files.keys().collect::<Vec<_>>(), ["a/y", "c/y", "d"]);
         assert!(files["d"].kind == Kind::File(b"7".to_vec()));
     }

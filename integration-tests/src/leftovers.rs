@@ -26,7 +26,10 @@ pub fn processes(directory: &Path) -> Vec<Process> {
 /// Whether a word of the command line has the path or something below it; `/t/a` is not in `/t/ab`.
 fn names(command: &str, directory: &str) -> bool {
     command.match_indices(directory).any(|(at, _)| {
-        matches!(command.as_bytes().get(at + directory.len()), None | Some(b'/' | b' ' | b'"' | b'\'' | b',' | b':'))
+        matches!(
+            command.as_bytes().get(at + directory.len()),
+            None | Some(b'/' | b' ' | b'"' | b'\'' | b',' | b':')
+        )
     })
 }
 

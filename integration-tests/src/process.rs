@@ -38,7 +38,8 @@ impl Output {
 
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("stdout is no JSON: {error}\n{self}"))
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("stdout is no JSON: {error}\n{self}"))
     }
 
     /// Standard error has each of these, in any letter case.
@@ -74,7 +75,9 @@ pub fn run(command: &mut Command, limit: Duration) -> Output {
 pub fn run_with_input(command: &mut Command, input: &[u8], limit: Duration) -> Output {
     let shown = format!("{command:?}");
     let running = start(command.stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() }));
-    running.finish_with_input(input, limit).unwrap_or_else(|| panic!("still running after {limit:?}: {shown}"))
+    running
+        .finish_with_input(input, limit)
+        .unwrap_or_else(|| panic!("still running after {limit:?}: {shown}"))
 }
 
 /// A command under way, with its output collected. Dropping it kills its process group.
@@ -169,11 +172,7 @@ pub struct Process {
 /// All processes of the machine that this one can see, without zombies.
 pub fn all() -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter_map(one)
-        .collect()
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter_map(one).collect()
 }
 
 fn one(pid: i32) -> Option<Process> {

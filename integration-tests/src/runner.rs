@@ -97,14 +97,16 @@ impl Arguments {
                 Some((name, value)) if name.starts_with("--") => (name.to_owned(), Some(value.to_owned())),
                 _ => (argument, None),
             };
-            let mut value = || value.take().or_else(|| arguments.next()).ok_or(format!("{name} needs a value"));
+            let mut value =
+                || value.take().or_else(|| arguments.next()).ok_or(format!("{name} needs a value"));
             match name.as_str() {
                 "--exact" => parsed.exact = true,
                 "--list" => parsed.list = true,
                 "--nocapture" | "--no-capture" | "--show-output" => parsed.show_output = true,
                 "--skip" => parsed.skipped.push(value()?),
                 "--test-threads" => {
-                    parsed.threads = Some(value()?.parse().map_err(|_| "--test-threads needs a number".to_owned())?);
+                    parsed.threads =
+                        Some(value()?.parse().map_err(|_| "--test-threads needs a number".to_owned())?);
                 }
                 // Nothing is ignored here, and there is one format.
                 "--include-ignored" | "--quiet" | "-q" => {}
@@ -141,7 +143,7 @@ impl Tally {
 }
 
 /// Runs what the command line selects; `finally` runs after everything, and what it reports is a failure.
-pub fn main(groups: Vec<Group>, finally: fn() -> Vec<String>) -> ExitCode {
+pub fn main(groups: &[Group], finally: fn() -> Vec<String>) -> ExitCode {
     let arguments = match Arguments::parse(std::env::args().skip(1)) {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -150,8 +152,10 @@ pub fn main(groups: Vec<Group>, finally: fn() -> Vec<String>) -> ExitCode {
         }
     };
     if arguments.list {
-        for group in &groups {
-            for case in group.cases.iter().filter(|case| arguments.selects(&format!("{}::{}", group.name, case.name))) {
+        for group in groups {
+            for case in
+                group.cases.iter().filter(|case| arguments.selects(&format!("{}::{}", group.name, case.name)))
+            {
                 println!("{}::{}: test", group.name, case.name);
             }
         }
@@ -187,7 +191,7 @@ pub fn main(groups: Vec<Group>, finally: fn() -> Vec<String>) -> ExitCode {
     std::process::exit(code)
 }
 
-fn run_group(group: Group, arguments: &Arguments, panics: &Panics, tally: &mut Tally) {
+fn run_group(group: &Group, arguments: &Arguments, panics: &Panics, tally: &mut Tally) {
     let selected: Vec<(String, Body)> = group
         .cases
         .iter()
@@ -213,7 +217,7 @@ fn run_group(group: Group, arguments: &Arguments, panics: &Panics, tally: &mut T
 
     let width = arguments.threads.unwrap_or(group.width).clamp(1, group.width);
     let mut waiting = selected.into_iter();
-    let mut running: Vec<(String, Instant, mpsc::Receiver<Result<(), String>>)> = Vec::new();
+    let mut running: Vec<(String, Instant, Outcome)> = Vec::new();
     let mut hung = false;
     loop {
         while running.len() < width {
@@ -279,6 +283,9 @@ fn start_limited<T: Send + 'static>(
         .expect("thread");
     receiver
 }
+
+/// Where the outcome of a case comes from.
+type Outcome = mpsc::Receiver<Result<(), String>>;
 
 /// The message of the first panic of each thread, kept for the report.
 #[derive(Clone, Default)]

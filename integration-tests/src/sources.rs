@@ -154,7 +154,10 @@ pub fn base_tree() -> &'static Path {
         let tree = scratch().join("busybox");
         let mut script = Command::new(repository().join("deploy/base-image.sh"));
         let output = process::run(script.arg(&tree), seconds(60));
-        assert_eq!(output.code, 0, "deploy/base-image.sh failed; run deploy/setup.sh --tests first\n{output}");
+        assert_eq!(
+            output.code, 0,
+            "deploy/base-image.sh failed; run deploy/setup.sh --tests first\n{output}"
+        );
         tree
     })
 }

@@ -40,7 +40,7 @@ mod secrets;
 mod storage;
 
 fn main() -> ExitCode {
-    let groups = vec![
+    let groups = [
         line::group(),
         context::group(),
         pack::group(),
@@ -54,5 +54,5 @@ fn main() -> ExitCode {
         python::group(),
         faults::group(),
     ];
-    runner::main(groups, sweep_scratch)
+    runner::main(&groups, sweep_scratch)
 }

@@ -78,7 +78,11 @@ pub(super) async fn run(command: BuildsCommand, globals: &Globals) -> Result<(),
         }
         BuildsCommand::Show { build } => {
             let build = connect(globals).await?.build(&build).await?;
-            if globals.json { output::json(&BuildView::from(&build)) } else { output::line(&for_people(&build)) }
+            if globals.json {
+                output::json(&BuildView::from(&build))
+            } else {
+                output::line(&for_people(&build))
+            }
         }
         BuildsCommand::Logs(args) => logs::run(args, globals).await,
         BuildsCommand::Cancel { builds } => {
@@ -116,13 +120,17 @@ fn list(builds: &[Build], json: bool) -> Result<(), Failure> {
             output::printable(&build.submitted_by),
         ]
     };
-    output::table(&["BUILD", "STATE", "TAG", "CREATED", "TOOK", "BY"], &builds.iter().map(row).collect::<Vec<_>>())
+    output::table(
+        &["BUILD", "STATE", "TAG", "CREATED", "TOOK", "BY"],
+        &builds.iter().map(row).collect::<Vec<_>>(),
+    )
 }
 
 fn for_people(build: &Build) -> String {
     let view = BuildView::from(build);
     let mut text = format!("build     {}\nstate     {}\n", view.build_id, view.state);
-    text += &format!("tags      {}\nby        {}\n", view.tags.join(", "), output::printable(&view.submitted_by));
+    text +=
+        &format!("tags      {}\nby        {}\n", view.tags.join(", "), output::printable(&view.submitted_by));
     for (name, time) in
         [("created", &view.created_at), ("started", &view.started_at), ("finished", &view.finished_at)]
     {
@@ -133,7 +141,10 @@ fn for_people(build: &Build) -> String {
     if let Some(result) = &build.result {
         let took = result.duration.map(duration::from_wire).map_or_else(String::new, duration::show);
         text += &format!("digest    {}\nsize      {}\n", result.digest, output::size(result.size_bytes));
-        text += &format!("took      {took}\nsteps     {} of {} from the cache\n", result.cached_steps, result.total_steps);
+        text += &format!(
+            "took      {took}\nsteps     {} of {} from the cache\n",
+            result.cached_steps, result.total_steps
+        );
     }
     if let Some(error) = &build.error {
         let failure = Failure::from_detail(FailureKind::Failed, Box::new(error.clone()));

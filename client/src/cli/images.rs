@@ -54,7 +54,8 @@ pub(super) async fn run(command: ImagesCommand, globals: &Globals) -> Result<(),
         ImagesCommand::Inspect { image } => inspect(&image, globals).await,
         ImagesCommand::Tag { image, tag } => {
             let image = reference(&image)?.to_string();
-            let tag = Reference::parse_tag(&tag).map_err(|error| Failure::usage(error.to_string()))?.to_string();
+            let tag =
+                Reference::parse_tag(&tag).map_err(|error| Failure::usage(error.to_string()))?.to_string();
             let image = connect(globals).await?.tag_image(&image, &tag).await?;
             if globals.json {
                 return output::json(&ImageView::from(&image));
@@ -94,7 +95,10 @@ async fn list(repository: Option<&str>, globals: &Globals) -> Result<(), Failure
             output::age(image.updated_at.as_ref(), now),
         ]
     };
-    output::table(&["REPOSITORY", "TAG", "DIGEST", "SIZE", "UPDATED"], &images.iter().map(row).collect::<Vec<_>>())
+    output::table(
+        &["REPOSITORY", "TAG", "DIGEST", "SIZE", "UPDATED"],
+        &images.iter().map(row).collect::<Vec<_>>(),
+    )
 }
 
 /// Enough of a digest to tell images apart in a table.
@@ -122,7 +126,11 @@ async fn load(file: &Path, tag: &str, globals: &Globals) -> Result<(), Failure> 
     }
     if let Some(image) = &loaded.image {
         let reused = output::size(loaded.reused_bytes);
-        output::note(&format!("loaded {} ({}, {reused} of it known before)", image.reference, output::size(loaded.size_bytes)));
+        output::note(&format!(
+            "loaded {} ({}, {reused} of it known before)",
+            image.reference,
+            output::size(loaded.size_bytes)
+        ));
     }
     output::line(&loaded.digest)
 }

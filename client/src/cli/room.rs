@@ -74,7 +74,9 @@ pub(super) async fn run(command: RoomCommand, globals: &Globals) -> Result<(), F
 
 fn room(globals: &Globals) -> Result<Room, Failure> {
     let Some(addr) = &globals.addr else {
-        return Err(Failure::usage("`hearth room add` needs `--addr unix:///path` or `--addr http://host:port`"));
+        return Err(Failure::usage(
+            "`hearth room add` needs `--addr unix:///path` or `--addr http://host:port`",
+        ));
     };
     let address: Address = addr.parse().map_err(|error: TargetError| Failure::usage(error.to_string()))?;
     let mut room = Room { addr: address.to_string(), token_file: None, token: None };
@@ -102,9 +104,12 @@ fn list(rooms: &RoomsFile, json: bool) -> Result<(), Failure> {
     };
     let known: Vec<_> = rooms.rooms.iter().map(view).collect();
     if json {
-        let views = known
-            .iter()
-            .map(|(name, current, addr, token)| RoomView { name, current: *current, addr, token: token.clone() });
+        let views = known.iter().map(|(name, current, addr, token)| RoomView {
+            name,
+            current: *current,
+            addr,
+            token: token.clone(),
+        });
         return output::json(&views.collect::<Vec<_>>());
     }
     if known.is_empty() {

@@ -45,7 +45,8 @@ pub(super) async fn run(command: TokenCommand, globals: &Globals) -> Result<(), 
         return Err(Failure::usage(error));
     }
     let client = connect(globals).await?;
-    let minted = client.mint_token(MintTokenRequest { name, scope, ttl: Some(duration::to_wire(ttl)) }).await?;
+    let minted =
+        client.mint_token(MintTokenRequest { name, scope, ttl: Some(duration::to_wire(ttl)) }).await?;
     let expires_at = output::timestamp(minted.expires_at.as_ref()).map(|time| time.to_string());
     if globals.json {
         return output::json(&TokenView { token: minted.token, expires_at });

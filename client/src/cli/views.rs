@@ -32,7 +32,9 @@ pub(super) struct BuildView {
 
 impl From<&Build> for BuildView {
     fn from(build: &Build) -> Self {
-        let time = |time: &Option<prost_types::Timestamp>| output::timestamp(time.as_ref()).map(|time| time.to_string());
+        let time = |time: &Option<prost_types::Timestamp>| {
+            output::timestamp(time.as_ref()).map(|time| time.to_string())
+        };
         let result = build.result.as_ref();
         Self {
             build_id: build.build_id.clone(),
@@ -49,7 +51,8 @@ impl From<&Build> for BuildView {
             submitted_by: build.submitted_by.clone(),
             last_sequence: build.last_sequence,
             error: build.error.as_ref().and_then(|detail| {
-                let failure = Failure::from_detail(crate::error::FailureKind::Failed, Box::new(detail.clone()));
+                let failure =
+                    Failure::from_detail(crate::error::FailureKind::Failed, Box::new(detail.clone()));
                 let value = serde_json::to_value(exit::for_programs(&failure)).ok()?;
                 value.get("error").cloned()
             }),

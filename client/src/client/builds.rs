@@ -14,7 +14,10 @@ const CANCEL_LIMIT: Duration = Duration::from_secs(180);
 
 impl Client {
     /// Starts a build; answers at once with its id.
-    pub async fn submit_build(&self, request: SubmitBuildRequest) -> Result<SubmitBuildResponse, ClientError> {
+    pub async fn submit_build(
+        &self,
+        request: SubmitBuildRequest,
+    ) -> Result<SubmitBuildResponse, ClientError> {
         self.answer(self.builds().submit(limited(request)).await)
     }
 
@@ -25,7 +28,11 @@ impl Client {
     }
 
     /// The newest `limit` builds that fit `filter`.
-    pub async fn list_builds(&self, filter: ListBuildsRequest, limit: usize) -> Result<Vec<Build>, ClientError> {
+    pub async fn list_builds(
+        &self,
+        filter: ListBuildsRequest,
+        limit: usize,
+    ) -> Result<Vec<Build>, ClientError> {
         let mut builds = Vec::new();
         let mut request = filter;
         loop {

@@ -65,7 +65,9 @@ impl ClientError {
         match self {
             Self::Unreachable { .. } => true,
             Self::Failed(detail) => detail.retryable,
-            Self::Denied(_) | Self::Invalid(_) | Self::Protocol(_) | Self::Address(_) | Self::Token(_) => false,
+            Self::Denied(_) | Self::Invalid(_) | Self::Protocol(_) | Self::Address(_) | Self::Token(_) => {
+                false
+            }
         }
     }
 }

@@ -8,8 +8,8 @@ use futures::future::{self, Either};
 use hearth_proto::CHUNK_BYTES;
 use hearth_proto::v1::load_image_request::Message;
 use hearth_proto::v1::{
-    Image, InspectImageRequest, InspectImageResponse, ListImagesRequest, LoadBegin, LoadImageRequest, LoadImageResponse,
-    RemoveImageRequest, TagImageRequest, load_begin,
+    Image, InspectImageRequest, InspectImageResponse, ListImagesRequest, LoadBegin, LoadImageRequest,
+    LoadImageResponse, RemoveImageRequest, TagImageRequest, load_begin,
 };
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
@@ -34,8 +34,11 @@ impl Client {
     /// All tagged images, or those of one repository.
     pub async fn list_images(&self, repository: &str) -> Result<Vec<Image>, ClientError> {
         let mut images = Vec::new();
-        let mut request =
-            ListImagesRequest { repository: repository.to_owned(), page_size: 1000, page_token: String::new() };
+        let mut request = ListImagesRequest {
+            repository: repository.to_owned(),
+            page_size: 1000,
+            page_token: String::new(),
+        };
         loop {
             let page = self.answer(self.images().list(limited(request.clone())).await)?;
             images.extend(page.images);

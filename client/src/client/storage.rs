@@ -7,8 +7,8 @@ use bytes::{Bytes, BytesMut};
 use futures::future::{self, Either};
 use hearth_proto::CHUNK_BYTES;
 use hearth_proto::v1::{
-    FileEntry, ListFilesRequest, ReadFileRequest, RemoveFileRequest, StorageArea, WriteBegin, WriteFileRequest,
-    read_file_response, write_file_request::Message,
+    FileEntry, ListFilesRequest, ReadFileRequest, RemoveFileRequest, StorageArea, WriteBegin,
+    WriteFileRequest, read_file_response, write_file_request::Message,
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::mpsc;
@@ -45,7 +45,9 @@ impl FileContent {
         match message.map(|message| message.message) {
             None => Ok(None),
             Some(Some(read_file_response::Message::Chunk(chunk))) => Ok(Some(chunk)),
-            Some(_) => Err(ClientError::Protocol("a file's content had a message that is not content".to_owned())),
+            Some(_) => {
+                Err(ClientError::Protocol("a file's content had a message that is not content".to_owned()))
+            }
         }
     }
 }
@@ -65,7 +67,8 @@ impl Client {
     pub async fn read_file(&self, area: StorageArea, path: &str) -> Result<FileContent, ClientError> {
         let request = ReadFileRequest { area: area.into(), path: path.to_owned() };
         let mut stream = self.answer(self.storage().read(Request::new(request)).await)?;
-        let first = stream.message().await.map_err(|status| ClientError::from_status(&self.address, &status))?;
+        let first =
+            stream.message().await.map_err(|status| ClientError::from_status(&self.address, &status))?;
         match first.and_then(|message| message.message) {
             Some(read_file_response::Message::Entry(entry)) => {
                 Ok(FileContent { entry, stream, address: self.address.clone() })
@@ -97,7 +100,12 @@ impl Client {
         }
     }
 
-    pub async fn remove_file(&self, area: StorageArea, path: &str, recursive: bool) -> Result<(), ClientError> {
+    pub async fn remove_file(
+        &self,
+        area: StorageArea,
+        path: &str,
+        recursive: bool,
+    ) -> Result<(), ClientError> {
         let request = RemoveFileRequest { area: area.into(), path: path.to_owned(), recursive };
         self.answer(self.storage().remove(limited(request)).await).map(|_| ())
     }

@@ -61,7 +61,8 @@ impl FromStr for Address {
         let authority = rest.strip_suffix('/').unwrap_or(rest);
         let (host, port) = authority.rsplit_once(':').ok_or_else(malformed)?;
         let host_ok = !host.is_empty() && !host.contains(['/', '@', '?', '#', ' ']);
-        let port_ok = port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0);
+        let port_ok =
+            port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0);
         if host_ok && port_ok { Ok(Self::Tcp(authority.to_owned())) } else { Err(malformed()) }
     }
 }
@@ -109,9 +110,20 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), shown);
         }
-        for text in ["", "unix://", "unix://rel/x", "http://", "http://x", "http://x:0", "http://x:99999", "x:1",
-            "http://a b:1", "http://u@h:1", "http://h:1/path", "ftp://x:1"]
-        {
+        for text in [
+            "",
+            "unix://",
+            "unix://rel/x",
+            "http://",
+            "http://x",
+            "http://x:0",
+            "http://x:99999",
+            "x:1",
+            "http://a b:1",
+            "http://u@h:1",
+            "http://h:1/path",
+            "ftp://x:1",
+        ] {
             assert!(matches!(text.parse::<Address>(), Err(TargetError::Malformed { .. })), "{text}");
         }
         assert!(matches!("https://x:1".parse::<Address>(), Err(TargetError::Tls { .. })));

@@ -125,17 +125,18 @@ impl Watch {
             }
         };
         let received = stream.message().await;
-        let event = match received.map_err(|status| ClientError::from_status(&self.client.address, &status))? {
-            Some(event) => event,
-            None if self.replay => return Ok(Step::End),
-            // A followed build ends with its `finished` event; an end without one is a loss.
-            None => {
-                return Err(ClientError::Unreachable {
-                    address: self.client.address.clone(),
-                    reason: "the event stream ended before the build did".to_owned(),
-                });
-            }
-        };
+        let event =
+            match received.map_err(|status| ClientError::from_status(&self.client.address, &status))? {
+                Some(event) => event,
+                None if self.replay => return Ok(Step::End),
+                // A followed build ends with its `finished` event; an end without one is a loss.
+                None => {
+                    return Err(ClientError::Unreachable {
+                        address: self.client.address.clone(),
+                        reason: "the event stream ended before the build did".to_owned(),
+                    });
+                }
+            };
         self.outage = None;
         if event.sequence < self.next {
             return Ok(Step::Seen);
@@ -164,7 +165,9 @@ impl Watch {
                 Ok(Some(reason))
             }
             // The first cause says more than the "connection refused" that follows it.
-            Some(outage) if now.duration_since(outage.since) >= self.limits.give_up_after => Err(outage.cause),
+            Some(outage) if now.duration_since(outage.since) >= self.limits.give_up_after => {
+                Err(outage.cause)
+            }
             Some(outage) => {
                 let pause = (outage.pause * 2).min(self.limits.longest_pause);
                 self.outage = Some(Outage { pause, retry_at: now + pause, ..outage });

@@ -66,7 +66,8 @@ impl<W: Write + Send> Show for Json<W> {
                 self.log(&head, log.step, lines);
             }
             Some(Event::StepProgress(at)) => {
-                let fields = json!({"step": at.step, "name": at.name, "current": at.current, "total": at.total});
+                let fields =
+                    json!({"step": at.step, "name": at.name, "current": at.current, "total": at.total});
                 self.object(&head, "step_progress", fields);
             }
             Some(Event::StepFinished(step)) => {
@@ -74,8 +75,7 @@ impl<W: Write + Send> Show for Json<W> {
                 self.log(&head, step.step, rest);
                 let took = step.duration.map(duration::from_wire).unwrap_or_default().as_secs_f64();
                 let error = Some(&step.error).filter(|error| !error.is_empty());
-                let fields =
-                    json!({"step": step.step, "cached": step.cached, "duration_seconds": took, "error": error});
+                let fields = json!({"step": step.step, "cached": step.cached, "duration_seconds": took, "error": error});
                 self.object(&head, "step_finished", fields);
             }
             Some(Event::Warning(warning)) => {
@@ -122,7 +122,9 @@ mod tests {
     fn every_event_is_one_object_and_every_line_is_whole() {
         let mut out = Vec::new();
         let mut json = Json::new(&mut out);
-        let log = |data: &'static [u8]| Event::StepLog(StepLog { step: 3, stream: 2, data: data.into(), dropped_bytes: 0 });
+        let log = |data: &'static [u8]| {
+            Event::StepLog(StepLog { step: 3, stream: 2, data: data.into(), dropped_bytes: 0 })
+        };
         let ended = StepFinished { step: 3, cached: false, duration: None, error: "exit code 7".into() };
         let events = [Event::StateChanged(2), log(b"a\nb\xc3"), log(b"\xa4"), Event::StepFinished(ended)];
         for (sequence, event) in (1..).zip(events) {
@@ -132,7 +134,10 @@ mod tests {
         let objects: Vec<Value> =
             String::from_utf8(out).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(objects.len(), 4);
-        assert_eq!(objects[0], json!({"sequence": 1, "time": null, "event": "state_changed", "state": "running"}));
+        assert_eq!(
+            objects[0],
+            json!({"sequence": 1, "time": null, "event": "state_changed", "state": "running"})
+        );
         assert_eq!((&objects[1]["text"], &objects[1]["stream"]), (&json!("a"), &json!("stderr")));
         assert_eq!(objects[2]["text"], "bä");
         assert_eq!(objects[3]["error"], "exit code 7");

@@ -52,7 +52,8 @@ impl LogLines {
     /// The same for all steps, at the end of the build.
     pub fn finish_all(&mut self) -> Vec<(u32, LogText)> {
         let left = std::mem::take(&mut self.unfinished);
-        let line = |((step, stderr), bytes): ((u32, bool), Vec<u8>)| (step, LogText { stderr, text: text(&bytes) });
+        let line =
+            |((step, stderr), bytes): ((u32, bool), Vec<u8>)| (step, LogText { stderr, text: text(&bytes) });
         left.into_iter().filter(|(_, bytes)| !bytes.is_empty()).map(line).collect()
     }
 }

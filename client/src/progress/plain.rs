@@ -33,6 +33,8 @@ struct Step {
     name: String,
     started: Option<Timestamp>,
     transfer_shown: Option<Timestamp>,
+    /// Its end was shown, and nothing of it since: BuildKit ends and begins a step again for each part of its work.
+    ended: bool,
 }
 
 impl<W: Write + Send> Plain<W> {
@@ -50,6 +52,7 @@ impl<W: Write + Send> Plain<W> {
         }
         if !text.is_empty() {
             let _ = writeln!(self.out, "#{step} {text}");
+            self.steps.entry(step).or_default().ended = false;
         }
     }
 
@@ -77,7 +80,8 @@ impl<W: Write + Send> Plain<W> {
             return;
         }
         step.transfer_shown = at;
-        let of = if progress.total > 0 { format!(" / {}", output::size(progress.total)) } else { String::new() };
+        let of =
+            if progress.total > 0 { format!(" / {}", output::size(progress.total)) } else { String::new() };
         let text = format!("{}: {}{of}", output::printable(&progress.name), output::size(progress.current));
         self.line(progress.step, &text);
     }
@@ -91,7 +95,11 @@ impl<W: Write + Send> Plain<W> {
             (true, _) => "CACHED".to_owned(),
             (false, _) => format!("DONE {took}"),
         };
-        self.line(step.step, &end);
+        let ended = self.steps.get(&step.step).is_some_and(|step| step.ended);
+        if !ended || step.cached || !step.error.is_empty() {
+            self.line(step.step, &end);
+        }
+        self.steps.entry(step.step).or_default().ended = true;
     }
 }
 
@@ -100,16 +108,22 @@ impl<W: Write + Send> Show for Plain<W> {
         let at = output::timestamp(event.time.as_ref());
         match &event.event {
             Some(Event::StateChanged(state)) if *state == i32::from(BuildState::Queued) => {
-                self.note("waiting for a free slot");
+                self.note("queued");
             }
             Some(Event::StepStarted(step)) => {
-                let name = output::printable(&step.name);
-                self.steps.insert(step.step, Step { name, started: at, transfer_shown: None });
-                self.line(step.step, "");
+                let known = self.steps.entry(step.step).or_default();
+                let again = !known.name.is_empty();
+                (known.name, known.started) = (output::printable(&step.name), at);
+                if !again {
+                    self.line(step.step, "");
+                }
             }
             Some(Event::StepLog(log)) => {
                 if log.dropped_bytes > 0 {
-                    let gap = format!("({} of log left out: the build's quota is used up)", output::size(log.dropped_bytes));
+                    let gap = format!(
+                        "({} of log left out: the build's quota is used up)",
+                        output::size(log.dropped_bytes)
+                    );
                     self.line(log.step, &gap);
                 }
                 let lines = self.lines.push(log);

@@ -104,7 +104,7 @@ impl Show for Terminal {
     fn event(&mut self, event: &BuildEvent) {
         match &event.event {
             Some(Event::StateChanged(state)) if *state == i32::from(BuildState::Queued) => {
-                self.print("waiting for a free slot");
+                self.print("queued");
             }
             Some(Event::StepStarted(step)) => self.start(step.step, &step.name),
             Some(Event::StepLog(log)) => {
@@ -167,7 +167,8 @@ mod tests {
 
     #[test]
     fn an_ended_step_says_how_it_ended() {
-        let step = |cached, error: &str| StepFinished { step: 3, cached, duration: None, error: error.into() };
+        let step =
+            |cached, error: &str| StepFinished { step: 3, cached, duration: None, error: error.into() };
         assert_eq!(ended_line(&step(false, ""), "RUN make", "1.2s"), " + #3 RUN make  1.2s");
         assert_eq!(ended_line(&step(true, ""), "RUN make", "0.0s"), " - #3 RUN make  CACHED");
         assert_eq!(ended_line(&step(false, "exit code 1"), "RUN make", "1.2s"), " x #3 RUN make  1.2s");

@@ -59,8 +59,12 @@ impl RoomsFile {
         };
         toml::from_str(&text).map_err(|error| {
             // The whole message would quote the line, which may hold a token.
-            let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
-            RoomError::Malformed { path: path.to_owned(), reason: format!("line {line}: {}", error.message()) }
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            RoomError::Malformed {
+                path: path.to_owned(),
+                reason: format!("line {line}: {}", error.message()),
+            }
         })
     }
 
@@ -113,7 +117,10 @@ mod tests {
         let path = dir.path().join("rooms.toml");
         std::fs::write(&path, "[rooms.a]\naddr = \"http://x:1\"\ntokn = \"s3cret\"\n").unwrap();
         let error = RoomsFile::read(&path).err().unwrap().to_string();
-        assert!(error.contains("rooms.toml") && error.contains("line 3") && error.contains("tokn"), "{error}");
+        assert!(
+            error.contains("rooms.toml") && error.contains("line 3") && error.contains("tokn"),
+            "{error}"
+        );
         assert!(!error.contains("s3cret"));
     }
 }

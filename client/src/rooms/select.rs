@@ -62,7 +62,8 @@ pub fn select(
 ) -> Result<Selection, RoomError> {
     let given = asked.token_file.clone().map(TokenFrom::File);
     let given = given.or_else(|| around.hearth_token.as_deref().and_then(Token::new).map(TokenFrom::Value));
-    let given = given.or_else(|| around.meshagent_token.as_deref().and_then(Token::new).map(TokenFrom::Value));
+    let given =
+        given.or_else(|| around.meshagent_token.as_deref().and_then(Token::new).map(TokenFrom::Value));
     let at = |address, must_be: Option<&String>, fallback| Selection {
         address,
         token: given.clone(),
@@ -117,7 +118,11 @@ pub fn read_token(path: &Path) -> Result<Token, RoomError> {
     } else {
         std::fs::read_to_string(path)
     };
-    let text = text.map_err(|source| RoomError::File { action: "read the token in", path: path.to_owned(), source })?;
+    let text = text.map_err(|source| RoomError::File {
+        action: "read the token in",
+        path: path.to_owned(),
+        source,
+    })?;
     Token::new(&text).ok_or_else(|| RoomError::EmptyToken { origin: path.display().to_string() })
 }
 
@@ -134,8 +139,11 @@ mod tests {
         };
         RoomsFile {
             current: current.map(Into::into),
-            rooms: [("studio".into(), room("http://studio:1", Some("st"))), ("lab".into(), room("unix:///lab", None))]
-                .into(),
+            rooms: [
+                ("studio".into(), room("http://studio:1", Some("st"))),
+                ("lab".into(), room("unix:///lab", None)),
+            ]
+            .into(),
         }
     }
 
@@ -174,7 +182,8 @@ mod tests {
                 ..Default::default()
             };
             let current = some(current);
-            let chosen = select(&asked(flags[0], flags[1]), &around, &rooms(current.as_deref()), &local).unwrap();
+            let chosen =
+                select(&asked(flags[0], flags[1]), &around, &rooms(current.as_deref()), &local).unwrap();
             let row = format!("{flags:?} {env:?} {current:?}");
             assert_eq!(chosen.address.to_string(), address, "{row}");
             assert_eq!(chosen.must_be, some(must_be), "{row}");
@@ -187,7 +196,8 @@ mod tests {
         let value = |text: &str| Some(TokenFrom::Value(Token::new(text).unwrap()));
         let mut ask = asked("studio", "");
         let mut around = Surroundings::default();
-        let chosen = |ask: &Asked, around: &Surroundings| select(ask, around, &rooms(None), &local).unwrap().token;
+        let chosen =
+            |ask: &Asked, around: &Surroundings| select(ask, around, &rooms(None), &local).unwrap().token;
         assert_eq!(chosen(&ask, &around), value("st"));
         around.meshagent_token = Some("mesh".into());
         assert_eq!(chosen(&ask, &around), value("mesh"));
@@ -200,7 +210,8 @@ mod tests {
     #[test]
     fn a_malformed_address_names_where_it_stands() {
         let around = Surroundings { hearth_addr: Some("nonsense".into()), ..Default::default() };
-        let error = select(&Asked::default(), &around, &rooms(None), &Address::local()).unwrap_err().to_string();
+        let error =
+            select(&Asked::default(), &around, &rooms(None), &Address::local()).unwrap_err().to_string();
         assert!(error.contains("HEARTH_ADDR") && error.contains("nonsense"), "{error}");
     }
 }

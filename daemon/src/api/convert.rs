@@ -26,11 +26,19 @@ pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
 }
 
 /// A duration of the protocol; negative or too long ones are refused.
-pub fn duration(field: &str, value: Option<prost_types::Duration>) -> Result<Option<std::time::Duration>, Refusal> {
+pub fn duration(
+    field: &str,
+    value: Option<prost_types::Duration>,
+) -> Result<Option<std::time::Duration>, Refusal> {
     value
         .map(|value| {
-            std::time::Duration::try_from(value)
-                .map_err(|_| Refusal::invalid(field, "invalid_duration", format!("{field}: the duration is negative or out of range")))
+            std::time::Duration::try_from(value).map_err(|_| {
+                Refusal::invalid(
+                    field,
+                    "invalid_duration",
+                    format!("{field}: the duration is negative or out of range"),
+                )
+            })
         })
         .transpose()
 }
@@ -95,7 +103,7 @@ pub fn build(record: BuildRecord) -> v1::Build {
 }
 
 /// An event on the wire. `record` is the build's, and is needed for the last event only.
-pub fn event(event: BuildEvent, record: impl FnOnce() -> Option<BuildRecord>) -> v1::BuildEvent {
+pub fn event(event: BuildEvent, record: Option<BuildRecord>) -> v1::BuildEvent {
     use v1::build_event::Event;
     let kind = match event.kind {
         EventKind::StateChanged { state } => Event::StateChanged(build_state(state).into()),
@@ -124,15 +132,17 @@ pub fn event(event: BuildEvent, record: impl FnOnce() -> Option<BuildRecord>) ->
             url: url.unwrap_or_default(),
             dockerfile: dockerfile.map(dockerfile_range),
         }),
-        EventKind::Finished { state } => Event::Finished(record().map_or_else(
-            || v1::Build { state: build_state(state).into(), ..v1::Build::default() },
-            build,
-        )),
+        EventKind::Finished { state } => {
+            Event::Finished(record.map_or_else(
+                || v1::Build { state: build_state(state).into(), ..v1::Build::default() },
+                build,
+            ))
+        }
     };
     v1::BuildEvent { sequence: event.sequence, time: Some(timestamp(event.time)), event: Some(kind) }
 }
 
-pub fn image(image: TaggedImage, rooms: &RoomRegistries) -> v1::Image {
+pub fn image(image: &TaggedImage, rooms: &RoomRegistries) -> v1::Image {
     let name = format!("{}:{}", image.repository, image.tag);
     let reference = match rooms.names().first() {
         Some(registry) => format!("{registry}/{name}"),

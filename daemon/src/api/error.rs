@@ -17,14 +17,18 @@ const DETAIL_TYPE: &str = "type.googleapis.com/hearth.v1.ErrorDetail";
 #[derive(Clone, Debug, PartialEq)]
 pub struct Refusal {
     status: Code,
-    detail: ErrorDetail,
+    detail: Box<ErrorDetail>,
 }
 
 impl Refusal {
     pub fn new(status: Code, code: &str, message: impl Into<String>) -> Self {
-        let detail =
-            ErrorDetail { code: code.to_owned(), message: message.into(), ..ErrorDetail::default() };
-        Self { status, detail }
+        let detail = ErrorDetail { code: code.to_owned(), message: message.into(), ..ErrorDetail::default() };
+        Self::with_detail(status, detail)
+    }
+
+    /// A detail that was made elsewhere.
+    pub fn with_detail(status: Code, detail: ErrorDetail) -> Self {
+        Self { status, detail: Box::new(detail) }
     }
 
     /// A field of the request is wrong.
@@ -52,12 +56,9 @@ impl Refusal {
         self
     }
 
-    pub const fn retryable(mut self, after: Option<std::time::Duration>) -> Self {
+    pub fn retryable(mut self, after: Option<std::time::Duration>) -> Self {
         self.detail.retryable = true;
-        self.detail.retry_after_ms = match after {
-            Some(after) => Some(after.as_millis() as u64),
-            None => None,
-        };
+        self.detail.retry_after_ms = after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
         self
     }
 }
@@ -141,6 +142,6 @@ mod tests {
         let envelope = GoogleStatus::decode(status.details()).unwrap();
         assert_eq!(envelope.code, 3);
         assert_eq!(envelope.details[0].type_url, DETAIL_TYPE);
-        assert_eq!(ErrorDetail::decode(&*envelope.details[0].value).unwrap(), refusal.detail);
+        assert_eq!(ErrorDetail::decode(&*envelope.details[0].value).unwrap(), *refusal.detail);
     }
 }

@@ -4,6 +4,7 @@ mod builds;
 mod images;
 mod storage;
 mod system;
+mod upload;
 
 use tonic::{Extensions, Status};
 
@@ -17,10 +18,9 @@ pub use system::SystemService;
 
 /// The caller that [`super::auth`] put there. Without one nothing is done.
 fn caller(extensions: &Extensions) -> Result<Caller, Status> {
-    extensions
-        .get::<Caller>()
-        .cloned()
-        .ok_or_else(|| Refusal::internal("the request was not authenticated", "no caller in its extensions").into())
+    extensions.get::<Caller>().cloned().ok_or_else(|| {
+        Refusal::internal("the request was not authenticated", "no caller in its extensions").into()
+    })
 }
 
 /// Denies with the verb's name unless it is allowed.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
+use axum::response::IntoResponse as _;
 use axum::routing::get;
 use http::StatusCode;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -33,6 +34,15 @@ async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
         StatusCode::SERVICE_UNAVAILABLE
     };
     (status, components.iter().map(line).collect())
+}
+
+/// For everything that is not served here, in the form of what was asked.
+pub async fn unknown_path(request: axum::extract::Request) -> axum::response::Response {
+    let what = request.headers().get(http::header::CONTENT_TYPE);
+    if what.is_some_and(|what| what.as_bytes().starts_with(b"application/grpc")) {
+        return tonic::Status::unimplemented("this daemon has no such method").into_http();
+    }
+    (StatusCode::NOT_FOUND, "not found\n").into_response()
 }
 
 async fn render(State(metrics): State<PrometheusHandle>) -> String {

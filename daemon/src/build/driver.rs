@@ -203,6 +203,9 @@ impl Shared {
             dockerfile::room_references(&settled, &spec.build_args, &platform, spec.target.as_deref(), rooms);
         let mut room_images = Vec::with_capacity(named.len());
         for named in named {
+            if !record.may_pull.allow(named.reference.repository.as_str()) {
+                return Err(denied_fault(named, path));
+            }
             let Some(digest) = self.ports.images.resolve(&named.reference).await? else {
                 return Err(image_fault(named, path));
             };
@@ -451,8 +454,19 @@ fn with_path(mut fault: Fault, path: &MountTarget) -> Fault {
 
 fn image_fault(named: dockerfile::RoomReference, path: MountTarget) -> Fault {
     let message = format!("line {}: there is no image `{}` in this room", named.start_line, named.name);
-    let mut fault = Fault::new(Stage::Context, "image_not_found", message)
+    let fault = Fault::new(Stage::Context, "image_not_found", message)
         .hint("see `hearth images list`, or build or load the image first");
+    at(fault, named, path)
+}
+
+fn denied_fault(named: dockerfile::RoomReference, path: MountTarget) -> Fault {
+    let message = format!("line {}: the token of this build may not pull `{}`", named.start_line, named.name);
+    let fault = Fault::new(Stage::Context, "image_denied", message)
+        .hint("use a token whose `containers.registry.pull` grant names the image");
+    at(fault, named, path)
+}
+
+fn at(mut fault: Fault, named: dockerfile::RoomReference, path: MountTarget) -> Fault {
     fault.dockerfile = Some(DockerfileRange {
         path,
         start_line: named.start_line,

@@ -316,6 +316,7 @@ impl BuildStore for MemoryStore {
         }
         newest.retain(|record| query.states.is_empty() || query.states.contains(&record.state));
         newest.retain(|record| query.tag.as_ref().is_none_or(|tag| record.spec.tags[0].to_string() == *tag));
+        newest.retain(|record| query.submitted_by.as_ref().is_none_or(|name| record.submitted_by == *name));
         newest.truncate(query.limit);
         Ok(newest)
     }

@@ -155,6 +155,8 @@ pub struct BuildQuery {
     /// Empty is all.
     pub states: Vec<BuildState>,
     pub tag: Option<String>,
+    /// Only builds of this participant.
+    pub submitted_by: Option<String>,
     /// Only builds older than this one.
     pub after: Option<BuildId>,
     pub limit: usize,

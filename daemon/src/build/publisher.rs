@@ -31,7 +31,8 @@ pub struct Publisher {
     mask: Mask,
     quota: u64,
     streams: BTreeMap<(u32, bool), Stream>,
-    steps: Steps,
+    /// Steps of this attempt that have begun, and whether their last result came from the cache.
+    steps: BTreeMap<u32, bool>,
     /// Steps of earlier attempts.
     before: u32,
     highest: u32,
@@ -53,7 +54,7 @@ pub struct Steps {
 impl Publisher {
     /// `quota` is in bytes of log data.
     pub fn new(log: Arc<EventLog>, mask: Mask, quota: u64) -> Self {
-        Self { log, mask, quota, streams: BTreeMap::new(), steps: Steps::default(), before: 0, highest: 0 }
+        Self { log, mask, quota, streams: BTreeMap::new(), steps: BTreeMap::new(), before: 0, highest: 0 }
     }
 
     /// Goes on with the log of an earlier run of the daemon.
@@ -66,14 +67,16 @@ impl Publisher {
     }
 
     pub fn steps(&self) -> Steps {
-        self.steps
+        let count = |steps: usize| u32::try_from(steps).unwrap_or(u32::MAX);
+        let cached = self.steps.values().filter(|cached| **cached).count();
+        Steps { cached: count(cached), total: count(self.steps.len()) }
     }
 
     /// Steps are counted from 1 again by whoever sends them.
     pub async fn begin_attempt(&mut self) -> io::Result<()> {
         let rest = self.take_rest(|_| true);
         self.before = self.highest;
-        self.steps = Steps::default();
+        self.steps.clear();
         self.store(rest).await
     }
 
@@ -144,7 +147,7 @@ impl Publisher {
     fn admit(&mut self, kind: EventKind, out: &mut Vec<EventKind>) {
         match kind {
             EventKind::StepStarted { step, name } => {
-                self.steps.total += 1;
+                self.steps.entry(step).or_default();
                 let step = self.numbered(step);
                 out.push(EventKind::StepStarted { step, name: self.mask.text(&name) });
             }
@@ -164,8 +167,8 @@ impl Publisher {
                 }
             }
             EventKind::StepFinished { step, cached, duration, error } => {
+                self.steps.insert(step, cached);
                 let step = self.numbered(step);
-                self.steps.cached += u32::from(cached);
                 out.extend(self.take_rest(|of| of == step));
                 let error = error.map(|error| self.mask.text(&error));
                 out.push(EventKind::StepFinished { step, cached, duration, error });

@@ -12,6 +12,7 @@ use super::admission::{Deny, Place};
 use super::log::EventLog;
 use super::port::{IdempotencyKey, Inserted, StoreError};
 use super::service::{Active, Handle, Shared};
+use crate::model::access::Patterns;
 use crate::model::build::{BuildRecord, BuildSecrets, BuildSpec, BuildState, EventKind};
 use crate::model::fault::Fault;
 use crate::model::id::{BuildId, PackId};
@@ -23,6 +24,8 @@ pub struct SubmitBuild {
     pub secrets: BuildSecrets,
     /// Name of the participant who asks.
     pub caller: String,
+    /// Images of the room that the Dockerfile may name.
+    pub may_pull: Patterns,
     /// The same key with the same spec is the same build.
     pub idempotency_key: Option<String>,
 }
@@ -156,6 +159,7 @@ impl Shared {
             id: id.clone(),
             spec: request.spec.clone(),
             submitted_by: request.caller.clone(),
+            may_pull: request.may_pull.clone(),
             state: BuildState::Queued,
             created_at: Timestamp::now(),
             started_at: None,

@@ -18,6 +18,7 @@ use super::port::BuildStore;
 use super::service::{Handle, Options, Ports, Service};
 use super::submit::SubmitBuild;
 use crate::model::RoomRegistries;
+use crate::model::access::Patterns;
 use crate::model::build::{
     BuildEvent, BuildRecord, BuildSecrets, BuildSpec, BuildState, DockerfilePath, EventKind, Network, NoCache,
 };
@@ -102,6 +103,7 @@ fn spec(tag: &str) -> BuildSpec {
 
 fn record(tag: &str, state: BuildState) -> BuildRecord {
     BuildRecord {
+        may_pull: Patterns::all(),
         id: BuildId::random(),
         spec: spec(tag),
         submitted_by: "ann".to_owned(),
@@ -118,7 +120,13 @@ fn record(tag: &str, state: BuildState) -> BuildRecord {
 }
 
 fn request(spec: BuildSpec) -> SubmitBuild {
-    SubmitBuild { spec, secrets: BuildSecrets::default(), caller: "ann".to_owned(), idempotency_key: None }
+    SubmitBuild {
+        spec,
+        secrets: BuildSecrets::default(),
+        caller: "ann".to_owned(),
+        may_pull: Patterns::all(),
+        idempotency_key: None,
+    }
 }
 
 async fn submit(handle: &Handle, spec: BuildSpec) -> String {

@@ -9,6 +9,8 @@
 //!   tmp/                 its TMPDIR: what it mounts for a moment lies below <dir> too
 //! ```
 //!
+//! It runs contained: its steps' processes and its mounts end with it, however it ends.
+//!
 //! A `RUN` without `--network none` sees the network of the host: with no CNI plugins installed,
 //! that is BuildKit's only mode that has any network.
 
@@ -83,6 +85,7 @@ impl Options {
             ],
             log: dir.join("buildkitd.log"),
             root: dir.clone(),
+            contained: true,
             limits: self.limits,
             kind: Arc::new(kind),
         };

@@ -115,9 +115,8 @@ impl Session {
         crate::task::spawn("session", async move {
             // The connection lives as long as its client.
             let _control = control;
-            match stopped.run_until_cancelled(serve).await {
-                Some(Err(error)) => tracing::debug!(session = name, %error, "session ended by BuildKit"),
-                Some(Ok(())) | None => {}
+            if let Some(Err(error)) = stopped.run_until_cancelled(serve).await {
+                tracing::debug!(session = name, %error, "session ended by BuildKit");
             }
         });
         Ok(Self { id, _stop: stop.drop_guard() })

@@ -69,7 +69,7 @@ impl Solver for BuildKit {
             started: SystemTime::now(),
         };
         // The sessions stay open until the build is over in every way.
-        let result = Box::pin(run.to_end(solve)).await;
+        let result = Box::pin(run.until_over(solve)).await;
         drop((context, own));
         result
     }
@@ -104,7 +104,7 @@ struct Run<'a> {
 type Answer = Result<HashMap<String, String>, tonic::Status>;
 
 impl Run<'_> {
-    async fn to_end(&mut self, request: api::SolveRequest) -> Result<SolveOutcome, SolveError> {
+    async fn until_over(&mut self, request: api::SolveRequest) -> Result<SolveOutcome, SolveError> {
         let mut control = self.kit.control.clone();
         let mut answer =
             Box::pin(async move { control.solve(request).await.map(|r| r.into_inner().exporter_response) });

@@ -109,7 +109,9 @@ impl ContextError {
             Self::ContextPathNotFound { .. } | Self::ContextNotADirectory { .. } => {
                 "give `--context-path` a directory at or below a mount target"
             }
-            Self::DockerfileNotFound { .. } => "name it with `--dockerfile-path`, or mount the directory that has it",
+            Self::DockerfileNotFound { .. } => {
+                "name it with `--dockerfile-path`, or mount the directory that has it"
+            }
             Self::LinkOutOfTree { .. } | Self::DanglingLink { .. } => {
                 "put the file itself there, or mount what the link points to"
             }

@@ -2,16 +2,16 @@
 //!
 //! ```text
 //! blob (gzip, zstd, plain) -- spool: once, verified by DiffID --> <state>/context/layers/<hex>.tar
-//!   -- tar: headers only --> entries -- merge: layer by layer --> ImageTree
+//!   -- archive: headers only --> entries -- merge: layer by layer --> ImageTree
 //! ```
 //!
 //! Nothing is unpacked: an [`ImageTree`] holds names and where content lies in the tars, and reads
 //! it from there. Everything in a layer is taken for hostile: sizes, counts and names are bounded,
 //! an entry that would leave the image is refused, links are data.
 
+mod archive;
 mod merge;
 mod spool;
-mod tar;
 
 use std::fs::File;
 use std::io;
@@ -42,7 +42,9 @@ pub enum LayerError {
     DiffId { expected: Digest, actual: Digest },
     #[error("its content is larger than {limit} bytes")]
     TooLarge { limit: u64 },
-    #[error("its content is over {ratio} times as large as the blob, which is refused as a decompression bomb")]
+    #[error(
+        "its content is over {ratio} times as large as the blob, which is refused as a decompression bomb"
+    )]
     Bomb { ratio: u64 },
     #[error("the image has more than {limit} entries")]
     TooManyEntries { limit: usize },

@@ -100,6 +100,17 @@ impl Contexts {
     }
 }
 
+impl Contexts {
+    /// Removes what is kept of layers that are not needed any more.
+    pub async fn forget_layers(&self, diff_ids: Vec<Digest>) {
+        let shared = Arc::clone(&self.0);
+        let forget = move || diff_ids.iter().for_each(|diff_id| shared.layers.forget(diff_id));
+        if task::blocking("context.forget", forget).await.is_err() {
+            tracing::warn!("decompressed layers stay until the quota frees them");
+        }
+    }
+}
+
 impl Shared {
     fn prepare(&self, request: ContextRequest) -> Result<Prepared, ContextError> {
         let ContextRequest { mounts, context_path, dockerfile, target } = request;

@@ -80,8 +80,7 @@ impl Root {
 
     /// Opens a directory, and makes it and its parents where they are missing.
     pub fn open_or_create(path: &Path) -> Result<Self, StorageError> {
-        std::fs::create_dir_all(path)
-            .map_err(|source| StorageError::Io { path: path.to_owned(), source })?;
+        std::fs::create_dir_all(path).map_err(|source| StorageError::Io { path: path.to_owned(), source })?;
         Self::open(path)
     }
 
@@ -125,7 +124,11 @@ fn os_path(bytes: &[u8]) -> &Path {
 }
 
 impl FileStat {
-    fn new(path: PathBuf, stat: &Stat, target: impl FnOnce() -> Result<Box<[u8]>, Errno>) -> Result<Self, Errno> {
+    fn new(
+        path: PathBuf,
+        stat: &Stat,
+        target: impl FnOnce() -> Result<Box<[u8]>, Errno>,
+    ) -> Result<Self, Errno> {
         let kind = match stat.kind {
             FileType::RegularFile => FileKind::File,
             FileType::Directory => FileKind::Directory,

@@ -63,8 +63,17 @@ struct Found {
 enum Origin {
     /// Made by the union itself.
     Made,
-    Disk { mount: u32, links: u32, device: u64, inode: u64, changed: i64 },
-    Image { mount: u32, node: u32 },
+    Disk {
+        mount: u32,
+        links: u32,
+        device: u64,
+        inode: u64,
+        changed: i64,
+    },
+    Image {
+        mount: u32,
+        node: u32,
+    },
 }
 
 struct Child {
@@ -105,8 +114,13 @@ impl Tree {
     /// The targets strictly below `path`.
     fn mounts_below(&self, path: &[u8]) -> Vec<u32> {
         let indices = 0u32..;
-        let strictly = |mounted: &Mounted| below(path, bare(&mounted.target)).is_some_and(|rest| !rest.is_empty());
-        indices.zip(self.mounts.iter()).filter(|(_, mounted)| strictly(mounted)).map(|(index, _)| index).collect()
+        let strictly =
+            |mounted: &Mounted| below(path, bare(&mounted.target)).is_some_and(|rest| !rest.is_empty());
+        indices
+            .zip(self.mounts.iter())
+            .filter(|(_, mounted)| strictly(mounted))
+            .map(|(index, _)| index)
+            .collect()
     }
 }
 

@@ -16,6 +16,7 @@ use hearth_proto::value::{Digest, MountSpec, MountTarget, Reference};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::access::Patterns;
 use super::fault::{DockerfileRange, Fault};
 use super::id::BuildId;
 use super::image::Platform;
@@ -127,6 +128,9 @@ pub struct BuildRecord {
     pub id: BuildId,
     pub spec: BuildSpec,
     pub submitted_by: String,
+    /// Images of the room that the Dockerfile may name: what the caller may pull.
+    #[serde(default)]
+    pub may_pull: Patterns,
     pub state: BuildState,
     pub created_at: Timestamp,
     #[serde(default)]

@@ -131,6 +131,10 @@ fn list(transaction: &Transaction<'_>, query: &BuildQuery) -> Result<Vec<BuildRe
         sql.push_str(" AND tag = ?");
         values.push(Value::Text(tag.clone()));
     }
+    if let Some(name) = &query.submitted_by {
+        sql.push_str(" AND json_extract(record, '$.submitted_by') = ?");
+        values.push(Value::Text(name.clone()));
+    }
     if let Some(after) = &query.after {
         sql.push_str(" AND sequence < (SELECT sequence FROM builds WHERE id = ?)");
         values.push(Value::Text(after.to_string()));

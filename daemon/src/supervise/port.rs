@@ -20,6 +20,9 @@ pub struct Child {
     pub root: PathBuf,
     /// Where stdout and stderr go; one older file is kept beside it, with `.1` added.
     pub log: PathBuf,
+    /// Whether all that it starts and mounts must end with it, in pid and mount namespaces of its
+    /// own. Not for a child whose own children outlive it, such as containerd. Needs CAP_SYS_ADMIN.
+    pub contained: bool,
     pub limits: Limits,
     pub kind: Arc<dyn Kind>,
 }

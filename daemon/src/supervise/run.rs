@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::leftover::{self, Mark};
 use super::log;
 use super::port::{Child, ProbeError, Status};
-use super::spawn::{Process, Spawner};
+use super::spawn::{self, Process};
 
 /// Unanswered questions in a row before a running child counts as down.
 const MISSES: u32 = 3;
@@ -29,7 +29,6 @@ pub(super) struct Service {
     pub(super) child: Child,
     pub(super) root: PathBuf,
     pub(super) mark: Mark,
-    pub(super) spawner: Spawner,
     pub(super) status: watch::Sender<Status>,
     pub(super) stop: CancellationToken,
     pub(super) _lock: File,
@@ -106,9 +105,10 @@ impl Service {
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
             .stderr(out);
-        // An earlier process that does not die holds the thread.
-        let spawned = timeout(self.child.limits.start, self.spawner.spawn(command)).await;
-        spawned.unwrap_or_else(|_| Err(io::Error::other("the process before it has not ended")))
+        let spawned =
+            timeout(self.child.limits.start, spawn::spawn(self.child.name, command, self.child.contained))
+                .await;
+        spawned.unwrap_or_else(|_| Err(io::Error::other("it did not start in time")))
     }
 
     /// Follows a running child; ends when it must be ended.

@@ -1,27 +1,23 @@
-//! Starts processes from a thread of their own.
+//! Starts a process from a thread of its own.
 //!
 //! The parent-death signal fires when the *thread* that forked ends, not the process. A thread of
 //! tokio's may end at any time; this one ends only when its child has, or with the daemon.
+//!
+//! A *contained* child is the first process of a pid namespace, and has a mount namespace: when it
+//! ends, however it ends, the kernel kills everything it started and drops everything it mounted.
+//! That is the only thing that holds for build steps: a build daemon that is killed, or told to
+//! end, leaves their containers running.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
-use std::process::{Command, ExitStatus};
-use std::sync::mpsc;
+use std::process::{Child, Command, ExitStatus};
 use std::thread;
 
+use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::thread::UnshareFlags;
 use tokio::sync::oneshot;
-
-/// Sent to a child whose daemon died without a word.
-const DEATH_SIGNAL: Signal = Signal::TERM;
-
-pub(super) struct Spawner(mpsc::Sender<Request>);
-
-struct Request {
-    command: Command,
-    started: oneshot::Sender<io::Result<Process>>,
-}
 
 /// A running process. Dropped while it runs, it is killed: an owner that panicked or a runtime
 /// that was torn down leaves no child.
@@ -31,44 +27,14 @@ pub(super) struct Process {
     exited: oneshot::Receiver<io::Result<ExitStatus>>,
 }
 
-impl Spawner {
-    pub(super) fn start(name: &'static str) -> io::Result<Self> {
-        let (sender, requests) = mpsc::channel::<Request>();
-        thread::Builder::new().name(format!("own-{name}")).spawn(move || {
-            for request in requests {
-                serve(request);
-            }
-        })?;
-        Ok(Self(sender))
-    }
-
-    /// The thread waits for the child before it takes the next request.
-    pub(super) async fn spawn(&self, command: Command) -> io::Result<Process> {
-        let (started, answer) = oneshot::channel();
-        let gone = || io::Error::other("the thread that starts processes is gone");
-        self.0.send(Request { command, started }).map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
-    }
+pub(super) async fn spawn(name: &'static str, command: Command, contained: bool) -> io::Result<Process> {
+    let (started, answer) = oneshot::channel();
+    thread::Builder::new().name(format!("own-{name}")).spawn(move || own(command, contained, started))?;
+    answer.await.map_err(|_| io::Error::other("the thread that starts a process ended badly"))?
 }
 
-fn serve(Request { mut command, started }: Request) {
-    let daemon = rustix::process::getpid();
-    command.process_group(0);
-    let before_exec = move || {
-        rustix::process::set_parent_process_death_signal(Some(DEATH_SIGNAL))?;
-        // The daemon may have died between fork and the line above.
-        if rustix::process::getppid() != Some(daemon) {
-            return Err(io::Error::from(rustix::io::Errno::SRCH));
-        }
-        Ok(())
-    };
-    // SAFETY: between fork and exec the closure makes two system calls (prctl, getppid) through
-    // rustix, which allocates nothing and takes no lock there.
-    #[expect(unsafe_code, reason = "the parent-death signal can be set only by the child itself")]
-    unsafe {
-        command.pre_exec(before_exec);
-    }
-    let mut child = match command.spawn() {
+fn own(command: Command, contained: bool, started: oneshot::Sender<io::Result<Process>>) {
+    let mut child = match fork(command, contained) {
         Ok(child) => child,
         Err(error) => {
             let _ = started.send(Err(error));
@@ -89,13 +55,54 @@ fn serve(Request { mut command, started }: Request) {
             Err(error.into())
         }
     };
-    // Nobody waits any more: dropping the process that comes back kills it.
+    // Where nobody waits any more, dropping the process that comes back kills it.
     drop(started.send(answer));
     let _ = exit.send(child.wait());
 }
 
+fn fork(mut command: Command, contained: bool) -> io::Result<Child> {
+    let daemon = rustix::process::getpid();
+    command.process_group(0);
+    if contained {
+        // SAFETY: only the pid namespace of this thread's future children changes; no file
+        // descriptor, and nothing that another thread sees.
+        #[expect(unsafe_code, reason = "rustix marks every unshare, for the sake of the file table")]
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWPID) }?;
+    }
+    let before_exec = move || {
+        if contained {
+            // With SIGKILL nothing remains, since the namespace ends with its first process.
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+            return enter_mount_namespace().map_err(io::Error::from);
+        }
+        // A daemon of this kind gets the chance to end its own work.
+        rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+        // Ours may have died between fork and the line above. (In a pid namespace the parent
+        // cannot be seen; what that moment leaves carries the mark, and the next start ends it.)
+        if rustix::process::getppid() == Some(daemon) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
+    };
+    // SAFETY: between fork and exec the closure makes system calls only (prctl, getppid, unshare,
+    // mount) through rustix, with constant C strings: it allocates nothing and takes no lock.
+    #[expect(unsafe_code, reason = "a child alone can set its death signal and enter a mount namespace")]
+    unsafe {
+        command.pre_exec(before_exec);
+    }
+    command.spawn()
+}
+
+/// What is mounted inside stays inside; what the host mounts and unmounts is still seen. `/proc`
+/// becomes that of the pid namespace: a container runtime looks its processes up there.
+fn enter_mount_namespace() -> rustix::io::Result<()> {
+    // SAFETY: the forked child has one thread, and no file table is unshared.
+    #[expect(unsafe_code, reason = "rustix marks every unshare, for the sake of the file table")]
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+    rustix::mount::mount_change(c"/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount(c"proc", c"/proc", c"proc", flags, None)
+}
+
 impl Process {
-    /// Ends when the process has, however often it was polled before.
+    /// Ends when the process has. To be awaited to its end once.
     pub(super) async fn wait(&mut self) -> String {
         match (&mut self.exited).await {
             Ok(Ok(status)) => status.to_string(),

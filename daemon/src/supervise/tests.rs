@@ -52,6 +52,7 @@ fn child(dir: &Path, script: &str) -> Child {
         env: vec![("PID_FILE".into(), dir.join("pid").into())],
         root: dir.join("root"),
         log: dir.join("log"),
+        contained: false,
         limits,
         kind: Arc::new(Script { pid_file: dir.join("pid"), sweeps: AtomicUsize::new(0) }),
     }
@@ -70,7 +71,7 @@ fn alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-const WAITS: &str = "echo $$ > $PID_FILE; sleep 600 & sleep 600 & wait";
+const WAITS: &str = "sleep 600 & sleep 600 & echo $$ > $PID_FILE; wait";
 
 #[tokio::test]
 async fn stopping_ends_the_child_and_its_children() {
@@ -107,6 +108,37 @@ async fn a_killed_child_is_started_again() {
     let second = ready(&handle).await;
     assert_ne!(first, second);
     assert!(!left.iter().any(|pid| alive(*pid)), "the first life's processes were ended");
+    handle.stop().await;
+}
+
+#[tokio::test]
+async fn a_contained_child_takes_everything_with_it_when_it_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mark = format!("6{:07}", rand::random::<u32>() % 10_000_000);
+    // It sees itself as process 1; what it started cleared its environment and left its group.
+    let script = format!("env -i setsid sleep {mark} & mount -t tmpfs t $PWD && echo $$ > $PID_FILE; wait");
+    let mut child = child(dir.path(), &script);
+    child.contained = true;
+    child.limits.restart_first = Duration::from_secs(60);
+    let handle = super::start(child).unwrap();
+    assert_eq!(ready(&handle).await, 1);
+    let sleeps = || {
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        let lines = all
+            .filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok().map(|line| (entry, line)));
+        lines
+            .filter(|(_, line)| *line == format!("sleep\0{mark}\0").into_bytes())
+            .map(|(entry, _)| entry.file_name().to_str().unwrap().parse::<u32>().unwrap())
+            .collect::<Vec<u32>>()
+    };
+    let sleep = sleeps();
+    assert_eq!(sleep.len(), 1);
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", sleep[0])).unwrap();
+    kill(stat.split(' ').nth(3).unwrap().parse().unwrap());
+    let mut status = handle.status();
+    let down = status.wait_for(|status| matches!(status, Status::Down { .. }));
+    timeout(Duration::from_secs(10), down).await.unwrap().unwrap();
+    assert!(sleeps().is_empty());
     handle.stop().await;
 }
 

@@ -1,4 +1,10 @@
 //! The BuildKit adapter and the supervisor against a real buildkitd.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests fail by panicking, and show what they measured"
+)]
 
 mod memory;
 mod registry;
@@ -287,7 +293,7 @@ async fn commands_run_and_their_log_is_whole_and_in_order() {
     from.room_images.push(RoomImage {
         name: "room.meshagent.com/base:1".to_owned(),
         repository: "test/app".parse().unwrap(),
-        digest: first.digest.clone(),
+        digest: first.digest,
     });
     kit.solve(from).await.0.unwrap();
     })
@@ -301,7 +307,7 @@ async fn failures_name_what_was_wrong() {
         let tree = || MemoryTree::new(vec![("busybox", EntryKind::File, 0o755, &shell)]);
 
         let commands =
-            "RUN for i in $(/bin/busybox seq 1 80); do echo line $i; done; echo last words >&2; exit 7";
+            "RUN for i in $(/bin/busybox seq 1 80); do echo line $i; done; echo last words; exit 7";
         let fault = kit.fault(kit.request(&with_shell(commands), tree())).await;
         assert_eq!((fault.code.as_str(), fault.exit_code), ("step_failed", Some(7)));
         assert_eq!((fault.log_tail.len(), fault.log_tail.last().unwrap().as_str()), (50, "last words"));
@@ -448,4 +454,103 @@ async fn the_reason_of_a_buildkitd_that_cannot_start_is_told() {
     let told = status.wait_for(|status| status.detail.as_ref().is_some_and(|d| d.contains("no-such-runc")));
     timeout(LIMIT, told).await.unwrap().unwrap();
     handle.stop().await;
+}
+
+/// Not a test by itself: the daemon that the next test kills, in a process of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn as_a_daemon_that_will_be_killed() {
+    let Some(dir) = std::env::var_os(DAEMON_DIR) else { return };
+    let dir = std::path::PathBuf::from(dir);
+    let (kit, supervision) = managed_in(&dir);
+    ready(&kit).await;
+    let (registry, address) = Registry::start().await;
+    // The directory is the other process's to remove.
+    let fixture = Fixture { kit, supervision, registry, address, dir: tempfile::tempdir().unwrap() };
+    let (task, mark) = sleeping(&fixture, &CancellationToken::new()).await;
+    std::fs::write(dir.join("mark"), mark).unwrap();
+    let _ = task.await;
+}
+
+const DAEMON_DIR: &str = "HEARTH_TEST_DAEMON_DIR";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_daemon_leaves_nothing_running_and_the_next_one_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut daemon = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "as_a_daemon_that_will_be_killed"])
+        .env(DAEMON_DIR, dir.path())
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    let mark = loop {
+        if let Ok(mark) = std::fs::read_to_string(dir.path().join("mark"))
+            && !mark.is_empty()
+        {
+            break Some(mark);
+        }
+        if start.elapsed() > LIMIT || daemon.try_wait().unwrap().is_some() {
+            break None;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    let killed = Instant::now();
+    let below = dir.path().join("buildkit");
+    while !processes_below(&below).is_empty() && killed.elapsed() < Duration::from_secs(10) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    println!("nothing runs {:?} after the daemon was killed", killed.elapsed());
+    let left = processes_below(&below);
+    let sleeping = mark.as_deref().map(sleeps);
+    let (kit, supervision) = managed_in(dir.path());
+    ready(&kit).await;
+    supervision.stop().await;
+    assert_eq!((left, sleeping), (Vec::new(), Some(0)));
+    assert_eq!((processes_below(&below), mounts_below(dir.path())), (Vec::new(), 0));
+}
+
+/// Against `buildctl` on the same buildkitd; prints seconds. Set the directory to send.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement: HEARTH_BENCH_TREE=DIR cargo test --test buildkit -- --ignored --nocapture"]
+async fn file_sync_beside_buildctl() {
+    let Some(tree) = std::env::var_os("HEARTH_BENCH_TREE") else { return };
+    let tree = std::path::PathBuf::from(tree);
+    let dockerfile = "FROM scratch AS all\nCOPY . /x\nFROM scratch\nCOPY --from=all /x/go.mod /\n";
+    Fixture::run(async |kit| {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::write(place.path().join("Dockerfile"), dockerfile).unwrap();
+        let files = Arc::new(memory::DiskTree::walk(&tree));
+        for round in ["first", "unchanged"] {
+            for theirs in [true, false] {
+                let start = Instant::now();
+                if theirs {
+                    let status = std::process::Command::new("buildctl")
+                        .env(
+                            "BUILDKIT_HOST",
+                            format!("unix://{}/buildkit/buildkitd.sock", kit.dir.path().display()),
+                        )
+                        .args(["build", "--frontend", "dockerfile.v0", "--no-cache", "--progress", "quiet"])
+                        .arg("--output")
+                        .arg(format!("type=image,name={}/theirs,push=true,push-by-digest=true", kit.address))
+                        .arg("--local")
+                        .arg(format!("context={}", tree.display()))
+                        .arg("--local")
+                        .arg(format!("dockerfile={}", place.path().display()))
+                        .stdout(std::process::Stdio::null())
+                        .status()
+                        .unwrap();
+                    assert!(status.success());
+                } else {
+                    let mut request = kit.request(dockerfile, MemoryTree::default());
+                    request.files.context = files.clone();
+                    request.files.shared_key = "lineage".to_owned();
+                    request.no_cache = NoCache::Everything;
+                    kit.solve(request).await.0.unwrap();
+                }
+                println!("{round} {}: {:?}", if theirs { "buildctl" } else { "hearth" }, start.elapsed());
+            }
+        }
+    })
+    .await;
 }

@@ -53,3 +53,56 @@ impl FileTree for MemoryTree {
         Ok(Box::new(Cursor::new(self.content[index].clone())))
     }
 }
+
+/// A directory on disk, listed once.
+pub struct DiskTree {
+    root: std::path::PathBuf,
+    entries: Vec<Entry>,
+}
+
+impl DiskTree {
+    pub fn walk(root: &std::path::Path) -> Self {
+        let mut entries = Vec::new();
+        list(root, "", &mut entries);
+        Self { root: root.to_owned(), entries }
+    }
+}
+
+fn list(dir: &std::path::Path, prefix: &str, entries: &mut Vec<Entry>) {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    for name in names {
+        let (name, full) = (name.to_str().unwrap().to_owned(), dir.join(&name));
+        let stat = std::fs::symlink_metadata(&full).unwrap();
+        let path = format!("{prefix}{name}");
+        let kind = if stat.is_dir() {
+            EntryKind::Directory
+        } else if stat.is_symlink() {
+            EntryKind::Symlink(std::fs::read_link(&full).unwrap().to_str().unwrap().as_bytes().into())
+        } else {
+            EntryKind::File
+        };
+        entries.push(Entry {
+            path: path.as_bytes().into(),
+            size: if stat.is_file() { stat.len() } else { 0 },
+            mode: stat.mode() & 0o7777,
+            mtime: stat.mtime() * 1_000_000_000 + stat.mtime_nsec(),
+            kind,
+        });
+        if stat.is_dir() {
+            list(&full, &format!("{path}/"), entries);
+        }
+    }
+}
+
+impl FileTree for DiskTree {
+    fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    fn open(&self, index: usize) -> io::Result<Box<dyn Read + Send>> {
+        let path = self.root.join(std::str::from_utf8(&self.entries[index].path).unwrap());
+        Ok(Box::new(std::fs::File::open(path)?))
+    }
+}

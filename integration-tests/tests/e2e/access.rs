@@ -84,7 +84,9 @@ fn a_made_up_or_altered_token_is_refused(daemon: &Daemon) {
     };
     let flipped: String = parts[2].chars().rev().collect();
     let none = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0"; // {"alg":"none","typ":"JWT"}
-    for token in ["nonsense", "a.b.c", &altered(2, &flipped), &altered(2, ""), &format!("{none}.{}.", parts[1])] {
+    for token in
+        ["nonsense", "a.b.c", &altered(2, &flipped), &altered(2, ""), &format!("{none}.{}.", parts[1])]
+    {
         assert_eq!(v2(daemon, Some(token)), 401, "{token}");
         assert_eq!(api_code(daemon, Some(token)), Code::Unauthenticated, "{token}");
     }
@@ -126,7 +128,8 @@ fn grants_are_by_repository(daemon: &Daemon) {
     for tag in ["team/one:1", "other/one:1"] {
         daemon.build_ok(tag, "granted", &[]);
     }
-    let scope = r#"{"containers": {"use_containers": true, "registry": {"list": ["team/*"], "pull": ["team/*"]}}}"#;
+    let scope =
+        r#"{"containers": {"use_containers": true, "registry": {"list": ["team/*"], "pull": ["team/*"]}}}"#;
     let token = daemon.mint(&["--scope", scope]);
     let get = |path: &str| Request::new("GET", path).bearer(&token).send(&daemon.listen()).status;
     assert_eq!(get("/v2/team/one/manifests/1"), 200);
@@ -159,7 +162,10 @@ fn only_admins_mint_tokens(daemon: &Daemon) {
 /// The client as a user elsewhere has it: an address and a token.
 fn tcp_client(daemon: &Daemon, token: &str, arguments: &[&str]) -> process::Output {
     let mut command = daemon.client();
-    command.env("HEARTH_ADDR", format!("http://{}", daemon.listen())).env("HEARTH_TOKEN", token).args(arguments);
+    command
+        .env("HEARTH_ADDR", format!("http://{}", daemon.listen()))
+        .env("HEARTH_TOKEN", token)
+        .args(arguments);
     process::run(&mut command, seconds(60))
 }
 
@@ -198,7 +204,16 @@ fn another_user_is_refused_on_the_socket(daemon: &Daemon) {
 
 fn the_rooms_secret_is_for_the_daemons_user_only(daemon: &Daemon) {
     let mut find = Command::new("find");
-    find.arg(daemon.state()).args(["-maxdepth", "2", "-type", "f", "-iname", "*secret*", "-printf", "%m %P\n"]);
+    find.arg(daemon.state()).args([
+        "-maxdepth",
+        "2",
+        "-type",
+        "f",
+        "-iname",
+        "*secret*",
+        "-printf",
+        "%m %P\n",
+    ]);
     let output = process::run(&mut find, seconds(20));
     assert!(!output.stdout.is_empty(), "the state directory has a file with the room's secret");
     for line in output.stdout.lines() {

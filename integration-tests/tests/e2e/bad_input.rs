@@ -61,7 +61,19 @@ fn plain(daemon: &Daemon, path: &str) {
 
 fn wrong_tags_are_usage_errors(daemon: &Daemon) {
     let long = format!("a:{}", "t".repeat(129));
-    for tag in ["UPPER", "a:", "a:.dot", "a:b c", "-a", "a//b", "a..b", "room.meshagent.com/", "host:port/a", &long, ""] {
+    for tag in [
+        "UPPER",
+        "a:",
+        "a:.dot",
+        "a:b c",
+        "-a",
+        "a//b",
+        "a..b",
+        "room.meshagent.com/",
+        "host:port/a",
+        &long,
+        "",
+    ] {
         usage(daemon, &["build", "--tag", tag, "--mount-room-path", "x"], &["tag"]);
         usage(daemon, &["pack", "/", "--tag", tag], &["tag"]);
     }
@@ -74,7 +86,10 @@ fn a_tag_elsewhere_needs_the_rooms_registry_for_packs(daemon: &Daemon) {
     plain(daemon, "elsewhere");
     let path = daemon.room_files().join("elsewhere");
     let path = path.to_str().unwrap();
-    for arguments in [["pack", path, "--tag", "docker.io/library/x:1"].as_slice(), &["build", "--tag", "docker.io/x/y:1", "--pack", path]] {
+    for arguments in [
+        ["pack", path, "--tag", "docker.io/library/x:1"].as_slice(),
+        &["build", "--tag", "docker.io/x/y:1", "--pack", path],
+    ] {
         usage(daemon, arguments, &["docker.io", "room"]);
     }
     usage(daemon, &["pack", path, "--room", "bad_input"], &["--tag"]);
@@ -90,7 +105,11 @@ fn no_room_and_an_unknown_room_are_told(daemon: &Daemon) {
     let unknown = bare(&["build", "--room", "no-such-room", "--tag", "x:1", "--mount-room-path", "x"]);
     unknown.expect_code(2).says(&["no-such-room", "room add"]);
     let by_variable = process::run(
-        Command::new(&binaries().hearth).env_clear().env("HOME", "/nonexistent").env("MESHAGENT_ROOM", "no-such-room").args(["images", "list"]),
+        Command::new(&binaries().hearth)
+            .env_clear()
+            .env("HOME", "/nonexistent")
+            .env("MESHAGENT_ROOM", "no-such-room")
+            .args(["images", "list"]),
         seconds(60),
     );
     by_variable.expect_code(2).says(&["no-such-room"]);
@@ -102,7 +121,8 @@ fn no_room_and_an_unknown_room_are_told(daemon: &Daemon) {
     // A room that is known is found by its name, also as the current one.
     daemon.hearth_ok(&["room", "add", "here", "--addr", &format!("unix://{}", daemon.socket().display())]);
     let mut command = daemon.client();
-    process::run(command.env_remove("HEARTH_ADDR").args(["--room", "here", "images", "list"]), seconds(60)).expect_code(0);
+    process::run(command.env_remove("HEARTH_ADDR").args(["--room", "here", "images", "list"]), seconds(60))
+        .expect_code(0);
     daemon.hearth_ok(&["room", "use", "here"]);
     let mut command = daemon.client();
     process::run(command.env_remove("HEARTH_ADDR").args(["images", "list"]), seconds(60)).expect_code(0);
@@ -190,7 +210,10 @@ fn a_missing_source_is_named(daemon: &Daemon) {
     };
     block_on(seconds(30), async {
         let api = Api::of(daemon).await;
-        let status = api.submit(hearth_proto::v1::BuildSpec { mounts: vec![pack], ..spec("bad:1", "") }).await.unwrap_err();
+        let status = api
+            .submit(hearth_proto::v1::BuildSpec { mounts: vec![pack], ..spec("bad:1", "") })
+            .await
+            .unwrap_err();
         assert!(matches!(status.code(), Code::NotFound | Code::InvalidArgument), "{status:?}");
         assert!(status.message().contains("zzzzzzzzzzzz"), "{status:?}");
     });
@@ -213,7 +236,12 @@ fn a_missing_dockerfile_lists_what_was_looked_for(daemon: &Daemon) {
     daemon.put("no-dockerfile", &Tree::new().file("x", "").file("sub/x", ""));
     fails(daemon, "no-dockerfile", &[], &["/context/Containerfile", "/context/Dockerfile"]);
     fails(daemon, "no-dockerfile", &["-f", "other.Dockerfile"], &["other.Dockerfile"]);
-    fails(daemon, "no-dockerfile", &["--dockerfile-path", "/elsewhere/Dockerfile"], &["/elsewhere/Dockerfile"]);
+    fails(
+        daemon,
+        "no-dockerfile",
+        &["--dockerfile-path", "/elsewhere/Dockerfile"],
+        &["/elsewhere/Dockerfile"],
+    );
 }
 
 fn a_dockerfile_that_is_no_plain_file_inside_the_context_is_refused(daemon: &Daemon) {
@@ -225,7 +253,10 @@ fn a_dockerfile_that_is_no_plain_file_inside_the_context_is_refused(daemon: &Dae
     output.expect_code(1).says(&["/context/Dockerfile", "link"]);
     assert!(!output.stderr.contains("canary-81fe"), "{output}");
 
-    daemon.put("df-up", &Tree::new().file("a", "").link("Dockerfile", "../../../../outside-dockerfile/Dockerfile"));
+    daemon.put(
+        "df-up",
+        &Tree::new().file("a", "").link("Dockerfile", "../../../../outside-dockerfile/Dockerfile"),
+    );
     fails(daemon, "df-up", &[], &["/context/Dockerfile"]);
     daemon.put("df-directory", &Tree::new().directory("Dockerfile"));
     fails(daemon, "df-directory", &[], &["Dockerfile"]);
@@ -259,7 +290,11 @@ fn a_missing_copy_source_is_named(daemon: &Daemon) {
 fn an_unknown_stage_is_named(daemon: &Daemon) {
     plain(daemon, "stage");
     fails(daemon, "stage", &["--target", "no-such-stage"], &["no-such-stage"]);
-    daemon.put("stage-copy", &Tree::new().dockerfile("FROM scratch AS a\nFROM scratch\nCOPY --from=room.meshagent.com/nope:1 /x /\n"));
+    daemon.put(
+        "stage-copy",
+        &Tree::new()
+            .dockerfile("FROM scratch AS a\nFROM scratch\nCOPY --from=room.meshagent.com/nope:1 /x /\n"),
+    );
     fails(daemon, "stage-copy", &[], &["nope"]);
 }
 
@@ -272,7 +307,15 @@ fn an_unknown_base_image_is_named(daemon: &Daemon) {
 
 fn a_context_path_outside_the_mounts_is_refused(daemon: &Daemon) {
     plain(daemon, "outside-path");
-    let output = daemon.hearth(&["build", "--tag", "bad:1", "--mount-room-path", "outside-path:/src", "--context-path", "/other"]);
+    let output = daemon.hearth(&[
+        "build",
+        "--tag",
+        "bad:1",
+        "--mount-room-path",
+        "outside-path:/src",
+        "--context-path",
+        "/other",
+    ]);
     assert!(matches!(output.code, 1 | 2), "{output}");
     output.says(&["/other"]);
 }
@@ -291,9 +334,10 @@ fn a_pack_path_that_is_missing_or_a_file_is_named(daemon: &Daemon) {
     let archive = work.path().join("x.tar");
     for path in [&missing, &file] {
         let path = path.to_str().unwrap();
-        for arguments in
-            [["pack", path, "-o", archive.to_str().unwrap()].as_slice(), &["build", "--tag", "bad:1", "--pack", path]]
-        {
+        for arguments in [
+            ["pack", path, "-o", archive.to_str().unwrap()].as_slice(),
+            &["build", "--tag", "bad:1", "--pack", path],
+        ] {
             let output = daemon.hearth(arguments);
             assert!(matches!(output.code, 1 | 2), "{arguments:?}\n{output}");
             output.says(&[path]);

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use hearth_proto::v1::build_event::Event;
 use hearth_proto::v1::{
-    BuildEvent, BuildState, CancelBuildRequest, GetBuildRequest, ListBuildsRequest, LogStream, ReadBuildLogRequest,
-    RemoveBuildRequest, SubmitBuildRequest, WatchBuildRequest,
+    BuildEvent, BuildState, CancelBuildRequest, GetBuildRequest, ListBuildsRequest, LogStream,
+    ReadBuildLogRequest, RemoveBuildRequest, SubmitBuildRequest, WatchBuildRequest,
 };
 use integration_tests::daemon::{BASE, Daemon};
 use integration_tests::grpc::{Api, block_on, detail, spec};
@@ -110,7 +110,10 @@ fn events_are_numbered_without_a_gap_and_the_same_for_every_watcher(daemon: &Dae
         // Two that watch while it runs, one after the end.
         let (one, two) = tokio::join!(api.watch(&id, 0), api.watch(&id, 1));
         let (one, two, after) = (one.unwrap(), two.unwrap(), api.watch(&id, 0).await.unwrap());
-        assert_eq!(one.iter().map(|event| event.sequence).collect::<Vec<_>>(), (1..=one.len() as u64).collect::<Vec<_>>());
+        assert_eq!(
+            one.iter().map(|event| event.sequence).collect::<Vec<_>>(),
+            (1..=one.len() as u64).collect::<Vec<_>>()
+        );
         assert_eq!(one, two);
         assert_eq!(one, after, "a replay is the same");
         let build = finished(&one);
@@ -187,7 +190,8 @@ fn cancelling_a_build_that_has_ended_changes_nothing(daemon: &Daemon) {
     let digest = daemon.build_ok("too-late:1", "too-late", &[]);
     block_on(seconds(20), async {
         let api = Api::of(daemon).await;
-        let request = ListBuildsRequest { tag: "room.meshagent.com/too-late:1".to_owned(), ..Default::default() };
+        let request =
+            ListBuildsRequest { tag: "room.meshagent.com/too-late:1".to_owned(), ..Default::default() };
         let id = api.builds().list(request).await.unwrap().into_inner().builds[0].build_id.clone();
         let answer = api.builds().cancel(CancelBuildRequest { build_id: id }).await.unwrap().into_inner();
         assert_eq!(answer.state(), BuildState::Succeeded);
@@ -275,7 +279,8 @@ fn the_same_idempotency_key_is_the_same_build(daemon: &Daemon) {
     block_on(seconds(60), async {
         let api = Api::of(daemon).await;
         let submit = |tag: &str| {
-            let request = SubmitBuildRequest { spec: Some(spec(tag, "keyed")), idempotency_key: "deploy-1".to_owned() };
+            let request =
+                SubmitBuildRequest { spec: Some(spec(tag, "keyed")), idempotency_key: "deploy-1".to_owned() };
             let api = api.clone();
             async move { api.builds().submit(request).await.map(tonic::Response::into_inner) }
         };
@@ -286,10 +291,17 @@ fn the_same_idempotency_key_is_the_same_build(daemon: &Daemon) {
         api.watch(&first.build_id, 0).await.unwrap();
         assert_eq!(submit("keyed:1").await.unwrap().build_id, first.build_id, "after its end too");
         let other = submit("keyed:2").await.unwrap_err();
-        assert!(matches!(other.code(), Code::AlreadyExists | Code::FailedPrecondition | Code::InvalidArgument), "{other:?}");
+        assert!(
+            matches!(other.code(), Code::AlreadyExists | Code::FailedPrecondition | Code::InvalidArgument),
+            "{other:?}"
+        );
         assert!(!detail(&other).code.is_empty());
     });
-    let id = daemon.build("keyed:3", "keyed", &["--detach", "--idempotency-key", "k3"]).expect_code(0).line().to_owned();
+    let id = daemon
+        .build("keyed:3", "keyed", &["--detach", "--idempotency-key", "k3"])
+        .expect_code(0)
+        .line()
+        .to_owned();
     let again = daemon.build("keyed:3", "keyed", &["--detach", "--idempotency-key", "k3"]);
     assert_eq!(again.expect_code(0).line(), id);
 }
@@ -324,7 +336,8 @@ fn concurrent_builds_have_whole_logs(daemon: &Daemon) {
 
 fn stdout_and_stderr_are_told_apart(daemon: &Daemon) {
     daemon.base_image();
-    daemon.put("streams", &Tree::new().dockerfile(&format!("FROM {BASE}\nRUN echo to-out; echo to-err >&2\n")));
+    daemon
+        .put("streams", &Tree::new().dockerfile(&format!("FROM {BASE}\nRUN echo to-out; echo to-err >&2\n")));
     block_on(seconds(60), async {
         let api = Api::of(daemon).await;
         let id = api.submit(spec("streams:1", "streams")).await.unwrap();
@@ -356,7 +369,11 @@ fn json_errors_are_typed(daemon: &Daemon) {
     let output = daemon.build("typed:1", "typed", &["--json"]);
     output.expect_code(9);
     let error = output.json()["error"].clone();
-    assert_eq!((error["code"].as_str(), error["exit_code"].as_i64()), (Some("step_failed"), Some(9)), "{error}");
+    assert_eq!(
+        (error["code"].as_str(), error["exit_code"].as_i64()),
+        (Some("step_failed"), Some(9)),
+        "{error}"
+    );
     assert_eq!(error["stage"], "solve");
     assert!(error["step"].as_str().unwrap().contains("RUN echo last-words-of-json"), "{error}");
     assert!(error["log_tail"].to_string().contains("last-words-of-json"), "{error}");
@@ -393,11 +410,19 @@ fn the_log_is_read_in_small_parts(daemon: &Daemon) {
             async move { api.builds().read_log(request).await.unwrap().into_inner() }
         };
         let small = read(ReadBuildLogRequest::default()).await;
-        assert!(small.lines.len() <= 200 && small.omitted_lines >= 4800, "{} {}", small.lines.len(), small.omitted_lines);
-        let tail = read(ReadBuildLogRequest { tail: 3, contains: "part-".to_owned(), ..Default::default() }).await;
+        assert!(
+            small.lines.len() <= 200 && small.omitted_lines >= 4800,
+            "{} {}",
+            small.lines.len(),
+            small.omitted_lines
+        );
+        let tail =
+            read(ReadBuildLogRequest { tail: 3, contains: "part-".to_owned(), ..Default::default() }).await;
         assert_eq!(tail.lines.len(), 3);
         assert!(tail.lines[2].ends_with("part-5000") && tail.lines[2].starts_with('#'), "{:?}", tail.lines);
-        let found = read(ReadBuildLogRequest { contains: "needle-one".to_owned(), tail: 10, ..Default::default() }).await;
+        let found =
+            read(ReadBuildLogRequest { contains: "needle-one".to_owned(), tail: 10, ..Default::default() })
+                .await;
         assert!(found.lines.iter().any(|line| line.ends_with("needle-one")), "{:?}", found.lines);
         let cut = read(ReadBuildLogRequest { tail: 5000, max_bytes: 1000, ..Default::default() }).await;
         let bytes: usize = cut.lines.iter().map(String::len).sum();

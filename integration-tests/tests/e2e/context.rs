@@ -118,7 +118,9 @@ fn mounts_beside_the_context_path_stay_out(daemon: &Daemon) {
 
 /// File sync compares path, mode, size and modification time only, so these two look the same to it.
 fn directories_that_look_alike_by_stat_never_mix(daemon: &Daemon) {
-    let twin = |content: &str| Tree::new().dockerfile(COPY_ALL).file("value", content).file("same", "s").at(1_700_000_000);
+    let twin = |content: &str| {
+        Tree::new().dockerfile(COPY_ALL).file("value", content).file("same", "s").at(1_700_000_000)
+    };
     daemon.put("twins/a", &twin("AAAA"));
     daemon.put("twins/b", &twin("BBBB"));
     for round in 1..=2 {
@@ -128,7 +130,8 @@ fn directories_that_look_alike_by_stat_never_mix(daemon: &Daemon) {
         }
     }
     // The same through one target of one mount point whose source is replaced.
-    let (a, other, b) = ["twins/a", "twins/other", "twins/b"].map(|path| daemon.room_files().join(path)).into();
+    let (a, other, b) =
+        ["twins/a", "twins/other", "twins/b"].map(|path| daemon.room_files().join(path)).into();
     fs::rename(&a, &other).unwrap();
     fs::rename(&b, &a).unwrap();
     daemon.build_ok("twins:1", "twins/a", &[]);
@@ -155,7 +158,10 @@ fn a_change_with_equal_size_and_time_is_seen(daemon: &Daemon) {
 }
 
 fn a_removed_file_is_gone_from_the_next_build(daemon: &Daemon) {
-    daemon.put("removal", &Tree::new().dockerfile(COPY_ALL).file("stays", "").file("goes", "").file("sub/goes", ""));
+    daemon.put(
+        "removal",
+        &Tree::new().dockerfile(COPY_ALL).file("stays", "").file("goes", "").file("sub/goes", ""),
+    );
     daemon.build_ok("removal:1", "removal", &[]);
     fs::remove_file(daemon.room_files().join("removal/goes")).unwrap();
     fs::remove_dir_all(daemon.room_files().join("removal/sub")).unwrap();
@@ -168,7 +174,10 @@ fn links_that_leave_the_tree_are_passed_as_links_and_never_followed(daemon: &Dae
     let outside = daemon.directory().join("outside");
     Tree::new().file("canary", canary).write(&outside);
     daemon.put("links-sibling", &Tree::new().file("canary", canary));
-    daemon.put("links", &Tree::new().dockerfile(COPY_ALL).file("in", "").link("rel", "../links-sibling/canary"));
+    daemon.put(
+        "links",
+        &Tree::new().dockerfile(COPY_ALL).file("in", "").link("rel", "../links-sibling/canary"),
+    );
     let directory = daemon.room_files().join("links");
     symlink(outside.join("canary"), directory.join("abs")).unwrap();
     symlink(&outside, directory.join("abs-dir")).unwrap();
@@ -215,12 +224,19 @@ fn modes_links_and_empty_directories_survive(daemon: &Daemon) {
     daemon.put("exact", &tree);
     daemon.build_ok("exact:1", "exact", &[]);
     let image = daemon.image("exact:1");
-    for (path, mode) in
-        [("run.sh", 0o755), ("private", 0o600), ("setuid", 0o4755), ("empty", 0o755), ("closed", 0o700), ("zero", 0o644)]
-    {
+    for (path, mode) in [
+        ("run.sh", 0o755),
+        ("private", 0o600),
+        ("setuid", 0o4755),
+        ("empty", 0o755),
+        ("closed", 0o700),
+        ("zero", 0o644),
+    ] {
         assert_eq!(image.mode(&format!("all/{path}")), mode, "{path}");
     }
-    assert!(image.files["all/empty"].kind == Kind::Directory && image.files["all/a/b/c"].kind == Kind::Directory);
+    assert!(
+        image.files["all/empty"].kind == Kind::Directory && image.files["all/a/b/c"].kind == Kind::Directory
+    );
     assert_eq!(image.link("all/dangling"), "nowhere/at/all");
     assert_eq!(image.link("all/inside"), "run.sh");
     assert_eq!(image.files["all/run.sh"].owner, (0, 0));
@@ -242,10 +258,12 @@ fn odd_names_survive(daemon: &Daemon) {
         .file("a/x", "8")
         .file("a.b/x", "9");
     daemon.put("odd", &tree);
-    fs::write(daemon.room_files().join("odd").join(std::ffi::OsStr::from_bytes(b"not-utf8-\xff")), "10").unwrap();
+    fs::write(daemon.room_files().join("odd").join(std::ffi::OsStr::from_bytes(b"not-utf8-\xff")), "10")
+        .unwrap();
     daemon.build_ok("odd:1", "odd", &[]);
     let image = daemon.image("odd:1");
-    let names = ["with blank", "umlaut-ü-日本", "new\nline", "-dash", "quote\"'$(x)", &long, "a-b/x", "a/x", "a.b/x"];
+    let names =
+        ["with blank", "umlaut-ü-日本", "new\nline", "-dash", "quote\"'$(x)", &long, "a-b/x", "a/x", "a.b/x"];
     for (name, content) in names.iter().zip(1..) {
         assert_eq!(image.file(&format!("all/{name}")), content.to_string(), "{name:?}");
     }
@@ -270,7 +288,10 @@ fn building_never_changes_the_rooms_files(daemon: &Daemon) {
          RUN --mount=type=bind,target=/src,rw echo changed > /src/file && rm /src/other && touch /src/new\n\
          COPY . /all\nRUN echo changed > /all/file\n"
     );
-    daemon.put("untouched", &Tree::new().dockerfile(&dockerfile).file("file", "before").file("other", "o").link("l", "file"));
+    daemon.put(
+        "untouched",
+        &Tree::new().dockerfile(&dockerfile).file("file", "before").file("other", "o").link("l", "file"),
+    );
     let before = fingerprint(&daemon.room_files().join("untouched"));
     daemon.hearth_ok(&["build", "--tag", "untouched:1", "--mount-room-path", "untouched:/context:rw"]);
     assert_eq!(fingerprint(&daemon.room_files().join("untouched")), before);
@@ -281,7 +302,10 @@ fn building_never_changes_the_rooms_files(daemon: &Daemon) {
 
 fn an_unchanged_context_takes_every_step_from_the_cache(daemon: &Daemon) {
     let base = daemon.base_image();
-    daemon.put("cached", &Tree::new().dockerfile(&format!("FROM {base}\nCOPY . /all\nRUN head -c 9 /dev/urandom > /r\n")));
+    daemon.put(
+        "cached",
+        &Tree::new().dockerfile(&format!("FROM {base}\nCOPY . /all\nRUN head -c 9 /dev/urandom > /r\n")),
+    );
     let first = daemon.build_ok("cached:1", "cached", &[]);
     // Another time is no other content: COPY's cache key holds none.
     set_time(&daemon.room_files().join("cached/Dockerfile"), 1_500_000_000);
@@ -296,7 +320,13 @@ fn an_unchanged_context_takes_every_step_from_the_cache(daemon: &Daemon) {
 }
 
 fn an_image_of_the_room_can_be_a_mount(daemon: &Daemon) {
-    daemon.put("assets", &Tree::new().dockerfile("FROM scratch\nCOPY deep /deep\n").file("deep/Dockerfile", COPY_ALL).file("deep/x", "x"));
+    daemon.put(
+        "assets",
+        &Tree::new()
+            .dockerfile("FROM scratch\nCOPY deep /deep\n")
+            .file("deep/Dockerfile", COPY_ALL)
+            .file("deep/x", "x"),
+    );
     daemon.build_ok("assets:2", "assets", &[]);
     daemon.hearth_ok(&[
         "build",
@@ -311,7 +341,10 @@ fn an_image_of_the_room_can_be_a_mount(daemon: &Daemon) {
 }
 
 fn a_subpath_of_an_image_can_be_a_mount(daemon: &Daemon) {
-    daemon.put("assets-sub", &Tree::new().dockerfile("FROM scratch\nCOPY share /usr/share\n").file("share/x", "x"));
+    daemon.put(
+        "assets-sub",
+        &Tree::new().dockerfile("FROM scratch\nCOPY share /usr/share\n").file("share/x", "x"),
+    );
     daemon.build_ok("assets-sub:1", "assets-sub", &[]);
     daemon.put("sub-user", &Tree::new().dockerfile(COPY_ALL));
     daemon.hearth_ok(&[

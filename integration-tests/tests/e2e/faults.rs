@@ -64,7 +64,9 @@ fn slow(daemon: &Daemon, path: &str, argument: &str, after: &str) {
 }
 
 fn running(argument: &str) -> bool {
-    process::with_command(&format!("sleep {argument}")).iter().any(|process| !process.command.contains("sh -c"))
+    process::with_command(&format!("sleep {argument}"))
+        .iter()
+        .any(|process| !process.command.contains("sh -c"))
 }
 
 #[track_caller]
@@ -89,7 +91,8 @@ fn a_daemon_killed_in_the_middle_of_builds_brings_each_to_an_end() {
     let before = daemon.build_ok("quick:1", "quick", &[]);
     let ids: Vec<String> = (1..=6).map(|n| submit(&daemon, &format!("slow:{n}"), "slow")).collect();
     wait::until(seconds(60), "a step runs", || running("6.4901"));
-    let old_events = block_on(seconds(20), async { Api::of(&daemon).await.events_so_far(&ids[0], 0).await.unwrap() });
+    let old_events =
+        block_on(seconds(20), async { Api::of(&daemon).await.events_so_far(&ids[0], 0).await.unwrap() });
 
     daemon.kill9();
     daemon.restart();
@@ -106,7 +109,10 @@ fn a_daemon_killed_in_the_middle_of_builds_brings_each_to_an_end() {
         let numbers: Vec<u64> = events.iter().map(|event| event.sequence).collect();
         assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>(), "events of build {n}");
         if n == 1 {
-            assert!(events.len() >= old_events.len() && events[..old_events.len()] == old_events, "old events stay");
+            assert!(
+                events.len() >= old_events.len() && events[..old_events.len()] == old_events,
+                "old events stay"
+            );
         }
     }
     assert_eq!(daemon.tag_digest("quick", "1"), Some(before), "what was published before is there");
@@ -118,15 +124,24 @@ fn a_daemon_killed_in_the_middle_of_builds_brings_each_to_an_end() {
 fn a_build_with_secrets_is_interrupted_by_a_restart() {
     let daemon = Daemon::start(Options::room("killed-secret"));
     daemon.base_image();
-    let dockerfile = format!("FROM {BASE}\nRUN --mount=type=secret,id=s cat /run/secrets/s >/dev/null; sleep 30.4902\n");
+    let dockerfile =
+        format!("FROM {BASE}\nRUN --mount=type=secret,id=s cat /run/secrets/s >/dev/null; sleep 30.4902\n");
     daemon.put("secret", &Tree::new().dockerfile(&dockerfile));
     let mut command = daemon.client();
-    let arguments = daemon.build_arguments("secret:1", "secret:/context", &["--secret", "id=s,env=S", "--detach"]);
-    let id = process::run(command.env("S", "canary").args(arguments), seconds(60)).expect_code(0).line().to_owned();
+    let arguments =
+        daemon.build_arguments("secret:1", "secret:/context", &["--secret", "id=s,env=S", "--detach"]);
+    let id = process::run(command.env("S", "canary").args(arguments), seconds(60))
+        .expect_code(0)
+        .line()
+        .to_owned();
     wait::until(seconds(60), "the step runs", || running("30.4902"));
     daemon.kill9();
     daemon.restart();
-    assert_eq!(end_of(&daemon, &id), BuildState::Interrupted, "its secret is gone, so it cannot be run again");
+    assert_eq!(
+        end_of(&daemon, &id),
+        BuildState::Interrupted,
+        "its secret is gone, so it cannot be run again"
+    );
     assert_eq!(daemon.tag_digest("secret", "1"), None);
     wait::until(seconds(20), "its step has ended", || !running("30.4902"));
 }
@@ -157,7 +172,8 @@ fn buildkitd_killed_in_the_middle_of_a_build_is_a_typed_error_or_one_retry() {
         BuildState::Succeeded => assert_eq!(daemon.image("slow:1").file("done"), "done\n"),
         BuildState::Failed => {
             let build = block_on(seconds(20), async {
-                let request = ListBuildsRequest { tag: "room.meshagent.com/slow:1".to_owned(), ..Default::default() };
+                let request =
+                    ListBuildsRequest { tag: "room.meshagent.com/slow:1".to_owned(), ..Default::default() };
                 Api::of(&daemon).await.builds().list(request).await.unwrap().into_inner().builds.remove(0)
             });
             let error = build.error.expect("a typed error");
@@ -194,10 +210,16 @@ fn two_daemons_side_by_side_do_not_touch_each_other() {
     let (one, two) = (Daemon::start(Options::room("side-one")), Daemon::start(Options::room("side-two")));
     assert_ne!(one.listen(), two.listen());
     for (daemon, content) in [(&one, "one"), (&two, "two")] {
-        daemon.put("x", &Tree::new().dockerfile("FROM scratch\nCOPY a /\n").file("a", content).at(1_700_000_000));
+        daemon.put(
+            "x",
+            &Tree::new().dockerfile("FROM scratch\nCOPY a /\n").file("a", content).at(1_700_000_000),
+        );
         daemon.build_ok("x:1", "x", &[]);
     }
-    assert_eq!((one.image("x:1").file("a"), two.image("x:1").file("a")), ("one".to_owned(), "two".to_owned()));
+    assert_eq!(
+        (one.image("x:1").file("a"), two.image("x:1").file("a")),
+        ("one".to_owned(), "two".to_owned())
+    );
     let (pid, survivor) = (two.pid(), two.buildkitd().expect("buildkitd").pid);
     one.kill9();
     one.restart();
@@ -208,7 +230,8 @@ fn two_daemons_side_by_side_do_not_touch_each_other() {
 }
 
 fn a_full_disk_is_a_clear_error_and_loses_nothing() {
-    let daemon = Daemon::start(Options::room("full").state_size("72m"));
+    let daemon =
+        Daemon::start(Options::room("full").state_size("72m").config("[builds]\nmin_free_bytes = 1048576\n"));
     daemon.put("x", &Tree::new().dockerfile("FROM scratch\nCOPY a /\n").file("a", "kept"));
     let before = daemon.build_ok("x:1", "x", &[]);
 
@@ -222,7 +245,8 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
     let location = open.expect(202).header("location").unwrap().to_owned();
     let content = fs::read(&large).unwrap();
     let mark = if location.contains('?') { '&' } else { '?' };
-    let put = Request::new("PUT", &format!("{location}{mark}digest={}", sha256(&content))).bearer(daemon.token());
+    let put =
+        Request::new("PUT", &format!("{location}{mark}digest={}", sha256(&content))).bearer(daemon.token());
     let answer = put.header("content-type", "application/octet-stream").body(content).send(&daemon.listen());
     assert!(matches!(answer.status, 500..=599 | 413), "{answer:?}");
     assert!(answer.text().to_lowercase().contains("space"), "{answer:?}");
@@ -247,13 +271,9 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
 
 fn a_daemon_uses_the_buildkitd_that_it_is_told() {
     let owner = Daemon::start(Options::room("bk-owner"));
-    let socket = process::all()
-        .iter()
-        .find(|process| Some(process.pid) == owner.buildkitd().map(|own| own.pid))
-        .and_then(|process| process.command.split(' ').find_map(|word| word.split_once("unix://").map(|(_, path)| path.to_owned())))
-        .or_else(|| find_socket(&owner))
-        .expect("the socket of the managed buildkitd");
-    let guest = Daemon::start(Options::room("bk-guest").arguments(&["--buildkit", &format!("unix://{socket}")]));
+    let socket = owner.buildkit_socket().expect("the socket of the managed buildkitd");
+    let address = format!("unix://{}", socket.display());
+    let guest = Daemon::start(Options::room("bk-guest").arguments(&["--buildkit", &address]));
     assert!(guest.buildkitd().is_none(), "it starts none of its own");
     guest.put("x", &Tree::new().dockerfile("FROM scratch\nCOPY a /\n").file("a", "guest"));
     guest.build_ok("x:1", "x", &[]);
@@ -263,25 +283,6 @@ fn a_daemon_uses_the_buildkitd_that_it_is_told() {
     let output = guest.build("x:2", "x", &[]);
     assert_ne!(output.code, 0, "{output}");
     output.says(&["buildkit"]);
-}
-
-/// The unix socket below the daemon's state that is not its own.
-fn find_socket(daemon: &Daemon) -> Option<String> {
-    use std::os::unix::fs::FileTypeExt;
-    let mut pending = vec![daemon.state()];
-    while let Some(directory) = pending.pop() {
-        for entry in fs::read_dir(directory).ok()?.flatten() {
-            let kind = entry.file_type().ok()?;
-            let path = entry.path();
-            if kind.is_socket() && path.display().to_string().contains("buildkit") {
-                return Some(path.display().to_string());
-            }
-            if kind.is_dir() && !["snapshots", "content", "storage"].iter().any(|name| path.ends_with(name)) {
-                pending.push(path);
-            }
-        }
-    }
-    None
 }
 
 fn a_second_daemon_on_the_same_state_is_refused() {

@@ -66,7 +66,8 @@ fn files_put_into_the_room_become_an_image_that_skopeo_pulls(daemon: &Daemon) {
 
 fn hearth_image_build_is_the_same_verb(daemon: &Daemon) {
     daemon.put("spelling", &Tree::new().dockerfile("FROM scratch\nCOPY a /\n").file("a", "1"));
-    let digest = daemon.hearth_ok(&["image", "build", "--tag", "spelling:1", "--room-mount", "spelling:/context"]);
+    let digest =
+        daemon.hearth_ok(&["image", "build", "--tag", "spelling:1", "--room-mount", "spelling:/context"]);
     assert_eq!(daemon.tag_digest("spelling", "1").as_deref(), Some(digest.line()));
 }
 
@@ -140,7 +141,8 @@ fn from_copy_from_and_run_mount_from_name_images_of_the_room(daemon: &Daemon) {
 
 fn an_image_name_may_come_from_a_build_argument(daemon: &Daemon) {
     daemon.base_image();
-    let dockerfile = "ARG REGISTRY=room.meshagent.com\nARG TAG=none\nFROM ${REGISTRY}/busybox:$TAG\nRUN echo built > /x\n";
+    let dockerfile =
+        "ARG REGISTRY=room.meshagent.com\nARG TAG=none\nFROM ${REGISTRY}/busybox:$TAG\nRUN echo built > /x\n";
     daemon.put("argument", &Tree::new().dockerfile(dockerfile));
     daemon.build_ok("argument:1", "argument", &["--build-arg", "TAG=test"]);
     assert_eq!(daemon.image("argument:1").file("x"), "built\n");
@@ -152,7 +154,10 @@ fn an_image_of_the_room_is_resolved_again_for_each_build(daemon: &Daemon) {
         daemon.put(&name, &Tree::new().dockerfile("FROM scratch\nCOPY v /v\n").file("v", content));
         daemon.build_ok("moving:latest", &name, &[]);
     };
-    daemon.put("follower", &Tree::new().dockerfile("FROM room.meshagent.com/moving\nCOPY own /own\n").file("own", ""));
+    daemon.put(
+        "follower",
+        &Tree::new().dockerfile("FROM room.meshagent.com/moving\nCOPY own /own\n").file("own", ""),
+    );
     for content in ["one", "two"] {
         base(content);
         daemon.build_ok("follower:1", "follower", &[]);
@@ -164,7 +169,11 @@ fn every_tag_that_was_asked_for_names_the_image(daemon: &Daemon) {
     daemon.put("tags", &Tree::new().dockerfile("FROM scratch\nCOPY a /\n").file("a", "tags"));
     let digest = daemon.build_ok("tags:1", "tags", &["--also-tag", "tags:2", "--also-tag", "other/tags:3"]);
     for (repository, tag) in [("tags", "1"), ("tags", "2"), ("other/tags", "3")] {
-        assert_eq!(daemon.tag_digest(repository, tag).as_deref(), Some(digest.as_str()), "{repository}:{tag}");
+        assert_eq!(
+            daemon.tag_digest(repository, tag).as_deref(),
+            Some(digest.as_str()),
+            "{repository}:{tag}"
+        );
     }
 }
 
@@ -174,7 +183,16 @@ fn labels_arguments_and_target_reach_the_build(daemon: &Daemon) {
     );
     daemon.base_image();
     daemon.put("options", &Tree::new().file("docker/web.Dockerfile", dockerfile));
-    let more = ["-f", "docker/web.Dockerfile", "--target", "first", "--build-arg", "WHO=room", "--label", "made.by=test"];
+    let more = [
+        "-f",
+        "docker/web.Dockerfile",
+        "--target",
+        "first",
+        "--build-arg",
+        "WHO=room",
+        "--label",
+        "made.by=test",
+    ];
     daemon.build_ok("options:1", "options", &more);
     let image = daemon.image("options:1");
     assert_eq!(image.file("who"), "hello room\n");

@@ -61,7 +61,8 @@ fn metrics_count_builds_bytes_and_registry_requests(daemon: &Daemon) {
     daemon.build("counted:1", "counted", &["--target", "nope"]).expect_code(1);
     let after = metrics(daemon);
     for label in ["succeeded", "failed"] {
-        let grown = value(&after, "hearth_builds_total", label) - value(&before, "hearth_builds_total", label);
+        let grown =
+            value(&after, "hearth_builds_total", label) - value(&before, "hearth_builds_total", label);
         assert!(grown >= 1.0, "hearth_builds_total {label} grew by {grown}\n{after}");
     }
     for part in ["hearth_build_duration_seconds", "hearth_registry_requests_total", "bytes_total"] {
@@ -74,7 +75,8 @@ fn grpc_health_tells_the_truth(daemon: &Daemon) {
         let api = Api::connect(&daemon.listen(), None).await;
         let mut health = HealthClient::new(api.channel());
         for service in ["", "hearth.v1.Builds"] {
-            let answer = health.check(HealthCheckRequest { service: service.to_owned() }).await.unwrap().into_inner();
+            let answer =
+                health.check(HealthCheckRequest { service: service.to_owned() }).await.unwrap().into_inner();
             assert_eq!(answer.status(), ServingStatus::Serving, "{service:?}");
         }
     });
@@ -88,7 +90,8 @@ fn reflection_lists_every_service(daemon: &Daemon) {
             host: String::new(),
             message_request: Some(MessageRequest::ListServices(String::new())),
         };
-        let mut answers = client.server_reflection_info(tokio_stream::iter([ask])).await.unwrap().into_inner();
+        let mut answers =
+            client.server_reflection_info(tokio_stream::iter([ask])).await.unwrap().into_inner();
         match answers.message().await.unwrap().unwrap().message_response {
             Some(MessageResponse::ListServicesResponse(list)) => {
                 list.service.into_iter().map(|service| service.name).collect::<Vec<_>>()
@@ -120,7 +123,16 @@ fn the_log_has_the_build_id(daemon: &Daemon) {
 }
 
 fn help_and_completions_are_there(daemon: &Daemon) {
-    for verb in [vec![], vec!["pack"], vec!["build"], vec!["builds"], vec!["images"], vec!["storage"], vec!["room"], vec!["token"]] {
+    for verb in [
+        vec![],
+        vec!["pack"],
+        vec!["build"],
+        vec!["builds"],
+        vec!["images"],
+        vec!["storage"],
+        vec!["room"],
+        vec!["token"],
+    ] {
         let help = daemon.hearth_ok(&[verb.as_slice(), &["--help"]].concat());
         assert!(help.stdout.len() > 200, "{verb:?}\n{help}");
     }

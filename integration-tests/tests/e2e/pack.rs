@@ -24,7 +24,7 @@ pub fn group() -> Group {
             a_pack_becomes_an_image_of_the_room_and_a_base,
             what_the_image_declares_can_be_given,
             a_base_from_an_archive_lies_below,
-            a_base_from_the_room_lies_below,
+            a_base_that_is_no_archive_is_a_usage_error,
             dockerignore_keeps_files_out_of_a_pack,
             a_build_of_a_pack_finds_its_dockerfile,
             a_build_of_a_pack_finds_its_containerfile,
@@ -75,10 +75,17 @@ fn skopeo_reads_the_archive(daemon: &Daemon) {
     daemon.hearth_ok(&["pack", text(&tree), "-o", text(&archive), "--arch", "amd64"]);
     let inspected = skopeo(&["inspect", &format!("oci-archive:{}", archive.display())]);
     let seen = inspected.expect_code(0).json();
-    assert_eq!((seen["Os"].as_str(), seen["Architecture"].as_str()), (Some("linux"), Some("amd64")), "{seen}");
+    assert_eq!(
+        (seen["Os"].as_str(), seen["Architecture"].as_str()),
+        (Some("linux"), Some("amd64")),
+        "{seen}"
+    );
     let copied = work.path().join("copied");
-    let copy =
-        skopeo(&["copy", &format!("oci-archive:{}", archive.display()), &format!("oci:{}:x", copied.display())]);
+    let copy = skopeo(&[
+        "copy",
+        &format!("oci-archive:{}", archive.display()),
+        &format!("oci:{}:x", copied.display()),
+    ]);
     copy.expect_code(0);
     assert_eq!(Image::from_layout(&copied).file("index.html"), "<h1>hi</h1>\n");
 }
@@ -123,10 +130,14 @@ fn a_pack_becomes_an_image_of_the_room_and_a_base(daemon: &Daemon) {
     sample().write(work.path());
     let tag = "room.meshagent.com/packed/app:dev";
     let output = daemon.hearth_ok(&["pack", text(work.path()), "--room", "pack", "--tag", tag]);
-    assert!(daemon.tag_digest("packed/app", "dev").is_some_and(|digest| output.stdout.contains(&digest)), "{output}");
+    assert!(
+        daemon.tag_digest("packed/app", "dev").is_some_and(|digest| output.stdout.contains(&digest)),
+        "{output}"
+    );
     assert_eq!(daemon.image("packed/app:dev").file("index.html"), "<h1>hi</h1>\n");
 
-    daemon.put("on-pack", &Tree::new().dockerfile(&format!("FROM {tag}\nCOPY more /more\n")).file("more", "m"));
+    daemon
+        .put("on-pack", &Tree::new().dockerfile(&format!("FROM {tag}\nCOPY more /more\n")).file("more", "m"));
     daemon.build_ok("on-pack:1", "on-pack", &[]);
     let image = daemon.image("on-pack:1");
     assert_eq!((image.file("index.html"), image.file("more")), ("<h1>hi</h1>\n".to_owned(), "m".to_owned()));
@@ -166,14 +177,27 @@ fn what_the_image_declares_can_be_given(daemon: &Daemon) {
     assert_eq!(config["Env"], serde_json::json!(["A=1", "B=x=y"]));
     assert_eq!((config["WorkingDir"].as_str(), config["User"].as_str()), (Some("/srv"), Some("1000:1000")));
     assert_eq!(config["Labels"]["k"], "v");
-    assert!(config["ExposedPorts"]["8080/tcp"].is_object() && config["Volumes"]["/data"].is_object(), "{config}");
+    assert!(
+        config["ExposedPorts"]["8080/tcp"].is_object() && config["Volumes"]["/data"].is_object(),
+        "{config}"
+    );
 }
 
 fn a_base_from_an_archive_lies_below(daemon: &Daemon) {
     let work = tempfile::tempdir_in(daemon.directory()).unwrap();
-    let (tree, base, archive) = (work.path().join("tree"), work.path().join("base.tar"), work.path().join("app.tar"));
+    let (tree, base, archive) =
+        (work.path().join("tree"), work.path().join("base.tar"), work.path().join("app.tar"));
     sample().write(&tree);
-    daemon.hearth_ok(&["pack", text(base_tree()), "-o", text(&base), "--env", "FROM_BASE=1", "--cmd", "[\"sh\"]"]);
+    daemon.hearth_ok(&[
+        "pack",
+        text(base_tree()),
+        "-o",
+        text(&base),
+        "--env",
+        "FROM_BASE=1",
+        "--cmd",
+        "[\"sh\"]",
+    ]);
     let base = format!("oci-archive:{}", base.display());
     daemon.hearth_ok(&["pack", text(&tree), "-o", text(&archive), "--base", &base]);
     let image = Image::from_archive(&archive);
@@ -183,19 +207,21 @@ fn a_base_from_an_archive_lies_below(daemon: &Daemon) {
     assert_eq!(image.config["config"]["Cmd"], serde_json::json!(["sh"]));
 }
 
-fn a_base_from_the_room_lies_below(daemon: &Daemon) {
-    let base = daemon.base_image();
+fn a_base_that_is_no_archive_is_a_usage_error(daemon: &Daemon) {
     let work = tempfile::tempdir_in(daemon.directory()).unwrap();
     sample().write(work.path());
-    daemon.hearth_ok(&["pack", text(work.path()), "--tag", "on-room-base:1", "--base", base]);
-    let image = daemon.image("on-room-base:1");
-    assert!(image.has("bin/busybox") && image.has("index.html"));
+    let output = daemon.hearth(&["pack", text(work.path()), "--tag", "on-base:1", "--base", "python:3.13"]);
+    output.expect_code(2).says(&["python:3.13", "oci-archive:"]);
 }
 
 fn dockerignore_keeps_files_out_of_a_pack(daemon: &Daemon) {
     let work = tempfile::tempdir_in(daemon.directory()).unwrap();
     let (tree, archive) = (work.path().join("tree"), work.path().join("app.tar"));
-    sample().file(".dockerignore", "large\n**/*.tmp\n!keep.tmp\n").file("a/b.tmp", "").file("keep.tmp", "").write(&tree);
+    sample()
+        .file(".dockerignore", "large\n**/*.tmp\n!keep.tmp\n")
+        .file("a/b.tmp", "")
+        .file("keep.tmp", "")
+        .write(&tree);
     daemon.hearth_ok(&["pack", text(&tree), "-o", text(&archive)]);
     let image = Image::from_archive(&archive);
     assert!(!image.has("large") && !image.has("a/b.tmp"), "{:?}", image.names(""));
@@ -215,7 +241,8 @@ fn build_of_pack(daemon: &Daemon, dockerfile: &str, tag: &str, arguments: &[&str
 }
 
 fn a_build_of_a_pack_finds_its_dockerfile(daemon: &Daemon) {
-    let image = build_of_pack(daemon, "Dockerfile", "room.meshagent.com/my-app:dev", &["--room", "pack", "--pack"]);
+    let image =
+        build_of_pack(daemon, "Dockerfile", "room.meshagent.com/my-app:dev", &["--room", "pack", "--pack"]);
     assert_eq!(image.file("app/index.html"), "<h1>hi</h1>\n");
     assert_eq!(image.mode("app/bin/run"), 0o755);
     assert_eq!(image.link("app/dangling"), "no/such");
@@ -250,7 +277,15 @@ fn the_pack_of_a_build_is_dropped_when_it_ends(daemon: &Daemon) {
 /// Files of a registry below the state directory, with their sizes, buildkitd's own ones aside.
 fn blobs(daemon: &Daemon) -> Vec<(String, u64)> {
     let mut command = Command::new("find");
-    command.arg(daemon.state()).args(["-path", "*/buildkit*", "-prune", "-o", "-path", "*/storage", "-prune"]);
+    command.arg(daemon.state()).args([
+        "-path",
+        "*/buildkit*",
+        "-prune",
+        "-o",
+        "-path",
+        "*/storage",
+        "-prune",
+    ]);
     command.args(["-o", "-type", "f", "-size", "+1000k", "-printf", "%P %s\n"]);
     let output = process::run(&mut command, seconds(30));
     let parse = |line: &str| {

@@ -29,13 +29,19 @@ fn client(daemon: &Daemon, token: &str, tag: &str, path: &str) -> Output {
     assert!(Path::new(PYTHON).exists(), "{PYTHON} is missing; run deploy/setup.sh --tests");
     let mut command = Command::new(PYTHON);
     command.arg(repository().join("integration-tests/python/client.py"));
-    command.args([&daemon.listen(), tag, path]).env("HEARTH_TOKEN", token).env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+        .args([&daemon.listen(), tag, path])
+        .env("HEARTH_TOKEN", token)
+        .env("PYTHONDONTWRITEBYTECODE", "1");
     process::run(&mut command, seconds(120))
 }
 
 fn a_python_client_submits_a_build_and_reads_its_log(daemon: &Daemon) {
     daemon.base_image();
-    daemon.put("snake", &Tree::new().dockerfile(&format!("FROM {BASE}\nRUN echo seen-by-python; echo made > /by\n")));
+    daemon.put(
+        "snake",
+        &Tree::new().dockerfile(&format!("FROM {BASE}\nRUN echo seen-by-python; echo made > /by\n")),
+    );
     let output = client(daemon, daemon.token(), "room.meshagent.com/snake:1", "snake");
     output.expect_code(0).says(&["seen-by-python"]);
     assert_eq!(Some(output.line()), daemon.tag_digest("snake", "1").as_deref());

@@ -93,7 +93,7 @@ impl<'a> Repository<'a> {
         let config = br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
         let layer = noise(31, 1000);
         let (config_digest, layer_digest) = (self.put_blob(config), self.put_blob(&layer));
-        manifest(&config_digest, config.len(), json!([descriptor(&layer_digest, layer.len())]))
+        manifest(&config_digest, config.len(), &json!([descriptor(&layer_digest, layer.len())]))
     }
 }
 
@@ -101,7 +101,7 @@ fn descriptor(digest: &str, size: usize) -> serde_json::Value {
     json!({"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": size})
 }
 
-fn manifest(config: &str, size: usize, layers: serde_json::Value) -> serde_json::Value {
+fn manifest(config: &str, size: usize, layers: &serde_json::Value) -> serde_json::Value {
     json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
@@ -120,19 +120,25 @@ fn skopeo_pushes_and_pulls_with_a_basic_token(daemon: &Daemon) {
     let credentials = format!("anyone:{}", daemon.token());
     let source = format!("oci-archive:{}", path(&archive));
     for round in 1..=2 {
-        let push = skopeo(&["copy", "--dest-tls-verify=false", "--dest-creds", &credentials, &source, &target]);
+        let push =
+            skopeo(&["copy", "--dest-tls-verify=false", "--dest-creds", &credentials, &source, &target]);
         assert_eq!(push.code, 0, "push {round}\n{push}");
     }
     assert_eq!(daemon.image("pushed/by-skopeo:1").file("pushed"), "by skopeo");
     // Inside the room it is an image like any other.
-    daemon.put("on-pushed", &Tree::new().dockerfile("FROM room.meshagent.com/pushed/by-skopeo:1\nCOPY x /\n").file("x", ""));
+    daemon.put(
+        "on-pushed",
+        &Tree::new().dockerfile("FROM room.meshagent.com/pushed/by-skopeo:1\nCOPY x /\n").file("x", ""),
+    );
     daemon.build_ok("on-pushed:1", "on-pushed", &[]);
     assert!(daemon.image("on-pushed:1").has("pushed"));
 }
 
 fn a_blob_in_one_piece_in_chunks_and_in_a_single_post(daemon: &Daemon) {
     let repository = Repository::new(daemon, "uploads/ways");
-    let get = |digest: &str| repository.send(&repository.request("GET", &format!("blobs/{digest}"))).expect(200).clone();
+    let get = |digest: &str| {
+        repository.send(&repository.request("GET", &format!("blobs/{digest}"))).expect(200).clone()
+    };
 
     let whole = noise(41, 300_000);
     let digest = repository.put_blob(&whole);
@@ -155,7 +161,8 @@ fn a_blob_in_one_piece_in_chunks_and_in_a_single_post(daemon: &Daemon) {
     let content = noise(43, 5000);
     let digest = sha256(&content);
     let post = repository.request("POST", &format!("blobs/uploads/?digest={digest}"));
-    let answer = repository.send(&post.header("content-type", "application/octet-stream").body(content.clone()));
+    let answer =
+        repository.send(&post.header("content-type", "application/octet-stream").body(content.clone()));
     // A registry may decline the short cut with 202; then the upload goes on as usual.
     if answer.status == 202 {
         repository.finish(answer.header("location").unwrap(), &content, &digest).expect(201);
@@ -179,7 +186,9 @@ fn a_chunk_out_of_order_is_refused(daemon: &Daemon) {
     let repository = Repository::new(daemon, "uploads/order");
     let location = repository.open();
     let patch = repository.follow("PATCH", &location).header("content-range", "100-199");
-    repository.send(&patch.header("content-type", "application/octet-stream").body(noise(45, 100))).expect(416);
+    repository
+        .send(&patch.header("content-type", "application/octet-stream").body(noise(45, 100)))
+        .expect(416);
 }
 
 fn an_upload_can_be_dropped(daemon: &Daemon) {
@@ -209,7 +218,10 @@ fn an_upload_that_breaks_off_leaves_no_blob(daemon: &Daemon) {
     let location = repository.open();
     let mark = if location.contains('?') { '&' } else { '?' };
     let put = repository.follow("PUT", &format!("{location}{mark}digest={digest}"));
-    let put = put.header("content-type", "application/octet-stream").body(&content[..200_000]).declare_length(400_000);
+    let put = put
+        .header("content-type", "application/octet-stream")
+        .body(&content[..200_000])
+        .declare_length(400_000);
     if let Ok(answer) = put.try_send(&repository.address) {
         assert!(answer.status >= 400, "{answer:?}");
     }
@@ -259,13 +271,13 @@ fn a_manifest_that_names_missing_blobs_is_refused(daemon: &Daemon) {
     let config = br#"{"architecture":"amd64","os":"linux"}"#;
     let config_digest = repository.put_blob(config);
     let absent = sha256(b"absent");
-    let answer =
-        repository.put_manifest("1", &manifest(&config_digest, config.len(), json!([descriptor(&absent, 6)])));
+    let answer = repository
+        .put_manifest("1", &manifest(&config_digest, config.len(), &json!([descriptor(&absent, 6)])));
     assert!(matches!(answer.status, 400 | 404), "{answer:?}");
     assert_eq!(answer.registry_code(), "MANIFEST_BLOB_UNKNOWN");
     assert!(answer.text().contains(&absent), "the answer names the blob: {answer:?}");
     assert_eq!(daemon.tag_digest("missing", "1"), None);
-    let answer = repository.put_manifest("1", &manifest(&absent, 6, json!([])));
+    let answer = repository.put_manifest("1", &manifest(&absent, 6, &json!([])));
     assert_eq!(answer.registry_code(), "MANIFEST_BLOB_UNKNOWN");
 }
 
@@ -294,9 +306,10 @@ fn a_manifest_with_a_wrong_digest_or_no_json_is_refused(daemon: &Daemon) {
 
 fn an_image_without_layers_is_taken(daemon: &Daemon) {
     let repository = Repository::new(daemon, "no-layers");
-    let config = br#"{"architecture":"amd64","os":"linux","history":null,"rootfs":{"type":"layers","diff_ids":null}}"#;
+    let config =
+        br#"{"architecture":"amd64","os":"linux","history":null,"rootfs":{"type":"layers","diff_ids":null}}"#;
     let digest = repository.put_blob(config);
-    repository.put_manifest("1", &manifest(&digest, config.len(), serde_json::Value::Null)).expect(201);
+    repository.put_manifest("1", &manifest(&digest, config.len(), &serde_json::Value::Null)).expect(201);
     daemon.put("no-layers", &Tree::new().dockerfile("FROM scratch\nLABEL a=b\n"));
     daemon.build_ok("no-layers:2", "no-layers", &[]);
     assert!(daemon.tag_digest("no-layers", "2").is_some());
@@ -334,7 +347,11 @@ fn what_is_not_there_has_the_spec_codes(daemon: &Daemon) {
         (format!("manifests/{unknown}"), "MANIFEST_UNKNOWN"),
         ("manifests/none".to_owned(), "MANIFEST_UNKNOWN"),
     ] {
-        assert_eq!(repository.send(&repository.request("GET", &path)).expect(404).registry_code(), code, "{path}");
+        assert_eq!(
+            repository.send(&repository.request("GET", &path)).expect(404).registry_code(),
+            code,
+            "{path}"
+        );
     }
     let nobody = Repository::new(daemon, "no/such/repository");
     let answer = nobody.send(&nobody.request("GET", "tags/list"));

@@ -64,7 +64,8 @@ fn a_secret_is_usable_in_a_step_and_found_nowhere(daemon: &Daemon) {
     let output = process::run(&mut command, seconds(120));
     output.expect_code(0);
     let image = daemon.image("secret:1");
-    let sum = |text: &str| integration_tests::sources::sha256(text.as_bytes())["sha256:".len()..].to_owned() + "\n";
+    let sum =
+        |text: &str| integration_tests::sources::sha256(text.as_bytes())["sha256:".len()..].to_owned() + "\n";
     assert_eq!((image.file("sum-env"), image.file("sum-file")), (sum(in_env), sum(in_file)));
     for canary in [in_env, in_file] {
         assert!(!output.stdout.contains(canary) && !output.stderr.contains(canary), "{output}");
@@ -74,8 +75,9 @@ fn a_secret_is_usable_in_a_step_and_found_nowhere(daemon: &Daemon) {
 
 fn a_secret_that_a_step_prints_is_masked_in_the_log(daemon: &Daemon) {
     daemon.base_image();
-    let dockerfile =
-        format!("FROM {BASE}\nRUN --mount=type=secret,id=s echo \"value: <$(cat /run/secrets/s)>\"; echo after\n");
+    let dockerfile = format!(
+        "FROM {BASE}\nRUN --mount=type=secret,id=s echo \"value: <$(cat /run/secrets/s)>\"; echo after\n"
+    );
     daemon.put("printed", &Tree::new().dockerfile(&dockerfile));
     let canary = "canary-printed-e1f2a3b4";
     let mut command = daemon.client();
@@ -106,7 +108,8 @@ fn a_secret_that_is_not_given_is_named(daemon: &Daemon) {
 }
 
 fn tokens_are_in_no_log() {
-    let options = Options::room("verbose").environment("HEARTH_LOG", "trace").environment("RUST_LOG", "trace");
+    let options =
+        Options::room("verbose").environment("HEARTH_LOG", "trace").environment("RUST_LOG", "trace");
     let daemon = Daemon::start(options);
     daemon.put("logged", &Tree::new().dockerfile("FROM scratch\nCOPY a /\n").file("a", ""));
     daemon.build_ok("logged:1", "logged", &[]);

@@ -74,7 +74,11 @@ fn a_put_replaces_a_file_as_a_whole(daemon: &Daemon) {
     std::io::Read::read_to_string(&mut old, &mut kept).unwrap();
     assert_eq!(kept, "a long first version");
     assert_eq!(fs::read_to_string(&stored).unwrap(), "second");
-    assert_eq!(fs::read_dir(daemon.room_files().join("replaced")).unwrap().count(), 1, "no temporary file stays");
+    assert_eq!(
+        fs::read_dir(daemon.room_files().join("replaced")).unwrap().count(),
+        1,
+        "no temporary file stays"
+    );
 }
 
 fn begin(path: &str, size_bytes: Option<u64>) -> WriteFileRequest {
@@ -160,7 +164,13 @@ fn no_path_and_no_link_leads_out(daemon: &Daemon) {
     let (back, mine) = (work.path().join("back"), work.path().join("mine"));
     fs::write(&mine, "overwritten").unwrap();
     let magic = format!("out/magic{}/canary", outside.display());
-    for path in ["out/abs/canary", "out/rel/canary", "../../../storage-outside/canary", "out/../../../x", magic.as_str()] {
+    for path in [
+        "out/abs/canary",
+        "out/rel/canary",
+        "../../../storage-outside/canary",
+        "out/../../../x",
+        magic.as_str(),
+    ] {
         let output = daemon.hearth(&["storage", "get", path, text(&back)]);
         assert!(output.code != 0 && !back.exists(), "get {path}\n{output}");
         let output = daemon.hearth(&["storage", "put", text(&mine), path]);

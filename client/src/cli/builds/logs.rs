@@ -22,7 +22,7 @@ Examples:
   hearth builds logs 7f3k --grep error --step 4
   hearth builds logs 7f3k --from 1 > build.log
   hearth builds logs 7f3k --follow")]
-pub(super) struct LogsArgs {
+pub(in crate::cli) struct LogsArgs {
     /// Id of the build, or the beginning of it
     build: String,
     /// Begin at the event with this number; 1 is the whole log
@@ -77,8 +77,11 @@ pub(super) async fn run(args: LogsArgs, globals: &Globals) -> Result<(), Failure
 }
 
 async fn watch(client: &Client, args: &LogsArgs, from: u64, json: bool) -> Result<(), Failure> {
-    let mut watch =
-        if args.follow { client.watch_build(&args.build, from) } else { client.replay_build(&args.build, from) };
+    let mut watch = if args.follow {
+        client.watch_build(&args.build, from)
+    } else {
+        client.replay_build(&args.build, from)
+    };
     let mut lines = LogLines::default();
     let mut events = Json::new(std::io::stdout());
     while let Some(watched) = watch.next().await? {

@@ -36,8 +36,24 @@ fn a_build_reads_like_a_log() {
         (0, Event::StateChanged(BuildState::Queued.into())),
         (1, Event::StateChanged(BuildState::Running.into())),
         (10, started(1, "[internal] load build context")),
-        (20, Event::StepProgress(StepProgress { step: 1, name: "transferring context".into(), current: 500, total: 2_100_000 })),
-        (30, Event::StepProgress(StepProgress { step: 1, name: "transferring context".into(), current: 2_100_000, total: 2_100_000 })),
+        (
+            20,
+            Event::StepProgress(StepProgress {
+                step: 1,
+                name: "transferring context".into(),
+                current: 500,
+                total: 2_100_000,
+            }),
+        ),
+        (
+            30,
+            Event::StepProgress(StepProgress {
+                step: 1,
+                name: "transferring context".into(),
+                current: 2_100_000,
+                total: 2_100_000,
+            }),
+        ),
         (40, finished(1, 30, false, "")),
         (50, started(2, "[1/3] FROM busybox")),
         (51, finished(2, 0, true, "")),
@@ -50,7 +66,7 @@ fn a_build_reads_like_a_log() {
     assert_eq!(
         text,
         "\
-waiting for a free slot
+queued
 #1 [internal] load build context
 #1 transferring context: 2.10 MB / 2.10 MB
 #1 DONE 0.0s
@@ -82,7 +98,8 @@ fn steps_that_run_side_by_side_are_told_apart() {
 #[test]
 fn warnings_and_gaps_are_told() {
     let range = DockerfileRange { path: "/context/Dockerfile".into(), start_line: 3, ..Default::default() };
-    let warning = BuildWarning { message: "bad case".into(), url: "https://d/x".into(), dockerfile: Some(range) };
+    let warning =
+        BuildWarning { message: "bad case".into(), url: "https://d/x".into(), dockerfile: Some(range) };
     let gap = StepLog { step: 1, stream: 1, data: "x\n".into(), dropped_bytes: 2000 };
     let text = shown(vec![(0, Event::Warning(warning)), (0, started(1, "a")), (0, Event::StepLog(gap))]);
     assert_eq!(

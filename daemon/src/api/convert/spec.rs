@@ -10,9 +10,7 @@ use crate::model::build::{BuildSecrets, BuildSpec, DockerfilePath, Network, NoCa
 use crate::model::id::PackId;
 use crate::model::image::Platform;
 use crate::model::secret::{Credential, Secret};
-use crate::model::{
-    MountMode, MountSource, MountSpec, MountTarget, Reference, RoomRegistries,
-};
+use crate::model::{MountMode, MountSource, MountSpec, MountTarget, Reference, RoomRegistries};
 
 /// Bounds on what a request may name; each far above what people use.
 const MAX_MOUNTS: usize = 64;
@@ -30,7 +28,10 @@ pub struct SpecContext<'a> {
 }
 
 /// Checks a request whole and splits it: the spec is stored, the secrets stay in memory.
-pub fn build_spec(wire: v1::BuildSpec, context: &SpecContext<'_>) -> Result<(BuildSpec, BuildSecrets), Refusal> {
+pub fn build_spec(
+    wire: v1::BuildSpec,
+    context: &SpecContext<'_>,
+) -> Result<(BuildSpec, BuildSecrets), Refusal> {
     let tags = tags(&wire, context.rooms)?;
     let mounts = mounts(wire.mounts)?;
     let context_path = context_path(&wire.context_path, &mounts)?;
@@ -38,12 +39,20 @@ pub fn build_spec(wire: v1::BuildSpec, context: &SpecContext<'_>) -> Result<(Bui
     let timeout = duration("spec.timeout", wire.timeout)?;
     if timeout.is_some_and(|timeout| timeout.is_zero() || timeout > context.max_timeout) {
         let max = context.max_timeout.as_secs();
-        return Err(Refusal::invalid("spec.timeout", "invalid_timeout", format!("timeout must be between 1 s and {max} s")));
+        return Err(Refusal::invalid(
+            "spec.timeout",
+            "invalid_timeout",
+            format!("timeout must be between 1 s and {max} s"),
+        ));
     }
     let platform = match wire.platform.as_str() {
         "" => None,
         text => Some(Platform::parse(text).ok_or_else(|| {
-            Refusal::invalid("spec.platform", "invalid_platform", format!("platform `{text}`: expected `os/arch[/variant]`, such as `linux/arm64`"))
+            Refusal::invalid(
+                "spec.platform",
+                "invalid_platform",
+                format!("platform `{text}`: expected `os/arch[/variant]`, such as `linux/arm64`"),
+            )
         })?),
     };
     let secrets = secrets(wire.secrets, wire.credentials)?;
@@ -81,8 +90,15 @@ fn tags(wire: &v1::BuildSpec, rooms: &RoomRegistries) -> Result<Vec<Reference>, 
             .map_err(|error| Refusal::invalid(&field, "invalid_tag", format!("tag {error}")))?;
         if !rooms.owns_tag(&reference) {
             let room = rooms.names().first().map_or("", |name| name.as_str());
-            return Err(Refusal::invalid(&field, "foreign_registry", format!("tag `{text}` is not in this room's registry"))
-                .hint(format!("use {room}/{}; pushing to other registries is not part of this release", reference.repository)));
+            return Err(Refusal::invalid(
+                &field,
+                "foreign_registry",
+                format!("tag `{text}` is not in this room's registry"),
+            )
+            .hint(format!(
+                "use {room}/{}; pushing to other registries is not part of this release",
+                reference.repository
+            )));
         }
         if reference.registry.is_none() {
             reference.registry = rooms.names().first().cloned();
@@ -120,8 +136,11 @@ fn mounts(wire: Vec<v1::Mount>) -> Result<Vec<MountSpec>, Refusal> {
 
 fn mount(wire: v1::Mount, field: &str) -> Result<MountSpec, Refusal> {
     use v1::mount::Source;
-    let invalid = |part: &str, message: String| Refusal::invalid(format!("{field}{part}"), "invalid_mount", message);
-    let path = |text: &str, part: &str| storage_path(text).map_err(|error| invalid(part, format!("mount source {error}")));
+    let invalid =
+        |part: &str, message: String| Refusal::invalid(format!("{field}{part}"), "invalid_mount", message);
+    let path = |text: &str, part: &str| {
+        storage_path(text).map_err(|error| invalid(part, format!("mount source {error}")))
+    };
     let source = match wire.source {
         None => return Err(invalid("", "the mount has no source".to_owned())),
         Some(Source::RoomPath(text)) => MountSource::Room(path(&text, ".room_path")?),
@@ -134,7 +153,8 @@ fn mount(wire: v1::Mount, field: &str) -> Result<MountSpec, Refusal> {
             subpath: path(&image.subpath, ".image.subpath")?,
         },
         Some(Source::PackId(id)) => {
-            let id: PackId = id.parse().map_err(|error| invalid(".pack_id", format!("pack `{id}`: {error}")))?;
+            let id: PackId =
+                id.parse().map_err(|error| invalid(".pack_id", format!("pack `{id}`: {error}")))?;
             MountSource::Pack(id.to_string())
         }
     };
@@ -142,7 +162,9 @@ fn mount(wire: v1::Mount, field: &str) -> Result<MountSpec, Refusal> {
     let target = target.parse().map_err(|error| invalid(".target", format!("{error}")))?;
     let mode = match (v1::MountMode::try_from(wire.mode), &source) {
         (Ok(v1::MountMode::ReadOnly), _) => MountMode::ReadOnly,
-        (Ok(v1::MountMode::ReadWrite), _) | (Ok(v1::MountMode::Unspecified), MountSource::Room(_)) => MountMode::ReadWrite,
+        (Ok(v1::MountMode::ReadWrite), _) | (Ok(v1::MountMode::Unspecified), MountSource::Room(_)) => {
+            MountMode::ReadWrite
+        }
         (Ok(v1::MountMode::Unspecified), _) => MountMode::ReadOnly,
         (Err(_), _) => return Err(invalid(".mode", "unknown mode".to_owned())),
     };
@@ -152,9 +174,9 @@ fn mount(wire: v1::Mount, field: &str) -> Result<MountSpec, Refusal> {
 /// What was given, else the one mount target there is.
 fn context_path(text: &str, mounts: &[MountSpec]) -> Result<MountTarget, Refusal> {
     if !text.is_empty() {
-        return text
-            .parse()
-            .map_err(|error| Refusal::invalid("spec.context_path", "invalid_context_path", format!("context path: {error}")));
+        return text.parse().map_err(|error| {
+            Refusal::invalid("spec.context_path", "invalid_context_path", format!("context path: {error}"))
+        });
     }
     match mounts {
         [mount] => Ok(mount.target.clone()),
@@ -172,13 +194,24 @@ fn dockerfile(text: &str, context_path: &MountTarget) -> Result<DockerfilePath, 
         return Ok(DockerfilePath::Search);
     }
     let path = if text.starts_with('/') { text.parse() } else { context_path.join(text) };
-    path.map(DockerfilePath::At)
-        .map_err(|error| Refusal::invalid("spec.dockerfile_path", "invalid_dockerfile_path", format!("Dockerfile path: {error}")))
+    path.map(DockerfilePath::At).map_err(|error| {
+        Refusal::invalid(
+            "spec.dockerfile_path",
+            "invalid_dockerfile_path",
+            format!("Dockerfile path: {error}"),
+        )
+    })
 }
 
 fn pairs(field: &str, pairs: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Refusal> {
-    if pairs.len() > MAX_PAIRS || pairs.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > MAX_TEXT {
-        return Err(Refusal::invalid(field, "too_many", format!("at most {MAX_PAIRS} pairs and {MAX_TEXT} bytes")));
+    if pairs.len() > MAX_PAIRS
+        || pairs.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > MAX_TEXT
+    {
+        return Err(Refusal::invalid(
+            field,
+            "too_many",
+            format!("at most {MAX_PAIRS} pairs and {MAX_TEXT} bytes"),
+        ));
     }
     match pairs.keys().find(|key| key.is_empty() || key.contains(['=', '\0'])) {
         Some(key) => Err(Refusal::invalid(field, "invalid_key", format!("`{key}` cannot be a key"))),
@@ -188,9 +221,11 @@ fn pairs(field: &str, pairs: BTreeMap<String, String>) -> Result<BTreeMap<String
 
 fn no_cache_stages(stages: Vec<String>) -> Result<Vec<String>, Refusal> {
     match stages.iter().find(|stage| stage.is_empty() || stage.contains([',', ' '])) {
-        Some(stage) => {
-            Err(Refusal::invalid("spec.no_cache_stages", "invalid_stage", format!("`{stage}` is not the name of a stage")))
-        }
+        Some(stage) => Err(Refusal::invalid(
+            "spec.no_cache_stages",
+            "invalid_stage",
+            format!("`{stage}` is not the name of a stage"),
+        )),
         None => Ok(stages),
     }
 }
@@ -199,17 +234,29 @@ fn network(text: &str) -> Result<Network, Refusal> {
     match text {
         "" | "default" => Ok(Network::Default),
         "none" => Ok(Network::None),
-        _ => Err(Refusal::invalid("spec.network", "invalid_network", format!("network `{text}`: expected `default` or `none`"))),
+        _ => Err(Refusal::invalid(
+            "spec.network",
+            "invalid_network",
+            format!("network `{text}`: expected `default` or `none`"),
+        )),
     }
 }
 
-fn secrets(secrets: Vec<v1::BuildSecret>, credentials: Vec<v1::RegistryCredential>) -> Result<BuildSecrets, Refusal> {
+fn secrets(
+    secrets: Vec<v1::BuildSecret>,
+    credentials: Vec<v1::RegistryCredential>,
+) -> Result<BuildSecrets, Refusal> {
     if secrets.len() > MAX_SECRETS || credentials.len() > MAX_SECRETS {
-        return Err(Refusal::invalid("spec.secrets", "too_many", format!("at most {MAX_SECRETS} secrets and credentials")));
+        return Err(Refusal::invalid(
+            "spec.secrets",
+            "too_many",
+            format!("at most {MAX_SECRETS} secrets and credentials"),
+        ));
     }
     let mut checked = BuildSecrets::default();
     for (i, secret) in secrets.into_iter().enumerate() {
-        let invalid = |message: String| Refusal::invalid(format!("spec.secrets[{i}]"), "invalid_secret", message);
+        let invalid =
+            |message: String| Refusal::invalid(format!("spec.secrets[{i}]"), "invalid_secret", message);
         if secret.id.is_empty() || secret.id.len() > 256 {
             return Err(invalid("a secret's id is 1 to 256 characters".to_owned()));
         }
@@ -221,7 +268,8 @@ fn secrets(secrets: Vec<v1::BuildSecret>, credentials: Vec<v1::RegistryCredentia
         }
     }
     for credential in credentials {
-        let registry = if credential.registry.is_empty() { "docker.io".to_owned() } else { credential.registry };
+        let registry =
+            if credential.registry.is_empty() { "docker.io".to_owned() } else { credential.registry };
         let password = Secret::new(credential.password);
         checked.credentials.insert(registry, Credential { username: credential.username, password });
     }
@@ -373,7 +421,8 @@ mod tests {
         let shown = to_wire(spec.clone());
         assert!(!format!("{shown:?}{spec:?}{secrets:?}").contains("canary"));
         let rooms = RoomRegistries::default();
-        let (again, _) = build_spec(shown, &SpecContext { rooms: &rooms, max_timeout: Duration::from_secs(100) }).unwrap();
+        let (again, _) =
+            build_spec(shown, &SpecContext { rooms: &rooms, max_timeout: Duration::from_secs(100) }).unwrap();
         assert_eq!(BuildSpec { secret_ids: Vec::new(), ..spec }, again);
     }
 }

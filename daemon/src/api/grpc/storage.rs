@@ -2,7 +2,6 @@ use std::io::Read as _;
 use std::path::PathBuf;
 use std::pin::Pin;
 
-use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use hearth_proto::{CHUNK_BYTES, v1};
 use tokio::sync::mpsc;
@@ -10,6 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::super::error::Refusal;
+use super::upload::{FileUpload, checked};
 use super::{caller, require};
 use crate::context::storage::{FileKind, FileStat, Root, Storage, StorageError, WriteOptions};
 use crate::model::access::{Caller, StorageVerb};
@@ -17,8 +17,6 @@ use crate::task;
 
 /// Messages between the thread that touches files and the connection: this many chunks are in memory.
 const AHEAD: usize = 4;
-/// A chunk that a client may send.
-const MAX_CHUNK: usize = 4 * 1024 * 1024;
 
 pub struct StorageService {
     pub storage: Storage,
@@ -31,7 +29,10 @@ impl v1::storage_server::Storage for StorageService {
     type ListStream = Answers<v1::FileEntry>;
     type ReadStream = Answers<v1::ReadFileResponse>;
 
-    async fn list(&self, request: Request<v1::ListFilesRequest>) -> Result<Response<Self::ListStream>, Status> {
+    async fn list(
+        &self,
+        request: Request<v1::ListFilesRequest>,
+    ) -> Result<Response<Self::ListStream>, Status> {
         let caller = caller(request.extensions())?;
         let request = request.into_inner();
         let (root, path) = self.allow(&caller, StorageVerb::Read, request.area, &request.path)?;
@@ -47,7 +48,10 @@ impl v1::storage_server::Storage for StorageService {
         })))
     }
 
-    async fn read(&self, request: Request<v1::ReadFileRequest>) -> Result<Response<Self::ReadStream>, Status> {
+    async fn read(
+        &self,
+        request: Request<v1::ReadFileRequest>,
+    ) -> Result<Response<Self::ReadStream>, Status> {
         use v1::read_file_response::Message;
         let caller = caller(request.extensions())?;
         let request = request.into_inner();
@@ -72,58 +76,41 @@ impl v1::storage_server::Storage for StorageService {
         })))
     }
 
-    async fn write(&self, request: Request<Streaming<v1::WriteFileRequest>>) -> Result<Response<v1::FileEntry>, Status> {
+    async fn write(
+        &self,
+        request: Request<Streaming<v1::WriteFileRequest>>,
+    ) -> Result<Response<v1::FileEntry>, Status> {
         use v1::write_file_request::Message;
         let caller = caller(request.extensions())?;
         let mut messages = request.into_inner();
-        let Some(v1::WriteFileRequest { message: Some(Message::Begin(begin)) }) = messages.message().await? else {
-            return Err(Refusal::invalid("begin", "begin_missing", "the first message must be `begin`").into());
+        let Some(v1::WriteFileRequest { message: Some(Message::Begin(begin)) }) = messages.message().await?
+        else {
+            return Err(
+                Refusal::invalid("begin", "begin_missing", "the first message must be `begin`").into()
+            );
         };
         let (root, path) = self.allow(&caller, StorageVerb::Write, begin.area, &begin.path)?;
         let mode = if begin.mode == 0 { WriteOptions::default().mode } else { begin.mode };
         let options = WriteOptions { mode, size: begin.size_bytes };
 
-        let (send, mut chunks) = mpsc::channel::<Bytes>(AHEAD);
-        let (complete, completed) = tokio::sync::oneshot::channel::<()>();
-        // The writer lives on one thread; it finishes only when told that all chunks have come.
-        let written = task::blocking("storage-write", move || {
-            let mut writer = root.write(&path, options)?;
-            while let Some(chunk) = chunks.blocking_recv() {
-                writer.append(&chunk)?;
+        let upload = FileUpload::start(root, path, options);
+        while let Some(message) = messages.message().await? {
+            let Some(Message::Chunk(chunk)) = message.message else {
+                return Err(
+                    Refusal::invalid("chunk", "chunk_missing", "after `begin` come only chunks").into()
+                );
+            };
+            if !upload.chunk(checked(chunk)?).await {
+                break;
             }
-            match completed.blocking_recv() {
-                Ok(()) => writer.finish().map(Some),
-                Err(_) => Ok(None),
-            }
-        });
-        let receive = async move {
-            while let Some(message) = messages.message().await? {
-                let Some(Message::Chunk(chunk)) = message.message else {
-                    return Err(Status::from(Refusal::invalid("chunk", "chunk_missing", "after `begin` come only chunks")));
-                };
-                if chunk.len() > MAX_CHUNK {
-                    return Err(Refusal::invalid("chunk", "chunk_too_large", format!("a chunk is at most {MAX_CHUNK} bytes")).into());
-                }
-                // A writer that has given up says why below.
-                if send.send(chunk).await.is_err() {
-                    break;
-                }
-            }
-            drop(send);
-            // The same: nobody waits for this any more when the writer has failed.
-            let _ = complete.send(());
-            Ok(())
-        };
-        let (written, received) = tokio::join!(written, receive);
-        received?;
-        let written = written.map_err(|error| Refusal::internal("the file was not written", error))?;
-        match written.map_err(Refusal::from)? {
-            Some(stat) => Ok(Response::new(file_entry(stat))),
-            None => Err(Refusal::new(Code::Aborted, "cut_off", "the upload was cut off; nothing was written").into()),
         }
+        Ok(Response::new(file_entry(upload.finish().await?)))
     }
 
-    async fn remove(&self, request: Request<v1::RemoveFileRequest>) -> Result<Response<v1::RemoveFileResponse>, Status> {
+    async fn remove(
+        &self,
+        request: Request<v1::RemoveFileRequest>,
+    ) -> Result<Response<v1::RemoveFileResponse>, Status> {
         let caller = caller(request.extensions())?;
         let request = request.into_inner();
         let (root, path) = self.allow(&caller, StorageVerb::Write, request.area, &request.path)?;
@@ -134,7 +121,13 @@ impl v1::storage_server::Storage for StorageService {
 
 impl StorageService {
     /// The storage and the path in it, when the caller may use them so.
-    fn allow(&self, caller: &Caller, verb: StorageVerb, area: i32, path: &str) -> Result<(Root, PathBuf), Status> {
+    fn allow(
+        &self,
+        caller: &Caller,
+        verb: StorageVerb,
+        area: i32,
+        path: &str,
+    ) -> Result<(Root, PathBuf), Status> {
         let path = hearth_proto::value::storage_path(path)
             .map_err(|error| Refusal::invalid("path", "invalid_path", error.to_string()))?;
         let what = match verb {
@@ -209,14 +202,18 @@ impl From<StorageError> for Refusal {
             StorageError::Denied { .. } => (Code::PermissionDenied, "denied"),
             StorageError::NoSpace { .. } => (Code::ResourceExhausted, "no_space"),
             StorageError::SizeMismatch { .. } => (Code::DataLoss, "size_mismatch"),
-            StorageError::Changed { .. } => return Self::new(Code::Aborted, "changed", message).retryable(None),
+            StorageError::Changed { .. } => {
+                return Self::new(Code::Aborted, "changed", message).retryable(None);
+            }
             StorageError::Unsupported { .. } | StorageError::Io { .. } => {
                 return Self::internal("the storage could not be used", message);
             }
         };
         let refusal = Self::new(status, code, message);
         match error {
-            StorageError::IsADirectory { .. } => refusal.hint("add --recursive to remove a directory with all below it"),
+            StorageError::IsADirectory { .. } => {
+                refusal.hint("add --recursive to remove a directory with all below it")
+            }
             StorageError::NoSpace { .. } => refusal.hint("free some space in the storage and try again"),
             _ => refusal,
         }

@@ -1,4 +1,4 @@
-//! Containers that a killed buildkitd left running.
+//! Containers that a killed buildkitd left behind.
 //!
 //! runc keeps the state of every container of the machine in `/run/runc/<id>/state.json`, whoever
 //! started it; ours are those whose root file system lies below our directory.
@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::Deserialize;
 
 const STATES: &str = "/run/runc";
@@ -18,9 +17,6 @@ const LIMIT: Duration = Duration::from_secs(10);
 #[derive(Deserialize)]
 struct State {
     id: String,
-    init_process_pid: i32,
-    /// Clock ticks after boot, as in `/proc/PID/stat`.
-    init_process_start: u64,
     config: Config,
 }
 
@@ -41,7 +37,7 @@ pub(super) fn end_below(dir: &Path, runc: &Path) -> Result<(), String> {
         // A container that is going away while we look has no state any more.
         let Some(state) = read(&entry.path()) else { continue };
         if state.config.rootfs.starts_with(dir) {
-            tracing::warn!(container = state.id, "ending a container of an earlier buildkitd");
+            tracing::warn!(container = state.id, "removing a container of an earlier buildkitd");
             if let Err(error) = end(&state, runc) {
                 failed.push(format!("container {}: {error}", state.id));
             }
@@ -55,20 +51,8 @@ fn read(dir: &Path) -> Option<State> {
 }
 
 fn end(state: &State, runc: &Path) -> io::Result<()> {
-    // Killing the first process ends all: they share its pid namespace.
-    if let Some(pid) = Pid::from_raw(state.init_process_pid)
-        && let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty())
-        && start_time(pid) == Some(state.init_process_start)
-    {
-        let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
-        let deadline = Instant::now() + LIMIT;
-        while start_time(pid) == Some(state.init_process_start) {
-            if Instant::now() > deadline {
-                return Err(io::Error::other("its first process does not end"));
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
+    // Its processes ended with buildkitd's pid namespace; runc forgets it and removes its control
+    // group, and kills by itself what it finds running, by pid and start time.
     let mut command = Command::new(runc);
     command.args(["delete", "--force", &state.id]);
     let mut delete = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
@@ -82,17 +66,6 @@ fn end(state: &State, runc: &Path) -> io::Result<()> {
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
-}
-
-/// Field 22 of `/proc/PID/stat`; none for a process that has ended, waited for or not.
-fn start_time(pid: Pid) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    // The name, in brackets, may itself hold blanks and brackets.
-    let mut fields = stat[stat.rfind(')')? + 1..].split_whitespace();
-    if fields.next()? == "Z" {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
 }
 
 /// Removes the bundles of ended containers. Never recursively: a mount that is still there would
@@ -114,26 +87,4 @@ pub(super) fn remove_bundles(executor: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_has_a_start_time_until_it_ends() {
-        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
-        let pid = Pid::from_raw(child.id().try_into().unwrap()).unwrap();
-        let start = start_time(pid).unwrap();
-        assert_eq!(start_time(pid), Some(start));
-        child.kill().unwrap();
-        for _ in 0..200 {
-            if start_time(pid).is_none() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        assert_eq!(start_time(pid), None);
-        child.wait().unwrap();
-    }
 }

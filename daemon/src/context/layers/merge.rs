@@ -13,8 +13,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
+use super::archive::{self, Content, Piece, TarEntry, TarKind};
 use super::spool::Spooled;
-use super::tar::{self, Content, Piece, TarEntry, TarKind};
 use super::{LayerError, LayerLimits};
 use crate::context::lineage::Identity;
 use crate::model::Digest;
@@ -89,7 +89,7 @@ impl ImageTree {
     }
 
     pub(super) fn add_layer(&mut self, layer: &Spooled) -> Result<(), LayerError> {
-        let entries = tar::entries(&layer.file, layer.bytes, self.limits.entries)?;
+        let entries = archive::entries(&layer.file, layer.bytes, self.limits.entries)?;
         let index = u32::try_from(self.layers.len()).unwrap_or(u32::MAX);
         self.layers.push((layer.diff_id, Arc::clone(&layer.file)));
         let mut rest = Vec::with_capacity(entries.len());
@@ -158,7 +158,9 @@ impl ImageTree {
                     }
                     NodeKind::Symlink(target) => NodeKind::Symlink(target.clone()),
                     NodeKind::Fifo => NodeKind::Fifo,
-                    &NodeKind::Device { character, major, minor } => NodeKind::Device { character, major, minor },
+                    &NodeKind::Device { character, major, minor } => {
+                        NodeKind::Device { character, major, minor }
+                    }
                 };
                 Node { kind, mode, mtime }
             }
@@ -289,7 +291,9 @@ impl ImageTree {
     /// What the names of a file with several have in common.
     pub fn link_group(&self, node: u32) -> Option<u64> {
         match self.nodes[node as usize].kind {
-            NodeKind::File { content } if self.contents[content as usize].names > 1 => Some(u64::from(content)),
+            NodeKind::File { content } if self.contents[content as usize].names > 1 => {
+                Some(u64::from(content))
+            }
             _ => None,
         }
     }

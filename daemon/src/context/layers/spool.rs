@@ -74,6 +74,16 @@ impl LayerCache {
         Ok(image)
     }
 
+    /// Removes what is kept of a layer that nothing needs any more.
+    pub fn forget(&self, diff_id: &Digest) {
+        match fs::remove_file(self.path(diff_id)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, %diff_id, "a decompressed layer stays until the quota frees it");
+            }
+            _ => {}
+        }
+    }
+
     fn spool(&self, blob: LayerBlob) -> Result<Spooled, LayerError> {
         if !is_layer(&blob.media_type) {
             return Err(LayerError::MediaType(blob.media_type));

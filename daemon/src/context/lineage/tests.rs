@@ -83,10 +83,19 @@ fn change_times_settle_after_a_step_of_the_clock() {
 #[derive(Clone, Debug)]
 enum Step {
     /// Other content; with the same mtime or another one. Device, inode or change time always move.
-    Write { file: usize, mtime: i64 },
-    Remove { file: usize },
+    Write {
+        file: usize,
+        mtime: i64,
+    },
+    Remove {
+        file: usize,
+    },
     /// A build whose scan takes place, and whose transfer brings the files in the mask up to date.
-    Build { transferred: u8, unsure: u8, complete: bool },
+    Build {
+        transferred: u8,
+        unsure: u8,
+        complete: bool,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {

@@ -32,7 +32,10 @@ pub enum StorageError {
     SizeMismatch { path: PathBuf, expected: u64, actual: u64 },
     #[error("`{}` changed meanwhile; try again", shown(path))]
     Changed { path: PathBuf },
-    #[error("storage `{}` needs the system call openat2: Linux 5.6 or newer, and no filter that denies it", shown(path))]
+    #[error(
+        "storage `{}` needs the system call openat2: Linux 5.6 or newer, and no filter that denies it",
+        shown(path)
+    )]
     Unsupported { path: PathBuf },
     #[error("`{}`: {source}", shown(path))]
     Io { path: PathBuf, source: io::Error },

@@ -39,7 +39,8 @@ impl Root {
         let path = normal(path)?;
         let fail = |errno| StorageError::at(&path, errno);
         let (anchor, stat) = self.hold(&path)?;
-        let mut listing = Listing { anchor, prefix: path.clone(), recursive, levels: Vec::new(), single: None };
+        let mut listing =
+            Listing { anchor, prefix: path.clone(), recursive, levels: Vec::new(), single: None };
         if stat.kind == FileType::Directory {
             listing.enter(PathBuf::new()).map_err(fail)?;
         } else {

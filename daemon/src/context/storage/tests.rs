@@ -168,14 +168,8 @@ fn mode_bits_are_kept_but_never_setuid() {
 fn wrong_kinds_have_their_own_errors() {
     let room = Room::new();
     room.put("dir/file", "x").unwrap();
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        room.at("fifo"),
-        FileType::Fifo,
-        Mode::from_raw_mode(0o644),
-        0,
-    )
-    .unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, room.at("fifo"), FileType::Fifo, Mode::from_raw_mode(0o644), 0)
+        .unwrap();
     // Opening the fifo would hang for ever.
     assert!(matches!(room.get("fifo"), Err(StorageError::NotAFile { .. })));
     assert!(matches!(room.get("dir"), Err(StorageError::IsADirectory { .. })));

@@ -18,7 +18,12 @@ pub const MAX_LINKS: usize = 40;
 trait Names {
     type Node: Clone;
     fn root(&self) -> Result<Self::Node, ContextError>;
-    fn child(&self, directory: &[u8], node: &Self::Node, name: &[u8]) -> Result<Option<Self::Node>, ContextError>;
+    fn child(
+        &self,
+        directory: &[u8],
+        node: &Self::Node,
+        name: &[u8],
+    ) -> Result<Option<Self::Node>, ContextError>;
     fn kind<'n>(&'n self, node: &'n Self::Node) -> &'n EntryKind;
     /// Whether a missing path is at least a place inside the tree.
     fn is_inside(&self, path: &[u8]) -> bool;
@@ -26,8 +31,11 @@ trait Names {
     fn shown(&self, path: &[u8]) -> String;
 }
 
-/// The path without links, and what is there. None when nothing is, and no link was on the way.
-fn resolve<N: Names>(names: &N, path: &[u8]) -> Result<Option<(Vec<u8>, N::Node)>, ContextError> {
+/// A path without links, and what is there.
+type Resolved<N> = (Vec<u8>, N);
+
+/// What `path` names. None when nothing is there, and no link was on the way.
+fn resolve<N: Names>(names: &N, path: &[u8]) -> Result<Option<Resolved<N::Node>>, ContextError> {
     let split = |path: &[u8]| -> Vec<Box<[u8]>> { path.split(|&byte| byte == b'/').map(Box::from).collect() };
     let mut pending: VecDeque<Box<[u8]>> = split(path).into();
     let mut nodes = vec![names.root()?];
@@ -103,9 +111,9 @@ impl Names for Tree {
             return self.mount_root(u32::try_from(mount).unwrap_or(u32::MAX)).map(Some);
         }
         let found = match self.covering(&path) {
-            Some((mount, inside)) if node.origin != Origin::Made => self
-                .lookup_in(mount, inside)
-                .map_err(|errno| ContextError::at(&absolute(&path), errno))?,
+            Some((mount, inside)) if node.origin != Origin::Made => {
+                self.lookup_in(mount, inside).map_err(|errno| ContextError::at(&absolute(&path), errno))?
+            }
             _ => None,
         };
         let is_directory = found.as_ref().is_some_and(|found| found.kind == EntryKind::Directory);
@@ -136,7 +144,12 @@ impl Names for Snapshot {
         Ok(None)
     }
 
-    fn child(&self, directory: &[u8], _: &Option<usize>, name: &[u8]) -> Result<Option<Option<usize>>, ContextError> {
+    fn child(
+        &self,
+        directory: &[u8],
+        _: &Option<usize>,
+        name: &[u8],
+    ) -> Result<Option<Option<usize>>, ContextError> {
         Ok(self.find(&joined(directory, name)).map(Some))
     }
 

@@ -70,7 +70,8 @@ impl Tree {
         walk.run(backed)?;
         let now = since_epoch();
         // Of content alone: names, modes and link targets are what the scan saw, and are sent from it.
-        let has_content = |index: usize| matches!(walk.entries[index].kind, EntryKind::File | EntryKind::HardLink(_));
+        let has_content =
+            |index: usize| matches!(walk.entries[index].kind, EntryKind::File | EntryKind::HardLink(_));
         let unsure = |(index, origin): (usize, &Origin)| match origin {
             Origin::Disk { changed, .. } if has_content(index) && !is_settled(*changed, now) => Some(index),
             _ => None,
@@ -121,7 +122,8 @@ impl Walk<'_> {
             };
             path = child_path(&path, &name)
                 .map_err(|errno| ContextError::at(&absolute(&joined(&path, &name)), errno))?;
-            let mounts: Vec<u32> = if level.mounts.is_empty() { Vec::new() } else { self.tree.mounts_below(&path) };
+            let mounts: Vec<u32> =
+                if level.mounts.is_empty() { Vec::new() } else { self.tree.mounts_below(&path) };
             let made = found.origin == Origin::Made;
             if self.push(&path, found)? {
                 let level = self.level(&path, !made || self.tree.is_mounted(&path), mounts)?;
@@ -197,7 +199,9 @@ impl Tree {
     pub(super) fn mount_root(&self, mount: u32) -> Result<Found, ContextError> {
         let target = &self.mounts[mount as usize].target;
         let gone = || ContextError::Changed { path: target.to_string() };
-        self.lookup_in(mount, b"").map_err(|errno| ContextError::at(target.as_str().as_bytes(), errno))?.ok_or_else(gone)
+        self.lookup_in(mount, b"")
+            .map_err(|errno| ContextError::at(target.as_str().as_bytes(), errno))?
+            .ok_or_else(gone)
     }
 
     pub(super) fn lookup_in(&self, mount: u32, inside: &[u8]) -> Result<Option<Found>, Errno> {

@@ -70,10 +70,8 @@ impl Snapshot {
     pub(super) fn is_unchanged(&self, index: usize) -> Result<bool, ContextError> {
         let (entry, path) = (&self.entries[index], self.path(index));
         let Some((mount, inside)) = self.tree.covering(&path) else { return Ok(false) };
-        let found = self
-            .tree
-            .lookup_in(mount, inside)
-            .map_err(|errno| ContextError::at(&absolute(&path), errno))?;
+        let found =
+            self.tree.lookup_in(mount, inside).map_err(|errno| ContextError::at(&absolute(&path), errno))?;
         Ok(found.is_some_and(|found| {
             (found.mode, found.size, found.mtime, found.origin)
                 == (entry.mode, entry.size, entry.mtime, self.origins[index])
@@ -118,9 +116,8 @@ impl Snapshot {
                 else {
                     return Err(changed());
                 };
-                let (file, stat) = layer
-                    .open_file(inside)
-                    .map_err(|errno| ContextError::at(&absolute(&path), errno))?;
+                let (file, stat) =
+                    layer.open_file(inside).map_err(|errno| ContextError::at(&absolute(&path), errno))?;
                 let expected = Stat {
                     device,
                     inode,

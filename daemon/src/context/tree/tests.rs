@@ -117,8 +117,19 @@ fn the_deeper_mount_wins_over_files_links_directories_and_nothing() {
     ]);
     let snapshot = tree.scan(&target("/context")).unwrap();
     let expected = [
-        "link/", "link/below/", "link/below/new=n", "main=m", "not/", "not/there/", "not/there/yet/",
-        "not/there/yet/new=n", "plain/", "plain/new=n", "single=m", "vendor/", "vendor/new=n",
+        "link/",
+        "link/below/",
+        "link/below/new=n",
+        "main=m",
+        "not/",
+        "not/there/",
+        "not/there/yet/",
+        "not/there/yet/new=n",
+        "plain/",
+        "plain/new=n",
+        "single=m",
+        "vendor/",
+        "vendor/new=n",
     ];
     assert_eq!(lines(&snapshot), expected);
     let made = &snapshot.entries()[snapshot.find(b"not/there").unwrap()];
@@ -137,8 +148,17 @@ fn the_context_path_may_be_anywhere_in_the_union() {
     assert_eq!(
         scan("/").unwrap(),
         [
-            "a/", "a/b/", "a/b/current->src", "a/b/src/", "a/b/src/deep/", "a/b/src/deep/f=1",
-            "a/b/src/deep/lib/", "a/b/src/deep/lib/g=2", "a/c/", "a/c/d/", "a/c/d/g=2",
+            "a/",
+            "a/b/",
+            "a/b/current->src",
+            "a/b/src/",
+            "a/b/src/deep/",
+            "a/b/src/deep/f=1",
+            "a/b/src/deep/lib/",
+            "a/b/src/deep/lib/g=2",
+            "a/c/",
+            "a/c/d/",
+            "a/c/d/g=2",
         ]
     );
     assert!(matches!(scan("/nowhere"), Err(ContextError::ContextPathNotFound { .. })));
@@ -224,7 +244,10 @@ fn a_file_that_changed_since_the_scan_is_an_error_that_names_it() {
     let of = |path: &str| {
         let mut text = String::new();
         let reader = snapshot.open(snapshot.find(path.as_bytes()).unwrap());
-        reader.and_then(|mut reader| reader.read_to_string(&mut text)).map(|_| text).map_err(|e| e.to_string())
+        reader
+            .and_then(|mut reader| reader.read_to_string(&mut text))
+            .map(|_| text)
+            .map_err(|e| e.to_string())
     };
     let old = fs::metadata(room.at("a")).unwrap().modified().unwrap();
     // Equal size and equal mtime: the change time alone tells.
@@ -276,7 +299,8 @@ fn a_scan_and_its_reads_never_leave_while_directories_and_links_swap() {
                 for path in ["app/d", "app/e/sub"] {
                     let exchange = rustix::fs::RenameFlags::EXCHANGE;
                     for _ in 0..2 {
-                        rustix::fs::renameat_with(cwd, room.at(path), cwd, room.at("app/link"), exchange).unwrap();
+                        rustix::fs::renameat_with(cwd, room.at(path), cwd, room.at("app/link"), exchange)
+                            .unwrap();
                     }
                 }
             }
@@ -309,7 +333,7 @@ fn a_scan_and_its_reads_never_leave_while_directories_and_links_swap() {
 fn unreadable_files_are_errors_and_never_left_out() {
     let room = Room::new();
     room.file("dir/f", "x");
-    fs::set_permissions(room.at("dir"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(room.at("dir"), fs::Permissions::from_mode(0o000)).unwrap();
     let as_nobody = || {
         // Of this thread alone, and back again, also when the scan fails.
         let before = rustix::thread::Uid::from_raw(0);

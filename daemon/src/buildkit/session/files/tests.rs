@@ -1,1 +1,114 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
 
+use tokio::time::timeout;
+
+use super::*;
+use crate::context::port::{Entry, EntryKind};
+
+/// Files with the given contents; one may be shorter than its entry says.
+struct Contents {
+    entries: Vec<Entry>,
+    contents: Vec<Vec<u8>>,
+}
+
+impl Contents {
+    fn of(files: &[(&str, &[u8])]) -> Self {
+        let entry = |(path, content): &(&str, &[u8])| Entry {
+            path: path.as_bytes().into(),
+            kind: EntryKind::File,
+            mode: 0o644,
+            size: content.len() as u64,
+            mtime: 0,
+        };
+        Self {
+            entries: files.iter().map(entry).collect(),
+            contents: files.iter().map(|(_, content)| content.to_vec()).collect(),
+        }
+    }
+}
+
+impl FileTree for Contents {
+    fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    fn open(&self, index: usize) -> io::Result<Box<dyn Read + Send>> {
+        Ok(Box::new(io::Cursor::new(self.contents[index].clone())))
+    }
+}
+
+fn request(kind: PacketKind, id: u32) -> Result<Packet, Status> {
+    Ok(Packet { kind: kind.into(), id, ..Packet::default() })
+}
+
+/// Asks for the given ids, then ends; gives all that was sent.
+async fn exchange(tree: Contents, ids: &[u32]) -> Vec<Result<Packet, Status>> {
+    let mut requests: Vec<_> = ids.iter().map(|id| request(PacketKind::Req, *id)).collect();
+    requests.push(request(PacketKind::Fin, 0));
+    let requests = futures::stream::iter(requests);
+    let sent = transfer(Arc::new(tree), Wanted::default(), requests).collect();
+    timeout(Duration::from_secs(10), sent).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_for_is_sent_whole_and_once() {
+    let big = vec![3; 3 * CHUNK + 5];
+    let sent =
+        exchange(Contents::of(&[("a", b"one"), ("b", &big), ("c", b""), ("d", b"not asked")]), &[1, 2, 0])
+            .await;
+    let packets: Vec<Packet> = sent.into_iter().map(Result::unwrap).collect();
+    let mut stats = 0;
+    let mut files: BTreeMap<u32, (Vec<u8>, bool)> = BTreeMap::new();
+    for packet in &packets {
+        match PacketKind::try_from(packet.kind).unwrap() {
+            PacketKind::Stat if packet.stat.is_some() => stats += 1,
+            PacketKind::Data => {
+                let file = files.entry(packet.id).or_default();
+                assert!(!file.1, "nothing comes after the end of a file");
+                file.0.extend_from_slice(&packet.data);
+                file.1 = packet.data.is_empty();
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(stats, 4);
+    let whole = |content: &[u8]| (content.to_vec(), true);
+    assert_eq!(files, BTreeMap::from([(0, whole(b"one")), (1, whole(&big)), (2, whole(b""))]));
+    assert_eq!(packets.last().unwrap(), &Packet::fin());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_changed_fails_the_transfer_and_is_named() {
+    for (content, word) in [(b"shorter".as_slice(), "shrank"), (b"longer than before", "grew")] {
+        let mut tree = Contents::of(&[("dir/f", b"0123456789")]);
+        tree.contents[0] = content.to_vec();
+        let sent = exchange(tree, &[0]).await;
+        let error = sent.last().unwrap().as_ref().unwrap_err();
+        assert!(error.message().contains("`dir/f`") && error.message().contains(word), "{error}");
+        let told = sent.iter().flatten().find(|p| p.kind == i32::from(PacketKind::Err)).unwrap();
+        assert!(String::from_utf8_lossy(&told.data).contains("`dir/f`"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_for_what_was_not_offered_is_refused() {
+    for ids in [[7, 7], [0, 0]] {
+        let sent = exchange(Contents::of(&[("a", b"one")]), &ids).await;
+        assert!(sent.iter().any(Result::is_err));
+    }
+}
+
+#[test]
+fn lists_come_from_headers_escaped_or_not() {
+    let mut metadata = MetadataMap::new();
+    metadata.insert("dir-name", "context".parse().unwrap());
+    metadata.append("exclude-patterns", "a b".parse().unwrap());
+    metadata.append("exclude-patterns", "!c+d".parse().unwrap());
+    metadata.insert("followpaths", "n%C3%BC+x".parse().unwrap());
+    metadata.insert("followpaths-encoded", "1".parse().unwrap());
+    let (dir, wanted) = wanted(&metadata);
+    assert_eq!(dir, b"context");
+    assert_eq!(wanted.excludes, [b"a b".to_vec(), b"!c+d".to_vec()]);
+    assert_eq!(wanted.follow, ["n\u{fc} x".as_bytes().to_vec()]);
+}

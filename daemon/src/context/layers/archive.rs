@@ -127,12 +127,16 @@ impl Headers<'_> {
         let block = self.block()?;
         if block.iter().all(|byte| *byte == 0) {
             if self.at < self.length && self.block()?.iter().any(|byte| *byte != 0) {
-                return Err(LayerError::Malformed { at, what: "a block of zeros is followed by something else" });
+                return Err(LayerError::Malformed {
+                    at,
+                    what: "a block of zeros is followed by something else",
+                });
             }
             return Ok(None);
         }
         let header = Header::from_byte_slice(&block).clone();
-        let sum: u32 = block[..148].iter().chain(&[b' '; 8]).chain(&block[156..]).map(|byte| u32::from(*byte)).sum();
+        let sum: u32 =
+            block[..148].iter().chain(&[b' '; 8]).chain(&block[156..]).map(|byte| u32::from(*byte)).sum();
         if header.cksum().ok() != Some(sum) {
             return Err(LayerError::Malformed { at, what: "the checksum of a header is wrong" });
         }
@@ -174,7 +178,8 @@ impl Headers<'_> {
         let path = pax.path.or(path).unwrap_or_else(|| header.path_bytes().into_owned());
         let wrong = |what| LayerError::Entry { entry: String::from_utf8_lossy(&path).into_owned(), what };
         let link = || {
-            let link = pax.link.or(link).or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned));
+            let link =
+                pax.link.or(link).or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned));
             link.filter(|link| !link.is_empty()).ok_or_else(|| wrong("a link without a target"))
         };
         let device = |character| {
@@ -223,7 +228,8 @@ impl Headers<'_> {
         let mut parts: Vec<GnuPart> = Vec::new();
         let mut add = |headers: &[GnuSparseHeader]| {
             for part in headers.iter().filter(|part| !part.is_empty()) {
-                let number = |number: std::io::Result<u64>| number.map_err(|_| wrong("its sparse map is damaged"));
+                let number =
+                    |number: std::io::Result<u64>| number.map_err(|_| wrong("its sparse map is damaged"));
                 parts.push((number(part.offset())?, number(part.length())?));
                 if parts.len() > MAX_PIECES {
                     return Err(wrong("its sparse map is too long"));
@@ -239,7 +245,8 @@ impl Headers<'_> {
             add(extension.sparse())?;
             more = extension.is_extended();
         }
-        let pieces = pieces(&parts, size, stored, self.at).ok_or_else(|| wrong("its sparse map is damaged"))?;
+        let pieces =
+            pieces(&parts, size, stored, self.at).ok_or_else(|| wrong("its sparse map is damaged"))?;
         self.skip(stored)?;
         Ok(TarKind::File { size, content: Content::Sparse(pieces) })
     }
@@ -284,7 +291,9 @@ fn pax(mut data: &[u8]) -> Result<Pax, &'static str> {
             b"linkpath" => pax.link = Some(value.to_vec()),
             b"size" => pax.size = Some(digits()?.parse().map_err(|_| "a PAX size is no number")?),
             b"mtime" => pax.mtime = Some(pax_time(digits()?).ok_or("a PAX time is no number")?),
-            key if key.starts_with(b"GNU.sparse.") => return Err("sparse files in PAX form are not supported"),
+            key if key.starts_with(b"GNU.sparse.") => {
+                return Err("sparse files in PAX form are not supported");
+            }
             _ => {}
         }
     }

@@ -1,0 +1,146 @@
+//! Watching a build to its end, and telling what it came to.
+
+use std::io::IsTerminal as _;
+
+use hearth_proto::v1::build_event::Event;
+use hearth_proto::v1::{Build, BuildState};
+
+use super::BuildArgs;
+use crate::cli::views::BuildView;
+use crate::client::{Client, Watched};
+use crate::error::{Failure, FailureKind};
+use crate::interrupt::Interrupts;
+use crate::progress::{ProgressMode, Show, state_name};
+use crate::{duration, output, task};
+
+pub(super) struct Ended {
+    build: Build,
+    log_shown: bool,
+}
+
+/// Shows the events of a build until its last one. Ctrl-C asks whether to cancel or to detach;
+/// where nobody can be asked it cancels. A second one leaves at once.
+pub(super) async fn to_end(
+    client: &Client,
+    build_id: &str,
+    progress: ProgressMode,
+    interrupts: &mut Interrupts,
+) -> Result<Ended, Failure> {
+    let mut show = progress.renderer();
+    let mut watch = client.watch_build(build_id, 1);
+    loop {
+        let next = tokio::select! {
+            next = watch.next() => next,
+            () = interrupts.next() => {
+                show.clear();
+                stop(client, build_id, &mut *show, interrupts).await?;
+                continue;
+            }
+        };
+        match next.map_err(|error| Failure::from(error).build(build_id))? {
+            Some(Watched::Event(event)) => {
+                show.event(&event);
+                if let Some(Event::Finished(build)) = event.event {
+                    show.clear();
+                    return Ok(Ended { build, log_shown: show.shows_whole_log() });
+                }
+            }
+            Some(Watched::Lost(reason)) => {
+                show.note(&format!("connection lost ({reason}); trying to get back"));
+            }
+            None => {
+                show.clear();
+                let build = client.build(build_id).await?;
+                return Ok(Ended { build, log_shown: false });
+            }
+        }
+    }
+}
+
+/// After Ctrl-C. Returns when the build was told to end, whose last event then comes by itself, or
+/// when the person wants to go on watching.
+async fn stop(
+    client: &Client,
+    build_id: &str,
+    show: &mut dyn Show,
+    interrupts: &mut Interrupts,
+) -> Result<(), Failure> {
+    let interactive = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
+    let answer = if interactive {
+        output::note("\nCancel the build [c], leave it running [l], or go on watching [enter]?");
+        tokio::select! {
+            answer = task::blocking("answer", read_answer) => answer?,
+            () = interrupts.next() => return Err(left(build_id)),
+        }
+    } else {
+        "c".to_owned()
+    };
+    match answer.as_str() {
+        "c" | "cancel" => {
+            show.note("cancelling");
+            tokio::select! {
+                cancelled = client.cancel_build(build_id) => {
+                    cancelled.map_err(|error| Failure::from(error).build(build_id))?;
+                    Ok(())
+                }
+                () = interrupts.next() => Err(left(build_id)),
+            }
+        }
+        "l" | "leave" | "d" => Err(left(build_id)),
+        _ => Ok(()),
+    }
+}
+
+fn read_answer() -> String {
+    let mut line = String::new();
+    // An answer that cannot be read is none.
+    let _ = std::io::stdin().read_line(&mut line);
+    line.trim().to_ascii_lowercase()
+}
+
+fn left(build_id: &str) -> Failure {
+    Failure::interrupted(format!(
+        "the build goes on without this command: hearth builds logs {build_id} --follow"
+    ))
+    .build(build_id)
+}
+
+pub(super) fn report(args: &BuildArgs, ended: &Ended, json: bool) -> Result<(), Failure> {
+    let build = &ended.build;
+    let Some(result) = build.result.as_ref().filter(|_| build.state() == BuildState::Succeeded) else {
+        return Err(failed(ended));
+    };
+    let view = BuildView::from(build);
+    if let Some(path) = &args.metadata_file {
+        output::write_file(path, output::to_json(&view).as_bytes())?;
+    }
+    if let Some(path) = &args.iidfile {
+        output::write_file(path, result.digest.as_bytes())?;
+    }
+    if args.progress != ProgressMode::Json {
+        let took = result.duration.map(duration::from_wire).unwrap_or_default();
+        output::note(&format!(
+            "built {} ({}, {}, {} of {} steps from the cache)",
+            build.tags.join(", "),
+            output::size(result.size_bytes),
+            duration::show(took),
+            result.cached_steps,
+            result.total_steps
+        ));
+    }
+    if json { output::json(&view) } else { output::line(&result.digest) }
+}
+
+fn failed(ended: &Ended) -> Failure {
+    let build = &ended.build;
+    let mut failure = match (build.state(), &build.error) {
+        (BuildState::Cancelled, _) => Failure::interrupted("the build was cancelled; nothing was published"),
+        (_, Some(detail)) => Failure::from_detail(FailureKind::Failed, Box::new(detail.clone())),
+        (_, None) => Failure::failed(
+            "build_failed",
+            format!("the build is {} and says no more", state_name(build.state)),
+        ),
+    };
+    failure.log_shown = ended.log_shown;
+    failure.build(&build.build_id)
+}

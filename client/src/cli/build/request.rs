@@ -1,0 +1,237 @@
+//! The flags of `hearth build` as a request, checked as far as that needs no room.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use hearth_proto::v1::{BuildSecret, BuildSpec, RegistryCredential};
+use hearth_proto::value::{MountKind, MountSource, MountSpec, MountTarget, Reference, check_distinct};
+
+use super::{BuildArgs, mount, tag};
+use crate::duration;
+use crate::error::Failure;
+
+/// BuildKit's limit for one secret.
+const MAX_SECRET_BYTES: u64 = 500 * 1024;
+
+pub(super) struct Plan {
+    pub spec: BuildSpec,
+    pub tags: Vec<Reference>,
+    pub pack: Option<LocalPack>,
+}
+
+/// A directory to send before the build.
+pub(super) struct LocalPack {
+    pub path: PathBuf,
+    pub target: String,
+}
+
+pub(super) fn plan(args: &BuildArgs) -> Result<Plan, Failure> {
+    let mut tags = vec![tag("--tag", &args.tag)?];
+    for text in &args.also_tag {
+        tags.push(tag("--also-tag", text)?);
+    }
+    let (mounts, pack) = mounts(args)?;
+    if let Some(path) = &args.context_path {
+        path.parse::<MountTarget>().map_err(|error| {
+            Failure::usage(format!(
+                "--context-path `{path}`: {}",
+                error.to_string().replace("mount target", "it")
+            ))
+            .hint("it is absolute, such as /context")
+        })?;
+    } else if mounts.len() + usize::from(pack.is_some()) > 1 {
+        return Err(Failure::usage("with more than one mount, --context-path says where COPY reads from")
+            .hint("such as --context-path /context"));
+    }
+    let (stages, everything): (Vec<&String>, Vec<&String>) =
+        args.no_cache.iter().partition(|stage| !stage.is_empty());
+    let platform = match (&args.platform, &args.arch) {
+        (Some(platform), _) => platform.clone(),
+        (None, Some(arch)) => super::pack::platform(Some(arch))?.to_string(),
+        (None, None) => String::new(),
+    };
+    let spec = BuildSpec {
+        tag: tags[0].to_string(),
+        also_tags: tags[1..].iter().map(Reference::to_string).collect(),
+        mounts: mounts.into_iter().map(mount).collect(),
+        context_path: args.context_path.clone().unwrap_or_default(),
+        dockerfile_path: args.dockerfile_path.clone().unwrap_or_default(),
+        build_args: build_args(&args.build_arg)?,
+        target: args.target.clone().unwrap_or_default(),
+        platform,
+        labels: labels(&args.label)?,
+        no_cache: !everything.is_empty(),
+        no_cache_stages: stages.into_iter().cloned().collect(),
+        pull: args.pull,
+        network: args.network.clone().unwrap_or_default(),
+        timeout: args.timeout.map(duration::to_wire),
+        secrets: args.secret.iter().map(|text| secret(text)).collect::<Result<_, _>>()?,
+        credentials: args.cred.iter().map(|text| credential(text)).collect::<Result<_, _>>()?,
+    };
+    Ok(Plan { spec, tags, pack })
+}
+
+/// The mounts, without the pack, whose source is on this machine.
+fn mounts(args: &BuildArgs) -> Result<(Vec<MountSpec>, Option<LocalPack>), Failure> {
+    let flags = [
+        ("--mount-room-path", MountKind::Room, &args.mount_room_path),
+        ("--mount-project-path", MountKind::Project, &args.mount_project_path),
+        ("--mount-image", MountKind::Image, &args.mount_image),
+    ];
+    let mut mounts = Vec::new();
+    for (flag, kind, texts) in flags {
+        for text in texts {
+            let parsed = MountSpec::parse_for_build(kind, text);
+            mounts.push(parsed.map_err(|error| Failure::usage(format!("{flag}: {error}")))?);
+        }
+    }
+    let packed = match (&args.path, &args.pack) {
+        // A positional path has no mount in it: a colon is part of its name.
+        (Some(path), _) => Some(MountSpec {
+            source: MountSource::Pack(path.clone()),
+            ..MountSpec::parse_for_build(MountKind::Pack, ".")
+                .map_err(|error| Failure::usage(error.to_string()))?
+        }),
+        (None, Some(text)) => Some(
+            MountSpec::parse_for_build(MountKind::Pack, text)
+                .map_err(|error| Failure::usage(format!("--pack: {error}")))?,
+        ),
+        (None, None) => None,
+    };
+    if mounts.is_empty() && packed.is_none() {
+        return Err(Failure::usage("a build needs files: at least one mount, or a directory to send")
+            .hint("hearth build --tag my-app:dev ./my-app, or --mount-room-path apps/my-app"));
+    }
+    let all: Vec<MountSpec> = mounts.iter().chain(&packed).cloned().collect();
+    check_distinct(&all).map_err(|error| Failure::usage(error.to_string()))?;
+    let pack = packed.and_then(|spec| match spec.source {
+        MountSource::Pack(path) => Some(LocalPack { path: path.into(), target: spec.target.to_string() }),
+        _ => None,
+    });
+    if args.pack_room_path.is_some() && pack.is_none() {
+        return Err(Failure::usage("--pack-room-path needs a pack: give PATH or --pack"));
+    }
+    Ok((mounts, pack))
+}
+
+fn build_args(texts: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    let mut pairs = BTreeMap::new();
+    for text in texts {
+        let (key, value) = match text.split_once('=') {
+            Some((key, value)) => (key, value.to_owned()),
+            None => match std::env::var(text) {
+                Ok(value) => (text.as_str(), value),
+                // As with other builders: a variable that is not set leaves the ARG's default.
+                Err(std::env::VarError::NotPresent) => continue,
+                Err(error) => return Err(Failure::usage(format!("--build-arg {text}: {error}"))),
+            },
+        };
+        if key.is_empty() {
+            return Err(Failure::usage(format!("--build-arg `{text}`: expected `KEY=VALUE` or `KEY`")));
+        }
+        pairs.insert(key.to_owned(), value);
+    }
+    Ok(pairs)
+}
+
+fn labels(texts: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    let pair = |text: &String| match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(Failure::usage(format!("--label `{text}`: expected `KEY=VALUE`"))),
+    };
+    texts.iter().map(pair).collect()
+}
+
+fn secret(text: &str) -> Result<BuildSecret, Failure> {
+    let wrong = |why: String| {
+        Failure::usage(format!("--secret: {why}")).hint("expected `id=ID,src=FILE` or `id=ID,env=VARIABLE`")
+    };
+    let (mut id, mut src, mut env) = (None, None, None);
+    for part in text.split(',') {
+        match part.split_once('=') {
+            Some(("id", value)) if !value.is_empty() => id = Some(value),
+            Some(("src" | "source", value)) => src = Some(value),
+            Some(("env", value)) => env = Some(value),
+            Some(("type", "file" | "env")) => {}
+            _ => return Err(wrong(format!("`{part}` is not understood"))),
+        }
+    }
+    let Some(id) = id else { return Err(wrong("the id is missing".to_owned())) };
+    let value = match (src, env) {
+        (Some(_), Some(_)) => return Err(wrong("`src` and `env` exclude one another".to_owned())),
+        (Some(path), None) => {
+            read_secret(path).map_err(|error| wrong(format!("cannot read `{path}`: {error}")))?
+        }
+        (None, source) => {
+            let variable = source.unwrap_or(id);
+            let value = std::env::var_os(variable);
+            let value = value.ok_or_else(|| wrong(format!("the variable `{variable}` is not set")))?;
+            std::os::unix::ffi::OsStringExt::into_vec(value)
+        }
+    };
+    if value.len() as u64 > MAX_SECRET_BYTES {
+        return Err(wrong(format!("secret `{id}` is over {} KiB", MAX_SECRET_BYTES / 1024)));
+    }
+    Ok(BuildSecret { id: id.to_owned(), value: value.into() })
+}
+
+fn read_secret(path: &str) -> std::io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    let mut value = Vec::new();
+    std::fs::File::open(path)?.take(MAX_SECRET_BYTES + 1).read_to_end(&mut value)?;
+    Ok(value)
+}
+
+fn credential(text: &str) -> Result<RegistryCredential, Failure> {
+    let parts: Vec<&str> = text.splitn(3, ',').collect();
+    let (registry, username, password) = match parts[..] {
+        [username, password] => ("", username, password),
+        [registry, username, password] => (registry, username, password),
+        // The text itself may hold a password: it is not shown.
+        _ => {
+            return Err(Failure::usage(
+                "--cred: expected `username,password` or `registry,username,password`",
+            ));
+        }
+    };
+    if username.is_empty() || password.is_empty() {
+        return Err(Failure::usage("--cred: user name and password must not be empty"));
+    }
+    Ok(RegistryCredential {
+        registry: registry.to_owned(),
+        username: username.to_owned(),
+        password: password.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_name_an_id_and_one_source() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "value").unwrap();
+        let read = secret(&format!("id=a,src={}", file.path().display())).unwrap();
+        assert_eq!((read.id.as_str(), &read.value[..]), ("a", &b"value"[..]));
+        for wrong in [
+            "",
+            "id=",
+            "src=/x",
+            "id=a,src=/no/such/file",
+            "id=a,src=x,env=y",
+            "id=a,nope=1",
+            "id=NOT_SET_72A",
+        ] {
+            assert_eq!(secret(wrong).unwrap_err().kind, crate::error::FailureKind::Usage, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_credential_is_not_repeated_in_its_error() {
+        assert_eq!(credential("r.example,u,p,w").unwrap().password, "p,w");
+        assert_eq!(credential("u,p").unwrap().registry, "");
+        let error = credential("hunter2").unwrap_err();
+        assert!(!error.detail.message.contains("hunter2"));
+    }
+}

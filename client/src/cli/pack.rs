@@ -1,0 +1,289 @@
+//! `hearth pack`
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use hearth_pack::image::{ConfigFlags, Platform, parse_command};
+use hearth_pack::layer::{Compression, LayerOptions};
+use hearth_pack::{Base, PackError, PackOptions, Packed, Summary};
+use hearth_proto::value::{Reference, RoomRegistries};
+use serde::Serialize;
+
+use super::{Globals, connect};
+use crate::client::{ArchiveDestination, ArchiveSource, Client};
+use crate::error::Failure;
+use crate::interrupt::Interrupts;
+use crate::{output, task};
+
+/// Turn a directory into an image: an OCI archive, or an image of the room
+///
+/// The same tree gives the same digest on any machine, at any time, as any user. Owners and times
+/// are not kept; modes, links, empty directories and capabilities are. `.dockerignore` is obeyed.
+/// With --output and without --room nothing but the file is made.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth pack ./my-app -o my-app.oci.tar
+  hearth pack ./my-app --room studio --tag room.meshagent.com/my-app:dev
+  hearth pack ./rootfs --tag base:1 --cmd '[\"sh\"]' --env PATH=/usr/bin:/bin")]
+pub(super) struct PackArgs {
+    /// Directory to pack
+    path: PathBuf,
+    /// Write an OCI archive to this file
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Name of the image; needed to send it to a room
+    #[arg(long, short, allow_hyphen_values = true)]
+    tag: Option<String>,
+    /// Image that the packed layer is put on: `oci-archive:FILE`
+    #[arg(long, value_name = "IMAGE")]
+    base: Option<String>,
+    /// Architecture of the image, such as `arm64` or `arm/v7` [default: amd64]
+    #[arg(long)]
+    arch: Option<String>,
+    /// Also keep the archive as this file of room storage
+    #[arg(long, value_name = "PATH")]
+    room_path: Option<String>,
+    #[arg(long, value_enum, default_value_t = CompressionArg::Zstd)]
+    compression: CompressionArg,
+    /// Make the archive readable by `docker load` too
+    #[arg(long)]
+    docker: bool,
+    /// What the image runs: a JSON list, or a command that is split at blanks
+    #[arg(long, value_name = "COMMAND", help_heading = "Image config")]
+    entrypoint: Option<String>,
+    /// Its default arguments, in the same form
+    #[arg(long, value_name = "COMMAND", help_heading = "Image config")]
+    cmd: Option<String>,
+    /// Variable of the environment, `NAME=value`
+    #[arg(long, value_name = "NAME=VALUE", help_heading = "Image config")]
+    env: Vec<String>,
+    /// Directory that it starts in
+    #[arg(long, value_name = "DIR", help_heading = "Image config")]
+    workdir: Option<String>,
+    /// User that it runs as, `user[:group]`
+    #[arg(long, help_heading = "Image config")]
+    user: Option<String>,
+    #[arg(long, value_name = "KEY=VALUE", help_heading = "Image config")]
+    label: Vec<String>,
+    /// Port that it listens on, `port[/tcp|udp]`
+    #[arg(long, value_name = "PORT", help_heading = "Image config")]
+    expose: Vec<String>,
+    /// Directory that it keeps data in
+    #[arg(long, value_name = "DIR", help_heading = "Image config")]
+    volume: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum CompressionArg {
+    Zstd,
+    Gzip,
+    None,
+}
+
+pub(super) async fn run(
+    args: PackArgs,
+    globals: &Globals,
+    interrupts: &mut Interrupts,
+) -> Result<(), Failure> {
+    interrupts.or(Box::pin(pack_and_send(args, globals))).await
+}
+
+async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure> {
+    let to_room = args.output.is_none() || globals.room.is_some() || globals.addr.is_some();
+    let tag = match &args.tag {
+        Some(text) => {
+            Some(Reference::parse_tag(text).map_err(|error| Failure::usage(format!("--tag: {error}")))?)
+        }
+        None if to_room => {
+            return Err(Failure::usage("--tag is needed: an image of the room has a name")
+                .hint("or write an archive to a file with -o FILE, which needs no room"));
+        }
+        None => None,
+    };
+    if args.room_path.is_some() && !to_room {
+        return Err(Failure::usage("--room-path needs a room: give --room too"));
+    }
+    let options = options(&args, tag.clone())?;
+    let client = match (&tag, to_room) {
+        (Some(tag), true) => {
+            // Seen before the work, not after it.
+            check_directory(&args.path)?;
+            let client = connect(globals).await?;
+            check_room_tag(&client, "--tag", tag).await?;
+            Some(client)
+        }
+        _ => None,
+    };
+    let packed = pack(args.path.clone(), options).await?;
+    tell(&packed.summary);
+    if let Some(file) = args.output.clone() {
+        let (writing, path) = (std::sync::Arc::clone(&packed), file.clone());
+        task::blocking("archive", move || writing.write_to_file(&path))
+            .await?
+            .map_err(|error| failure(&error))?;
+        output::note(&format!("wrote {} ({})", file.display(), output::size(packed.archive_size())));
+    }
+    let mut view = PackView::new(&packed);
+    if let (Some(client), Some(tag)) = (client, tag) {
+        let destination = ArchiveDestination { tag: Some(tag.to_string()), room_path: args.room_path };
+        let loaded = send(&client, &packed, destination).await?;
+        output::note(&format!(
+            "sent {} ({} of it known before)",
+            output::size(loaded.size_bytes),
+            output::size(loaded.reused_bytes)
+        ));
+        view.reused_bytes = Some(loaded.reused_bytes);
+        view.reference = loaded.image.map(|image| image.reference);
+    }
+    if globals.json { output::json(&view) } else { output::line(&view.digest) }
+}
+
+/// Packs a directory on a thread of its own.
+pub(super) async fn pack(path: PathBuf, options: PackOptions) -> Result<std::sync::Arc<Packed>, Failure> {
+    let packed = task::blocking("pack", move || hearth_pack::pack(&path, &options, &mut |_| {})).await?;
+    packed.map(std::sync::Arc::new).map_err(|error| failure(&error))
+}
+
+/// Sends a pack as one stream.
+pub(super) async fn send(
+    client: &Client,
+    packed: &std::sync::Arc<Packed>,
+    destination: ArchiveDestination,
+) -> Result<hearth_proto::v1::LoadImageResponse, Failure> {
+    let packed = std::sync::Arc::clone(packed);
+    let source: ArchiveSource = Box::new(move |mut out| packed.write_archive(&mut out));
+    Ok(client.load_image(destination, source).await?)
+}
+
+/// What is not there, or no directory, is wrong usage; everything inside it is a failure.
+pub(super) fn check_directory(path: &Path) -> Result<(), Failure> {
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => Ok(()),
+        Ok(_) => Err(Failure::usage(format!("`{}` is not a directory", path.display()))
+            .hint("give the directory that is to be packed")),
+        Err(error) => Err(Failure::usage(format!("cannot read `{}`: {error}", path.display()))),
+    }
+}
+
+/// Whether a tag is in the registry of the room that was connected to.
+pub(super) async fn check_room_tag(client: &Client, what: &str, tag: &Reference) -> Result<(), Failure> {
+    let Some(registry) = &tag.registry else { return Ok(()) };
+    let rooms = client.info().await?.room_registries;
+    if rooms.iter().any(|room| room == registry.as_str()) {
+        return Ok(());
+    }
+    let room = rooms.first().map_or(RoomRegistries::DEFAULT, String::as_str);
+    Err(Failure::usage(format!("{what} `{tag}` is not in the room's registry"))
+        .hint(format!("a pack is sent to the room: use {room}/{}", tag.repository)))
+}
+
+fn options(args: &PackArgs, tag: Option<Reference>) -> Result<PackOptions, Failure> {
+    let platform = platform(args.arch.as_deref())?;
+    let command = |flag: &str, text: &Option<String>| {
+        let parsed = text.as_deref().map(parse_command).transpose();
+        parsed.map_err(|error| Failure::usage(format!("{flag}: {error}")))
+    };
+    Ok(PackOptions {
+        layer: layer_options(args.compression)?,
+        config: ConfigFlags {
+            entrypoint: command("--entrypoint", &args.entrypoint)?,
+            cmd: command("--cmd", &args.cmd)?,
+            env: args.env.clone(),
+            workdir: args.workdir.clone(),
+            user: args.user.clone(),
+            labels: args.label.clone(),
+            expose: args.expose.clone(),
+            volumes: args.volume.clone(),
+        },
+        base: args.base.as_deref().map(|base| open_base(base, &platform)).transpose()?,
+        platform,
+        tag,
+        docker: args.docker,
+        ..PackOptions::default()
+    })
+}
+
+pub(super) fn platform(arch: Option<&str>) -> Result<Platform, Failure> {
+    match arch {
+        Some(text) => text.parse().map_err(|error| Failure::usage(format!("--arch: {error}"))),
+        None => Ok(Platform::default()),
+    }
+}
+
+fn layer_options(compression: CompressionArg) -> Result<LayerOptions, Failure> {
+    let mtime = match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(text) => text
+            .parse()
+            .map_err(|_| Failure::usage(format!("SOURCE_DATE_EPOCH `{text}` is not a number of seconds")))?,
+        Err(_) => 0,
+    };
+    let compression = match compression {
+        CompressionArg::Zstd => Compression::Zstd,
+        CompressionArg::Gzip => Compression::Gzip,
+        CompressionArg::None => Compression::None,
+    };
+    Ok(LayerOptions { compression, mtime, workers: None })
+}
+
+fn open_base(text: &str, platform: &Platform) -> Result<Base, Failure> {
+    let Some(file) = text.strip_prefix("oci-archive:") else {
+        return Err(Failure::usage(format!("--base `{text}`: this release takes `oci-archive:FILE`"))
+            .hint(format!("fetch it first: skopeo copy docker://{text} oci-archive:base.tar")));
+    };
+    Base::from_archive(Path::new(file), platform)
+        .map_err(|error| Failure::failed("invalid_base", format!("--base {file}: {error}")))
+}
+
+fn failure(error: &PackError) -> Failure {
+    Failure::failed("pack_failed", error.to_string())
+}
+
+/// What went in, and what probably should not have.
+pub(super) fn tell(summary: &Summary) {
+    let shown = |path: &[u8]| output::printable(&String::from_utf8_lossy(path));
+    output::note(&format!(
+        "packed {}, {}",
+        output::count(summary.files, "file"),
+        output::size(summary.bytes)
+    ));
+    for (path, bytes) in &summary.largest {
+        output::note(&format!("  {:>10}  {}", output::size(*bytes), shown(path)));
+    }
+    for found in &summary.suspicious {
+        let (path, size) = (shown(&found.path), output::size(found.bytes));
+        let files = output::count(found.files, "file");
+        output::note(&format!(
+            "hint: `{path}` is in it ({files}, {size}); a line `{path}` in .dockerignore keeps it out"
+        ));
+    }
+}
+
+#[derive(Serialize)]
+struct PackView {
+    digest: String,
+    layer: String,
+    diff_id: String,
+    archive_bytes: u64,
+    files: u64,
+    bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reused_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reference: Option<String>,
+}
+
+impl PackView {
+    fn new(packed: &Packed) -> Self {
+        Self {
+            digest: packed.digest().to_string(),
+            layer: packed.layer.digest.to_string(),
+            diff_id: packed.layer.diff_id.to_string(),
+            archive_bytes: packed.archive_size(),
+            files: packed.summary.files,
+            bytes: packed.summary.bytes,
+            reused_bytes: None,
+            reference: None,
+        }
+    }
+}

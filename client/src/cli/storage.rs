@@ -1,0 +1,301 @@
+//! `hearth storage`
+
+use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use hearth_proto::v1::{FileEntry, FileKind, StorageArea, WriteBegin};
+
+use super::views::FileView;
+use super::{Globals, connect};
+use crate::client::{Client, FileContent};
+use crate::error::Failure;
+use crate::output::{self, NewFile};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum StorageCommand {
+    /// List a directory of the room
+    #[command(visible_alias = "list")]
+    Ls {
+        #[command(flatten)]
+        area: Area,
+        /// With everything below it
+        #[arg(long, short)]
+        recursive: bool,
+        /// Path from the storage's root
+        #[arg(default_value = "/")]
+        path: String,
+    },
+    /// Put a file or a directory into the room
+    ///
+    /// A file appears complete or not at all. Of a directory, everything below it is put below
+    /// PATH; files that are there already and have the same name are replaced.
+    #[command(after_help = "\
+Examples:
+  hearth storage put ./my-app /apps/my-app
+  echo hello | hearth storage put - notes/hello.txt")]
+    Put {
+        #[command(flatten)]
+        area: Area,
+        /// File or directory on this machine, `-` for standard input
+        local: PathBuf,
+        /// Where it goes, from the storage's root
+        path: String,
+    },
+    /// Get a file or a directory out of the room
+    #[command(after_help = "\
+Examples:
+  hearth storage get apps/my-app/Dockerfile
+  hearth storage get /apps/my-app ./copy")]
+    Get {
+        #[command(flatten)]
+        area: Area,
+        path: String,
+        /// Where it goes on this machine; `-`, or nothing, is standard output
+        local: Option<PathBuf>,
+    },
+    /// Remove a file, or a directory with `--recursive`
+    Rm {
+        #[command(flatten)]
+        area: Area,
+        /// Remove a directory with all below it
+        #[arg(long, short)]
+        recursive: bool,
+        #[arg(required = true)]
+        paths: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Area {
+    /// Project storage instead of room storage
+    #[arg(long)]
+    project: bool,
+}
+
+impl Area {
+    const fn wire(&self) -> StorageArea {
+        if self.project { StorageArea::Project } else { StorageArea::Room }
+    }
+}
+
+pub(super) async fn run(command: StorageCommand, globals: &Globals) -> Result<(), Failure> {
+    match command {
+        StorageCommand::Ls { area, recursive, path } => list(area.wire(), &path, recursive, globals).await,
+        StorageCommand::Put { area, local, path } => put(area.wire(), &local, &path, globals).await,
+        StorageCommand::Get { area, path, local } => get(area.wire(), &path, local.as_deref(), globals).await,
+        StorageCommand::Rm { area, recursive, paths } => {
+            let client = connect(globals).await?;
+            for path in paths {
+                client.remove_file(area.wire(), &path, recursive).await?;
+                output::note(&format!("removed {}", output::printable(&path)));
+            }
+            Ok(())
+        }
+    }
+}
+
+async fn list(area: StorageArea, path: &str, recursive: bool, globals: &Globals) -> Result<(), Failure> {
+    let client = connect(globals).await?;
+    let mut listing = client.list_files(area, path, recursive).await?;
+    let mut views = Vec::new();
+    while let Some(entry) = listing.next().await? {
+        if globals.json {
+            views.push(FileView::from(&entry));
+        } else {
+            output::line(&row(&entry))?;
+        }
+    }
+    if globals.json { output::json(&views) } else { Ok(()) }
+}
+
+/// One line of a listing, which is printed while more of it arrives.
+fn row(entry: &FileEntry) -> String {
+    let kind = match entry.kind() {
+        FileKind::Directory => 'd',
+        FileKind::Symlink => 'l',
+        FileKind::File => '-',
+        FileKind::Other | FileKind::Unspecified => '?',
+    };
+    let size = if entry.kind() == FileKind::File { output::size(entry.size_bytes) } else { "-".to_owned() };
+    let link =
+        if entry.link_target.is_empty() { String::new() } else { format!(" -> {}", entry.link_target) };
+    output::printable(&format!("{kind} {:04o} {size:>10}  {}{link}", entry.mode & 0o7777, entry.path))
+}
+
+async fn put(area: StorageArea, local: &Path, path: &str, globals: &Globals) -> Result<(), Failure> {
+    if local == Path::new("-") {
+        let client = connect(globals).await?;
+        let begin = WriteBegin { area: area.into(), path: path.to_owned(), mode: 0, size_bytes: None };
+        client.write_file(begin, tokio::io::stdin()).await?;
+        return Ok(());
+    }
+    let metadata = std::fs::metadata(local).map_err(|error| unreadable(local, &error))?;
+    let client = connect(globals).await?;
+    let mut sent = Sent::default();
+    if metadata.is_dir() {
+        let mut directories = vec![PathBuf::new()];
+        while let Some(directory) = directories.pop() {
+            let here = local.join(&directory);
+            let mut names = Vec::new();
+            for entry in std::fs::read_dir(&here).map_err(|error| unreadable(&here, &error))? {
+                names.push(entry.map_err(|error| unreadable(&here, &error))?.file_name());
+            }
+            names.sort();
+            for name in names {
+                let relative = directory.join(name);
+                let full = local.join(&relative);
+                let kind = std::fs::symlink_metadata(&full).map_err(|error| unreadable(&full, &error))?;
+                if kind.is_dir() {
+                    directories.push(relative);
+                } else if kind.is_file() {
+                    let Some(name) = relative.to_str() else {
+                        return Err(Failure::usage(format!(
+                            "the name `{}` is not UTF-8",
+                            relative.display()
+                        ))
+                        .hint("hearth pack keeps such names"));
+                    };
+                    put_file(&client, area, &full, &format!("{path}/{name}"), &mut sent).await?;
+                } else {
+                    return Err(Failure::usage(format!("`{}` is no file and no directory", full.display()))
+                        .hint("links and special files are kept by `hearth pack`; leave it out or put its target"));
+                }
+            }
+        }
+    } else {
+        put_file(&client, area, local, path, &mut sent).await?;
+    }
+    output::note(&format!("put {} ({})", output::count(sent.files, "file"), output::size(sent.bytes)));
+    Ok(())
+}
+
+#[derive(Default)]
+struct Sent {
+    files: u64,
+    bytes: u64,
+}
+
+async fn put_file(
+    client: &Client,
+    area: StorageArea,
+    local: &Path,
+    path: &str,
+    sent: &mut Sent,
+) -> Result<(), Failure> {
+    let file = tokio::fs::File::open(local).await.map_err(|error| unreadable(local, &error))?;
+    let metadata = file.metadata().await.map_err(|error| unreadable(local, &error))?;
+    if !metadata.is_file() {
+        return Err(Failure::usage(format!("`{}` is no file and no directory", local.display())));
+    }
+    let begin = WriteBegin {
+        area: area.into(),
+        path: path.to_owned(),
+        mode: metadata.permissions().mode() & 0o777,
+        size_bytes: Some(metadata.len()),
+    };
+    client.write_file(begin, file).await?;
+    sent.files += 1;
+    sent.bytes += metadata.len();
+    Ok(())
+}
+
+async fn get(area: StorageArea, path: &str, local: Option<&Path>, globals: &Globals) -> Result<(), Failure> {
+    let client = connect(globals).await?;
+    let Some(local) = local.filter(|local| *local != Path::new("-")) else {
+        let mut content = client.read_file(area, path).await?;
+        let mut left = content.entry.size_bytes;
+        while let Some(chunk) = content.next().await? {
+            io::stdout().lock().write_all(&chunk)?;
+            left = left.saturating_sub(chunk.len() as u64);
+        }
+        io::stdout().lock().flush()?;
+        return complete(path, left);
+    };
+    let mut listing = client.list_files(area, path, true).await?;
+    let root = path.trim_matches('/');
+    let mut directory = true;
+    while let Some(entry) = listing.next().await? {
+        if entry.path == root && entry.kind() != FileKind::Directory {
+            directory = false;
+            save(client.read_file(area, path).await?, local).await?;
+            continue;
+        }
+        let target = local.join(below(root, &entry.path)?);
+        match entry.kind() {
+            FileKind::Directory => make_directory(&target)?,
+            FileKind::File => {
+                make_directory(target.parent().unwrap_or(local))?;
+                save(client.read_file(area, &entry.path).await?, &target).await?;
+            }
+            FileKind::Symlink | FileKind::Other | FileKind::Unspecified => {
+                return Err(Failure::failed(
+                    "not_a_file",
+                    format!("`{}` is a link or a special file", entry.path),
+                )
+                .hint("get the files beside it one by one"));
+            }
+        }
+    }
+    // An empty directory has no entries.
+    if directory { make_directory(local) } else { Ok(()) }
+}
+
+/// What the daemon says of a path is never trusted to stay below the target.
+fn below(root: &str, path: &str) -> Result<PathBuf, Failure> {
+    let relative =
+        if root.is_empty() { Some(path) } else { path.strip_prefix(root).and_then(|p| p.strip_prefix('/')) };
+    let relative = relative
+        .map(Path::new)
+        .filter(|relative| relative.components().all(|component| matches!(component, Component::Normal(_))));
+    let wrong =
+        || Failure::failed("protocol", format!("the daemon listed `{path}`, which is not below `{root}`"));
+    Ok(relative.ok_or_else(wrong)?.to_owned())
+}
+
+async fn save(mut content: FileContent, target: &Path) -> Result<(), Failure> {
+    let mode = if content.entry.mode == 0 { 0o644 } else { content.entry.mode & 0o777 };
+    let mut file = NewFile::create(target, mode)?;
+    let mut left = content.entry.size_bytes;
+    while let Some(chunk) = content.next().await? {
+        file.out().write_all(&chunk).map_err(|error| Failure::local("write", target, &error))?;
+        left = left.saturating_sub(chunk.len() as u64);
+    }
+    complete(&content.entry.path, left)?;
+    file.keep()
+}
+
+fn complete(path: &str, left: u64) -> Result<(), Failure> {
+    if left == 0 {
+        return Ok(());
+    }
+    Err(Failure::failed(
+        "cut_off",
+        format!("`{path}` became shorter while it was read; {left} bytes are missing"),
+    ))
+}
+
+fn make_directory(path: &Path) -> Result<(), Failure> {
+    std::fs::create_dir_all(path).map_err(|error| Failure::local("make", path, &error))
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Failure {
+    let failure = Failure::local("read", path, error);
+    if error.kind() == io::ErrorKind::NotFound { Failure::usage(failure.detail.message) } else { failure }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_never_leads_out_of_the_target() {
+        assert_eq!(below("a/b", "a/b/c/d").unwrap(), Path::new("c/d"));
+        assert_eq!(below("", "c").unwrap(), Path::new("c"));
+        for (root, path) in [("a", "b/c"), ("a", "ab"), ("a", "a/../../x"), ("", "/etc/passwd"), ("", "../x")]
+        {
+            assert!(below(root, path).is_err(), "{root} {path}");
+        }
+    }
+}

@@ -1,0 +1,262 @@
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt as _};
+use hearth_proto::v1;
+use tonic::{Code, Request, Response, Status};
+
+use super::super::convert::{self, SpecContext, build_spec, page_size};
+use super::super::error::{Refusal, fault_detail};
+use super::{caller, require};
+use crate::build::port::BuildQuery;
+use crate::build::{BuildError, Deny, Handle, LogQuery, SubmitBuild, SubmitError};
+use crate::model::access::{Caller, Patterns, RegistryVerb, StorageVerb};
+use crate::model::build::{BuildRecord, BuildSpec, EventKind};
+use crate::model::{MountSource, Reference, RoomRegistries};
+
+const MAX_KEY: usize = 256;
+
+pub struct BuildsService {
+    pub builds: Handle,
+    pub rooms: RoomRegistries,
+    pub max_timeout: Duration,
+}
+
+#[tonic::async_trait]
+impl v1::builds_server::Builds for BuildsService {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::BuildEvent, Status>> + Send>>;
+
+    async fn submit(
+        &self,
+        request: Request<v1::SubmitBuildRequest>,
+    ) -> Result<Response<v1::SubmitBuildResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        require(caller.may_build(), "build images")?;
+        let request = request.into_inner();
+        if request.idempotency_key.len() > MAX_KEY {
+            let message = format!("a key has at most {MAX_KEY} bytes");
+            return Err(Refusal::invalid("idempotency_key", "invalid_key", message).into());
+        }
+        let context = SpecContext { rooms: &self.rooms, max_timeout: self.max_timeout };
+        let (spec, secrets) = build_spec(request.spec.unwrap_or_default(), &context)?;
+        allow(&caller, &spec, &self.rooms)?;
+        let submit = SubmitBuild {
+            spec,
+            secrets,
+            may_pull: pull_grant(&caller),
+            caller: caller.name,
+            idempotency_key: Some(request.idempotency_key).filter(|key| !key.is_empty()),
+        };
+        let submitted = self.builds.submit(submit).await.map_err(Refusal::from)?;
+        Ok(Response::new(v1::SubmitBuildResponse {
+            build_id: submitted.id.to_string(),
+            created: submitted.created,
+        }))
+    }
+
+    async fn get(&self, request: Request<v1::GetBuildRequest>) -> Result<Response<v1::Build>, Status> {
+        let caller = caller(request.extensions())?;
+        let record = self.own(&caller, &request.into_inner().build_id).await?;
+        Ok(Response::new(convert::build(record)))
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::ListBuildsRequest>,
+    ) -> Result<Response<v1::ListBuildsResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let request = request.into_inner();
+        let size = page_size(request.page_size, 50, 1000);
+        let states = request.states().filter_map(convert::build_state_from_wire).collect();
+        let after = match request.page_token.as_str() {
+            "" => None,
+            token => Some(token.parse().map_err(|_| {
+                Refusal::invalid("page_token", "invalid_page_token", "not a page token of this call")
+            })?),
+        };
+        let tag = match request.tag.as_str() {
+            "" => None,
+            text => Some(self.full_tag(text)?.to_string()),
+        };
+        let submitted_by = (!caller.is_admin()).then_some(caller.name);
+        let query = BuildQuery { states, tag, submitted_by, after, limit: size };
+        let records = self.builds.list(query).await.map_err(Refusal::from)?;
+        let full = records.len() == size;
+        let last = records.last().map(|record| record.id.to_string()).filter(|_| full);
+        Ok(Response::new(v1::ListBuildsResponse {
+            builds: records.into_iter().map(convert::build).collect(),
+            next_page_token: last.unwrap_or_default(),
+        }))
+    }
+
+    async fn watch(
+        &self,
+        request: Request<v1::WatchBuildRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let caller = caller(request.extensions())?;
+        let request = request.into_inner();
+        let record = self.own_log(&caller, &request.build_id).await?;
+        let id = record.id.to_string();
+        let events = self.builds.watch(&id, request.from_sequence, !request.no_follow).await;
+        let builds = self.builds.clone();
+        let events = events.map_err(Refusal::from)?.then(move |event| {
+            let (builds, id) = (builds.clone(), id.clone());
+            async move {
+                let event = event.map_err(Refusal::from)?;
+                let record = match event.kind {
+                    EventKind::Finished { .. } => Some(builds.get(&id).await.map_err(Refusal::from)?),
+                    _ => None,
+                };
+                Ok(convert::event(event, record))
+            }
+        });
+        Ok(Response::new(events.boxed()))
+    }
+
+    async fn read_log(
+        &self,
+        request: Request<v1::ReadBuildLogRequest>,
+    ) -> Result<Response<v1::ReadBuildLogResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let request = request.into_inner();
+        let record = self.own_log(&caller, &request.build_id).await?;
+        let query = LogQuery {
+            from_sequence: request.from_sequence,
+            tail: request.tail as usize,
+            contains: Some(request.contains).filter(|text| !text.is_empty()),
+            step: Some(request.step).filter(|step| *step > 0),
+            max_bytes: request.max_bytes as usize,
+        };
+        let log = self.builds.read_log(record.id.as_str(), query).await.map_err(Refusal::from)?;
+        Ok(Response::new(v1::ReadBuildLogResponse {
+            lines: log.lines,
+            omitted_lines: log.omitted_lines,
+            next_sequence: log.next_sequence,
+        }))
+    }
+
+    async fn cancel(&self, request: Request<v1::CancelBuildRequest>) -> Result<Response<v1::Build>, Status> {
+        let caller = caller(request.extensions())?;
+        let record = self.own(&caller, &request.into_inner().build_id).await?;
+        let record = self.builds.cancel(record.id.as_str()).await.map_err(Refusal::from)?;
+        Ok(Response::new(convert::build(record)))
+    }
+
+    async fn remove(
+        &self,
+        request: Request<v1::RemoveBuildRequest>,
+    ) -> Result<Response<v1::RemoveBuildResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let record = self.own(&caller, &request.into_inner().build_id).await?;
+        self.builds.remove(record.id.as_str()).await.map_err(Refusal::from)?;
+        Ok(Response::new(v1::RemoveBuildResponse {}))
+    }
+}
+
+impl BuildsService {
+    /// A build of the caller's own; admins see all. Another's build and none are the same answer.
+    async fn own(&self, caller: &Caller, id: &str) -> Result<BuildRecord, Status> {
+        require(caller.may_build() || caller.may_read_logs(), "see builds")?;
+        let record = self.builds.get(id).await.map_err(Refusal::from)?;
+        if caller.is_admin() || record.submitted_by == caller.name {
+            return Ok(record);
+        }
+        Err(Refusal::from(BuildError::NotFound { given: id.chars().take(40).collect() }).into())
+    }
+
+    async fn own_log(&self, caller: &Caller, id: &str) -> Result<BuildRecord, Status> {
+        require(caller.may_read_logs(), "read build logs")?;
+        self.own(caller, id).await
+    }
+
+    /// A tag as builds have it: with the room's registry and a tag.
+    fn full_tag(&self, text: &str) -> Result<Reference, Refusal> {
+        let mut reference = Reference::parse_tag(text)
+            .map_err(|error| Refusal::invalid("tag", "invalid_tag", format!("tag {error}")))?;
+        if reference.registry.is_none() {
+            reference.registry = self.rooms.names().first().cloned();
+        }
+        Ok(reference)
+    }
+}
+
+/// What a build reads and writes must be the caller's to read and write.
+fn allow(caller: &Caller, spec: &BuildSpec, rooms: &RoomRegistries) -> Result<(), Status> {
+    for tag in &spec.tags {
+        let repository = &tag.repository;
+        let allowed = caller.may_use_repository(RegistryVerb::Write, repository);
+        require(allowed, format_args!("write `{repository}`"))?;
+    }
+    for mount in &spec.mounts {
+        match &mount.source {
+            MountSource::Room(path) | MountSource::Project(path) => {
+                let allowed = caller.may_use_storage(StorageVerb::Read, path);
+                require(allowed, format_args!("read `/{path}` in storage"))?;
+            }
+            MountSource::Image { reference, .. } => {
+                if !rooms.owns_tag(reference) {
+                    let message = format!("image `{reference}` is not in this room's registry");
+                    return Err(Refusal::invalid("spec.mounts", "foreign_registry", message)
+                        .hint("pack or load the image into the room first")
+                        .into());
+                }
+                let repository = &reference.repository;
+                let allowed = caller.may_use_repository(RegistryVerb::Pull, repository);
+                require(allowed, format_args!("pull `{repository}`"))?;
+            }
+            // Held for the caller's own name when the build is taken in.
+            MountSource::Pack(_) | MountSource::EmptyDir => {}
+        }
+    }
+    Ok(())
+}
+
+fn pull_grant(caller: &Caller) -> Patterns {
+    caller.scope.containers.as_ref().map(|grant| grant.registry.pull.clone()).unwrap_or_default()
+}
+
+impl From<SubmitError> for Refusal {
+    fn from(error: SubmitError) -> Self {
+        let after = error.retry_after();
+        let message = error.to_string();
+        match error {
+            SubmitError::Denied(Deny::QueueFull { .. }) => {
+                Self::new(Code::ResourceExhausted, "queue_full", message).retryable(after)
+            }
+            SubmitError::Denied(Deny::CallerLimit { .. }) => {
+                Self::new(Code::ResourceExhausted, "caller_limit", message).retryable(after)
+            }
+            SubmitError::Denied(Deny::Draining) | SubmitError::Ending => {
+                Self::new(Code::Unavailable, "draining", message).retryable(None)
+            }
+            SubmitError::DiskLow { .. } => Self::new(Code::ResourceExhausted, "disk_low", message),
+            SubmitError::KeyReused { .. } => {
+                Self::new(Code::AlreadyExists, "idempotency_key_reused", message)
+            }
+            SubmitError::Refused(fault) => {
+                let status =
+                    if fault.code == "pack_not_found" { Code::NotFound } else { Code::FailedPrecondition };
+                Self::with_detail(status, fault_detail(*fault))
+            }
+            SubmitError::Store(_) | SubmitError::Log(_) => {
+                Self::internal("the build could not be stored", message)
+            }
+        }
+    }
+}
+
+impl From<BuildError> for Refusal {
+    fn from(error: BuildError) -> Self {
+        let message = error.to_string();
+        match error {
+            BuildError::NotFound { .. } => {
+                Self::new(Code::NotFound, "build_not_found", message).hint("see `hearth builds list`")
+            }
+            BuildError::Ambiguous { .. } => Self::invalid("build_id", "ambiguous_build_id", message),
+            BuildError::NotEnded { .. } => Self::new(Code::FailedPrecondition, "build_not_ended", message),
+            BuildError::Store(_) | BuildError::Log { .. } => {
+                Self::internal("the build could not be read", message)
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The real ones behind the seams of [`super::port`]: the room's images and its files.
+
+use async_trait::async_trait;
+
+use super::port::{ContextSource, PreparedContext, RoomImages};
+use crate::context::layers::LayerBlob;
+use crate::context::port::ContextFiles;
+use crate::context::{ContextMount, ContextRequest, Contexts, OpenedImage, Prepared};
+use crate::image::{ImageError, Images};
+use crate::model::build::BuildSpec;
+use crate::model::fault::{Fault, Stage};
+use crate::model::id::PackId;
+use crate::model::image::{Descriptor, VerifiedImage};
+use crate::model::{Digest, MountSource, MountTarget, Reference, Repository};
+
+/// The files of the room and the images among the mounts, as one tree.
+#[derive(Clone)]
+pub struct RoomContexts {
+    pub contexts: Contexts,
+    pub images: Images,
+}
+
+#[async_trait]
+impl RoomImages for RoomContexts {
+    async fn resolve(&self, reference: &Reference) -> Result<Option<Digest>, Fault> {
+        match self.images.resolve(reference).await {
+            Ok(manifest) => Ok(Some(manifest.digest)),
+            Err(ImageError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(fault(Stage::Context, &error)),
+        }
+    }
+
+    async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, Fault> {
+        self.images.verify(repository, digest).await.map_err(|error| fault(Stage::Export, &error))
+    }
+
+    async fn publish(&self, image: &VerifiedImage, tags: &[Reference]) -> Result<(), Fault> {
+        self.images.publish(image, tags).await.map(|_| ()).map_err(|error| fault(Stage::Publish, &error))
+    }
+
+    async fn hold_pack(&self, id: &PackId, caller: &str) -> Result<(), Fault> {
+        self.images.hold_pack(id, caller).await.map(|_| ()).map_err(|error| fault(Stage::Context, &error))
+    }
+
+    async fn release_pack(&self, id: &PackId) {
+        match self.images.release_pack(id).await {
+            Ok(layers) => self.contexts.forget_layers(layers).await,
+            Err(error) => {
+                tracing::warn!(%error, pack.id = %id, "a pack was not dropped; it goes when it has not been used for long");
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl ContextSource for RoomContexts {
+    async fn prepare(&self, spec: &BuildSpec, caller: &str) -> Result<Box<dyn PreparedContext>, Fault> {
+        let mut mounts = Vec::with_capacity(spec.mounts.len());
+        for mount in &spec.mounts {
+            let manifest = match &mount.source {
+                MountSource::Image { reference, .. } => Some(self.images.resolve(reference).await),
+                MountSource::Pack(id) => Some(self.pack(id, caller).await),
+                MountSource::Room(_) | MountSource::Project(_) | MountSource::EmptyDir => None,
+            };
+            let image = match manifest {
+                None => None,
+                Some(manifest) => Some(self.open(manifest).await.map_err(|error| {
+                    let mut fault = fault(Stage::Context, &error);
+                    fault.message = format!("mount `{}`: {}", mount.target, fault.message);
+                    fault
+                })?),
+            };
+            mounts.push(ContextMount { spec: mount.clone(), image });
+        }
+        let request = ContextRequest {
+            mounts,
+            context_path: spec.context_path.clone(),
+            dockerfile: spec.dockerfile.clone(),
+            target: spec.target.clone(),
+        };
+        match self.contexts.prepare(request).await {
+            Ok(prepared) => Ok(Box::new(prepared)),
+            Err(error) => Err(error.fault()),
+        }
+    }
+}
+
+impl RoomContexts {
+    async fn pack(&self, id: &str, caller: &str) -> Result<Descriptor, ImageError> {
+        let id: PackId = id.parse().map_err(|_| ImageError::NotFound { reference: id.to_owned() })?;
+        Ok(self.images.pack(&id, caller).await?.manifest)
+    }
+
+    async fn open(&self, manifest: Result<Descriptor, ImageError>) -> Result<OpenedImage, ImageError> {
+        let manifest = manifest?;
+        let layers = self.images.open_layers(&manifest).await?;
+        let blob = |open: crate::image::OpenLayer| LayerBlob {
+            digest: open.layer.digest,
+            diff_id: open.diff_id,
+            media_type: open.layer.media_type,
+            file: open.file,
+        };
+        Ok(OpenedImage { manifest: manifest.digest, layers: layers.into_iter().map(blob).collect() })
+    }
+}
+
+impl PreparedContext for Prepared {
+    fn dockerfile_path(&self) -> &MountTarget {
+        &self.dockerfile_path
+    }
+
+    fn dockerfile(&self) -> &[u8] {
+        &self.dockerfile
+    }
+
+    fn into_files(self: Box<Self>, dockerfile: Vec<u8>) -> ContextFiles {
+        Self::into_files(*self, dockerfile)
+    }
+}
+
+fn fault(stage: Stage, error: &ImageError) -> Fault {
+    let fault = Fault::new(stage, error.code(), error.to_string());
+    match error.hint() {
+        Some(hint) => fault.hint(hint),
+        None => fault,
+    }
+}

@@ -1,0 +1,117 @@
+//! The ports and the socket: bound at the start, served later, told in `addresses.json`.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use axum::Router;
+use serde::Serialize;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::serve::serve;
+use crate::config::Config;
+use crate::{ingress, task};
+
+const ADDRESSES: &str = "addresses.json";
+
+/// Where the daemon is reached.
+#[derive(Clone, Debug, Serialize)]
+pub struct Addresses {
+    pub listen: SocketAddr,
+    pub ingress: SocketAddr,
+    pub socket: PathBuf,
+    /// Where BuildKit on this machine reaches the registry: always loopback, which it takes for
+    /// plain HTTP without being told.
+    #[serde(skip)]
+    pub registry: SocketAddr,
+}
+
+pub(super) struct Listeners {
+    pub(super) addresses: Addresses,
+    tcp: Vec<TcpListener>,
+    unix: UnixListener,
+    ingress: TcpListener,
+}
+
+impl Listeners {
+    pub(super) async fn bind(config: &Config) -> Result<Self> {
+        let main = bind_tcp(config.listen).await?;
+        let ingress = bind_tcp(config.ingress).await?;
+        let listen = main.local_addr()?;
+        let mut tcp = vec![main];
+        let registry = match listen.ip() {
+            ip if ip.is_loopback() => listen,
+            ip if ip.is_unspecified() => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), listen.port()),
+            _ => {
+                let local = bind_tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)).await?;
+                let address = local.local_addr()?;
+                tcp.push(local);
+                address
+            }
+        };
+        let unix = bind_unix(&config.socket).await?;
+        let addresses =
+            Addresses { listen, ingress: ingress.local_addr()?, socket: config.socket.clone(), registry };
+        Ok(Self { addresses, tcp, unix, ingress })
+    }
+
+    pub(super) fn serve(self, app: Router, stop: &CancellationToken, grace: Duration) -> Vec<JoinHandle<()>> {
+        let mut servers: Vec<_> = self
+            .tcp
+            .into_iter()
+            .map(|listener| task::spawn("tcp", serve(listener, app.clone(), stop.clone(), grace)))
+            .collect();
+        servers.push(task::spawn("unix", serve(self.unix, app, stop.clone(), grace)));
+        servers.push(task::spawn("ingress", serve(self.ingress, ingress::router(), stop.clone(), grace)));
+        servers
+    }
+}
+
+impl Addresses {
+    /// Appears complete or not at all: whoever waits for it may read it at once.
+    pub(super) fn write(&self, state: &Path) -> Result<()> {
+        let draft = state.join("addresses.json.new");
+        fs::write(&draft, serde_json::to_vec(self)?)?;
+        fs::rename(draft, state.join(ADDRESSES)).context("addresses.json")
+    }
+}
+
+pub(super) fn forget_addresses(state: &Path) -> Result<()> {
+    match fs::remove_file(state.join(ADDRESSES)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("addresses.json"),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn remove_socket(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        tracing::warn!(%error, socket = %path.display(), "the socket was not removed; the next start does");
+    }
+}
+
+async fn bind_tcp(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))
+}
+
+/// A socket that a killed daemon left is replaced; one that answers is not.
+async fn bind_unix(path: &Path) -> Result<UnixListener> {
+    let shown = || format!("socket {}", path.display());
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).with_context(shown)?;
+    }
+    if path.exists() {
+        if UnixStream::connect(path).await.is_ok() {
+            bail!("another daemon answers on {}; give each its own --socket", path.display());
+        }
+        fs::remove_file(path).with_context(shown)?;
+    }
+    let listener = UnixListener::bind(path).with_context(shown)?;
+    // Anyone may knock: the kernel tells who it is, and everybody but root and our own user needs a token.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666)).with_context(shown)?;
+    Ok(listener)
+}

@@ -1,0 +1,102 @@
+//! Everything that one port serves: gRPC, `/v2/`, health and metrics.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use axum::Router;
+use axum::middleware::from_fn_with_state;
+use hearth_proto::v1::builds_server::BuildsServer;
+use hearth_proto::v1::images_server::ImagesServer;
+use hearth_proto::v1::storage_server::StorageServer;
+use hearth_proto::v1::system_server::SystemServer;
+use hearth_proto::{FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::watch;
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::access::Access;
+use crate::api::auth::require_caller;
+use crate::api::grpc::{BuildsService, ImagesService, StorageService, SystemService};
+use crate::api::http::{self, Readiness};
+use crate::build;
+use crate::context::storage::Storage;
+use crate::image::Images;
+use crate::model::RoomRegistries;
+
+pub(super) struct Parts {
+    pub builds: build::Handle,
+    pub images: Images,
+    pub storage: Storage,
+    pub access: Arc<Access>,
+    pub readiness: Readiness,
+    pub metrics: PrometheusHandle,
+    /// `/v2/`.
+    pub registry: Router,
+    pub room: String,
+    pub rooms: RoomRegistries,
+    pub max_timeout: Duration,
+}
+
+/// The names that `grpc.health.v1` is asked for; the empty one is the daemon as a whole.
+const SERVICES: [&str; 5] =
+    ["", "hearth.v1.Builds", "hearth.v1.Images", "hearth.v1.Storage", "hearth.v1.System"];
+
+pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let builds =
+        BuildsService { builds: parts.builds, rooms: parts.rooms.clone(), max_timeout: parts.max_timeout };
+    let images = ImagesService { images: parts.images, storage: parts.storage.clone() };
+    let system = SystemService {
+        room: parts.room,
+        room_registries: parts.rooms,
+        readiness: Arc::clone(&parts.readiness),
+        access: Arc::clone(&parts.access),
+    };
+    let storage = StorageService { storage: parts.storage };
+    macro_rules! sized {
+        ($server:expr) => {
+            $server.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
+        };
+    }
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let grpc = Routes::new(sized!(BuildsServer::new(builds)))
+        .add_service(sized!(ImagesServer::new(images)))
+        .add_service(sized!(StorageServer::new(storage)))
+        .add_service(sized!(SystemServer::new(system)));
+    let private = grpc
+        .into_axum_router()
+        .reset_fallback()
+        .merge(parts.registry)
+        .route_layer(from_fn_with_state(parts.access, require_caller));
+    let public = http::router(parts.readiness, parts.metrics)
+        .route_service("/grpc.health.v1.Health/{*method}", health)
+        .route_service("/grpc.reflection.v1.ServerReflection/{*method}", reflection().build_v1()?)
+        .route_service("/grpc.reflection.v1alpha.ServerReflection/{*method}", reflection().build_v1alpha()?);
+    Ok((public.merge(private).fallback(http::unknown_path).layer(CatchPanicLayer::new()), reporter))
+}
+
+/// Keeps `grpc.health.v1` at the truth that `/readyz` tells.
+pub(super) async fn health_loop(
+    reporter: HealthReporter,
+    readiness: Readiness,
+    mut changes: watch::Receiver<crate::buildkit::Status>,
+) {
+    loop {
+        let ready = readiness().iter().all(|component| component.ready);
+        let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in SERVICES {
+            reporter.set_service_status(service, status).await;
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! What a manifest stands for: read from the blobs, with bounds, since any client may have pushed it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, Read as _};
+
+use serde::Deserialize;
+
+use super::port::{Blobs, NewManifest};
+use super::{ImageError, parse};
+use crate::model::Digest;
+use crate::model::image::{Descriptor, Platform};
+use crate::model::manifest::{ImageManifest, MAX_MANIFEST_BYTES, Manifest, Part, PartKind};
+
+/// Manifests below one index.
+const MAX_CHILDREN: usize = 256;
+
+/// A manifest, those below it, and the blobs they need; all of them were there.
+#[derive(Debug)]
+pub(super) struct Contents {
+    /// A manifest comes after those that it needs.
+    pub(super) manifests: Vec<NewManifest>,
+    /// Compressed bytes of configs and layers, each counted once.
+    pub(super) size_bytes: u64,
+}
+
+impl Contents {
+    /// Reads a manifest of which something is about to be made: its blobs are kept from the sweep.
+    pub(super) fn keep(blobs: &dyn Blobs, top: &Descriptor) -> Result<Self, ImageError> {
+        Self::read(blobs, top, &|digest| blobs.touch(digest))
+    }
+
+    /// Reads a manifest and changes nothing.
+    pub(super) fn look(blobs: &dyn Blobs, top: &Descriptor) -> Result<Self, ImageError> {
+        Self::read(blobs, top, &|digest| blobs.size(digest))
+    }
+
+    fn read(blobs: &dyn Blobs, top: &Descriptor, size: &Size<'_>) -> Result<Self, ImageError> {
+        let mut manifests = Vec::new();
+        let mut sizes = BTreeMap::new();
+        match one(blobs, top, size, &mut manifests, &mut sizes)? {
+            Manifest::Image(_) => {}
+            Manifest::Index(index) => {
+                let limit = MAX_CHILDREN;
+                let too_deep = || ImageError::TooDeep { digest: top.digest, limit };
+                if index.manifests.len() > MAX_CHILDREN {
+                    return Err(too_deep());
+                }
+                for child in &index.manifests {
+                    if let Manifest::Index(_) = one(blobs, &child.manifest, size, &mut manifests, &mut sizes)?
+                    {
+                        return Err(too_deep());
+                    }
+                }
+                // The index was read first and needs the others.
+                manifests.rotate_left(1);
+            }
+        }
+        Ok(Self { manifests, size_bytes: sizes.values().sum() })
+    }
+
+    /// Everything needed, manifests below an index included, each once.
+    pub(super) fn parts(&self) -> Vec<Part> {
+        let parts: BTreeSet<Part> =
+            self.manifests.iter().flat_map(|manifest| manifest.parts.clone()).collect();
+        parts.into_iter().collect()
+    }
+
+    /// Digests of all files that the image is made of.
+    pub(super) fn digests(&self) -> impl Iterator<Item = Digest> {
+        let manifests = self.manifests.iter().map(|manifest| manifest.manifest.digest);
+        manifests
+            .chain(self.manifests.iter().flat_map(|manifest| manifest.parts.iter().map(|part| part.digest)))
+    }
+}
+
+type Size<'a> = dyn Fn(&Digest) -> io::Result<Option<u64>> + 'a;
+
+/// Reads one manifest, and makes sure of its blobs.
+fn one(
+    blobs: &dyn Blobs,
+    descriptor: &Descriptor,
+    size: &Size<'_>,
+    manifests: &mut Vec<NewManifest>,
+    sizes: &mut BTreeMap<Digest, u64>,
+) -> Result<Manifest, ImageError> {
+    let manifest = parse(descriptor, &read_json(blobs, descriptor)?)?;
+    let parts = manifest.parts();
+    for part in &parts {
+        let size = size(&part.digest)
+            .map_err(|source| ImageError::Read { digest: part.digest, source })?
+            .ok_or(ImageError::BlobMissing { manifest: descriptor.digest, blob: part.digest })?;
+        if part.kind == PartKind::Blob {
+            sizes.insert(part.digest, size);
+        }
+    }
+    let about = manifest.about().clone();
+    manifests.push(NewManifest {
+        manifest: descriptor.clone(),
+        parts,
+        subject: about.subject,
+        artifact_type: about.artifact_type,
+    });
+    Ok(manifest)
+}
+
+/// A manifest or config: small, and read whole.
+pub(super) fn read_json(blobs: &dyn Blobs, descriptor: &Descriptor) -> Result<Vec<u8>, ImageError> {
+    let digest = descriptor.digest;
+    let failed = |source| ImageError::Read { digest, source };
+    let file = blobs
+        .open(&digest)
+        .map_err(failed)?
+        .ok_or(ImageError::BlobMissing { manifest: digest, blob: digest })?;
+    let mut bytes = Vec::new();
+    file.take(MAX_MANIFEST_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() > MAX_MANIFEST_BYTES {
+        return Err(ImageError::TooLarge { digest, limit: MAX_MANIFEST_BYTES });
+    }
+    Ok(bytes)
+}
+
+/// The image itself: of an index, the one for `platform`.
+pub(super) fn image_for(
+    blobs: &dyn Blobs,
+    top: &Descriptor,
+    platform: &Platform,
+) -> Result<ImageManifest, ImageError> {
+    let index = match parse(top, &read_json(blobs, top)?)? {
+        Manifest::Image(image) => return Ok(image),
+        Manifest::Index(index) => index,
+    };
+    let none = || ImageError::NoPlatform { digest: top.digest, platform: platform.as_str().to_owned() };
+    let child = &index.for_platform(platform).ok_or_else(none)?.manifest;
+    match parse(child, &read_json(blobs, child)?)? {
+        Manifest::Image(image) => Ok(image),
+        Manifest::Index(_) => Err(ImageError::TooDeep { digest: top.digest, limit: MAX_CHILDREN }),
+    }
+}
+
+/// A layer of an image, opened at its start.
+#[derive(Debug)]
+pub struct OpenLayer {
+    pub layer: Descriptor,
+    /// Of the tar in it, from the image config.
+    pub diff_id: Digest,
+    pub file: File,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    variant: Option<String>,
+    #[serde(default)]
+    rootfs: RootFs,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RootFs {
+    // BuildKit writes `null` for an image without layers.
+    diff_ids: Option<Vec<Digest>>,
+}
+
+pub(super) fn open_layers(blobs: &dyn Blobs, top: &Descriptor) -> Result<Vec<OpenLayer>, ImageError> {
+    let image = image_for(blobs, top, &Platform::host())?;
+    let digest = image.config.digest;
+    let config: Config = serde_json::from_slice(&read_json(blobs, &image.config)?)
+        .map_err(|error| ImageError::Config { digest, reason: error.to_string() })?;
+    let diff_ids = config.rootfs.diff_ids.unwrap_or_default();
+    if diff_ids.len() != image.layers.len() {
+        let reason = format!("it lists {} layers, the manifest {}", diff_ids.len(), image.layers.len());
+        return Err(ImageError::Config { digest, reason });
+    }
+    let open = |(layer, diff_id): (Descriptor, Digest)| {
+        let file =
+            blobs.open(&layer.digest).map_err(|source| ImageError::Read { digest: layer.digest, source })?;
+        let missing = ImageError::BlobMissing { manifest: top.digest, blob: layer.digest };
+        Ok(OpenLayer { file: file.ok_or(missing)?, layer, diff_id })
+    };
+    image.layers.into_iter().zip(diff_ids).map(open).collect()
+}
+
+/// `os/architecture[/variant]` of an image config, where it has one.
+pub(super) fn platform_of(config: &[u8]) -> Option<String> {
+    let config: Config = serde_json::from_slice(config).ok()?;
+    if config.os.is_empty() || config.architecture.is_empty() {
+        return None;
+    }
+    let variant = config.variant.filter(|variant| !variant.is_empty()).map(|variant| format!("/{variant}"));
+    Some(format!("{}/{}{}", config.os, config.architecture, variant.unwrap_or_default()))
+}

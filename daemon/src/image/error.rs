@@ -1,0 +1,80 @@
+use hearth_pack::archive::ArchiveError;
+
+use super::port::CatalogError;
+use crate::model::Digest;
+use crate::model::id::PackId;
+use crate::model::manifest::ManifestError;
+
+/// Why an image cannot be had, made or named.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    #[error("there is no image `{reference}` in this room")]
+    NotFound { reference: String },
+    #[error("`{reference}` is not in this room's registry")]
+    Foreign { reference: String },
+    #[error("`{reference}`: name a tag to remove, not a digest")]
+    TagNeeded { reference: String },
+    #[error("manifest {manifest} needs {blob}, which is not in the room")]
+    BlobMissing { manifest: Digest, blob: Digest },
+    #[error("{digest}: {source}")]
+    Manifest { digest: Digest, source: ManifestError },
+    #[error("{digest} has more than {limit} bytes, too many for a manifest or config")]
+    TooLarge { digest: Digest, limit: usize },
+    #[error("index {digest} has more than {limit} images, or indexes in indexes")]
+    TooDeep { digest: Digest, limit: usize },
+    #[error("index {digest} has no image for {platform}")]
+    NoPlatform { digest: Digest, platform: String },
+    #[error("config {digest} of the image is not valid: {reason}")]
+    Config { digest: Digest, reason: String },
+    #[error("the archive has {count} images; an archive with one is taken")]
+    ImageCount { count: usize },
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    #[error("there is no pack `{id}`: it was dropped, or was never sent; send it again")]
+    PackNotFound { id: PackId },
+    #[error("no space is left for the image")]
+    NoSpace,
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error("{digest}: {source}")]
+    Read { digest: Digest, source: std::io::Error },
+    #[error("content that is not needed cannot be removed: {0}")]
+    Sweep(std::io::Error),
+    #[error("the daemon is ending")]
+    Ending,
+}
+
+impl ImageError {
+    /// Stable word for the cause.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "image_not_found",
+            Self::Foreign { .. } => "foreign_registry",
+            Self::TagNeeded { .. } => "tag_needed",
+            Self::BlobMissing { .. } => "blob_missing",
+            Self::Manifest { .. } | Self::TooLarge { .. } | Self::TooDeep { .. } => "invalid_manifest",
+            Self::NoPlatform { .. } => "platform_missing",
+            Self::Config { .. } => "invalid_config",
+            Self::ImageCount { .. } => "invalid_archive",
+            Self::Archive(ArchiveError::Truncated) => "archive_truncated",
+            Self::Archive(ArchiveError::Mismatch { .. }) => "blob_mismatch",
+            Self::Archive(_) => "invalid_archive",
+            Self::PackNotFound { .. } => "pack_not_found",
+            Self::NoSpace => "no_space",
+            Self::Catalog(_) | Self::Read { .. } | Self::Sweep(_) | Self::Ending => "internal",
+        }
+    }
+
+    /// What to do next.
+    pub const fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::NotFound { .. } => Some("see `hearth images list`, or build or load the image first"),
+            Self::Foreign { .. } => Some("pack or load the image into the room first"),
+            Self::Archive(ArchiveError::Truncated) => Some("send it again; nothing of it was kept"),
+            Self::NoSpace => {
+                Some("remove images that are not needed, or give the state directory more space")
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Frees content that nothing names any more. The rule of what stays is in [`super::port`].
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+
+use super::contents::Contents;
+use super::{ImageError, Images};
+use crate::model::Digest;
+use crate::task;
+
+/// What was pushed or looked up within this time is left alone, whether or not it has a name:
+/// BuildKit pushes by digest, and the tag comes after.
+const GRACE: Duration = Duration::from_secs(3600);
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GcReport {
+    pub packs: usize,
+    pub manifests: u64,
+    pub blobs: u64,
+    pub bytes: u64,
+}
+
+impl Images {
+    /// One pass: packs that nobody uses, manifests without a name, blobs that nothing needs.
+    pub async fn collect_garbage(&self) -> Result<GcReport, ImageError> {
+        self.collect_before(Timestamp::now(), SystemTime::now(), GRACE).await
+    }
+
+    pub(super) async fn collect_before(
+        &self,
+        now: Timestamp,
+        clock: SystemTime,
+        grace: Duration,
+    ) -> Result<GcReport, ImageError> {
+        let packs = self.sweep_packs(now).await?;
+        let before = now.saturating_sub(grace).unwrap_or(Timestamp::MIN);
+        let forgotten = self.shared.catalog.forget(before).await?;
+        let mut live = self.shared.catalog.live().await?;
+        for pack in self.shared.catalog.packs().await? {
+            let digests = self.contents(&pack.manifest).await;
+            // A pack that cannot be read any more keeps what is known of it; its builds say what is wrong.
+            live.insert(pack.manifest.digest);
+            live.extend(digests.iter().flat_map(Contents::digests).collect::<Vec<Digest>>());
+        }
+        let shared = Arc::clone(&self.shared);
+        let before = clock.checked_sub(grace).unwrap_or(SystemTime::UNIX_EPOCH);
+        let swept = task::blocking("sweep blobs", move || shared.blobs.sweep(&live, before)).await;
+        let swept = swept.map_err(|_| ImageError::Ending)?.map_err(ImageError::Sweep)?;
+        Ok(GcReport { packs, manifests: forgotten.manifests, blobs: swept.blobs, bytes: swept.bytes })
+    }
+}

@@ -1,0 +1,171 @@
+//! An OCI archive becomes an image of the room: blobs first, each verified as it comes, names last.
+//! Of an archive that is cut off or wrong nothing stays.
+
+use std::collections::HashSet;
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use hearth_pack::archive::{self, ArchiveError, ArchiveSink};
+use jiff::Timestamp;
+
+use super::contents::Contents;
+use super::port::{BlobError, Blobs, Pack, Stored};
+use super::{ImageError, Images};
+use crate::model::id::PackId;
+use crate::model::image::{Descriptor, TaggedImage};
+use crate::model::{Digest, Reference, Tag};
+use crate::task;
+
+/// What an archive becomes.
+#[derive(Clone, Debug)]
+pub enum Destination {
+    /// An image of the room with this tag.
+    Tag(Reference),
+    /// A pack for builds of this participant.
+    Pack { owner: String },
+}
+
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub manifest: Descriptor,
+    pub size_bytes: u64,
+    /// Bytes of blobs that the room had before.
+    pub reused_bytes: u64,
+    pub pack: Option<PackId>,
+    pub image: Option<TaggedImage>,
+}
+
+impl Images {
+    /// Reads an archive to its end. The reader is read on a blocking thread.
+    pub async fn load(
+        &self,
+        archive: impl Read + Send + 'static,
+        destination: Destination,
+    ) -> Result<Loaded, ImageError> {
+        if let Destination::Tag(tag) = &destination {
+            self.own(tag)?;
+        }
+        let shared = Arc::clone(&self.shared);
+        let taken = task::blocking("load archive", move || take(&*shared.blobs, archive)).await;
+        let (manifest, contents, stored) = taken.map_err(|_| ImageError::Ending)??;
+        let named = self.name(&manifest, contents, destination).await;
+        match named {
+            Ok((pack, image, size_bytes)) => {
+                if let Some(id) = &pack {
+                    self.remember_brought(id, &stored).await;
+                }
+                let reused = stored.iter().filter(|stored| stored.fresh.is_none());
+                let reused_bytes = reused.map(|stored| stored.size).sum();
+                Ok(Loaded { manifest, size_bytes, reused_bytes, pack, image })
+            }
+            Err(error) => {
+                let shared = Arc::clone(&self.shared);
+                if task::blocking("take back", move || take_back(&*shared.blobs, &stored)).await.is_err() {
+                    tracing::warn!("blobs of an archive that was not loaded stay until the next sweep");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn name(
+        &self,
+        manifest: &Descriptor,
+        contents: Contents,
+        destination: Destination,
+    ) -> Result<(Option<PackId>, Option<TaggedImage>, u64), ImageError> {
+        let size_bytes = contents.size_bytes;
+        let catalog = &self.shared.catalog;
+        match destination {
+            Destination::Pack { owner } => {
+                let (id, created_at) = (PackId::random(), Timestamp::now());
+                catalog
+                    .put_pack(Pack { id: id.clone(), manifest: manifest.clone(), owner, created_at })
+                    .await?;
+                Ok((Some(id), None, size_bytes))
+            }
+            Destination::Tag(reference) => {
+                let tag = reference.tag.clone().unwrap_or_else(Tag::latest);
+                catalog.put_manifests(&reference.repository, contents.manifests, Some(tag.clone())).await?;
+                let image = catalog.tag(&reference.repository, &tag).await?;
+                Ok((None, image, size_bytes))
+            }
+        }
+    }
+}
+
+/// Stores the blobs of an archive and finds its one image. On any error, what was stored is taken back.
+fn take(blobs: &dyn Blobs, archive: impl Read) -> Result<(Descriptor, Contents, Vec<Stored>), ImageError> {
+    let mut keep = Keep { blobs, stored: Vec::new(), full: false };
+    let read = archive::read(archive, &mut keep);
+    let Keep { stored, full, .. } = keep;
+    let found = match read {
+        Ok(read) => only_image(blobs, &read.index.manifests, &stored),
+        Err(_) if full => Err(ImageError::NoSpace),
+        Err(error) => Err(error.into()),
+    };
+    match found {
+        Ok((manifest, contents)) => Ok((manifest, contents, stored)),
+        Err(error) => {
+            take_back(blobs, &stored);
+            Err(error)
+        }
+    }
+}
+
+fn only_image(
+    blobs: &dyn Blobs,
+    images: &[hearth_pack::image::Descriptor],
+    stored: &[Stored],
+) -> Result<(Descriptor, Contents), ImageError> {
+    let [image] = images else { return Err(ImageError::ImageCount { count: images.len() }) };
+    let manifest =
+        Descriptor { media_type: image.media_type.clone(), digest: image.digest, size: image.size };
+    // Only what the archive itself brought: a digest alone must not open another repository's blob.
+    let brought: HashSet<Digest> = stored.iter().map(|stored| stored.digest).collect();
+    let missing = |digest| ImageError::Archive(ArchiveError::MissingBlob { digest });
+    if !brought.contains(&manifest.digest) {
+        return Err(missing(manifest.digest));
+    }
+    let contents = Contents::look(blobs, &manifest).map_err(|error| match error {
+        ImageError::BlobMissing { blob, .. } => missing(blob),
+        error => error,
+    })?;
+    let foreign = contents.digests().find(|digest| !brought.contains(digest));
+    match foreign {
+        Some(digest) => Err(missing(digest)),
+        None => Ok((manifest, contents)),
+    }
+}
+
+fn take_back(blobs: &dyn Blobs, stored: &[Stored]) {
+    for stored in stored {
+        if let Err(error) = blobs.take_back(stored) {
+            tracing::warn!(%error, digest = %stored.digest, "a blob of a refused archive stays until the next sweep");
+        }
+    }
+}
+
+struct Keep<'a> {
+    blobs: &'a dyn Blobs,
+    stored: Vec<Stored>,
+    full: bool,
+}
+
+impl ArchiveSink for Keep<'_> {
+    fn blob(&mut self, digest: &Digest, _size: u64, content: &mut dyn Read) -> io::Result<()> {
+        match self.blobs.put(digest, content) {
+            Ok(stored) => {
+                self.stored.push(stored);
+                Ok(())
+            }
+            Err(BlobError::Io(error)) => Err(error),
+            Err(BlobError::DiskFull) => {
+                self.full = true;
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            // The reader of the archive says so itself, before its content ends.
+            Err(error @ BlobError::Mismatch { .. }) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+        }
+    }
+}

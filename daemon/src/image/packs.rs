@@ -1,0 +1,102 @@
+//! Packs: images without a tag that builds use as context. A pack goes when the last build that
+//! holds it ends, or when no build has held it for an hour.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::Mutex;
+
+use super::port::{Pack, Stored};
+use super::{ImageError, Images};
+use crate::model::Digest;
+use crate::model::id::PackId;
+use crate::task;
+
+/// A pack that no build holds is dropped after this long.
+pub const UNUSED: Duration = Duration::from_secs(3600);
+
+/// What is known of packs beside their records. Locked while one is looked up and while one is
+/// removed, so that no build is given a pack that is going.
+#[derive(Default)]
+pub(super) struct Held(Mutex<HashMap<PackId, Use>>);
+
+#[derive(Default)]
+struct Use {
+    /// Builds that hold it.
+    builds: usize,
+    /// Blobs that came with it and that the room did not have. They go with it, unless somebody has
+    /// touched them since. After a restart they are not known, and the sweep frees them.
+    brought: Vec<Stored>,
+}
+
+impl Images {
+    /// Keeps a pack of `owner` until it is released as often as it was held.
+    pub async fn hold_pack(&self, id: &PackId, owner: &str) -> Result<Pack, ImageError> {
+        let mut held = self.shared.held.0.lock().await;
+        let pack = self.shared.catalog.pack(id).await?;
+        // Another's pack and none are the same answer.
+        let pack = pack
+            .filter(|pack| pack.owner == owner)
+            .ok_or_else(|| ImageError::PackNotFound { id: id.clone() })?;
+        held.entry(id.clone()).or_default().builds += 1;
+        Ok(pack)
+    }
+
+    /// A pack that is held.
+    pub async fn pack(&self, id: &PackId, owner: &str) -> Result<Pack, ImageError> {
+        let pack = self.shared.catalog.pack(id).await?;
+        pack.filter(|pack| pack.owner == owner).ok_or_else(|| ImageError::PackNotFound { id: id.clone() })
+    }
+
+    /// The last release drops the pack; gives the DiffIDs of the layers that went with it.
+    pub async fn release_pack(&self, id: &PackId) -> Result<Vec<Digest>, ImageError> {
+        let mut held = self.shared.held.0.lock().await;
+        let Some(used) = held.get_mut(id) else { return Ok(Vec::new()) };
+        used.builds = used.builds.saturating_sub(1);
+        if used.builds > 0 {
+            return Ok(Vec::new());
+        }
+        let used = held.remove(id).unwrap_or_default();
+        let layers = match self.shared.catalog.pack(id).await? {
+            Some(pack) => self.open_layers(&pack.manifest).await?,
+            None => Vec::new(),
+        };
+        self.drop_pack(id, used).await?;
+        Ok(layers.into_iter().map(|layer| layer.diff_id).collect())
+    }
+
+    pub(super) async fn remember_brought(&self, id: &PackId, stored: &[Stored]) {
+        let brought = stored.iter().filter(|stored| stored.fresh.is_some()).copied().collect();
+        self.shared.held.0.lock().await.insert(id.clone(), Use { builds: 0, brought });
+    }
+
+    async fn drop_pack(&self, id: &PackId, used: Use) -> Result<(), ImageError> {
+        self.shared.catalog.remove_pack(id).await?;
+        let shared = Arc::clone(&self.shared);
+        let freed = task::blocking("free pack", move || {
+            used.brought.iter().try_for_each(|stored| shared.blobs.take_back(stored))
+        });
+        if !matches!(freed.await, Ok(Ok(()))) {
+            tracing::warn!(pack.id = %id, "blobs of a dropped pack stay until the next sweep");
+        }
+        Ok(())
+    }
+
+    /// Drops packs that no build has held for long.
+    pub async fn sweep_packs(&self, now: Timestamp) -> Result<usize, ImageError> {
+        let mut held = self.shared.held.0.lock().await;
+        let mut dropped = 0;
+        for pack in self.shared.catalog.packs().await? {
+            let age = now.duration_since(pack.created_at).unsigned_abs();
+            let unused = held.get(&pack.id).is_none_or(|used| used.builds == 0);
+            if unused && age >= UNUSED && now > pack.created_at {
+                let used = held.remove(&pack.id).unwrap_or_default();
+                self.drop_pack(&pack.id, used).await?;
+                dropped += 1;
+            }
+        }
+        Ok(dropped)
+    }
+}

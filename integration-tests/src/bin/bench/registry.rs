@@ -1,0 +1,164 @@
+//! A plain registry in memory, for `buildctl` to push to: no authentication, no disk, no fsync, so
+//! that the other side of the comparison pays for nothing but BuildKit's own work.
+
+use std::collections::HashMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use integration_tests::sources::sha256;
+
+#[derive(Default)]
+struct Content {
+    blobs: HashMap<String, Vec<u8>>,
+    /// By `repository/reference`: media type and bytes.
+    manifests: HashMap<String, (String, Vec<u8>)>,
+}
+
+struct Asked {
+    method: String,
+    path: String,
+    query: String,
+    headers: HashMap<String, String>,
+    body: Vec<u8>,
+}
+
+struct Answer {
+    status: &'static str,
+    headers: Vec<(&'static str, String)>,
+    body: Vec<u8>,
+}
+
+/// Serves on a free port of the loopback address for as long as the process lives.
+pub fn serve() -> io::Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let content = Arc::new(Mutex::new(Content::default()));
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let content = content.clone();
+            // A connection that breaks ends its thread; the client opens another one.
+            thread::spawn(move || drop(connection(&stream, &content)));
+        }
+    });
+    Ok(address)
+}
+
+fn connection(stream: &TcpStream, content: &Mutex<Content>) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut from = BufReader::with_capacity(256 * 1024, stream);
+    while let Some(asked) = read(&mut from, stream)? {
+        let answer = answer(&asked, content);
+        let mut head = format!("HTTP/1.1 {}\r\n", answer.status);
+        for (name, value) in &answer.headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        if !answer.headers.iter().any(|(name, _)| *name == "content-length") {
+            head.push_str(&format!("content-length: {}\r\n", answer.body.len()));
+        }
+        head.push_str("\r\n");
+        let mut to = stream;
+        to.write_all(head.as_bytes())?;
+        if asked.method != "HEAD" {
+            to.write_all(&answer.body)?;
+        }
+    }
+    Ok(())
+}
+
+fn read(from: &mut impl BufRead, mut to: &TcpStream) -> io::Result<Option<Asked>> {
+    let mut line = String::new();
+    if from.read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    let mut words = line.split_whitespace().map(ToOwned::to_owned);
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+    let mut headers = HashMap::new();
+    loop {
+        let mut line = String::new();
+        from.read_line(&mut line)?;
+        let Some((name, value)) = line.trim_end().split_once(':') else { break };
+        headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+    }
+    if headers.contains_key("expect") {
+        to.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+    }
+    let mut body = Vec::new();
+    if headers.get("transfer-encoding").is_some_and(|value| value.contains("chunked")) {
+        loop {
+            let mut size = String::new();
+            from.read_line(&mut size)?;
+            let size = u64::from_str_radix(size.trim(), 16).map_err(io::Error::other)?;
+            io::copy(&mut from.take(size), &mut body)?;
+            from.read_line(&mut String::new())?;
+            if size == 0 {
+                break;
+            }
+        }
+    } else if let Some(length) = headers.get("content-length") {
+        io::copy(&mut from.take(length.parse().map_err(io::Error::other)?), &mut body)?;
+    }
+    Ok(Some(Asked { method, path: path.to_owned(), query: query.to_owned(), headers, body }))
+}
+
+fn answer(asked: &Asked, content: &Mutex<Content>) -> Answer {
+    let mut content = content.lock().unwrap_or_else(PoisonError::into_inner);
+    let reply = |status, headers, body| Answer { status, headers, body };
+    let missing = || reply("404 Not Found", vec![], br#"{"errors":[{"code":"UNKNOWN"}]}"#.to_vec());
+    if asked.path == "/v2/" {
+        return reply("200 OK", vec![], vec![]);
+    }
+    if let Some(at) = asked.path.find("/blobs/uploads/") {
+        return match asked.method.as_str() {
+            "POST" => {
+                let location = format!("{}/blobs/uploads/1", &asked.path[..at]);
+                reply("202 Accepted", vec![("location", location)], vec![])
+            }
+            _ => {
+                let digest = sha256(&asked.body);
+                if !asked.query.replace("%3A", ":").contains(&digest) {
+                    return reply(
+                        "400 Bad Request",
+                        vec![],
+                        br#"{"errors":[{"code":"DIGEST_INVALID"}]}"#.to_vec(),
+                    );
+                }
+                content.blobs.insert(digest.clone(), asked.body.clone());
+                let location = format!("{}/blobs/{digest}", &asked.path[..at]);
+                reply("201 Created", vec![("location", location), ("docker-content-digest", digest)], vec![])
+            }
+        };
+    }
+    if let Some((_, digest)) = asked.path.split_once("/blobs/") {
+        let Some(blob) = content.blobs.get(digest) else { return missing() };
+        let headers = vec![
+            ("content-type", "application/octet-stream".to_owned()),
+            ("content-length", blob.len().to_string()),
+            ("docker-content-digest", digest.to_owned()),
+        ];
+        return reply("200 OK", headers, blob.clone());
+    }
+    let Some((repository, reference)) = asked.path.split_once("/manifests/") else { return missing() };
+    if asked.method == "PUT" {
+        let digest = sha256(&asked.body);
+        let media_type = asked.headers.get("content-type").cloned().unwrap_or_default();
+        for reference in [reference, &digest] {
+            let manifest = (media_type.clone(), asked.body.clone());
+            content.manifests.insert(format!("{repository}/{reference}"), manifest);
+        }
+        return reply("201 Created", vec![("docker-content-digest", digest)], vec![]);
+    }
+    match content.manifests.get(&format!("{repository}/{reference}")) {
+        Some((media_type, body)) => {
+            let headers = vec![
+                ("content-type", media_type.clone()),
+                ("content-length", body.len().to_string()),
+                ("docker-content-digest", sha256(body)),
+            ];
+            reply("200 OK", headers, body.clone())
+        }
+        None => missing(),
+    }
+}
