@@ -20,7 +20,7 @@ pub fn start(log: &Log) -> anyhow::Result<PrometheusHandle> {
             registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr)).try_init()?;
         }
         LogFormat::Json => {
-            registry.with(tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr)).try_init()?
+            registry.with(tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr)).try_init()?;
         }
     }
     let log_panic = std::panic::take_hook();

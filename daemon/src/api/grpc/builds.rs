@@ -65,6 +65,7 @@ impl v1::builds_server::Builds for BuildsService {
         request: Request<v1::ListBuildsRequest>,
     ) -> Result<Response<v1::ListBuildsResponse>, Status> {
         let caller = caller(request.extensions())?;
+        require(caller.may_build() || caller.may_read_logs(), "see builds")?;
         let request = request.into_inner();
         let size = page_size(request.page_size, 50, 1000);
         let states = request.states().filter_map(convert::build_state_from_wire).collect();

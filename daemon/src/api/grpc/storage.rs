@@ -39,7 +39,8 @@ impl v1::storage_server::Storage for StorageService {
         let listing = blocking(move || root.list(&path, request.recursive)).await?;
         Ok(Response::new(from_thread(move |send| {
             for entry in listing {
-                let entry = entry.map(file_entry).map_err(|error| Status::from(Refusal::from(error)));
+                let entry =
+                    entry.map(|stat| file_entry(&stat)).map_err(|error| Status::from(Refusal::from(error)));
                 let ended = entry.is_err();
                 if send.blocking_send(entry).is_err() || ended {
                     break;
@@ -60,7 +61,7 @@ impl v1::storage_server::Storage for StorageService {
         Ok(Response::new(from_thread(move |send| {
             let message = |message| v1::ReadFileResponse { message: Some(message) };
             let name = stat.path.clone();
-            let mut next = Ok(message(Message::Entry(file_entry(stat))));
+            let mut next = Ok(message(Message::Entry(file_entry(&stat))));
             loop {
                 let ended = next.is_err();
                 if send.blocking_send(next).is_err() || ended {
@@ -104,7 +105,7 @@ impl v1::storage_server::Storage for StorageService {
                 break;
             }
         }
-        Ok(Response::new(file_entry(upload.finish().await?)))
+        Ok(Response::new(file_entry(&upload.finish().await?)))
     }
 
     async fn remove(
@@ -166,7 +167,7 @@ fn from_thread<T: Send + 'static>(
     ReceiverStream::new(receive).boxed()
 }
 
-fn file_entry(stat: FileStat) -> v1::FileEntry {
+fn file_entry(stat: &FileStat) -> v1::FileEntry {
     let (kind, link_target) = match &stat.kind {
         FileKind::File => (v1::FileKind::File, String::new()),
         FileKind::Directory => (v1::FileKind::Directory, String::new()),
