@@ -5,7 +5,6 @@
 //! outcome, `publisher` numbers and stores what happens, `watch` and `text` read it back.
 
 mod admission;
-mod context;
 mod credentials;
 mod decision;
 mod dockerfile;

@@ -18,7 +18,6 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
-use super::context;
 use super::credentials::{BuildCredentials, RegistryAccess};
 use super::decision::Verdict;
 use super::dockerfile;
@@ -187,9 +186,7 @@ impl Shared {
 
     async fn context(&self, record: &BuildRecord) -> Result<Context, Fault> {
         let spec = &record.spec;
-        let images = self.ports.images.as_ref();
-        let request = context::request_of(spec, &record.submitted_by, images).await?;
-        let prepared = self.ports.contexts.prepare(request).await?;
+        let prepared = self.ports.contexts.prepare(spec, &record.submitted_by).await?;
         let path = prepared.dockerfile_path().clone();
         let refused =
             |refused: dockerfile::FrontendRefused| frontend_fault(&refused, &path, prepared.dockerfile());

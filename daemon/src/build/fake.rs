@@ -14,8 +14,7 @@ use super::port::{
     SolveOutcome, SolveRequest, Solver, StoreError,
 };
 use crate::context::port::{ContextFiles, Entry, FileTree};
-use crate::context::{ContextRequest, OpenedImage};
-use crate::model::build::{BuildRecord, EventKind, LogStream};
+use crate::model::build::{BuildRecord, BuildSpec, EventKind, LogStream};
 use crate::model::fault::{Fault, Stage};
 use crate::model::id::{BuildId, PackId};
 use crate::model::image::{Descriptor, VerifiedImage};
@@ -182,7 +181,7 @@ impl PreparedContext for Prepared {
 
 #[async_trait]
 impl ContextSource for FakeContexts {
-    async fn prepare(&self, _request: ContextRequest) -> Result<Box<dyn PreparedContext>, Fault> {
+    async fn prepare(&self, _spec: &BuildSpec, _caller: &str) -> Result<Box<dyn PreparedContext>, Fault> {
         let gate = self.gate.lock().unwrap().clone();
         if let Some(gate) = gate {
             gate.pass().await;
@@ -206,22 +205,6 @@ pub struct FakeImages {
 impl RoomImages for FakeImages {
     async fn resolve(&self, reference: &Reference) -> Result<Option<Digest>, Fault> {
         Ok(self.known.lock().unwrap().get(&reference.to_string()).copied())
-    }
-
-    async fn open_image(&self, reference: &Reference) -> Result<OpenedImage, Fault> {
-        match self.resolve(reference).await? {
-            Some(manifest) => Ok(OpenedImage { manifest, layers: Vec::new() }),
-            None => Err(Fault::new(Stage::Context, "image_not_found", format!("no image {reference}"))),
-        }
-    }
-
-    async fn open_pack(&self, id: &PackId, _caller: &str) -> Result<OpenedImage, Fault> {
-        match self.packs.lock().unwrap().get(id) {
-            Some(held) if *held > 0 => {
-                Ok(OpenedImage { manifest: Digest::from_sha256([9; 32]), layers: Vec::new() })
-            }
-            _ => Err(Fault::new(Stage::Context, "pack_not_found", format!("pack {id} is not held"))),
-        }
     }
 
     async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, Fault> {

@@ -8,8 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::port::ContextFiles;
-use crate::context::{ContextRequest, OpenedImage};
-use crate::model::build::{BuildRecord, BuildState, EventKind, Network, NoCache};
+use crate::model::build::{BuildRecord, BuildSpec, BuildState, EventKind, Network, NoCache};
 use crate::model::fault::Fault;
 use crate::model::id::{BuildId, PackId};
 use crate::model::image::{Platform, VerifiedImage};
@@ -85,8 +84,8 @@ pub enum SolveError {
 /// Makes a build's mounts one tree. The real one is the context module.
 #[async_trait]
 pub trait ContextSource: Send + Sync + 'static {
-    /// Opens the mounts and finds the Dockerfile.
-    async fn prepare(&self, request: ContextRequest) -> Result<Box<dyn PreparedContext>, Fault>;
+    /// Opens the mounts of `spec` for `caller` and finds the Dockerfile.
+    async fn prepare(&self, spec: &BuildSpec, caller: &str) -> Result<Box<dyn PreparedContext>, Fault>;
 }
 
 /// A context whose Dockerfile has been read and whose trees are not yet fixed.
@@ -103,13 +102,9 @@ pub trait PreparedContext: Send {
 pub trait RoomImages: Send + Sync + 'static {
     /// What a reference of the room means now; none where there is no such image.
     async fn resolve(&self, reference: &Reference) -> Result<Option<Digest>, Fault>;
-    /// Opens an image as files of a context; an unknown one is a fault that names it.
-    async fn open_image(&self, reference: &Reference) -> Result<OpenedImage, Fault>;
-    /// Opens a pack of `caller` that is held.
-    async fn open_pack(&self, id: &PackId, caller: &str) -> Result<OpenedImage, Fault>;
     /// Checks that a pushed manifest and everything it names are there.
     async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, Fault>;
-    /// Sets all the tags or none, whichever repositories of the room they are in.
+    /// Sets the tags, whichever repositories of the room they are in.
     async fn publish(&self, image: &VerifiedImage, tags: &[Reference]) -> Result<(), Fault>;
     /// Keeps a pack of `caller` until it is released as often as it was held.
     async fn hold_pack(&self, id: &PackId, caller: &str) -> Result<(), Fault>;
