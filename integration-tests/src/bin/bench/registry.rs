@@ -11,6 +11,8 @@ use integration_tests::sources::sha256;
 
 #[derive(Default)]
 struct Content {
+    /// Open uploads; their number is their name.
+    uploads: Vec<Vec<u8>>,
     blobs: HashMap<String, Vec<u8>>,
     /// By `repository/reference`: media type and bytes.
     manifests: HashMap<String, (String, Vec<u8>)>,
@@ -111,25 +113,28 @@ fn answer(asked: &Asked, content: &Mutex<Content>) -> Answer {
         return reply("200 OK", vec![], vec![]);
     }
     if let Some(at) = asked.path.find("/blobs/uploads/") {
-        return match asked.method.as_str() {
-            "POST" => {
-                let location = format!("{}/blobs/uploads/1", &asked.path[..at]);
-                reply("202 Accepted", vec![("location", location)], vec![])
-            }
-            _ => {
-                let digest = sha256(&asked.body);
-                if !asked.query.replace("%3A", ":").contains(&digest) {
-                    return reply(
-                        "400 Bad Request",
-                        vec![],
-                        br#"{"errors":[{"code":"DIGEST_INVALID"}]}"#.to_vec(),
-                    );
-                }
-                content.blobs.insert(digest.clone(), asked.body.clone());
-                let location = format!("{}/blobs/{digest}", &asked.path[..at]);
-                reply("201 Created", vec![("location", location), ("docker-content-digest", digest)], vec![])
-            }
-        };
+        let repository = &asked.path[..at];
+        if asked.method == "POST" {
+            let id = content.uploads.len();
+            content.uploads.push(Vec::new());
+            let location = format!("{repository}/blobs/uploads/{id}");
+            return reply("202 Accepted", vec![("location", location)], vec![]);
+        }
+        let id = asked.path.rsplit('/').next().and_then(|id| id.parse::<usize>().ok());
+        let Some(upload) = id.and_then(|id| content.uploads.get_mut(id)) else { return missing() };
+        upload.extend_from_slice(&asked.body);
+        if asked.method == "PATCH" {
+            let range = format!("0-{}", upload.len().saturating_sub(1));
+            return reply("202 Accepted", vec![("location", asked.path.clone()), ("range", range)], vec![]);
+        }
+        let blob = std::mem::take(upload);
+        let digest = sha256(&blob);
+        if !asked.query.replace("%3A", ":").contains(&digest) {
+            return reply("400 Bad Request", vec![], br#"{"errors":[{"code":"DIGEST_INVALID"}]}"#.to_vec());
+        }
+        content.blobs.insert(digest.clone(), blob);
+        let location = format!("{repository}/blobs/{digest}");
+        return reply("201 Created", vec![("location", location), ("docker-content-digest", digest)], vec![]);
     }
     if let Some((_, digest)) = asked.path.split_once("/blobs/") {
         let Some(blob) = content.blobs.get(digest) else { return missing() };
