@@ -5,9 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 
-use super::contents::Contents;
 use super::{ImageError, Images};
-use crate::model::Digest;
 use crate::task;
 
 /// What was pushed or looked up within this time is left alone, whether or not it has a name:
@@ -39,10 +37,14 @@ impl Images {
         let forgotten = self.shared.catalog.forget(before).await?;
         let mut live = self.shared.catalog.live().await?;
         for pack in self.shared.catalog.packs().await? {
-            let digests = self.contents(&pack.manifest).await;
-            // A pack that cannot be read any more keeps what is known of it; its builds say what is wrong.
             live.insert(pack.manifest.digest);
-            live.extend(digests.iter().flat_map(Contents::digests).collect::<Vec<Digest>>());
+            match self.contents(&pack.manifest).await {
+                Ok(contents) => live.extend(contents.digests()),
+                // What could not be read now may be whole: nothing is removed until it can be told.
+                Err(error @ (ImageError::Read { .. } | ImageError::Ending)) => return Err(error),
+                // No build can use it any more, and says why when it tries.
+                Err(error) => tracing::warn!(pack.id = %pack.id, %error, "a pack is damaged"),
+            }
         }
         let shared = Arc::clone(&self.shared);
         let before = clock.checked_sub(grace).unwrap_or(SystemTime::UNIX_EPOCH);

@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hearth_pack::archive::{self, ArchiveError, ArchiveSink};
 use jiff::Timestamp;
@@ -15,6 +16,12 @@ use crate::model::id::PackId;
 use crate::model::image::{Descriptor, TaggedImage};
 use crate::model::{Digest, Reference, Tag};
 use crate::task;
+
+/// An image has tens of blobs; each one is a file.
+const MAX_BLOBS: usize = 10_000;
+
+/// After a load of this length, its first blobs are touched again: the sweep takes what is not for an hour.
+const LONG: Duration = Duration::from_secs(1200);
 
 /// What an archive becomes.
 #[derive(Clone, Debug)]
@@ -96,6 +103,7 @@ impl Images {
 
 /// Stores the blobs of an archive and finds its one image. On any error, what was stored is taken back.
 fn take(blobs: &dyn Blobs, archive: impl Read) -> Result<(Descriptor, Contents, Vec<Stored>), ImageError> {
+    let begun = Instant::now();
     let mut keep = Keep { blobs, stored: Vec::new(), full: false };
     let read = archive::read(archive, &mut keep);
     let Keep { stored, full, .. } = keep;
@@ -104,6 +112,12 @@ fn take(blobs: &dyn Blobs, archive: impl Read) -> Result<(Descriptor, Contents, 
         Err(_) if full => Err(ImageError::NoSpace),
         Err(error) => Err(error.into()),
     };
+    let found = found.and_then(|(manifest, contents)| {
+        if begun.elapsed() > LONG {
+            Contents::keep(blobs, &manifest)?;
+        }
+        Ok((manifest, contents))
+    });
     match found {
         Ok((manifest, contents)) => Ok((manifest, contents, stored)),
         Err(error) => {
@@ -154,6 +168,9 @@ struct Keep<'a> {
 
 impl ArchiveSink for Keep<'_> {
     fn blob(&mut self, digest: &Digest, _size: u64, content: &mut dyn Read) -> io::Result<()> {
+        if self.stored.len() >= MAX_BLOBS {
+            return Err(io::Error::other(format!("the archive has more than {MAX_BLOBS} blobs")));
+        }
         match self.blobs.put(digest, content) {
             Ok(stored) => {
                 self.stored.push(stored);
@@ -169,3 +186,6 @@ impl ArchiveSink for Keep<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -59,8 +59,12 @@ impl Images {
             return Ok(Vec::new());
         }
         let used = held.remove(id).unwrap_or_default();
-        let layers = match self.shared.catalog.pack(id).await? {
-            Some(pack) => self.open_layers(&pack.manifest).await?,
+        let pack = self.shared.catalog.pack(id).await?;
+        let layers = match &pack {
+            Some(pack) => self.open_layers(&pack.manifest).await.unwrap_or_else(|error| {
+                tracing::warn!(pack.id = %id, %error, "a dropped pack could not be read: its layers are not named");
+                Vec::new()
+            }),
             None => Vec::new(),
         };
         self.drop_pack(id, used).await?;
