@@ -2,10 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-/// Asks until the answer is `Some`, for at most `limit`.
-pub fn poll<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+/// Asks until the answer is `Some`, for at most `limit`, with growing pauses.
+pub fn poll<T>(limit: Duration, ask: impl FnMut() -> Option<T>) -> Option<T> {
+    poll_within(Duration::from_millis(100), limit, ask)
+}
+
+/// The same, with pauses of at most `longest`: where the time of the answer itself is measured.
+pub fn poll_within<T>(longest: Duration, limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let start = Instant::now();
-    let mut pause = Duration::from_millis(5);
+    let mut pause = longest.min(Duration::from_millis(5));
     loop {
         if let Some(answer) = ask() {
             return Some(answer);
@@ -14,7 +19,7 @@ pub fn poll<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T>
             return None;
         }
         std::thread::sleep(pause.min(limit.saturating_sub(start.elapsed())));
-        pause = (pause * 2).min(Duration::from_millis(100));
+        pause = (pause * 2).min(longest);
     }
 }
 
