@@ -1,5 +1,7 @@
 //! Logs, metrics, and what happens on a panic.
 
+use std::io::IsTerminal as _;
+
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -17,7 +19,10 @@ pub fn start(log: &Log) -> anyhow::Result<PrometheusHandle> {
     let registry = tracing_subscriber::registry().with(filter);
     match log.format {
         LogFormat::Text => {
-            registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr)).try_init()?;
+            // Colours are for a terminal, not for a log file.
+            let ansi = std::io::stderr().is_terminal();
+            let text = tracing_subscriber::fmt::layer().with_ansi(ansi).with_writer(std::io::stderr);
+            registry.with(text).try_init()?;
         }
         LogFormat::Json => {
             registry.with(tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr)).try_init()?;

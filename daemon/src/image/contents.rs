@@ -4,13 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read as _};
 
-use serde::Deserialize;
-
 use super::port::{Blobs, NewManifest};
 use super::{ImageError, parse};
 use crate::model::Digest;
 use crate::model::image::{Descriptor, Platform};
-use crate::model::manifest::{ImageManifest, MAX_MANIFEST_BYTES, Manifest, Part, PartKind};
+use crate::model::manifest::{ImageConfig, ImageManifest, MAX_MANIFEST_BYTES, Manifest, Part, PartKind};
 
 /// Manifests below one index.
 const MAX_CHILDREN: usize = 256;
@@ -147,31 +145,12 @@ pub struct OpenLayer {
     pub file: File,
 }
 
-#[derive(Deserialize)]
-struct Config {
-    #[serde(default)]
-    os: String,
-    #[serde(default)]
-    architecture: String,
-    #[serde(default)]
-    variant: Option<String>,
-    #[serde(default)]
-    rootfs: RootFs,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct RootFs {
-    // BuildKit writes `null` for an image without layers.
-    diff_ids: Option<Vec<Digest>>,
-}
-
 pub(super) fn open_layers(blobs: &dyn Blobs, top: &Descriptor) -> Result<Vec<OpenLayer>, ImageError> {
     let image = image_for(blobs, top, &Platform::host())?;
     let digest = image.config.digest;
-    let config: Config = serde_json::from_slice(&read_json(blobs, &image.config)?)
+    let config = ImageConfig::parse(&read_json(blobs, &image.config)?)
         .map_err(|error| ImageError::Config { digest, reason: error.to_string() })?;
-    let diff_ids = config.rootfs.diff_ids.unwrap_or_default();
+    let diff_ids = config.diff_ids;
     if diff_ids.len() != image.layers.len() {
         let reason = format!("it lists {} layers, the manifest {}", diff_ids.len(), image.layers.len());
         return Err(ImageError::Config { digest, reason });
@@ -187,10 +166,6 @@ pub(super) fn open_layers(blobs: &dyn Blobs, top: &Descriptor) -> Result<Vec<Ope
 
 /// `os/architecture[/variant]` of an image config, where it has one.
 pub(super) fn platform_of(config: &[u8]) -> Option<String> {
-    let config: Config = serde_json::from_slice(config).ok()?;
-    if config.os.is_empty() || config.architecture.is_empty() {
-        return None;
-    }
-    let variant = config.variant.filter(|variant| !variant.is_empty()).map(|variant| format!("/{variant}"));
-    Some(format!("{}/{}{}", config.os, config.architecture, variant.unwrap_or_default()))
+    let platform = ImageConfig::parse(config).ok()?.platform?;
+    Some(platform.as_str().to_owned())
 }

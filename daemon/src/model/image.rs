@@ -11,17 +11,6 @@ pub struct Descriptor {
     pub size: u64,
 }
 
-/// A layer of an image, as the context reads it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LayerDescriptor {
-    /// Of the bytes as they are stored, compressed or not: see the media type.
-    pub digest: Digest,
-    /// Of the uncompressed bytes.
-    pub diff_id: Digest,
-    pub media_type: String,
-    pub size: u64,
-}
-
 /// A tag of the room's registry and what it names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaggedImage {
