@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use axum::Router;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn_with_state, map_request};
 use hearth_proto::v1::builds_server::BuildsServer;
 use hearth_proto::v1::images_server::ImagesServer;
 use hearth_proto::v1::storage_server::StorageServer;
@@ -20,7 +20,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::access::Access;
 use crate::api::auth::require_caller;
-use crate::api::grpc::{BuildsService, ImagesService, StorageService, SystemService};
+use crate::api::grpc::{BuildsService, ImagesService, StorageService, SystemService, cut_off_is_an_error};
 use crate::api::http::{self, Readiness};
 use crate::build;
 use crate::context::storage::Storage;
@@ -74,6 +74,7 @@ pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
     let private = grpc
         .into_axum_router()
         .reset_fallback()
+        .layer(map_request(cut_off_is_an_error))
         .merge(parts.registry)
         .route_layer(from_fn_with_state(parts.access, require_caller));
     let public = http::router(parts.readiness, parts.metrics)
