@@ -26,7 +26,9 @@ fn files_with(directory: &Path, text: &str) -> String {
     let mut grep = Command::new("grep");
     grep.args(["-rlaF", "--", text]).arg(directory);
     let output = process::run(&mut grep, seconds(60));
-    assert!(output.code <= 1, "{output}");
+    // What other builds leave vanishes meanwhile; nothing else may keep a file from being read.
+    let vanished = |line: &str| line.ends_with(": No such file or directory");
+    assert!(output.code <= 1 || output.stderr.lines().all(vanished), "{output}");
     output.stdout
 }
 
