@@ -36,7 +36,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
-pub use error::{ClientError, status_with_detail};
+pub use error::ClientError;
 pub use images::{ArchiveDestination, ArchiveSource};
 pub use storage::{FileContent, Listing};
 pub use target::{Address, Target, TargetError, Token};

@@ -1,9 +1,11 @@
 //! The wire of Hearth.
 //!
 //! - [`v1`]: the generated `hearth.v1` messages, clients and servers.
+//! - [`status`]: how an error of the API travels in a gRPC status.
 //! - [`value`]: the values that cross the wire as text and are parsed once, at the border:
 //!   references, digests, mounts. Below the border a malformed one cannot exist.
 
+pub mod status;
 pub mod value;
 
 /// Generated from `hearth/v1/*.proto`; see `tests/generated.rs` for the command that refreshes it.

@@ -3,7 +3,6 @@
 use std::error::Error;
 
 use hearth_proto::v1::ErrorDetail;
-use prost::Message as _;
 use tonic::{Code, Status};
 
 use super::target::TargetError;
@@ -26,19 +25,6 @@ pub enum ClientError {
     #[error("the token {0}")]
     Token(&'static str),
 }
-
-/// `google.rpc.Status`, which gRPC carries in `grpc-status-details-bin`.
-#[derive(Clone, PartialEq, prost::Message)]
-struct RpcStatus {
-    #[prost(int32, tag = "1")]
-    code: i32,
-    #[prost(string, tag = "2")]
-    message: String,
-    #[prost(message, repeated, tag = "3")]
-    details: Vec<prost_types::Any>,
-}
-
-const DETAIL_TYPE: &str = "hearth.v1.ErrorDetail";
 
 impl ClientError {
     /// The error that `status` stands for, in a call to `address`.
@@ -73,9 +59,7 @@ impl ClientError {
 }
 
 fn error_detail(status: &Status) -> Option<ErrorDetail> {
-    let decoded = RpcStatus::decode(status.details()).ok()?;
-    let any = decoded.details.iter().find(|any| any.type_url.rsplit('/').next() == Some(DETAIL_TYPE))?;
-    let mut detail = ErrorDetail::decode(any.value.as_slice()).ok()?;
+    let mut detail = hearth_proto::status::error_detail(status)?;
     if detail.message.is_empty() {
         status.message().clone_into(&mut detail.message);
     }
@@ -117,18 +101,10 @@ pub(super) fn reason(error: &(dyn Error + 'static)) -> String {
     }
 }
 
-/// A status as the daemon makes it; for tests that play the daemon.
-pub fn status_with_detail(code: Code, detail: &ErrorDetail) -> Status {
-    let any = prost_types::Any {
-        type_url: format!("type.googleapis.com/{DETAIL_TYPE}"),
-        value: detail.encode_to_vec(),
-    };
-    let status = RpcStatus { code: code.into(), message: detail.message.clone(), details: vec![any] };
-    Status::with_details(code, detail.message.clone(), status.encode_to_vec().into())
-}
-
 #[cfg(test)]
 mod tests {
+    use hearth_proto::status::status_with_detail;
+
     use super::*;
 
     fn seen(status: &Status) -> ClientError {

@@ -21,6 +21,11 @@ pub fn page_size(asked: u32, default: usize, max: usize) -> usize {
     }
 }
 
+/// The tag of something that is to be made or looked for.
+pub fn tag(field: &str, text: &str) -> Result<Reference, Refusal> {
+    Reference::parse_tag(text).map_err(|error| Refusal::invalid(field, "invalid_tag", format!("tag {error}")))
+}
+
 pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() }
 }

@@ -3,15 +3,12 @@
 //! A handler returns a [`Refusal`]; it becomes a gRPC status whose details carry a
 //! `hearth.v1.ErrorDetail`, in the envelope that `google.rpc.Status` gives.
 
+use hearth_proto::status::status_with_detail;
 use hearth_proto::v1::ErrorDetail;
-use prost::Message as _;
 use tonic::{Code, Status};
 
 use crate::access::{AccessError, MintError};
 use crate::model::fault::Fault;
-
-/// Type URL of the detail in a status.
-const DETAIL_TYPE: &str = "type.googleapis.com/hearth.v1.ErrorDetail";
 
 /// A request that is refused, or failed, with what the caller needs to mend it.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,15 +62,7 @@ impl Refusal {
 
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
-        let envelope = GoogleStatus {
-            code: refusal.status as i32,
-            message: refusal.detail.message.clone(),
-            details: vec![prost_types::Any {
-                type_url: DETAIL_TYPE.to_owned(),
-                value: refusal.detail.encode_to_vec(),
-            }],
-        };
-        Self::with_details(refusal.status, refusal.detail.message, envelope.encode_to_vec().into())
+        status_with_detail(refusal.status, &refusal.detail)
     }
 }
 
@@ -119,19 +108,11 @@ pub fn fault_detail(fault: Fault) -> ErrorDetail {
     }
 }
 
-/// `google.rpc.Status`: the standard envelope of error details in gRPC.
-#[derive(Clone, PartialEq, prost::Message)]
-struct GoogleStatus {
-    #[prost(int32, tag = "1")]
-    code: i32,
-    #[prost(string, tag = "2")]
-    message: String,
-    #[prost(message, repeated, tag = "3")]
-    details: Vec<prost_types::Any>,
-}
-
 #[cfg(test)]
 mod tests {
+    use hearth_proto::status::{DETAIL_TYPE, RpcStatus};
+    use prost::Message as _;
+
     use super::*;
 
     #[test]
@@ -139,7 +120,7 @@ mod tests {
         let refusal = Refusal::invalid("spec.tag", "invalid_tag", "no").hint("do");
         let status = Status::from(refusal.clone());
         assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "no"));
-        let envelope = GoogleStatus::decode(status.details()).unwrap();
+        let envelope = RpcStatus::decode(status.details()).unwrap();
         assert_eq!(envelope.code, 3);
         assert_eq!(envelope.details[0].type_url, DETAIL_TYPE);
         assert_eq!(ErrorDetail::decode(&*envelope.details[0].value).unwrap(), *refusal.detail);

@@ -12,7 +12,8 @@ use http_body_util::BodyExt as _;
 use tonic::{Extensions, Status};
 
 use super::error::Refusal;
-use crate::model::access::Caller;
+use crate::model::Repository;
+use crate::model::access::{Caller, RegistryVerb, StorageVerb};
 
 pub use builds::BuildsService;
 pub use images::ImagesService;
@@ -38,4 +39,23 @@ pub async fn cut_off_is_an_error(request: Request) -> Request {
 /// Denies with the verb's name unless it is allowed.
 fn require(allowed: bool, what: impl std::fmt::Display) -> Result<(), Status> {
     if allowed { Ok(()) } else { Err(Refusal::denied(what).into()) }
+}
+
+/// Denies what the caller's grants do not cover of the room's registry.
+fn allow_repository(caller: &Caller, verb: RegistryVerb, repository: &Repository) -> Result<(), Status> {
+    let what = match verb {
+        RegistryVerb::List => "list",
+        RegistryVerb::Pull => "pull",
+        RegistryVerb::Write => "write",
+    };
+    require(caller.may_use_repository(verb, repository), format_args!("{what} `{repository}`"))
+}
+
+/// The same for storage. `path` is normalised and relative.
+fn allow_storage(caller: &Caller, verb: StorageVerb, path: &str) -> Result<(), Status> {
+    let what = match verb {
+        StorageVerb::Read => "read",
+        StorageVerb::Write => "write",
+    };
+    require(caller.may_use_storage(verb, path), format_args!("{what} `/{path}` in storage"))
 }

@@ -35,16 +35,12 @@ impl Images {
     /// Keeps a pack of `owner` until it is released as often as it was held.
     pub async fn hold_pack(&self, id: &PackId, owner: &str) -> Result<Pack, ImageError> {
         let mut held = self.shared.held.0.lock().await;
-        let pack = self.shared.catalog.pack(id).await?;
-        // Another's pack and none are the same answer.
-        let pack = pack
-            .filter(|pack| pack.owner == owner)
-            .ok_or_else(|| ImageError::PackNotFound { id: id.clone() })?;
+        let pack = self.pack(id, owner).await?;
         held.entry(id.clone()).or_default().builds += 1;
         Ok(pack)
     }
 
-    /// A pack that is held.
+    /// A pack of `owner`; another's and none are the same answer.
     pub async fn pack(&self, id: &PackId, owner: &str) -> Result<Pack, ImageError> {
         let pack = self.shared.catalog.pack(id).await?;
         pack.filter(|pack| pack.owner == owner).ok_or_else(|| ImageError::PackNotFound { id: id.clone() })

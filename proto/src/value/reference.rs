@@ -232,6 +232,12 @@ impl RoomRegistries {
         reference.registry.as_ref().is_some_and(|registry| self.contains(registry))
     }
 
+    /// The same reference with the room's registry written out where a bare name meant it.
+    pub fn qualify(&self, reference: Reference) -> Reference {
+        let registry = reference.registry.clone().or_else(|| self.0.first().cloned());
+        Reference { registry, ..reference }
+    }
+
     /// The names, first the one to show to people.
     pub fn names(&self) -> &[Registry] {
         &self.0

@@ -86,8 +86,7 @@ fn tags(wire: &v1::BuildSpec, rooms: &RoomRegistries) -> Result<Vec<Reference>, 
     let mut seen = BTreeSet::new();
     let mut tags = Vec::new();
     for (field, text) in std::iter::once(("spec.tag".to_owned(), &wire.tag)).chain(more) {
-        let mut reference = Reference::parse_tag(text)
-            .map_err(|error| Refusal::invalid(&field, "invalid_tag", format!("tag {error}")))?;
+        let reference = super::tag(&field, text)?;
         if !rooms.owns_tag(&reference) {
             let room = rooms.names().first().map_or("", |name| name.as_str());
             return Err(Refusal::invalid(
@@ -100,9 +99,7 @@ fn tags(wire: &v1::BuildSpec, rooms: &RoomRegistries) -> Result<Vec<Reference>, 
                 reference.repository
             )));
         }
-        if reference.registry.is_none() {
-            reference.registry = rooms.names().first().cloned();
-        }
+        let reference = rooms.qualify(reference);
         if seen.insert(reference.clone()) {
             tags.push(reference);
         }

@@ -7,12 +7,12 @@ use tonic::{Code, Request, Response, Status};
 
 use super::super::convert::{self, SpecContext, build_spec, page_size};
 use super::super::error::{Refusal, fault_detail};
-use super::{caller, require};
+use super::{allow_repository, allow_storage, caller, require};
 use crate::build::port::BuildQuery;
 use crate::build::{BuildError, Deny, Handle, LogQuery, SubmitBuild, SubmitError};
 use crate::model::access::{Caller, Patterns, RegistryVerb, StorageVerb};
 use crate::model::build::{BuildRecord, BuildSpec, EventKind};
-use crate::model::{MountSource, Reference, RoomRegistries};
+use crate::model::{MountSource, RoomRegistries};
 
 const MAX_KEY: usize = 256;
 
@@ -77,7 +77,7 @@ impl v1::builds_server::Builds for BuildsService {
         };
         let tag = match request.tag.as_str() {
             "" => None,
-            text => Some(self.full_tag(text)?.to_string()),
+            text => Some(self.rooms.qualify(convert::tag("tag", text)?).to_string()),
         };
         let submitted_by = (!caller.is_admin()).then_some(caller.name);
         let query = BuildQuery { states, tag, submitted_by, after, limit: size };
@@ -169,30 +169,17 @@ impl BuildsService {
         require(caller.may_read_logs(), "read build logs")?;
         self.own(caller, id).await
     }
-
-    /// A tag as builds have it: with the room's registry and a tag.
-    fn full_tag(&self, text: &str) -> Result<Reference, Refusal> {
-        let mut reference = Reference::parse_tag(text)
-            .map_err(|error| Refusal::invalid("tag", "invalid_tag", format!("tag {error}")))?;
-        if reference.registry.is_none() {
-            reference.registry = self.rooms.names().first().cloned();
-        }
-        Ok(reference)
-    }
 }
 
 /// What a build reads and writes must be the caller's to read and write.
 fn allow(caller: &Caller, spec: &BuildSpec, rooms: &RoomRegistries) -> Result<(), Status> {
     for tag in &spec.tags {
-        let repository = &tag.repository;
-        let allowed = caller.may_use_repository(RegistryVerb::Write, repository);
-        require(allowed, format_args!("write `{repository}`"))?;
+        allow_repository(caller, RegistryVerb::Write, &tag.repository)?;
     }
     for mount in &spec.mounts {
         match &mount.source {
             MountSource::Room(path) | MountSource::Project(path) => {
-                let allowed = caller.may_use_storage(StorageVerb::Read, path);
-                require(allowed, format_args!("read `/{path}` in storage"))?;
+                allow_storage(caller, StorageVerb::Read, path)?;
             }
             MountSource::Image { reference, .. } => {
                 if !rooms.owns_tag(reference) {
@@ -201,9 +188,7 @@ fn allow(caller: &Caller, spec: &BuildSpec, rooms: &RoomRegistries) -> Result<()
                         .hint("pack or load the image into the room first")
                         .into());
                 }
-                let repository = &reference.repository;
-                let allowed = caller.may_use_repository(RegistryVerb::Pull, repository);
-                require(allowed, format_args!("pull `{repository}`"))?;
+                allow_repository(caller, RegistryVerb::Pull, &reference.repository)?;
             }
             // Held for the caller's own name when the build is taken in.
             MountSource::Pack(_) | MountSource::EmptyDir => {}

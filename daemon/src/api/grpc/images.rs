@@ -7,8 +7,8 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::super::convert::{self, page_size};
 use super::super::error::Refusal;
-use super::upload::{FileUpload, checked};
-use super::{caller, require};
+use super::upload::{FileUpload, begin_missing, checked, chunk_missing};
+use super::{allow_repository, allow_storage, caller, require};
 use crate::context::storage::{Storage, WriteOptions};
 use crate::image::port::TagQuery;
 use crate::image::{Destination, ImageError, Images, Inspected};
@@ -72,7 +72,7 @@ impl v1::images_server::Images for ImagesService {
     ) -> Result<Response<v1::InspectImageResponse>, Status> {
         let caller = caller(request.extensions())?;
         let reference = reference("reference", &request.into_inner().reference)?;
-        allow(&caller, RegistryVerb::Pull, &reference)?;
+        allow_repository(&caller, RegistryVerb::Pull, &reference.repository)?;
         let inspected = self.images.inspect(&reference).await.map_err(Refusal::from)?;
         Ok(Response::new(self.inspected(inspected)))
     }
@@ -81,9 +81,9 @@ impl v1::images_server::Images for ImagesService {
         let caller = caller(request.extensions())?;
         let request = request.into_inner();
         let source = reference("reference", &request.reference)?;
-        let tag = tag_of("tag", &request.tag)?;
-        allow(&caller, RegistryVerb::Pull, &source)?;
-        allow(&caller, RegistryVerb::Write, &tag)?;
+        let tag = convert::tag("tag", &request.tag)?;
+        allow_repository(&caller, RegistryVerb::Pull, &source.repository)?;
+        allow_repository(&caller, RegistryVerb::Write, &tag.repository)?;
         let image = self.images.tag(&source, &tag).await.map_err(Refusal::from)?;
         Ok(Response::new(convert::image(&image, self.images.room_registries())))
     }
@@ -94,7 +94,7 @@ impl v1::images_server::Images for ImagesService {
     ) -> Result<Response<v1::RemoveImageResponse>, Status> {
         let caller = caller(request.extensions())?;
         let reference = reference("reference", &request.into_inner().reference)?;
-        allow(&caller, RegistryVerb::Write, &reference)?;
+        allow_repository(&caller, RegistryVerb::Write, &reference.repository)?;
         self.images.remove(&reference).await.map_err(Refusal::from)?;
         Ok(Response::new(v1::RemoveImageResponse {}))
     }
@@ -108,9 +108,7 @@ impl v1::images_server::Images for ImagesService {
         let mut messages = request.into_inner();
         let Some(v1::LoadImageRequest { message: Some(Message::Begin(begin)) }) = messages.message().await?
         else {
-            return Err(
-                Refusal::invalid("begin", "begin_missing", "the first message must be `begin`").into()
-            );
+            return Err(begin_missing());
         };
         let destination = destination(&caller, begin.destination)?;
         let copy = self.room_copy(&caller, &begin.room_path)?;
@@ -124,9 +122,7 @@ impl v1::images_server::Images for ImagesService {
             let chunk = match messages.message().await {
                 Ok(None) => break,
                 Ok(Some(v1::LoadImageRequest { message: Some(Message::Chunk(chunk)) })) => checked(chunk),
-                Ok(Some(_)) => {
-                    Err(Refusal::invalid("chunk", "chunk_missing", "after `begin` come only chunks").into())
-                }
+                Ok(Some(_)) => Err(chunk_missing()),
                 Err(status) => Err(status),
             };
             match chunk {
@@ -175,10 +171,7 @@ impl ImagesService {
         }
         let path = hearth_proto::value::storage_path(path)
             .map_err(|error| Refusal::invalid("begin.room_path", "invalid_path", error.to_string()))?;
-        require(
-            caller.may_use_storage(StorageVerb::Write, &path),
-            format_args!("write `/{path}` in storage"),
-        )?;
+        allow_storage(caller, StorageVerb::Write, &path)?;
         Ok(Some(FileUpload::start(self.storage.room.clone(), path.into(), WriteOptions::default())))
     }
 
@@ -213,8 +206,8 @@ impl ImagesService {
 fn destination(caller: &Caller, wire: Option<v1::load_begin::Destination>) -> Result<Destination, Status> {
     match wire {
         Some(v1::load_begin::Destination::Tag(text)) => {
-            let tag = tag_of("begin.tag", &text)?;
-            allow(caller, RegistryVerb::Write, &tag)?;
+            let tag = convert::tag("begin.tag", &text)?;
+            allow_repository(caller, RegistryVerb::Write, &tag.repository)?;
             Ok(Destination::Tag(tag))
         }
         Some(v1::load_begin::Destination::Temporary(true)) => {
@@ -230,20 +223,6 @@ fn destination(caller: &Caller, wire: Option<v1::load_begin::Destination>) -> Re
 
 fn reference(field: &str, text: &str) -> Result<Reference, Refusal> {
     text.parse::<Reference>().map_err(|error| Refusal::invalid(field, "invalid_reference", error.to_string()))
-}
-
-fn tag_of(field: &str, text: &str) -> Result<Reference, Refusal> {
-    Reference::parse_tag(text).map_err(|error| Refusal::invalid(field, "invalid_tag", format!("tag {error}")))
-}
-
-fn allow(caller: &Caller, verb: RegistryVerb, reference: &Reference) -> Result<(), Status> {
-    let what = match verb {
-        RegistryVerb::List => "list",
-        RegistryVerb::Pull => "pull",
-        RegistryVerb::Write => "write",
-    };
-    let repository = &reference.repository;
-    require(caller.may_use_repository(verb, repository), format_args!("{what} `{repository}`"))
 }
 
 /// `repository:tag`, the last one of the page before.

@@ -9,8 +9,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::super::error::Refusal;
-use super::upload::{FileUpload, checked};
-use super::{caller, require};
+use super::upload::{FileUpload, begin_missing, checked, chunk_missing};
+use super::{allow_storage, caller};
 use crate::context::storage::{FileKind, FileStat, Root, Storage, StorageError, WriteOptions};
 use crate::model::access::{Caller, StorageVerb};
 use crate::task;
@@ -86,9 +86,7 @@ impl v1::storage_server::Storage for StorageService {
         let mut messages = request.into_inner();
         let Some(v1::WriteFileRequest { message: Some(Message::Begin(begin)) }) = messages.message().await?
         else {
-            return Err(
-                Refusal::invalid("begin", "begin_missing", "the first message must be `begin`").into()
-            );
+            return Err(begin_missing());
         };
         let (root, path) = self.allow(&caller, StorageVerb::Write, begin.area, &begin.path)?;
         let mode = if begin.mode == 0 { WriteOptions::default().mode } else { begin.mode };
@@ -97,9 +95,7 @@ impl v1::storage_server::Storage for StorageService {
         let upload = FileUpload::start(root, path, options);
         while let Some(message) = messages.message().await? {
             let Some(Message::Chunk(chunk)) = message.message else {
-                return Err(
-                    Refusal::invalid("chunk", "chunk_missing", "after `begin` come only chunks").into()
-                );
+                return Err(chunk_missing());
             };
             if !upload.chunk(checked(chunk)?).await {
                 break;
@@ -131,11 +127,7 @@ impl StorageService {
     ) -> Result<(Root, PathBuf), Status> {
         let path = hearth_proto::value::storage_path(path)
             .map_err(|error| Refusal::invalid("path", "invalid_path", error.to_string()))?;
-        let what = match verb {
-            StorageVerb::Read => "read",
-            StorageVerb::Write => "write",
-        };
-        require(caller.may_use_storage(verb, &path), format_args!("{what} `/{path}` in storage"))?;
+        allow_storage(caller, verb, &path)?;
         let root = match v1::StorageArea::try_from(area) {
             Ok(v1::StorageArea::Unspecified | v1::StorageArea::Room) => self.storage.room.clone(),
             Ok(v1::StorageArea::Project) => self.storage.project.clone(),

@@ -72,3 +72,13 @@ pub(super) fn checked(chunk: Bytes) -> Result<Bytes, Status> {
     }
     Err(Refusal::invalid("chunk", "chunk_too_large", format!("a chunk is at most {MAX_CHUNK} bytes")).into())
 }
+
+/// An upload that does not say first what it is.
+pub(super) fn begin_missing() -> Status {
+    Refusal::invalid("begin", "begin_missing", "the first message must be `begin`").into()
+}
+
+/// An upload that says something else later on.
+pub(super) fn chunk_missing() -> Status {
+    Refusal::invalid("chunk", "chunk_missing", "after `begin` come only chunks").into()
+}

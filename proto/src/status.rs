@@ -1,0 +1,36 @@
+//! How a [`v1::ErrorDetail`] travels in a gRPC status: inside a `google.rpc.Status`, which gRPC
+//! carries in `grpc-status-details-bin`.
+
+use prost::Message as _;
+use tonic::{Code, Status};
+
+use crate::v1::ErrorDetail;
+
+/// Type URL of the detail. What stands before the last `/` is not compared when one is read.
+pub const DETAIL_TYPE: &str = "type.googleapis.com/hearth.v1.ErrorDetail";
+const DETAIL_NAME: &str = "hearth.v1.ErrorDetail";
+
+/// `google.rpc.Status`: the standard envelope of error details.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RpcStatus {
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+    #[prost(string, tag = "2")]
+    pub message: String,
+    #[prost(message, repeated, tag = "3")]
+    pub details: Vec<prost_types::Any>,
+}
+
+/// A status with its detail in the envelope.
+pub fn status_with_detail(code: Code, detail: &ErrorDetail) -> Status {
+    let any = prost_types::Any { type_url: DETAIL_TYPE.to_owned(), value: detail.encode_to_vec() };
+    let envelope = RpcStatus { code: code.into(), message: detail.message.clone(), details: vec![any] };
+    Status::with_details(code, detail.message.clone(), envelope.encode_to_vec().into())
+}
+
+/// The detail of a status; none where it has none that can be read.
+pub fn error_detail(status: &Status) -> Option<ErrorDetail> {
+    let envelope = RpcStatus::decode(status.details()).ok()?;
+    let any = envelope.details.iter().find(|any| any.type_url.rsplit('/').next() == Some(DETAIL_NAME))?;
+    ErrorDetail::decode(any.value.as_slice()).ok()
+}
