@@ -309,10 +309,12 @@ fn the_same_idempotency_key_is_the_same_build(daemon: &Daemon) {
 fn concurrent_builds_have_whole_logs(daemon: &Daemon) {
     const LINES: usize = 20_000;
     daemon.base_image();
-    // Two of the same content: BuildKit runs their step once, and both logs are whole.
-    let names = ["whole-a", "whole-b", "whole-a"];
+    // Two of the same content, at the same time: BuildKit runs their step once, and both logs are whole. The
+    // pause lets the second one begin before the step ends; later it would come from the cache, without a log.
+    let names = ["whole-a", "whole-a", "whole-b"];
     for name in ["whole-a", "whole-b"] {
-        let script = format!("i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo \"{name} $i\"; done");
+        let script =
+            format!("sleep 2; i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo \"{name} $i\"; done");
         daemon.put(name, &Tree::new().dockerfile(&format!("FROM {BASE}\nRUN {script}\n")));
     }
     block_on(seconds(200), async {

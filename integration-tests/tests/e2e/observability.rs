@@ -59,10 +59,12 @@ fn metrics_count_builds_bytes_and_registry_requests(daemon: &Daemon) {
     let before = metrics(daemon);
     daemon.build_ok("counted:1", "counted", &[]);
     daemon.build("counted:1", "counted", &["--target", "nope"]).expect_code(1);
+    let total = |metrics: &str, label: &str| value(metrics, "hearth_builds_total", label);
+    // A build is counted a moment after its watchers have seen its end.
+    wait::poll(seconds(5), || (total(&metrics(daemon), "failed") > total(&before, "failed")).then_some(()));
     let after = metrics(daemon);
     for label in ["succeeded", "failed"] {
-        let grown =
-            value(&after, "hearth_builds_total", label) - value(&before, "hearth_builds_total", label);
+        let grown = total(&after, label) - total(&before, label);
         assert!(grown >= 1.0, "hearth_builds_total {label} grew by {grown}\n{after}");
     }
     for part in ["hearth_build_duration_seconds", "hearth_registry_requests_total", "bytes_total"] {
