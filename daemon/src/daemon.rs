@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -158,14 +158,10 @@ impl Daemon {
 
 fn lock(state: &Path) -> Result<File> {
     let path = state.join("hearthd.lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path)?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            bail!("another hearthd uses the state directory {}; give each its own", state.display())
-        }
-        Err(error) => Err(error).with_context(|| format!("lock {}", path.display())),
-    }
+    let lock = supervise::owner::lock(&path).with_context(|| format!("lock {}", path.display()))?;
+    lock.with_context(|| {
+        format!("another hearthd uses the state directory {}; give each its own", state.display())
+    })
 }
 
 /// Storage that the daemon makes is for its own user; one that exists keeps its mode.

@@ -23,7 +23,7 @@
 //!   what the mark does not reach (containers).
 //! - A lock on the root says who owns it: a second daemon is refused and kills nothing.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 pub mod leftover;
 pub mod log;
+pub mod owner;
 pub mod port;
 mod run;
 mod spawn;
@@ -64,23 +65,14 @@ pub fn start(child: Child) -> Result<Handle, StartError> {
     let failed = |source| StartError::Root { name, path: child.root.clone(), source };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&child.root).map_err(failed)?;
     let root = child.root.canonicalize().map_err(failed)?;
-    let lock = lock(&root).map_err(|source| match source.kind() {
-        io::ErrorKind::WouldBlock => StartError::InUse { name, path: root.clone() },
-        _ => failed(source),
-    })?;
+    let lock = owner::lock(&root.join("owner.lock")).map_err(failed)?;
+    let lock = lock.ok_or_else(|| StartError::InUse { name, path: root.clone() })?;
     let mark = leftover::Mark::of(name, &root).map_err(failed)?;
     let (sender, status) = watch::channel(Status::Starting);
     let stop = CancellationToken::new();
     let service = run::Service { child, root, mark, status: sender, stop: stop.clone(), _lock: lock };
     let task = crate::task::spawn("supervise", service.run());
     Ok(Handle { status, stop, task })
-}
-
-/// The lock ends with the daemon, however that ends.
-fn lock(root: &std::path::Path) -> io::Result<File> {
-    let file = File::options().create(true).truncate(false).write(true).open(root.join("owner.lock"))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
-    Ok(file)
 }
 
 impl Handle {

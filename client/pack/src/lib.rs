@@ -5,6 +5,7 @@
 //!
 //! - [`ignore`]: Docker's ignore rules.
 //! - [`walk`]: a directory as a sorted list of entries.
+//! - [`identity`]: what makes two trees the same, and the hashes of content.
 //! - [`layer`]: that list as one tar layer, hashed and compressed as it is read.
 //! - [`image`]: config, manifest and index.
 //! - [`archive`]: the OCI image layout in a tar, written and read.
@@ -15,6 +16,7 @@
 
 pub mod archive;
 pub mod base;
+pub mod identity;
 pub mod ignore;
 pub mod image;
 pub mod layer;

@@ -19,18 +19,6 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-/// Coarsest step of change times on file systems that keep fractions of seconds.
-const STEP: i64 = 20_000_000;
-/// The same where only whole seconds are kept.
-const COARSE_STEP: i64 = 2_000_000_000;
-
-/// Whether a file with this change time, seen at `now`, would get another one by a later write.
-/// Both are nanoseconds since 1970.
-pub const fn is_settled(changed: i64, now: i64) -> bool {
-    let step = if changed % 1_000_000_000 == 0 { COARSE_STEP } else { STEP };
-    now.saturating_sub(changed) > step
-}
-
 /// A regular file of a scan.
 #[derive(Clone, Copy, Debug)]
 pub struct Seen<'a> {

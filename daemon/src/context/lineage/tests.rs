@@ -70,15 +70,6 @@ fn a_file_that_changes_for_ever_does_not_fill_the_memory() {
     assert!(lineages.generations[&id(1)].seen.len() <= 10_004);
 }
 
-#[test]
-fn change_times_settle_after_a_step_of_the_clock() {
-    assert!(!is_settled(1_000_000_001, 1_000_000_001));
-    assert!(!is_settled(1_000_000_001, 1_019_000_000));
-    assert!(is_settled(1_000_000_001, 1_030_000_000));
-    assert!(!is_settled(1_000_000_000, 2_900_000_000), "whole seconds are a coarse clock");
-    assert!(!is_settled(5_000_000_001, 1_000_000_000), "the future is never settled");
-}
-
 /// What can happen between two builds to one of three files.
 #[derive(Clone, Debug)]
 enum Step {

@@ -4,13 +4,13 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use hearth_pack::identity::is_settled;
 use rustix::io::Errno;
 
 use super::directory::child_path;
 use super::snapshot::Snapshot;
 use super::{Child, Found, Layer, Origin, Tree, bare, below, joined};
 use crate::context::ContextError;
-use crate::context::lineage::is_settled;
 use crate::context::port::{Entry, EntryKind};
 use crate::model::MountTarget;
 

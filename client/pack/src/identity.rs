@@ -1,0 +1,197 @@
+//! What makes two trees the same: paths, kinds, modes, link targets, hard links, extended attributes
+//! and content. Times, owners, inode numbers and the machine play no part.
+//!
+//! Content is known by its BLAKE3 hash, a tree by the hash over its nodes in walk order: depth first,
+//! each directory before what is in it, the names of a directory sorted by their bytes.
+//!
+//! Hashing all content again for each look at a tree would be slow, so [`HashCache`] remembers hashes by
+//! what `stat` says, and is careful about files that were written a moment ago.
+
+mod cache;
+
+use std::fmt;
+use std::str::FromStr;
+
+pub use cache::{CacheError, FileStamp, HashCache, is_settled};
+
+/// Hash of a file's content.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContentHash([u8; 32]);
+
+/// Identity of a tree.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TreeDigest([u8; 32]);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a hash is `blake3:` and 64 lower-case hexadecimal digits")]
+pub struct InvalidHash;
+
+macro_rules! hash_text {
+    ($name:ident) => {
+        impl $name {
+            pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+                Self(bytes)
+            }
+
+            pub const fn as_bytes(&self) -> &[u8; 32] {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("blake3:")?;
+                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidHash;
+
+            fn from_str(text: &str) -> Result<Self, InvalidHash> {
+                parse(text).map(Self)
+            }
+        }
+    };
+}
+
+hash_text!(ContentHash);
+hash_text!(TreeDigest);
+
+fn parse(text: &str) -> Result<[u8; 32], InvalidHash> {
+    let digits = text.strip_prefix("blake3:").ok_or(InvalidHash)?.as_bytes();
+    if digits.len() != 64 {
+        return Err(InvalidHash);
+    }
+    let nibble = |digit: u8| match digit {
+        b'0'..=b'9' => Ok(digit - b'0'),
+        b'a'..=b'f' => Ok(digit - b'a' + 10),
+        _ => Err(InvalidHash),
+    };
+    let mut bytes = [0; 32];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
+    }
+    Ok(bytes)
+}
+
+impl ContentHash {
+    pub fn of(content: &[u8]) -> Self {
+        Self(blake3::hash(content).into())
+    }
+}
+
+/// One entry of a tree, as far as its identity goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Node<'a> {
+    /// Relative to the root, `/` between names.
+    pub path: &'a [u8],
+    /// Permission, setuid, setgid and sticky bits.
+    pub mode: u32,
+    pub kind: NodeKind<'a>,
+    /// Names and values, sorted by name.
+    pub xattrs: &'a [(Vec<u8>, Vec<u8>)],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeKind<'a> {
+    Directory,
+    File {
+        size: u64,
+        content: ContentHash,
+    },
+    Symlink {
+        target: &'a [u8],
+    },
+    /// Another name of the file whose first name in walk order this is.
+    HardLink {
+        to: &'a [u8],
+    },
+    Fifo,
+    Socket,
+    Device {
+        character: bool,
+        major: u32,
+        minor: u32,
+    },
+}
+
+/// Makes a [`TreeDigest`] of nodes that are given in walk order.
+#[derive(Debug)]
+pub struct TreeHasher {
+    sum: blake3::Hasher,
+    /// One node's encoding; small pieces cost the hasher more than bytes do.
+    buffer: Vec<u8>,
+}
+
+/// Versions the encoding below: another one gives every tree another digest.
+const DOMAIN: &[u8] = b"hearth tree 1\n";
+
+impl Default for TreeHasher {
+    fn default() -> Self {
+        let mut sum = blake3::Hasher::new();
+        sum.update(DOMAIN);
+        Self { sum, buffer: Vec::with_capacity(256) }
+    }
+}
+
+impl TreeHasher {
+    /// Adds a node. Every field is preceded by its length or has a fixed one, so no two trees have
+    /// one encoding.
+    pub fn node(&mut self, node: &Node<'_>) {
+        self.buffer.clear();
+        self.field(node.path);
+        self.number(node.mode);
+        match node.kind {
+            NodeKind::Directory => self.buffer.push(b'd'),
+            NodeKind::File { size, content } => {
+                self.buffer.push(b'f');
+                self.buffer.extend_from_slice(&size.to_le_bytes());
+                self.buffer.extend_from_slice(&content.0);
+            }
+            NodeKind::Symlink { target } => {
+                self.buffer.push(b'l');
+                self.field(target);
+            }
+            NodeKind::HardLink { to } => {
+                self.buffer.push(b'h');
+                self.field(to);
+            }
+            NodeKind::Fifo => self.buffer.push(b'p'),
+            NodeKind::Socket => self.buffer.push(b's'),
+            NodeKind::Device { character, major, minor } => {
+                self.buffer.push(if character { b'c' } else { b'b' });
+                self.number(major);
+                self.number(minor);
+            }
+        }
+        self.number(u32::try_from(node.xattrs.len()).unwrap_or(u32::MAX));
+        for (name, value) in node.xattrs {
+            self.field(name);
+            self.field(value);
+        }
+        self.sum.update(&self.buffer);
+    }
+
+    pub fn finish(self) -> TreeDigest {
+        TreeDigest(self.sum.finalize().into())
+    }
+
+    fn field(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    fn number(&mut self, number: u32) {
+        self.buffer.extend_from_slice(&number.to_le_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests;

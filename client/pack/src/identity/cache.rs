@@ -1,0 +1,197 @@
+//! Content hashes, remembered by what `stat` says of their files.
+//!
+//! A write moves a file's change time, which nobody sets at will; but time stamps are coarse, so a write
+//! soon after another may leave the same one. As git does with its index, a hash is remembered only when
+//! the file's change time was older than that grain when the content began to be read: any later write
+//! then shows. Younger files are simply hashed again next time.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::ContentHash;
+
+/// Coarsest step of change times on file systems that keep fractions of seconds.
+const STEP: i64 = 20_000_000;
+/// The same where only whole seconds are kept.
+const COARSE_STEP: i64 = 2_000_000_000;
+
+/// Whether a file with this change time, seen at `now`, would get another one by a later write.
+/// Both are nanoseconds since 1970.
+pub const fn is_settled(changed: i64, now: i64) -> bool {
+    let step = if changed % 1_000_000_000 == 0 { COARSE_STEP } else { STEP };
+    now.saturating_sub(changed) > step
+}
+
+/// What tells one state of a file from another without reading it. Times are nanoseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileStamp {
+    pub device: u64,
+    pub inode: u64,
+    pub size: u64,
+    pub modified: i64,
+    pub changed: i64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    size: u64,
+    modified: i64,
+    changed: i64,
+    hash: ContentHash,
+    /// Round in which it was last asked for.
+    round: u32,
+}
+
+/// Hashes by file. About 110 bytes a file.
+#[derive(Debug, Default)]
+pub struct HashCache {
+    files: HashMap<(u64, u64), Known>,
+    round: u32,
+    changed: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    #[error("{}: {source}", .path.display())]
+    Io { path: PathBuf, source: io::Error },
+    /// It is rebuilt by hashing again.
+    #[error("{}: not a hash cache of this version, or damaged", .path.display())]
+    Damaged { path: PathBuf },
+}
+
+const MAGIC: &[u8; 16] = b"hearth-hashes-1\n";
+const RECORD: usize = 5 * 8 + 32;
+/// More files than this are not remembered: some 220 MB of memory.
+const MOST: usize = 2_000_000;
+
+impl HashCache {
+    /// The hash of a file in just this state.
+    pub fn get(&mut self, stamp: &FileStamp) -> Option<ContentHash> {
+        let known = self.files.get_mut(&(stamp.device, stamp.inode))?;
+        let same = (known.size, known.modified, known.changed) == (stamp.size, stamp.modified, stamp.changed);
+        known.round = self.round;
+        same.then_some(known.hash)
+    }
+
+    /// Remembers the hash of content that was read whole while the file was in this state, beginning at
+    /// `read_at` (nanoseconds since 1970). Does nothing when the file was too young then.
+    pub fn put(&mut self, stamp: &FileStamp, read_at: i64, hash: ContentHash) {
+        if !is_settled(stamp.changed, read_at) || self.files.len() >= MOST {
+            return;
+        }
+        let &FileStamp { device, inode, size, modified, changed } = stamp;
+        let known = Known { size, modified, changed, hash, round: self.round };
+        self.files.insert((device, inode), known);
+        self.changed = true;
+    }
+
+    pub fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// Whether there is something that [`save`](Self::save) has not written.
+    pub fn is_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// Begins a new round; what was not asked for in the last `rounds` ones is forgotten.
+    pub fn next_round(&mut self, rounds: u32) {
+        let oldest = self.round.saturating_sub(rounds.saturating_sub(1));
+        let before = self.files.len();
+        self.files.retain(|_, known| known.round >= oldest);
+        self.changed |= self.files.len() < before;
+        self.round = self.round.saturating_add(1);
+    }
+
+    /// Reads what [`save`](Self::save) wrote; a file that is not there is an empty cache.
+    pub fn load(path: &Path) -> Result<Self, CacheError> {
+        let failed = |source| CacheError::Io { path: path.to_owned(), source };
+        let damaged = || CacheError::Damaged { path: path.to_owned() };
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            other => other.map_err(failed)?,
+        };
+        let length = file.metadata().map_err(failed)?.len();
+        let body = length.checked_sub(MAGIC.len() as u64 + 32).ok_or_else(damaged)?;
+        if body % RECORD as u64 != 0 || body / RECORD as u64 > MOST as u64 {
+            return Err(damaged());
+        }
+        let count = usize::try_from(body / RECORD as u64).map_err(|_| damaged())?;
+        let mut from = BufReader::with_capacity(256 << 10, file);
+        let mut magic = [0; MAGIC.len()];
+        from.read_exact(&mut magic).map_err(failed)?;
+        if &magic != MAGIC {
+            return Err(damaged());
+        }
+        let mut cache = Self { files: HashMap::with_capacity(count), round: 1, changed: false };
+        let mut sum = blake3::Hasher::new();
+        let mut record = [0; RECORD];
+        for _ in 0..count {
+            from.read_exact(&mut record).map_err(failed)?;
+            sum.update(&record);
+            let (key, known) = decode(&record);
+            cache.files.insert(key, known);
+        }
+        let mut expected = [0; 32];
+        from.read_exact(&mut expected).map_err(failed)?;
+        if *sum.finalize().as_bytes() != expected {
+            return Err(damaged());
+        }
+        Ok(cache)
+    }
+
+    /// Writes the cache; the file appears complete or not at all.
+    pub fn save(&mut self, path: &Path) -> Result<(), CacheError> {
+        let failed = |source| CacheError::Io { path: path.to_owned(), source };
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
+        let mut out = BufWriter::with_capacity(256 << 10, file.as_file_mut());
+        let mut sum = blake3::Hasher::new();
+        out.write_all(MAGIC).map_err(failed)?;
+        for (key, known) in &self.files {
+            let record = encode(*key, known);
+            sum.update(&record);
+            out.write_all(&record).map_err(failed)?;
+        }
+        out.write_all(sum.finalize().as_bytes()).map_err(failed)?;
+        out.flush().map_err(failed)?;
+        drop(out);
+        file.persist(path).map_err(|error| failed(error.error))?;
+        self.changed = false;
+        Ok(())
+    }
+}
+
+fn encode((device, inode): (u64, u64), known: &Known) -> [u8; RECORD] {
+    let mut record = [0; RECORD];
+    let numbers = [device, inode, known.size, known.modified.cast_unsigned(), known.changed.cast_unsigned()];
+    for (place, number) in record.chunks_exact_mut(8).zip(numbers) {
+        place.copy_from_slice(&number.to_le_bytes());
+    }
+    record[40..].copy_from_slice(known.hash.as_bytes());
+    record
+}
+
+fn decode(record: &[u8; RECORD]) -> ((u64, u64), Known) {
+    let number = |index: usize| {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&record[index * 8..index * 8 + 8]);
+        u64::from_le_bytes(bytes)
+    };
+    let mut hash = [0; 32];
+    hash.copy_from_slice(&record[40..]);
+    let known = Known {
+        size: number(2),
+        modified: number(3).cast_signed(),
+        changed: number(4).cast_signed(),
+        hash: ContentHash::from_bytes(hash),
+        round: 0,
+    };
+    ((number(0), number(1)), known)
+}
