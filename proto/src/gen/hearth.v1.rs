@@ -298,6 +298,25 @@ pub struct Build {
     /// The spec as accepted, without secrets and credentials.
     #[prost(message, optional, tag = "11")]
     pub spec: ::core::option::Option<BuildSpec>,
+    /// What the files of the context were known by: paths, kinds, modes, link targets, hard links,
+    /// extended attributes and content of what the build could read. What the ignore file hides, what
+    /// lies beside the paths that the Dockerfile copies, times and owners play no part. Empty before
+    /// the build has ended. Example: "blake3:af13...".
+    #[prost(string, tag = "12")]
+    pub context_digest: ::prost::alloc::string::String,
+    /// The same for what each mount gave to the context, by target.
+    #[prost(message, repeated, tag = "13")]
+    pub mount_digests: ::prost::alloc::vec::Vec<MountDigest>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MountDigest {
+    /// Example: "/context/vendor".
+    #[prost(string, tag = "1")]
+    pub target: ::prost::alloc::string::String,
+    /// Of paths relative to the target.
+    #[prost(string, tag = "2")]
+    pub digest: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
