@@ -23,6 +23,7 @@ pub mod layer;
 mod pack;
 mod summary;
 pub mod walk;
+mod workers;
 
 pub use base::{Base, BaseError};
 pub use pack::{PackError, PackOptions, Packed, Progress, pack};
