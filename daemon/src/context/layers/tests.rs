@@ -283,7 +283,7 @@ fn a_lying_tar_is_refused() {
         ("PAX size beyond the end", Tar::default().pax(&[("size", "99999999999")]).raw(&zero, b"")),
         ("PAX size no number", Tar::default().pax(&[("size", "-1")]).raw(&zero, b"")),
         ("PAX name with NUL", Tar::default().pax(&[("path", "a\0b")]).raw(&zero, b"")),
-        ("PAX sparse", Tar::default().pax(&[("GNU.sparse.major", "1")]).raw(&zero, b"")),
+        ("PAX sparse without a size", Tar::default().pax(&[("GNU.sparse.major", "1")]).raw(&zero, b"")),
         ("PAX cut off", Tar::default().raw(&Tar::header(EntryType::XHeader, b"p", 9), b"99 path=a")),
         ("unknown type", Tar::default().raw(&unknown, b"")),
         ("content after zeros", Tar::default().raw(&long, b"").file("x", "")),
@@ -345,8 +345,6 @@ fn sparse_files_are_filled_with_zeros_and_their_maps_are_checked() {
         let result = super::tests::image(vec![tar]).map(|_| ());
         assert!(matches!(result, Err(LayerError::Entry { .. })), "{what}: {result:?}");
     }
-    let bomb = sparse(10 << 40, b"", &[(10 << 40, 0)]);
-    assert!(matches!(super::tests::image(vec![bomb]).map(|_| ()), Err(LayerError::TooLarge { .. })));
 }
 
 #[test]
@@ -388,7 +386,7 @@ fn a_layer_that_is_not_what_the_config_says_leaves_nothing_behind() {
 #[test]
 fn the_layers_used_longest_ago_go_first_and_leftovers_go_at_start() {
     let tars: Vec<Vec<u8>> = ["a", "b", "c"].iter().map(|n| Tar::default().file(n, n).end()).collect();
-    let limits = LayerLimits { kept_bytes: 2 * tars[0].len() as u64, ..LayerLimits::default() };
+    let limits = LayerLimits { kept_bytes: 450, ..LayerLimits::default() };
     let (directory, cache) = cache(limits);
     let use_it = |tar: &Vec<u8>| {
         std::thread::sleep(std::time::Duration::from_millis(15));
@@ -398,8 +396,11 @@ fn the_layers_used_longest_ago_go_first_and_leftovers_go_at_start() {
     let second = use_it(&tars[1]);
     use_it(&tars[0]);
     use_it(&tars[2]);
-    let kept =
-        |tar: &Vec<u8>| directory.path().join("layers").join(format!("{}.tar", digest(tar).hex())).exists();
+    let names: Vec<String> = fs::read_dir(directory.path().join("layers"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let kept = |tar: &Vec<u8>| names.iter().any(|name| name.starts_with(&digest(tar).hex()));
     assert_eq!(tars.iter().map(kept).collect::<Vec<_>>(), [true, false, true]);
     // What was removed while in use can still be read.
     assert_eq!((lines(&first), lines(&second)), (vec!["a=a".to_owned()], vec!["b=b".to_owned()]));
@@ -410,7 +411,7 @@ fn the_layers_used_longest_ago_go_first_and_leftovers_go_at_start() {
 }
 
 #[test]
-fn the_same_layer_asked_for_at_once_is_decompressed_once_and_right() {
+fn the_same_layer_asked_for_at_once_is_indexed_once_and_right() {
     let tar = Tar::default().file("x", &"content ".repeat(100_000)).end();
     let (_directory, cache) = cache(LayerLimits::default());
     std::thread::scope(|scope| {
