@@ -11,8 +11,9 @@
 //! - [`archive`]: the OCI image layout in a tar, written and read.
 //! - [`base`]: the image that a pack stands on.
 //! - [`pack()`]: all of it in one go.
+//! - [`remote`]: other registries, asked and pushed to.
 //!
-//! Everything here blocks; a caller with an event loop gives it a thread.
+//! Everything but [`remote`] blocks; a caller with an event loop gives it a thread.
 
 pub mod archive;
 pub mod base;
@@ -21,6 +22,7 @@ pub mod ignore;
 pub mod image;
 pub mod layer;
 mod pack;
+pub mod remote;
 mod summary;
 pub mod walk;
 mod workers;
