@@ -23,6 +23,7 @@ mod index;
 mod merge;
 mod pass;
 mod pax;
+pub mod probe;
 mod reader;
 mod sparse;
 

@@ -1,8 +1,7 @@
 //! Where the decompression of a blob can begin.
 //!
 //! A plain tar is readable anywhere. Of zstd each frame stands for itself. gzip has no such places but
-//! between its members; between two blocks of one, the last 32 KiB of output and a few bits of input
-//! are all that a decoder needs (zlib's `examples/zran.c` shows it), so those are kept every few MiB.
+//! between its members, so the state of a decoder is kept every few MiB.
 
 use super::wire::{Damaged, Wire, put_number};
 
@@ -24,17 +23,17 @@ pub(super) struct Point {
     pub within: Option<Within>,
 }
 
-/// Between two blocks of a gzip member.
+/// In the middle of a gzip member: where in the index file the decoder's state lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Within {
-    /// Bits of the byte before that belong to the next block, and how many.
-    pub bits: u8,
-    pub bit_count: u8,
-    /// Where in the index file the window lies, compressed.
-    pub window_at: u64,
-    pub window_length: u32,
-    pub window_hash: [u8; 32],
+    pub at: u64,
+    pub length: u32,
+    /// BLAKE3.
+    pub hash: [u8; 32],
 }
+
+/// Of a state in the index file.
+const MAX_STATE: u32 = 256 << 10;
 
 impl Format {
     pub(super) fn of(start: &[u8]) -> Self {
@@ -59,12 +58,12 @@ pub(super) fn put(out: &mut Vec<u8>, format: Format, points: &[Point]) {
         put_number(out, point.blob - blob);
         (tar, blob) = (point.tar, point.blob);
         match &point.within {
-            None => out.push(0xff),
-            Some(within) => {
-                out.extend_from_slice(&[within.bit_count, within.bits]);
-                put_number(out, within.window_at);
-                put_number(out, u64::from(within.window_length));
-                out.extend_from_slice(&within.window_hash);
+            None => out.push(0),
+            Some(Within { at, length, hash }) => {
+                out.push(1);
+                put_number(out, *at);
+                put_number(out, u64::from(*length));
+                out.extend_from_slice(hash);
             }
         }
     }
@@ -86,15 +85,13 @@ pub(super) fn get(wire: &mut Wire<'_>) -> Result<(Format, Vec<Point>), Damaged> 
         tar = tar.checked_add(step).ok_or(Damaged)?;
         blob = blob.checked_add(wire.number()?).ok_or(Damaged)?;
         let within = match wire.array()? {
-            [0xff] => None,
-            [bit_count @ 0..=7] if format == Format::Gzip => {
-                let [bits] = wire.array()?;
-                let (window_at, window_length) = (wire.number()?, wire.small()?);
-                if window_length > 64 << 10 || u32::from(bits) >> bit_count != 0 {
+            [0] => None,
+            [1] if format == Format::Gzip => {
+                let (at, length, hash) = (wire.number()?, wire.small()?, wire.array()?);
+                if length > MAX_STATE {
                     return Err(Damaged);
                 }
-                let window_hash = wire.array()?;
-                Some(Within { bits, bit_count, window_at, window_length, window_hash })
+                Some(Within { at, length, hash })
             }
             _ => return Err(Damaged),
         };

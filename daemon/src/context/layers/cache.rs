@@ -34,9 +34,11 @@ const SPOOLED: &str = "tar";
 pub struct LayerLimits {
     /// Of one decompressed layer.
     pub layer_bytes: u64,
-    /// Decompressed over compressed bytes, beyond the first GiB: gzip cannot do over about 1000 and
-    /// what real layers do is far below this.
+    /// Decompressed over compressed bytes: gzip cannot do over about 1000 and what real layers do is
+    /// far below this.
     pub ratio: u64,
+    /// Decompressed bytes up to which any ratio is harmless.
+    pub ratio_floor: u64,
     /// Of one image, directories that no entry names included.
     pub entries: usize,
     /// Of the index of one image: names, link targets, extended attributes, sparse maps.
@@ -50,6 +52,7 @@ impl Default for LayerLimits {
         Self {
             layer_bytes: 32 << 30,
             ratio: 200,
+            ratio_floor: 1 << 30,
             entries: 1_000_000,
             index_bytes: 256 << 20,
             kept_bytes: 2 << 30,

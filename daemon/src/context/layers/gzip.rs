@@ -1,23 +1,26 @@
-//! gzip from its start, or from a place between two blocks; members follow each other.
+//! gzip from its start, or from where a decoder stood before; members follow each other.
+//!
+//! What a decoder needs to go on from anywhere is its own state and the last 32 KiB that came out. Places
+//! between two blocks need less of it, but some writers make one block of a whole layer.
 //!
 //! Sums of members are stepped over: what a layer holds is verified by its DiffID.
 
 use std::io;
 
 use miniz_oxide::inflate::TINFLStatus;
-use miniz_oxide::inflate::core::inflate_flags::{
-    TINFL_FLAG_HAS_MORE_INPUT, TINFL_FLAG_STOP_ON_BLOCK_BOUNDARY,
-};
-use miniz_oxide::inflate::core::{BlockBoundaryState, DecompressorOxide, decompress};
+use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_HAS_MORE_INPUT;
+use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
 
 use super::blob::Input;
 
-/// How far back a block may look.
-pub(super) const WINDOW: usize = 32 << 10;
+/// How far back a stream may look.
+const WINDOW: usize = 32 << 10;
 /// Output that is not taken yet, and the window before it; a power of two.
 const RING: usize = 256 << 10;
 /// Of a member's name and comment.
 const MAX_TEXT: usize = 64 << 10;
+/// Of a state and its window; a state is about 20 KiB of text.
+const MAX_STATE: usize = 256 << 10;
 
 pub(super) struct Gzip {
     input: Input,
@@ -36,19 +39,6 @@ pub(super) enum Step<'g> {
     End,
 }
 
-/// All that a decoder needs to go on from here.
-pub(super) struct Boundary {
-    pub blob: u64,
-    /// None between members.
-    pub block: Option<Block>,
-}
-
-pub(super) struct Block {
-    pub bits: u8,
-    pub bit_count: u8,
-    pub window: Vec<u8>,
-}
-
 fn damaged(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
@@ -60,24 +50,25 @@ impl Gzip {
         Self { input, inflate, ring, place: 0, behind: 0, in_member: false }
     }
 
-    /// Between two blocks. The input stands at the first byte that was not looked at.
-    pub(super) fn within(input: Input, block: &Block) -> Self {
+    /// Where a decoder stood that gave this `state`. The input stands at the byte it would have read.
+    pub(super) fn within(input: Input, state: &[u8]) -> io::Result<Self> {
+        let state = zstd::bulk::decompress(state, MAX_STATE)?;
+        let wrong = || damaged("the state of a decoder is damaged");
+        let (length, rest) = state.split_first_chunk().ok_or_else(wrong)?;
+        let length = usize::try_from(u32::from_le_bytes(*length)).map_err(|_| wrong())?;
+        let (inflate, window) = rest.split_at_checked(length).ok_or_else(wrong)?;
+        if window.len() > WINDOW {
+            return Err(wrong());
+        }
         let mut gzip = Self::new(input);
-        let state = BlockBoundaryState {
-            num_bits: block.bit_count,
-            bit_buf: block.bits,
-            ..BlockBoundaryState::default()
-        };
-        *gzip.inflate = DecompressorOxide::from_block_boundary_state(&state);
-        let window = &block.window[block.window.len().saturating_sub(WINDOW)..];
+        *gzip.inflate = serde_json::from_slice(inflate)?;
         gzip.ring[WINDOW - window.len()..WINDOW].copy_from_slice(window);
         (gzip.place, gzip.behind, gzip.in_member) = (WINDOW, window.len(), true);
-        gzip
+        Ok(gzip)
     }
 
-    /// Decompresses a little more. With `stop`, ends at the next place where a decoder could begin;
-    /// [`boundary`](Self::boundary) then gives it.
-    pub(super) fn step(&mut self, stop: bool) -> io::Result<Step<'_>> {
+    /// Decompresses a little more.
+    pub(super) fn step(&mut self) -> io::Result<Step<'_>> {
         loop {
             if !self.in_member {
                 if !self.member()? {
@@ -90,10 +81,7 @@ impl Gzip {
             }
             let bytes = self.input.bytes()?;
             let at_end = bytes.is_empty();
-            let mut flags = if at_end { 0 } else { TINFL_FLAG_HAS_MORE_INPUT };
-            if stop {
-                flags |= TINFL_FLAG_STOP_ON_BLOCK_BOUNDARY;
-            }
+            let flags = if at_end { 0 } else { TINFL_FLAG_HAS_MORE_INPUT };
             let (status, used, made) =
                 decompress(&mut self.inflate, bytes, &mut self.ring, self.place, flags);
             self.input.consume(used);
@@ -102,33 +90,38 @@ impl Gzip {
             self.behind = (self.behind + made).min(WINDOW);
             match status {
                 TINFLStatus::Done => self.end_member()?,
-                TINFLStatus::BlockBoundary => {}
                 TINFLStatus::NeedsMoreInput | TINFLStatus::HasMoreOutput if used > 0 || made > 0 => {}
                 _ if at_end => return Err(io::ErrorKind::UnexpectedEof.into()),
                 _ => return Err(damaged("its gzip stream is damaged")),
             }
-            if made > 0 || status == TINFLStatus::BlockBoundary {
+            if made > 0 {
                 return Ok(Step::Output(&self.ring[start..start + made]));
             }
         }
     }
 
-    /// Whether a decoder could begin here, and with what.
-    pub(super) fn boundary(&self) -> Option<Boundary> {
-        let blob = self.input.position();
+    /// Of the next byte of the blob that will be read.
+    pub(super) const fn position(&self) -> u64 {
+        self.input.position()
+    }
+
+    /// All that a decoder needs to go on from here; none between members, where it needs nothing.
+    pub(super) fn state(&self) -> io::Result<Option<Vec<u8>>> {
         if !self.in_member {
-            return Some(Boundary { blob, block: None });
+            return Ok(None);
         }
-        let state = self.inflate.block_boundary_state()?;
-        let mut window = Vec::with_capacity(self.behind);
+        let inflate = serde_json::to_vec(&*self.inflate)?;
+        let length = u32::try_from(inflate.len()).unwrap_or(u32::MAX).to_le_bytes();
+        let mut state = Vec::with_capacity(length.len() + inflate.len() + WINDOW);
+        state.extend_from_slice(&length);
+        state.extend_from_slice(&inflate);
         if self.place < self.behind {
-            window.extend_from_slice(&self.ring[RING - (self.behind - self.place)..]);
-            window.extend_from_slice(&self.ring[..self.place]);
+            state.extend_from_slice(&self.ring[RING - (self.behind - self.place)..]);
+            state.extend_from_slice(&self.ring[..self.place]);
         } else {
-            window.extend_from_slice(&self.ring[self.place - self.behind..self.place]);
+            state.extend_from_slice(&self.ring[self.place - self.behind..self.place]);
         }
-        let block = Some(Block { bits: state.bit_buf, bit_count: state.num_bits, window });
-        Some(Boundary { blob, block })
+        Ok(Some(zstd::bulk::compress(&state, 1)?))
     }
 
     /// Steps over a member's header; false at the end of the blob, which may be padded with zeros.

@@ -1,10 +1,10 @@
 //! What is known of a layer without its content: entries, and places where reading can begin.
 //!
 //! ```text
-//! windows of gzip, one after the other | body | length of body (8) | BLAKE3 of magic, length, body (32) | magic (16)
+//! states of gzip decoders | body | length of body (8) | BLAKE3 of magic, length, body (32) | magic (16)
 //! ```
 //!
-//! The body is small and read whole; a window is read when a decoder begins there, and has a hash of
+//! The body is small and read whole; a state is read when a decoder begins there, and has a hash of
 //! its own. An index that is damaged, of another version, or of another layer is made again.
 
 use super::access::{self, Format, Point};

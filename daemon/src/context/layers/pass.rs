@@ -20,7 +20,7 @@ use super::archive::TarParser;
 use super::blob::{Blob, Input};
 use super::entries::EntryWriter;
 use super::frames::{Unit, Zstd};
-use super::gzip::{Boundary, Gzip, Step};
+use super::gzip::{Gzip, Step};
 use super::{LayerError, LayerLimits, frames};
 use crate::model::Digest;
 
@@ -31,15 +31,13 @@ const WAITING: usize = 8;
 const MAX_DECODERS: usize = 8;
 /// Output between two places of a gzip member where a decoder can begin.
 const GZIP_STEP: u64 = 4 << 20;
-/// zstd frames with larger windows are not decompressed side by side.
+/// zstd frames with larger states are not decompressed side by side.
 const SMALL_WINDOW: u64 = 8 << 20;
-/// Below this a layer of any ratio is harmless.
-const RATIO_FLOOR: u64 = 1 << 30;
 
 /// What a decoder says.
 enum Said {
-    /// A decoder can begin with the next piece.
-    Begin(Boundary),
+    /// A decoder can begin with the next piece: here in the blob, with this state.
+    Begin(u64, Option<Vec<u8>>),
     Piece(Vec<u8>),
     /// Of a zstd unit.
     UnitEnd,
@@ -55,12 +53,12 @@ pub(super) struct Passed {
     pub entries: Vec<u8>,
 }
 
-/// Reads all of a blob. Windows of gzip are written to `windows`, from its start on.
+/// Reads all of a blob. States of gzip decoders are written to `states`, from its start on.
 pub(super) fn pass(
     blob: &Blob,
     format: Format,
     limits: &LayerLimits,
-    windows: &mut dyn Write,
+    states: &mut dyn Write,
 ) -> Result<Passed, LayerError> {
     let units = match format {
         Format::Zstd => frames::units(&**blob)?,
@@ -73,7 +71,7 @@ pub(super) fn pass(
             to_hash.iter().for_each(|piece| sum.update(piece.as_slice()));
             Digest::from_sha256(sum.finalize().into())
         })?;
-        let mut taker = Taker::new(blob.length(), limits, windows, hashed);
+        let mut taker = Taker::new(blob.length(), limits, states, hashed);
         match format {
             Format::Zstd => decode_units(scope, blob, &units, &mut taker)?,
             Format::Plain | Format::Gzip => {
@@ -149,26 +147,18 @@ fn copy(mut input: Input, sender: &SyncSender<Said>) -> Result<(), DecodeError> 
 
 fn inflate(input: Input, sender: &SyncSender<Said>) -> Result<(), DecodeError> {
     let mut gzip = Gzip::new(input);
-    send(sender, Said::Begin(Boundary { blob: 0, block: None }))?;
+    send(sender, Said::Begin(0, None))?;
     let mut since = 0;
-    let mut piece = Vec::with_capacity(PIECE);
-    loop {
-        let stop = since >= GZIP_STEP;
-        match gzip.step(stop)? {
-            Step::End => break,
-            Step::Output(output) => {
-                since += output.len() as u64;
-                piece.extend_from_slice(output);
+    let mut piece = Vec::with_capacity(2 * PIECE);
+    while let Step::Output(output) = gzip.step()? {
+        since += output.len() as u64;
+        piece.extend_from_slice(output);
+        if piece.len() >= PIECE {
+            send(sender, Said::Piece(std::mem::replace(&mut piece, Vec::with_capacity(2 * PIECE))))?;
+            if since >= GZIP_STEP {
+                send(sender, Said::Begin(gzip.position(), gzip.state()?))?;
+                since = 0;
             }
-        }
-        let boundary = if stop { gzip.boundary() } else { None };
-        if piece.len() >= PIECE || boundary.is_some() {
-            let full = std::mem::replace(&mut piece, Vec::with_capacity(PIECE));
-            send(sender, Said::Piece(full))?;
-        }
-        if let Some(boundary) = boundary {
-            send(sender, Said::Begin(boundary))?;
-            since = 0;
         }
     }
     Ok(send(sender, Said::Piece(piece))?)
@@ -207,7 +197,7 @@ fn decode_units<'scope>(
 }
 
 fn decode_unit(blob: &Blob, unit: &Unit, sender: &SyncSender<Said>) -> Result<(), DecodeError> {
-    send(sender, Said::Begin(Boundary { blob: unit.range.start, block: None }))?;
+    send(sender, Said::Begin(unit.range.start, None))?;
     let mut zstd = Zstd::new(Input::new(Arc::clone(blob), unit.range.start, unit.range.end))?;
     loop {
         let mut piece = vec![0; PIECE];
@@ -224,8 +214,8 @@ fn decode_unit(blob: &Blob, unit: &Unit, sender: &SyncSender<Said>) -> Result<()
 struct Taker<'w> {
     blob_length: u64,
     limits: LayerLimits,
-    windows: &'w mut dyn Write,
-    windows_length: u64,
+    states: &'w mut dyn Write,
+    states_length: u64,
     hashed: SyncSender<Arc<Vec<u8>>>,
     tar: TarParser,
     entries: EntryWriter,
@@ -237,14 +227,14 @@ impl<'w> Taker<'w> {
     fn new(
         blob_length: u64,
         limits: &LayerLimits,
-        windows: &'w mut dyn Write,
+        states: &'w mut dyn Write,
         hashed: SyncSender<Arc<Vec<u8>>>,
     ) -> Self {
         Self {
             blob_length,
             limits: *limits,
-            windows,
-            windows_length: 0,
+            states,
+            states_length: 0,
             hashed,
             tar: TarParser::new(),
             entries: EntryWriter::default(),
@@ -255,50 +245,40 @@ impl<'w> Taker<'w> {
 
     fn take(&mut self, said: Said) -> Result<(), LayerError> {
         match said {
-            Said::Begin(boundary) => self.begin(boundary),
+            Said::Begin(blob, state) => self.begin(blob, state),
             Said::Piece(piece) => self.piece(piece),
             Said::UnitEnd => Ok(()),
             Said::Failed(error) => Err(error),
         }
     }
 
-    fn begin(&mut self, boundary: Boundary) -> Result<(), LayerError> {
-        let within = match boundary.block {
+    fn begin(&mut self, blob: u64, state: Option<Vec<u8>>) -> Result<(), LayerError> {
+        let within = match state {
             None => None,
-            Some(block) => {
-                let window = zstd::bulk::compress(&block.window, 1)?;
-                self.windows.write_all(&window)?;
-                let window_at = self.windows_length;
-                self.windows_length += window.len() as u64;
-                Some(Within {
-                    bits: block.bits,
-                    bit_count: block.bit_count,
-                    window_at,
-                    window_length: u32::try_from(window.len()).unwrap_or(u32::MAX),
-                    window_hash: blake3::hash(&window).into(),
-                })
+            Some(state) => {
+                self.states.write_all(&state)?;
+                let at = self.states_length;
+                let length = u32::try_from(state.len()).unwrap_or(u32::MAX);
+                self.states_length += u64::from(length);
+                Some(Within { at, length, hash: blake3::hash(&state).into() })
             }
         };
-        let point = Point { tar: self.length, blob: boundary.blob, within };
+        let point = Point { tar: self.length, blob, within };
         // Nothing came out since the last one: the later place is as good and nearer.
-        match self.points.last() {
-            Some(last) if last.tar == point.tar && (point.tar > 0 || point.within.is_none()) => {
-                self.points.pop();
-            }
-            Some(last) if last.tar == point.tar => return Ok(()),
-            _ => {}
+        if self.points.last().is_some_and(|last| last.tar == point.tar) {
+            self.points.pop();
         }
         self.points.push(point);
         Ok(())
     }
 
     fn piece(&mut self, piece: Vec<u8>) -> Result<(), LayerError> {
-        let LayerLimits { layer_bytes, ratio, entries: limit, index_bytes, .. } = self.limits;
+        let LayerLimits { layer_bytes, ratio, ratio_floor, entries: limit, index_bytes, .. } = self.limits;
         self.length += piece.len() as u64;
         if self.length > layer_bytes {
             return Err(LayerError::TooLarge { limit: layer_bytes });
         }
-        if self.length > RATIO_FLOOR && self.length / ratio > self.blob_length {
+        if self.length > ratio_floor && self.length / ratio > self.blob_length {
             return Err(LayerError::Bomb { ratio });
         }
         let piece = Arc::new(piece);

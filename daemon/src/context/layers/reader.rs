@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::access::{Format, Point, Within};
 use super::blob::{Blob, Input};
 use super::frames::Zstd;
-use super::gzip::{Block, Gzip, Step, WINDOW};
+use super::gzip::{Gzip, Step};
 
 /// Stretches up to this are decompressed whole.
 const SHORT: u64 = 6 << 20;
@@ -133,7 +133,7 @@ impl Decoder {
                 let mut filled = 0;
                 while filled < out.len() {
                     if left.is_empty() {
-                        match gzip.step(false)? {
+                        match gzip.step()? {
                             Step::End => break,
                             Step::Output(output) => {
                                 let count = output.len().min(out.len() - filled);
@@ -159,7 +159,7 @@ impl Decoder {
 pub(super) struct LayerReader {
     id: u64,
     blob: Blob,
-    /// Has the windows.
+    /// Has the states of gzip decoders.
     index: Option<File>,
     format: Format,
     points: Vec<Point>,
@@ -255,37 +255,36 @@ impl LayerReader {
         Ok(())
     }
 
-    /// A decoder at this point, or at one before it when its window is damaged.
+    /// A decoder at this point, or at one before it when its state is damaged.
     fn begin(&self, last: usize) -> io::Result<Waiting> {
         for point in self.points[..=last].iter().rev() {
             let input = Input::new(Arc::clone(&self.blob), point.blob, u64::MAX);
             let decoder = match (self.format, &point.within) {
                 (Format::Zstd | Format::Plain, _) => Decoder::Zstd(Zstd::new(input)?),
                 (Format::Gzip, None) => Decoder::Gzip(Box::new(Gzip::new(input)), Vec::new()),
-                (Format::Gzip, Some(within)) => match self.window(within) {
-                    Ok(window) => {
-                        let block = Block { bits: within.bits, bit_count: within.bit_count, window };
-                        Decoder::Gzip(Box::new(Gzip::within(input, &block)), Vec::new())
+                (Format::Gzip, Some(within)) => {
+                    match self.state(within).and_then(|state| Gzip::within(input, &state)) {
+                        Ok(gzip) => Decoder::Gzip(Box::new(gzip), Vec::new()),
+                        Err(error) => {
+                            tracing::warn!(%error, "a state in a layer's index cannot be used; reading begins before it");
+                            continue;
+                        }
                     }
-                    Err(error) => {
-                        tracing::warn!(%error, "a window in a layer's index cannot be used; reading begins before it");
-                        continue;
-                    }
-                },
+                }
             };
             return Ok(Waiting { layer: self.id, at: point.tar, decoder });
         }
         Err(io::Error::new(io::ErrorKind::InvalidData, "a layer's index has no start"))
     }
 
-    fn window(&self, within: &Within) -> io::Result<Vec<u8>> {
+    fn state(&self, within: &Within) -> io::Result<Vec<u8>> {
         let index = self.index.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        let mut stored = vec![0; within.window_length as usize];
-        index.read_exact_at(&mut stored, within.window_at)?;
-        if blake3::hash(&stored) != blake3::Hash::from_bytes(within.window_hash) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the window is damaged"));
+        let mut state = vec![0; within.length as usize];
+        index.read_exact_at(&mut state, within.at)?;
+        if blake3::hash(&state) != blake3::Hash::from_bytes(within.hash) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "its hash is another"));
         }
-        zstd::bulk::decompress(&stored, WINDOW)
+        Ok(state)
     }
 }
 
