@@ -11,15 +11,18 @@
 //! - [`archive`]: the OCI image layout in a tar, written and read.
 //! - [`base`]: the image that a pack stands on.
 //! - [`pack()`]: all of it in one go.
+//! - [`cache`]: what earlier packs learned.
 //!
 //! Everything here blocks; a caller with an event loop gives it a thread.
 
 pub mod archive;
 pub mod base;
+pub mod cache;
 pub mod identity;
 pub mod ignore;
 pub mod image;
 pub mod layer;
+mod new_file;
 mod pack;
 mod summary;
 pub mod walk;
