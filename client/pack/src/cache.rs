@@ -175,7 +175,7 @@ fn prune(dir: &Path, limit: u64) -> io::Result<()> {
             files.push((metadata.modified()?, metadata.len(), entry.path()));
         }
     }
-    files.sort_unstable_by(|one, two| two.0.cmp(&one.0));
+    files.sort_unstable_by_key(|&(used, ..)| std::cmp::Reverse(used));
     let mut total = 0u64;
     for (_, size, path) in files {
         total = total.saturating_add(size);

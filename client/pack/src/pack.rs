@@ -16,10 +16,10 @@ use hearth_proto::value::{Digest, Reference};
 use crate::archive::OpenBlob;
 use crate::base::Base;
 use crate::image::{ConfigError, ConfigFlags, Descriptor, ImageConfig, Manifest, Platform};
-use crate::layer::{Layer, LayerError, LayerOptions};
+use crate::layer::{Layer, LayerError, LayerOptions, Source};
 use crate::new_file::{self, NewFile};
 use crate::summary::Summary;
-use crate::walk::{WalkError, WalkOptions, walk};
+use crate::walk::{Tree, WalkError, WalkOptions, walk};
 use assemble::{Assembled, Assembly};
 use spool::{Made, Spool};
 
@@ -100,14 +100,35 @@ pub fn pack(
     // Flags are checked before anything is read.
     let assembly = Assembly::new(options)?;
     let tree = walk(path, &options.walk)?;
-    let mut summary = Summary::of(&tree);
-    progress(Progress::Listed { entries: tree.entries.len() as u64, bytes: summary.bytes });
+    let summary = Summary::of(&tree);
+    complete(&assembly, &tree, Some(&tree), summary, options, progress)
+}
 
+/// Packs entries from anywhere: the same entries give the same bytes. The options of the walk and the cache
+/// play no part.
+pub fn pack_source(
+    source: &dyn Source,
+    summary: Summary,
+    options: &PackOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Packed, PackError> {
+    complete(&Assembly::new(options)?, source, None, summary, options, progress)
+}
+
+fn complete(
+    assembly: &Assembly<'_>,
+    source: &dyn Source,
+    tree: Option<&Tree>,
+    mut summary: Summary,
+    options: &PackOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Packed, PackError> {
+    progress(Progress::Listed { entries: source.entries().len() as u64, bytes: summary.bytes });
     let position = assembly.layer_position(summary.bytes)?;
-    let Made { layer, spool, reused, cache_trouble } = spool::make(&tree, options, position, progress)?;
+    let Made { layer, spool, reused, cache_trouble } =
+        spool::make(source, tree, options, position, progress)?;
     summary.reused_bytes = if reused { summary.bytes } else { 0 };
     progress(Progress::Compressed { bytes: layer.size });
-
     let image = assembly.assemble(&layer)?;
     Ok(Packed { summary, layer, cache_trouble, image, spool, base: options.base.clone() })
 }

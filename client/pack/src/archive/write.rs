@@ -18,6 +18,9 @@ pub trait BlobSource: std::fmt::Debug + Send + Sync {
 /// Opens any blob of a layout.
 pub type OpenBlob<'a> = dyn Fn(&Digest) -> io::Result<Box<dyn Read + 'a>> + 'a;
 
+/// Passes over the place of a blob of that size, or declines.
+type PassOver<'a, W> = dyn FnMut(&mut W, (&Digest, u64)) -> io::Result<bool> + 'a;
+
 /// The members of an archive in their order, with their sizes: small ones here, layers by digest.
 #[derive(Debug, Clone)]
 pub struct Layout {
@@ -132,7 +135,7 @@ impl Layout {
         &self,
         out: &mut W,
         open: &OpenBlob<'_>,
-        skip: &mut dyn FnMut(&mut W, (&Digest, u64)) -> io::Result<bool>,
+        skip: &mut PassOver<'_, W>,
     ) -> io::Result<()> {
         let mut buffer = vec![0u8; 256 * 1024];
         for member in &self.members {

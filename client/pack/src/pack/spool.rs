@@ -17,7 +17,7 @@ use super::{FILE_MODE, PackError, PackOptions, Progress};
 use crate::archive::FileRange;
 use crate::cache::{Cache, LayerKey, copy_layer};
 use crate::identity::{HashCache, HashedTree, hash_tree, now};
-use crate::layer::{self, Layer, LayerError, LayerProgress};
+use crate::layer::{self, Layer, LayerError, LayerProgress, Source};
 use crate::new_file::{self, NewFile};
 use crate::walk::{EntryKind, Tree};
 use crate::workers::locked;
@@ -142,24 +142,28 @@ pub(super) struct Made {
     pub(super) cache_trouble: Option<String>,
 }
 
-/// Makes the layer of `tree`. `position`: where it will lie in the archive.
+/// Makes the layer of `source`. `tree` is the same, if it is a walked directory; only that is looked up in
+/// the cache. `position`: where the layer will lie in the archive.
 pub(super) fn make(
-    tree: &Tree,
+    source: &dyn Source,
+    tree: Option<&Tree>,
     options: &PackOptions,
     position: Option<u64>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Made, PackError> {
-    let mut maker = Maker { tree, options, position, hashes: HashCache::default(), trouble: None, progress };
-    let (layer, spool, reused) = match options.cache.as_deref().map(Cache::open) {
-        Some(Ok(cache)) => {
+    let mut maker =
+        Maker { source, options, position, hashes: HashCache::default(), trouble: None, progress };
+    let cache = options.cache.as_deref().filter(|_| tree.is_some()).map(Cache::open);
+    let (layer, spool, reused) = match (tree, cache.transpose()) {
+        (Some(tree), Ok(Some(cache))) => {
             maker.hashes = cache.hashes(tree.id());
-            let made = maker.with_cache(&cache)?;
+            let made = maker.with_cache(&cache, tree)?;
             let hashes = std::mem::take(&mut maker.hashes);
             maker.note(cache.keep_hashes(tree.id(), hashes));
             made
         }
-        opened => {
-            maker.note(opened.transpose().map(drop));
+        (_, opened) => {
+            maker.note(opened.map(drop));
             let (spool, _) = maker.spool(None)?;
             let (layer, _) = maker.write(&spool, None, false)?;
             (layer, spool, false)
@@ -169,7 +173,7 @@ pub(super) fn make(
 }
 
 struct Maker<'a> {
-    tree: &'a Tree,
+    source: &'a dyn Source,
     options: &'a PackOptions,
     position: Option<u64>,
     hashes: HashCache,
@@ -185,16 +189,16 @@ impl Maker<'_> {
         }
     }
 
-    fn with_cache(&mut self, cache: &Cache) -> Result<(Layer, Spool, bool), PackError> {
+    fn with_cache(&mut self, cache: &Cache, tree: &Tree) -> Result<(Layer, Spool, bool), PackError> {
         let options = &self.options.layer;
-        if self.mostly_known() {
-            let hashed = hash_tree(self.tree, &mut self.hashes, options.workers, &|_| {});
+        if self.mostly_known(tree) {
+            let hashed = hash_tree(tree, &mut self.hashes, options.workers, &|_| {});
             let found = LayerKey::new(&hashed.map_err(LayerError::from)?.digest, options);
             if let Some((layer, spool)) = self.kept(cache, &found)? {
                 return Ok((layer, spool, true));
             }
         }
-        let copy = match cache.new_layer(self.tree.content_bytes()) {
+        let copy = match cache.new_layer(tree.content_bytes()) {
             Ok(Some(copy)) => Some(copy),
             Ok(None) => {
                 self.note(Err(io::Error::other("too little room to keep the layer")));
@@ -221,14 +225,14 @@ impl Maker<'_> {
         Ok((layer, spool, false))
     }
 
-    fn mostly_known(&mut self) -> bool {
+    fn mostly_known(&mut self, tree: &Tree) -> bool {
         let mut unknown = 0;
-        for entry in self.tree.entries.iter().filter(|entry| entry.kind == EntryKind::File) {
+        for entry in tree.entries.iter().filter(|entry| entry.kind == EntryKind::File) {
             if self.hashes.get(&entry.stamp).is_none() {
                 unknown += entry.size;
             }
         }
-        !self.hashes.is_empty() && unknown <= self.tree.content_bytes() / WORTH_HASHING
+        !self.hashes.is_empty() && unknown <= tree.content_bytes() / WORTH_HASHING
     }
 
     /// A layer of an earlier pack, verified.
@@ -280,10 +284,10 @@ impl Maker<'_> {
         let options = &self.options.layer;
         let read_at = now();
         let written = if hash {
-            layer::write_hashed(self.tree, options, &mut out, &mut progress)
+            layer::write_hashed(self.source, options, &mut out, &mut progress)
                 .map(|(layer, hashed)| (layer, Some(hashed)))
         } else {
-            layer::write(self.tree, options, &mut out, &mut progress).map(|layer| (layer, None))
+            layer::write(self.source, options, &mut out, &mut progress).map(|layer| (layer, None))
         };
         let (layer, hashed) = written.map_err(|error| match error {
             LayerError::Write { source } => spool.failed(source),
@@ -291,7 +295,8 @@ impl Maker<'_> {
         })?;
         let trouble = out.trouble;
         self.note(trouble.map_or(Ok(()), Err));
-        for (entry, hashed) in self.tree.entries.iter().zip(hashed.iter().flat_map(|tree| &tree.entries)) {
+        for (entry, hashed) in self.source.entries().iter().zip(hashed.iter().flat_map(|tree| &tree.entries))
+        {
             if let Some(hash) = hashed.content {
                 self.hashes.put(&entry.stamp, read_at, hash);
             }
