@@ -38,15 +38,6 @@ pub struct Seen<'a> {
     pub xattrs: &'a [Xattr],
 }
 
-/// Where the content of a file in an image is; equal for two files only when their content is equal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Identity {
-    /// Bytes at this offset of the layer whose DiffID begins so.
-    Layer { diff_id: u64, offset: u64 },
-    /// Not known; equal to nothing, itself included.
-    Unsure,
-}
-
 /// A name for where the files of a build come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LineageId(pub [u8; 32]);

@@ -235,13 +235,10 @@ impl Snapshot {
             Err(source) => ContextError::Io { path: self.shown(index), source },
         };
         if let Origin::Image { mount, node } = self.origin(index) {
-            let hash = match self.tree.layer(mount) {
-                Layer::Image(layer) => layer.content_hash(node).map_err(failed)?,
-                _ => None,
+            return match self.tree.layer(mount) {
+                Layer::Image(layer) => Ok((layer.content_hash(node), layer.xattrs(node).to_vec())),
+                _ => Err(ContextError::Changed { path: self.shown(index) }),
             };
-            return hash
-                .map(|hash| (hash, Vec::new()))
-                .ok_or_else(|| ContextError::Changed { path: self.shown(index) });
         }
         let mut content = self.open_on_disk(index)?;
         let xattrs = beneath::xattrs(content.file()).map_err(|errno| failed(errno.into()))?;

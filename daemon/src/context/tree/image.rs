@@ -58,17 +58,19 @@ impl ImageLayer {
         self.image.link_group(node)
     }
 
-    /// Hash of a file's content; none when the node is no file.
-    pub(super) fn content_hash(&self, node: u32) -> io::Result<Option<ContentHash>> {
-        let Some(mut content) = self.image.open(node) else { return Ok(None) };
-        let mut sum = blake3::Hasher::new();
-        let mut buffer = vec![0; 64 << 10];
-        loop {
-            match content.read(&mut buffer)? {
-                0 => return Ok(Some(ContentHash::from_bytes(sum.finalize().into()))),
-                count => sum.update(&buffer[..count]),
-            };
-        }
+    /// Of a file's content.
+    pub fn content_hash(&self, node: u32) -> ContentHash {
+        self.image.content_hash(node)
+    }
+
+    /// Sorted by name.
+    pub fn xattrs(&self, node: u32) -> &[(Vec<u8>, Vec<u8>)] {
+        self.image.xattrs(node)
+    }
+
+    /// Fills as much of `buffer` as the file has from `offset` on.
+    pub fn read_at(&self, node: u32, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.image.read_at(node, buffer, offset)
     }
 
     pub(super) fn open(&self, node: u32) -> Option<Box<dyn Read + Send>> {
