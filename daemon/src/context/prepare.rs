@@ -29,7 +29,7 @@ pub const MAX_DOCKERFILE: u64 = 1 << 20;
 pub struct ContextOptions {
     pub room: String,
     pub storage: Storage,
-    /// Decompressed layers are kept in `context/layers` below it.
+    /// Indexes of layers are kept in `context/layers` below it.
     pub state_dir: PathBuf,
     pub limits: LayerLimits,
 }
@@ -106,7 +106,7 @@ impl Contexts {
         let shared = Arc::clone(&self.0);
         let forget = move || diff_ids.iter().for_each(|diff_id| shared.layers.forget(diff_id));
         if task::blocking("context.forget", forget).await.is_err() {
-            tracing::warn!("decompressed layers stay until the quota frees them");
+            tracing::warn!("indexes of layers stay until the quota frees them");
         }
     }
 }
