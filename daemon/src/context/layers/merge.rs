@@ -36,6 +36,10 @@ pub struct ImageTree {
     nodes: Vec<Node>,
     contents: Vec<FileContent>,
     layers: Vec<(Digest, Arc<LayerReader>)>,
+    /// The directory that the last entry was put in, for the next is most often put there too.
+    recent: Option<(Vec<Box<[u8]>>, u32)>,
+    /// Bytes that hard links to links and attributes were given.
+    copied: u64,
 }
 
 struct Node {
@@ -88,18 +92,29 @@ enum Name<'p> {
 
 impl ImageTree {
     pub(super) fn new(limits: LayerLimits) -> Self {
-        Self { limits, nodes: vec![Node::directory()], contents: Vec::new(), layers: Vec::new() }
+        let nodes = vec![Node::directory()];
+        Self { limits, nodes, contents: Vec::new(), layers: Vec::new(), recent: None, copied: 0 }
     }
 
     pub(super) fn add_layer(&mut self, layer: OpenLayer) -> Result<(), LayerError> {
-        let OpenLayer { diff_id, entries, reader } = layer;
+        let OpenLayer { diff_id, entries, hides, reader } = layer;
         let index = u32::try_from(self.layers.len()).unwrap_or(u32::MAX);
         self.layers.push((diff_id, Arc::new(reader)));
-        self.add_entries(index, &entries)
+        // What hides comes first, wherever in the layer it stands.
+        if hides {
+            self.hide_all(&entries)?;
+        }
+        for entry in EntryReader::new(&entries) {
+            let entry = entry?;
+            if !hides || matches!(name(&components(&entry.path)?), Ok(Name::Entry)) {
+                self.add(index, entry)?;
+            }
+        }
+        self.recent = None;
+        Ok(())
     }
 
-    /// What hides comes first, wherever in the layer it stands.
-    fn add_entries(&mut self, layer: u32, entries: &[u8]) -> Result<(), LayerError> {
+    fn hide_all(&mut self, entries: &[u8]) -> Result<(), LayerError> {
         for entry in EntryReader::new(entries) {
             let entry = entry?;
             let path = components(&entry.path)?;
@@ -107,12 +122,6 @@ impl ImageTree {
                 Name::Entry | Name::Ignored => {}
                 Name::Opaque => self.hide(&path[..path.len() - 1], None),
                 Name::Whiteout(hidden) => self.hide(&path[..path.len() - 1], Some(hidden)),
-            }
-        }
-        for entry in EntryReader::new(entries) {
-            let entry = entry?;
-            if matches!(name(&components(&entry.path)?), Ok(Name::Entry)) {
-                self.add(layer, entry)?;
             }
         }
         Ok(())
@@ -152,6 +161,11 @@ impl ImageTree {
                 let missing = || LayerError::LinkTarget { entry: shown(), target: lossy(&target) };
                 let node = self.walk(ROOT, target_path.iter().copied()).ok_or_else(missing)?;
                 let linked = &self.nodes[node as usize];
+                let limit = self.limits.index_bytes;
+                self.copied += linked.copied();
+                if self.copied > limit {
+                    return Err(LayerError::TooManyNames { limit });
+                }
                 let (mode, mtime, xattrs) = (linked.mode, linked.mtime, linked.xattrs.clone());
                 let kind = match &linked.kind {
                     NodeKind::Directory(_) => return Err(missing()),
@@ -183,11 +197,23 @@ impl ImageTree {
                 Node { kind: NodeKind::Device { character, major, minor }, mode, mtime, xattrs }
             }
         };
+        let directory = self.directory(parents)?;
+        self.place(directory, last, kind)
+    }
+
+    /// The directory with this path, made where it is not there.
+    fn directory(&mut self, path: &[&[u8]]) -> Result<u32, LayerError> {
+        if let Some((recent, node)) = &self.recent
+            && recent.iter().map(Box::as_ref).eq(path.iter().copied())
+        {
+            return Ok(*node);
+        }
         let mut directory = ROOT;
-        for &name in parents {
+        for &name in path {
             directory = self.make_directory(directory, name)?;
         }
-        self.place(directory, last, kind)
+        self.recent = Some((path.iter().map(|name| Box::from(*name)).collect(), directory));
+        Ok(directory)
     }
 
     /// The child `name` as a directory, which replaces whatever else is there.
@@ -212,6 +238,10 @@ impl ImageTree {
         }
         if self.nodes.len() > self.limits.entries {
             return Err(LayerError::TooManyEntries { limit: self.limits.entries });
+        }
+        // What is replaced may be that directory, or lie above it.
+        if self.child(parent, name).is_some() {
+            self.recent = None;
         }
         let index = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
         self.nodes.push(node);
@@ -341,6 +371,16 @@ impl ImageTree {
 }
 
 impl Node {
+    /// Bytes that another name of it takes.
+    fn copied(&self) -> u64 {
+        let target = match &self.kind {
+            NodeKind::Symlink(target) => target.len(),
+            _ => 0,
+        };
+        let xattrs: usize = self.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        (target + xattrs) as u64
+    }
+
     fn directory() -> Self {
         Self { kind: NodeKind::Directory(BTreeMap::new()), mode: 0o755, mtime: 0, xattrs: Box::default() }
     }
