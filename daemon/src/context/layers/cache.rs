@@ -71,7 +71,6 @@ pub struct LayerCache {
 
 /// A layer that can be read anywhere.
 pub(super) struct OpenLayer {
-    pub diff_id: Digest,
     pub entries: Vec<u8>,
     pub hides: bool,
     pub reader: LayerReader,
@@ -170,7 +169,7 @@ impl LayerCache {
         let (index, file) = result?;
         let LayerIndex { format, points, length, entries, hides, .. } = index;
         let reader = LayerReader::new(blob, Some(file), (format, points, length), Arc::clone(&self.decoded));
-        Ok(OpenLayer { diff_id, entries, hides, reader })
+        Ok(OpenLayer { entries, hides, reader })
     }
 
     fn path(&self, diff_id: &Digest, blob: &Digest) -> PathBuf {

@@ -16,11 +16,9 @@ use hearth_pack::identity::ContentHash;
 use super::archive::{Content, TarEntry, TarKind};
 use super::cache::OpenLayer;
 use super::entries::EntryReader;
-use super::extract::{self, Extract};
+use super::extract::{self, Extract, Refused};
 use super::reader::LayerReader;
 use super::{LayerError, LayerLimits};
-use crate::context::lineage::Identity;
-use crate::model::Digest;
 
 const MAX_COMPONENT: usize = 255;
 const MAX_PATH: usize = crate::context::beneath::MAX_PATH;
@@ -35,9 +33,11 @@ pub struct ImageTree {
     limits: LayerLimits,
     nodes: Vec<Node>,
     contents: Vec<FileContent>,
-    layers: Vec<(Digest, Arc<LayerReader>)>,
+    layers: Vec<Arc<LayerReader>>,
     /// The directory that the last entry was put in, for the next is most often put there too.
     recent: Option<(Vec<Box<[u8]>>, u32)>,
+    /// Zeros of sparse files that are stored nowhere.
+    holes: u64,
     /// Bytes that hard links to links and attributes were given.
     copied: u64,
 }
@@ -93,13 +93,13 @@ enum Name<'p> {
 impl ImageTree {
     pub(super) fn new(limits: LayerLimits) -> Self {
         let nodes = vec![Node::directory()];
-        Self { limits, nodes, contents: Vec::new(), layers: Vec::new(), recent: None, copied: 0 }
+        Self { limits, nodes, contents: Vec::new(), layers: Vec::new(), recent: None, holes: 0, copied: 0 }
     }
 
     pub(super) fn add_layer(&mut self, layer: OpenLayer) -> Result<(), LayerError> {
-        let OpenLayer { diff_id, entries, hides, reader } = layer;
+        let OpenLayer { entries, hides, reader } = layer;
         let index = u32::try_from(self.layers.len()).unwrap_or(u32::MAX);
-        self.layers.push((diff_id, Arc::new(reader)));
+        self.layers.push(Arc::new(reader));
         // What hides comes first, wherever in the layer it stands.
         if hides {
             self.hide_all(&entries)?;
@@ -183,6 +183,10 @@ impl ImageTree {
                 Node { kind, mode, mtime, xattrs }
             }
             TarKind::File { size, content, hash } => {
+                if let Content::Sparse(pieces) = &content {
+                    let stored: u64 = pieces.iter().map(|piece| piece.length).sum();
+                    self.holes = self.holes.saturating_add(size.saturating_sub(stored));
+                }
                 let index = u32::try_from(self.contents.len()).unwrap_or(u32::MAX);
                 self.contents.push(FileContent { layer, content, size, hash, names: 1 });
                 Node { kind: NodeKind::File { content: index }, mode, mtime, xattrs }
@@ -328,19 +332,6 @@ impl ImageTree {
         }
     }
 
-    pub fn identity(&self, node: u32) -> Identity {
-        let NodeKind::File { content } = self.nodes[node as usize].kind else { return Identity::Unsure };
-        let file = &self.contents[content as usize];
-        let offset = match &file.content {
-            Content::At(offset) => *offset,
-            Content::Sparse(pieces) => pieces.first().map_or(u64::MAX, |piece| piece.at),
-        };
-        let mut diff_id = [0; 8];
-        diff_id.copy_from_slice(&self.layers[file.layer as usize].0.as_bytes()[..8]);
-        // Empty files of any number may lie at one offset, and are all the same.
-        Identity::Layer { diff_id: u64::from_le_bytes(diff_id), offset }
-    }
-
     /// Of a file's content; of what is no file, that of nothing.
     pub fn content_hash(&self, node: u32) -> ContentHash {
         match self.nodes[node as usize].kind {
@@ -358,14 +349,19 @@ impl ImageTree {
     pub fn read_at(&self, node: u32, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let NodeKind::File { content } = self.nodes[node as usize].kind else { return Ok(0) };
         let FileContent { layer, content, size, .. } = &self.contents[content as usize];
-        extract::read_at(&self.layers[*layer as usize].1, content, *size, buffer, offset)
+        extract::read_at(&self.layers[*layer as usize], content, *size, buffer, offset)
     }
 
     /// All of a file from its start. The last bytes come only when all of them are what was indexed.
+    /// Sparse files give nothing when the image's are so large that copies of them would fill a disk.
     pub fn open(&self, node: u32) -> Option<Box<dyn Read + Send>> {
         let NodeKind::File { content } = self.nodes[node as usize].kind else { return None };
         let FileContent { layer, content, size, hash, .. } = &self.contents[content as usize];
-        let reader = Arc::clone(&self.layers[*layer as usize].1);
+        let limit = self.limits.layer_bytes;
+        if self.holes > limit && matches!(content, Content::Sparse(_)) {
+            return Some(Box::new(Refused { limit }));
+        }
+        let reader = Arc::clone(&self.layers[*layer as usize]);
         Some(Box::new(Extract::new(reader, content.clone(), *size, *hash)))
     }
 }
