@@ -26,6 +26,6 @@ pub mod remote;
 mod summary;
 pub mod walk;
 
-pub use base::{Base, BaseError};
+pub use base::{Base, BaseError, BlobCache};
 pub use pack::{PackError, PackOptions, Packed, Progress, pack};
 pub use summary::{Summary, Suspicious};

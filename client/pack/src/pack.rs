@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use hearth_proto::value::{Digest, Reference};
 
-use crate::archive::{Layout, sha256};
+use crate::archive::{Layout, sha256, write_whole};
 use crate::base::Base;
 use crate::image::{self, ConfigError, ConfigFlags, Descriptor, ImageConfig, Manifest, Platform};
 use crate::layer::{self, Layer, LayerError, LayerOptions};
@@ -188,23 +188,8 @@ impl Packed {
 
     /// Writes the archive to a file, which appears complete or not at all.
     pub fn write_to_file(&self, path: &Path) -> Result<(), PackError> {
-        let failed = |source| PackError::Write { path: path.to_owned(), source };
-        let dir = match path.parent() {
-            Some(dir) if !dir.as_os_str().is_empty() => dir,
-            _ => Path::new("."),
-        };
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-        let mut temporary = tempfile::Builder::new()
-            .prefix(".hearth-pack-")
-            // The umask takes its part, as for any file a person makes.
-            .permissions(mode)
-            .tempfile_in(dir)
-            .map_err(failed)?;
-        let mut out = BufWriter::with_capacity(256 * 1024, temporary.as_file_mut());
-        self.write_archive(&mut out).map_err(failed)?;
-        out.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;
-        temporary.persist(path).map_err(|error| failed(error.error))?;
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
+        write_whole(path, &mut |out| self.write_archive(out))
+            .map_err(|source| PackError::Write { path: path.to_owned(), source })
     }
 }
 
