@@ -83,9 +83,13 @@ impl Pair {
 }
 
 fn pack(daemon: &Daemon, tree: &Tree, tag: &str) -> String {
+    pack_for(daemon, tree, tag, "amd64")
+}
+
+fn pack_for(daemon: &Daemon, tree: &Tree, tag: &str, architecture: &str) -> String {
     let work = tempfile::tempdir_in(daemon.directory()).unwrap();
     tree.write(work.path());
-    daemon.hearth_ok(&["pack", text(work.path()), "--tag", tag]).line().to_owned()
+    daemon.hearth_ok(&["pack", text(work.path()), "--tag", tag, "--arch", architecture]).line().to_owned()
 }
 
 fn text(path: &Path) -> &str {
@@ -138,7 +142,7 @@ fn an_image_goes_to_another_registry_and_comes_back() {
 fn a_saved_image_loads_to_the_same_digest() {
     let pair = Pair::start("saved");
     let digest = pack(&pair.room, &sample(), "app:1");
-    let second = pack(&pair.room, &Tree::new().file("arm", "64"), "arm:1");
+    let second = pack_for(&pair.room, &Tree::new().file("arm", "64"), "arm:1", "arm64");
     let index = index_of(&pair.room, "both", &[("amd64", "app", &digest), ("arm64", "arm", &second)]);
 
     let file = |name: &str| pair.room.directory().join(name);
