@@ -103,7 +103,8 @@ impl Daemon {
         })?;
         let elsewhere = Elsewhere::new(config.mirrors()?, config.registry_credentials.clone());
         elsewhere.check()?;
-        let room = RoomContexts { contexts, images: images.clone(), elsewhere: elsewhere.clone() };
+        let room =
+            RoomContexts { contexts: contexts.clone(), images: images.clone(), elsewhere: elsewhere.clone() };
         let ports = build::Ports {
             store: Arc::new(store),
             solver: Arc::new(kit.clone()),
@@ -141,6 +142,7 @@ impl Daemon {
         stop.cancelled().await;
         tracing::info!("draining");
         builds.handle().drain(DRAIN_GRACE).await;
+        contexts.save().await;
         closing.cancel();
         for server in servers {
             if let Err(error) = server.await {

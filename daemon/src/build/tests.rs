@@ -105,6 +105,7 @@ fn spec(tag: &str) -> BuildSpec {
 
 fn record(tag: &str, state: BuildState) -> BuildRecord {
     BuildRecord {
+        context: None,
         may_pull: Patterns::all(),
         may_pull_from: Patterns::all(),
         id: BuildId::random(),

@@ -56,7 +56,7 @@ fn a_layer_that_is_not_what_the_config_says_is_refused() {
     };
     let directory = tempfile::tempdir().unwrap();
     let cache = BlobCache::open(directory.path()).unwrap();
-    let mut config = packed.config.clone();
+    let mut config = packed.config().clone();
     let bytes = serde_json::to_vec(&config).unwrap();
     Base::from_files(&bytes, vec![layer.clone()], file(), Some(&cache)).unwrap();
     assert_eq!(cache.diff_id(&layer.digest), Some(packed.layer.diff_id));
