@@ -7,18 +7,20 @@
 //! Content is streamed: read and hashed here, compressed by zstd's own threads, hashed again.
 
 mod compress;
-mod content;
 pub(crate) mod header;
+mod source;
 
 use std::io::Write;
 
 use hearth_proto::value::Digest;
 use sha2::{Digest as _, Sha256};
 
-use crate::walk::{Entry, EntryKind, Tree, shown};
+use crate::walk::{ContentError, Entry, EntryKind, shown};
 pub use compress::Compression;
 use compress::Compressor;
 use header::Record;
+use source::has_xattrs;
+pub use source::{ContentReader, Source};
 
 /// How the layer is written.
 #[derive(Debug, Clone)]
@@ -56,10 +58,8 @@ pub enum LayerError {
         "{path}: a name that starts with `.wh.` would delete a file of the image instead of adding one; exclude or rename it"
     )]
     Whiteout { path: String },
-    #[error("{path}: cannot read: {source}")]
-    Read { path: String, source: std::io::Error },
-    #[error("{path}: changed while it was packed ({change})")]
-    Changed { path: String, change: &'static str },
+    #[error(transparent)]
+    Content(#[from] ContentError),
     #[error("cannot write the layer: {source}")]
     Write { source: std::io::Error },
 }
@@ -71,37 +71,29 @@ pub struct LayerProgress {
     pub bytes: u64,
 }
 
-/// Writes `tree` as a layer to `out`.
+/// Writes the entries of `source` as a layer to `out`.
 pub fn write(
-    tree: &Tree,
+    source: &dyn Source,
     options: &LayerOptions,
     out: &mut dyn Write,
     progress: &mut dyn FnMut(LayerProgress),
 ) -> Result<Layer, LayerError> {
-    if let Some(entry) = tree.entries.iter().find(|entry| entry.name().starts_with(b".wh.")) {
+    if let Some(entry) = source.entries().iter().find(|entry| entry.name().starts_with(b".wh.")) {
         return Err(LayerError::Whiteout { path: shown(&entry.path) });
     }
     let mut stream = Stream::new(options, out).map_err(|source| LayerError::Write { source })?;
-    let mut opener = tree.opener();
+    let mut reader = source.reader();
     let mut at = LayerProgress::default();
-    for entry in &tree.entries {
-        match &entry.kind {
-            EntryKind::File => {
-                let mut file = content::open(&mut opener, entry)?;
-                stream.entry(entry, &file.xattrs, options.mtime)?;
-                file.copy(&mut stream, &mut |bytes| {
-                    at.bytes += bytes;
-                    progress(at);
-                })?;
-                stream.pad(entry.size)?;
-            }
-            EntryKind::Dir => {
-                let xattrs = content::dir_xattrs(&mut opener, entry)?;
-                stream.entry(entry, &xattrs, options.mtime)?;
-            }
-            EntryKind::Symlink { .. } | EntryKind::Hardlink { .. } => {
-                stream.entry(entry, &[], options.mtime)?;
-            }
+    for (index, entry) in source.entries().iter().enumerate() {
+        let xattrs = if has_xattrs(entry) { reader.open(index)? } else { Vec::new() };
+        stream.entry(entry, &xattrs, options.mtime)?;
+        if entry.kind == EntryKind::File {
+            stream.content(entry, reader.as_mut(), &mut |bytes| {
+                at.bytes += bytes;
+                progress(at);
+            })?;
+            reader.verify()?;
+            stream.pad(entry.size)?;
         }
         at.entries += 1;
     }
@@ -147,6 +139,28 @@ impl<'a> Stream<'a> {
             self.flush()?;
         }
         self.buffer.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn content(
+        &mut self,
+        entry: &Entry,
+        reader: &mut dyn ContentReader,
+        read: &mut dyn FnMut(u64),
+    ) -> Result<(), LayerError> {
+        let mut offset = 0;
+        while offset < entry.size {
+            if self.buffer.len() >= BUFFER {
+                self.flush()?;
+            }
+            // Read straight behind the header of a small file; a large one fills whole buffers.
+            let start = self.buffer.len();
+            let room = (BUFFER - start).min(usize::try_from(entry.size - offset).unwrap_or(usize::MAX));
+            self.buffer.resize(start + room, 0);
+            reader.read(offset, &mut self.buffer[start..])?;
+            offset += room as u64;
+            read(room as u64);
+        }
         Ok(())
     }
 

@@ -25,6 +25,7 @@ pub mod listing;
 mod pack;
 mod summary;
 pub mod walk;
+mod workers;
 
 pub use base::{Base, BaseError};
 pub use pack::{PackError, PackOptions, Packed, Progress, pack};

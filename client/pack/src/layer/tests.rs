@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::*;
 use crate::archive::raw::pax;
-use crate::walk::{WalkOptions, walk};
+use crate::walk::{Tree, WalkOptions, walk};
 
 fn tree(make: impl FnOnce(&Path)) -> (tempfile::TempDir, Tree) {
     let dir = tempfile::tempdir().unwrap();
@@ -62,13 +62,16 @@ fn a_file_that_changes_after_the_walk_is_named() {
     let grown = tree(|dir| fs::write(dir.join("log"), "a").unwrap());
     fs::write(grown.0.path().join("log"), "more").unwrap();
     let error = layer(&grown.1, &LayerOptions::default()).unwrap_err();
-    assert!(matches!(&error, LayerError::Changed { path, .. } if path == "log"), "{error}");
+    assert!(
+        matches!(&error, LayerError::Content(ContentError::Changed { path, .. }) if path == "log"),
+        "{error}"
+    );
 
     let replaced = tree(|dir| fs::write(dir.join("f"), "a").unwrap());
     fs::write(replaced.0.path().join("new"), "b").unwrap();
     fs::rename(replaced.0.path().join("new"), replaced.0.path().join("f")).unwrap();
     let error = layer(&replaced.1, &LayerOptions::default()).unwrap_err();
-    assert!(matches!(error, LayerError::Changed { .. }), "{error}");
+    assert!(matches!(error, LayerError::Content(ContentError::Changed { .. })), "{error}");
 }
 
 #[test]
@@ -83,7 +86,10 @@ fn a_file_that_changes_size_while_it_is_read_is_named() {
             }
         })
         .unwrap_err();
-        assert!(matches!(&error, LayerError::Changed { path, .. } if path == "log"), "{error}");
+        assert!(
+            matches!(&error, LayerError::Content(ContentError::Changed { path, .. }) if path == "log"),
+            "{error}"
+        );
     }
 }
 
@@ -92,10 +98,10 @@ fn what_vanished_or_became_a_link_is_an_error_and_never_left_out() {
     let (dir, vanished) = tree(|dir| fs::write(dir.join("f"), "a").unwrap());
     fs::remove_file(dir.path().join("f")).unwrap();
     let error = layer(&vanished, &LayerOptions::default()).unwrap_err();
-    assert!(matches!(&error, LayerError::Read { path, .. } if path == "f"), "{error}");
+    assert!(matches!(&error, LayerError::Content(ContentError::Read { path, .. }) if path == "f"), "{error}");
     std::os::unix::fs::symlink("/etc/passwd", dir.path().join("f")).unwrap();
     let error = layer(&vanished, &LayerOptions::default()).unwrap_err();
-    assert!(matches!(&error, LayerError::Read { path, .. } if path == "f"), "{error}");
+    assert!(matches!(&error, LayerError::Content(ContentError::Read { path, .. }) if path == "f"), "{error}");
 
     let (dir, moved) = tree(|dir| {
         fs::create_dir(dir.join("d")).unwrap();
@@ -104,7 +110,7 @@ fn what_vanished_or_became_a_link_is_an_error_and_never_left_out() {
     fs::rename(dir.path().join("d"), dir.path().join("e")).unwrap();
     std::os::unix::fs::symlink("e", dir.path().join("d")).unwrap();
     let error = layer(&moved, &LayerOptions::default()).unwrap_err();
-    assert!(matches!(&error, LayerError::Read { path, .. } if path == "d"), "{error}");
+    assert!(matches!(&error, LayerError::Content(ContentError::Read { path, .. }) if path == "d"), "{error}");
 }
 
 #[test]
