@@ -20,4 +20,4 @@ pub mod storage;
 pub mod tree;
 
 pub use error::ContextError;
-pub use prepare::{ContextMount, ContextOptions, ContextRequest, Contexts, OpenedImage, Prepared};
+pub use prepare::{ContextMount, ContextOptions, ContextRequest, Contexts, OpenedImage, OpenedPack, Prepared};

@@ -28,5 +28,5 @@ pub mod walk;
 mod workers;
 
 pub use base::{Base, BaseError};
-pub use pack::{PackError, PackOptions, Packed, Progress, pack};
+pub use pack::{PackError, PackOptions, Packed, Progress, pack, pack_source};
 pub use summary::{Summary, Suspicious};

@@ -13,7 +13,7 @@ use hearth_proto::value::{Digest, Reference};
 use crate::archive::{Layout, sha256};
 use crate::base::Base;
 use crate::image::{self, ConfigError, ConfigFlags, Descriptor, ImageConfig, Manifest, Platform};
-use crate::layer::{self, Layer, LayerError, LayerOptions};
+use crate::layer::{self, Layer, LayerError, LayerOptions, Source};
 use crate::summary::Summary;
 use crate::walk::{WalkError, WalkOptions, walk};
 
@@ -88,18 +88,26 @@ pub fn pack(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Packed, PackError> {
     // Flags are checked before anything is read.
-    let (mut config, mut layers) = match &options.base {
-        Some(base) => (base.config.clone(), base.layers.clone()),
-        None => (ImageConfig::new(options.platform.clone()), Vec::new()),
-    };
-    options.config.apply(&mut config.config)?;
-    let created = rfc3339(options.layer.mtime).ok_or(PackError::Time { seconds: options.layer.mtime })?;
-
+    options.config.apply(&mut start(options).0.config)?;
+    rfc3339(options.layer.mtime).ok_or(PackError::Time { seconds: options.layer.mtime })?;
     let tree = walk(path, &options.walk)?;
     let summary = Summary::of(&tree);
-    progress(Progress::Listed { entries: tree.entries.len() as u64, bytes: summary.bytes });
+    pack_source(&tree, summary, options, progress)
+}
 
-    let (layer, spool) = spool_layer(&tree, options, progress)?;
+/// Packs entries from anywhere: the same entries give the same bytes. The options of the walk play no part.
+pub fn pack_source(
+    source: &dyn Source,
+    summary: Summary,
+    options: &PackOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Packed, PackError> {
+    let (mut config, mut layers) = start(options);
+    options.config.apply(&mut config.config)?;
+    let created = rfc3339(options.layer.mtime).ok_or(PackError::Time { seconds: options.layer.mtime })?;
+    progress(Progress::Listed { entries: source.entries().len() as u64, bytes: summary.bytes });
+
+    let (layer, spool) = spool_layer(source, options, progress)?;
     progress(Progress::Compressed { bytes: layer.size });
 
     config.add_layer(layer.diff_id, &created, CREATED_BY);
@@ -116,15 +124,23 @@ pub fn pack(
     Ok(Packed { summary, layer, config, config_digest, layout, manifest, config_bytes, parsed, spool, base })
 }
 
+/// The config and the layers that the packed one is put on.
+fn start(options: &PackOptions) -> (ImageConfig, Vec<Descriptor>) {
+    match &options.base {
+        Some(base) => (base.config.clone(), base.layers.clone()),
+        None => (ImageConfig::new(options.platform.clone()), Vec::new()),
+    }
+}
+
 fn spool_layer(
-    tree: &crate::walk::Tree,
+    source: &dyn Source,
     options: &PackOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(Layer, File), PackError> {
     let dir = options.spool_dir.clone().unwrap_or_else(std::env::temp_dir);
     let spool = tempfile::tempfile_in(&dir).map_err(|source| PackError::Spool { dir, source })?;
     let mut out = BufWriter::with_capacity(256 * 1024, &spool);
-    let layer = layer::write(tree, &options.layer, &mut out, &mut |at| {
+    let layer = layer::write(source, &options.layer, &mut out, &mut |at| {
         progress(Progress::Read { entries: at.entries, bytes: at.bytes });
     })?;
     drop(out);

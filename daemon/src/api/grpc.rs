@@ -2,6 +2,7 @@
 
 mod builds;
 mod images;
+mod packs;
 mod storage;
 mod system;
 mod upload;
@@ -17,6 +18,7 @@ use crate::model::access::{Caller, RegistryVerb, StorageVerb};
 
 pub use builds::BuildsService;
 pub use images::ImagesService;
+pub use packs::PacksService;
 pub use storage::StorageService;
 pub use system::SystemService;
 

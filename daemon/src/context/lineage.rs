@@ -19,6 +19,8 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
+use hearth_pack::identity::ContentHash;
+
 /// A regular file of a scan.
 #[derive(Clone, Copy, Debug)]
 pub struct Seen<'a> {
@@ -42,6 +44,8 @@ pub enum Identity {
         diff_id: u64,
         offset: u64,
     },
+    /// The content itself, by its hash.
+    Content(ContentHash),
     /// Not known; equal to nothing, itself included.
     Unsure,
 }

@@ -13,8 +13,9 @@ use super::layers::{LayerBlob, LayerCache, LayerLimits};
 use super::lineage::{LineageId, LineageName, Lineages};
 use super::port::{ContextFiles, FileTree};
 use super::storage::Storage;
-use super::tree::{DirectoryLayer, ImageLayer, Layer, Mounted, Snapshot, Tree};
+use super::tree::{DirectoryLayer, ImageLayer, Layer, Mounted, Snapshot, StoredLayer, Tree};
 use crate::model::build::DockerfilePath;
+use crate::packs::port::PackTree;
 use crate::model::{Digest, MountSource, MountSpec, MountTarget};
 use crate::task;
 
@@ -59,8 +60,10 @@ pub struct ContextRequest {
 #[derive(Debug)]
 pub struct ContextMount {
     pub spec: MountSpec,
-    /// For images and packs; none for everything else.
+    /// For images, and packs that are images; none for everything else.
     pub image: Option<OpenedImage>,
+    /// For packs that are trees.
+    pub pack: Option<OpenedPack>,
 }
 
 #[derive(Debug)]
@@ -80,6 +83,13 @@ pub struct Prepared {
     /// Content of `<Dockerfile>.dockerignore`, which replaces `.dockerignore` of the context.
     pub ignore: Option<Vec<u8>>,
     shared_key: String,
+}
+
+#[derive(Debug)]
+pub struct OpenedPack {
+    pub tree: Arc<PackTree>,
+    /// Packs with the same one come from the same place. Empty: it stands alone.
+    pub lineage: String,
 }
 
 impl Contexts {
@@ -139,7 +149,7 @@ impl Shared {
     }
 
     fn open(&self, mount: ContextMount) -> Result<Mounted, ContextError> {
-        let ContextMount { spec: MountSpec { source, target, .. }, image } = mount;
+        let ContextMount { spec: MountSpec { source, target, .. }, image, pack } = mount;
         let storage = |root, path: &str| {
             DirectoryLayer::open(root, Path::new(path))
                 .map(Layer::Directory)
@@ -149,7 +159,10 @@ impl Shared {
             MountSource::Room(path) => storage(&self.storage.room, path)?,
             MountSource::Project(path) => storage(&self.storage.project, path)?,
             MountSource::Image { subpath, .. } => self.image(&target, image, subpath)?,
-            MountSource::Pack(_) => self.image(&target, image, "")?,
+            MountSource::Pack(_) => match pack {
+                Some(pack) => Layer::Stored(StoredLayer::new(pack.tree)),
+                None => self.image(&target, image, "")?,
+            },
             MountSource::EmptyDir => Layer::Empty,
         };
         Ok(Mounted { target, layer })
@@ -179,7 +192,11 @@ fn source_name(mount: &ContextMount) -> String {
         MountSource::Room(path) => format!("room {path}"),
         MountSource::Project(path) => format!("project {path}"),
         MountSource::Image { subpath, .. } => format!("image {} {subpath}", manifest()),
-        MountSource::Pack(_) => format!("image {} ", manifest()),
+        MountSource::Pack(_) => match &mount.pack {
+            Some(pack) if pack.lineage.is_empty() => format!("tree {}", pack.tree.listing.digest()),
+            Some(pack) => format!("pack {}", pack.lineage),
+            None => format!("image {} ", manifest()),
+        },
         MountSource::EmptyDir => "empty".to_owned(),
     }
 }

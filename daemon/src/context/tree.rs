@@ -15,6 +15,7 @@ mod read;
 mod resolve;
 mod scan;
 mod snapshot;
+mod stored;
 
 use std::sync::Arc;
 
@@ -26,6 +27,7 @@ pub use directory::DirectoryLayer;
 pub use image::ImageLayer;
 pub use resolve::MAX_LINKS;
 pub use snapshot::Snapshot;
+pub use stored::StoredLayer;
 
 pub(super) use snapshot::path_order;
 
@@ -39,6 +41,7 @@ pub struct Mounted {
 pub enum Layer {
     Directory(DirectoryLayer),
     Image(ImageLayer),
+    Stored(StoredLayer),
     Empty,
 }
 
@@ -73,6 +76,11 @@ enum Origin {
     Image {
         mount: u32,
         node: u32,
+    },
+    /// Entry of a tree that was sent as a pack.
+    Stored {
+        mount: u32,
+        entry: u32,
     },
 }
 

@@ -36,6 +36,10 @@ pub enum PackError {
     Proof,
     #[error("content of `{path}` was removed from the room meanwhile")]
     ContentGone { path: String },
+    #[error("tree {tree} of a pack is not in the room any more; send it again")]
+    TreeGone { tree: String },
+    #[error("the image cannot be made: {0}")]
+    Assemble(hearth_pack::PackError),
     #[error(transparent)]
     Store(#[from] AppendError),
     #[error(transparent)]
@@ -73,6 +77,8 @@ impl PackError {
             Self::Incomplete { .. } => "upload_incomplete",
             Self::Proof => "proof_failed",
             Self::ContentGone { .. } => "content_gone",
+            Self::TreeGone { .. } => "pack_not_found",
+            Self::Assemble(_) => "pack_failed",
             Self::Store(AppendError::Quota { .. } | AppendError::OwnerQuota { .. }) => "quota_exceeded",
             Self::Store(AppendError::NoSpace) => "no_space",
             Self::Image(error) => error.code(),

@@ -100,6 +100,10 @@ impl Snapshot {
                 Layer::Image(layer) => layer.identity(node),
                 _ => Identity::Unsure,
             },
+            Origin::Stored { mount, entry } => match self.tree.layer(mount) {
+                Layer::Stored(layer) => layer.identity(entry),
+                _ => Identity::Unsure,
+            },
         }
     }
 
@@ -133,6 +137,12 @@ impl Snapshot {
             }
             (EntryKind::File, Origin::Image { mount, node }) => match self.tree.layer(mount) {
                 Layer::Image(layer) => layer.open(node).ok_or_else(changed),
+                _ => Err(changed()),
+            },
+            (EntryKind::File, Origin::Stored { mount, entry }) => match self.tree.layer(mount) {
+                Layer::Stored(layer) => {
+                    layer.open(entry).map_err(|source| ContextError::Io { path: shown(), source })
+                }
                 _ => Err(changed()),
             },
             (kind, _) => Err(ContextError::NotAFile { path: shown(), what: kind_name(kind) }),
