@@ -1,6 +1,10 @@
 //! How many threads of our own work, and the one way they share.
 
+mod ordered;
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub(crate) use ordered::ordered;
 
 /// More threads than this outrun the reading, and each holds buffers.
 const MOST: usize = 16;

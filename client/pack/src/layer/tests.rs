@@ -2,6 +2,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use super::header::Record;
 use super::*;
 use crate::archive::raw::pax;
 use crate::walk::{Tree, WalkOptions, walk};
@@ -75,14 +76,24 @@ fn a_file_that_changes_after_the_walk_is_named() {
 }
 
 #[test]
-fn a_file_that_changes_size_while_it_is_read_is_named() {
-    for size in [100_000u64, 900_000] {
-        let (dir, tree) = tree(|dir| fs::write(dir.join("log"), vec![0; 500_000]).unwrap());
+fn a_file_that_changes_while_it_is_read_is_named() {
+    let resize = |path: &Path, size| fs::OpenOptions::new().write(true).open(path).unwrap().set_len(size);
+    let touch = |path: &Path, _| fs::OpenOptions::new().append(true).open(path)?.write_all(b"");
+    let rewrite = |path: &Path, _| {
+        let file = fs::OpenOptions::new().write(true).open(path)?;
+        std::os::unix::fs::FileExt::write_all_at(&file, b"x", 17 << 20)
+    };
+    type Change = dyn Fn(&Path, u64) -> io::Result<()>;
+    let changes: [(&Change, u64); 3] = [(&resize, 1 << 20), (&resize, 30 << 20), (&rewrite, 0)];
+    for (change, size) in changes {
+        let (dir, tree) = tree(|dir| fs::write(dir.join("log"), vec![0; 20 << 20]).unwrap());
         let path = dir.path().join("log");
-        let mut resized = false;
-        let error = write(&tree, &LayerOptions::default(), &mut io::sink(), &mut |_| {
-            if !std::mem::replace(&mut resized, true) {
-                fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(size).unwrap();
+        let mut changed = false;
+        // One thread is no more than a few frames ahead of the first report.
+        let options = LayerOptions { workers: Some(1), ..Default::default() };
+        let error = write(&tree, &options, &mut io::sink(), &mut |_| {
+            if !std::mem::replace(&mut changed, true) {
+                change(&path, size).unwrap();
             }
         })
         .unwrap_err();
@@ -91,6 +102,9 @@ fn a_file_that_changes_size_while_it_is_read_is_named() {
             "{error}"
         );
     }
+    let (dir, tree) = tree(|dir| fs::write(dir.join("log"), vec![0; 20 << 20]).unwrap());
+    let path = dir.path().join("log");
+    write(&tree, &LayerOptions::default(), &mut io::sink(), &mut |_| touch(&path, 0).unwrap()).unwrap();
 }
 
 #[test]
