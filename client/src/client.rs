@@ -15,6 +15,7 @@
 mod builds;
 mod error;
 mod images;
+mod packs;
 mod storage;
 mod target;
 mod upload;
@@ -37,6 +38,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 pub use error::ClientError;
+pub use packs::{PackOffer, PackUploadError, Sent, SentPack};
 pub use images::{ArchiveDestination, ArchiveSource};
 pub use storage::{FileContent, Listing};
 pub use target::{Address, Target, TargetError, Token};

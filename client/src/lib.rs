@@ -14,4 +14,5 @@ pub mod interrupt;
 pub mod output;
 pub mod progress;
 pub mod rooms;
+mod scan_cache;
 mod task;

@@ -23,6 +23,7 @@ pub mod image;
 pub mod layer;
 pub mod listing;
 mod pack;
+pub mod pieces;
 mod summary;
 pub mod walk;
 mod workers;

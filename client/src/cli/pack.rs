@@ -1,16 +1,19 @@
 //! `hearth pack`
 
+pub(super) mod send;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use hearth_pack::image::{ConfigFlags, Platform, parse_command};
+use hearth_pack::image::{ConfigFlags, Platform, RunConfig, parse_command};
 use hearth_pack::layer::{Compression, LayerOptions};
 use hearth_pack::{Base, PackError, PackOptions, Packed, Summary};
+use hearth_proto::v1::begin_pack_request::Destination;
 use hearth_proto::value::{Reference, RoomRegistries};
 use serde::Serialize;
 
 use super::{Globals, connect};
-use crate::client::{ArchiveDestination, ArchiveSource, Client};
+use crate::client::{ArchiveDestination, ArchiveSource, Client, SentPack};
 use crate::error::Failure;
 use crate::interrupt::Interrupts;
 use crate::{output, task};
@@ -115,6 +118,14 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
         }
         _ => None,
     };
+    // Layers of a base lie in a file here: that image is sent as one archive.
+    if let (Some(client), Some(tag)) = (&client, &tag)
+        && options.base.is_none()
+        && args.output.is_none()
+    {
+        return pack_in_room(client, tag, args, &options, globals).await;
+    }
+    let by_content = options.base.is_none().then(|| options.clone());
     let packed = pack(args.path.clone(), options).await?;
     tell(&packed.summary);
     if let Some(file) = args.output.clone() {
@@ -125,7 +136,16 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
         output::note(&format!("wrote {} ({})", file.display(), output::size(packed.archive_size())));
     }
     let mut view = PackView::new(&packed);
-    if let (Some(client), Some(tag)) = (client, tag) {
+    if let (Some(client), Some(tag), Some(options)) = (&client, &tag, by_content) {
+        let scanned = send::scan(args.path.clone(), options.walk.clone()).await?;
+        let destination = Destination::Tag(tag.to_string());
+        let sent = send::send(client, &scanned, destination, Some(&options), args.room_path).await?;
+        if sent.result.digest != view.digest {
+            return Err(Failure::failed("pack_changed", "the directory changed between the file and the room")
+                .hint("pack again when nothing writes to it"));
+        }
+        view.sent(&sent);
+    } else if let (Some(client), Some(tag)) = (client, tag) {
         let destination = ArchiveDestination { tag: Some(tag.to_string()), room_path: args.room_path };
         let loaded = send(&client, &packed, destination).await?;
         output::note(&format!(
@@ -139,14 +159,45 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
     if globals.json { output::json(&view) } else { output::line(&view.digest) }
 }
 
+/// The room makes the image; what it lacks of the content is sent.
+async fn pack_in_room(
+    client: &Client,
+    tag: &Reference,
+    args: PackArgs,
+    options: &PackOptions,
+    globals: &Globals,
+) -> Result<(), Failure> {
+    // As a pack that is made here: flags are checked before anything is read.
+    options.config.apply(&mut RunConfig::default()).map_err(|error| {
+        Failure::failed("pack_failed", error.to_string())
+    })?;
+    let scanned = send::scan(args.path, options.walk.clone()).await?;
+    tell(&scanned.summary);
+    let destination = Destination::Tag(tag.to_string());
+    let sent = send::send(client, &scanned, destination, Some(options), args.room_path).await?;
+    if !globals.json {
+        return output::line(&sent.result.digest);
+    }
+    let reference = tag.to_string();
+    let mut view = PackView {
+        digest: sent.result.digest.clone(),
+        files: scanned.summary.files,
+        bytes: scanned.summary.bytes,
+        reference: Some(reference),
+        ..PackView::default()
+    };
+    view.sent(&sent);
+    output::json(&view)
+}
+
 /// Packs a directory on a thread of its own.
-pub(super) async fn pack(path: PathBuf, options: PackOptions) -> Result<std::sync::Arc<Packed>, Failure> {
+async fn pack(path: PathBuf, options: PackOptions) -> Result<std::sync::Arc<Packed>, Failure> {
     let packed = task::blocking("pack", move || hearth_pack::pack(&path, &options, &mut |_| {})).await?;
     packed.map(std::sync::Arc::new).map_err(|error| failure(&error))
 }
 
 /// Sends a pack as one stream.
-pub(super) async fn send(
+async fn send(
     client: &Client,
     packed: &std::sync::Arc<Packed>,
     destination: ArchiveDestination,
@@ -259,14 +310,21 @@ pub(super) fn tell(summary: &Summary) {
     }
 }
 
-#[derive(Serialize)]
+/// What was not made here is not in it.
+#[derive(Default, Serialize)]
 struct PackView {
     digest: String,
-    layer: String,
-    diff_id: String,
-    archive_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layer: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    diff_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    archive_bytes: Option<u64>,
     files: u64,
     bytes: u64,
+    /// Bytes that crossed the wire.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sent_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reused_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -277,13 +335,20 @@ impl PackView {
     fn new(packed: &Packed) -> Self {
         Self {
             digest: packed.digest().to_string(),
-            layer: packed.layer.digest.to_string(),
-            diff_id: packed.layer.diff_id.to_string(),
-            archive_bytes: packed.archive_size(),
+            layer: Some(packed.layer.digest.to_string()),
+            diff_id: Some(packed.layer.diff_id.to_string()),
+            archive_bytes: Some(packed.archive_size()),
             files: packed.summary.files,
             bytes: packed.summary.bytes,
-            reused_bytes: None,
-            reference: None,
+            ..Self::default()
+        }
+    }
+
+    fn sent(&mut self, sent: &SentPack) {
+        self.sent_bytes = Some(sent.wire_bytes);
+        self.reused_bytes = Some(self.bytes.saturating_sub(sent.content_bytes));
+        if let Some(image) = &sent.result.image {
+            self.reference = Some(image.reference.clone());
         }
     }
 }

@@ -8,7 +8,7 @@ use hearth_pack::identity::ContentHash;
 use hearth_pack::listing::Listing;
 
 use super::port::Contents;
-use super::store::{ContentStore, OwnerKey, Presence};
+use super::store::{ContentStore, OwnerKey, Piece, Presence};
 use super::upload::{List, Upload, Whole, path};
 use super::{Destination, PackError, Packs, Shared, image};
 use crate::model::Digest;
@@ -122,9 +122,8 @@ impl Shared {
 }
 
 impl Contents for ContentStore {
-    fn pieces(&self, content: &ContentHash) -> std::io::Result<Option<Vec<ContentHash>>> {
-        let pieces = Self::pieces(self, content)?;
-        Ok(pieces.map(|pieces| pieces.into_iter().map(|piece| piece.hash).collect()))
+    fn pieces(&self, content: &ContentHash) -> std::io::Result<Option<Vec<Piece>>> {
+        Self::pieces(self, content)
     }
 
     fn piece(&self, piece: &ContentHash) -> std::io::Result<Option<Bytes>> {

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use hearth_pack::identity::{FileStamp, NodeKind};
+use hearth_pack::identity::{ContentHash, FileStamp, NodeKind};
 use hearth_pack::image::{ConfigFlags, Platform};
 use hearth_pack::layer::{ContentReader, LayerOptions, Source};
 use hearth_pack::listing::Listing;
@@ -85,7 +85,14 @@ impl Source for StoredSource {
 
 struct StoredReader<'a> {
     source: &'a StoredSource,
-    open: Option<(Content, u64, &'a Entry)>,
+    open: Option<OpenFile<'a>>,
+}
+
+struct OpenFile<'a> {
+    entry: &'a Entry,
+    hash: ContentHash,
+    content: Content,
+    at: u64,
 }
 
 impl ContentReader for StoredReader<'_> {
@@ -95,17 +102,20 @@ impl ContentReader for StoredReader<'_> {
         self.open = None;
         if let Some((content, size)) = listed.content() {
             let opened = self.source.tree.open(&content, size);
-            self.open = Some((opened.map_err(|error| ContentError::read(entry, error))?, 0, entry));
+            let opened = opened.map_err(|error| ContentError::read(entry, error))?;
+            self.open = Some(OpenFile { entry, hash: content, content: opened, at: 0 });
         }
         Ok(listed.xattrs)
     }
 
     fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), ContentError> {
-        let Some((content, at, entry)) = &mut self.open else { return Ok(()) };
+        let Some(OpenFile { entry, hash, content, at }) = &mut self.open else { return Ok(()) };
+        let unreadable = |error| ContentError::read(entry, error);
         if offset != *at {
-            return Err(ContentError::changed(entry, "it was not read in order"));
+            *content = self.source.tree.open_at(hash, entry.size, offset).map_err(unreadable)?;
+            *at = offset;
         }
-        io::Read::read_exact(content, buffer).map_err(|error| ContentError::read(entry, error))?;
+        io::Read::read_exact(content, buffer).map_err(unreadable)?;
         *at += buffer.len() as u64;
         Ok(())
     }

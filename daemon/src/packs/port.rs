@@ -8,10 +8,12 @@ use bytes::{Buf as _, Bytes};
 use hearth_pack::identity::ContentHash;
 use hearth_pack::listing::Listing;
 
+pub use super::store::Piece;
+
 /// Content that can be read. The real one is the content store.
 pub trait Contents: Send + Sync + 'static {
     /// Pieces of a content in their order; none when it is not there.
-    fn pieces(&self, content: &ContentHash) -> io::Result<Option<Vec<ContentHash>>>;
+    fn pieces(&self, content: &ContentHash) -> io::Result<Option<Vec<Piece>>>;
     /// One piece, whole and verified.
     fn piece(&self, piece: &ContentHash) -> io::Result<Option<Bytes>>;
 }
@@ -35,12 +37,24 @@ impl PackTree {
 
     /// Opens content of the tree. One piece of it is in memory at a time.
     pub fn open(&self, content: &ContentHash, size: u64) -> io::Result<Content> {
-        let pieces = self.contents.pieces(content)?.ok_or_else(|| gone(content))?;
+        self.open_at(content, size, 0)
+    }
+
+    /// The same from `offset` on; pieces before it are not read.
+    pub fn open_at(&self, content: &ContentHash, size: u64, offset: u64) -> io::Result<Content> {
+        let mut pieces = self.contents.pieces(content)?.ok_or_else(|| gone(content))?;
+        let (mut skip, mut before) = (offset, 0);
+        while let Some(piece) = pieces.get(before).filter(|piece| u64::from(piece.size) <= skip && skip > 0) {
+            skip -= u64::from(piece.size);
+            before += 1;
+        }
+        pieces.drain(..before);
         Ok(Content {
             contents: Arc::clone(&self.contents),
             pieces: pieces.into_iter(),
             piece: Bytes::new(),
-            left: size,
+            skip,
+            left: size.saturating_sub(offset),
         })
     }
 }
@@ -48,8 +62,10 @@ impl PackTree {
 /// Content from its beginning to its end: exactly its size, or an error.
 pub struct Content {
     contents: Arc<dyn Contents>,
-    pieces: std::vec::IntoIter<ContentHash>,
+    pieces: std::vec::IntoIter<Piece>,
     piece: Bytes,
+    /// Of the first piece.
+    skip: u64,
     left: u64,
 }
 
@@ -57,7 +73,9 @@ impl Read for Content {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.piece.is_empty() && self.left > 0 {
             let next = self.pieces.next().ok_or(io::ErrorKind::UnexpectedEof)?;
-            self.piece = self.contents.piece(&next)?.ok_or_else(|| gone(&next))?;
+            self.piece = self.contents.piece(&next.hash)?.ok_or_else(|| gone(&next.hash))?;
+            let skip = usize::try_from(std::mem::take(&mut self.skip)).unwrap_or(usize::MAX);
+            self.piece.advance(skip.min(self.piece.len()));
             if self.piece.len() as u64 > self.left {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "a content is larger than its entry says"));
             }
