@@ -191,17 +191,25 @@ impl Packs {
     /// Forgets uploads that are idle, trees that nobody used for long, and content that nothing needs.
     pub async fn sweep(&self) -> Result<Swept, PackError> {
         self.0.uploads().retain(|_, upload| upload.idle() < IDLE);
-        self.sweep_trees(self.0.keep).await
+        self.sweep_now(self.0.keep, GRACE).await
     }
 
-    async fn sweep_trees(&self, keep: Duration) -> Result<Swept, PackError> {
+    /// Ends an upload for which there is no room. What has arrived of it serves nobody and goes.
+    async fn give_up(&self, upload: &Arc<Upload>) {
+        self.0.uploads().retain(|_, other| !Arc::ptr_eq(other, upload));
+        if let Err(error) = self.sweep_now(self.0.keep, Duration::ZERO).await {
+            tracing::warn!(%error, "content of an upload that found no room stays until the next sweep");
+        }
+    }
+
+    async fn sweep_now(&self, keep: Duration, grace: Duration) -> Result<Swept, PackError> {
         let mut in_use = HashSet::new();
         for pack in self.0.images.packs().await? {
             if let PackContent::Tree { tree, .. } = &pack.content {
                 in_use.insert((OwnerKey::of(&pack.owner), *tree));
             }
         }
-        self.blocking("sweep packs", move |shared| shared.sweep(&in_use, keep)).await
+        self.blocking("sweep packs", move |shared| shared.sweep(&in_use, keep, grace)).await
     }
 
     async fn blocking<T, F>(&self, name: &'static str, work: F) -> Result<T, PackError>
@@ -261,14 +269,18 @@ impl Shared {
         Ok(contents.into_iter().map(|(entry, _)| entry).zip(presence).collect())
     }
 
-    fn sweep(&self, in_use: &HashSet<(OwnerKey, TreeDigest)>, keep: Duration) -> Result<Swept, PackError> {
+    fn sweep(
+        &self,
+        in_use: &HashSet<(OwnerKey, TreeDigest)>,
+        keep: Duration,
+        grace: Duration,
+    ) -> Result<Swept, PackError> {
         let (mut live, trees) = self.trees.sweep(in_use, keep)?;
-        // What an upload was told to be there stays there.
-        let lists: Vec<Arc<List>> = self.uploads().values().filter_map(|upload| upload.list().ok()).collect();
-        for list in lists {
-            live.extend(list.listing.entries().filter_map(|entry| Some(entry.content()?.0)));
+        let uploads: Vec<Arc<Upload>> = self.uploads().values().cloned().collect();
+        for upload in uploads {
+            live.extend(upload.contents());
         }
-        let swept = self.store.sweep(&live, GRACE)?;
+        let swept = self.store.sweep(&live, grace)?;
         if trees > 0 || swept.contents > 0 {
             tracing::info!(trees, contents = swept.contents, bytes = swept.bytes, "packs swept");
         }
@@ -317,3 +329,6 @@ impl Lister {
         packs.blocking("take list", look).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,9 +48,7 @@ impl Receiver {
         let (packs, upload) = (self.packs.clone(), self.call.call());
         let store = move || -> Result<Result<(), PackError>, (Vec<SentPiece>, PieceData)> {
             match take(&packs, &upload, &pieces, &data) {
-                Err(PackError::Store(AppendError::Quota { .. } | AppendError::OwnerQuota { .. })) => {
-                    Err((pieces, data))
-                }
+                Err(error) if is_full(&error) => Err((pieces, data)),
                 other => Ok(other),
             }
         };
@@ -59,10 +57,14 @@ impl Receiver {
             Ok(stored) => stored?,
             Err((pieces, data)) => {
                 // Trees that are only kept for later make room first.
-                self.packs.sweep_trees(GRACE).await?;
+                self.packs.sweep_now(GRACE, GRACE).await?;
                 let (packs, upload) = (self.packs.clone(), self.call.call());
                 let again = task::blocking("take pieces", move || take(&packs, &upload, &pieces, &data));
-                again.await.map_err(|_| PackError::Ending)??;
+                let again = again.await.map_err(|_| PackError::Ending)?;
+                if again.as_ref().is_err_and(is_full) {
+                    self.packs.give_up(&self.call).await;
+                }
+                again?;
             }
         }
         self.pieces += count;
@@ -74,6 +76,11 @@ impl Receiver {
     pub async fn finish(&self) -> Result<(), PackError> {
         self.packs.blocking("sync packs", |shared| Ok(shared.store.sync()?)).await
     }
+}
+
+const fn is_full(error: &PackError) -> bool {
+    use AppendError::{NoSpace, OwnerQuota, Quota};
+    matches!(error, PackError::Store(Quota { .. } | OwnerQuota { .. } | NoSpace))
 }
 
 fn take(packs: &Packs, upload: &Call, sent: &[SentPiece], data: &PieceData) -> Result<(), PackError> {

@@ -238,6 +238,15 @@ impl Upload {
         }
     }
 
+    /// All that it has been told to be there, or has sent, or may still send.
+    pub(super) fn contents(&self) -> Vec<ContentHash> {
+        let state = self.state();
+        let Some(list) = &state.list else { return Vec::new() };
+        let listed = list.listing.entries().filter_map(|entry| Some(entry.content()?.0));
+        let pieces = state.wanted.values().flat_map(|wanted| &wanted.pieces).map(|(piece, _)| piece.hash);
+        listed.chain(pieces).collect()
+    }
+
     /// Files that were cut up and are complete.
     pub(super) fn wholes(&self) -> Vec<Whole> {
         let state = self.state();

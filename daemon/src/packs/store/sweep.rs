@@ -22,6 +22,7 @@ pub struct Swept {
 
 impl ContentStore {
     /// Removes all content that is neither in `live`, nor a piece of what is, nor asked for within `grace`.
+    /// Without any grace, what is being written to is closed first, so that its space is freed too.
     pub fn sweep(&self, live: &HashSet<ContentHash>, grace: Duration) -> io::Result<Swept> {
         let live = self.with_pieces(live)?;
         let before = self.used();
@@ -36,6 +37,11 @@ impl ContentStore {
             owners.retain(|(hash, _)| contents.contains_key(hash));
             (count - index.contents.len()) as u64
         };
+        if grace.is_zero()
+            && let Some(mut writer) = self.0.writer().take()
+        {
+            writer.sync()?;
+        }
         self.0.compact()?;
         let mut index = self.0.index();
         index.count_sent();
@@ -72,6 +78,10 @@ impl Inner {
             let frames = index.frames_of(&sparse);
             (sparse, frames)
         };
+        // Those that hold nothing first: what is moved needs space.
+        let (moving, empty): (Vec<u32>, Vec<u32>) =
+            sparse.into_iter().partition(|number| frames.keys().any(|(segment, _)| segment == number));
+        self.remove_segments(&empty)?;
         let mut moved = HashSet::new();
         for ((segment, frame), (length, contents)) in frames {
             let writer = self.open_writer(&mut held)?;
@@ -87,9 +97,13 @@ impl Inner {
             drop(index);
             writer.sync()?;
         }
-        for number in sparse {
-            self.index().segments.remove(&number);
-            segment::remove(&self.directory, number)?;
+        self.remove_segments(&moving)
+    }
+
+    fn remove_segments(&self, numbers: &[u32]) -> io::Result<()> {
+        for number in numbers {
+            self.index().segments.remove(number);
+            segment::remove(&self.directory, *number)?;
         }
         Ok(())
     }
