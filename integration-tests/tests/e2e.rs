@@ -38,12 +38,15 @@ mod registry;
 mod secrets;
 #[path = "e2e/storage.rs"]
 mod storage;
+#[path = "e2e/upload.rs"]
+mod upload;
 
 fn main() -> ExitCode {
     let groups = [
         line::group(),
         context::group(),
         pack::group(),
+        upload::group(),
         storage::group(),
         registry::group(),
         access::group(),
