@@ -38,8 +38,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 pub use error::ClientError;
-pub use packs::{PackOffer, PackUploadError, Sent, SentPack};
 pub use images::{ArchiveDestination, ArchiveSource};
+pub use packs::{PackOffer, PackUploadError, Sent, SentPack};
 pub use storage::{FileContent, Listing};
 pub use target::{Address, Target, TargetError, Token};
 pub use upload::UploadError;

@@ -104,7 +104,7 @@ impl Daemon {
             limits: crate::context::layers::LayerLimits::default(),
         })?;
         let packs = open_packs(&config, images.clone())?;
-        let room = RoomContexts { contexts, images: images.clone(), packs: packs.clone() };
+        let room = RoomContexts { contexts: contexts.clone(), images: images.clone(), packs: packs.clone() };
         let ports = build::Ports {
             store: Arc::new(store),
             solver: Arc::new(kit.clone()),
@@ -142,6 +142,7 @@ impl Daemon {
         stop.cancelled().await;
         tracing::info!("draining");
         builds.handle().drain(DRAIN_GRACE).await;
+        contexts.save().await;
         closing.cancel();
         for server in servers {
             if let Err(error) = server.await {

@@ -263,8 +263,10 @@ impl Shared {
 
     /// What is there of each entry's content.
     fn look(&self, owner: &OwnerKey, listing: &Listing) -> Result<Vec<(u32, Presence)>, PackError> {
-        let contents: Vec<(u32, (ContentHash, u64))> =
-            (0..).zip(listing.entries()).filter_map(|(entry, listed)| Some((entry, listed.content()?))).collect();
+        let contents: Vec<(u32, (ContentHash, u64))> = (0..)
+            .zip(listing.entries())
+            .filter_map(|(entry, listed)| Some((entry, listed.content()?)))
+            .collect();
         let presence = self.store.look(owner, contents.iter().map(|(_, (hash, size))| (hash, *size)))?;
         Ok(contents.into_iter().map(|(entry, _)| entry).zip(presence).collect())
     }

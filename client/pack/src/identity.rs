@@ -14,6 +14,7 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use cache::{CacheError, FileStamp, HashCache, is_settled};
+pub(crate) use tree::now;
 pub use tree::{HashedEntry, HashedTree, hash_tree};
 
 /// Hash of a file's content.

@@ -203,7 +203,8 @@ impl Listing {
     /// Index after the last entry below the directory at `index`.
     pub fn end_of(&self, index: usize) -> usize {
         let top = self.path(index);
-        let is_below = |path: &[u8]| path.len() > top.len() && path.starts_with(top) && path[top.len()] == b'/';
+        let is_below =
+            |path: &[u8]| path.len() > top.len() && path.starts_with(top) && path[top.len()] == b'/';
         // Entries below it follow it: the border is found by halving.
         let (mut low, mut high) = (index + 1, self.len());
         while low < high {

@@ -58,6 +58,7 @@ impl Default for Rules {
 #[derive(Debug)]
 pub struct Tree {
     root: OwnedFd,
+    id: (u64, u64),
     pub entries: Vec<Entry>,
     /// Name of the ignore file that applied.
     pub ignore_file: Option<Vec<u8>>,
@@ -125,10 +126,16 @@ pub fn walk(path: &Path, options: &WalkOptions) -> Result<Tree, WalkError> {
         Rules::IgnoreFile { dockerfile } => ignore_file::find(&root, dockerfile.as_deref())?.unzip(),
     };
     let entries = descend::list(&root, patterns, &options.keep)?;
-    Ok(Tree { root, entries, ignore_file })
+    let stat = rustix::fs::fstat(&root).map_err(failed("cannot read its metadata", b"."))?;
+    Ok(Tree { root, id: (stat.st_dev, stat.st_ino), entries, ignore_file })
 }
 
 impl Tree {
+    /// Device and inode of the directory.
+    pub fn id(&self) -> (u64, u64) {
+        self.id
+    }
+
     /// Opens entries of this tree.
     pub fn opener(&self) -> Opener<'_> {
         Opener::new(&self.root)

@@ -156,8 +156,7 @@ async fn submit(
         let scanned = pack::send::scan(local.path, walk_options(args)).await?;
         pack::tell(&scanned.summary);
         let temporary = Destination::Temporary(true);
-        let sent =
-            pack::send::send(&client, &scanned, temporary, None, args.pack_room_path.clone()).await?;
+        let sent = pack::send::send(&client, &scanned, temporary, None, args.pack_room_path.clone()).await?;
         let source = Some(Source::PackId(sent.result.pack_id));
         plan.spec.mounts.push(Mount { source, target: local.target, ..Mount::default() });
     }

@@ -1,19 +1,26 @@
 //! `hearth pack`
 
+mod meter;
+mod report;
 pub(super) mod send;
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::{Args, ValueEnum};
+use hearth_pack::cache::Cache;
 use hearth_pack::image::{ConfigFlags, Platform, RunConfig, parse_command};
 use hearth_pack::layer::{Compression, LayerOptions};
-use hearth_pack::{Base, PackError, PackOptions, Packed, Summary};
+use hearth_pack::{Base, PackError, PackOptions, Packed};
 use hearth_proto::v1::begin_pack_request::Destination;
 use hearth_proto::value::{Reference, RoomRegistries};
-use serde::Serialize;
+
+use meter::Meter;
+use report::PackView;
+pub(super) use report::tell;
 
 use super::{Globals, connect};
-use crate::client::{ArchiveDestination, ArchiveSource, Client, SentPack};
+use crate::client::{ArchiveDestination, ArchiveSource, Client};
 use crate::error::Failure;
 use crate::interrupt::Interrupts;
 use crate::{output, task};
@@ -22,7 +29,8 @@ use crate::{output, task};
 ///
 /// The same tree gives the same digest on any machine, at any time, as any user. Owners and times
 /// are not kept; modes, links, empty directories and capabilities are. `.dockerignore` is obeyed.
-/// With --output and without --room nothing but the file is made.
+/// With --output and without --room nothing but the file is made. What was packed before is kept in
+/// ~/.cache/hearth ($XDG_CACHE_HOME/hearth), so that an unchanged directory is packed at once.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -107,6 +115,7 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
     if args.room_path.is_some() && !to_room {
         return Err(Failure::usage("--room-path needs a room: give --room too"));
     }
+    let started = Instant::now();
     let options = options(&args, tag.clone())?;
     let client = match (&tag, to_room) {
         (Some(tag), true) => {
@@ -123,7 +132,7 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
         && options.base.is_none()
         && args.output.is_none()
     {
-        return pack_in_room(client, tag, args, &options, globals).await;
+        return pack_in_room(client, tag, args, &options, globals, started).await;
     }
     let by_content = options.base.is_none().then(|| options.clone());
     let packed = pack(args.path.clone(), options).await?;
@@ -135,16 +144,19 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
             .map_err(|error| failure(&error))?;
         output::note(&format!("wrote {} ({})", file.display(), output::size(packed.archive_size())));
     }
-    let mut view = PackView::new(&packed);
+    let mut view = PackView::new(&packed, args.output.as_deref());
     if let (Some(client), Some(tag), Some(options)) = (&client, &tag, by_content) {
         let scanned = send::scan(args.path.clone(), options.walk.clone()).await?;
         let destination = Destination::Tag(tag.to_string());
         let sent = send::send(client, &scanned, destination, Some(&options), args.room_path).await?;
         if sent.result.digest != view.digest {
-            return Err(Failure::failed("pack_changed", "the directory changed between the file and the room")
-                .hint("pack again when nothing writes to it"));
+            return Err(Failure::failed(
+                "pack_changed",
+                "the directory changed between the file and the room",
+            )
+            .hint("pack again when nothing writes to it"));
         }
-        view.sent(&sent);
+        view.sent_by_content(sent);
     } else if let (Some(client), Some(tag)) = (client, tag) {
         let destination = ArchiveDestination { tag: Some(tag.to_string()), room_path: args.room_path };
         let loaded = send(&client, &packed, destination).await?;
@@ -153,9 +165,9 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
             output::size(loaded.size_bytes),
             output::size(loaded.reused_bytes)
         ));
-        view.reused_bytes = Some(loaded.reused_bytes);
-        view.reference = loaded.image.map(|image| image.reference);
+        view.sent(loaded);
     }
+    view.took(started.elapsed());
     if globals.json { output::json(&view) } else { output::line(&view.digest) }
 }
 
@@ -166,34 +178,34 @@ async fn pack_in_room(
     args: PackArgs,
     options: &PackOptions,
     globals: &Globals,
+    started: Instant,
 ) -> Result<(), Failure> {
     // As a pack that is made here: flags are checked before anything is read.
-    options.config.apply(&mut RunConfig::default()).map_err(|error| {
-        Failure::failed("pack_failed", error.to_string())
-    })?;
+    options
+        .config
+        .apply(&mut RunConfig::default())
+        .map_err(|error| Failure::failed("pack_failed", error.to_string()))?;
     let scanned = send::scan(args.path, options.walk.clone()).await?;
     tell(&scanned.summary);
     let destination = Destination::Tag(tag.to_string());
     let sent = send::send(client, &scanned, destination, Some(options), args.room_path).await?;
-    if !globals.json {
-        return output::line(&sent.result.digest);
-    }
-    let reference = tag.to_string();
-    let mut view = PackView {
-        digest: sent.result.digest.clone(),
-        files: scanned.summary.files,
-        bytes: scanned.summary.bytes,
-        reference: Some(reference),
-        ..PackView::default()
-    };
-    view.sent(&sent);
-    output::json(&view)
+    let mut view = PackView::of_room(&scanned.summary, &sent.result);
+    view.sent_by_content(sent);
+    view.took(started.elapsed());
+    if globals.json { output::json(&view) } else { output::line(&view.digest) }
 }
 
 /// Packs a directory on a thread of its own.
 async fn pack(path: PathBuf, options: PackOptions) -> Result<std::sync::Arc<Packed>, Failure> {
-    let packed = task::blocking("pack", move || hearth_pack::pack(&path, &options, &mut |_| {})).await?;
-    packed.map(std::sync::Arc::new).map_err(|error| failure(&error))
+    let work = move || {
+        let mut meter = Meter::new();
+        hearth_pack::pack(&path, &options, &mut |at| meter.show(at))
+    };
+    let packed = task::blocking("pack", work).await?.map_err(|error| failure(&error))?;
+    if let Some(trouble) = &packed.cache_trouble {
+        tracing::debug!(%trouble, "the cache does not hold this pack");
+    }
+    Ok(std::sync::Arc::new(packed))
 }
 
 /// Sends a pack as one stream.
@@ -251,6 +263,8 @@ fn options(args: &PackArgs, tag: Option<Reference>) -> Result<PackOptions, Failu
         platform,
         tag,
         docker: args.docker,
+        output: args.output.clone(),
+        cache: Cache::user_dir(),
         ..PackOptions::default()
     })
 }
@@ -288,67 +302,4 @@ fn open_base(text: &str, platform: &Platform) -> Result<Base, Failure> {
 
 fn failure(error: &PackError) -> Failure {
     Failure::failed("pack_failed", error.to_string())
-}
-
-/// What went in, and what probably should not have.
-pub(super) fn tell(summary: &Summary) {
-    let shown = |path: &[u8]| output::printable(&String::from_utf8_lossy(path));
-    output::note(&format!(
-        "packed {}, {}",
-        output::count(summary.files, "file"),
-        output::size(summary.bytes)
-    ));
-    for (path, bytes) in &summary.largest {
-        output::note(&format!("  {:>10}  {}", output::size(*bytes), shown(path)));
-    }
-    for found in &summary.suspicious {
-        let (path, size) = (shown(&found.path), output::size(found.bytes));
-        let files = output::count(found.files, "file");
-        output::note(&format!(
-            "hint: `{path}` is in it ({files}, {size}); a line `{path}` in .dockerignore keeps it out"
-        ));
-    }
-}
-
-/// What was not made here is not in it.
-#[derive(Default, Serialize)]
-struct PackView {
-    digest: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    layer: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    diff_id: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    archive_bytes: Option<u64>,
-    files: u64,
-    bytes: u64,
-    /// Bytes that crossed the wire.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sent_bytes: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reused_bytes: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reference: Option<String>,
-}
-
-impl PackView {
-    fn new(packed: &Packed) -> Self {
-        Self {
-            digest: packed.digest().to_string(),
-            layer: Some(packed.layer.digest.to_string()),
-            diff_id: Some(packed.layer.diff_id.to_string()),
-            archive_bytes: Some(packed.archive_size()),
-            files: packed.summary.files,
-            bytes: packed.summary.bytes,
-            ..Self::default()
-        }
-    }
-
-    fn sent(&mut self, sent: &SentPack) {
-        self.sent_bytes = Some(sent.wire_bytes);
-        self.reused_bytes = Some(self.bytes.saturating_sub(sent.content_bytes));
-        if let Some(image) = &sent.result.image {
-            self.reference = Some(image.reference.clone());
-        }
-    }
 }

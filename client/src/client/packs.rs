@@ -191,7 +191,11 @@ impl Client {
         Ok((wanted, bytes))
     }
 
-    async fn prove(&self, offer: &Arc<PackOffer>, needs: &ListPackResponse) -> Result<Bytes, PackUploadError> {
+    async fn prove(
+        &self,
+        offer: &Arc<PackOffer>,
+        needs: &ListPackResponse,
+    ) -> Result<Bytes, PackUploadError> {
         if needs.prove.is_empty() {
             return Ok(Bytes::new());
         }
@@ -332,7 +336,8 @@ fn listed((entry, hashed): (&Entry, &HashedEntry)) -> PackEntry {
         EntryKind::Dir => PackEntryKind::Directory,
         EntryKind::File => {
             listed.size = entry.size;
-            listed.content = hashed.content.map(|hash| Bytes::copy_from_slice(hash.as_bytes())).unwrap_or_default();
+            listed.content =
+                hashed.content.map(|hash| Bytes::copy_from_slice(hash.as_bytes())).unwrap_or_default();
             PackEntryKind::File
         }
         EntryKind::Symlink { target } => {

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use hearth_pack::identity::TreeDigest;
 
+use super::dockerfile;
 use super::port::{ContextSource, PreparedContext, RoomImages};
 use crate::context::layers::LayerBlob;
 use crate::context::port::ContextFiles;
 use crate::context::{ContextMount, ContextRequest, Contexts, OpenedImage, OpenedPack, Prepared};
 use crate::image::port::PackContent;
 use crate::image::{ImageError, Images};
-use crate::model::build::BuildSpec;
+use crate::model::build::{BuildSpec, ContextIdentity, MountIdentity};
 use crate::model::fault::{Fault, Stage};
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, VerifiedImage};
@@ -77,7 +79,8 @@ impl ContextSource for RoomContexts {
                     PackContent::Tree { tree, lineage } => {
                         let tree = self.packs.tree(caller, tree).await;
                         let tree = tree.map_err(|error| at_mount(pack_fault(&error)))?;
-                        let lineage = if lineage.is_empty() { lineage } else { format!("{caller} {lineage}") };
+                        let lineage =
+                            if lineage.is_empty() { lineage } else { format!("{caller} {lineage}") };
                         pack = Some(OpenedPack { tree: Arc::new(tree), lineage });
                     }
                 },
@@ -94,6 +97,7 @@ impl ContextSource for RoomContexts {
             context_path: spec.context_path.clone(),
             dockerfile: spec.dockerfile.clone(),
             target: spec.target.clone(),
+            selection: Box::new(dockerfile::selection),
         };
         match self.contexts.prepare(request).await {
             Ok(prepared) => Ok(Box::new(prepared)),
@@ -127,6 +131,15 @@ impl PreparedContext for Prepared {
 
     fn dockerfile(&self) -> &[u8] {
         &self.dockerfile
+    }
+
+    fn identity(&self) -> ContextIdentity {
+        let mount = |(target, digest): &(MountTarget, TreeDigest)| MountIdentity {
+            target: target.clone(),
+            digest: *digest,
+        };
+        let identity = &self.identity;
+        ContextIdentity { digest: identity.digest, mounts: identity.mounts.iter().map(mount).collect() }
     }
 
     fn into_files(self: Box<Self>, dockerfile: Vec<u8>) -> ContextFiles {

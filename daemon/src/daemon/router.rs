@@ -21,13 +21,15 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::access::Access;
 use crate::api::auth::require_caller;
-use crate::api::grpc::{BuildsService, ImagesService, PacksService, StorageService, SystemService, cut_off_is_an_error};
+use crate::api::grpc::{
+    BuildsService, ImagesService, PacksService, StorageService, SystemService, cut_off_is_an_error,
+};
 use crate::api::http::{self, Readiness};
 use crate::build;
 use crate::context::storage::Storage;
 use crate::image::Images;
-use crate::packs::Packs;
 use crate::model::RoomRegistries;
+use crate::packs::Packs;
 
 pub(super) struct Parts {
     pub builds: build::Handle,
@@ -45,14 +47,8 @@ pub(super) struct Parts {
 }
 
 /// The names that `grpc.health.v1` is asked for; the empty one is the daemon as a whole.
-const SERVICES: [&str; 6] = [
-    "",
-    "hearth.v1.Builds",
-    "hearth.v1.Images",
-    "hearth.v1.Packs",
-    "hearth.v1.Storage",
-    "hearth.v1.System",
-];
+const SERVICES: [&str; 6] =
+    ["", "hearth.v1.Builds", "hearth.v1.Images", "hearth.v1.Packs", "hearth.v1.Storage", "hearth.v1.System"];
 
 pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
     let (reporter, health) = tonic_health::server::health_reporter();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hearth_pack::Packed;
 use hearth_pack::identity::ContentHash;
+use hearth_pack::layer::Layer;
 use hearth_pack::listing::Listing;
 
 use super::port::Contents;
@@ -23,10 +24,19 @@ pub struct Committed {
     pub pack: Option<PackId>,
     /// Of an image.
     pub image: Option<TaggedImage>,
-    /// Digest of the image's manifest, where one was made.
-    pub digest: Option<Digest>,
+    /// The image, where one was made.
+    pub made: Option<Made>,
     /// The archive, where it is wanted, and the file that it goes to.
     pub archive: Option<(Arc<Packed>, String)>,
+}
+
+/// An image that was assembled.
+#[derive(Debug)]
+pub struct Made {
+    /// Of its manifest.
+    pub digest: Digest,
+    pub layer: Layer,
+    pub archive_bytes: u64,
 }
 
 impl Packs {
@@ -45,7 +55,11 @@ impl Packs {
             });
             packed = Some(Arc::new(assemble.await.map_err(|_| PackError::Ending)??));
         }
-        let digest = packed.as_ref().map(|packed| packed.digest());
+        let made = packed.as_ref().map(|packed| Made {
+            digest: packed.digest(),
+            layer: packed.layer.clone(),
+            archive_bytes: packed.archive_size(),
+        });
         let (mut pack, mut tagged) = (None, None);
         match (&destination.tag, &packed) {
             (Some(tag), Some(packed)) => {
@@ -57,17 +71,13 @@ impl Packs {
             }
         }
         let archive = packed.zip(destination.archive.clone());
-        Ok(Committed { pack, image: tagged, digest, archive })
+        Ok(Committed { pack, image: tagged, made, archive })
     }
 }
 
 impl Shared {
     /// Verifies that all content is there and this participant's, and keeps the tree.
-    pub(super) fn keep_tree(
-        &self,
-        upload: &Upload,
-        proof: Option<[u8; 32]>,
-    ) -> Result<Arc<List>, PackError> {
+    pub(super) fn keep_tree(&self, upload: &Upload, proof: Option<[u8; 32]>) -> Result<Arc<List>, PackError> {
         let list = upload.list()?;
         let proven = proof.is_some() && !list.prove.is_empty();
         upload.check_complete(proven)?;
@@ -92,7 +102,8 @@ impl Shared {
         let mut sum = blake3::Hasher::new();
         for piece in &whole.pieces {
             let content = self.store.piece(&piece.hash)?;
-            let content = content.ok_or_else(|| PackError::ContentGone { path: path(&list.listing, whole.entry) })?;
+            let content =
+                content.ok_or_else(|| PackError::ContentGone { path: path(&list.listing, whole.entry) })?;
             sum.update(&content);
         }
         if ContentHash::from_bytes(sum.finalize().into()) != whole.content {

@@ -109,7 +109,11 @@ impl PackError {
     pub const fn retryable(&self) -> bool {
         matches!(
             self,
-            Self::NoUpload { .. } | Self::TooManyUploads { .. } | Self::Busy | Self::ContentGone { .. } | Self::Ending
+            Self::NoUpload { .. }
+                | Self::TooManyUploads { .. }
+                | Self::Busy
+                | Self::ContentGone { .. }
+                | Self::Ending
         )
     }
 }

@@ -77,7 +77,10 @@ impl Read for Content {
             let skip = usize::try_from(std::mem::take(&mut self.skip)).unwrap_or(usize::MAX);
             self.piece.advance(skip.min(self.piece.len()));
             if self.piece.len() as u64 > self.left {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "a content is larger than its entry says"));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "a content is larger than its entry says",
+                ));
             }
         }
         let count = self.piece.len().min(buffer.len());
@@ -88,5 +91,8 @@ impl Read for Content {
 }
 
 fn gone(content: &ContentHash) -> io::Error {
-    io::Error::new(io::ErrorKind::NotFound, format!("content {content} of a pack is not in the room any more"))
+    io::Error::new(
+        io::ErrorKind::NotFound,
+        format!("content {content} of a pack is not in the room any more"),
+    )
 }

@@ -99,10 +99,19 @@ impl Local {
     }
 
     /// Sends these entries; gives the number of pieces and their bytes.
-    async fn send(&self, packs: &Packs, owner: &str, id: &str, entries: &[u32]) -> Result<(u64, u64), PackError> {
+    async fn send(
+        &self,
+        packs: &Packs,
+        owner: &str,
+        id: &str,
+        entries: &[u32],
+    ) -> Result<(u64, u64), PackError> {
         let mut wanted = Vec::new();
         for &entry in entries {
-            let (size, hash) = (self.tree.entries[entry as usize].size, self.hashed.entries[entry as usize].content.unwrap());
+            let (size, hash) = (
+                self.tree.entries[entry as usize].size,
+                self.hashed.entries[entry as usize].content.unwrap(),
+            );
             if size <= LARGE {
                 wanted.push(pieces::Piece { entry, number: 0, offset: 0, size: size as u32, hash });
                 continue;
@@ -122,7 +131,8 @@ impl Local {
         let mut receiver = packs.receiver(owner, id)?;
         for batch in batches.into_inner().unwrap() {
             let sent = batch.pieces.iter();
-            let sent = sent.map(|piece| SentPiece { entry: piece.entry, chunk: piece.number, size: piece.size });
+            let sent =
+                sent.map(|piece| SentPiece { entry: piece.entry, chunk: piece.number, size: piece.size });
             receiver.take(sent.collect(), PieceData::Zstd(batch.frame.into())).await?;
         }
         receiver.finish().await?;
@@ -169,9 +179,13 @@ fn sample() -> Local {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
     std::fs::create_dir_all(path.join("d/empty")).unwrap();
-    for (name, content) in
-        [("a", b"one".to_vec()), ("d/b", b"two".to_vec()), ("d/same", b"one".to_vec()), ("large", noise(1, 6_000_000)), ("zero", Vec::new())]
-    {
+    for (name, content) in [
+        ("a", b"one".to_vec()),
+        ("d/b", b"two".to_vec()),
+        ("d/same", b"one".to_vec()),
+        ("large", noise(1, 6_000_000)),
+        ("zero", Vec::new()),
+    ] {
         std::fs::write(path.join(name), content).unwrap();
     }
     std::fs::hard_link(path.join("a"), path.join("d/z")).unwrap();
@@ -196,7 +210,7 @@ async fn a_tree_that_was_sent_is_there_whole_and_the_next_time_at_once() {
     let room = room();
     let local = sample();
     let (committed, sent) = local.upload(&room.packs, destination("ann", None)).await.unwrap();
-    assert!(committed.pack.is_some() && committed.digest.is_none());
+    assert!(committed.pack.is_some() && committed.made.is_none());
     // `a` and `d/same` are one content, and the large file is several.
     assert!(sent > 6, "{sent}");
     let tree = tree_of(&room.packs, "ann", &local).await;
@@ -237,15 +251,21 @@ async fn an_image_has_the_digest_of_a_pack_that_was_made_locally() {
         env: vec!["A=b".to_owned()],
         ..Default::default()
     };
-    for (number, compression) in [Compression::Zstd, Compression::Gzip, Compression::None].into_iter().enumerate() {
+    for (number, compression) in
+        [Compression::Zstd, Compression::Gzip, Compression::None].into_iter().enumerate()
+    {
         for config in [hearth_pack::image::ConfigFlags::default(), flags.clone()] {
             let layer = hearth_pack::layer::LayerOptions { compression, mtime: number as u64, workers: None };
-            let options = hearth_pack::PackOptions { layer: layer.clone(), config: config.clone(), ..Default::default() };
+            let options = hearth_pack::PackOptions {
+                layer: layer.clone(),
+                config: config.clone(),
+                ..Default::default()
+            };
             let expected = hearth_pack::pack(local.directory.path(), &options, &mut |_| {}).unwrap();
             let mut to = destination("ann", Some("x/y:1"));
             to.image = ImageOptions { layer, config, ..Default::default() };
             let (committed, _) = local.upload(&room.packs, to).await.unwrap();
-            assert_eq!(committed.digest, Some(expected.digest()), "{compression:?}");
+            assert_eq!(committed.made.map(|made| made.digest), Some(expected.digest()), "{compression:?}");
             let image = committed.image.unwrap();
             assert_eq!(image.manifest.digest, expected.digest());
             assert_eq!(room.images.open_layers(&image.manifest).await.unwrap().len(), 1);
@@ -315,7 +335,8 @@ async fn content_and_trees_that_are_not_what_they_claim_are_refused() {
     honest.list(&room.packs, "ann", &id).await;
     let mut receiver = room.packs.receiver("ann", &id).unwrap();
     let piece = SentPiece { entry: 0, chunk: 0, size: 5 };
-    let mut take = async |piece: SentPiece, data: PieceData| receiver.take(vec![piece], data).await.unwrap_err();
+    let mut take =
+        async |piece: SentPiece, data: PieceData| receiver.take(vec![piece], data).await.unwrap_err();
     let plain = |bytes: &'static [u8]| PieceData::Plain(bytes.into());
     let error = take(piece, plain(b"wrong")).await;
     assert!(matches!(&error, PackError::ContentMismatch { path } if path == "a"), "{error}");
@@ -325,7 +346,10 @@ async fn content_and_trees_that_are_not_what_they_claim_are_refused() {
     assert!(matches!(take(piece, PieceData::Zstd(bomb.into())).await, PackError::Data(_)));
     assert!(matches!(take(SentPiece { size: 4, ..piece }, plain(b"righ")).await, PackError::Piece { .. }));
     assert!(matches!(take(SentPiece { chunk: 1, ..piece }, plain(b"right")).await, PackError::Piece { .. }));
-    assert!(matches!(take(SentPiece { entry: 7, ..piece }, plain(b"right")).await, PackError::NotAskedFor { .. }));
+    assert!(matches!(
+        take(SentPiece { entry: 7, ..piece }, plain(b"right")).await,
+        PackError::NotAskedFor { .. }
+    ));
     assert!(matches!(take(SentPiece { size: u32::MAX, ..piece }, plain(b"right")).await, PackError::Data(_)));
     assert!(room.packs.commit("ann", &id, None).await.is_err());
 
@@ -405,7 +429,8 @@ async fn a_quota_that_is_hit_is_an_error_and_gives_the_space_back() {
     let room = room_with(StoreLimits { per_owner: 3_000_000, ..LIMITS });
     let small = local(&[("a", &noise(1, 500_000))]);
     small.upload(&room.packs, destination("ann", None)).await.unwrap();
-    let large = local(&[("a", &noise(2, 1_000_000)), ("b", &noise(3, 1_000_000)), ("c", &noise(4, 1_000_000))]);
+    let large =
+        local(&[("a", &noise(2, 1_000_000)), ("b", &noise(3, 1_000_000)), ("c", &noise(4, 1_000_000))]);
     let error = large.upload(&room.packs, destination("ann", None)).await.unwrap_err();
     assert!(matches!(error, PackError::Store(AppendError::OwnerQuota { .. })), "{error}");
     assert!(room.packs.0.store.used() < 600_000, "{}", room.packs.0.store.used());

@@ -139,8 +139,7 @@ impl Upload {
                 Presence::Own => {}
             }
         }
-        let list =
-            Arc::new(List { listing, missing, prove, proof_key: rand::random(), _memory: memory });
+        let list = Arc::new(List { listing, missing, prove, proof_key: rand::random(), _memory: memory });
         state.list = Some(Arc::clone(&list));
         for ((entry, content), presence) in firsts.iter().zip(presence) {
             if *presence != Presence::Own {

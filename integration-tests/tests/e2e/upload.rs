@@ -90,16 +90,19 @@ fn an_image_of_the_room_has_the_digest_of_a_local_pack(daemon: &Daemon) {
     let tree = work.path().join("tree");
     sample().write(&tree);
     fs::hard_link(tree.join("index.html"), tree.join("z")).unwrap();
-    let attribute = Command::new("setfattr").args(["-n", "user.note", "-v", "kept"]).arg(tree.join("large")).status();
+    let attribute =
+        Command::new("setfattr").args(["-n", "user.note", "-v", "kept"]).arg(tree.join("large")).status();
     assert!(attribute.is_ok_and(|status| status.success()), "setfattr (package attr)");
-    let config = ["--cmd", "[\"sh\"]", "--env", "A=1", "--arch", "arm/v7", "--workdir", "/w", "--label", "k=v"];
+    let config =
+        ["--cmd", "[\"sh\"]", "--env", "A=1", "--arch", "arm/v7", "--workdir", "/w", "--label", "k=v"];
     for compression in ["zstd", "gzip", "none"] {
         for flags in [&config[..], &[]] {
             let flags = [&["--compression", compression], flags].concat();
             let file = work.path().join("local.tar");
             let local = ["pack", text(&tree), "-o", text(&file), "--tag", "same:1"];
             let local = daemon.hearth_ok(&[&local[..], &flags].concat()).line().to_owned();
-            let in_room = pack(daemon, &tree, "same:1", &[&flags[..], &["--room-path", "packs/same.tar"]].concat());
+            let in_room =
+                pack(daemon, &tree, "same:1", &[&flags[..], &["--room-path", "packs/same.tar"]].concat());
             assert_eq!(in_room["digest"], local.as_str(), "{flags:?}");
             assert_eq!(daemon.tag_digest("same", "1"), Some(local));
             let kept = fs::read(daemon.room_files().join("packs/same.tar")).unwrap();
@@ -317,7 +320,9 @@ fn a_pack_of_another_participant_cannot_be_built_from(daemon: &Daemon) {
         let id = upload(&bob, &digest(&entries)).await;
         let needs = list(&bob, &id, entries).await.expect("list");
         assert_eq!((needs.missing.len(), needs.prove.len(), needs.proof_key.len()), (0, 1, 32));
-        for (proof, code) in [(&b""[..], "upload_incomplete"), (&[7; 32], "proof_failed"), (b"short", "invalid_proof")] {
+        for (proof, code) in
+            [(&b""[..], "upload_incomplete"), (&[7; 32], "proof_failed"), (b"short", "invalid_proof")]
+        {
             assert_eq!(detail(&commit(&bob, &id, proof).await.unwrap_err()).code, code);
         }
         let eve = participant(daemon, "eve").await;

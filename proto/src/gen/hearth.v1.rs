@@ -2359,6 +2359,14 @@ pub struct PackResult {
     /// Digest of the image's manifest, where one was made: for a tag and for `room_path`.
     #[prost(string, tag = "3")]
     pub digest: ::prost::alloc::string::String,
+    /// Of that image's one layer: digest of its compressed bytes, and of the tar in it.
+    #[prost(string, tag = "4")]
+    pub layer: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub diff_id: ::prost::alloc::string::String,
+    /// Length of the image as an OCI archive.
+    #[prost(uint64, tag = "6")]
+    pub archive_bytes: u64,
 }
 #[allow(clippy::all)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

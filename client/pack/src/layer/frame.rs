@@ -90,15 +90,13 @@ impl<'a> Filler<'a> {
     pub(super) fn fill(&mut self, cut: &Cut, spare: &Mutex<Vec<Frame>>) -> Result<Frame, LayerError> {
         let mut frame = locked(spare).pop().unwrap_or_default();
         frame.clear();
-        let entries = self.source.entries();
-        for index in cut.from.index..=cut.to.index {
-            let end = match cut.to.inside {
-                inside if index == cut.to.index => inside,
-                _ => Some(entries[index].size),
-            };
-            let Some(end) = end else { break };
-            let begin = cut.from.inside.filter(|_| index == cut.from.index);
-            self.entry(index, begin, end, &mut frame)?;
+        let mut begin = cut.from.inside;
+        for index in cut.from.index..cut.to.index {
+            let end = self.source.entries()[index].size;
+            self.entry(index, begin.take(), end, &mut frame)?;
+        }
+        if let Some(end) = cut.to.inside {
+            self.entry(cut.to.index, begin, end, &mut frame)?;
         }
         if cut.last {
             frame.bytes(&header::END);

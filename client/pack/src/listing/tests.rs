@@ -36,7 +36,10 @@ fn a_list_gives_back_what_was_put_in_and_has_the_digest_of_the_tree() {
     assert_eq!(again.digest(), listing.digest());
     for (index, node) in nodes.iter().enumerate() {
         let entry = again.entry(index);
-        assert_eq!((entry.path, entry.mode, entry.kind, entry.xattrs.as_slice()), (node.path, node.mode, node.kind, node.xattrs));
+        assert_eq!(
+            (entry.path, entry.mode, entry.kind, entry.xattrs.as_slice()),
+            (node.path, node.mode, node.kind, node.xattrs)
+        );
         assert_eq!(again.find(node.path), Some(index));
     }
     assert_eq!((again.find(b"nothing"), again.end_of(0)), (None, 4));
@@ -70,7 +73,8 @@ fn what_leads_out_of_the_tree_or_stands_twice_or_in_disorder_is_refused() {
 
 #[test]
 fn kinds_modes_and_attributes_that_a_pack_cannot_have_are_refused() {
-    let refused = |node: Node<'_>| assert!(matches!(list(&[node]), Err(ListingError::Entry { .. })), "{node:?}");
+    let refused =
+        |node: Node<'_>| assert!(matches!(list(&[node]), Err(ListingError::Entry { .. })), "{node:?}");
     refused(Node { kind: NodeKind::Fifo, ..file(b"f") });
     refused(Node { kind: NodeKind::Device { character: true, major: 1, minor: 3 }, ..file(b"f") });
     refused(Node { mode: 0o100_644, ..file(b"f") });

@@ -52,7 +52,9 @@ fn small_files_come_in_batches_and_each_with_its_content() {
     let (tree, hashed) = hashed(dir.path());
     let batches = plan((0..tree.entries.len()).map(|entry| whole(&tree, &hashed, entry)).collect());
     assert_eq!(batches.len(), 4);
-    assert!(batches.iter().all(|batch| batch.iter().map(|piece| u64::from(piece.size)).sum::<u64>() <= BATCH));
+    assert!(
+        batches.iter().all(|batch| batch.iter().map(|piece| u64::from(piece.size)).sum::<u64>() <= BATCH)
+    );
     let content = all_content(&tree, &batches);
     for number in 0..40u8 {
         assert_eq!(content[&(number.into(), 0)], noise(number, 100_000));
@@ -87,7 +89,10 @@ fn a_file_that_changed_since_it_was_hashed_is_named() {
     let batches = plan(vec![whole(&tree, &hashed, 0)]);
     fs::write(dir.path().join("f"), "after!").unwrap();
     let error = read(&tree, &batches, None, &|_, _| true).unwrap_err();
-    assert!(matches!(&error, PieceError::Content(ContentError::Changed { path, .. }) if path == "f"), "{error}");
+    assert!(
+        matches!(&error, PieceError::Content(ContentError::Changed { path, .. }) if path == "f"),
+        "{error}"
+    );
     assert!(cut(&tree, 1, &ContentHash::of(b"another")).unwrap_err().to_string().contains("large"));
 }
 

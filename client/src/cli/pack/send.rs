@@ -3,17 +3,19 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use hearth_pack::cache::Cache;
 use hearth_pack::identity::hash_tree;
 use hearth_pack::image::{ConfigFlags, Platform};
 use hearth_pack::layer::{Compression, LayerOptions};
 use hearth_pack::walk::{WalkOptions, walk};
 use hearth_pack::{PackOptions, Summary};
-use hearth_proto::v1::{BeginPackRequest, PackCommand, PackConfig, PackImage, begin_pack_request::Destination};
+use hearth_proto::v1::{
+    BeginPackRequest, PackCommand, PackConfig, PackImage, begin_pack_request::Destination,
+};
 
 use crate::client::{Client, PackOffer, PackUploadError, SentPack};
 use crate::error::Failure;
-use crate::scan_cache::{self, ScanCache};
-use crate::{output, task};
+use crate::{lineage, output, task};
 
 /// A directory that was scanned: names, attributes, and the hash of every content.
 pub(in crate::cli) struct Scanned {
@@ -26,13 +28,17 @@ pub(in crate::cli) struct Scanned {
 pub(in crate::cli) async fn scan(path: PathBuf, options: WalkOptions) -> Result<Scanned, Failure> {
     let scan = move || {
         let failed = |error: &dyn std::fmt::Display| Failure::failed("pack_failed", error.to_string());
-        let lineage = scan_cache::lineage(&path);
-        let mut cache = ScanCache::open(&lineage);
+        let lineage = lineage::of(&path);
         let tree = walk(&path, &options).map_err(|error| failed(&error))?;
         let summary = Summary::of(&tree);
-        let hashed =
-            hash_tree(&tree, &mut cache.hashes, None, &|_| {}).map_err(|error| failed(&error))?;
-        cache.save();
+        // A cache that cannot be used costs time and nothing else.
+        let cache = Cache::user_dir().map(|directory| Cache::open(&directory)).transpose();
+        let cache = cache.inspect_err(|error| tracing::debug!(%error, "no scan cache")).unwrap_or_default();
+        let mut hashes = cache.as_ref().map(|cache| cache.hashes(tree.id())).unwrap_or_default();
+        let hashed = hash_tree(&tree, &mut hashes, None, &|_| {}).map_err(|error| failed(&error))?;
+        if let Some(Err(error)) = cache.map(|cache| cache.keep_hashes(tree.id(), hashes)) {
+            tracing::debug!(%error, "the scan cache was not written");
+        }
         Ok(Scanned { offer: Arc::new(PackOffer { tree, hashed }), summary, lineage })
     };
     task::blocking("scan", scan).await?

@@ -42,9 +42,10 @@ impl v1::packs_server::Packs for PacksService {
         use v1::begin_pack_response::Answer;
         let caller = caller(request.extensions())?;
         let request = request.into_inner();
-        let tree: TreeDigest = request.tree.parse().map_err(|error: hearth_pack::identity::InvalidHash| {
-            Refusal::invalid("tree", "invalid_tree", error.to_string())
-        })?;
+        let tree: TreeDigest =
+            request.tree.parse().map_err(|error: hearth_pack::identity::InvalidHash| {
+                Refusal::invalid("tree", "invalid_tree", error.to_string())
+            })?;
         let destination = destination(&caller, request)?;
         let begun = Box::pin(self.packs.begin(tree, destination)).await.map_err(Refusal::from)?;
         let answer = match begun {
@@ -176,13 +177,14 @@ impl PacksService {
 
     /// Stores the archive where that is wanted, and tells what there is.
     async fn result(&self, committed: Committed) -> Result<v1::PackResult, Status> {
-        let Committed { pack, image, digest, archive } = committed;
+        let Committed { pack, image, made, archive } = committed;
         if let Some((packed, path)) = archive {
             let root = self.storage.room.clone();
             let write = move || {
                 let mut writer = root.write(path.as_ref(), WriteOptions::default())?;
                 let mut failed = None;
-                let written = packed.write_archive(&mut Appending { writer: &mut writer, failed: &mut failed });
+                let written =
+                    packed.write_archive(&mut Appending { writer: &mut writer, failed: &mut failed });
                 match (failed, written) {
                     (Some(error), _) => Err(error),
                     (None, Err(source)) => Err(StorageError::Io { path: path.into(), source }),
@@ -197,7 +199,10 @@ impl PacksService {
         Ok(v1::PackResult {
             pack_id: pack.map(|id| id.to_string()).unwrap_or_default(),
             image: image.map(|image| convert::image(&image, &self.rooms)),
-            digest: digest.map(|digest| digest.to_string()).unwrap_or_default(),
+            digest: made.as_ref().map(|made| made.digest.to_string()).unwrap_or_default(),
+            layer: made.as_ref().map(|made| made.layer.digest.to_string()).unwrap_or_default(),
+            diff_id: made.as_ref().map(|made| made.layer.diff_id.to_string()).unwrap_or_default(),
+            archive_bytes: made.map(|made| made.archive_bytes).unwrap_or_default(),
         })
     }
 }
@@ -223,15 +228,20 @@ fn upload_missing(field: &str) -> Status {
 
 fn unpacked(frame: &[u8]) -> Result<v1::PackEntries, Refusal> {
     let invalid = |what: &str| {
-        Refusal::invalid("entries_zstd", "invalid_list", format!("{what} of a serialized PackEntries of 8 MiB at most"))
+        Refusal::invalid(
+            "entries_zstd",
+            "invalid_list",
+            format!("{what} of a serialized PackEntries of 8 MiB at most"),
+        )
     };
     let bytes = zstd::bulk::decompress(frame, MAX_ENTRIES).map_err(|_| invalid("not the zstd frame"))?;
     v1::PackEntries::decode(Bytes::from(bytes)).map_err(|_| invalid("not the zstd frame"))
 }
 
 fn hash(field: &str, bytes: &[u8]) -> Result<ContentHash, Refusal> {
-    let bytes = <[u8; 32]>::try_from(bytes)
-        .map_err(|_| Refusal::invalid(field, "invalid_hash", "a content is named by its BLAKE3 hash: 32 bytes"))?;
+    let bytes = <[u8; 32]>::try_from(bytes).map_err(|_| {
+        Refusal::invalid(field, "invalid_hash", "a content is named by its BLAKE3 hash: 32 bytes")
+    })?;
     Ok(ContentHash::from_bytes(bytes))
 }
 
@@ -352,7 +362,9 @@ impl From<PackError> for Refusal {
                 return Self::internal("the room's packs could not be used", &error);
             }
             PackError::Store(_) => Code::ResourceExhausted,
-            PackError::SecondList | PackError::NoList | PackError::Incomplete { .. } => Code::FailedPrecondition,
+            PackError::SecondList | PackError::NoList | PackError::Incomplete { .. } => {
+                Code::FailedPrecondition
+            }
             PackError::Proof => Code::PermissionDenied,
             PackError::ContentGone { .. } => Code::Aborted,
             PackError::Ending => Code::Unavailable,

@@ -3,12 +3,11 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 
-use hearth_pack::identity::NodeKind;
+use hearth_pack::identity::{ContentHash, NodeKind};
 use hearth_pack::listing::Listed;
 
-use super::{Child, Found, Origin};
-use crate::context::lineage::Identity;
-use crate::context::port::EntryKind;
+use super::{Child, Children, Found, Origin};
+use crate::context::port::{EntryKind, Xattr};
 use crate::packs::port::PackTree;
 
 pub struct StoredLayer {
@@ -47,7 +46,8 @@ impl StoredLayer {
             _ => (EntryKind::Directory, 0),
         };
         // Names of one file have one origin; a pack's times are all 0.
-        Found { kind, mode: listed.mode, size, mtime: 0, origin: Origin::Stored { mount, entry: first } }
+        let origin = Origin::Stored { mount, entry: first };
+        Found { kind, mode: listed.mode, size, mtime: 0, links: 1, origin }
     }
 
     pub(super) fn lookup(&self, mount: u32, path: &[u8]) -> Option<Found> {
@@ -59,12 +59,14 @@ impl StoredLayer {
         self.find(path).map(|entry| self.found(mount, entry))
     }
 
-    pub(super) fn children(&self, mount: u32, path: &[u8]) -> Vec<Child> {
+    pub(super) fn children(&self, mount: u32, path: &[u8]) -> Children {
         let listing = &self.pack.listing;
+        let mut xattrs = Vec::new();
         let (mut at, end, skip) = if path.is_empty() {
             (0, listing.len(), 0)
         } else {
-            let Some(directory) = listing.find(path) else { return Vec::new() };
+            let Some(directory) = listing.find(path) else { return Children::default() };
+            xattrs = listing.entry(directory).xattrs;
             (directory + 1, listing.end_of(directory), path.len() + 1)
         };
         let mut children = Vec::new();
@@ -74,7 +76,7 @@ impl StoredLayer {
             at = if found.kind == EntryKind::Directory { listing.end_of(at) } else { at + 1 };
             children.push(Child { name, found });
         }
-        children
+        Children { children, xattrs }
     }
 
     /// What names of one file have in common.
@@ -82,11 +84,11 @@ impl StoredLayer {
         Some(entry.into())
     }
 
-    pub(super) fn identity(&self, entry: u32) -> Identity {
-        match self.entry(entry).content() {
-            Some((hash, _)) => Identity::Content(hash),
-            None => Identity::Unsure,
-        }
+    /// Hash of a file's content, and its attributes.
+    pub(super) fn content(&self, entry: u32) -> Option<(ContentHash, Vec<Xattr>)> {
+        let listed = self.entry(entry);
+        let (hash, _) = listed.content()?;
+        Some((hash, listed.xattrs))
     }
 
     pub(super) fn open(&self, entry: u32) -> io::Result<Box<dyn Read + Send>> {

@@ -30,9 +30,9 @@ impl ContentStore {
         let contents = {
             let mut index = self.0.index();
             let count = index.contents.len();
-            index.contents.retain(|hash, known| {
-                live.contains(hash) || (known.touched >= oldest && !grace.is_zero())
-            });
+            index
+                .contents
+                .retain(|hash, known| live.contains(hash) || (known.touched >= oldest && !grace.is_zero()));
             let Index { contents, owners, .. } = &mut *index;
             owners.retain(|(hash, _)| contents.contains_key(hash));
             (count - index.contents.len()) as u64

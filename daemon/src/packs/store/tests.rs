@@ -110,7 +110,10 @@ fn content_of_others_is_foreign_until_it_was_sent_or_proven() {
     put(&fixture.store, "ann", &[b"a", b"b"]).unwrap();
     assert_eq!(presence(&fixture.store, "bob", b"a"), Presence::Foreign);
     put(&fixture.store, "bob", &[b"a"]).unwrap();
-    fixture.store.add_owner(&OwnerKey::of("bob"), &[ContentHash::of(b"b"), ContentHash::of(b"nothing")]).unwrap();
+    fixture
+        .store
+        .add_owner(&OwnerKey::of("bob"), &[ContentHash::of(b"b"), ContentHash::of(b"nothing")])
+        .unwrap();
     fixture.store.sync().unwrap();
     for store in [fixture.store.clone(), fixture.reopened()] {
         for (owner, content, expected) in [
