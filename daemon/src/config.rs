@@ -50,6 +50,7 @@ pub struct Config {
     pub mirrors: BTreeMap<String, Vec<String>>,
     pub builds: Builds,
     pub builder: Builder,
+    pub packs: Packs,
     pub log: Log,
 }
 
@@ -84,6 +85,19 @@ pub struct Builder {
     /// Cache beyond this is freed, oldest first.
     pub max_used_bytes: u64,
     /// Cache is freed until this much of the disk is free.
+    pub min_free_bytes: u64,
+}
+
+/// Packs that clients send by content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Packs {
+    /// Bytes that the content of all packs may take on disk, and that of one caller.
+    pub max_bytes: u64,
+    pub max_bytes_per_caller: u64,
+    /// A pack's files are kept this long after the last build from it, for the next one from the same directory.
+    pub keep_seconds: u64,
+    /// Uploads are refused when the state directory's file system has less free space than this.
     pub min_free_bytes: u64,
 }
 
@@ -132,6 +146,12 @@ impl Default for Config {
                 program: "buildkitd".into(),
                 max_used_bytes: 50 * GIB,
                 min_free_bytes: 2 * GIB,
+            },
+            packs: Packs {
+                max_bytes: 50 * GIB,
+                max_bytes_per_caller: 20 * GIB,
+                keep_seconds: 24 * 3600,
+                min_free_bytes: GIB,
             },
             log: Log { format: LogFormat::Text, filter: "info".to_owned() },
         }

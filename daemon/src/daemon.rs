@@ -28,6 +28,8 @@ use crate::model::access::{ApiScope, ContainersGrant, Patterns, RegistryGrant};
 use crate::model::component::Component;
 use crate::model::id::BuildId;
 use crate::model::secret::{Credential, Secret};
+use crate::packs::store::StoreLimits;
+use crate::packs::{PackOptions, Packs};
 use crate::registry::blobs::BlobStore;
 use crate::registry::{Registry, UploadLimits};
 use crate::store::Store;
@@ -103,8 +105,13 @@ impl Daemon {
         })?;
         let elsewhere = Elsewhere::new(config.mirrors()?, config.registry_credentials.clone());
         elsewhere.check()?;
-        let room =
-            RoomContexts { contexts: contexts.clone(), images: images.clone(), elsewhere: elsewhere.clone() };
+        let packs = open_packs(&config, images.clone())?;
+        let room = RoomContexts {
+            contexts: contexts.clone(),
+            images: images.clone(),
+            elsewhere: elsewhere.clone(),
+            packs: packs.clone(),
+        };
         let ports = build::Ports {
             store: Arc::new(store),
             solver: Arc::new(kit.clone()),
@@ -119,6 +126,7 @@ impl Daemon {
             builds: builds.handle(),
             images: images.clone(),
             elsewhere,
+            packs: packs.clone(),
             storage,
             access,
             readiness: Arc::clone(&readiness),
@@ -137,7 +145,7 @@ impl Daemon {
             socket = %addresses.socket.display(), "serving"
         );
         let health = task::spawn("health", router::health_loop(health, readiness, kit.status()));
-        let housekeeping = task::spawn("housekeeping", housekeeping_loop(images, registry));
+        let housekeeping = task::spawn("housekeeping", housekeeping_loop(images, registry, packs));
 
         stop.cancelled().await;
         tracing::info!("draining");
@@ -177,6 +185,17 @@ fn open_storage(path: &Path) -> Result<Root> {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
     }
     Ok(root)
+}
+
+fn open_packs(config: &Config, images: Images) -> Result<Packs> {
+    let limits = StoreLimits {
+        total: config.packs.max_bytes,
+        per_owner: config.packs.max_bytes_per_caller,
+        min_free: config.packs.min_free_bytes,
+    };
+    let keep = Duration::from_secs(config.packs.keep_seconds);
+    let directory = config.state_dir.join("packs");
+    Packs::open(PackOptions { directory, limits, keep }, images).context("content of packs")
 }
 
 /// The configured BuildKit, or our own under supervision.
@@ -260,13 +279,16 @@ fn readiness(kit: &BuildKit) -> Readiness {
     })
 }
 
-async fn housekeeping_loop(images: Images, registry: Registry) {
+async fn housekeeping_loop(images: Images, registry: Registry, packs: Packs) {
     loop {
         tokio::time::sleep(HOUSEKEEPING).await;
         registry.expire_uploads().await;
         match images.collect_garbage().await {
             Ok(report) => tracing::debug!(?report, "content collected"),
             Err(error) => tracing::warn!(%error, "content was not collected; the next pass tries again"),
+        }
+        if let Err(error) = packs.sweep().await {
+            tracing::warn!(%error, "packs were not swept; the next pass tries again");
         }
     }
 }

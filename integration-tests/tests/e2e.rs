@@ -45,12 +45,15 @@ mod registry;
 mod secrets;
 #[path = "e2e/storage.rs"]
 mod storage;
+#[path = "e2e/upload.rs"]
+mod upload;
 
 fn main() -> ExitCode {
     let groups = [
         line::group(),
         context::group(),
         pack::group(),
+        upload::group(),
         pack_readers::group(),
         pack_faults::group(),
         storage::group(),

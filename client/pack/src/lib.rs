@@ -6,6 +6,7 @@
 //! - [`ignore`]: Docker's ignore rules.
 //! - [`walk`]: a directory as a sorted list of entries.
 //! - [`identity`]: what makes two trees the same, and the hashes of content.
+//! - [`listing`]: a tree as one list that is sent and kept.
 //! - [`layer`]: that list as one tar layer, hashed and compressed as it is read.
 //! - [`image`]: config, manifest and index.
 //! - [`archive`]: the OCI image layout in a tar, written and read.
@@ -23,8 +24,10 @@ pub mod identity;
 pub mod ignore;
 pub mod image;
 pub mod layer;
+pub mod listing;
 mod new_file;
 mod pack;
+pub mod pieces;
 pub mod remote;
 mod summary;
 pub mod walk;

@@ -2,15 +2,17 @@
 
 mod meter;
 mod report;
+pub(super) mod send;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use hearth_pack::cache::Cache;
-use hearth_pack::image::{ConfigFlags, Platform, parse_command};
+use hearth_pack::image::{ConfigFlags, Platform, RunConfig, parse_command};
 use hearth_pack::layer::{Compression, LayerOptions};
 use hearth_pack::{PackError, PackOptions, Packed};
+use hearth_proto::v1::begin_pack_request::Destination;
 use hearth_proto::value::{Reference, RoomRegistries};
 
 use meter::Meter;
@@ -133,6 +135,14 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
         let opening = base::open(text, &options.platform, &args.registries, client.as_ref(), globals);
         options.base = Some(Box::pin(opening).await?);
     }
+    // Layers of a base lie in a file here: that image is sent as one archive.
+    if let (Some(client), Some(tag)) = (&client, &tag)
+        && options.base.is_none()
+        && args.output.is_none()
+    {
+        return pack_in_room(client, tag, args, &options, globals, started).await;
+    }
+    let by_content = options.base.is_none().then(|| options.clone());
     let packed = pack(args.path.clone(), options).await?;
     tell(&packed.summary);
     if let Some(file) = args.output.clone() {
@@ -143,7 +153,19 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
         output::note(&format!("wrote {} ({})", file.display(), output::size(packed.archive_size())));
     }
     let mut view = PackView::new(&packed, args.output.as_deref());
-    if let (Some(client), Some(tag)) = (client, tag) {
+    if let (Some(client), Some(tag), Some(options)) = (&client, &tag, by_content) {
+        let scanned = send::scan(args.path.clone(), options.walk.clone()).await?;
+        let destination = Destination::Tag(tag.to_string());
+        let sent = send::send(client, &scanned, destination, Some(&options), args.room_path).await?;
+        if sent.result.digest != view.digest {
+            return Err(Failure::failed(
+                "pack_changed",
+                "the directory changed between the file and the room",
+            )
+            .hint("pack again when nothing writes to it"));
+        }
+        view.sent_by_content(sent);
+    } else if let (Some(client), Some(tag)) = (client, tag) {
         let destination = ArchiveDestination { tag: Some(tag.to_string()), room_path: args.room_path };
         let loaded = send(&client, &packed, destination).await?;
         output::note(&format!(
@@ -157,8 +179,32 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
     if globals.json { output::json(&view) } else { output::line(&view.digest) }
 }
 
+/// The room makes the image; what it lacks of the content is sent.
+async fn pack_in_room(
+    client: &Client,
+    tag: &Reference,
+    args: PackArgs,
+    options: &PackOptions,
+    globals: &Globals,
+    started: Instant,
+) -> Result<(), Failure> {
+    // As a pack that is made here: flags are checked before anything is read.
+    options
+        .config
+        .apply(&mut RunConfig::default())
+        .map_err(|error| Failure::failed("pack_failed", error.to_string()))?;
+    let scanned = send::scan(args.path, options.walk.clone()).await?;
+    tell(&scanned.summary);
+    let destination = Destination::Tag(tag.to_string());
+    let sent = send::send(client, &scanned, destination, Some(options), args.room_path).await?;
+    let mut view = PackView::of_room(&scanned.summary, &sent.result);
+    view.sent_by_content(sent);
+    view.took(started.elapsed());
+    if globals.json { output::json(&view) } else { output::line(&view.digest) }
+}
+
 /// Packs a directory on a thread of its own.
-pub(super) async fn pack(path: PathBuf, options: PackOptions) -> Result<std::sync::Arc<Packed>, Failure> {
+async fn pack(path: PathBuf, options: PackOptions) -> Result<std::sync::Arc<Packed>, Failure> {
     let work = move || {
         let mut meter = Meter::new();
         hearth_pack::pack(&path, &options, &mut |at| meter.show(at))
@@ -171,7 +217,7 @@ pub(super) async fn pack(path: PathBuf, options: PackOptions) -> Result<std::syn
 }
 
 /// Sends a pack as one stream.
-pub(super) async fn send(
+async fn send(
     client: &Client,
     packed: &std::sync::Arc<Packed>,
     destination: ArchiveDestination,

@@ -3,6 +3,7 @@
 mod builds;
 mod images;
 mod load;
+mod packs;
 mod storage;
 mod system;
 mod transfer;
@@ -19,6 +20,7 @@ use crate::model::access::{Caller, RegistryVerb, StorageVerb};
 
 pub use builds::BuildsService;
 pub use images::ImagesService;
+pub use packs::PacksService;
 pub use storage::StorageService;
 pub use system::SystemService;
 

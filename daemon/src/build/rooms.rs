@@ -1,6 +1,7 @@
 //! The real ones behind the seams of [`super::port`]: the room's images and its files.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use hearth_pack::identity::TreeDigest;
@@ -9,7 +10,8 @@ use super::dockerfile;
 use super::port::{ContextSource, PreparedContext, RoomImages};
 use crate::context::layers::LayerBlob;
 use crate::context::port::ContextFiles;
-use crate::context::{ContextMount, ContextRequest, Contexts, OpenedImage, Prepared};
+use crate::context::{ContextMount, ContextRequest, Contexts, OpenedImage, OpenedPack, Prepared};
+use crate::image::port::PackContent;
 use crate::image::{Elsewhere, ImageError, Images, Transfer};
 use crate::model::build::{BuildSpec, ContextIdentity, MountIdentity};
 use crate::model::fault::{Fault, Stage};
@@ -17,6 +19,7 @@ use crate::model::id::PackId;
 use crate::model::image::{Descriptor, VerifiedImage};
 use crate::model::secret::Credential;
 use crate::model::{Digest, MountSource, MountTarget, Reference, Repository};
+use crate::packs::{PackError, Packs};
 
 /// The files of the room and the images among the mounts, as one tree.
 #[derive(Clone)]
@@ -24,6 +27,7 @@ pub struct RoomContexts {
     pub contexts: Contexts,
     pub images: Images,
     pub elsewhere: Elsewhere,
+    pub packs: Packs,
 }
 
 #[async_trait]
@@ -102,20 +106,33 @@ impl ContextSource for RoomContexts {
     ) -> Result<Box<dyn PreparedContext>, Fault> {
         let mut mounts = Vec::with_capacity(spec.mounts.len());
         for mount in &spec.mounts {
-            let manifest = match &mount.source {
-                MountSource::Image { reference, .. } => Some(self.image(reference, caller, given).await),
-                MountSource::Pack(id) => Some(self.pack(id, caller).await),
-                MountSource::Room(_) | MountSource::Project(_) | MountSource::EmptyDir => None,
+            let at_mount = |mut fault: Fault| {
+                fault.message = format!("mount `{}`: {}", mount.target, fault.message);
+                fault
             };
+            let failed = |error: ImageError| at_mount(fault(Stage::Context, &error));
+            let (mut manifest, mut pack) = (None, None);
+            match &mount.source {
+                MountSource::Image { reference, .. } => {
+                    manifest = Some(self.image(reference, caller, given).await.map_err(failed)?);
+                }
+                MountSource::Pack(id) => match self.pack(id, caller).await.map_err(failed)? {
+                    PackContent::Image(image) => manifest = Some(image),
+                    PackContent::Tree { tree, lineage } => {
+                        let tree = self.packs.tree(caller, tree).await;
+                        let tree = tree.map_err(|error| at_mount(pack_fault(&error)))?;
+                        let lineage =
+                            if lineage.is_empty() { lineage } else { format!("{caller} {lineage}") };
+                        pack = Some(OpenedPack { tree: Arc::new(tree), lineage });
+                    }
+                },
+                MountSource::Room(_) | MountSource::Project(_) | MountSource::EmptyDir => {}
+            }
             let image = match manifest {
                 None => None,
-                Some(manifest) => Some(self.open(manifest).await.map_err(|error| {
-                    let mut fault = fault(Stage::Context, &error);
-                    fault.message = format!("mount `{}`: {}", mount.target, fault.message);
-                    fault
-                })?),
+                Some(manifest) => Some(self.open(manifest).await.map_err(failed)?),
             };
-            mounts.push(ContextMount { spec: mount.clone(), image });
+            mounts.push(ContextMount { spec: mount.clone(), image, pack });
         }
         let request = ContextRequest {
             mounts,
@@ -146,13 +163,12 @@ impl RoomContexts {
         self.images.pull_for_mount(&remote, reference, caller).await
     }
 
-    async fn pack(&self, id: &str, caller: &str) -> Result<Descriptor, ImageError> {
+    async fn pack(&self, id: &str, caller: &str) -> Result<PackContent, ImageError> {
         let id: PackId = id.parse().map_err(|_| ImageError::NotFound { reference: id.to_owned() })?;
-        Ok(self.images.pack(&id, caller).await?.manifest)
+        Ok(self.images.pack(&id, caller).await?.content)
     }
 
-    async fn open(&self, manifest: Result<Descriptor, ImageError>) -> Result<OpenedImage, ImageError> {
-        let manifest = manifest?;
+    async fn open(&self, manifest: Descriptor) -> Result<OpenedImage, ImageError> {
         let layers = self.images.open_layers(&manifest).await?;
         let blob = |open: crate::image::OpenLayer| LayerBlob {
             digest: open.layer.digest,
@@ -184,6 +200,14 @@ impl PreparedContext for Prepared {
 
     fn into_files(self: Box<Self>, dockerfile: Vec<u8>) -> ContextFiles {
         Self::into_files(*self, dockerfile)
+    }
+}
+
+fn pack_fault(error: &PackError) -> Fault {
+    let fault = Fault::new(Stage::Context, error.code(), error.to_string());
+    match error.hint() {
+        Some(hint) => fault.hint(hint),
+        None => fault,
     }
 }
 

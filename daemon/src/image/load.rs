@@ -6,11 +6,12 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hearth_pack::Packed;
 use hearth_pack::archive::{self, ArchiveError, ArchiveSink};
 use jiff::Timestamp;
 
 use super::contents::Contents;
-use super::port::{BlobError, Blobs, Pack, Stored};
+use super::port::{BlobError, Blobs, Pack, PackContent, Stored};
 use super::{ImageError, Images};
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, TaggedImage};
@@ -104,6 +105,20 @@ impl Images {
         }
     }
 
+    /// An image that was made here gets a tag.
+    pub async fn store(
+        &self,
+        packed: Arc<Packed>,
+        tag: Reference,
+    ) -> Result<Option<TaggedImage>, ImageError> {
+        self.own(&tag)?;
+        let shared = Arc::clone(&self.shared);
+        let taken = task::blocking("store image", move || put_packed(&*shared.blobs, &packed)).await;
+        let (manifest, contents) = taken.map_err(|_| ImageError::Ending)??;
+        // Blobs of an image that gets no name are freed by the sweep.
+        Ok(self.name(&manifest, contents, Destination::Tag(tag)).await?.1)
+    }
+
     pub(super) async fn name(
         &self,
         manifest: &Descriptor,
@@ -115,9 +130,8 @@ impl Images {
         match destination {
             Destination::Pack { owner } => {
                 let (id, created_at) = (PackId::random(), Timestamp::now());
-                catalog
-                    .put_pack(Pack { id: id.clone(), manifest: manifest.clone(), owner, created_at })
-                    .await?;
+                let content = PackContent::Image(manifest.clone());
+                catalog.put_pack(Pack { id: id.clone(), content, owner, created_at }).await?;
                 Ok((Some(id), None, size_bytes))
             }
             Destination::Tag(reference) => {
@@ -128,6 +142,23 @@ impl Images {
             }
         }
     }
+}
+
+fn put_packed(blobs: &dyn Blobs, packed: &Packed) -> Result<(Descriptor, Contents), ImageError> {
+    for blob in packed.blobs() {
+        let digest = blob.digest;
+        let failed = |source| ImageError::Read { digest, source };
+        let mut content = packed.open_blob(&digest).map_err(failed)?;
+        blobs.put(&digest, &mut content).map_err(|error| match error {
+            BlobError::DiskFull => ImageError::NoSpace,
+            BlobError::Io(source) => failed(source),
+            error @ BlobError::Mismatch { .. } => failed(io::Error::new(io::ErrorKind::InvalidData, error)),
+        })?;
+    }
+    let top = packed.descriptor();
+    let manifest = Descriptor { media_type: top.media_type.clone(), digest: top.digest, size: top.size };
+    let contents = Contents::keep(blobs, &manifest)?;
+    Ok((manifest, contents))
 }
 
 /// Stores the blobs of an archive and finds its one image. On any error, what was stored is taken back.

@@ -122,7 +122,8 @@ impl Images {
         let loaded = self.pull(pull, &Transfer::default()).await?;
         // The newest stands for the older ones, so that they age together.
         for pack in self.shared.catalog.packs().await? {
-            let same = pack.owner == owner && pack.manifest.digest == loaded.manifest.digest;
+            let image = pack.image().map(|image| image.digest);
+            let same = pack.owner == owner && image == Some(loaded.manifest.digest);
             if same && Some(&pack.id) != loaded.pack.as_ref() {
                 self.shared.catalog.remove_pack(&pack.id).await?;
             }
@@ -134,7 +135,8 @@ impl Images {
     async fn held_by(&self, owner: &str) -> Result<HashSet<Digest>, ImageError> {
         let mut held = HashSet::new();
         for pack in self.shared.catalog.packs().await?.into_iter().filter(|pack| pack.owner == owner) {
-            match self.contents(&pack.manifest).await {
+            let Some(image) = pack.image() else { continue };
+            match self.contents(image).await {
                 Ok(contents) => held.extend(contents.digests()),
                 Err(error) => tracing::warn!(pack.id = %pack.id, %error, "a pack is damaged"),
             }

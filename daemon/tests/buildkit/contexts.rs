@@ -142,7 +142,7 @@ impl Room {
             roots => Selection::of(roots.iter().map(|root| root.as_bytes().to_vec())),
         };
         let prepared = self.contexts.prepare(ContextRequest {
-            mounts: vec![ContextMount { spec, image: None }],
+            mounts: vec![ContextMount { spec, image: None, pack: None }],
             context_path: "/context".parse().unwrap(),
             dockerfile: DockerfilePath::At(format!("/context/{dockerfile}").parse().unwrap()),
             target: None,

@@ -258,7 +258,7 @@ fn a_path_alone_is_a_pack(daemon: &Daemon) {
 }
 
 fn the_pack_of_a_build_is_dropped_when_it_ends(daemon: &Daemon) {
-    // Content that nothing else has, so that its blobs can be told from others'.
+    // What was sent is kept for the next pack of the directory, below `packs`; the pack itself goes.
     let before = blobs(daemon);
     for (dockerfile, code) in [("FROM scratch\nCOPY small /\n", 0), ("FROM scratch\nCOPY not-there /\n", 1)] {
         let work = tempfile::tempdir_in(daemon.directory()).unwrap();
@@ -284,6 +284,10 @@ fn blobs(daemon: &Daemon) -> Vec<(String, u64)> {
         "-o",
         "-path",
         "*/storage",
+        "-prune",
+        "-o",
+        "-path",
+        "*/packs",
         "-prune",
     ]);
     command.args(["-o", "-type", "f", "-size", "+1000k", "-printf", "%P %s\n"]);

@@ -2451,6 +2451,971 @@ pub mod images_server {
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BeginPackRequest {
+    /// Digest of the tree. Example: "blake3:" and 64 hexadecimal digits.
+    #[prost(string, tag = "1")]
+    pub tree: ::prost::alloc::string::String,
+    /// How the tree becomes an image: for a tag, and for the archive at `room_path`.
+    #[prost(message, optional, tag = "4")]
+    pub image: ::core::option::Option<PackImage>,
+    /// Also store the OCI archive as this file of room storage. Example: "packs/my-app.oci.tar".
+    #[prost(string, tag = "5")]
+    pub room_path: ::prost::alloc::string::String,
+    /// Names where the tree comes from, so that builds of its versions share what did not change. Any
+    /// text up to 128 bytes, such as a hash of host name and path; it means nothing beyond this caller's packs.
+    #[prost(string, tag = "6")]
+    pub lineage: ::prost::alloc::string::String,
+    #[prost(oneof = "begin_pack_request::Destination", tags = "2, 3")]
+    pub destination: ::core::option::Option<begin_pack_request::Destination>,
+}
+/// Nested message and enum types in `BeginPackRequest`.
+pub mod begin_pack_request {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Destination {
+        /// A pack for builds, named by the id in the answer in Mount.pack_id. Dropped when the last build that uses
+        /// it ends, or when no build has used it for an hour.
+        #[prost(bool, tag = "2")]
+        Temporary(bool),
+        /// An image of the room. Example: "room.meshagent.com/my-app:dev".
+        #[prost(string, tag = "3")]
+        Tag(::prost::alloc::string::String),
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PackImage {
+    /// "zstd" (the default), "gzip" or "none".
+    #[prost(string, tag = "1")]
+    pub compression: ::prost::alloc::string::String,
+    /// Time of every entry, and of the image's creation: seconds since 1970.
+    #[prost(uint64, tag = "2")]
+    pub mtime: u64,
+    /// Example: "arm64" or "arm/v7". Empty is amd64.
+    #[prost(string, tag = "3")]
+    pub arch: ::prost::alloc::string::String,
+    /// Whether the archive at `room_path` has what `docker load` looks for.
+    #[prost(bool, tag = "4")]
+    pub docker: bool,
+    #[prost(message, optional, tag = "5")]
+    pub config: ::core::option::Option<PackConfig>,
+}
+/// What the image declares, as the flags of `hearth pack` do.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PackConfig {
+    /// Absent is the default; an empty list takes it away.
+    #[prost(message, optional, tag = "1")]
+    pub entrypoint: ::core::option::Option<PackCommand>,
+    #[prost(message, optional, tag = "2")]
+    pub cmd: ::core::option::Option<PackCommand>,
+    /// "NAME=value"
+    #[prost(string, repeated, tag = "3")]
+    pub env: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, tag = "4")]
+    pub workdir: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub user: ::prost::alloc::string::String,
+    /// "key=value"
+    #[prost(string, repeated, tag = "6")]
+    pub labels: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Example: "8080/tcp".
+    #[prost(string, repeated, tag = "7")]
+    pub expose: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "8")]
+    pub volumes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PackCommand {
+    #[prost(string, repeated, tag = "1")]
+    pub words: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BeginPackResponse {
+    #[prost(oneof = "begin_pack_response::Answer", tags = "1, 2")]
+    pub answer: ::core::option::Option<begin_pack_response::Answer>,
+}
+/// Nested message and enum types in `BeginPackResponse`.
+pub mod begin_pack_response {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Answer {
+        /// The room has the tree: nothing is to be sent.
+        #[prost(message, tag = "1")]
+        Done(super::PackResult),
+        /// Id of the upload that the other calls name.
+        #[prost(string, tag = "2")]
+        UploadId(::prost::alloc::string::String),
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListPackRequest {
+    /// In the first message.
+    #[prost(string, tag = "1")]
+    pub upload_id: ::prost::alloc::string::String,
+    #[prost(oneof = "list_pack_request::Part", tags = "2, 3")]
+    pub part: ::core::option::Option<list_pack_request::Part>,
+}
+/// Nested message and enum types in `ListPackRequest`.
+pub mod list_pack_request {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Part {
+        #[prost(message, tag = "2")]
+        Entries(super::PackEntries),
+        /// The same as a zstd frame of a serialized PackEntries of at most 8 MiB.
+        #[prost(bytes, tag = "3")]
+        EntriesZstd(::prost::bytes::Bytes),
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PackEntries {
+    #[prost(message, repeated, tag = "1")]
+    pub entries: ::prost::alloc::vec::Vec<PackEntry>,
+}
+/// One entry. Directories come before what is in them, and the names of a directory in the order of
+/// their bytes.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PackEntry {
+    /// Below the root of the tree, which itself is no entry. Example: "src/main.rs".
+    #[prost(bytes = "bytes", tag = "1")]
+    pub path: ::prost::bytes::Bytes,
+    #[prost(enumeration = "PackEntryKind", tag = "2")]
+    pub kind: i32,
+    /// Permission, setuid, setgid and sticky bits, such as 0644 (420). 0777 for a symlink.
+    #[prost(uint32, tag = "3")]
+    pub mode: u32,
+    /// Of a file.
+    #[prost(uint64, tag = "4")]
+    pub size: u64,
+    /// BLAKE3 of a file's content, 32 bytes.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub content: ::prost::bytes::Bytes,
+    /// What a symlink says; for a hard link, the path of the file that it is another name of and that came before.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub target: ::prost::bytes::Bytes,
+    /// Sorted by name. Kept are "security.capability" and those that begin with "user.".
+    #[prost(message, repeated, tag = "7")]
+    pub xattrs: ::prost::alloc::vec::Vec<PackXattr>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PackXattr {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub name: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: ::prost::bytes::Bytes,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListPackResponse {
+    /// Numbers of the entries, counted from 0, whose content the room lacks. Of several entries with the same
+    /// content, the first.
+    #[prost(uint32, repeated, tag = "1")]
+    pub missing: ::prost::alloc::vec::Vec<u32>,
+    /// Numbers of entries whose content the room has, but not from this caller. Either all of them are proven
+    /// at Commit, or their content is sent as if it was missing.
+    #[prost(uint32, repeated, tag = "2")]
+    pub prove: ::prost::alloc::vec::Vec<u32>,
+    /// 32 random bytes. The proof is BLAKE3 in keyed mode, with this key, over the contents of the entries in
+    /// `prove`, one after the other in their order.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub proof_key: ::prost::bytes::Bytes,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ChunkPackRequest {
+    #[prost(string, tag = "1")]
+    pub upload_id: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub files: ::prost::alloc::vec::Vec<ChunkedContent>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ChunkedContent {
+    /// Number of an entry in `missing`.
+    #[prost(uint32, tag = "1")]
+    pub entry: u32,
+    /// What the file's content is the concatenation of; each at most 4 MiB.
+    #[prost(message, repeated, tag = "2")]
+    pub chunks: ::prost::alloc::vec::Vec<PackChunk>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PackChunk {
+    /// BLAKE3, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub content: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "2")]
+    pub size: u32,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ChunkPackResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub missing: ::prost::alloc::vec::Vec<MissingChunks>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MissingChunks {
+    #[prost(uint32, tag = "1")]
+    pub entry: u32,
+    /// Numbers of the file's chunks, counted from 0.
+    #[prost(uint32, repeated, tag = "2")]
+    pub chunks: ::prost::alloc::vec::Vec<u32>,
+}
+/// Several contents or chunks: the pieces one after the other, 4 MiB of content at most.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SendPackRequest {
+    /// In the first message.
+    #[prost(string, tag = "1")]
+    pub upload_id: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub pieces: ::prost::alloc::vec::Vec<PackPiece>,
+    #[prost(oneof = "send_pack_request::Data", tags = "3, 4")]
+    pub data: ::core::option::Option<send_pack_request::Data>,
+}
+/// Nested message and enum types in `SendPackRequest`.
+pub mod send_pack_request {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Data {
+        #[prost(bytes, tag = "3")]
+        Plain(::prost::bytes::Bytes),
+        /// The same as one zstd frame.
+        #[prost(bytes, tag = "4")]
+        Zstd(::prost::bytes::Bytes),
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PackPiece {
+    #[prost(uint32, tag = "1")]
+    pub entry: u32,
+    /// Of a file that was cut up with Chunks; else 0.
+    #[prost(uint32, tag = "2")]
+    pub chunk: u32,
+    #[prost(uint32, tag = "3")]
+    pub size: u32,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SendPackResponse {
+    /// Content that was taken by this call.
+    #[prost(uint64, tag = "1")]
+    pub pieces: u64,
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CommitPackRequest {
+    #[prost(string, tag = "1")]
+    pub upload_id: ::prost::alloc::string::String,
+    /// For the entries in ListPackResponse.prove, when they were not sent; 32 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub proof: ::prost::bytes::Bytes,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CommitPackResponse {
+    #[prost(message, optional, tag = "1")]
+    pub result: ::core::option::Option<PackResult>,
+}
+/// What an upload became.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PackResult {
+    /// Set for a pack for builds.
+    #[prost(string, tag = "1")]
+    pub pack_id: ::prost::alloc::string::String,
+    /// Set for an image.
+    #[prost(message, optional, tag = "2")]
+    pub image: ::core::option::Option<Image>,
+    /// Digest of the image's manifest, where one was made: for a tag and for `room_path`.
+    #[prost(string, tag = "3")]
+    pub digest: ::prost::alloc::string::String,
+    /// Of that image's one layer: digest of its compressed bytes, and of the tar in it.
+    #[prost(string, tag = "4")]
+    pub layer: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub diff_id: ::prost::alloc::string::String,
+    /// Length of the image as an OCI archive.
+    #[prost(uint64, tag = "6")]
+    pub archive_bytes: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PackEntryKind {
+    Unspecified = 0,
+    Directory = 1,
+    File = 2,
+    Symlink = 3,
+    Hardlink = 4,
+}
+impl PackEntryKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PACK_ENTRY_KIND_UNSPECIFIED",
+            Self::Directory => "PACK_ENTRY_KIND_DIRECTORY",
+            Self::File => "PACK_ENTRY_KIND_FILE",
+            Self::Symlink => "PACK_ENTRY_KIND_SYMLINK",
+            Self::Hardlink => "PACK_ENTRY_KIND_HARDLINK",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PACK_ENTRY_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "PACK_ENTRY_KIND_DIRECTORY" => Some(Self::Directory),
+            "PACK_ENTRY_KIND_FILE" => Some(Self::File),
+            "PACK_ENTRY_KIND_SYMLINK" => Some(Self::Symlink),
+            "PACK_ENTRY_KIND_HARDLINK" => Some(Self::Hardlink),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod packs_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Sends a directory to the room so that content which the room has stays where it is.
+    ///
+    /// A client names the tree by its digest and is done when the room has it. Else:
+    ///
+    /// Begin  {tree, destination}            -> an upload
+    /// List   every entry of the tree        -> the entries whose content the room lacks
+    /// Chunks large files among them, cut up -> the pieces that the room lacks (needed for large files only)
+    /// Send   those contents and pieces
+    /// Commit                                -> a pack for builds, or an image
+    ///
+    /// A tree's digest is BLAKE3 over its entries in order; the room computes it again from the list, and
+    /// verifies every content. What has arrived of an upload that goes no further is kept for an hour, so that the
+    /// next one sends the rest. An upload that nobody speaks to for ten minutes is forgotten.
+    ///
+    /// Content that the room has from other participants counts as there only with a proof: see
+    /// ListPackResponse.prove.
+    #[derive(Debug, Clone)]
+    pub struct PacksClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl PacksClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> PacksClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> PacksClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            PacksClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        pub async fn begin(
+            &mut self,
+            request: impl tonic::IntoRequest<super::BeginPackRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::BeginPackResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Packs/Begin");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Packs", "Begin"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Messages carry entries in order, as many in each as the sender likes, up to 4 MiB; the end of the
+        /// stream is the end of the list. An upload takes one list.
+        pub async fn list(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::ListPackRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListPackResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Packs/List");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Packs", "List"));
+            self.inner.client_streaming(req, path, codec).await
+        }
+        /// Says what a large file is made of. May be called several times.
+        pub async fn chunks(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ChunkPackRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ChunkPackResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Packs/Chunks");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Packs", "Chunks"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Content, in any order. May be called several times, also at once.
+        pub async fn send(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::SendPackRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SendPackResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Packs/Send");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Packs", "Send"));
+            self.inner.client_streaming(req, path, codec).await
+        }
+        /// Ends the upload. For an image the room assembles the very bytes that `hearth pack` makes of the tree.
+        pub async fn commit(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CommitPackRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CommitPackResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Packs/Commit");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Packs", "Commit"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod packs_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with PacksServer.
+    #[async_trait]
+    pub trait Packs: std::marker::Send + std::marker::Sync + 'static {
+        async fn begin(
+            &self,
+            request: tonic::Request<super::BeginPackRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::BeginPackResponse>,
+            tonic::Status,
+        >;
+        /// Messages carry entries in order, as many in each as the sender likes, up to 4 MiB; the end of the
+        /// stream is the end of the list. An upload takes one list.
+        async fn list(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::ListPackRequest>>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListPackResponse>,
+            tonic::Status,
+        >;
+        /// Says what a large file is made of. May be called several times.
+        async fn chunks(
+            &self,
+            request: tonic::Request<super::ChunkPackRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ChunkPackResponse>,
+            tonic::Status,
+        >;
+        /// Content, in any order. May be called several times, also at once.
+        async fn send(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::SendPackRequest>>,
+        ) -> std::result::Result<
+            tonic::Response<super::SendPackResponse>,
+            tonic::Status,
+        >;
+        /// Ends the upload. For an image the room assembles the very bytes that `hearth pack` makes of the tree.
+        async fn commit(
+            &self,
+            request: tonic::Request<super::CommitPackRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CommitPackResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Sends a directory to the room so that content which the room has stays where it is.
+    ///
+    /// A client names the tree by its digest and is done when the room has it. Else:
+    ///
+    /// Begin  {tree, destination}            -> an upload
+    /// List   every entry of the tree        -> the entries whose content the room lacks
+    /// Chunks large files among them, cut up -> the pieces that the room lacks (needed for large files only)
+    /// Send   those contents and pieces
+    /// Commit                                -> a pack for builds, or an image
+    ///
+    /// A tree's digest is BLAKE3 over its entries in order; the room computes it again from the list, and
+    /// verifies every content. What has arrived of an upload that goes no further is kept for an hour, so that the
+    /// next one sends the rest. An upload that nobody speaks to for ten minutes is forgotten.
+    ///
+    /// Content that the room has from other participants counts as there only with a proof: see
+    /// ListPackResponse.prove.
+    #[derive(Debug)]
+    pub struct PacksServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> PacksServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for PacksServer<T>
+    where
+        T: Packs,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/hearth.v1.Packs/Begin" => {
+                    #[allow(non_camel_case_types)]
+                    struct BeginSvc<T: Packs>(pub Arc<T>);
+                    impl<T: Packs> tonic::server::UnaryService<super::BeginPackRequest>
+                    for BeginSvc<T> {
+                        type Response = super::BeginPackResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::BeginPackRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Packs>::begin(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = BeginSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Packs/List" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListSvc<T: Packs>(pub Arc<T>);
+                    impl<
+                        T: Packs,
+                    > tonic::server::ClientStreamingService<super::ListPackRequest>
+                    for ListSvc<T> {
+                        type Response = super::ListPackResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::ListPackRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Packs>::list(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.client_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Packs/Chunks" => {
+                    #[allow(non_camel_case_types)]
+                    struct ChunksSvc<T: Packs>(pub Arc<T>);
+                    impl<T: Packs> tonic::server::UnaryService<super::ChunkPackRequest>
+                    for ChunksSvc<T> {
+                        type Response = super::ChunkPackResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ChunkPackRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Packs>::chunks(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ChunksSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Packs/Send" => {
+                    #[allow(non_camel_case_types)]
+                    struct SendSvc<T: Packs>(pub Arc<T>);
+                    impl<
+                        T: Packs,
+                    > tonic::server::ClientStreamingService<super::SendPackRequest>
+                    for SendSvc<T> {
+                        type Response = super::SendPackResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::SendPackRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Packs>::send(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SendSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.client_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Packs/Commit" => {
+                    #[allow(non_camel_case_types)]
+                    struct CommitSvc<T: Packs>(pub Arc<T>);
+                    impl<T: Packs> tonic::server::UnaryService<super::CommitPackRequest>
+                    for CommitSvc<T> {
+                        type Response = super::CommitPackResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CommitPackRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Packs>::commit(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CommitSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for PacksServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "hearth.v1.Packs";
+    impl<T> tonic::server::NamedService for PacksServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FileEntry {
     /// Path from the storage's root. Names that are not UTF-8 are shown with U+FFFD.
     #[prost(string, tag = "1")]

@@ -58,7 +58,11 @@ fn target(path: &str) -> MountTarget {
 }
 
 fn mount(source: MountSource, at: &str) -> ContextMount {
-    ContextMount { spec: MountSpec { source, target: target(at), mode: MountMode::ReadOnly }, image: None }
+    ContextMount {
+        spec: MountSpec { source, target: target(at), mode: MountMode::ReadOnly },
+        image: None,
+        pack: None,
+    }
 }
 
 fn room(path: &str, at: &str) -> ContextMount {
