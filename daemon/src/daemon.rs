@@ -23,7 +23,7 @@ use crate::buildkit::{self, BuildKit, managed};
 use crate::config::Config;
 use crate::context::storage::{Root, Storage};
 use crate::context::{ContextOptions, Contexts};
-use crate::image::Images;
+use crate::image::{Elsewhere, Images};
 use crate::model::access::{ApiScope, ContainersGrant, Patterns, RegistryGrant};
 use crate::model::component::Component;
 use crate::model::id::BuildId;
@@ -101,20 +101,24 @@ impl Daemon {
             state_dir: config.state_dir.clone(),
             limits: crate::context::layers::LayerLimits::default(),
         })?;
-        let room = RoomContexts { contexts, images: images.clone() };
+        let elsewhere = Elsewhere::new(config.mirrors()?, config.registry_credentials.clone());
+        elsewhere.check()?;
+        let room =
+            RoomContexts { contexts: contexts.clone(), images: images.clone(), elsewhere: elsewhere.clone() };
         let ports = build::Ports {
             store: Arc::new(store),
             solver: Arc::new(kit.clone()),
             contexts: Arc::new(room.clone()),
             images: Arc::new(room),
         };
-        let options = build_options(&config, &listeners.addresses, Arc::clone(&access));
+        let options = build_options(&config, &listeners.addresses, Arc::clone(&access))?;
         let builds = build::Service::start(options, ports).await?;
 
         let readiness = readiness(&kit);
         let (app, health) = router::build(router::Parts {
             builds: builds.handle(),
             images: images.clone(),
+            elsewhere,
             storage,
             access,
             readiness: Arc::clone(&readiness),
@@ -138,6 +142,7 @@ impl Daemon {
         stop.cancelled().await;
         tracing::info!("draining");
         builds.handle().drain(DRAIN_GRACE).await;
+        contexts.save().await;
         closing.cancel();
         for server in servers {
             if let Err(error) = server.await {
@@ -177,11 +182,17 @@ fn open_storage(path: &Path) -> Result<Root> {
 /// The configured BuildKit, or our own under supervision.
 fn start_buildkit(config: &Config) -> Result<(BuildKit, Option<supervise::Handle>)> {
     if let Some(address) = &config.buildkit {
+        if !config.mirrors.is_empty() {
+            tracing::warn!(
+                "mirrors for FROM are set in the configuration of the BuildKit at {address}, not here"
+            );
+        }
         let options = buildkit::Options { address: address.parse()?, child: None, executor: None };
         return Ok((BuildKit::connect(options), None));
     }
     let mut options = managed::Options::new(config.state_dir.join("buildkit"));
     options.program.clone_from(&config.builder.program);
+    options.mirrors = config.mirrors()?;
     options.quota.max_used = config.builder.max_used_bytes;
     options.quota.min_free = config.builder.min_free_bytes;
     let (child, mut connect) = options.plan()?;
@@ -190,8 +201,10 @@ fn start_buildkit(config: &Config) -> Result<(BuildKit, Option<supervise::Handle
     Ok((BuildKit::connect(connect), Some(child)))
 }
 
-fn build_options(config: &Config, addresses: &Addresses, access: Arc<Access>) -> build::Options {
-    build::Options {
+fn build_options(config: &Config, addresses: &Addresses, access: Arc<Access>) -> Result<build::Options> {
+    let mirrors = config.mirrors()?;
+    let mirrored = mirrors.iter().map(|mirror| (mirror.authority(), mirror.registry.clone())).collect();
+    Ok(build::Options {
         limits: build::Limits {
             concurrency: config.builds.concurrency,
             queue: config.builds.queue_length,
@@ -208,8 +221,9 @@ fn build_options(config: &Config, addresses: &Addresses, access: Arc<Access>) ->
         min_free_space: config.builds.min_free_bytes,
         registry: addresses.registry.to_string(),
         room_registries: config.room_registries(),
+        mirrored,
         registry_credential: registry_credential(access),
-    }
+    })
 }
 
 /// A token for one build: pull what its Dockerfile names, push its result, nothing else.

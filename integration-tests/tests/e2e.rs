@@ -23,6 +23,8 @@ mod bad_input;
 mod builds;
 #[path = "e2e/context.rs"]
 mod context;
+#[path = "e2e/elsewhere.rs"]
+mod elsewhere;
 #[path = "e2e/faults.rs"]
 mod faults;
 #[path = "e2e/line.rs"]
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         pack_faults::group(),
         storage::group(),
         registry::group(),
+        elsewhere::group(),
         access::group(),
         builds::group(),
         bad_input::group(),

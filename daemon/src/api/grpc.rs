@@ -2,8 +2,10 @@
 
 mod builds;
 mod images;
+mod load;
 mod storage;
 mod system;
+mod transfer;
 mod upload;
 
 use axum::body::Body;

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! BuildSpec --prepare--> Context --solve--> SolveOutcome --verify--> VerifiedImage --publish--> BuildOutcome
-//!                                   |  ^
-//!                                   '--'  once more when the solver went away
+//!               ^                   |  ^
+//!               |                   '--'  once more when the solver went away
+//!               '-------------------'     again when files changed in between
 //!
 //! cancel, time limit, end of the daemon:  Decision, then the stop token; the solve ends, then the build
 //! publish:                                Decision first; if something else was decided, nothing is published
@@ -18,7 +19,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
-use super::credentials::{BuildCredentials, RegistryAccess};
+use super::credentials::{BuildCredentials, OwnCredential, RegistryAccess};
 use super::decision::Verdict;
 use super::dockerfile;
 use super::mask::Mask;
@@ -26,7 +27,7 @@ use super::port::{RoomImage, SolveError, SolveOutcome, SolveRequest};
 use super::publisher::Publisher;
 use super::service::{Active, Shared};
 use crate::context::port::ContextFiles;
-use crate::model::build::{BuildOutcome, BuildRecord, BuildResult, BuildState, EventKind};
+use crate::model::build::{BuildOutcome, BuildRecord, BuildResult, BuildState, ContextIdentity, EventKind};
 use crate::model::fault::{DockerfileRange, Fault, Stage};
 use crate::model::image::{Platform, VerifiedImage};
 use crate::model::{MountTarget, Reference};
@@ -38,12 +39,15 @@ const EVENTS: usize = 256;
 const LAST_EVENTS: Duration = Duration::from_secs(10);
 /// Between two tries to reach a solver that is away.
 const SOLVER_PAUSE: Duration = Duration::from_millis(500);
+/// Tries to build files that change under the build.
+const CONTEXT_TRIES: u32 = 3;
 /// Tries to store how a build ended, with a growing pause between them.
 const STORE_TRIES: u32 = 6;
 
 /// A build's files, and what was found in its Dockerfile.
 struct Context {
     files: ContextFiles,
+    identity: ContextIdentity,
     room_images: Vec<RoomImage>,
     dockerfile: MountTarget,
 }
@@ -100,7 +104,7 @@ impl Shared {
         };
         tracing::info!(caller = record.submitted_by, attempt = record.attempts, "build runs");
         let result = match begun {
-            Ok(()) => self.within_limits(&active, &record, &mut publisher).await,
+            Ok(()) => self.within_limits(&active, &mut record, &mut publisher).await,
             Err(fault) => Err(fault),
         };
         let outcome = match result {
@@ -129,7 +133,7 @@ impl Shared {
     async fn within_limits(
         &self,
         active: &Active,
-        record: &BuildRecord,
+        record: &mut BuildRecord,
         publisher: &mut Publisher,
     ) -> Result<BuildResult, Fault> {
         let limit = self.time_limit(record);
@@ -156,24 +160,39 @@ impl Shared {
     async fn stages(
         &self,
         active: &Active,
-        record: &BuildRecord,
+        record: &mut BuildRecord,
         publisher: &mut Publisher,
     ) -> Result<BuildResult, Fault> {
         let begun = Instant::now();
-        let context = tokio::select! {
-            context = self.context(record) => context?,
-            () = active.stop.cancelled() => return Err(stopped()),
-        };
-        let Some(tag) = record.spec.tags.first() else {
+        let Some(tag) = record.spec.tags.first().cloned() else {
             return Err(Fault::new(Stage::Request, "invalid_tag", "the build has no tag"));
         };
-        let outcome = self.solve(active, record, tag, &context, publisher).await?;
-        let image = self.verify(tag, outcome).await?;
+        let outcome = self.solve_settled(active, record, &tag, publisher).await?;
+        let image = self.verify(&tag, outcome).await?;
+        let rooms = &self.options.room_registries;
+        let (own, elsewhere): (Vec<Reference>, Vec<Reference>) =
+            record.spec.tags.iter().cloned().partition(|tag| rooms.owns_tag(tag));
+        let given = &active.secrets.credentials;
+        if !elsewhere.is_empty() {
+            // Content without a name is no publication: this can still be cancelled.
+            tokio::select! {
+                pushed = self.ports.images.push_content(&image, &elsewhere, given) => {
+                    pushed.map_err(|fault| push_fault(fault, &image, &elsewhere))?;
+                }
+                () = active.stop.cancelled() => return Err(stopped()),
+            }
+        }
         // The one place where publishing and cancelling meet.
         if active.decision.settle(Verdict::Publish) != Verdict::Publish {
             return Err(stopped());
         }
-        self.ports.images.publish(&image, &record.spec.tags).await?;
+        if !elsewhere.is_empty() {
+            let named = self.ports.images.push_names(&image, &elsewhere, given).await;
+            named.map_err(|fault| push_fault(fault, &image, &elsewhere))?;
+        }
+        if !own.is_empty() {
+            self.ports.images.publish(&image, &own).await?;
+        }
         let steps = publisher.steps();
         Ok(BuildResult {
             digest: image.manifest.digest,
@@ -184,9 +203,37 @@ impl Shared {
         })
     }
 
-    async fn context(&self, record: &BuildRecord) -> Result<Context, Fault> {
+    /// Looks at the files and builds them, again when they changed in between.
+    async fn solve_settled(
+        &self,
+        active: &Active,
+        record: &mut BuildRecord,
+        tag: &Reference,
+        publisher: &mut Publisher,
+    ) -> Result<SolveOutcome, Fault> {
+        let mut tries = 1;
+        loop {
+            let context = tokio::select! {
+                context = self.context(active, record) => context?,
+                () = active.stop.cancelled() => return Err(stopped()),
+            };
+            record.context = Some(context.identity.clone());
+            let fault = match self.solve(active, record, tag, &context, publisher).await {
+                Err(fault) if is_unsettled(&fault) && tries < CONTEXT_TRIES => fault,
+                other => return other,
+            };
+            tries += 1;
+            tracing::warn!(reason = fault.message, "the context was not settled; the build is run again");
+            let message = format!("{}; the build is run again", fault.message);
+            let warning = EventKind::Warning { message, url: None, dockerfile: None };
+            publisher.publish(warning).await.map_err(|error| log_fault_of(&error))?;
+        }
+    }
+
+    async fn context(&self, active: &Active, record: &BuildRecord) -> Result<Context, Fault> {
         let spec = &record.spec;
-        let prepared = self.ports.contexts.prepare(spec, &record.submitted_by).await?;
+        let given = &active.secrets.credentials;
+        let prepared = self.ports.contexts.prepare(spec, &record.submitted_by, given).await?;
         let path = prepared.dockerfile_path().clone();
         let refused =
             |refused: dockerfile::FrontendRefused| frontend_fault(&refused, &path, prepared.dockerfile());
@@ -208,7 +255,23 @@ impl Shared {
             };
             room_images.push(RoomImage { name: named.name, repository: named.reference.repository, digest });
         }
-        Ok(Context { files: prepared.into_files(settled), room_images, dockerfile: path })
+        let identity = prepared.identity();
+        Ok(Context { files: prepared.into_files(settled), identity, room_images, dockerfile: path })
+    }
+
+    /// The daemon's own credentials open a registry to whoever may pull all of it: what BuildKit asks of
+    /// it is not known here.
+    fn own_credentials(&self, record: &BuildRecord) -> OwnCredential {
+        let (images, may) = (Arc::clone(&self.ports.images), record.may_pull_from.clone());
+        let mirrored = self.options.mirrored.clone();
+        Arc::new(move |host| {
+            // A mirror is opened by the grant for what it stands for.
+            let stands_for =
+                mirrored.iter().filter(|(mirror, _)| mirror == host).map(|(_, registry)| registry);
+            let mut all = std::iter::once(host).chain(stands_for.map(String::as_str));
+            let granted = all.any(|host| may.allow(&format!("{host}/")));
+            granted.then(|| images.own_credential(host)).flatten()
+        })
     }
 
     async fn solve(
@@ -229,6 +292,7 @@ impl Shared {
             access,
             Arc::clone(&self.options.registry_credential),
             &active.secrets.credentials,
+            self.own_credentials(record),
         ));
         let request = || {
             let spec = &record.spec;
@@ -419,6 +483,11 @@ impl Shared {
 /// Overrides a `# syntax=` line when it is among the build arguments.
 const FRONTEND_ARGUMENT: &str = "BUILDKIT_SYNTAX";
 
+/// Whether a solve failed by what its files became since they were looked at.
+fn is_unsettled(fault: &Fault) -> bool {
+    matches!(fault.code.as_str(), "context_changed" | "context_selection")
+}
+
 /// Stands in where another decision has been taken, which says how the build ends.
 fn stopped() -> Fault {
     Fault::new(Stage::Solve, "stopped", "the build was told to end").retryable()
@@ -446,6 +515,17 @@ fn with_path(mut fault: Fault, path: &MountTarget) -> Fault {
     if let Some(range) = &mut fault.dockerfile {
         range.path = path.clone();
     }
+    fault
+}
+
+/// The image is whole and stays for a while: pushing alone can be done again.
+fn push_fault(mut fault: Fault, image: &VerifiedImage, targets: &[Reference]) -> Fault {
+    let (repository, digest) = (&image.repository, image.manifest.digest);
+    let again: Vec<String> =
+        targets.iter().map(|target| format!("hearth images push {repository}@{digest} {target}")).collect();
+    let kept = format!("the image is kept for an hour; push it again with: {}", again.join("; "));
+    fault.message = format!("the image was built and could not be pushed: {}", fault.message);
+    fault.hint = Some(fault.hint.map_or_else(|| kept.clone(), |hint| format!("{hint}; {kept}")));
     fault
 }
 

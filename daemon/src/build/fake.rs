@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use hearth_pack::identity::TreeHasher;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -13,11 +14,12 @@ use super::port::{
     BuildQuery, BuildStore, ContextSource, IdempotencyKey, Inserted, PreparedContext, RoomImages, SolveError,
     SolveOutcome, SolveRequest, Solver, StoreError,
 };
-use crate::context::port::{ContextFiles, Entry, FileTree};
-use crate::model::build::{BuildRecord, BuildSpec, EventKind, LogStream};
+use crate::context::port::{ContextFiles, Entry, FileTree, SessionName, Unwatched};
+use crate::model::build::{BuildRecord, BuildSpec, ContextIdentity, EventKind, LogStream};
 use crate::model::fault::{Fault, Stage};
 use crate::model::id::{BuildId, PackId};
 use crate::model::image::{Descriptor, VerifiedImage};
+use crate::model::secret::Credential;
 use crate::model::{Digest, MountTarget, Reference, Repository};
 
 /// A point at which something waits until it is opened.
@@ -146,8 +148,12 @@ impl Default for FakeContexts {
 struct Empty;
 
 impl FileTree for Empty {
-    fn entries(&self) -> &[Entry] {
-        &[]
+    fn len(&self) -> usize {
+        0
+    }
+
+    fn entry(&self, index: usize) -> Entry<'_> {
+        panic!("no entry {index}")
     }
 
     fn open(&self, _index: usize) -> std::io::Result<Box<dyn std::io::Read + Send>> {
@@ -174,14 +180,25 @@ impl PreparedContext for Prepared {
             context: Arc::new(Empty),
             dockerfile: Arc::new(Empty),
             dockerfile_name: String::from_utf8(dockerfile).unwrap(),
-            shared_key: "k".to_owned(),
+            context_session: SessionName { id: "c".to_owned(), shared_key: "k".to_owned() },
+            dockerfile_session: SessionName { id: "d".to_owned(), shared_key: "k".to_owned() },
+            watch: Arc::new(Unwatched),
         }
+    }
+
+    fn identity(&self) -> ContextIdentity {
+        ContextIdentity { digest: TreeHasher::default().finish(), mounts: Vec::new() }
     }
 }
 
 #[async_trait]
 impl ContextSource for FakeContexts {
-    async fn prepare(&self, _spec: &BuildSpec, _caller: &str) -> Result<Box<dyn PreparedContext>, Fault> {
+    async fn prepare(
+        &self,
+        _spec: &BuildSpec,
+        _caller: &str,
+        _given: &BTreeMap<String, Credential>,
+    ) -> Result<Box<dyn PreparedContext>, Fault> {
         let gate = self.gate.lock().unwrap().clone();
         if let Some(gate) = gate {
             gate.pass().await;
@@ -197,6 +214,10 @@ pub struct FakeImages {
     pub published: Mutex<Vec<(String, Digest)>>,
     pub verify_gate: Mutex<Option<Gate>>,
     pub publish_gate: Mutex<Option<Gate>>,
+    /// What went to other registries, in order.
+    pub pushed: Mutex<Vec<String>>,
+    pub push_gate: Mutex<Option<Gate>>,
+    pub push_fault: Mutex<Option<Fault>>,
     /// Packs that exist, with how often they are held.
     pub packs: Mutex<BTreeMap<PackId, usize>>,
 }
@@ -224,6 +245,39 @@ impl RoomImages for FakeImages {
         let mut published = self.published.lock().unwrap();
         published.extend(tags.iter().map(|tag| (tag.to_string(), image.manifest.digest)));
         Ok(())
+    }
+
+    async fn push_content(
+        &self,
+        _image: &VerifiedImage,
+        tags: &[Reference],
+        _given: &BTreeMap<String, Credential>,
+    ) -> Result<(), Fault> {
+        let gate = self.push_gate.lock().unwrap().clone();
+        if let Some(gate) = gate {
+            gate.pass().await;
+        }
+        match self.push_fault.lock().unwrap().clone() {
+            Some(fault) => Err(fault),
+            None => {
+                self.pushed.lock().unwrap().extend(tags.iter().map(|tag| format!("content {tag}")));
+                Ok(())
+            }
+        }
+    }
+
+    async fn push_names(
+        &self,
+        _image: &VerifiedImage,
+        tags: &[Reference],
+        _given: &BTreeMap<String, Credential>,
+    ) -> Result<(), Fault> {
+        self.pushed.lock().unwrap().extend(tags.iter().map(|tag| format!("name {tag}")));
+        Ok(())
+    }
+
+    fn own_credential(&self, _registry: &str) -> Option<Credential> {
+        None
     }
 
     async fn hold_pack(&self, id: &PackId, _caller: &str) -> Result<(), Fault> {

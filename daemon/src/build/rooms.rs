@@ -1,16 +1,21 @@
 //! The real ones behind the seams of [`super::port`]: the room's images and its files.
 
-use async_trait::async_trait;
+use std::collections::BTreeMap;
 
+use async_trait::async_trait;
+use hearth_pack::identity::TreeDigest;
+
+use super::dockerfile;
 use super::port::{ContextSource, PreparedContext, RoomImages};
 use crate::context::layers::LayerBlob;
 use crate::context::port::ContextFiles;
 use crate::context::{ContextMount, ContextRequest, Contexts, OpenedImage, Prepared};
-use crate::image::{ImageError, Images};
-use crate::model::build::BuildSpec;
+use crate::image::{Elsewhere, ImageError, Images, Transfer};
+use crate::model::build::{BuildSpec, ContextIdentity, MountIdentity};
 use crate::model::fault::{Fault, Stage};
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, VerifiedImage};
+use crate::model::secret::Credential;
 use crate::model::{Digest, MountSource, MountTarget, Reference, Repository};
 
 /// The files of the room and the images among the mounts, as one tree.
@@ -18,6 +23,7 @@ use crate::model::{Digest, MountSource, MountTarget, Reference, Repository};
 pub struct RoomContexts {
     pub contexts: Contexts,
     pub images: Images,
+    pub elsewhere: Elsewhere,
 }
 
 #[async_trait]
@@ -38,6 +44,40 @@ impl RoomImages for RoomContexts {
         self.images.publish(image, tags).await.map(|_| ()).map_err(|error| fault(Stage::Publish, &error))
     }
 
+    async fn push_content(
+        &self,
+        image: &VerifiedImage,
+        tags: &[Reference],
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<(), Fault> {
+        let pushed = async {
+            let remote = self.elsewhere.remote(given)?;
+            self.images.push_content(&remote, image, tags, &Transfer::default()).await
+        };
+        pushed.await.map(drop).map_err(|error| fault(Stage::Publish, &error))
+    }
+
+    async fn push_names(
+        &self,
+        image: &VerifiedImage,
+        tags: &[Reference],
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<(), Fault> {
+        let pushed = async {
+            let remote = self.elsewhere.remote(given)?;
+            self.images.push_names(&remote, image, tags).await
+        };
+        pushed.await.map_err(|error| fault(Stage::Publish, &error))
+    }
+
+    fn own_credential(&self, registry: &str) -> Option<Credential> {
+        self.elsewhere.credential(registry).unwrap_or_else(|error| {
+            // BuildKit then asks without one, and says so when that does not do.
+            tracing::error!(%error, "the daemon's registry credentials cannot be used");
+            None
+        })
+    }
+
     async fn hold_pack(&self, id: &PackId, caller: &str) -> Result<(), Fault> {
         self.images.hold_pack(id, caller).await.map(|_| ()).map_err(|error| fault(Stage::Context, &error))
     }
@@ -54,11 +94,16 @@ impl RoomImages for RoomContexts {
 
 #[async_trait]
 impl ContextSource for RoomContexts {
-    async fn prepare(&self, spec: &BuildSpec, caller: &str) -> Result<Box<dyn PreparedContext>, Fault> {
+    async fn prepare(
+        &self,
+        spec: &BuildSpec,
+        caller: &str,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<Box<dyn PreparedContext>, Fault> {
         let mut mounts = Vec::with_capacity(spec.mounts.len());
         for mount in &spec.mounts {
             let manifest = match &mount.source {
-                MountSource::Image { reference, .. } => Some(self.images.resolve(reference).await),
+                MountSource::Image { reference, .. } => Some(self.image(reference, caller, given).await),
                 MountSource::Pack(id) => Some(self.pack(id, caller).await),
                 MountSource::Room(_) | MountSource::Project(_) | MountSource::EmptyDir => None,
             };
@@ -77,6 +122,7 @@ impl ContextSource for RoomContexts {
             context_path: spec.context_path.clone(),
             dockerfile: spec.dockerfile.clone(),
             target: spec.target.clone(),
+            selection: Box::new(dockerfile::selection),
         };
         match self.contexts.prepare(request).await {
             Ok(prepared) => Ok(Box::new(prepared)),
@@ -86,6 +132,20 @@ impl ContextSource for RoomContexts {
 }
 
 impl RoomContexts {
+    /// An image of the room as it is, one of another registry once it is here.
+    async fn image(
+        &self,
+        reference: &Reference,
+        caller: &str,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<Descriptor, ImageError> {
+        if self.images.room_registries().owns_tag(reference) {
+            return self.images.resolve(reference).await;
+        }
+        let remote = self.elsewhere.remote(given)?;
+        self.images.pull_for_mount(&remote, reference, caller).await
+    }
+
     async fn pack(&self, id: &str, caller: &str) -> Result<Descriptor, ImageError> {
         let id: PackId = id.parse().map_err(|_| ImageError::NotFound { reference: id.to_owned() })?;
         Ok(self.images.pack(&id, caller).await?.manifest)
@@ -113,13 +173,23 @@ impl PreparedContext for Prepared {
         &self.dockerfile
     }
 
+    fn identity(&self) -> ContextIdentity {
+        let mount = |(target, digest): &(MountTarget, TreeDigest)| MountIdentity {
+            target: target.clone(),
+            digest: *digest,
+        };
+        let identity = &self.identity;
+        ContextIdentity { digest: identity.digest, mounts: identity.mounts.iter().map(mount).collect() }
+    }
+
     fn into_files(self: Box<Self>, dockerfile: Vec<u8>) -> ContextFiles {
         Self::into_files(*self, dockerfile)
     }
 }
 
 fn fault(stage: Stage, error: &ImageError) -> Fault {
-    let fault = Fault::new(stage, error.code(), error.to_string());
+    let mut fault = Fault::new(stage, error.code(), error.to_string());
+    fault.retryable = error.retryable();
     match error.hint() {
         Some(hint) => fault.hint(hint),
         None => fault,

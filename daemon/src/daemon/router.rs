@@ -24,12 +24,13 @@ use crate::api::grpc::{BuildsService, ImagesService, StorageService, SystemServi
 use crate::api::http::{self, Readiness};
 use crate::build;
 use crate::context::storage::Storage;
-use crate::image::Images;
+use crate::image::{Elsewhere, Images};
 use crate::model::RoomRegistries;
 
 pub(super) struct Parts {
     pub builds: build::Handle,
     pub images: Images,
+    pub elsewhere: Elsewhere,
     pub storage: Storage,
     pub access: Arc<Access>,
     pub readiness: Readiness,
@@ -49,7 +50,8 @@ pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let builds =
         BuildsService { builds: parts.builds, rooms: parts.rooms.clone(), max_timeout: parts.max_timeout };
-    let images = ImagesService { images: parts.images, storage: parts.storage.clone() };
+    let images =
+        ImagesService { images: parts.images, storage: parts.storage.clone(), elsewhere: parts.elsewhere };
     let system = SystemService {
         room: parts.room,
         room_registries: parts.rooms,

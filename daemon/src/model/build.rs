@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hearth_pack::identity::TreeDigest;
 use hearth_proto::value::{Digest, MountSpec, MountTarget, Reference};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -25,7 +26,7 @@ use super::secret::{Credential, Secret};
 /// A checked request for a build. Holds nothing secret: it is stored and shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildSpec {
-    /// Names for the result, each with a tag and in the room's registry; at least one.
+    /// Names for the result, each with a tag, in the room's registry or in another; at least one.
     pub tags: Vec<Reference>,
     /// At least one, targets distinct.
     pub mounts: Vec<MountSpec>,
@@ -131,6 +132,10 @@ pub struct BuildRecord {
     /// Images of the room that the Dockerfile may name: what the caller may pull.
     #[serde(default)]
     pub may_pull: Patterns,
+    /// Images of other registries that the caller may pull. A registry that is covered whole is opened for
+    /// FROM with the daemon's own credentials.
+    #[serde(default)]
+    pub may_pull_from: Patterns,
     pub state: BuildState,
     pub created_at: Timestamp,
     #[serde(default)]
@@ -143,6 +148,9 @@ pub struct BuildRecord {
     /// Whether values came with the request that are lost with the daemon's memory.
     #[serde(default)]
     pub has_secrets: bool,
+    /// What the files of its context were known by, once they were looked at.
+    #[serde(default)]
+    pub context: Option<ContextIdentity>,
     #[serde(default)]
     pub result: Option<BuildResult>,
     #[serde(default)]
@@ -150,6 +158,38 @@ pub struct BuildRecord {
     /// Sequence number of the newest event.
     #[serde(default)]
     pub last_sequence: u64,
+}
+
+/// Digests of what a build could read: files that its ignore file hides, and those beside what its
+/// Dockerfile copies, play no part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContextIdentity {
+    #[serde(with = "tree_digest")]
+    pub digest: TreeDigest,
+    /// For each mount that gave anything, by target.
+    pub mounts: Vec<MountIdentity>,
+}
+
+/// Of what a mount gave to the context; its paths are relative to the target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountIdentity {
+    pub target: MountTarget,
+    #[serde(with = "tree_digest")]
+    pub digest: TreeDigest,
+}
+
+/// As text.
+mod tree_digest {
+    use hearth_pack::identity::TreeDigest;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(digest: &TreeDigest, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(digest)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TreeDigest, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

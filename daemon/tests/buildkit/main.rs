@@ -6,6 +6,7 @@
     reason = "tests fail by panicking, and show what they measured"
 )]
 
+mod contexts;
 mod memory;
 mod registry;
 
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt as _;
 use hearthd::build::port::{Credentials, RoomImage, SolveError, SolveOutcome, SolveRequest, Solver as _};
 use hearthd::buildkit::{BuildKit, managed};
-use hearthd::context::port::{ContextFiles, EntryKind};
+use hearthd::context::port::{ContextFiles, EntryKind, SessionName, Unwatched};
 use hearthd::model::build::{EventKind, LogStream, Network, NoCache};
 use hearthd::model::fault::Fault;
 use hearthd::model::id::BuildId;
@@ -65,7 +66,15 @@ impl Fixture {
                 context: Arc::new(context),
                 dockerfile: Arc::new(MemoryTree::files(vec![("Dockerfile", dockerfile.as_bytes())])),
                 dockerfile_name: "Dockerfile".to_owned(),
-                shared_key: build.to_string(),
+                context_session: SessionName {
+                    id: format!("context-{build}"),
+                    shared_key: build.to_string(),
+                },
+                dockerfile_session: SessionName {
+                    id: format!("file-{build}"),
+                    shared_key: build.to_string(),
+                },
+                watch: Arc::new(Unwatched),
             },
             build,
             build_args: BTreeMap::new(),
@@ -131,6 +140,23 @@ impl Fixture {
             }
         }
         all
+    }
+
+    /// Time of a file in an image, in seconds since 1970.
+    fn time_of(&self, outcome: &SolveOutcome, path: &str) -> u64 {
+        let manifest = self.json(&outcome.digest.to_string());
+        let mut found = None;
+        for layer in manifest["layers"].as_array().unwrap() {
+            let bytes = self.registry.get(layer["digest"].as_str().unwrap()).unwrap();
+            let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(bytes.as_ref()));
+            for entry in archive.entries().unwrap() {
+                let entry = entry.unwrap();
+                if entry.path().unwrap().as_os_str() == path {
+                    found = Some(entry.header().mtime().unwrap());
+                }
+            }
+        }
+        found.unwrap()
     }
 
     fn json(&self, digest: &str) -> serde_json::Value {
