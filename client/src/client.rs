@@ -13,6 +13,7 @@
 //! lost. Every call has a limit in time; streams are watched by HTTP/2 pings instead.
 
 mod builds;
+mod contexts;
 mod error;
 mod images;
 mod storage;
@@ -36,6 +37,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
+pub use contexts::{Answers, ContextFile};
 pub use error::ClientError;
 pub use images::{ArchiveDestination, ArchiveSource};
 pub use storage::{FileContent, Listing};

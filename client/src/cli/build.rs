@@ -192,7 +192,7 @@ fn pack_options(args: &BuildArgs) -> PackOptions {
 }
 
 /// A mount flag in the form of the wire; packs are sent first and come later.
-fn mount(spec: MountSpec) -> Mount {
+pub(super) fn mount(spec: MountSpec) -> Mount {
     use hearth_proto::v1::{ImageSource, MountMode};
     use hearth_proto::value::MountMode as Mode;
     let source = match spec.source {

@@ -1,6 +1,7 @@
 //! The `hearth.v1` services, one file each.
 
 mod builds;
+mod contexts;
 mod images;
 mod storage;
 mod system;
@@ -16,6 +17,7 @@ use crate::model::Repository;
 use crate::model::access::{Caller, RegistryVerb, StorageVerb};
 
 pub use builds::BuildsService;
+pub use contexts::ContextsService;
 pub use images::ImagesService;
 pub use storage::StorageService;
 pub use system::SystemService;

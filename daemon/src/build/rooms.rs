@@ -11,7 +11,7 @@ use crate::model::build::BuildSpec;
 use crate::model::fault::{Fault, Stage};
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, VerifiedImage};
-use crate::model::{Digest, MountSource, MountTarget, Reference, Repository};
+use crate::model::{Digest, MountSource, MountSpec, MountTarget, Reference, Repository};
 
 /// The files of the room and the images among the mounts, as one tree.
 #[derive(Clone)]
@@ -55,8 +55,25 @@ impl RoomImages for RoomContexts {
 #[async_trait]
 impl ContextSource for RoomContexts {
     async fn prepare(&self, spec: &BuildSpec, caller: &str) -> Result<Box<dyn PreparedContext>, Fault> {
-        let mut mounts = Vec::with_capacity(spec.mounts.len());
-        for mount in &spec.mounts {
+        let mounts = self.open_mounts(&spec.mounts, caller).await?;
+        let request = ContextRequest {
+            mounts,
+            context_path: spec.context_path.clone(),
+            dockerfile: spec.dockerfile.clone(),
+            target: spec.target.clone(),
+        };
+        match self.contexts.prepare(request).await {
+            Ok(prepared) => Ok(Box::new(prepared)),
+            Err(error) => Err(error.fault()),
+        }
+    }
+}
+
+impl RoomContexts {
+    /// Opens the images among the mounts. Whether the caller may use them was checked before, but for packs.
+    pub async fn open_mounts(&self, specs: &[MountSpec], caller: &str) -> Result<Vec<ContextMount>, Fault> {
+        let mut mounts = Vec::with_capacity(specs.len());
+        for mount in specs {
             let manifest = match &mount.source {
                 MountSource::Image { reference, .. } => Some(self.images.resolve(reference).await),
                 MountSource::Pack(id) => Some(self.pack(id, caller).await),
@@ -72,20 +89,9 @@ impl ContextSource for RoomContexts {
             };
             mounts.push(ContextMount { spec: mount.clone(), image });
         }
-        let request = ContextRequest {
-            mounts,
-            context_path: spec.context_path.clone(),
-            dockerfile: spec.dockerfile.clone(),
-            target: spec.target.clone(),
-        };
-        match self.contexts.prepare(request).await {
-            Ok(prepared) => Ok(Box::new(prepared)),
-            Err(error) => Err(error.fault()),
-        }
+        Ok(mounts)
     }
-}
 
-impl RoomContexts {
     async fn pack(&self, id: &str, caller: &str) -> Result<Descriptor, ImageError> {
         let id: PackId = id.parse().map_err(|_| ImageError::NotFound { reference: id.to_owned() })?;
         Ok(self.images.pack(&id, caller).await?.manifest)

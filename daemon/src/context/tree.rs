@@ -9,11 +9,13 @@
 //! something that is no directory, gets parents of mode 0755 and time 0 that hold only what is
 //! mounted below them. Links are entries like any other: a scan never follows one.
 
+mod browse;
 mod directory;
 mod image;
 mod read;
 mod resolve;
 mod scan;
+mod show;
 mod snapshot;
 
 use std::sync::Arc;
@@ -22,9 +24,11 @@ use super::ContextError;
 use super::port::EntryKind;
 use crate::model::MountTarget;
 
+pub use browse::{Content, ImageFile, MAX_NAMES, Seen, Source, read_xattr};
 pub use directory::DirectoryLayer;
 pub use image::ImageLayer;
 pub use resolve::MAX_LINKS;
+pub use show::{Reader, Visit};
 pub use snapshot::Snapshot;
 
 pub(super) use snapshot::path_order;

@@ -12,7 +12,7 @@ use crate::build::port::BuildQuery;
 use crate::build::{BuildError, Deny, Handle, LogQuery, SubmitBuild, SubmitError};
 use crate::model::access::{Caller, Patterns, RegistryVerb, StorageVerb};
 use crate::model::build::{BuildRecord, BuildSpec, EventKind};
-use crate::model::{MountSource, RoomRegistries};
+use crate::model::{MountSource, MountSpec, RoomRegistries};
 
 const MAX_KEY: usize = 256;
 
@@ -176,7 +176,17 @@ fn allow(caller: &Caller, spec: &BuildSpec, rooms: &RoomRegistries) -> Result<()
     for tag in &spec.tags {
         allow_repository(caller, RegistryVerb::Write, &tag.repository)?;
     }
-    for mount in &spec.mounts {
+    allow_mounts(caller, &spec.mounts, rooms, "spec.mounts")
+}
+
+/// What is mounted must be the caller's to read.
+pub(super) fn allow_mounts(
+    caller: &Caller,
+    mounts: &[MountSpec],
+    rooms: &RoomRegistries,
+    field: &str,
+) -> Result<(), Status> {
+    for mount in mounts {
         match &mount.source {
             MountSource::Room(path) | MountSource::Project(path) => {
                 allow_storage(caller, StorageVerb::Read, path)?;
@@ -184,7 +194,7 @@ fn allow(caller: &Caller, spec: &BuildSpec, rooms: &RoomRegistries) -> Result<()
             MountSource::Image { reference, .. } => {
                 if !rooms.owns_tag(reference) {
                     let message = format!("image `{reference}` is not in this room's registry");
-                    return Err(Refusal::invalid("spec.mounts", "foreign_registry", message)
+                    return Err(Refusal::invalid(field, "foreign_registry", message)
                         .hint("pack or load the image into the room first")
                         .into());
                 }
