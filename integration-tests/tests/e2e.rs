@@ -22,6 +22,8 @@ mod bad_input;
 mod builds;
 #[path = "e2e/context.rs"]
 mod context;
+#[path = "e2e/contexts.rs"]
+mod contexts;
 #[path = "e2e/faults.rs"]
 mod faults;
 #[path = "e2e/line.rs"]
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
     let groups = [
         line::group(),
         context::group(),
+        contexts::group(),
         pack::group(),
         storage::group(),
         registry::group(),

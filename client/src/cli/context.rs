@@ -35,8 +35,7 @@ Examples:
         #[arg(long, short)]
         recursive: bool,
         /// Absolute inside the mounts, or from the context's root
-        #[arg(default_value = "")]
-        path: PathBuf,
+        path: Option<PathBuf>,
     },
     /// Print a file of a context
     Cat {
@@ -230,7 +229,9 @@ impl Plan {
 
 pub(super) async fn run(command: ContextCommand, globals: &Globals) -> Result<(), Failure> {
     match command {
-        ContextCommand::Ls { sources, recursive, path } => list(&sources, recursive, path, globals).await,
+        ContextCommand::Ls { sources, recursive, path } => {
+            list(&sources, recursive, path.unwrap_or_default(), globals).await
+        }
         ContextCommand::Cat { sources, path } => cat(&sources, path, globals).await,
         ContextCommand::Digest { sources } => digest(&sources, globals).await,
         ContextCommand::Diff { sources, to, directory } => diff(&sources, &to, directory, globals).await,

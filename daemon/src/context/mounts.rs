@@ -109,9 +109,12 @@ impl Mounts {
     }
 
     /// The union that is mounted on a directory.
-    pub fn union(&self, directory: &Path) -> Option<Arc<Union>> {
-        let active = self.0.active();
-        active.get(directory).filter(|active| !active.session.has_ended()).map(|active| Arc::clone(&active.union))
+    pub async fn union(&self, directory: PathBuf) -> Result<Arc<Union>, MountError> {
+        self.blocking(move |shared| match shared.active().get(&directory) {
+            Some(active) if !active.session.has_ended() => Ok(Arc::clone(&active.union)),
+            _ => Err(MountError::NotMounted { directory, kept: false }),
+        })
+        .await
     }
 
     /// Unmounts all, for the end of the daemon. Open files in them end with it.

@@ -1,5 +1,4 @@
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use axum::extract::connect_info::ConnectInfo;
 use hearth_proto::{CHUNK_BYTES, v1};
@@ -120,7 +119,7 @@ impl v1::contexts_server::Contexts for ContextsService {
             }
             Some(Left::Mounted(directory)) => {
                 require(local, "look at what was changed in a mounted directory over the network")?;
-                return self.changes(directory.into());
+                return self.changes(directory.into()).await;
             }
             Some(Left::Context(context)) => self.open(&caller, Some(context), "left.context").await?,
         };
@@ -203,11 +202,8 @@ impl ContextsService {
         Ok(Open { tree, mounts, manifests, root })
     }
 
-    fn changes(&self, directory: PathBuf) -> Result<Response<Answers<v1::ContextDifference>>, Status> {
-        let Some(union) = self.mounts.union(&directory) else {
-            return Err(Refusal::from(MountError::NotMounted { directory, kept: false }).into());
-        };
-        let union = Arc::clone(&union);
+    async fn changes(&self, directory: PathBuf) -> Result<Response<Answers<v1::ContextDifference>>, Status> {
+        let union = self.mounts.union(directory.clone()).await.map_err(Refusal::from)?;
         Ok(Response::new(from_thread(move |send| {
             let told = union.changes(&mut |difference, path| {
                 send.blocking_send(Ok(difference_to_wire(difference, path))).is_ok()

@@ -39,7 +39,7 @@ pub enum Source {
         inode: u64,
         born: (i64, u32),
     },
-    /// `links` are files with several names.
+    /// A file with several names has a number of its own in `links`, and none in `node`.
     Image {
         mount: u32,
         node: u32,
@@ -256,6 +256,8 @@ fn from_image(layer: &ImageLayer, found: &Found) -> Seen {
     let (source, links) = match found.origin {
         Origin::Image { mount, node } => {
             let links = layer.link_group(node);
+            let node = if links.is_some() { u32::MAX } else { node };
+            // How many is not known, only that there are others.
             (Source::Image { mount, node, links }, if links.is_some() { 2 } else { 1 })
         }
         _ => (Source::Made, 1),

@@ -204,7 +204,7 @@ impl Union {
         if attr.kind != FileType::Directory
             && let Some((key, linked)) = self.upper.as_ref().and_then(|upper| upper.key_of(stat.inode))
         {
-            attr.links = (linked.names.saturating_sub(linked.gone) + attr.links).saturating_sub(1);
+            attr.links = (linked.names.saturating_sub(linked.gone) + attr.links).saturating_sub(1).max(1);
             place = Place::Linked(key);
         }
         Sight { attr, key: Key::Upper(stat.inode), place, lower: None }
