@@ -5,6 +5,7 @@
 //! - [`runner`]: runs groups of cases that share a daemon, with a limit for each.
 //! - [`sources`], [`image`]: trees that go into builds, and what came out, read without code of ours.
 //! - [`http`], [`grpc`], [`skopeo`]: the other side of the daemon's ports.
+//! - [`containerd`]: a containerd of the test's own.
 //! - [`process`], [`leftovers`]: commands with a time limit, and what must not outlive a test.
 //!
 //! Everything here panics on failure, with what was expected and what came: it runs in tests only.
@@ -18,6 +19,7 @@
 )]
 
 pub mod binaries;
+pub mod containerd;
 pub mod daemon;
 pub mod grpc;
 pub mod http;

@@ -28,7 +28,7 @@ pub use browse::{Content, ImageFile, MAX_NAMES, Seen, Source, read_xattr};
 pub use directory::DirectoryLayer;
 pub use image::ImageLayer;
 pub use resolve::MAX_LINKS;
-pub use show::{Reader, Visit};
+pub use show::{Reader, Shown, Walk};
 pub use snapshot::Snapshot;
 
 pub(super) use snapshot::path_order;

@@ -44,6 +44,7 @@ use upper::Upper;
 pub use content::Opened;
 pub use look::{Listed, Listing};
 pub use nodes::ROOT;
+pub(super) use upper::user_xattrs;
 
 pub type Result<T> = std::result::Result<T, Errno>;
 

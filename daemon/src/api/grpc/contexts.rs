@@ -15,7 +15,7 @@ use crate::build::RoomContexts;
 use crate::context::ContextError;
 use crate::context::compare::{self, Difference};
 use crate::context::mounts::{MountError, MountRequest, MountState, Mounts};
-use crate::context::tree::{Reader, Seen, Tree};
+use crate::context::tree::{Reader, Seen, Shown, Tree};
 use crate::model::access::Caller;
 use crate::model::{Digest, MountSpec, MountTarget, RoomRegistries};
 use crate::task;
@@ -51,10 +51,7 @@ impl v1::contexts_server::Contexts for ContextsService {
         let (tree, found) = find(open.tree, path).await?;
         let recursive = request.recursive;
         Ok(Response::new(from_thread(move |send| {
-            let walked = tree.show(&found.0, &found.1, recursive, &mut |path, seen, target| {
-                send.blocking_send(Ok(entry(path, seen, target))).is_ok()
-            });
-            end(&send, walked);
+            end(&send, listing(&tree, found, recursive, &send));
         })))
     }
 
@@ -94,12 +91,8 @@ impl v1::contexts_server::Contexts for ContextsService {
     ) -> Result<Response<v1::DigestContextResponse>, Status> {
         let caller = caller(request.extensions())?;
         let open = self.open(&caller, request.into_inner().context, "context").await?;
-        let (digest, (files, bytes)) = blocking(move || {
-            let snapshot = open.tree.scan(&open.root)?;
-            Ok((compare::digest(&snapshot)?, snapshot.files()))
-        })
-        .await?;
-        let files = files as u64;
+        let identity = move || compare::identity(&open.tree, &open.tree.directory_at(&open.root)?);
+        let compare::Identity { digest, files, bytes } = blocking(identity).await?;
         Ok(Response::new(v1::DigestContextResponse { digest: digest.to_string(), files, bytes }))
     }
 
@@ -124,12 +117,13 @@ impl v1::contexts_server::Contexts for ContextsService {
             Some(Left::Context(context)) => self.open(&caller, Some(context), "left.context").await?,
         };
         let right = self.open(&caller, request.right, "right").await?;
-        let (left, right) = blocking(move || {
-            Ok((left.tree.scan(&left.root)?, right.tree.scan(&right.root)?))
-        })
-        .await?;
+        let tops = move || {
+            let tops = (left.tree.directory_at(&left.root)?, right.tree.directory_at(&right.root)?);
+            Ok((left.tree, right.tree, tops))
+        };
+        let (left, right, tops) = blocking(tops).await?;
         Ok(Response::new(from_thread(move |send| {
-            let compared = compare::compare(&left, &right, |difference, path| {
+            let compared = compare::compare((&left, &tops.0), (&right, &tops.1), |difference, path| {
                 send.blocking_send(Ok(difference_to_wire(difference, path))).is_ok()
             });
             end(&send, compared);
@@ -258,6 +252,30 @@ async fn find(tree: Tree, path: Vec<u8>) -> Result<(Tree, Place), Status> {
             Err(Refusal::new(Code::NotFound, "not_found", message).hint("`hearth context ls` shows what is there").into())
         }
     }
+}
+
+/// Sends the entries of a directory, or the one file.
+fn listing(
+    tree: &Tree,
+    (path, seen): Place,
+    recursive: bool,
+    send: &mpsc::Sender<Result<v1::ContextEntry, Status>>,
+) -> Result<(), ContextError> {
+    let tell = |shown: &Shown| {
+        let entry = entry(&shown.path, &shown.seen, shown.target.as_deref());
+        send.blocking_send(Ok(entry)).is_ok()
+    };
+    if seen.attr.kind != rustix::fs::FileType::Directory {
+        let shown = tree.shown(&path.clone(), path, seen)?;
+        shown.iter().all(tell);
+        return Ok(());
+    }
+    for shown in tree.below(&path, recursive)? {
+        if !tell(&shown?) {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Ends a stream with the error that ended the work, if one did.

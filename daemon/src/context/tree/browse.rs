@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::fd::OwnedFd;
 
@@ -58,9 +58,6 @@ pub struct ImageFile {
     tree: Tree,
     mount: u32,
     node: u32,
-    size: u64,
-    /// Reads on where it stopped.
-    reader: Option<(u64, Box<dyn Read + Send>)>,
 }
 
 pub const MAX_NAMES: usize = super::scan::MAX_FILES;
@@ -138,8 +135,6 @@ impl Tree {
                         tree: self.clone(),
                         mount,
                         node,
-                        size: found.size,
-                        reader: None,
                     })),
                     _ => Err(Errno::ISDIR),
                 }
@@ -150,14 +145,31 @@ impl Tree {
 
     /// Value of an extended attribute.
     pub fn xattr(&self, path: &[u8], name: &[u8]) -> Result<Vec<u8>, Errno> {
+        if let Some(known) = self.image_xattrs(path) {
+            let found = known.iter().find(|(known, _)| known == name);
+            return found.map(|(_, value)| value.clone()).ok_or(Errno::NODATA);
+        }
         let Some(held) = self.held(path)? else { return Err(Errno::NODATA) };
         read_xattr(|buffer| rustix::fs::getxattr(proc_path(&held), name, buffer))
     }
 
     /// Names of the extended attributes, each followed by a NUL.
     pub fn xattrs(&self, path: &[u8]) -> Result<Vec<u8>, Errno> {
+        if let Some(known) = self.image_xattrs(path) {
+            return Ok(known.iter().flat_map(|(name, _)| [name, &b"\0"[..]].concat()).collect());
+        }
         let Some(held) = self.held(path)? else { return Ok(Vec::new()) };
         read_xattr(|buffer| rustix::fs::listxattr(proc_path(&held), buffer))
+    }
+
+    /// None when what is at `path` is not an image's.
+    fn image_xattrs(&self, path: &[u8]) -> Option<&[(Vec<u8>, Vec<u8>)]> {
+        let (mount, inside) = self.covering(path)?;
+        let Layer::Image(layer) = self.layer(mount) else { return None };
+        match layer.lookup(mount, inside)?.origin {
+            Origin::Image { node, .. } => Some(layer.xattrs(node)),
+            _ => None,
+        }
     }
 
     /// What may have extended attributes on disk: regular files and directories.
@@ -320,28 +332,11 @@ pub fn read_xattr(read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Ve
 }
 
 impl ImageFile {
-    /// Reads at `offset` as much as fits, to the end of the file at most.
-    pub fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let left = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let most = buffer.len().min(left);
-        if most == 0 {
-            return Ok(0);
+    /// Fills as much of `buffer` as the file has from `offset` on.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        match self.tree.layer(self.mount) {
+            Layer::Image(layer) => layer.read_at(self.node, buffer, offset),
+            _ => Err(io::ErrorKind::NotFound.into()),
         }
-        let (mut position, mut reader) = match self.reader.take() {
-            Some((position, reader)) if position <= offset => (position, reader),
-            _ => {
-                let Layer::Image(layer) = self.tree.layer(self.mount) else {
-                    return Err(io::ErrorKind::NotFound.into());
-                };
-                (0, layer.open(self.node).ok_or(io::ErrorKind::NotFound)?)
-            }
-        };
-        if position < offset {
-            io::copy(&mut reader.by_ref().take(offset - position), &mut io::sink())?;
-            position = offset;
-        }
-        reader.read_exact(&mut buffer[..most])?;
-        self.reader = Some((position + most as u64, reader));
-        Ok(most)
     }
 }

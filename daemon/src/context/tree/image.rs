@@ -1,5 +1,7 @@
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::Arc;
+
+use hearth_pack::identity::ContentHash;
 
 use super::{Child, Found, Origin};
 use crate::context::layers::{ImageTree, NodeKind};
@@ -52,6 +54,21 @@ impl ImageLayer {
 
     pub(super) fn identity(&self, node: u32) -> Identity {
         self.image.identity(node)
+    }
+
+    /// Of a file's content.
+    pub fn content_hash(&self, node: u32) -> ContentHash {
+        self.image.content_hash(node)
+    }
+
+    /// Sorted by name.
+    pub fn xattrs(&self, node: u32) -> &[(Vec<u8>, Vec<u8>)] {
+        self.image.xattrs(node)
+    }
+
+    /// Fills as much of `buffer` as the file has from `offset` on.
+    pub fn read_at(&self, node: u32, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.image.read_at(node, buffer, offset)
     }
 
     pub(super) fn open(&self, node: u32) -> Option<Box<dyn Read + Send>> {

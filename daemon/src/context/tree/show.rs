@@ -1,16 +1,38 @@
-//! The tree as people look at it: listings of any size, and single files.
+//! The tree as people look at it: walked without a scan in memory, and single files.
 
+use std::collections::btree_map;
 use std::io::Read as _;
 
+use hearth_pack::identity::ContentHash;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use super::browse::{Content, Seen};
+use super::browse::{Content, ImageFile, Seen};
 use super::read::Verified;
 use super::scan::absolute;
-use super::{Layer, Tree, below};
+use super::{Layer, Origin, Tree, below};
 use crate::context::ContextError;
 use crate::context::error::text;
+
+/// A walk in the order of a tree's identity: depth first, a directory before what is in it, names
+/// sorted by their bytes. One directory of each level is in memory. Links are shown, never followed.
+pub struct Walk<'t> {
+    tree: &'t Tree,
+    top: Vec<u8>,
+    recursive: bool,
+    levels: Vec<(Vec<u8>, btree_map::IntoIter<Box<[u8]>, Seen>)>,
+    failed: bool,
+}
+
+/// What a walk comes by.
+pub struct Shown {
+    /// From the walk's top.
+    pub path: Vec<u8>,
+    /// From the root of the tree.
+    pub whole: Box<[u8]>,
+    pub seen: Seen,
+    pub target: Option<Box<[u8]>>,
+}
 
 /// Content of one file, from its beginning to its end.
 pub struct Reader {
@@ -21,56 +43,34 @@ pub struct Reader {
 enum Whole {
     /// An error when it changes before its end.
     File(Verified),
-    Image(super::browse::ImageFile, u64),
+    Image(ImageFile, u64),
 }
 
-/// What a walk calls: path from its top, what is there, and a link's target. False ends the walk.
-pub type Visit<'v> = dyn FnMut(&[u8], &Seen, Option<&[u8]>) -> bool + 'v;
+fn failed_at(path: &[u8]) -> impl Fn(Errno) -> ContextError + '_ {
+    |errno| ContextError::at(&absolute(path), errno)
+}
 
 impl Tree {
-    /// Shows what is at `path`: the entries of a directory, or the one file. With all below it when
-    /// `recursive`; one directory on each level is in memory. Links are shown, never followed.
-    pub fn show(
-        &self,
-        path: &[u8],
-        seen: &Seen,
-        recursive: bool,
-        visit: &mut Visit<'_>,
-    ) -> Result<(), ContextError> {
-        if seen.attr.kind != FileType::Directory {
-            self.visit(path, path, seen, visit)?;
-            return Ok(());
-        }
-        let at = |path: &[u8], errno| ContextError::at(&absolute(path), errno);
-        let mut levels = vec![(path.to_vec(), self.list(path).map_err(|errno| at(path, errno))?)];
-        while let Some((directory, entries)) = levels.last_mut() {
-            let Some((name, seen)) = entries.pop_first() else {
-                levels.pop();
-                continue;
-            };
-            let child = Self::child_path(directory, &name).map_err(|errno| at(directory, errno))?;
-            if !self.visit(path, &child, &seen, visit)? {
-                return Ok(());
-            }
-            if recursive && seen.attr.kind == FileType::Directory {
-                let entries = self.list(&child).map_err(|errno| at(&child, errno))?;
-                levels.push((child.into_vec(), entries));
-            }
-        }
-        Ok(())
+    /// What is below the directory `path`, or only what is in it.
+    pub fn below(&self, path: &[u8], recursive: bool) -> Result<Walk<'_>, ContextError> {
+        let first = self.list(path).map_err(failed_at(path))?;
+        let levels = vec![(path.to_vec(), first.into_iter())];
+        Ok(Walk { tree: self, top: path.to_vec(), recursive, levels, failed: false })
     }
 
-    fn visit(&self, top: &[u8], path: &[u8], seen: &Seen, visit: &mut Visit<'_>) -> Result<bool, ContextError> {
+    /// What is at `path`, as a walk shows it. None when it is gone meanwhile.
+    pub fn shown(&self, top: &[u8], whole: Box<[u8]>, seen: Seen) -> Result<Option<Shown>, ContextError> {
         let target = match seen.attr.kind {
-            FileType::Symlink => match self.link_target(path) {
+            FileType::Symlink => match self.link_target(&whole) {
                 Ok(target) => Some(target),
                 // No link any more, or gone, since the directory was read.
-                Err(Errno::NOENT | Errno::INVAL) => return Ok(true),
-                Err(errno) => return Err(ContextError::at(&absolute(path), errno)),
+                Err(Errno::NOENT | Errno::INVAL) => return Ok(None),
+                Err(errno) => return Err(failed_at(&whole)(errno)),
             },
             _ => None,
         };
-        Ok(visit(below(top, path).unwrap_or(path), seen, target.as_deref()))
+        let path = below(top, &whole).unwrap_or(&whole).to_vec();
+        Ok(Some(Shown { path, whole, seen, target }))
     }
 
     /// Opens the regular file at `path`; nothing else is ever opened.
@@ -93,25 +93,73 @@ impl Tree {
         };
         Ok(Reader { path: shown, content })
     }
+
+    /// The hash of a file's content, where it is known without reading it.
+    pub fn known_hash(&self, path: &[u8]) -> Option<ContentHash> {
+        let (mount, inside) = self.covering(path)?;
+        let Layer::Image(layer) = self.layer(mount) else { return None };
+        match layer.lookup(mount, inside)?.origin {
+            Origin::Image { node, .. } => Some(layer.content_hash(node)),
+            _ => None,
+        }
+    }
+}
+
+impl Walk<'_> {
+    fn step(&mut self) -> Result<Option<Shown>, ContextError> {
+        while let Some((directory, entries)) = self.levels.last_mut() {
+            let Some((name, seen)) = entries.next() else {
+                self.levels.pop();
+                continue;
+            };
+            let child = Tree::child_path(directory, &name).map_err(failed_at(directory))?;
+            if self.recursive && seen.attr.kind == FileType::Directory {
+                let entries = self.tree.list(&child).map_err(failed_at(&child))?;
+                self.levels.push((child.to_vec(), entries.into_iter()));
+            }
+            if let Some(shown) = self.tree.shown(&self.top, child, seen)? {
+                return Ok(Some(shown));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Ends after an error.
+impl Iterator for Walk<'_> {
+    type Item = Result<Shown, ContextError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        let step = self.step().transpose();
+        self.failed = matches!(step, Some(Err(_)));
+        step
+    }
 }
 
 impl Reader {
     /// Fills the buffer, but at the end of the file.
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, ContextError> {
-        let path = &self.path;
-        let failed = |error: std::io::Error| match error.downcast::<ContextError>() {
-            Ok(error) => error,
-            Err(source) => ContextError::Io { path: path.clone(), source },
-        };
         let mut done = 0;
         while done < buffer.len() {
-            let count = match &mut self.content {
+            let read = match &mut self.content {
                 Whole::File(file) => file.read(&mut buffer[done..]),
-                Whole::Image(file, at) => file.read_at(&mut buffer[done..], *at).inspect(|count| *at += *count as u64),
+                Whole::Image(file, at) => {
+                    file.read_at(&mut buffer[done..], *at).inspect(|count| *at += *count as u64)
+                }
             };
-            match count.map_err(failed)? {
-                0 => break,
-                count => done += count,
+            match read {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    return Err(match error.downcast::<ContextError>() {
+                        Ok(error) => error,
+                        Err(source) => ContextError::Io { path: self.path.clone(), source },
+                    });
+                }
             }
         }
         Ok(done)

@@ -22,8 +22,7 @@ pub(super) struct Handle {
 #[derive(Clone)]
 enum From {
     Lower(Arc<File>),
-    /// Reads are done one after the other: content of images is decompressed as it comes.
-    Image(Arc<Mutex<ImageFile>>),
+    Image(Arc<ImageFile>),
     Upper(Arc<File>),
 }
 
@@ -74,7 +73,7 @@ impl Union {
             return Err(Errno::STALE);
         }
         match self.lower.content(node.lower.as_deref().ok_or(Errno::NOENT)?)? {
-            Content::Image(file) => Ok(From::Image(Arc::new(Mutex::new(file)))),
+            Content::Image(file) => Ok(From::Image(Arc::new(file))),
             Content::File(file) => {
                 let stat = stat_at(&file, c"")?;
                 match node.key {
@@ -111,10 +110,7 @@ impl Union {
         let handle = self.handle(handle)?;
         let file = match self.source(&handle)? {
             From::Lower(file) | From::Upper(file) => file,
-            From::Image(file) => {
-                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                return file.read_at(buffer, offset).map_err(|error| errno(&error));
-            }
+            From::Image(file) => return file.read_at(buffer, offset).map_err(|error| errno(&error)),
         };
         let mut done = 0;
         while done < buffer.len() {

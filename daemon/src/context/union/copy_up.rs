@@ -217,7 +217,7 @@ fn copy_content(from: Content, to: &File, bytes: u64) -> io::Result<()> {
                 at = end;
             }
         }
-        Content::Image(mut from) => {
+        Content::Image(from) => {
             let mut buffer = vec![0; BLOCK];
             let mut at = 0;
             while at < bytes {

@@ -318,7 +318,7 @@ pub(super) fn merge_of(directory: &OwnedFd, name: &[u8]) -> Result<Merge> {
 }
 
 /// The attributes that are kept when a file is copied up.
-pub(super) fn user_xattrs(lower: &Tree, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+pub(in crate::context) fn user_xattrs(lower: &Tree, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let mut kept = Vec::new();
     for name in lower.xattrs(path)?.split(|&byte| byte == 0).filter(|name| super::xattrs::is_shown(name)) {
         match lower.xattr(path, name) {
