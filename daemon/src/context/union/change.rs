@@ -9,6 +9,7 @@ use super::look::Directory;
 use super::nodes::Place;
 use super::upper::{self, Upper};
 use super::{Found, Maker, Result, Union, checked};
+use crate::context::tree::Tree;
 
 const SET_GROUP: u32 = 0o2000;
 
@@ -125,7 +126,10 @@ pub(super) fn put(
     work: &[u8],
     is_directory: bool,
 ) -> Result<()> {
-    let held = upper.hold(directory.upper.as_deref().ok_or(Errno::STALE)?)?;
+    let path = directory.upper.as_deref().ok_or(Errno::STALE)?;
+    // Else nothing could be done with it later.
+    Tree::child_path(path, name)?;
+    let held = upper.hold(path)?;
     match upper::stat(&held, name)? {
         None => upper::rename(upper.work(), work, &held, name, RenameFlags::NOREPLACE),
         Some(stat) if !upper::is_whiteout(&stat) => Err(Errno::EXIST),

@@ -24,8 +24,8 @@ impl Union {
         match node.place {
             Place::Lower => self.lower.xattr(node.lower.as_deref().ok_or(Errno::NOENT)?, name),
             Place::Upper | Place::Linked(_) => {
-                let path = path(&self.locate(inode, &node)?);
-                read_xattr(|buffer| rustix::fs::lgetxattr(&*path, name, buffer))
+                let place = self.locate(inode, &node)?;
+                read_xattr(|buffer| rustix::fs::lgetxattr(path(&place), name, buffer))
             }
         }
     }
@@ -37,8 +37,8 @@ impl Union {
         let names = match node.place {
             Place::Lower => self.lower.xattrs(node.lower.as_deref().ok_or(Errno::NOENT)?)?,
             Place::Upper | Place::Linked(_) => {
-                let path = path(&self.locate(inode, &node)?);
-                read_xattr(|buffer| rustix::fs::llistxattr(&*path, buffer))?
+                let place = self.locate(inode, &node)?;
+                read_xattr(|buffer| rustix::fs::llistxattr(path(&place), buffer))?
             }
         };
         let shown = names.split_inclusive(|&byte| byte == 0);
@@ -61,13 +61,14 @@ impl Union {
         self.lift(inode, None)?;
         let _reading = self.reading_names();
         let node = self.nodes().get(inode)?.clone();
-        let changed = change(&path(&self.locate(inode, &node)?));
+        let place = self.locate(inode, &node)?;
+        let changed = change(&path(&place));
         self.version.fetch_add(1, Ordering::Release);
         changed
     }
 }
 
-/// There are no calls for extended attributes that take a directory and a name.
+/// There are no calls for extended attributes that take a directory and a name. Good while `place` is held.
 fn path((directory, name): &(OwnedFd, Box<[u8]>)) -> Vec<u8> {
     [format!("/proc/self/fd/{}/", directory.as_raw_fd()).as_bytes(), name].concat()
 }
