@@ -23,6 +23,7 @@ pub mod prepare;
 pub mod storage;
 pub mod tree;
 pub mod union;
+mod versions;
 
 pub use error::ContextError;
 pub use prepare::{ContextMount, ContextOptions, ContextRequest, Contexts, OpenedImage, Prepared};

@@ -102,7 +102,7 @@ impl Daemon {
             state_dir: config.state_dir.clone(),
             limits: crate::context::layers::LayerLimits::default(),
         })?;
-        let room = RoomContexts { contexts, images: images.clone() };
+        let room = RoomContexts { contexts: contexts.clone(), images: images.clone() };
         let files = [storage.room.path(), storage.project.path()];
         let mounts = Mounts::open(&config.state_dir, &files).context("records of mounts")?;
         mounts.clear_stale().await;
@@ -144,6 +144,7 @@ impl Daemon {
         stop.cancelled().await;
         tracing::info!("draining");
         builds.handle().drain(DRAIN_GRACE).await;
+        contexts.save().await;
         closing.cancel();
         for server in servers {
             if let Err(error) = server.await {

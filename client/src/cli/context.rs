@@ -24,10 +24,13 @@ use crate::output;
 #[derive(Debug, Subcommand)]
 pub(super) enum ContextCommand {
     /// List a directory of a context, as a build would see it
-    #[command(visible_alias = "list", after_help = "\
+    #[command(
+        visible_alias = "list",
+        after_help = "\
 Examples:
   hearth context ls --mount-room-path apps/my-app
-  hearth context ls --mount-room-path apps/my-app --mount-image assets:2=/context/assets -r /context/assets")]
+  hearth context ls --mount-room-path apps/my-app --mount-image assets:2=/context/assets -r /context/assets"
+    )]
     Ls {
         #[command(flatten)]
         sources: Sources,
@@ -208,7 +211,11 @@ impl ToSources {
             ("--to-image", MountKind::Image, &self.to_image[..]),
             ("", MountKind::Pack, &[][..]),
         ];
-        plan(flags, self.to_context_path.as_ref(), "a comparison needs two sides: --to-room-path, --to-image ...")
+        plan(
+            flags,
+            self.to_context_path.as_ref(),
+            "a comparison needs two sides: --to-room-path, --to-image ...",
+        )
     }
 }
 
@@ -244,7 +251,11 @@ pub(super) async fn run(command: ContextCommand, globals: &Globals) -> Result<()
             if mounted.resumed {
                 output::note("changes of an earlier mount are in it again");
             }
-            if globals.json { output::json(&MountView::from(&mounted)) } else { output::line(&mounted.directory) }
+            if globals.json {
+                output::json(&MountView::from(&mounted))
+            } else {
+                output::line(&mounted.directory)
+            }
         }
         ContextCommand::Unmount { directory, lazy, discard } => {
             let directory = absolute(&directory)?;
@@ -253,7 +264,9 @@ pub(super) async fn run(command: ContextCommand, globals: &Globals) -> Result<()
             let kept = client.unmount_context(request).await?;
             output::note(&format!("unmounted {}", output::printable(&directory)));
             if kept {
-                output::note("what was written is kept for the next mount of the same; --discard throws it away");
+                output::note(
+                    "what was written is kept for the next mount of the same; --discard throws it away",
+                );
             }
             Ok(())
         }
@@ -333,7 +346,9 @@ async fn diff(
 ) -> Result<(), Failure> {
     let (client, request) = match directory {
         Some(_) if !sources.is_empty() || !to.is_empty() => {
-            return Err(Failure::usage("a mounted directory is compared with what is below it: give no mounts"));
+            return Err(Failure::usage(
+                "a mounted directory is compared with what is below it: give no mounts",
+            ));
         }
         Some(directory) => {
             let left = Some(Left::Mounted(absolute(&directory)?));
@@ -439,7 +454,9 @@ impl From<&ContextMount> for MountView {
             let source = match &mount.source {
                 Some(Source::RoomPath(path)) => format!("room:{path}"),
                 Some(Source::ProjectPath(path)) => format!("project:{path}"),
-                Some(Source::Image(image)) if image.subpath.is_empty() => format!("image:{}", image.reference),
+                Some(Source::Image(image)) if image.subpath.is_empty() => {
+                    format!("image:{}", image.reference)
+                }
                 Some(Source::Image(image)) => format!("image:{}/{}", image.reference, image.subpath),
                 Some(Source::PackId(id)) => format!("pack:{id}"),
                 None => "empty".to_owned(),

@@ -1,13 +1,13 @@
 //! Calls on contexts: the files that a build would see.
 
 use bytes::Bytes;
+use hearth_proto::MAX_MESSAGE_BYTES;
 use hearth_proto::v1::contexts_client::ContextsClient;
 use hearth_proto::v1::{
     ContextDifference, ContextEntry, ContextMount, ContextSources, DiffContextRequest, DigestContextRequest,
     DigestContextResponse, ListContextMountsRequest, ListContextRequest, MountContextRequest,
     ReadContextRequest, ReadContextResponse, UnmountContextRequest, read_context_response::Message,
 };
-use hearth_proto::MAX_MESSAGE_BYTES;
 use tonic::{Request, Streaming};
 
 use super::{Client, ClientError, Wire, limited};
@@ -54,7 +54,10 @@ impl Client {
         Answers { stream, address: self.address.clone() }
     }
 
-    pub async fn list_context(&self, request: ListContextRequest) -> Result<Answers<ContextEntry>, ClientError> {
+    pub async fn list_context(
+        &self,
+        request: ListContextRequest,
+    ) -> Result<Answers<ContextEntry>, ClientError> {
         let stream = self.answer(self.contexts().list(Request::new(request)).await)?;
         Ok(self.answers(stream))
     }
@@ -69,7 +72,10 @@ impl Client {
     }
 
     /// Reads every byte of a tree, so it has no limit in time.
-    pub async fn digest_context(&self, context: ContextSources) -> Result<DigestContextResponse, ClientError> {
+    pub async fn digest_context(
+        &self,
+        context: ContextSources,
+    ) -> Result<DigestContextResponse, ClientError> {
         let request = DigestContextRequest { context: Some(context) };
         self.answer(self.contexts().digest(Request::new(request)).await)
     }

@@ -210,7 +210,8 @@ impl Shared {
         let mut active = self.active();
         let named = active.keys().find(|mounted| *mounted == directory).cloned();
         // As it may be written with links in it: what is mounted there has that name in the table.
-        let directory = named.or_else(|| directory.canonicalize().ok()).unwrap_or_else(|| directory.to_owned());
+        let directory =
+            named.or_else(|| directory.canonicalize().ok()).unwrap_or_else(|| directory.to_owned());
         if let Some(mounted) = active.get(&directory) {
             if !mounted.session.has_ended() {
                 let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
@@ -248,15 +249,19 @@ impl Shared {
 
     fn list(&self) -> Result<Vec<MountState>, MountError> {
         let mut active = self.active();
-        let ended: Vec<PathBuf> =
-            active.iter().filter(|(_, active)| active.session.has_ended()).map(|(path, _)| path.clone()).collect();
+        let ended: Vec<PathBuf> = active
+            .iter()
+            .filter(|(_, active)| active.session.has_ended())
+            .map(|(path, _)| path.clone())
+            .collect();
         for directory in ended {
             if let Some(ended) = active.remove(&directory) {
                 self.settle(&ended.record);
             }
         }
         let state = |record: Record| {
-            let mounted = active.get(&record.directory).is_some_and(|active| active.record.id() == record.id());
+            let mounted =
+                active.get(&record.directory).is_some_and(|active| active.record.id() == record.id());
             MountState { record, mounted, resumed: false }
         };
         let mut states: Vec<MountState> = self.records.all()?.into_iter().map(state).collect();
@@ -272,8 +277,11 @@ impl Shared {
         for record in records.into_iter().filter(|record| record.mounted) {
             if table::has(&record.directory, &record.source()) {
                 // Nobody answers behind it any more: only taking it out of the table is left.
-                match rustix::mount::unmount(&record.directory, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-                    Ok(()) => tracing::info!(directory = %record.directory.display(), "stale mount taken away"),
+                match rustix::mount::unmount(&record.directory, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+                {
+                    Ok(()) => {
+                        tracing::info!(directory = %record.directory.display(), "stale mount taken away")
+                    }
                     Err(error) => {
                         tracing::warn!(%error, directory = %record.directory.display(), "a stale mount stays");
                         continue;

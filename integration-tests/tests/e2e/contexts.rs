@@ -54,11 +54,18 @@ fn remote(daemon: &Daemon, token: &str, arguments: &[&str]) -> Output {
 }
 
 fn a_context_is_listed_and_read_as_a_build_would_see_it(daemon: &Daemon) {
-    let tree = Tree::new().file("f", "content").file("sub/deep", "2").link("out", "/etc/passwd").link("in", "sub");
+    let tree =
+        Tree::new().file("f", "content").file("sub/deep", "2").link("out", "/etc/passwd").link("in", "sub");
     daemon.put("looked/app", &tree);
     daemon.put("looked/lib", &Tree::new().file("l", "lib"));
-    let mounts =
-        ["--mount-room-path", "looked/app", "--mount-room-path", "looked/lib:/context/sub/lib", "--context-path", "/context"];
+    let mounts = [
+        "--mount-room-path",
+        "looked/app",
+        "--mount-room-path",
+        "looked/lib:/context/sub/lib",
+        "--context-path",
+        "/context",
+    ];
     let listed = daemon.hearth_ok(&[&["context", "ls", "-r", "--json"], &mounts[..]].concat()).json();
     let paths: Vec<&str> =
         listed.as_array().unwrap().iter().map(|entry| entry["path"].as_str().unwrap()).collect();
@@ -109,7 +116,8 @@ fn a_difference_is_told_by_a_letter_and_a_path(daemon: &Daemon) {
     let output =
         daemon.hearth_ok(&["context", "diff", "--mount-room-path", "diff/one", "--to-room-path", "diff/two"]);
     assert_eq!(output.stdout, "D gone\nM other\nA sub\nA sub/new\n");
-    let same = daemon.hearth_ok(&["context", "diff", "--mount-room-path", "diff/one", "--to-room-path", "diff/one"]);
+    let same =
+        daemon.hearth_ok(&["context", "diff", "--mount-room-path", "diff/one", "--to-room-path", "diff/one"]);
     assert_eq!(same.stdout, "");
 }
 
@@ -132,13 +140,17 @@ fn what_a_token_may_not_read_it_may_not_see_in_a_context(daemon: &Daemon) {
 fn a_mount_shows_the_files_and_goes_when_told(daemon: &Daemon) {
     daemon.put("shown/app", &Tree::new().file("f", "content").link("out", "/etc/passwd").file("sub/g", "2"));
     let at = point(daemon, "shown");
-    assert_eq!(daemon.hearth_ok(&["context", "mount", text(&at), "--mount-room-path", "shown/app"]).line(), text(&at));
+    assert_eq!(
+        daemon.hearth_ok(&["context", "mount", text(&at), "--mount-room-path", "shown/app"]).line(),
+        text(&at)
+    );
     assert!(is_mounted(&at));
     assert_eq!(fs::read_to_string(at.join("f")).unwrap(), "content");
     assert_eq!(fs::read_link(at.join("out")).unwrap(), Path::new("/etc/passwd"));
     assert!(fs::write(at.join("new"), "").is_err(), "it is read-only");
     let listed = daemon.hearth_ok(&["context", "mounts", "--json"]).json();
-    let own = listed.as_array().unwrap().iter().find(|mount| mount["directory"] == text(&at)).unwrap().clone();
+    let own =
+        listed.as_array().unwrap().iter().find(|mount| mount["directory"] == text(&at)).unwrap().clone();
     assert_eq!((own["mounted"].as_bool(), own["writable"].as_bool()), (Some(true), Some(false)));
     let again = daemon.hearth(&["context", "mount", text(&at), "--mount-room-path", "shown/app"]);
     again.expect_code(1);
@@ -218,7 +230,9 @@ fn places_that_are_not_empty_directories_elsewhere_are_refused(daemon: &Daemon) 
     fs::create_dir(&room).unwrap();
     let missing = daemon.directory().join("points/missing");
     let slash = format!("{}/", link.display());
-    for place in [text(&full), text(&link), &slash, text(&inside), text(&room), text(&missing), text(&full.join("x"))] {
+    for place in
+        [text(&full), text(&link), &slash, text(&inside), text(&room), text(&missing), text(&full.join("x"))]
+    {
         let output = daemon.hearth(&["context", "mount", place, "--mount-room-path", "placed/app"]);
         assert_ne!(output.code, 0, "{place}\n{output}");
         output.says(&["hint"]);
@@ -262,7 +276,11 @@ fn a_mount_survives_the_daemons_death() {
         daemon.hearth_ok(&mount).says(&["earlier mount"]);
         // Each rename has happened, or has not.
         let names = |names: [&str; 2]| {
-            names.into_iter().filter(|name| at.join(name).exists()).map(|name| at.join(name)).collect::<Vec<_>>()
+            names
+                .into_iter()
+                .filter(|name| at.join(name).exists())
+                .map(|name| at.join(name))
+                .collect::<Vec<_>>()
         };
         let (files, directories) = (names(["f", "h"]), names(["dir", "other"]));
         assert_eq!((files.len(), directories.len()), (1, 1), "{files:?} {directories:?}");
@@ -280,7 +298,11 @@ fn a_mount_survives_the_daemons_death() {
         let _ = fs::remove_dir(at.join("made"));
         daemon.hearth_ok(&["context", "unmount", text(&at)]);
     }
-    assert_eq!(fs::read(daemon.room_files().join("app/steps")).unwrap(), b"", "the room's files never change");
+    assert_eq!(
+        fs::read(daemon.room_files().join("app/steps")).unwrap(),
+        b"",
+        "the room's files never change"
+    );
     let report = daemon.retire();
     assert!(report.is_empty(), "{report:?}");
 }

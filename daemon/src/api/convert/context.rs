@@ -10,7 +10,10 @@ use crate::model::{MountSpec, MountTarget};
 const MAX_PATH: usize = 4095;
 
 /// The mounts of a context, by target, and the directory in them that is its root.
-pub fn context(wire: Option<v1::ContextSources>, field: &str) -> Result<(Vec<MountSpec>, MountTarget), Refusal> {
+pub fn context(
+    wire: Option<v1::ContextSources>,
+    field: &str,
+) -> Result<(Vec<MountSpec>, MountTarget), Refusal> {
     let v1::ContextSources { mounts: wire, context_path } = wire.unwrap_or_default();
     let names = Mounts { field: &format!("{field}.mounts"), needs: "a context needs at least one mount" };
     let mut mounts = mounts(wire, &names)?;

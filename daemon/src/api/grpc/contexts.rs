@@ -15,7 +15,7 @@ use crate::build::RoomContexts;
 use crate::context::ContextError;
 use crate::context::compare::{self, Difference};
 use crate::context::mounts::{MountError, MountRequest, MountState, Mounts};
-use crate::context::tree::{Reader, Seen, Shown, Tree};
+use crate::context::tree::{Located, Reader, Seen, Shown, Tree};
 use crate::model::access::Caller;
 use crate::model::{Digest, MountSpec, MountTarget, RoomRegistries};
 use crate::task;
@@ -202,10 +202,13 @@ impl ContextsService {
             let told = union.changes(&mut |difference, path| {
                 send.blocking_send(Ok(difference_to_wire(difference, path))).is_ok()
             });
-            end(&send, told.map_err(|errno| ContextError::Io {
-                path: directory.display().to_string(),
-                source: errno.into(),
-            }));
+            end(
+                &send,
+                told.map_err(|errno| ContextError::Io {
+                    path: directory.display().to_string(),
+                    source: errno.into(),
+                }),
+            );
         })))
     }
 }
@@ -213,9 +216,7 @@ impl ContextsService {
 /// Whether the caller is root or the daemon's own user, on the unix socket.
 fn on_this_machine(extensions: &Extensions) -> bool {
     match extensions.get::<ConnectInfo<Peer>>() {
-        Some(ConnectInfo(Peer::Unix { uid })) => {
-            *uid == 0 || *uid == rustix::process::geteuid().as_raw()
-        }
+        Some(ConnectInfo(Peer::Unix { uid })) => *uid == 0 || *uid == rustix::process::geteuid().as_raw(),
         Some(ConnectInfo(Peer::Tcp(_))) | None => false,
     }
 }
@@ -239,17 +240,17 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-type Place = (Box<[u8]>, Seen);
-
 /// What is at a path, and the tree again.
-async fn find(tree: Tree, path: Vec<u8>) -> Result<(Tree, Place), Status> {
+async fn find(tree: Tree, path: Vec<u8>) -> Result<(Tree, Located), Status> {
     let shown = String::from_utf8_lossy(&path).into_owned();
     let (tree, found) = blocking(move || tree.find(&path).map(|found| (tree, found))).await?;
     match found {
         Some(found) => Ok((tree, found)),
         None => {
             let message = format!("there is no `/{}` in the context", shown.trim_start_matches('/'));
-            Err(Refusal::new(Code::NotFound, "not_found", message).hint("`hearth context ls` shows what is there").into())
+            Err(Refusal::new(Code::NotFound, "not_found", message)
+                .hint("`hearth context ls` shows what is there")
+                .into())
         }
     }
 }
@@ -257,7 +258,7 @@ async fn find(tree: Tree, path: Vec<u8>) -> Result<(Tree, Place), Status> {
 /// Sends the entries of a directory, or the one file.
 fn listing(
     tree: &Tree,
-    (path, seen): Place,
+    (path, seen): Located,
     recursive: bool,
     send: &mpsc::Sender<Result<v1::ContextEntry, Status>>,
 ) -> Result<(), ContextError> {
@@ -360,7 +361,9 @@ impl From<MountError> for Refusal {
         let refusal = match error {
             MountError::Context(error) => return error.into(),
             MountError::Relative { .. } => Self::invalid("directory", code, message),
-            MountError::NotFound { .. } | MountError::NotMounted { .. } => Self::new(Code::NotFound, code, message),
+            MountError::NotFound { .. } | MountError::NotMounted { .. } => {
+                Self::new(Code::NotFound, code, message)
+            }
             MountError::AlreadyMounted { .. } => Self::new(Code::AlreadyExists, code, message),
             MountError::Ending => Self::new(Code::Unavailable, code, message).retryable(None),
             MountError::Io { .. } => Self::new(Code::Internal, code, message),

@@ -19,7 +19,6 @@ use super::entries::EntryReader;
 use super::extract::{self, Extract};
 use super::reader::LayerReader;
 use super::{LayerError, LayerLimits};
-use crate::context::lineage::Identity;
 use crate::model::Digest;
 
 const MAX_COMPONENT: usize = 255;
@@ -296,19 +295,6 @@ impl ImageTree {
             }
             _ => None,
         }
-    }
-
-    pub fn identity(&self, node: u32) -> Identity {
-        let NodeKind::File { content } = self.nodes[node as usize].kind else { return Identity::Unsure };
-        let file = &self.contents[content as usize];
-        let offset = match &file.content {
-            Content::At(offset) => *offset,
-            Content::Sparse(pieces) => pieces.first().map_or(u64::MAX, |piece| piece.at),
-        };
-        let mut diff_id = [0; 8];
-        diff_id.copy_from_slice(&self.layers[file.layer as usize].0.as_bytes()[..8]);
-        // Empty files of any number may lie at one offset, and are all the same.
-        Identity::Layer { diff_id: u64::from_le_bytes(diff_id), offset }
     }
 
     /// Of a file's content; of what is no file, that of nothing.

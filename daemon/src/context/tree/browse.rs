@@ -28,6 +28,9 @@ pub struct Seen {
     pub source: Source,
 }
 
+/// A path without links, and what is there.
+pub type Located = (Box<[u8]>, Seen);
+
 /// By what a file is known again while the tree is open.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
@@ -85,12 +88,13 @@ impl Tree {
     }
 
     /// What the directory at `path` holds, by name. A directory that is gone holds nothing.
-    pub fn list(&self, path: &[u8]) -> Result<BTreeMap<Box<[u8]>, Seen>, Errno> {
+    pub fn names(&self, path: &[u8]) -> Result<BTreeMap<Box<[u8]>, Seen>, Errno> {
         let mut children = match self.covering(path) {
             Some((mount, inside)) => match self.layer(mount) {
                 Layer::Directory(layer) => layer.list(mount, inside)?,
                 Layer::Image(layer) => layer
                     .children(mount, inside)
+                    .children
                     .into_iter()
                     .map(|child| (child.name, from_image(layer, &child.found)))
                     .collect(),
@@ -131,11 +135,9 @@ impl Tree {
             Layer::Image(layer) => {
                 let found = layer.lookup(mount, inside).ok_or(Errno::NOENT)?;
                 match (found.kind, found.origin) {
-                    (EntryKind::File, Origin::Image { node, .. }) => Ok(Content::Image(ImageFile {
-                        tree: self.clone(),
-                        mount,
-                        node,
-                    })),
+                    (EntryKind::File, Origin::Image { node, .. }) => {
+                        Ok(Content::Image(ImageFile { tree: self.clone(), mount, node }))
+                    }
                     _ => Err(Errno::ISDIR),
                 }
             }
@@ -185,7 +187,7 @@ impl Tree {
     }
 
     /// What `path` names, links on the way and at its end followed inside the tree, and its path without them.
-    pub fn find(&self, path: &[u8]) -> Result<Option<(Box<[u8]>, Seen)>, ContextError> {
+    pub fn find(&self, path: &[u8]) -> Result<Option<Located>, ContextError> {
         let Some((canonical, _)) = super::resolve::resolve(self, path)? else { return Ok(None) };
         let seen = self.look(&canonical).map_err(|errno| ContextError::at(&canonical, errno))?;
         Ok(seen.map(|seen| (canonical.into(), seen)))

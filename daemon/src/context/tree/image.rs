@@ -3,9 +3,8 @@ use std::sync::Arc;
 
 use hearth_pack::identity::ContentHash;
 
-use super::{Child, Found, Origin};
+use super::{Child, Children, Found, Origin};
 use crate::context::layers::{ImageTree, NodeKind};
-use crate::context::lineage::Identity;
 use crate::context::port::EntryKind;
 
 /// An image, or the part of it below a path, as a layer.
@@ -35,25 +34,28 @@ impl ImageLayer {
             NodeKind::Fifo => EntryKind::Fifo,
             &NodeKind::Device { character, major, minor } => EntryKind::Device { character, major, minor },
         };
-        Found { kind, mode: stat.mode, size, mtime: stat.mtime, origin: Origin::Image { mount, node } }
+        Found {
+            kind,
+            mode: stat.mode,
+            size,
+            mtime: stat.mtime,
+            links: 1,
+            origin: Origin::Image { mount, node },
+        }
     }
 
     pub(super) fn lookup(&self, mount: u32, path: &[u8]) -> Option<Found> {
         self.image.lookup(self.top, path).map(|node| self.found(mount, node))
     }
 
-    pub(super) fn children(&self, mount: u32, path: &[u8]) -> Vec<Child> {
-        let Some(directory) = self.image.lookup(self.top, path) else { return Vec::new() };
+    pub(super) fn children(&self, mount: u32, path: &[u8]) -> Children {
+        let Some(directory) = self.image.lookup(self.top, path) else { return Children::default() };
         let child = |(name, node): (&[u8], u32)| Child { name: name.into(), found: self.found(mount, node) };
-        self.image.children(directory).map(child).collect()
+        Children { children: self.image.children(directory).map(child).collect(), xattrs: Vec::new() }
     }
 
     pub(super) fn link_group(&self, node: u32) -> Option<u64> {
         self.image.link_group(node)
-    }
-
-    pub(super) fn identity(&self, node: u32) -> Identity {
-        self.image.identity(node)
     }
 
     /// Of a file's content.

@@ -20,9 +20,12 @@ pub struct Walk<'t> {
     tree: &'t Tree,
     top: Vec<u8>,
     recursive: bool,
-    levels: Vec<(Vec<u8>, btree_map::IntoIter<Box<[u8]>, Seen>)>,
+    levels: Vec<Level>,
     failed: bool,
 }
+
+/// A directory, and what is left of its entries.
+type Level = (Vec<u8>, btree_map::IntoIter<Box<[u8]>, Seen>);
 
 /// What a walk comes by.
 pub struct Shown {
@@ -53,7 +56,7 @@ fn failed_at(path: &[u8]) -> impl Fn(Errno) -> ContextError + '_ {
 impl Tree {
     /// What is below the directory `path`, or only what is in it.
     pub fn below(&self, path: &[u8], recursive: bool) -> Result<Walk<'_>, ContextError> {
-        let first = self.list(path).map_err(failed_at(path))?;
+        let first = self.names(path).map_err(failed_at(path))?;
         let levels = vec![(path.to_vec(), first.into_iter())];
         Ok(Walk { tree: self, top: path.to_vec(), recursive, levels, failed: false })
     }
@@ -114,7 +117,7 @@ impl Walk<'_> {
             };
             let child = Tree::child_path(directory, &name).map_err(failed_at(directory))?;
             if self.recursive && seen.attr.kind == FileType::Directory {
-                let entries = self.tree.list(&child).map_err(failed_at(&child))?;
+                let entries = self.tree.names(&child).map_err(failed_at(&child))?;
                 self.levels.push((child.to_vec(), entries.into_iter()));
             }
             if let Some(shown) = self.tree.shown(&self.top, child, seen)? {

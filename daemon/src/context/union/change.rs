@@ -108,7 +108,8 @@ impl Union {
         self.lift_directories(parent)?;
         let directory = self.directory(parent)?;
         let (from, old) = self.locate(inode, &node)?;
-        let (work, ()) = upper.make(|work, made| rustix::fs::linkat(&from, &*old, work, made, AtFlags::empty()))?;
+        let (work, ()) =
+            upper.make(|work, made| rustix::fs::linkat(&from, &*old, work, made, AtFlags::empty()))?;
         if let Err(errno) = put(upper, &directory, name, &work, false) {
             upper.drop_work(&work);
             return Err(errno);

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
+use super::look::Directory;
 use super::nodes::Place;
 use super::{ROOT, Result, Union};
-use super::look::Directory;
 use crate::context::compare::Difference;
 use crate::context::tree::Tree;
 
@@ -44,7 +44,7 @@ impl Union {
     fn level(&self, path: Vec<u8>, directory: &Directory, below: Option<&[u8]>) -> Result<Level> {
         let _reading = self.reading_names();
         let mut was = match below {
-            Some(below) => self.lower.list(below)?,
+            Some(below) => self.lower.names(below)?,
             None => BTreeMap::new(),
         };
         let mut changes = BTreeMap::new();

@@ -89,7 +89,7 @@ impl Union {
             Place::Lower => {
                 let path = node.lower.as_deref().ok_or(Errno::NOENT)?;
                 let seen = self.lower.look(path)?.ok_or(Errno::NOENT)?;
-                let sight = self.from_lower(path, seen);
+                let sight = self.sight_below(path, seen);
                 if inode != ROOT && sight.key != node.key {
                     return Err(Errno::STALE);
                 }
@@ -98,7 +98,7 @@ impl Union {
             Place::Upper | Place::Linked(_) => {
                 let (directory, name) = self.locate(inode, &node)?;
                 let stat = upper::stat(&directory, &name)?.ok_or(Errno::NOENT)?;
-                self.from_upper(&stat).attr
+                self.sight_above(&stat).attr
             }
         };
         if attr.kind != node.kind {
@@ -184,7 +184,7 @@ impl Union {
     }
 
     fn upper_sight(&self, directory: &Directory, held: &OwnedFd, name: &[u8], stat: &Stat) -> Result<Sight> {
-        let mut sight = self.from_upper(stat);
+        let mut sight = self.sight_above(stat);
         if stat.attr.kind == FileType::Directory {
             sight.lower = match upper::merge_of(held, name)? {
                 Merge::Opaque => None,
@@ -198,7 +198,7 @@ impl Union {
         Ok(sight)
     }
 
-    fn from_upper(&self, stat: &Stat) -> Sight {
+    fn sight_above(&self, stat: &Stat) -> Sight {
         let mut attr = stat.attr;
         let mut place = Place::Upper;
         if attr.kind != FileType::Directory
@@ -216,12 +216,12 @@ impl Union {
             && upper.linked().get(&key).is_some_and(|linked| linked.inode.is_some())
         {
             let stat = upper::stat(upper.links(), key.as_bytes())?.ok_or(Errno::IO)?;
-            return Ok(self.from_upper(&stat));
+            return Ok(self.sight_above(&stat));
         }
-        Ok(self.from_lower(path, seen))
+        Ok(self.sight_below(path, seen))
     }
 
-    fn from_lower(&self, path: &[u8], seen: Seen) -> Sight {
+    fn sight_below(&self, path: &[u8], seen: Seen) -> Sight {
         let mut attr = seen.attr;
         if let (Some(upper), Some(key)) = (&self.upper, self.link_key(&seen)) {
             let gone = upper.linked().get(&key).map_or(0, |linked| linked.gone);
@@ -263,7 +263,7 @@ impl Union {
 
     pub(super) fn entries(&self, directory: &Directory) -> Result<Vec<Listed>> {
         let mut lower = match &directory.lower {
-            Some(path) => self.lower.list(path)?,
+            Some(path) => self.lower.names(path)?,
             None => std::collections::BTreeMap::new(),
         };
         let mut listed = Vec::with_capacity(lower.len());

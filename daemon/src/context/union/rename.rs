@@ -87,8 +87,7 @@ impl Union {
         let nodes = self.nodes();
         let is_directory = |sight: &Sight| sight.attr.kind == FileType::Directory;
         let above = |sight: &Sight, place: u64| {
-            is_directory(sight)
-                && nodes.known(&sight.key).is_some_and(|inode| nodes.is_below(place, inode))
+            is_directory(sight) && nodes.known(&sight.key).is_some_and(|inode| nodes.is_below(place, inode))
         };
         if above(from, new.parent) {
             return Err(Errno::INVAL);
@@ -145,7 +144,12 @@ impl Union {
                     }
                 }
             }
-            _ => self.move_over(upper, &source, (old, &from_directory, &from), (new, &to_directory, to.as_ref()))?,
+            _ => self.move_over(
+                upper,
+                &source,
+                (old, &from_directory, &from),
+                (new, &to_directory, to.as_ref()),
+            )?,
         }
         Ok(true)
     }

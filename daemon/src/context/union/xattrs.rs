@@ -42,7 +42,11 @@ impl Union {
             }
         };
         let shown = names.split_inclusive(|&byte| byte == 0);
-        Ok(shown.filter(|name| is_shown(name.strip_suffix(b"\0").unwrap_or(name))).flatten().copied().collect())
+        Ok(shown
+            .filter(|name| is_shown(name.strip_suffix(b"\0").unwrap_or(name)))
+            .flatten()
+            .copied()
+            .collect())
     }
 
     pub fn set_xattr(&self, inode: u64, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
@@ -53,7 +57,12 @@ impl Union {
         self.with_attributes(inode, name, |path| rustix::fs::lremovexattr(path, name))
     }
 
-    fn with_attributes(&self, inode: u64, name: &[u8], change: impl FnOnce(&[u8]) -> Result<()>) -> Result<()> {
+    fn with_attributes(
+        &self,
+        inode: u64,
+        name: &[u8],
+        change: impl FnOnce(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         self.upper()?;
         if !is_shown(name) {
             return Err(Errno::OPNOTSUPP);

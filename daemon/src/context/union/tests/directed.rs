@@ -213,7 +213,10 @@ fn links_in_the_lower_are_shown_and_never_followed() {
     assert_eq!(union.look_up(out.inode, b"canary").unwrap_err(), Errno::NOTDIR);
     let file = union.look_up(ROOT, b"file").unwrap();
     assert_eq!(read(&union, file.inode).unwrap_err(), Errno::NXIO);
-    assert_eq!(union.set_attr(file.inode, &Change { size: Some(0), ..Change::default() }).unwrap_err(), Errno::INVAL);
+    assert_eq!(
+        union.set_attr(file.inode, &Change { size: Some(0), ..Change::default() }).unwrap_err(),
+        Errno::INVAL
+    );
     // Changed as a link, not through it.
     union.set_attr(file.inode, &Change { uid: Some(5), ..Change::default() }).unwrap();
     assert_eq!(fs::metadata(outside.path().join("canary")).unwrap().uid(), 0);
@@ -284,14 +287,17 @@ fn changes_are_told_from_the_upper() {
             true
         })
         .unwrap();
-    assert_eq!(told, [
-        "Removed gone",
-        "Changed keep/f",
-        "Added keep/new",
-        "Removed old",
-        "Added renamed",
-        "Added renamed/f",
-    ]);
+    assert_eq!(
+        told,
+        [
+            "Removed gone",
+            "Changed keep/f",
+            "Added keep/new",
+            "Removed old",
+            "Added renamed",
+            "Added renamed/f",
+        ]
+    );
 }
 
 #[test]

@@ -63,8 +63,8 @@ fn xattr_path(directory: &OwnedFd, name: &[u8]) -> Vec<u8> {
     [format!("/proc/self/fd/{}/", directory.as_raw_fd()).as_bytes(), name].concat()
 }
 
-pub fn errno(error: std::io::Error) -> Errno {
-    Errno::from_io_error(&error).unwrap()
+fn errno(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap()
 }
 
 impl Target for Disk {
@@ -77,14 +77,20 @@ impl Target for Disk {
                 // The umask of this process plays no part; setgid may have been inherited.
                 let made = beneath::hold(&directory, name)?;
                 let inherited = stat_at(&made, c"")?.attr.mode & 0o2000;
-                rustix::fs::chmodat(&directory, name, Mode::from_raw_mode(*mode | inherited), AtFlags::empty())
-                    .map(done)
+                rustix::fs::chmodat(
+                    &directory,
+                    name,
+                    Mode::from_raw_mode(*mode | inherited),
+                    AtFlags::empty(),
+                )
+                .map(done)
             }
             Operation::Create(path, mode, content) => {
                 let (directory, name) = self.place(path)?;
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                let file = File::from(rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(0o600))?);
-                file.write_all_at(content, 0).map_err(errno)?;
+                let file =
+                    File::from(rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(0o600))?);
+                file.write_all_at(content, 0).map_err(|error| errno(&error))?;
                 rustix::fs::fchmod(&file, Mode::from_raw_mode(*mode)).map(done)
             }
             Operation::Fifo(path) => {
@@ -105,7 +111,7 @@ impl Target for Disk {
             }
             Operation::Write(path, at, bytes) => {
                 let file = self.open(path, OFlags::WRONLY)?;
-                file.write_all_at(bytes, *at).map_err(errno).map(done)
+                file.write_all_at(bytes, *at).map_err(|error| errno(&error)).map(done)
             }
             Operation::Truncate(path, size) => {
                 rustix::fs::ftruncate(self.open(path, OFlags::WRONLY)?, *size).map(done)
@@ -159,12 +165,12 @@ impl Target for Disk {
             }
             Operation::WriteHeld(slot, at, bytes) => {
                 let file = self.held.get(slot).ok_or(Errno::BADF)?;
-                file.write_all_at(bytes, *at).map_err(errno).map(done)
+                file.write_all_at(bytes, *at).map_err(|error| errno(&error)).map(done)
             }
             Operation::ReadHeld(slot) => {
                 let file = self.held.get(slot).ok_or(Errno::BADF)?;
                 let mut content = vec![0; 4096];
-                let count = file.read_at(&mut content, 0).map_err(errno)?;
+                let count = file.read_at(&mut content, 0).map_err(|error| errno(&error))?;
                 content.truncate(count);
                 Ok(content)
             }
@@ -206,7 +212,8 @@ impl Target for Disk {
                         ('d', Vec::new())
                     }
                     FileType::RegularFile => {
-                        let file = rustix::fs::openat(&directory, &name[..], OFlags::RDONLY, Mode::empty()).unwrap();
+                        let file =
+                            rustix::fs::openat(&directory, &name[..], OFlags::RDONLY, Mode::empty()).unwrap();
                         let mut content = vec![0; 4096];
                         let count = File::from(file).read_at(&mut content, 0).unwrap();
                         assert_eq!(count as u64, stat.attr.size, "{}", child.escape_ascii());
@@ -222,7 +229,8 @@ impl Target for Disk {
                 };
                 let listed = read_xattr(|buffer| rustix::fs::llistxattr(&at[..], buffer)).unwrap();
                 let shown = listed.split(|&byte| byte == 0).filter(|name| name.starts_with(b"user."));
-                let value = |name: &[u8]| read_xattr(|buffer| rustix::fs::lgetxattr(&at[..], name, buffer)).unwrap();
+                let value =
+                    |name: &[u8]| read_xattr(|buffer| rustix::fs::lgetxattr(&at[..], name, buffer)).unwrap();
                 let xattrs = shown.map(|name| (name.to_vec(), value(name))).collect();
                 let entry = Entry {
                     kind,

@@ -138,8 +138,11 @@ impl Memory {
     }
 
     fn count(&self, inode: usize) -> u32 {
-        self.inodes.iter().flat_map(|directory| directory.names.values()).filter(|named| **named == inode).count()
-            as u32
+        self.inodes
+            .iter()
+            .flat_map(|directory| directory.names.values())
+            .filter(|named| **named == inode)
+            .count() as u32
     }
 
     fn walk(&self, directory: usize, path: &[u8], found: &mut Vec<(Vec<u8>, usize)>) {

@@ -77,7 +77,8 @@ const NAMES: [&[u8]; 5] = [b"a", b"b", b"dir", b".wh.a", b"\xff\n"];
 
 pub fn path() -> impl Strategy<Value = Path> {
     let name = prop_oneof![6 => Just(0usize), 4 => Just(1), 4 => Just(2), 1 => Just(3), 1 => Just(4)];
-    prop::collection::vec(name, 1..4).prop_map(|names| Path(names.into_iter().map(|name| NAMES[name]).collect()))
+    prop::collection::vec(name, 1..4)
+        .prop_map(|names| Path(names.into_iter().map(|name| NAMES[name]).collect()))
 }
 
 fn mode() -> impl Strategy<Value = u32> {

@@ -39,7 +39,12 @@ fn case(lower: &[Operation], history: &[Operation]) -> Result<(), TestCaseError>
 #[test]
 fn random_histories_end_as_in_the_model() {
     let cases = std::env::var("UNION_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(CASES);
-    let config = ProptestConfig { cases, max_shrink_iters: 2000, failure_persistence: None, ..ProptestConfig::default() };
+    let config = ProptestConfig {
+        cases,
+        max_shrink_iters: 2000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
     let strategy = (prop::collection::vec(making(), 0..20), prop::collection::vec(anything(), 1..30));
     TestRunner::new(config).run(&strategy, |(lower, history)| case(&lower, &history)).unwrap();
 }
