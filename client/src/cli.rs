@@ -1,11 +1,13 @@
 //! The commands of `hearth`, one file each: its arguments beside the function that runs it.
 
+mod base;
 mod build;
 mod builds;
 mod completions;
 mod context;
 mod images;
 mod pack;
+mod registry;
 mod room;
 mod storage;
 mod system;

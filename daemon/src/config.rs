@@ -7,10 +7,12 @@ mod layers;
 pub use flags::Flags;
 pub use layers::{ConfigError, load};
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hearth_pack::remote::{Mirror, MirrorError, Mirrors};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Registry, RoomRegistries};
@@ -39,8 +41,13 @@ pub struct Config {
     /// set, the daemon runs its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub buildkit: Option<String>,
+    /// File with credentials of other registries, which only the daemon's user may read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry_credentials: Option<PathBuf>,
     /// Registry names that mean this room's registry.
     pub room_registries: Vec<Registry>,
+    /// By registry: URLs that are asked before it.
+    pub mirrors: BTreeMap<String, Vec<String>>,
     pub builds: Builds,
     pub builder: Builder,
     pub log: Log,
@@ -108,7 +115,9 @@ impl Default for Config {
             room_storage: None,
             project_storage: None,
             buildkit: None,
+            registry_credentials: None,
             room_registries: RoomRegistries::default().names().to_vec(),
+            mirrors: BTreeMap::new(),
             builds: Builds {
                 concurrency: 4,
                 queue_length: 100,
@@ -140,6 +149,11 @@ impl Config {
 
     pub fn room_registries(&self) -> RoomRegistries {
         RoomRegistries::new(self.room_registries.clone())
+    }
+
+    pub fn mirrors(&self) -> Result<Mirrors, MirrorError> {
+        let all = self.mirrors.iter().flat_map(|(host, urls)| urls.iter().map(move |url| (host, url)));
+        Ok(Mirrors::new(all.map(|(host, url)| Mirror::new(host, url)).collect::<Result<_, _>>()?))
     }
 
     pub const fn default_timeout(&self) -> Duration {

@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::context::mounts::Mounts;
 use crate::context::storage::{Root, Storage};
 use crate::context::{ContextOptions, Contexts};
-use crate::image::Images;
+use crate::image::{Elsewhere, Images};
 use crate::model::access::{ApiScope, ContainersGrant, Patterns, RegistryGrant};
 use crate::model::component::Component;
 use crate::model::id::BuildId;
@@ -102,7 +102,10 @@ impl Daemon {
             state_dir: config.state_dir.clone(),
             limits: crate::context::layers::LayerLimits::default(),
         })?;
-        let room = RoomContexts { contexts: contexts.clone(), images: images.clone() };
+        let elsewhere = Elsewhere::new(config.mirrors()?, config.registry_credentials.clone());
+        elsewhere.check()?;
+        let room =
+            RoomContexts { contexts: contexts.clone(), images: images.clone(), elsewhere: elsewhere.clone() };
         let files = [storage.room.path(), storage.project.path()];
         let mounts = Mounts::open(&config.state_dir, &files).context("records of mounts")?;
         mounts.clear_stale().await;
@@ -112,7 +115,7 @@ impl Daemon {
             contexts: Arc::new(room.clone()),
             images: Arc::new(room.clone()),
         };
-        let options = build_options(&config, &listeners.addresses, Arc::clone(&access));
+        let options = build_options(&config, &listeners.addresses, Arc::clone(&access))?;
         let builds = build::Service::start(options, ports).await?;
 
         let readiness = readiness(&kit);
@@ -121,6 +124,7 @@ impl Daemon {
             contexts: room,
             mounts: mounts.clone(),
             images: images.clone(),
+            elsewhere,
             storage,
             access,
             readiness: Arc::clone(&readiness),
@@ -185,11 +189,17 @@ fn open_storage(path: &Path) -> Result<Root> {
 /// The configured BuildKit, or our own under supervision.
 fn start_buildkit(config: &Config) -> Result<(BuildKit, Option<supervise::Handle>)> {
     if let Some(address) = &config.buildkit {
+        if !config.mirrors.is_empty() {
+            tracing::warn!(
+                "mirrors for FROM are set in the configuration of the BuildKit at {address}, not here"
+            );
+        }
         let options = buildkit::Options { address: address.parse()?, child: None, executor: None };
         return Ok((BuildKit::connect(options), None));
     }
     let mut options = managed::Options::new(config.state_dir.join("buildkit"));
     options.program.clone_from(&config.builder.program);
+    options.mirrors = config.mirrors()?;
     options.quota.max_used = config.builder.max_used_bytes;
     options.quota.min_free = config.builder.min_free_bytes;
     let (child, mut connect) = options.plan()?;
@@ -198,8 +208,10 @@ fn start_buildkit(config: &Config) -> Result<(BuildKit, Option<supervise::Handle
     Ok((BuildKit::connect(connect), Some(child)))
 }
 
-fn build_options(config: &Config, addresses: &Addresses, access: Arc<Access>) -> build::Options {
-    build::Options {
+fn build_options(config: &Config, addresses: &Addresses, access: Arc<Access>) -> Result<build::Options> {
+    let mirrors = config.mirrors()?;
+    let mirrored = mirrors.iter().map(|mirror| (mirror.authority(), mirror.registry.clone())).collect();
+    Ok(build::Options {
         limits: build::Limits {
             concurrency: config.builds.concurrency,
             queue: config.builds.queue_length,
@@ -216,8 +228,9 @@ fn build_options(config: &Config, addresses: &Addresses, access: Arc<Access>) ->
         min_free_space: config.builds.min_free_bytes,
         registry: addresses.registry.to_string(),
         room_registries: config.room_registries(),
+        mirrored,
         registry_credential: registry_credential(access),
-    }
+    })
 }
 
 /// A token for one build: pull what its Dockerfile names, push its result, nothing else.

@@ -25,6 +25,8 @@ mod builds;
 mod context;
 #[path = "e2e/contexts.rs"]
 mod contexts;
+#[path = "e2e/elsewhere.rs"]
+mod elsewhere;
 #[path = "e2e/faults.rs"]
 mod faults;
 #[path = "e2e/line.rs"]
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         pack_faults::group(),
         storage::group(),
         registry::group(),
+        elsewhere::group(),
         access::group(),
         builds::group(),
         bad_input::group(),

@@ -3,8 +3,10 @@
 mod builds;
 mod contexts;
 mod images;
+mod load;
 mod storage;
 mod system;
+mod transfer;
 mod upload;
 
 use axum::body::Body;

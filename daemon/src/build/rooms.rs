@@ -1,5 +1,7 @@
 //! The real ones behind the seams of [`super::port`]: the room's images and its files.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use hearth_pack::identity::TreeDigest;
 
@@ -8,11 +10,12 @@ use super::port::{ContextSource, PreparedContext, RoomImages};
 use crate::context::layers::LayerBlob;
 use crate::context::port::ContextFiles;
 use crate::context::{ContextMount, ContextRequest, Contexts, OpenedImage, Prepared};
-use crate::image::{ImageError, Images};
+use crate::image::{Elsewhere, ImageError, Images, Transfer};
 use crate::model::build::{BuildSpec, ContextIdentity, MountIdentity};
 use crate::model::fault::{Fault, Stage};
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, VerifiedImage};
+use crate::model::secret::Credential;
 use crate::model::{Digest, MountSource, MountSpec, MountTarget, Reference, Repository};
 
 /// The files of the room and the images among the mounts, as one tree.
@@ -20,6 +23,7 @@ use crate::model::{Digest, MountSource, MountSpec, MountTarget, Reference, Repos
 pub struct RoomContexts {
     pub contexts: Contexts,
     pub images: Images,
+    pub elsewhere: Elsewhere,
 }
 
 #[async_trait]
@@ -40,6 +44,40 @@ impl RoomImages for RoomContexts {
         self.images.publish(image, tags).await.map(|_| ()).map_err(|error| fault(Stage::Publish, &error))
     }
 
+    async fn push_content(
+        &self,
+        image: &VerifiedImage,
+        tags: &[Reference],
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<(), Fault> {
+        let pushed = async {
+            let remote = self.elsewhere.remote(given)?;
+            self.images.push_content(&remote, image, tags, &Transfer::default()).await
+        };
+        pushed.await.map(drop).map_err(|error| fault(Stage::Publish, &error))
+    }
+
+    async fn push_names(
+        &self,
+        image: &VerifiedImage,
+        tags: &[Reference],
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<(), Fault> {
+        let pushed = async {
+            let remote = self.elsewhere.remote(given)?;
+            self.images.push_names(&remote, image, tags).await
+        };
+        pushed.await.map_err(|error| fault(Stage::Publish, &error))
+    }
+
+    fn own_credential(&self, registry: &str) -> Option<Credential> {
+        self.elsewhere.credential(registry).unwrap_or_else(|error| {
+            // BuildKit then asks without one, and says so when that does not do.
+            tracing::error!(%error, "the daemon's registry credentials cannot be used");
+            None
+        })
+    }
+
     async fn hold_pack(&self, id: &PackId, caller: &str) -> Result<(), Fault> {
         self.images.hold_pack(id, caller).await.map(|_| ()).map_err(|error| fault(Stage::Context, &error))
     }
@@ -56,8 +94,13 @@ impl RoomImages for RoomContexts {
 
 #[async_trait]
 impl ContextSource for RoomContexts {
-    async fn prepare(&self, spec: &BuildSpec, caller: &str) -> Result<Box<dyn PreparedContext>, Fault> {
-        let mounts = self.open_mounts(&spec.mounts, caller).await?;
+    async fn prepare(
+        &self,
+        spec: &BuildSpec,
+        caller: &str,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<Box<dyn PreparedContext>, Fault> {
+        let mounts = self.open_mounts(&spec.mounts, caller, given).await?;
         let request = ContextRequest {
             mounts,
             context_path: spec.context_path.clone(),
@@ -74,11 +117,16 @@ impl ContextSource for RoomContexts {
 
 impl RoomContexts {
     /// Opens the images among the mounts. Whether the caller may use them was checked before, but for packs.
-    pub async fn open_mounts(&self, specs: &[MountSpec], caller: &str) -> Result<Vec<ContextMount>, Fault> {
+    pub async fn open_mounts(
+        &self,
+        specs: &[MountSpec],
+        caller: &str,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<Vec<ContextMount>, Fault> {
         let mut mounts = Vec::with_capacity(specs.len());
         for mount in specs {
             let manifest = match &mount.source {
-                MountSource::Image { reference, .. } => Some(self.images.resolve(reference).await),
+                MountSource::Image { reference, .. } => Some(self.image(reference, caller, given).await),
                 MountSource::Pack(id) => Some(self.pack(id, caller).await),
                 MountSource::Room(_) | MountSource::Project(_) | MountSource::EmptyDir => None,
             };
@@ -93,6 +141,20 @@ impl RoomContexts {
             mounts.push(ContextMount { spec: mount.clone(), image });
         }
         Ok(mounts)
+    }
+
+    /// An image of the room as it is, one of another registry once it is here.
+    async fn image(
+        &self,
+        reference: &Reference,
+        caller: &str,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<Descriptor, ImageError> {
+        if self.images.room_registries().owns_tag(reference) {
+            return self.images.resolve(reference).await;
+        }
+        let remote = self.elsewhere.remote(given)?;
+        self.images.pull_for_mount(&remote, reference, caller).await
     }
 
     async fn pack(&self, id: &str, caller: &str) -> Result<Descriptor, ImageError> {
@@ -137,7 +199,8 @@ impl PreparedContext for Prepared {
 }
 
 fn fault(stage: Stage, error: &ImageError) -> Fault {
-    let fault = Fault::new(stage, error.code(), error.to_string());
+    let mut fault = Fault::new(stage, error.code(), error.to_string());
+    fault.retryable = error.retryable();
     match error.hint() {
         Some(hint) => fault.hint(hint),
         None => fault,

@@ -153,7 +153,7 @@ impl Contexts {
         let shared = Arc::clone(&self.0);
         let forget = move || diff_ids.iter().for_each(|diff_id| shared.layers.forget(diff_id));
         if task::blocking("context.forget", forget).await.is_err() {
-            tracing::warn!("decompressed layers stay until the quota frees them");
+            tracing::warn!("indexes of layers stay until the quota frees them");
         }
     }
 }

@@ -28,7 +28,7 @@ use crate::api::http::{self, Readiness};
 use crate::build;
 use crate::context::mounts::Mounts;
 use crate::context::storage::Storage;
-use crate::image::Images;
+use crate::image::{Elsewhere, Images};
 use crate::model::RoomRegistries;
 
 pub(super) struct Parts {
@@ -36,6 +36,7 @@ pub(super) struct Parts {
     pub contexts: build::RoomContexts,
     pub mounts: Mounts,
     pub images: Images,
+    pub elsewhere: Elsewhere,
     pub storage: Storage,
     pub access: Arc<Access>,
     pub readiness: Readiness,
@@ -63,7 +64,8 @@ pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
         BuildsService { builds: parts.builds, rooms: parts.rooms.clone(), max_timeout: parts.max_timeout };
     let contexts =
         ContextsService { contexts: parts.contexts, mounts: parts.mounts, rooms: parts.rooms.clone() };
-    let images = ImagesService { images: parts.images, storage: parts.storage.clone() };
+    let images =
+        ImagesService { images: parts.images, storage: parts.storage.clone(), elsewhere: parts.elsewhere };
     let system = SystemService {
         room: parts.room,
         room_registries: parts.rooms,

@@ -298,6 +298,25 @@ pub struct Build {
     /// The spec as accepted, without secrets and credentials.
     #[prost(message, optional, tag = "11")]
     pub spec: ::core::option::Option<BuildSpec>,
+    /// What the files of the context were known by: paths, kinds, modes, link targets, hard links,
+    /// extended attributes and content of what the build could read. What the ignore file hides, what
+    /// lies beside the paths that the Dockerfile copies, times and owners play no part. Empty before
+    /// the build has ended. Example: "blake3:af13...".
+    #[prost(string, tag = "12")]
+    pub context_digest: ::prost::alloc::string::String,
+    /// The same for what each mount gave to the context, by target.
+    #[prost(message, repeated, tag = "13")]
+    pub mount_digests: ::prost::alloc::vec::Vec<MountDigest>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MountDigest {
+    /// Example: "/context/vendor".
+    #[prost(string, tag = "1")]
+    pub target: ::prost::alloc::string::String,
+    /// Of paths relative to the target.
+    #[prost(string, tag = "2")]
+    pub digest: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3167,6 +3186,128 @@ pub struct LoadImageResponse {
     #[prost(message, optional, tag = "5")]
     pub image: ::core::option::Option<Image>,
 }
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadBlobRequest {
+    /// The image. Example: "room.meshagent.com/my-app:dev" or "my-app@sha256:...".
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// A blob of the image's repository, or a manifest below its index. Empty is the image's own manifest or
+    /// index.
+    #[prost(string, tag = "2")]
+    pub digest: ::prost::alloc::string::String,
+    /// Begin after this many bytes.
+    #[prost(uint64, tag = "3")]
+    pub offset: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadBlobResponse {
+    #[prost(oneof = "read_blob_response::Message", tags = "1, 2")]
+    pub message: ::core::option::Option<read_blob_response::Message>,
+}
+/// Nested message and enum types in `ReadBlobResponse`.
+pub mod read_blob_response {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Message {
+        #[prost(message, tag = "1")]
+        Head(super::BlobHead),
+        /// At most 4 MiB each.
+        #[prost(bytes, tag = "2")]
+        Chunk(::prost::bytes::Bytes),
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlobHead {
+    #[prost(string, tag = "1")]
+    pub digest: ::prost::alloc::string::String,
+    /// Of the whole blob.
+    #[prost(uint64, tag = "2")]
+    pub size_bytes: u64,
+    /// Of a manifest or index; empty for blobs.
+    #[prost(string, tag = "3")]
+    pub media_type: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PullImageRequest {
+    /// What to bring; a bare name is Docker Hub's. Example: "python:3.13" or "ghcr.io/org/app:1".
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// Its name in the room. Example: "room.meshagent.com/python:3.13". Empty is its own repository and tag.
+    #[prost(string, tag = "2")]
+    pub tag: ::prost::alloc::string::String,
+    /// The image of this platform. Empty is the daemon's own. Example: "linux/arm64".
+    #[prost(string, tag = "3")]
+    pub platform: ::prost::alloc::string::String,
+    /// All platforms, with the index that lists them.
+    #[prost(bool, tag = "4")]
+    pub all_platforms: bool,
+    /// For the registry that is asked; without one, what the daemon is configured with.
+    #[prost(message, repeated, tag = "5")]
+    pub credentials: ::prost::alloc::vec::Vec<RegistryCredential>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PushImageRequest {
+    /// An image of the room. Example: "my-app:dev" or "my-app@sha256:...".
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// Where it goes; a bare name is Docker Hub's. Example: "ghcr.io/org/app:1".
+    #[prost(string, tag = "2")]
+    pub target: ::prost::alloc::string::String,
+    /// For the registry that is pushed to; without one, what the daemon is configured with.
+    #[prost(message, repeated, tag = "3")]
+    pub credentials: ::prost::alloc::vec::Vec<RegistryCredential>,
+}
+/// How a transfer between the room and another registry stands.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TransferEvent {
+    #[prost(oneof = "transfer_event::Event", tags = "1, 2")]
+    pub event: ::core::option::Option<transfer_event::Event>,
+}
+/// Nested message and enum types in `TransferEvent`.
+pub mod transfer_event {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Event {
+        #[prost(message, tag = "1")]
+        Progress(super::TransferProgress),
+        #[prost(message, tag = "2")]
+        Done(super::TransferDone),
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TransferProgress {
+    #[prost(uint32, tag = "1")]
+    pub blobs: u32,
+    #[prost(uint32, tag = "2")]
+    pub total_blobs: u32,
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+    #[prost(uint64, tag = "4")]
+    pub total_bytes: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TransferDone {
+    /// Digest of the manifest or index.
+    #[prost(string, tag = "1")]
+    pub digest: ::prost::alloc::string::String,
+    /// The full name of what was made. Example: "room.meshagent.com/python:3.13".
+    #[prost(string, tag = "2")]
+    pub reference: ::prost::alloc::string::String,
+    /// Bytes that crossed the wire.
+    #[prost(uint64, tag = "3")]
+    pub sent_bytes: u64,
+    /// Bytes that were there before.
+    #[prost(uint64, tag = "4")]
+    pub reused_bytes: u64,
+}
 /// Generated client implementations.
 pub mod images_client {
     #![allow(
@@ -3368,6 +3509,75 @@ pub mod images_client {
             req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Images", "Load"));
             self.inner.client_streaming(req, path, codec).await
         }
+        /// Content of an image of the room: its manifest, or one blob that it needs. The first message is
+        /// `head`, all others are `chunk`.
+        pub async fn read_blob(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReadBlobRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ReadBlobResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hearth.v1.Images/ReadBlob",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Images", "ReadBlob"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Brings an image of another registry into the room. Events come while it runs; the last one is `done`.
+        pub async fn pull(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PullImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::TransferEvent>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Images/Pull");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Images", "Pull"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Sends an image of the room to another registry. Events come while it runs; the last one is `done`.
+        pub async fn push(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PushImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::TransferEvent>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Images/Push");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Images", "Push"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -3421,6 +3631,40 @@ pub mod images_server {
             tonic::Response<super::LoadImageResponse>,
             tonic::Status,
         >;
+        /// Server streaming response type for the ReadBlob method.
+        type ReadBlobStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ReadBlobResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Content of an image of the room: its manifest, or one blob that it needs. The first message is
+        /// `head`, all others are `chunk`.
+        async fn read_blob(
+            &self,
+            request: tonic::Request<super::ReadBlobRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ReadBlobStream>, tonic::Status>;
+        /// Server streaming response type for the Pull method.
+        type PullStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::TransferEvent, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Brings an image of another registry into the room. Events come while it runs; the last one is `done`.
+        async fn pull(
+            &self,
+            request: tonic::Request<super::PullImageRequest>,
+        ) -> std::result::Result<tonic::Response<Self::PullStream>, tonic::Status>;
+        /// Server streaming response type for the Push method.
+        type PushStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::TransferEvent, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Sends an image of the room to another registry. Events come while it runs; the last one is `done`.
+        async fn push(
+            &self,
+            request: tonic::Request<super::PushImageRequest>,
+        ) -> std::result::Result<tonic::Response<Self::PushStream>, tonic::Status>;
     }
     /// The images in the room's own registry. The same images are served to any OCI client at `/v2/`
     /// on the same port: skopeo copy docker://127.0.0.1:4327/my-app:dev ...
@@ -3719,6 +3963,144 @@ pub mod images_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.client_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Images/ReadBlob" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReadBlobSvc<T: Images>(pub Arc<T>);
+                    impl<
+                        T: Images,
+                    > tonic::server::ServerStreamingService<super::ReadBlobRequest>
+                    for ReadBlobSvc<T> {
+                        type Response = super::ReadBlobResponse;
+                        type ResponseStream = T::ReadBlobStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReadBlobRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Images>::read_blob(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReadBlobSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Images/Pull" => {
+                    #[allow(non_camel_case_types)]
+                    struct PullSvc<T: Images>(pub Arc<T>);
+                    impl<
+                        T: Images,
+                    > tonic::server::ServerStreamingService<super::PullImageRequest>
+                    for PullSvc<T> {
+                        type Response = super::TransferEvent;
+                        type ResponseStream = T::PullStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PullImageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Images>::pull(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PullSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Images/Push" => {
+                    #[allow(non_camel_case_types)]
+                    struct PushSvc<T: Images>(pub Arc<T>);
+                    impl<
+                        T: Images,
+                    > tonic::server::ServerStreamingService<super::PushImageRequest>
+                    for PushSvc<T> {
+                        type Response = super::TransferEvent;
+                        type ResponseStream = T::PushStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PushImageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Images>::push(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PushSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

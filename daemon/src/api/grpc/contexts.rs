@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use axum::extract::connect_info::ConnectInfo;
@@ -181,8 +182,8 @@ impl ContextsService {
         field: &str,
     ) -> Result<Open, Status> {
         let (mounts, root) = convert::context(context, field)?;
-        allow_mounts(caller, &mounts, &self.rooms, field)?;
-        let opened = self.contexts.open_mounts(&mounts, &caller.name).await;
+        allow_mounts(caller, &mounts, &self.rooms)?;
+        let opened = self.contexts.open_mounts(&mounts, &caller.name, &BTreeMap::new()).await;
         let opened = opened.map_err(|fault| {
             let status = match fault.code.as_str() {
                 "pack_not_found" | "image_not_found" => Code::NotFound,

@@ -71,8 +71,8 @@ pub struct LayerCache {
 
 /// A layer that can be read anywhere.
 pub(super) struct OpenLayer {
-    pub diff_id: Digest,
     pub entries: Vec<u8>,
+    pub hides: bool,
     pub reader: LayerReader,
 }
 
@@ -167,9 +167,9 @@ impl LayerCache {
         drop(busy);
         lock(&self.busy).retain(|_, busy| Arc::strong_count(busy) > 1);
         let (index, file) = result?;
-        let LayerIndex { format, points, length, entries, .. } = index;
+        let LayerIndex { format, points, length, entries, hides, .. } = index;
         let reader = LayerReader::new(blob, Some(file), (format, points, length), Arc::clone(&self.decoded));
-        Ok(OpenLayer { diff_id, entries, reader })
+        Ok(OpenLayer { entries, hides, reader })
     }
 
     fn path(&self, diff_id: &Digest, blob: &Digest) -> PathBuf {
@@ -225,6 +225,7 @@ impl LayerCache {
             format,
             points: passed.points,
             entries: passed.entries,
+            hides: passed.hides,
         };
         file.as_file_mut().write_all(&index.encode())?;
         // Not synced: what a crash damages is found by its sum and made again.
