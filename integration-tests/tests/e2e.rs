@@ -23,6 +23,8 @@ mod bad_input;
 mod builds;
 #[path = "e2e/context.rs"]
 mod context;
+#[path = "e2e/contexts.rs"]
+mod contexts;
 #[path = "e2e/elsewhere.rs"]
 mod elsewhere;
 #[path = "e2e/faults.rs"]
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
     let groups = [
         line::group(),
         context::group(),
+        contexts::group(),
         pack::group(),
         upload::group(),
         pack_readers::group(),
