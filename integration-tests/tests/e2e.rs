@@ -20,12 +20,16 @@ mod access;
 mod bad_input;
 #[path = "e2e/builds.rs"]
 mod builds;
+#[path = "e2e/compare.rs"]
+mod compare;
 #[path = "e2e/context.rs"]
 mod context;
 #[path = "e2e/faults.rs"]
 mod faults;
 #[path = "e2e/line.rs"]
 mod line;
+#[path = "e2e/moving.rs"]
+mod moving;
 #[path = "e2e/observability.rs"]
 mod observability;
 #[path = "e2e/pack.rs"]
@@ -43,12 +47,14 @@ fn main() -> ExitCode {
     let groups = [
         line::group(),
         context::group(),
+        compare::group(),
         pack::group(),
         storage::group(),
         registry::group(),
         access::group(),
         builds::group(),
         bad_input::group(),
+        moving::group(),
         secrets::group(),
         observability::group(),
         python::group(),
