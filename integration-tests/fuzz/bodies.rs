@@ -100,7 +100,10 @@ pub fn image_json(bytes: &[u8]) {
             let parts = manifest.parts();
             // Each part is named in the bytes, so there cannot be more of them than the bytes have room for.
             assert!(parts.len() * "sha256:".len() <= bytes.len(), "{} parts", parts.len());
-            let _ = (manifest.about(), manifest.for_platform(&hearthd::model::image::Platform::host()));
+            let _ = manifest.about();
+            if let Manifest::Index(index) = &manifest {
+                let _ = index.for_platform(&hearthd::model::image::Platform::host());
+            }
         }
     }
     if let Ok(config) = ImageConfig::parse(bytes) {
