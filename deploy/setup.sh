@@ -3,7 +3,8 @@
 # what is missing, and prints one line for each thing it does.
 #
 #   deploy/setup.sh            Debian packages, and BuildKit in /usr/local/bin
-#   deploy/setup.sh --tests    the same, and what only tests need: rustfmt, clippy, the gRPC client test's Python
+#   deploy/setup.sh --tests    the same, and what only tests need: rustfmt, clippy, the gRPC client test's Python,
+#                              umoci and containerd, which read packed images beside skopeo and BuildKit
 #
 # BuildKit comes from the first of these that works: one that is installed and new enough; a build with the installed
 # Go (deploy/buildkit/go.mod pins every module); the release tarball; a build with a Go toolchain that is fetched for
@@ -38,6 +39,8 @@ readonly packages='
     protobuf-compiler:protoc libprotobuf-dev
     runc:runc busybox-static debootstrap:debootstrap skopeo:skopeo
     python3:python3 python3-venv'
+readonly test_packages='
+    umoci:umoci containerd:ctr'
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly here
@@ -78,10 +81,10 @@ at_least() { # HAVE WANTED: compares versions
 missing_packages() {
     local entry package command installed
     local -a names=()
-    for entry in $packages; do names+=("${entry%%:*}"); done
+    for entry in $wanted_packages; do names+=("${entry%%:*}"); done
     # One call for all; it exits 1 when it does not know one of the names.
     installed=" $(dpkg-query -W -f '${db:Status-Status}=${Package} ' "${names[@]}" 2>/dev/null || true)"
-    for entry in $packages; do
+    for entry in $wanted_packages; do
         package=${entry%%:*} command=
         [ "$entry" = "$package" ] || command=${entry#*:}
         [[ "$installed" == *" installed=$package "* ]] && continue
@@ -107,7 +110,7 @@ apt() {
 }
 
 ensure_packages() {
-    command -v dpkg-query >/dev/null || die "this is not Debian or a relative of it; install by hand what provides: ${packages//$'\n'/ }"
+    command -v dpkg-query >/dev/null || die "this is not Debian or a relative of it; install by hand what provides: ${wanted_packages//$'\n'/ }"
     local missing
     missing=$(missing_packages)
     [ -n "$missing" ] || return 0
@@ -269,6 +272,9 @@ case "${1-}" in
     *) die "unknown argument '$1'; usage: deploy/setup.sh [--tests]" ;;
 esac
 
+wanted_packages=$packages
+[ "$tests" -eq 0 ] || wanted_packages+=$test_packages
+readonly wanted_packages
 export HOME="${HOME:-/root}"
 trap clean_up EXIT
 trap 'exit 130' INT

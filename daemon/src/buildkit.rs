@@ -3,7 +3,7 @@
 //! ```text
 //! build::port::Solver::solve
 //!   solve.rs ---- Control.Solve, Control.Status --------------------.
-//!   session.rs -- Control.Session (context: file sync, shared key) --+--> buildkitd
+//!   session.rs -- Control.Session (tree: file sync, shared key) -----+--> buildkitd
 //!              '- Control.Session (build: credentials, secrets) -----'      |
 //!   managed.rs -- program, settings, probe, sweep for the supervisor        '-> runc
 //! ```
@@ -21,6 +21,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::supervise::port as supervise;
+use session::trees::TreeSessions;
 
 mod address;
 mod channel;
@@ -64,6 +65,7 @@ pub struct BuildKit {
     control: ControlClient<tonic::transport::Channel>,
     status: watch::Receiver<Status>,
     executor: Option<PathBuf>,
+    trees: Arc<TreeSessions>,
     _watch: Arc<DropGuard>,
 }
 
@@ -75,12 +77,14 @@ impl BuildKit {
             detail: Some(format!("waiting for BuildKit at {}", options.address)),
             ..Status::default()
         });
+        let trees = Arc::new(TreeSessions::new(options.address.clone()));
         let stop = CancellationToken::new();
         let watch = Watch {
             control: control.clone(),
             address: options.address.clone(),
             child: options.child,
             sender,
+            trees: Arc::clone(&trees),
         };
         let stopped = stop.clone();
         crate::task::spawn("buildkit-watch", async move {
@@ -91,6 +95,7 @@ impl BuildKit {
             control,
             status,
             executor: options.executor,
+            trees,
             _watch: Arc::new(stop.drop_guard()),
         }
     }
@@ -124,11 +129,13 @@ struct Watch {
     address: Address,
     child: Option<watch::Receiver<supervise::Status>>,
     sender: watch::Sender<Status>,
+    trees: Arc<TreeSessions>,
 }
 
 impl Watch {
     async fn run(mut self) {
         loop {
+            self.trees.close_idle();
             let status = self.look().await;
             let pause = if status.ready { POLL_READY } else { POLL_DOWN };
             self.sender.send_if_modified(|now| {

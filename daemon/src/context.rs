@@ -18,6 +18,7 @@ pub mod port;
 pub mod prepare;
 pub mod storage;
 pub mod tree;
+mod versions;
 
 pub use error::ContextError;
 pub use prepare::{ContextMount, ContextOptions, ContextRequest, Contexts, OpenedImage, Prepared};

@@ -99,7 +99,7 @@ impl Daemon {
             state_dir: config.state_dir.clone(),
             limits: crate::context::layers::LayerLimits::default(),
         })?;
-        let room = RoomContexts { contexts, images: images.clone() };
+        let room = RoomContexts { contexts: contexts.clone(), images: images.clone() };
         let ports = build::Ports {
             store: Arc::new(store),
             solver: Arc::new(kit.clone()),
@@ -136,6 +136,7 @@ impl Daemon {
         stop.cancelled().await;
         tracing::info!("draining");
         builds.handle().drain(DRAIN_GRACE).await;
+        contexts.save().await;
         closing.cancel();
         for server in servers {
             if let Err(error) = server.await {

@@ -5,6 +5,22 @@ use std::future::Future;
 use tokio::task::{JoinError, JoinHandle};
 use tracing::Instrument as _;
 
+/// Runs `work` on this thread and on `helpers` more, each with its number, until all have returned.
+/// Blocking. A panic of one is a panic here.
+pub fn in_parallel<F>(name: &'static str, helpers: usize, work: F)
+where
+    F: Fn(usize) + Sync,
+{
+    let span = tracing::debug_span!("parallel", name);
+    std::thread::scope(|scope| {
+        for number in 1..=helpers {
+            let (work, span) = (&work, span.clone());
+            scope.spawn(move || span.in_scope(|| work(number)));
+        }
+        span.in_scope(|| work(0));
+    });
+}
+
 /// Spawns a task whose owner keeps the handle.
 #[expect(clippy::disallowed_methods, reason = "this is the place that spawns")]
 pub fn spawn<F>(name: &'static str, future: F) -> JoinHandle<F::Output>

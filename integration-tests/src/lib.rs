@@ -5,6 +5,7 @@
 //! - [`runner`]: runs groups of cases that share a daemon, with a limit for each.
 //! - [`sources`], [`image`], [`filesystem`]: trees that go into builds, and what came out, read without code of ours.
 //! - [`http`], [`grpc`], [`skopeo`], [`buildctl`]: the other side of ports.
+//! - [`containerd`]: a containerd of the test's own.
 //! - [`process`], [`leftovers`]: commands with a time limit, and what must not outlive a test.
 //!
 //! Everything here panics on failure, with what was expected and what came: it runs in tests only.
@@ -19,6 +20,7 @@
 
 pub mod binaries;
 pub mod buildctl;
+pub mod containerd;
 pub mod daemon;
 pub mod filesystem;
 pub mod grpc;

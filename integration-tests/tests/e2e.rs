@@ -1,7 +1,8 @@
-//! End-to-end tests: real daemons, a real buildkitd each, skopeo and Python as clients that are not ours.
+//! End-to-end tests: real daemons, a real buildkitd each; skopeo, umoci, containerd and Python as clients
+//! that are not ours.
 //!
-//! `cargo test -p integration-tests --test e2e [TEXT]`. A missing component (buildkitd, runc, skopeo, the
-//! Python environment) is a failure that says so, never a skip: `deploy/setup.sh --tests` installs them.
+//! `cargo test -p integration-tests --test e2e [TEXT]`. A missing component (buildkitd, runc, skopeo,
+//! umoci, containerd, the Python environment) is a failure that says so, never a skip: `deploy/setup.sh --tests` installs them.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -34,6 +35,10 @@ mod moving;
 mod observability;
 #[path = "e2e/pack.rs"]
 mod pack;
+#[path = "e2e/pack_faults.rs"]
+mod pack_faults;
+#[path = "e2e/pack_readers.rs"]
+mod pack_readers;
 #[path = "e2e/python.rs"]
 mod python;
 #[path = "e2e/registry.rs"]
@@ -49,6 +54,8 @@ fn main() -> ExitCode {
         context::group(),
         compare::group(),
         pack::group(),
+        pack_readers::group(),
+        pack_faults::group(),
         storage::group(),
         registry::group(),
         access::group(),

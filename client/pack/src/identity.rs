@@ -8,11 +8,14 @@
 //! what `stat` says, and is careful about files that were written a moment ago.
 
 mod cache;
+mod tree;
 
 use std::fmt;
 use std::str::FromStr;
 
 pub use cache::{CacheError, FileStamp, HashCache, is_settled};
+pub(crate) use tree::now;
+pub use tree::{HashedEntry, HashedTree, hash_tree};
 
 /// Hash of a file's content.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

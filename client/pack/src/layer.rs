@@ -4,21 +4,30 @@
 //! for xattrs as `SCHILY.xattr.*`), as Go's own writer makes them. Owner is 0/0 without names,
 //! every time is the one given. Holes of sparse files are written as zeros.
 //!
-//! Content is streamed: read and hashed here, compressed by zstd's own threads, hashed again.
+//! The list is cut into frames ([`plan`]); several threads each read, hash and compress a frame at a time;
+//! the calling thread takes them in order, hashes the tar and the compressed bytes, and writes. What lies
+//! in memory is bounded by the number of threads, whatever the size of the tree or of a file.
 
 mod compress;
-mod content;
+mod frame;
 pub(crate) mod header;
+mod plan;
+mod source;
 
 use std::io::Write;
+use std::sync::Mutex;
 
 use hearth_proto::value::Digest;
 use sha2::{Digest as _, Sha256};
 
-use crate::walk::{Entry, EntryKind, Tree, shown};
+use crate::identity::{ContentHash, HashedEntry, HashedTree};
+use crate::walk::{ContentError, shown};
+use crate::workers;
 pub use compress::Compression;
-use compress::Compressor;
-use header::Record;
+use compress::Envelope;
+use frame::{Filler, Frame};
+use plan::{Cut, Cuts};
+pub use source::{ContentReader, Source};
 
 /// How the layer is written.
 #[derive(Debug, Clone)]
@@ -56,10 +65,8 @@ pub enum LayerError {
         "{path}: a name that starts with `.wh.` would delete a file of the image instead of adding one; exclude or rename it"
     )]
     Whiteout { path: String },
-    #[error("{path}: cannot read: {source}")]
-    Read { path: String, source: std::io::Error },
-    #[error("{path}: changed while it was packed ({change})")]
-    Changed { path: String, change: &'static str },
+    #[error(transparent)]
+    Content(#[from] ContentError),
     #[error("cannot write the layer: {source}")]
     Write { source: std::io::Error },
 }
@@ -71,53 +78,39 @@ pub struct LayerProgress {
     pub bytes: u64,
 }
 
-/// Writes `tree` as a layer to `out`.
+/// Writes the entries of `source` as a layer to `out`.
 pub fn write(
-    tree: &Tree,
+    source: &dyn Source,
     options: &LayerOptions,
     out: &mut dyn Write,
     progress: &mut dyn FnMut(LayerProgress),
 ) -> Result<Layer, LayerError> {
-    if let Some(entry) = tree.entries.iter().find(|entry| entry.name().starts_with(b".wh.")) {
-        return Err(LayerError::Whiteout { path: shown(&entry.path) });
-    }
-    let mut stream = Stream::new(options, out).map_err(|source| LayerError::Write { source })?;
-    let mut opener = tree.opener();
-    let mut at = LayerProgress::default();
-    for entry in &tree.entries {
-        match &entry.kind {
-            EntryKind::File => {
-                let mut file = content::open(&mut opener, entry)?;
-                stream.entry(entry, &file.xattrs, options.mtime)?;
-                file.copy(&mut stream, &mut |bytes| {
-                    at.bytes += bytes;
-                    progress(at);
-                })?;
-                stream.pad(entry.size)?;
-            }
-            EntryKind::Dir => {
-                let xattrs = content::dir_xattrs(&mut opener, entry)?;
-                stream.entry(entry, &xattrs, options.mtime)?;
-            }
-            EntryKind::Symlink { .. } | EntryKind::Hardlink { .. } => {
-                stream.entry(entry, &[], options.mtime)?;
-            }
-        }
-        at.entries += 1;
-    }
-    progress(at);
-    stream.finish(options.compression)
+    Writer::new(source, options, out, None).run(progress)
 }
 
-/// Content goes through a buffer, so that small files cost no small writes.
-const BUFFER: usize = 256 * 1024;
+/// The same, and the identity of what went in: everything is read once for both.
+pub fn write_hashed(
+    source: &dyn Source,
+    options: &LayerOptions,
+    out: &mut dyn Write,
+    progress: &mut dyn FnMut(LayerProgress),
+) -> Result<(Layer, HashedTree), LayerError> {
+    let mut hashed = vec![HashedEntry::default(); source.entries().len()];
+    let layer = Writer::new(source, options, out, Some(&mut hashed)).run(progress)?;
+    Ok((layer, HashedTree::new(source.entries(), hashed)))
+}
 
-/// The tar on its way: hashed, compressed, hashed.
-struct Stream<'a> {
-    buffer: Vec<u8>,
+/// The place where frames come together.
+struct Writer<'a> {
+    source: &'a dyn Source,
+    options: &'a LayerOptions,
+    out: Hashing<'a>,
     tar: Sha256,
     written: u64,
-    out: Compressor<Hashing<'a>>,
+    envelope: Envelope,
+    hashed: Option<&'a mut Vec<HashedEntry>>,
+    /// Hash of the file that continues in the next frame.
+    cut: blake3::Hasher,
 }
 
 struct Hashing<'a> {
@@ -126,67 +119,95 @@ struct Hashing<'a> {
     written: u64,
 }
 
-impl<'a> Stream<'a> {
-    fn new(options: &LayerOptions, out: &'a mut dyn Write) -> std::io::Result<Self> {
-        let out = Hashing { inner: out, sum: Sha256::new(), written: 0 };
-        Ok(Self {
-            buffer: Vec::with_capacity(BUFFER),
+impl<'a> Writer<'a> {
+    fn new(
+        source: &'a dyn Source,
+        options: &'a LayerOptions,
+        out: &'a mut dyn Write,
+        hashed: Option<&'a mut Vec<HashedEntry>>,
+    ) -> Self {
+        Self {
+            source,
+            options,
+            out: Hashing { inner: out, sum: Sha256::new(), written: 0 },
             tar: Sha256::new(),
             written: 0,
-            out: Compressor::new(options.compression, options.workers, out)?,
-        })
-    }
-
-    fn entry(&mut self, entry: &Entry, xattrs: &[(Vec<u8>, Vec<u8>)], mtime: u64) -> Result<(), LayerError> {
-        let header = header::encode(&Record::of(entry, mtime), xattrs);
-        self.bytes(&header)
-    }
-
-    fn bytes(&mut self, bytes: &[u8]) -> Result<(), LayerError> {
-        if self.buffer.len() + bytes.len() > BUFFER {
-            self.flush()?;
+            envelope: Envelope::new(options.compression),
+            hashed,
+            cut: blake3::Hasher::new(),
         }
-        self.buffer.extend_from_slice(bytes);
-        Ok(())
     }
 
-    /// Zeros up to the next block after content of `size` bytes.
-    fn pad(&mut self, size: u64) -> Result<(), LayerError> {
-        self.bytes(&[0; header::BLOCK][..header::padding(size)])
-    }
-
-    fn flush(&mut self) -> Result<(), LayerError> {
-        self.tar.update(&self.buffer);
-        self.written += self.buffer.len() as u64;
-        self.out.write_all(&self.buffer).map_err(|source| LayerError::Write { source })?;
-        self.buffer.clear();
-        Ok(())
-    }
-
-    fn finish(mut self, compression: Compression) -> Result<Layer, LayerError> {
-        self.bytes(&header::END)?;
-        self.flush()?;
-        let out = self.out.finish().map_err(|source| LayerError::Write { source })?;
+    fn run(mut self, progress: &mut dyn FnMut(LayerProgress)) -> Result<Layer, LayerError> {
+        let (source, options, hash) = (self.source, self.options, self.hashed.is_some());
+        if let Some(entry) = source.entries().iter().find(|entry| entry.name().starts_with(b".wh.")) {
+            return Err(LayerError::Whiteout { path: shown(&entry.path) });
+        }
+        let unwritable = |source| LayerError::Write { source };
+        self.out.write(self.envelope.start()).map_err(unwritable)?;
+        let mut at = LayerProgress::default();
+        let spare = Mutex::new(Vec::new());
+        let worker = || {
+            let mut filler = Filler::new(source, options, hash);
+            let spare = &spare;
+            move |cut: Cut| match &mut filler {
+                Ok(filler) => filler.fill(&cut, spare),
+                Err(error) => Err(LayerError::Write { source: std::io::Error::other(error.to_string()) }),
+            }
+        };
+        let threads = workers::count(options.workers);
+        workers::ordered(threads, Cuts::of(source.entries()), worker, |frame| {
+            let mut frame: Frame = frame?;
+            self.frame(&mut frame).map_err(unwritable)?;
+            at.entries += frame.entries;
+            at.bytes += frame.bytes;
+            progress(at);
+            workers::locked(&spare).push(frame);
+            Ok::<_, LayerError>(())
+        })?;
+        let end = self.envelope.end(self.written).map_err(unwritable)?;
+        self.out.write(&end).and_then(|()| self.out.inner.flush()).map_err(unwritable)?;
         Ok(Layer {
-            digest: Digest::from_sha256(out.sum.finalize().into()),
+            digest: Digest::from_sha256(self.out.sum.finalize().into()),
             diff_id: Digest::from_sha256(self.tar.finalize().into()),
-            size: out.written,
+            size: self.out.written,
             uncompressed_size: self.written,
-            compression,
+            compression: options.compression,
         })
+    }
+
+    fn frame(&mut self, frame: &mut Frame) -> std::io::Result<()> {
+        let listed = std::mem::take(&mut frame.hashed);
+        let tar = frame.tar();
+        self.tar.update(tar);
+        self.written += tar.len() as u64;
+        let compressed = match self.options.compression {
+            Compression::None => tar,
+            Compression::Zstd | Compression::Gzip => &frame.compressed,
+        };
+        self.envelope.add(compressed.len(), tar.len(), &frame.crc)?;
+        self.out.write(compressed)?;
+        let Some(hashed) = &mut self.hashed else { return Ok(()) };
+        for (index, entry) in listed {
+            hashed[index] = entry;
+        }
+        for piece in &frame.pieces {
+            self.cut.update(&tar[piece.range.clone()]);
+            if piece.last {
+                hashed[piece.index].content = Some(ContentHash::from_bytes(self.cut.finalize().into()));
+                self.cut.reset();
+            }
+        }
+        Ok(())
     }
 }
 
-impl Write for Hashing<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let count = self.inner.write(bytes)?;
-        self.sum.update(&bytes[..count]);
-        self.written += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.inner.flush()
+impl Hashing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.inner.write_all(bytes)?;
+        self.sum.update(bytes);
+        self.written += bytes.len() as u64;
+        Ok(())
     }
 }
 

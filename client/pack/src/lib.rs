@@ -11,19 +11,25 @@
 //! - [`archive`]: the OCI image layout in a tar, written and read.
 //! - [`base`]: the image that a pack stands on.
 //! - [`pack()`]: all of it in one go.
+//! - [`remote`]: other registries, asked and pushed to.
+//! - [`cache`]: what earlier packs learned.
 //!
-//! Everything here blocks; a caller with an event loop gives it a thread.
+//! Everything but [`remote`] blocks; a caller with an event loop gives it a thread.
 
 pub mod archive;
 pub mod base;
+pub mod cache;
 pub mod identity;
 pub mod ignore;
 pub mod image;
 pub mod layer;
+mod new_file;
 mod pack;
+pub mod remote;
 mod summary;
 pub mod walk;
+mod workers;
 
 pub use base::{Base, BaseError};
-pub use pack::{PackError, PackOptions, Packed, Progress, pack};
+pub use pack::{PackError, PackOptions, Packed, Progress, pack, pack_source};
 pub use summary::{Summary, Suspicious};

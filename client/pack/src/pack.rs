@@ -4,20 +4,27 @@
 //! becomes of the pack, nothing is left behind. What is sent and what is written to a file is the
 //! same layout, and so the same bytes.
 
+mod assemble;
+mod spool;
+
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use hearth_proto::value::{Digest, Reference};
 
-use crate::archive::{Layout, sha256};
+use crate::archive::OpenBlob;
 use crate::base::Base;
-use crate::image::{self, ConfigError, ConfigFlags, Descriptor, ImageConfig, Manifest, Platform};
-use crate::layer::{self, Layer, LayerError, LayerOptions};
+use crate::image::{ConfigError, ConfigFlags, Descriptor, ImageConfig, Manifest, Platform};
+use crate::layer::{Layer, LayerError, LayerOptions, Source};
+use crate::new_file::{self, NewFile};
 use crate::summary::Summary;
-use crate::walk::{WalkError, WalkOptions, walk};
+use crate::walk::{Tree, WalkError, WalkOptions, walk};
+use assemble::{Assembled, Assembly};
+use spool::{Made, Spool};
 
-const CREATED_BY: &str = "hearth pack";
+/// As for any file that a person makes; the umask takes its part.
+const FILE_MODE: u32 = 0o666;
 
 /// What to make of a directory.
 #[derive(Debug, Clone, Default)]
@@ -33,7 +40,13 @@ pub struct PackOptions {
     pub tag: Option<Reference>,
     /// Adds what `docker load` looks for.
     pub docker: bool,
-    /// Where the layer is spooled; none: the system's directory for temporary files.
+    /// File that [`Packed::write_to_file`] will be asked for: the layer is written into its place in it at
+    /// once. Nothing has that name before then.
+    pub output: Option<PathBuf>,
+    /// Directory of earlier results, see [`Cache`]; none: every pack reads and compresses everything.
+    pub cache: Option<PathBuf>,
+    /// Where the layer is spooled if neither of these holds it; none: the system's directory for temporary
+    /// files.
     pub spool_dir: Option<PathBuf>,
 }
 
@@ -71,13 +84,10 @@ pub enum PackError {
 pub struct Packed {
     pub summary: Summary,
     pub layer: Layer,
-    pub config: ImageConfig,
-    pub config_digest: Digest,
-    layout: Layout,
-    manifest: Vec<u8>,
-    config_bytes: Vec<u8>,
-    parsed: Manifest,
-    spool: File,
+    /// Why the next pack of this tree will not be quicker, if it will not.
+    pub cache_trouble: Option<String>,
+    image: Assembled,
+    spool: Spool,
     base: Option<Base>,
 }
 
@@ -88,87 +98,83 @@ pub fn pack(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Packed, PackError> {
     // Flags are checked before anything is read.
-    let (mut config, mut layers) = match &options.base {
-        Some(base) => (base.config.clone(), base.layers.clone()),
-        None => (ImageConfig::new(options.platform.clone()), Vec::new()),
-    };
-    options.config.apply(&mut config.config)?;
-    let created = rfc3339(options.layer.mtime).ok_or(PackError::Time { seconds: options.layer.mtime })?;
-
+    let assembly = Assembly::new(options)?;
     let tree = walk(path, &options.walk)?;
     let summary = Summary::of(&tree);
-    progress(Progress::Listed { entries: tree.entries.len() as u64, bytes: summary.bytes });
-
-    let (layer, spool) = spool_layer(&tree, options, progress)?;
-    progress(Progress::Compressed { bytes: layer.size });
-
-    config.add_layer(layer.diff_id, &created, CREATED_BY);
-    let config_bytes = serde_json::to_vec(&config)?;
-    let config_digest = sha256(&config_bytes);
-    layers.push(Descriptor::new(layer.compression.media_type(), layer.digest, layer.size));
-    let config_descriptor = Descriptor::new(image::CONFIG, config_digest, config_bytes.len() as u64);
-    let parsed = Manifest::new(config_descriptor, layers);
-    let manifest = serde_json::to_vec(&parsed)?;
-    let tag = options.tag.as_ref().map(Reference::to_string);
-    let layout =
-        Layout::new(&config_bytes, &manifest, &parsed, &config.platform, tag.as_deref(), options.docker)?;
-    let base = options.base.clone();
-    Ok(Packed { summary, layer, config, config_digest, layout, manifest, config_bytes, parsed, spool, base })
+    complete(&assembly, &tree, Some(&tree), summary, options, progress)
 }
 
-fn spool_layer(
-    tree: &crate::walk::Tree,
+/// Packs entries from anywhere: the same entries give the same bytes. The options of the walk and the cache
+/// play no part.
+pub fn pack_source(
+    source: &dyn Source,
+    summary: Summary,
     options: &PackOptions,
     progress: &mut dyn FnMut(Progress),
-) -> Result<(Layer, File), PackError> {
-    let dir = options.spool_dir.clone().unwrap_or_else(std::env::temp_dir);
-    let spool = tempfile::tempfile_in(&dir).map_err(|source| PackError::Spool { dir, source })?;
-    let mut out = BufWriter::with_capacity(256 * 1024, &spool);
-    let layer = layer::write(tree, &options.layer, &mut out, &mut |at| {
-        progress(Progress::Read { entries: at.entries, bytes: at.bytes });
-    })?;
-    drop(out);
-    Ok((layer, spool))
+) -> Result<Packed, PackError> {
+    complete(&Assembly::new(options)?, source, None, summary, options, progress)
+}
+
+fn complete(
+    assembly: &Assembly<'_>,
+    source: &dyn Source,
+    tree: Option<&Tree>,
+    mut summary: Summary,
+    options: &PackOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Packed, PackError> {
+    progress(Progress::Listed { entries: source.entries().len() as u64, bytes: summary.bytes });
+    let position = assembly.layer_position(summary.bytes)?;
+    let Made { layer, spool, reused, cache_trouble } =
+        spool::make(source, tree, options, position, progress)?;
+    summary.reused_bytes = if reused { summary.bytes } else { 0 };
+    progress(Progress::Compressed { bytes: layer.size });
+    let image = assembly.assemble(&layer)?;
+    Ok(Packed { summary, layer, cache_trouble, image, spool, base: options.base.clone() })
 }
 
 impl Packed {
     /// Digest of the image.
     pub fn digest(&self) -> Digest {
-        self.layout.manifest().digest
+        self.image.layout.manifest().digest
     }
 
     /// The image's descriptor as it stands in the index.
     pub fn descriptor(&self) -> &Descriptor {
-        self.layout.manifest()
+        self.image.layout.manifest()
+    }
+
+    pub fn config(&self) -> &ImageConfig {
+        &self.image.config
+    }
+
+    pub fn config_digest(&self) -> Digest {
+        self.image.config_digest
     }
 
     pub fn manifest(&self) -> &Manifest {
-        &self.parsed
+        &self.image.parsed
     }
 
     /// All blobs of the image, base layers first, config and manifest last: the order in which a
     /// registry takes them.
     pub fn blobs(&self) -> Vec<Descriptor> {
-        let mut blobs = self.parsed.layers.clone();
-        blobs.push(self.parsed.config.clone());
-        blobs.push(self.layout.manifest().clone());
+        let mut blobs = self.image.parsed.layers.clone();
+        blobs.push(self.image.parsed.config.clone());
+        blobs.push(self.image.layout.manifest().clone());
         blobs
     }
 
     /// Opens the content of one of [`Packed::blobs`].
     pub fn open_blob(&self, digest: &Digest) -> io::Result<Box<dyn io::Read + '_>> {
         if *digest == self.layer.digest {
-            return Ok(Box::new(crate::archive::FileRange {
-                file: &self.spool,
-                position: 0,
-                left: self.layer.size,
-            }));
+            return Ok(Box::new(self.spool.range(self.layer.size)));
         }
-        if *digest == self.config_digest {
-            return Ok(Box::new(self.config_bytes.as_slice()));
+        if *digest == self.image.config_digest {
+            return Ok(Box::new(self.image.config_bytes.as_slice()));
         }
         if *digest == self.digest() {
-            return Ok(Box::new(self.manifest.as_slice()));
+            return Ok(Box::new(self.image.manifest.as_slice()));
         }
         match &self.base {
             Some(base) => base.blobs.open(digest),
@@ -178,39 +184,38 @@ impl Packed {
 
     /// Length of the archive in bytes.
     pub fn archive_size(&self) -> u64 {
-        self.layout.size()
+        self.image.layout.size()
     }
 
     /// Writes the archive, [`Packed::archive_size`] bytes, the same each time.
     pub fn write_archive(&self, out: &mut dyn Write) -> io::Result<()> {
-        self.layout.write(out, &|digest| self.open_blob(digest))
+        self.image.layout.write(out, &|digest| self.open_blob(digest))
     }
 
-    /// Writes the archive to a file, which appears complete or not at all.
+    /// Writes the archive to a file, which appears complete or not at all. Quickest for
+    /// [`PackOptions::output`], where the layer lies in its place already.
     pub fn write_to_file(&self, path: &Path) -> Result<(), PackError> {
         let failed = |source| PackError::Write { path: path.to_owned(), source };
-        let dir = match path.parent() {
-            Some(dir) if !dir.as_os_str().is_empty() => dir,
-            _ => Path::new("."),
-        };
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-        let mut temporary = tempfile::Builder::new()
-            .prefix(".hearth-pack-")
-            // The umask takes its part, as for any file a person makes.
-            .permissions(mode)
-            .tempfile_in(dir)
-            .map_err(failed)?;
-        let mut out = BufWriter::with_capacity(256 * 1024, temporary.as_file_mut());
-        self.write_archive(&mut out).map_err(failed)?;
-        out.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;
-        temporary.persist(path).map_err(|error| failed(error.error))?;
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
+        let open: &OpenBlob<'_> = &|digest| self.open_blob(digest);
+        let position = self.image.layout.blob_position(&self.layer.digest);
+        if let Some(new) = self.spool.take_archive(path, position) {
+            self.image.layout.write_around(new.file(), &self.layer.digest, open).map_err(failed)?;
+            return finish(new, path).map_err(failed);
+        }
+        let new = NewFile::create(new_file::parent(path), FILE_MODE).map_err(failed)?;
+        let mut out = BufWriter::with_capacity(256 * 1024, new.file());
+        self.image.layout.write(&mut out, open).map_err(failed)?;
+        out.flush().map_err(failed)?;
+        drop(out);
+        finish(&new, path).map_err(failed)
     }
 }
 
-fn rfc3339(seconds: u64) -> Option<String> {
-    let time = jiff::Timestamp::from_second(i64::try_from(seconds).ok()?).ok()?;
-    Some(time.to_string())
+/// Puts a complete file in its place, so that it is whole there even after a power cut.
+fn finish(new: &NewFile, path: &Path) -> io::Result<()> {
+    new.file().sync_data()?;
+    new.put(path)?;
+    File::open(new.dir())?.sync_all()
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@ pub struct Summary {
     pub links: u64,
     /// Content of all files.
     pub bytes: u64,
+    /// So much of it was not read again: an earlier pack had made this layer.
+    pub reused_bytes: u64,
     /// The largest files, largest first.
     pub largest: Vec<(Vec<u8>, u64)>,
     /// Directories that are seldom meant to be packed.

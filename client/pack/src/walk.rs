@@ -6,9 +6,11 @@
 //!
 //! Order: each directory before its content, names in byte order.
 
+mod content;
 mod descend;
 mod ignore_file;
 mod open;
+mod xattr;
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
@@ -18,8 +20,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::identity::FileStamp;
 use crate::ignore::{IgnoreError, Patterns};
+pub use content::{ContentError, DiskReader};
 pub use open::Opener;
+pub use xattr::Xattrs;
 
 /// What a walk leaves out, and what it keeps all the same.
 #[derive(Debug, Clone, Default)]
@@ -53,6 +58,7 @@ impl Default for Rules {
 #[derive(Debug)]
 pub struct Tree {
     root: OwnedFd,
+    id: (u64, u64),
     pub entries: Vec<Entry>,
     /// Name of the ignore file that applied.
     pub ignore_file: Option<Vec<u8>>,
@@ -68,8 +74,11 @@ pub struct Entry {
     pub mode: u32,
     /// Content of a file in bytes; 0 for anything else.
     pub size: u64,
-    /// Device and inode, to tell at reading time that the file is still this one.
-    pub id: (u64, u64),
+    /// Which file it was, in which state, to tell at reading time that it still is. Of no meaning to a
+    /// layer that is made from another source than the disk.
+    pub stamp: FileStamp,
+    /// Whether the file has fewer blocks than bytes.
+    pub sparse: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,13 +126,24 @@ pub fn walk(path: &Path, options: &WalkOptions) -> Result<Tree, WalkError> {
         Rules::IgnoreFile { dockerfile } => ignore_file::find(&root, dockerfile.as_deref())?.unzip(),
     };
     let entries = descend::list(&root, patterns, &options.keep)?;
-    Ok(Tree { root, entries, ignore_file })
+    let stat = rustix::fs::fstat(&root).map_err(failed("cannot read its metadata", b"."))?;
+    Ok(Tree { root, id: (stat.st_dev, stat.st_ino), entries, ignore_file })
 }
 
 impl Tree {
+    /// Device and inode of the directory.
+    pub fn id(&self) -> (u64, u64) {
+        self.id
+    }
+
     /// Opens entries of this tree.
     pub fn opener(&self) -> Opener<'_> {
         Opener::new(&self.root)
+    }
+
+    /// Reads entries of this tree, one thread each.
+    pub fn reader(&self) -> DiskReader<'_> {
+        DiskReader::new(self.opener())
     }
 
     /// Sum of the sizes of all files.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use hearth_pack::PackOptions;
+use hearth_pack::cache::Cache;
 use hearth_pack::walk::{Rules, WalkOptions};
 use hearth_proto::v1::{Mount, SubmitBuildRequest, mount::Source};
 use hearth_proto::value::{MountSource, MountSpec, Reference};
@@ -188,7 +189,7 @@ fn pack_options(args: &BuildArgs) -> PackOptions {
         keep.push(format!("{path}.dockerignore").into_bytes());
     }
     let rules = Rules::IgnoreFile { dockerfile: inside.map(|path| path.as_bytes().to_vec()) };
-    PackOptions { walk: WalkOptions { rules, keep }, ..PackOptions::default() }
+    PackOptions { walk: WalkOptions { rules, keep }, cache: Cache::user_dir(), ..PackOptions::default() }
 }
 
 /// A mount flag in the form of the wire; packs are sent first and come later.

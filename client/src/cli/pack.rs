@@ -1,13 +1,21 @@
 //! `hearth pack`
 
+mod meter;
+mod report;
+
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::{Args, ValueEnum};
+use hearth_pack::cache::Cache;
 use hearth_pack::image::{ConfigFlags, Platform, parse_command};
 use hearth_pack::layer::{Compression, LayerOptions};
-use hearth_pack::{Base, PackError, PackOptions, Packed, Summary};
+use hearth_pack::{Base, PackError, PackOptions, Packed};
 use hearth_proto::value::{Reference, RoomRegistries};
-use serde::Serialize;
+
+use meter::Meter;
+use report::PackView;
+pub(super) use report::tell;
 
 use super::{Globals, connect};
 use crate::client::{ArchiveDestination, ArchiveSource, Client};
@@ -19,7 +27,8 @@ use crate::{output, task};
 ///
 /// The same tree gives the same digest on any machine, at any time, as any user. Owners and times
 /// are not kept; modes, links, empty directories and capabilities are. `.dockerignore` is obeyed.
-/// With --output and without --room nothing but the file is made.
+/// With --output and without --room nothing but the file is made. What was packed before is kept in
+/// ~/.cache/hearth ($XDG_CACHE_HOME/hearth), so that an unchanged directory is packed at once.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -104,6 +113,7 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
     if args.room_path.is_some() && !to_room {
         return Err(Failure::usage("--room-path needs a room: give --room too"));
     }
+    let started = Instant::now();
     let options = options(&args, tag.clone())?;
     let client = match (&tag, to_room) {
         (Some(tag), true) => {
@@ -124,7 +134,7 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
             .map_err(|error| failure(&error))?;
         output::note(&format!("wrote {} ({})", file.display(), output::size(packed.archive_size())));
     }
-    let mut view = PackView::new(&packed);
+    let mut view = PackView::new(&packed, args.output.as_deref());
     if let (Some(client), Some(tag)) = (client, tag) {
         let destination = ArchiveDestination { tag: Some(tag.to_string()), room_path: args.room_path };
         let loaded = send(&client, &packed, destination).await?;
@@ -133,16 +143,23 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
             output::size(loaded.size_bytes),
             output::size(loaded.reused_bytes)
         ));
-        view.reused_bytes = Some(loaded.reused_bytes);
-        view.reference = loaded.image.map(|image| image.reference);
+        view.sent(loaded);
     }
+    view.took(started.elapsed());
     if globals.json { output::json(&view) } else { output::line(&view.digest) }
 }
 
 /// Packs a directory on a thread of its own.
 pub(super) async fn pack(path: PathBuf, options: PackOptions) -> Result<std::sync::Arc<Packed>, Failure> {
-    let packed = task::blocking("pack", move || hearth_pack::pack(&path, &options, &mut |_| {})).await?;
-    packed.map(std::sync::Arc::new).map_err(|error| failure(&error))
+    let work = move || {
+        let mut meter = Meter::new();
+        hearth_pack::pack(&path, &options, &mut |at| meter.show(at))
+    };
+    let packed = task::blocking("pack", work).await?.map_err(|error| failure(&error))?;
+    if let Some(trouble) = &packed.cache_trouble {
+        tracing::debug!(%trouble, "the cache does not hold this pack");
+    }
+    Ok(std::sync::Arc::new(packed))
 }
 
 /// Sends a pack as one stream.
@@ -200,6 +217,8 @@ fn options(args: &PackArgs, tag: Option<Reference>) -> Result<PackOptions, Failu
         platform,
         tag,
         docker: args.docker,
+        output: args.output.clone(),
+        cache: Cache::user_dir(),
         ..PackOptions::default()
     })
 }
@@ -237,53 +256,4 @@ fn open_base(text: &str, platform: &Platform) -> Result<Base, Failure> {
 
 fn failure(error: &PackError) -> Failure {
     Failure::failed("pack_failed", error.to_string())
-}
-
-/// What went in, and what probably should not have.
-pub(super) fn tell(summary: &Summary) {
-    let shown = |path: &[u8]| output::printable(&String::from_utf8_lossy(path));
-    output::note(&format!(
-        "packed {}, {}",
-        output::count(summary.files, "file"),
-        output::size(summary.bytes)
-    ));
-    for (path, bytes) in &summary.largest {
-        output::note(&format!("  {:>10}  {}", output::size(*bytes), shown(path)));
-    }
-    for found in &summary.suspicious {
-        let (path, size) = (shown(&found.path), output::size(found.bytes));
-        let files = output::count(found.files, "file");
-        output::note(&format!(
-            "hint: `{path}` is in it ({files}, {size}); a line `{path}` in .dockerignore keeps it out"
-        ));
-    }
-}
-
-#[derive(Serialize)]
-struct PackView {
-    digest: String,
-    layer: String,
-    diff_id: String,
-    archive_bytes: u64,
-    files: u64,
-    bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reused_bytes: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reference: Option<String>,
-}
-
-impl PackView {
-    fn new(packed: &Packed) -> Self {
-        Self {
-            digest: packed.digest().to_string(),
-            layer: packed.layer.digest.to_string(),
-            diff_id: packed.layer.diff_id.to_string(),
-            archive_bytes: packed.archive_size(),
-            files: packed.summary.files,
-            bytes: packed.summary.bytes,
-            reused_bytes: None,
-            reference: None,
-        }
-    }
 }

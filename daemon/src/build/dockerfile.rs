@@ -11,6 +11,7 @@
 //! The reading rules (directives, continuations, comments, heredocs, flags) are those of BuildKit's
 //! `frontend/dockerfile/parser`, the expansion those of its `shell` package.
 
+mod copies;
 mod lines;
 mod syntax;
 mod words;
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 use crate::model::image::Platform;
 use crate::model::{Reference, RoomRegistries};
 
+pub use copies::selection;
 pub use syntax::{FrontendRefused, settle_frontend, settle_frontend_argument};
 
 use lines::Instruction;

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! BuildSpec --prepare--> Context --solve--> SolveOutcome --verify--> VerifiedImage --publish--> BuildOutcome
-//!                                   |  ^
-//!                                   '--'  once more when the solver went away
+//!               ^                   |  ^
+//!               |                   '--'  once more when the solver went away
+//!               '-------------------'     again when files changed in between
 //!
 //! cancel, time limit, end of the daemon:  Decision, then the stop token; the solve ends, then the build
 //! publish:                                Decision first; if something else was decided, nothing is published
@@ -26,7 +27,7 @@ use super::port::{RoomImage, SolveError, SolveOutcome, SolveRequest};
 use super::publisher::Publisher;
 use super::service::{Active, Shared};
 use crate::context::port::ContextFiles;
-use crate::model::build::{BuildOutcome, BuildRecord, BuildResult, BuildState, EventKind};
+use crate::model::build::{BuildOutcome, BuildRecord, BuildResult, BuildState, ContextIdentity, EventKind};
 use crate::model::fault::{DockerfileRange, Fault, Stage};
 use crate::model::image::{Platform, VerifiedImage};
 use crate::model::{MountTarget, Reference};
@@ -38,12 +39,15 @@ const EVENTS: usize = 256;
 const LAST_EVENTS: Duration = Duration::from_secs(10);
 /// Between two tries to reach a solver that is away.
 const SOLVER_PAUSE: Duration = Duration::from_millis(500);
+/// Tries to build files that change under the build.
+const CONTEXT_TRIES: u32 = 3;
 /// Tries to store how a build ended, with a growing pause between them.
 const STORE_TRIES: u32 = 6;
 
 /// A build's files, and what was found in its Dockerfile.
 struct Context {
     files: ContextFiles,
+    identity: ContextIdentity,
     room_images: Vec<RoomImage>,
     dockerfile: MountTarget,
 }
@@ -100,7 +104,7 @@ impl Shared {
         };
         tracing::info!(caller = record.submitted_by, attempt = record.attempts, "build runs");
         let result = match begun {
-            Ok(()) => self.within_limits(&active, &record, &mut publisher).await,
+            Ok(()) => self.within_limits(&active, &mut record, &mut publisher).await,
             Err(fault) => Err(fault),
         };
         let outcome = match result {
@@ -129,7 +133,7 @@ impl Shared {
     async fn within_limits(
         &self,
         active: &Active,
-        record: &BuildRecord,
+        record: &mut BuildRecord,
         publisher: &mut Publisher,
     ) -> Result<BuildResult, Fault> {
         let limit = self.time_limit(record);
@@ -156,19 +160,15 @@ impl Shared {
     async fn stages(
         &self,
         active: &Active,
-        record: &BuildRecord,
+        record: &mut BuildRecord,
         publisher: &mut Publisher,
     ) -> Result<BuildResult, Fault> {
         let begun = Instant::now();
-        let context = tokio::select! {
-            context = self.context(record) => context?,
-            () = active.stop.cancelled() => return Err(stopped()),
-        };
-        let Some(tag) = record.spec.tags.first() else {
+        let Some(tag) = record.spec.tags.first().cloned() else {
             return Err(Fault::new(Stage::Request, "invalid_tag", "the build has no tag"));
         };
-        let outcome = self.solve(active, record, tag, &context, publisher).await?;
-        let image = self.verify(tag, outcome).await?;
+        let outcome = self.solve_settled(active, record, &tag, publisher).await?;
+        let image = self.verify(&tag, outcome).await?;
         // The one place where publishing and cancelling meet.
         if active.decision.settle(Verdict::Publish) != Verdict::Publish {
             return Err(stopped());
@@ -182,6 +182,33 @@ impl Shared {
             total_steps: steps.total,
             duration: begun.elapsed(),
         })
+    }
+
+    /// Looks at the files and builds them, again when they changed in between.
+    async fn solve_settled(
+        &self,
+        active: &Active,
+        record: &mut BuildRecord,
+        tag: &Reference,
+        publisher: &mut Publisher,
+    ) -> Result<SolveOutcome, Fault> {
+        let mut tries = 1;
+        loop {
+            let context = tokio::select! {
+                context = self.context(record) => context?,
+                () = active.stop.cancelled() => return Err(stopped()),
+            };
+            record.context = Some(context.identity.clone());
+            let fault = match self.solve(active, record, tag, &context, publisher).await {
+                Err(fault) if is_unsettled(&fault) && tries < CONTEXT_TRIES => fault,
+                other => return other,
+            };
+            tries += 1;
+            tracing::warn!(reason = fault.message, "the context was not settled; the build is run again");
+            let message = format!("{}; the build is run again", fault.message);
+            let warning = EventKind::Warning { message, url: None, dockerfile: None };
+            publisher.publish(warning).await.map_err(|error| log_fault_of(&error))?;
+        }
     }
 
     async fn context(&self, record: &BuildRecord) -> Result<Context, Fault> {
@@ -208,7 +235,8 @@ impl Shared {
             };
             room_images.push(RoomImage { name: named.name, repository: named.reference.repository, digest });
         }
-        Ok(Context { files: prepared.into_files(settled), room_images, dockerfile: path })
+        let identity = prepared.identity();
+        Ok(Context { files: prepared.into_files(settled), identity, room_images, dockerfile: path })
     }
 
     async fn solve(
@@ -418,6 +446,11 @@ impl Shared {
 
 /// Overrides a `# syntax=` line when it is among the build arguments.
 const FRONTEND_ARGUMENT: &str = "BUILDKIT_SYNTAX";
+
+/// Whether a solve failed by what its files became since they were looked at.
+fn is_unsettled(fault: &Fault) -> bool {
+    matches!(fault.code.as_str(), "context_changed" | "context_selection")
+}
 
 /// Stands in where another decision has been taken, which says how the build ends.
 fn stopped() -> Fault {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use hearth_pack::identity::TreeHasher;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -13,8 +14,8 @@ use super::port::{
     BuildQuery, BuildStore, ContextSource, IdempotencyKey, Inserted, PreparedContext, RoomImages, SolveError,
     SolveOutcome, SolveRequest, Solver, StoreError,
 };
-use crate::context::port::{ContextFiles, Entry, FileTree};
-use crate::model::build::{BuildRecord, BuildSpec, EventKind, LogStream};
+use crate::context::port::{ContextFiles, Entry, FileTree, SessionName, Unwatched};
+use crate::model::build::{BuildRecord, BuildSpec, ContextIdentity, EventKind, LogStream};
 use crate::model::fault::{Fault, Stage};
 use crate::model::id::{BuildId, PackId};
 use crate::model::image::{Descriptor, VerifiedImage};
@@ -146,8 +147,12 @@ impl Default for FakeContexts {
 struct Empty;
 
 impl FileTree for Empty {
-    fn entries(&self) -> &[Entry] {
-        &[]
+    fn len(&self) -> usize {
+        0
+    }
+
+    fn entry(&self, index: usize) -> Entry<'_> {
+        panic!("no entry {index}")
     }
 
     fn open(&self, _index: usize) -> std::io::Result<Box<dyn std::io::Read + Send>> {
@@ -174,8 +179,14 @@ impl PreparedContext for Prepared {
             context: Arc::new(Empty),
             dockerfile: Arc::new(Empty),
             dockerfile_name: String::from_utf8(dockerfile).unwrap(),
-            shared_key: "k".to_owned(),
+            context_session: SessionName { id: "c".to_owned(), shared_key: "k".to_owned() },
+            dockerfile_session: SessionName { id: "d".to_owned(), shared_key: "k".to_owned() },
+            watch: Arc::new(Unwatched),
         }
+    }
+
+    fn identity(&self) -> ContextIdentity {
+        ContextIdentity { digest: TreeHasher::default().finish(), mounts: Vec::new() }
     }
 }
 

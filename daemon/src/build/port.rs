@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::port::ContextFiles;
-use crate::model::build::{BuildRecord, BuildSpec, BuildState, EventKind, Network, NoCache};
+use crate::model::build::{BuildRecord, BuildSpec, BuildState, ContextIdentity, EventKind, Network, NoCache};
 use crate::model::fault::Fault;
 use crate::model::id::{BuildId, PackId};
 use crate::model::image::{Platform, VerifiedImage};
@@ -93,6 +93,8 @@ pub trait PreparedContext: Send {
     /// Where the Dockerfile is among the mounts.
     fn dockerfile_path(&self) -> &MountTarget;
     fn dockerfile(&self) -> &[u8];
+    /// What the files are known by.
+    fn identity(&self) -> ContextIdentity;
     /// The files for BuildKit, with this Dockerfile in place of the one that was read.
     fn into_files(self: Box<Self>, dockerfile: Vec<u8>) -> ContextFiles;
 }

@@ -1,13 +1,15 @@
 //! The real ones behind the seams of [`super::port`]: the room's images and its files.
 
 use async_trait::async_trait;
+use hearth_pack::identity::TreeDigest;
 
+use super::dockerfile;
 use super::port::{ContextSource, PreparedContext, RoomImages};
 use crate::context::layers::LayerBlob;
 use crate::context::port::ContextFiles;
 use crate::context::{ContextMount, ContextRequest, Contexts, OpenedImage, Prepared};
 use crate::image::{ImageError, Images};
-use crate::model::build::BuildSpec;
+use crate::model::build::{BuildSpec, ContextIdentity, MountIdentity};
 use crate::model::fault::{Fault, Stage};
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, VerifiedImage};
@@ -77,6 +79,7 @@ impl ContextSource for RoomContexts {
             context_path: spec.context_path.clone(),
             dockerfile: spec.dockerfile.clone(),
             target: spec.target.clone(),
+            selection: Box::new(dockerfile::selection),
         };
         match self.contexts.prepare(request).await {
             Ok(prepared) => Ok(Box::new(prepared)),
@@ -111,6 +114,15 @@ impl PreparedContext for Prepared {
 
     fn dockerfile(&self) -> &[u8] {
         &self.dockerfile
+    }
+
+    fn identity(&self) -> ContextIdentity {
+        let mount = |(target, digest): &(MountTarget, TreeDigest)| MountIdentity {
+            target: target.clone(),
+            digest: *digest,
+        };
+        let identity = &self.identity;
+        ContextIdentity { digest: identity.digest, mounts: identity.mounts.iter().map(mount).collect() }
     }
 
     fn into_files(self: Box<Self>, dockerfile: Vec<u8>) -> ContextFiles {

@@ -156,6 +156,7 @@ impl Shared {
         });
         let log = log.await.map_err(|_| SubmitError::Ending)??;
         let record = BuildRecord {
+            context: None,
             id: id.clone(),
             spec: request.spec.clone(),
             submitted_by: request.caller.clone(),

@@ -103,6 +103,7 @@ fn spec(tag: &str) -> BuildSpec {
 
 fn record(tag: &str, state: BuildState) -> BuildRecord {
     BuildRecord {
+        context: None,
         may_pull: Patterns::all(),
         id: BuildId::random(),
         spec: spec(tag),

@@ -4,9 +4,10 @@
 //! gRPC over HTTP/2. BuildKit knows a session by its id and by the methods it announces, and drops
 //! one whose `grpc.health.v1.Health` does not answer (asked every 5 s).
 //!
-//! Each build has two. The *context session* serves files only: what BuildKit may reuse of them
-//! depends on that session's id and shared key. The build's own session serves credentials and
-//! secrets.
+//! A build uses three. The sessions of its context and of its Dockerfile serve one tree each: what
+//! BuildKit may reuse of that depends on the session's id and shared key, so they belong to a version of
+//! the tree and are shared by all builds that use it ([`trees`]). The build's own session serves
+//! credentials and secrets.
 //!
 //! Each session has a connection of its own, so that one build's files never wait behind another's.
 
@@ -29,13 +30,14 @@ use tonic::{Request, Status};
 
 use super::{Address, MESSAGE_LIMIT, channel};
 use crate::build::port::Credentials;
-use crate::context::port::ContextFiles;
+use crate::context::port::SessionName;
 
 mod credentials;
 mod files;
 mod follow;
 mod secrets;
 mod select;
+pub(super) mod trees;
 mod tunnel;
 mod wire;
 
@@ -51,16 +53,17 @@ const SEND_BUFFER: usize = 4 << 20;
 /// An open session; dropped, it ends.
 pub(super) struct Session {
     id: String,
+    /// Fires when it has ended, by BuildKit or by us.
+    over: CancellationToken,
     _stop: DropGuard,
 }
 
 impl Session {
-    /// A session that serves the files of one context.
-    pub(super) async fn context(address: &Address, files: &ContextFiles) -> Result<Self, Status> {
-        let service = wire::FileSyncServer::new(files::Trees::new(files));
-        let routes = Routes::new(health().await).add_service(service);
-        Self::open(address, "context", &files.shared_key, &["/moby.filesync.v1.FileSync/DiffCopy"], routes)
-            .await
+    /// A session that serves one tree.
+    async fn tree(address: &Address, name: &SessionName, tree: files::ServedTree) -> Result<Self, Status> {
+        let routes = Routes::new(health().await).add_service(wire::FileSyncServer::new(tree));
+        let methods = ["/moby.filesync.v1.FileSync/DiffCopy"];
+        Self::open(address, name.id.clone(), "tree", &name.shared_key, &methods, routes).await
     }
 
     /// A build's own session.
@@ -73,21 +76,27 @@ impl Session {
         let routes = Routes::new(health().await)
             .add_service(AuthServer::new(credentials::Answers(credentials)))
             .add_service(SecretsServer::new(secrets));
-        Self::open(address, "build", "", &methods, routes).await
+        let id = format!("{:032x}", rand::random::<u128>());
+        Self::open(address, id, "build", "", &methods, routes).await
     }
 
     pub(super) fn id(&self) -> &str {
         &self.id
     }
 
+    /// Whether it serves no more.
+    fn is_over(&self) -> bool {
+        self.over.is_cancelled()
+    }
+
     async fn open(
         address: &Address,
+        id: String,
         name: &'static str,
         shared_key: &str,
         methods: &[&'static str],
         routes: Routes,
     ) -> Result<Self, Status> {
-        let id = format!("{:032x}", rand::random::<u128>());
         let (writer, outbound) = tunnel::writer();
         let mut request = Request::new(ReceiverStream::new(outbound));
         let headers = request.metadata_mut();
@@ -104,6 +113,8 @@ impl Session {
 
         let stop = CancellationToken::new();
         let stopped = stop.clone();
+        let over = CancellationToken::new();
+        let ended = over.clone().drop_guard();
         let io = TokioIo::new(tokio::io::join(tunnel::reader(inbound), writer));
         let serve = http2::Builder::new(Spawn)
             .timer(TokioTimer::new())
@@ -114,12 +125,12 @@ impl Session {
             .serve_connection(io, TowerToHyperService::new(routes.prepare()));
         crate::task::spawn("session", async move {
             // The connection lives as long as its client.
-            let _control = control;
+            let (_control, _ended) = (control, ended);
             if let Some(Err(error)) = stopped.run_until_cancelled(serve).await {
                 tracing::debug!(session = name, %error, "session ended by BuildKit");
             }
         });
-        Ok(Self { id, _stop: stop.drop_guard() })
+        Ok(Self { id, over, _stop: stop.drop_guard() })
     }
 }
 

@@ -20,6 +20,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
+use super::session::trees::Lease;
 use super::session::{SecretValues, Session};
 use super::{BuildKit, channel};
 use crate::build::port::{SolveError, SolveOutcome, SolveRequest, Solver};
@@ -58,8 +59,8 @@ impl Solver for BuildKit {
             () = cancel.cancelled() => return Err(SolveError::Cancelled),
             opened = self.open(&request) => opened,
         };
-        let (context, own) = opened.map_err(|status| unavailable(&status))?;
-        let solve = attributes::solve(&request, context.id(), own.id());
+        let (trees, own) = opened.map_err(|status| unavailable(&status))?;
+        let solve = attributes::solve(&request, own.id());
         let mut run = Run {
             kit: self,
             reference: solve.r#ref.clone(),
@@ -70,15 +71,15 @@ impl Solver for BuildKit {
         };
         // The sessions stay open until the build is over in every way.
         let result = Box::pin(run.until_over(solve)).await;
-        drop((context, own));
+        drop((trees, own));
         result
     }
 }
 
 impl BuildKit {
-    async fn open(&self, request: &SolveRequest) -> Result<(Session, Session), tonic::Status> {
+    async fn open(&self, request: &SolveRequest) -> Result<(Lease, Session), tonic::Status> {
         futures::try_join!(
-            Session::context(&self.address, &request.files),
+            self.trees.lease(&request.files),
             Session::build(
                 &self.address,
                 std::sync::Arc::clone(&request.credentials),

@@ -9,8 +9,13 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 
+use super::port::Xattr;
+
 /// Longest path that system calls take, its NUL left out.
 pub(super) const MAX_PATH: usize = 4095;
+
+/// Most bytes of a list of attribute names, and of a value, that Linux gives.
+const MOST_XATTR: usize = 64 << 10;
 
 /// The kernel answers EAGAIN when a rename elsewhere keeps it from proving that `..` stayed inside.
 const ATTEMPTS: usize = 100;
@@ -111,6 +116,44 @@ pub(super) fn stat(fd: impl AsFd) -> Result<Stat, Errno> {
 pub(super) fn link_target(directory: impl AsFd, name: &CStr) -> Result<Box<[u8]>, Errno> {
     let target = rustix::fs::readlinkat(directory, name, Vec::with_capacity(128))?;
     Ok(target.into_bytes().into_boxed_slice())
+}
+
+/// Whether an extended attribute travels with a file: those of the system and of the machine do not.
+fn is_kept(name: &[u8]) -> bool {
+    name == b"security.capability" || name.starts_with(b"user.")
+}
+
+/// The extended attributes that are kept, sorted by name. None where the file system has none.
+pub(super) fn xattrs(fd: impl AsFd) -> Result<Vec<Xattr>, Errno> {
+    // Nearly all files have none, and are done with one call.
+    let mut names = [0; 512];
+    let mut large = Vec::new();
+    let names: &[u8] = match rustix::fs::flistxattr(&fd, &mut names[..]) {
+        Ok(length) => &names[..length],
+        Err(Errno::NOTSUP | Errno::NOSYS) => &[],
+        Err(Errno::RANGE) => {
+            large.resize(MOST_XATTR, 0);
+            let length = rustix::fs::flistxattr(&fd, &mut large[..])?;
+            &large[..length]
+        }
+        Err(errno) => return Err(errno),
+    };
+    let mut found = Vec::new();
+    for name in names.split(|byte| *byte == 0).filter(|name| is_kept(name)) {
+        let mut value = vec![0; MOST_XATTR];
+        match rustix::fs::fgetxattr(&fd, name, &mut value[..]) {
+            Ok(length) => {
+                value.truncate(length);
+                value.shrink_to_fit();
+                found.push((name.to_vec(), value));
+            }
+            // Gone since the names were read.
+            Err(Errno::NODATA) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// Calls `each` with the names in a directory, as they come, until it says false.

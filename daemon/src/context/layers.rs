@@ -1,25 +1,42 @@
 //! Image layers as readable trees.
 //!
 //! ```text
-//! blob (gzip, zstd, plain) -- spool: once, verified by DiffID --> <state>/context/layers/<hex>.tar
-//!   -- archive: headers only --> entries -- merge: layer by layer --> ImageTree
+//! blob (gzip, zstd, plain) -- pass: once, verified by DiffID --> index in <state>/context/layers
+//!   index: entries -- merge: layer by layer --> ImageTree -- read --> reader: ranges out of the blobs
 //! ```
 //!
-//! Nothing is unpacked: an [`ImageTree`] holds names and where content lies in the tars, and reads
-//! it from there. Everything in a layer is taken for hostile: sizes, counts and names are bounded,
+//! Nothing is unpacked and no layer is kept decompressed: an [`ImageTree`] holds names, hashes and where
+//! content lies in the tars; [`reader`] decompresses what is asked for from the nearest place where
+//! that can begin. Everything in a layer is taken for hostile: sizes, counts and names are bounded,
 //! an entry that would leave the image is refused, links are data.
 
+mod access;
 mod archive;
+mod blob;
+mod cache;
+mod content;
+mod entries;
+mod extract;
+mod frames;
+mod gzip;
+mod index;
 mod merge;
-mod spool;
+mod pass;
+mod pax;
+pub mod probe;
+mod reader;
+mod sparse;
+
+mod wire;
 
 use std::fs::File;
 use std::io;
 
 use crate::model::Digest;
 
+pub use cache::{LayerCache, LayerLimits};
 pub use merge::{ImageTree, NodeKind, NodeStat};
-pub use spool::{LayerCache, LayerLimits};
+pub use pax::Xattrs;
 
 /// A layer of an image as the registry has it.
 #[derive(Debug)]
@@ -46,6 +63,10 @@ pub enum LayerError {
         "its content is over {ratio} times as large as the blob, which is refused as a decompression bomb"
     )]
     Bomb { ratio: u64 },
+    #[error("a zstd frame asks for a window of {window} bytes; at most {limit} are given")]
+    Window { window: u64, limit: u64 },
+    #[error("the image's names and attributes take more than {limit} bytes")]
+    TooManyNames { limit: u64 },
     #[error("the image has more than {limit} entries")]
     TooManyEntries { limit: usize },
     #[error("the tar is damaged at byte {at}: {what}")]
@@ -58,6 +79,8 @@ pub enum LayerError {
     LinkTarget { entry: String, target: String },
     #[error("no space is left for it in the daemon's state directory")]
     NoSpace,
+    #[error(transparent)]
+    Index(#[from] wire::Damaged),
     #[error(transparent)]
     Io(io::Error),
 }

@@ -3,21 +3,29 @@
 //! BuildKit keeps what it received under the session's shared key, and asks for a file's content
 //! only when its path, mode, size or mtime differ from what it has. So a key must never cover two
 //! contents that look the same. A *lineage* is where files come from: room, mounts, context path,
-//! Dockerfile path, target stage. Its key is the lineage and a random *generation*:
+//! Dockerfile path, target stage, what is copied. Its key is the lineage and a random *generation*:
 //!
 //! ```text
-//! scan --> every file unseen, or as it was seen --> same generation: BuildKit takes what is new
-//!     '--> a file looks like one seen before, but is another or was written since
-//!                                               --> new generation: BuildKit takes everything
+//! scan --> every file unseen, or with the content it had --> same generation: BuildKit takes what is new
+//!     '--> a file looks like one seen before, and has other content
+//!                                                        --> new generation: BuildKit takes everything
 //! ```
 //!
-//! "Another or written since" is told by device, inode and change time, which nobody sets at will.
 //! What was seen is never forgotten within a generation: BuildKit may still have it, since a build
-//! that fails or needs other files does not bring its copy up to date. A change time so young that
-//! a later write could bear the same one says nothing; such a file never counts as seen before.
+//! that fails or needs other files does not bring its copy up to date. Between two runs of the daemon
+//! generations are kept in a file that is consumed when it is read: after a run that ended without
+//! writing it, nobody knows what BuildKit was sent, and all generations are new.
+
+mod file;
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::hash::{BuildHasher, Hasher};
+
+use hearth_pack::identity::ContentHash;
+
+use super::port::Xattr;
+
+pub use file::LineageFileError;
 
 /// A regular file of a scan.
 #[derive(Clone, Copy, Debug)]
@@ -26,78 +34,77 @@ pub struct Seen<'a> {
     pub mode: u32,
     pub size: u64,
     pub mtime: i64,
-    pub identity: Identity,
-}
-
-/// Equal for two sights of a file only when its content is equal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Identity {
-    File {
-        device: u64,
-        inode: u64,
-        changed: i64,
-    },
-    /// Bytes at this offset of the layer whose DiffID begins so.
-    Layer {
-        diff_id: u64,
-        offset: u64,
-    },
-    /// Not known; equal to nothing, itself included.
-    Unsure,
+    pub content: ContentHash,
+    pub xattrs: &'a [Xattr],
 }
 
 /// A name for where the files of a build come from.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LineageId(pub [u8; 32]);
 
-/// Lineages of this daemon, the latest ones. After a restart all generations are new.
+/// Lineages of this daemon, the latest ones.
 pub struct Lineages {
-    hasher: RandomState,
+    /// Of the hashes in `seen`.
+    key: [u8; 32],
     generations: HashMap<LineageId, Generation>,
-    limit: usize,
+    limits: Limits,
     clock: u64,
+}
+
+/// Bounds of what is remembered; beyond them goes what was used longest ago.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub lineages: usize,
+    /// In all lineages together; up to 40 bytes each.
+    pub files: usize,
 }
 
 struct Generation {
     name: u64,
     used: u64,
-    /// Hash of path, mode, size and mtime, and hash of the identity; [`UNSURE`] for none. 16 bytes a file.
+    /// The version of the tree that was looked at last.
+    version: [u8; 32],
+    /// Hash of path, mode, size and mtime, and of content and extended attributes.
     seen: HashMap<u64, u64, Hashed>,
     /// Files of the largest scan.
     files: usize,
 }
 
-const UNSURE: u64 = 0;
-
 impl Generation {
     fn new(used: u64) -> Self {
-        Self { name: rand::random(), used, seen: HashMap::default(), files: 0 }
+        Self { name: rand::random(), used, version: [0; 32], seen: HashMap::default(), files: 0 }
     }
 }
 
 impl Lineages {
-    /// Keeps at most `limit` lineages, those used last.
-    pub fn new(limit: usize) -> Self {
-        Self { hasher: RandomState::new(), generations: HashMap::new(), limit: limit.max(1), clock: 0 }
+    pub fn new(limits: Limits) -> Self {
+        Self { key: rand::random(), generations: HashMap::new(), limits, clock: 0 }
     }
 
-    /// Takes a scan into account and gives the shared key for its transfer.
-    pub fn key<'a>(&mut self, id: &LineageId, scan: impl Iterator<Item = Seen<'a>>) -> String {
+    /// Takes a scan into account and gives the shared key for its transfer. `version` is equal for two
+    /// scans only when all of what they saw is equal.
+    pub fn key<'a>(
+        &mut self,
+        id: LineageId,
+        version: [u8; 32],
+        scan: impl Iterator<Item = Seen<'a>>,
+    ) -> String {
         self.clock += 1;
-        if !self.generations.contains_key(id) && self.generations.len() >= self.limit {
-            let oldest = self.generations.iter().min_by_key(|(_, generation)| generation.used);
-            if let Some(oldest) = oldest.map(|(id, _)| id.clone()) {
-                self.generations.remove(&oldest);
-            }
-        }
-        let hashes: Vec<(u64, u64)> = scan.map(|seen| self.hashes(&seen)).collect();
         let clock = self.clock;
-        let generation = self.generations.entry(id.clone()).or_insert_with(|| Generation::new(clock));
-        generation.used = clock;
-        let looks_alike_but_is_not = |(look, identity): &(u64, u64)| match generation.seen.get(look) {
-            Some(known) => known != identity || *identity == UNSURE,
-            None => false,
-        };
+        match self.generations.get_mut(&id) {
+            Some(known) if known.version == version => known.used = clock,
+            _ => self.take(id, version, scan),
+        }
+        let name = self.generations.get(&id).map_or(0, |generation| generation.name);
+        format!("{}-{name:016x}", lineage_name(&id))
+    }
+
+    fn take<'a>(&mut self, id: LineageId, version: [u8; 32], scan: impl Iterator<Item = Seen<'a>>) {
+        let clock = self.clock;
+        let hashes: Vec<(u64, u64)> = scan.map(|seen| hashes(&self.key, &seen)).collect();
+        let generation = self.generations.entry(id).or_insert_with(|| Generation::new(clock));
+        let looks_alike_but_is_not =
+            |(look, content): &(u64, u64)| generation.seen.get(look).is_some_and(|known| known != content);
         generation.files = generation.files.max(hashes.len());
         // What old versions of files left behind: bounded, by starting anew.
         let crowded = generation.seen.len() > 3 * generation.files + 10_000;
@@ -105,19 +112,51 @@ impl Lineages {
             *generation = Generation::new(clock);
             generation.files = hashes.len();
         }
+        generation.used = clock;
+        generation.version = version;
         generation.seen.extend(hashes);
-        let lineage: String = id.0[..12].iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("hearth-{lineage}-{:016x}", generation.name)
+        self.evict(&id);
     }
 
-    fn hashes(&self, seen: &Seen<'_>) -> (u64, u64) {
-        let look = self.hasher.hash_one((seen.path, seen.mode, seen.size, seen.mtime));
-        let identity = match seen.identity {
-            Identity::Unsure => UNSURE,
-            known => self.hasher.hash_one(known).max(1),
-        };
-        (look, identity)
+    fn evict(&mut self, keep: &LineageId) {
+        let files = |all: &HashMap<LineageId, Generation>| all.values().map(|g| g.seen.len()).sum::<usize>();
+        while self.generations.len() > self.limits.lineages || files(&self.generations) > self.limits.files {
+            let others = self.generations.iter().filter(|(id, _)| *id != keep);
+            let Some(oldest) = others.min_by_key(|(_, generation)| generation.used).map(|(id, _)| *id) else {
+                return;
+            };
+            self.generations.remove(&oldest);
+        }
     }
+}
+
+/// As it appears in keys.
+pub fn lineage_name(id: &LineageId) -> String {
+    format!("hearth-{}", hex::encode(&id.0[..12]))
+}
+
+fn hashes(key: &[u8; 32], seen: &Seen<'_>) -> (u64, u64) {
+    let mut look = blake3::Hasher::new_keyed(key);
+    let mut fixed = [0; 20];
+    fixed[..4].copy_from_slice(&seen.mode.to_le_bytes());
+    fixed[4..12].copy_from_slice(&seen.size.to_le_bytes());
+    fixed[12..].copy_from_slice(&seen.mtime.to_le_bytes());
+    look.update(&fixed).update(seen.path);
+    let first = |sum: &[u8; 32]| {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&sum[..8]);
+        u64::from_le_bytes(bytes)
+    };
+    let mut content = first(seen.content.as_bytes());
+    if !seen.xattrs.is_empty() {
+        let mut sum = blake3::Hasher::new_keyed(key);
+        sum.update(seen.content.as_bytes());
+        for part in seen.xattrs.iter().flat_map(|(name, value)| [name, value]) {
+            sum.update(&(part.len() as u64).to_le_bytes()).update(part);
+        }
+        content = first(sum.finalize().as_bytes());
+    }
+    (first(look.finalize().as_bytes()), content)
 }
 
 /// Keys are hashes already.
@@ -148,20 +187,17 @@ impl Hasher for Identical {
 }
 
 /// Hashes the parts of a lineage's name, each with its length.
-#[derive(Default)]
-pub struct LineageName(sha2::Sha256);
+#[derive(Clone, Default)]
+pub struct LineageName(blake3::Hasher);
 
 impl LineageName {
     pub fn part(mut self, part: impl AsRef<[u8]>) -> Self {
-        use sha2::Digest as _;
         let part = part.as_ref();
-        self.0.update((part.len() as u64).to_le_bytes());
-        self.0.update(part);
+        self.0.update(&(part.len() as u64).to_le_bytes()).update(part);
         self
     }
 
     pub fn id(self) -> LineageId {
-        use sha2::Digest as _;
         LineageId(self.0.finalize().into())
     }
 }

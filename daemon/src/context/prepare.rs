@@ -2,26 +2,44 @@
 //!
 //! [`Contexts::prepare`] gives a [`Prepared`], whose Dockerfile the caller may look into and change;
 //! [`Prepared::into_files`] makes of it what a solve needs.
+//!
+//! ```text
+//! scan -> what the Dockerfile may copy -> content hashes -> digest, times -> session id   (versions)
+//!                                                     '--> path, stat, content -> shared key (lineage)
+//! ```
+//!
+//! Times are no part of a tree's digest, but of its session id: two trees that differ in nothing but
+//! the times of files are two for BuildKit, which is then sent the new times and so gives them to a
+//! COPY that it runs. A COPY that it has cached stays cached, as its cache key knows no times.
 
 mod dockerfile;
+mod memory;
+mod watch;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use hearth_pack::ignore::Patterns;
 
 use super::ContextError;
 use super::layers::{LayerBlob, LayerCache, LayerLimits};
-use super::lineage::{LineageId, LineageName, Lineages};
-use super::port::{ContextFiles, FileTree};
+use super::lineage::{LineageId, LineageName, Seen, lineage_name};
+use super::port::{ContextFiles, FileTree, SessionName};
 use super::storage::Storage;
-use super::tree::{DirectoryLayer, ImageLayer, Layer, Mounted, Snapshot, Tree};
+use super::tree::{
+    DirectoryLayer, Identified, ImageLayer, Layer, Mounted, Selection, Snapshot, Tree, TreeIdentity,
+};
 use crate::model::build::DockerfilePath;
 use crate::model::{Digest, MountSource, MountSpec, MountTarget};
 use crate::task;
 
 pub use dockerfile::MemoryTree;
 
-/// Lineages that are remembered; a 58,000-file tree takes about 1.5 MB in each.
-const LINEAGES: usize = 64;
+use memory::Memory;
+use watch::Watch;
+
+/// How often a tree that changes while it is hashed is scanned again.
+const ATTEMPTS: usize = 3;
 
 /// Size limit of a Dockerfile, and of each ignore file.
 pub const MAX_DOCKERFILE: u64 = 1 << 20;
@@ -29,7 +47,7 @@ pub const MAX_DOCKERFILE: u64 = 1 << 20;
 pub struct ContextOptions {
     pub room: String,
     pub storage: Storage,
-    /// Decompressed layers are kept in `context/layers` below it.
+    /// What is remembered of contexts is kept in `context` below it.
     pub state_dir: PathBuf,
     pub limits: LayerLimits,
 }
@@ -42,17 +60,19 @@ struct Shared {
     room: String,
     storage: Storage,
     layers: LayerCache,
-    lineages: Mutex<Lineages>,
+    memory: Memory,
 }
 
 /// What of a build decides about its files.
-#[derive(Debug)]
 pub struct ContextRequest {
     pub mounts: Vec<ContextMount>,
     pub context_path: MountTarget,
     pub dockerfile: DockerfilePath,
     /// Target stage; builds of different stages keep their transfers apart.
     pub target: Option<String>,
+    /// What a Dockerfile with these bytes copies from its context. It may say too little: the build is
+    /// then told so, and the next try covers everything.
+    pub selection: Box<dyn FnOnce(&[u8]) -> Selection + Send>,
 }
 
 /// A mount, and its image when its source is one. Whether the caller may use it was checked before.
@@ -79,17 +99,34 @@ pub struct Prepared {
     pub dockerfile: Vec<u8>,
     /// Content of `<Dockerfile>.dockerignore`, which replaces `.dockerignore` of the context.
     pub ignore: Option<Vec<u8>>,
-    shared_key: String,
+    /// What the context is known by.
+    pub identity: TreeIdentity,
+    session: SessionName,
+    lineage: LineageId,
+    shared: Arc<Shared>,
+    watch: Arc<Watch>,
 }
 
 impl Contexts {
     pub fn new(options: ContextOptions) -> Result<Self, ContextError> {
         let ContextOptions { room, storage, state_dir, limits } = options;
-        let directory = state_dir.join("context").join("layers");
-        let layers = LayerCache::open(&directory, limits)
-            .map_err(|source| ContextError::Io { path: directory.display().to_string(), source })?;
-        let lineages = Mutex::new(Lineages::new(LINEAGES));
-        Ok(Self(Arc::new(Shared { room, storage, layers, lineages })))
+        let state = state_dir.join("context");
+        let directory = state.join("layers");
+        let failed = |path: &Path| {
+            let path = path.display().to_string();
+            move |source| ContextError::Io { path, source }
+        };
+        let layers = LayerCache::open(&directory, limits).map_err(failed(&directory))?;
+        let memory = Memory::open(&state).map_err(failed(&state))?;
+        Ok(Self(Arc::new(Shared { room, storage, layers, memory })))
+    }
+
+    /// Keeps what is remembered for the daemon's next run. No context may be prepared after this.
+    pub async fn save(&self) {
+        let shared = Arc::clone(&self.0);
+        if task::blocking("context.save", move || shared.memory.save_all()).await.is_err() {
+            tracing::warn!("what is remembered of contexts was not saved; they are sent whole again");
+        }
     }
 
     /// Opens the mounts, scans the context and reads the Dockerfile.
@@ -112,8 +149,8 @@ impl Contexts {
 }
 
 impl Shared {
-    fn prepare(&self, request: ContextRequest) -> Result<Prepared, ContextError> {
-        let ContextRequest { mounts, context_path, dockerfile, target } = request;
+    fn prepare(self: Arc<Self>, request: ContextRequest) -> Result<Prepared, ContextError> {
+        let ContextRequest { mounts, context_path, dockerfile, target, selection } = request;
         let mut name = LineageName::default().part(&self.room).part(context_path.as_str());
         let mut mounted = Vec::with_capacity(mounts.len());
         for mount in mounts {
@@ -123,19 +160,29 @@ impl Shared {
         let tree = Tree::new(mounted)?;
         let (dockerfile_path, dockerfile) = dockerfile::read(&tree, &context_path, &dockerfile)?;
         let ignore = dockerfile::read_ignore(&tree, &dockerfile_path)?;
-        let context = tree.scan(&context_path)?;
-        if ignore.is_none() {
-            context.check_readable(b".dockerignore", MAX_DOCKERFILE)?;
-        }
-        let target = target.unwrap_or_default();
-        let shared_key = self.shared_key(&name.part(dockerfile_path.as_str()).part(target).id(), &context);
-        Ok(Prepared { context: Arc::new(context), dockerfile_path, dockerfile, ignore, shared_key })
-    }
-
-    fn shared_key(&self, id: &LineageId, context: &Snapshot) -> String {
-        // A panic under the lock leaves at worst a generation that is newer than it had to be.
-        let mut lineages = self.lineages.lock().unwrap_or_else(PoisonError::into_inner);
-        lineages.key(id, context.seen())
+        let name = name.part(dockerfile_path.as_str()).part(target.unwrap_or_default());
+        let origin = name.clone().id();
+        let selection =
+            if self.memory.needs_all(&origin) { Selection::default() } else { selection(&dockerfile) };
+        let view = View { tree, context_path, own_ignore: ignore.clone(), selection };
+        let (context, identified) = view.look(&self.memory)?;
+        let lineage = name.part(view.selection.name()).id();
+        let identity = identified.identity.clone();
+        let id = self.memory.session_id(&lineage, &identity);
+        let shared_key = self.memory.shared_key(lineage, &identity, seen(&context, &identified));
+        let session = SessionName { id, shared_key };
+        let watch = Watch::new(&self, view, origin, identity.clone(), session.id.clone());
+        Ok(Prepared {
+            context: Arc::new(context),
+            dockerfile_path,
+            dockerfile,
+            ignore,
+            identity,
+            session,
+            lineage,
+            watch: Arc::new(watch),
+            shared: self,
+        })
     }
 
     fn open(&self, mount: ContextMount) -> Result<Mounted, ContextError> {
@@ -172,6 +219,53 @@ impl Shared {
     }
 }
 
+/// A build's context, as far as it can be looked at again.
+struct View {
+    tree: Tree,
+    context_path: MountTarget,
+    /// Content of the Dockerfile's own ignore file.
+    own_ignore: Option<Vec<u8>>,
+    selection: Selection,
+}
+
+impl View {
+    /// Scans and identifies, again when something changed under it.
+    fn look(&self, memory: &Memory) -> Result<(Snapshot, Identified), ContextError> {
+        for _ in 1..ATTEMPTS {
+            match self.look_once(memory) {
+                Err(ContextError::Changed { .. }) => {}
+                other => return other,
+            }
+        }
+        self.look_once(memory)
+    }
+
+    fn look_once(&self, memory: &Memory) -> Result<(Snapshot, Identified), ContextError> {
+        let mut context = self.tree.scan(&self.context_path)?;
+        let ignore = match &self.own_ignore {
+            Some(own) => Some(own.clone()),
+            None => {
+                context.check_readable(b".dockerignore", MAX_DOCKERFILE)?;
+                dockerfile::context_ignore(&context)?
+            }
+        };
+        // A file that cannot be understood hides nothing here, and fails the build in its frontend.
+        let ignore = ignore.and_then(|text| Patterns::parse_file(&text).ok());
+        let covered = context.covered(&self.selection, ignore);
+        let identified = context.identify(covered, memory.hashes())?;
+        Ok((context, identified))
+    }
+}
+
+/// What the lineage policy looks at: every file that may be sent.
+fn seen<'s>(context: &'s Snapshot, identified: &'s Identified) -> impl Iterator<Item = Seen<'s>> {
+    identified.contents(context).map(|(index, content)| {
+        let entry = context.entry(index);
+        let xattrs = context.xattrs(index);
+        Seen { path: entry.path, mode: entry.mode, size: entry.size, mtime: entry.mtime, content, xattrs }
+    })
+}
+
 /// What a mount's files are, for the lineage: a path of a storage, or the very content of an image.
 fn source_name(mount: &ContextMount) -> String {
     let manifest = || mount.image.as_ref().map(|image| image.manifest.to_string()).unwrap_or_default();
@@ -193,11 +287,18 @@ impl Prepared {
         if let Some(ignore) = self.ignore {
             files.push((dockerfile::ignore_name(&name), ignore));
         }
+        let dockerfile_session = SessionName {
+            id: self.shared.memory.dockerfile_id(&self.lineage, &files),
+            // Its times come from its content: any two that look the same are the same.
+            shared_key: format!("{}-dockerfile", lineage_name(&self.lineage)),
+        };
         ContextFiles {
             context: self.context as Arc<dyn FileTree>,
             dockerfile: Arc::new(MemoryTree::new(files)),
             dockerfile_name: name,
-            shared_key: self.shared_key,
+            context_session: self.session,
+            dockerfile_session,
+            watch: self.watch,
         }
     }
 }

@@ -10,7 +10,9 @@
 //! mounted below them. Links are entries like any other: a scan never follows one.
 
 mod directory;
+mod identify;
 mod image;
+mod listing;
 mod read;
 mod resolve;
 mod scan;
@@ -19,10 +21,11 @@ mod snapshot;
 use std::sync::Arc;
 
 use super::ContextError;
-use super::port::EntryKind;
+use super::port::{EntryKind, Xattr};
 use crate::model::MountTarget;
 
 pub use directory::DirectoryLayer;
+pub use identify::{Covered, Identified, Selection, TreeIdentity};
 pub use image::ImageLayer;
 pub use resolve::MAX_LINKS;
 pub use snapshot::Snapshot;
@@ -55,6 +58,8 @@ struct Found {
     mode: u32,
     size: u64,
     mtime: i64,
+    /// Names of the same file; 1 where nobody knows.
+    links: u32,
     origin: Origin,
 }
 
@@ -65,7 +70,6 @@ enum Origin {
     Made,
     Disk {
         mount: u32,
-        links: u32,
         device: u64,
         inode: u64,
         changed: i64,
@@ -81,9 +85,17 @@ struct Child {
     found: Found,
 }
 
+/// What a directory holds.
+#[derive(Default)]
+struct Children {
+    children: Vec<Child>,
+    /// Of the directory itself.
+    xattrs: Vec<Xattr>,
+}
+
 impl Found {
     const fn made_directory() -> Self {
-        Self { kind: EntryKind::Directory, mode: 0o755, size: 0, mtime: 0, origin: Origin::Made }
+        Self { kind: EntryKind::Directory, mode: 0o755, size: 0, mtime: 0, links: 1, origin: Origin::Made }
     }
 }
 

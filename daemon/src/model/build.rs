@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hearth_pack::identity::TreeDigest;
 use hearth_proto::value::{Digest, MountSpec, MountTarget, Reference};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -143,6 +144,9 @@ pub struct BuildRecord {
     /// Whether values came with the request that are lost with the daemon's memory.
     #[serde(default)]
     pub has_secrets: bool,
+    /// What the files of its context were known by, once they were looked at.
+    #[serde(default)]
+    pub context: Option<ContextIdentity>,
     #[serde(default)]
     pub result: Option<BuildResult>,
     #[serde(default)]
@@ -150,6 +154,38 @@ pub struct BuildRecord {
     /// Sequence number of the newest event.
     #[serde(default)]
     pub last_sequence: u64,
+}
+
+/// Digests of what a build could read: files that its ignore file hides, and those beside what its
+/// Dockerfile copies, play no part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContextIdentity {
+    #[serde(with = "tree_digest")]
+    pub digest: TreeDigest,
+    /// For each mount that gave anything, by target.
+    pub mounts: Vec<MountIdentity>,
+}
+
+/// Of what a mount gave to the context; its paths are relative to the target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountIdentity {
+    pub target: MountTarget,
+    #[serde(with = "tree_digest")]
+    pub digest: TreeDigest,
+}
+
+/// As text.
+mod tree_digest {
+    use hearth_pack::identity::TreeDigest;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(digest: &TreeDigest, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(digest)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TreeDigest, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt as _;
 use hearthd::build::port::{Credentials, RoomImage, SolveError, SolveOutcome, SolveRequest, Solver as _};
 use hearthd::buildkit::{BuildKit, managed};
-use hearthd::context::port::{ContextFiles, EntryKind};
+use hearthd::context::port::{ContextFiles, EntryKind, SessionName, Unwatched};
 use hearthd::model::build::{EventKind, LogStream, Network, NoCache};
 use hearthd::model::fault::Fault;
 use hearthd::model::id::BuildId;
@@ -65,7 +65,15 @@ impl Fixture {
                 context: Arc::new(context),
                 dockerfile: Arc::new(MemoryTree::files(vec![("Dockerfile", dockerfile.as_bytes())])),
                 dockerfile_name: "Dockerfile".to_owned(),
-                shared_key: build.to_string(),
+                context_session: SessionName {
+                    id: format!("context-{build}"),
+                    shared_key: build.to_string(),
+                },
+                dockerfile_session: SessionName {
+                    id: format!("file-{build}"),
+                    shared_key: build.to_string(),
+                },
+                watch: Arc::new(Unwatched),
             },
             build,
             build_args: BTreeMap::new(),

@@ -5,10 +5,16 @@ use std::io::{self, Cursor, Read};
 
 use hearthd::context::port::{Entry, EntryKind, FileTree};
 
+struct Item {
+    path: Vec<u8>,
+    kind: EntryKind,
+    mode: u32,
+    content: Vec<u8>,
+}
+
 #[derive(Default)]
 pub struct MemoryTree {
-    entries: Vec<Entry>,
-    content: Vec<Vec<u8>>,
+    items: Vec<Item>,
     /// This file cannot be read.
     pub broken: Option<String>,
 }
@@ -21,19 +27,8 @@ impl MemoryTree {
             let key = path.bytes().map(|b| if b == b'/' { 0 } else { b }).collect();
             sorted.insert(key, (path.as_bytes().to_vec(), kind, mode, content.to_vec()));
         }
-        let mut tree = Self::default();
-        for (path, kind, mode, content) in sorted.into_values() {
-            let size = content.len() as u64;
-            tree.entries.push(Entry {
-                path: path.into(),
-                kind,
-                mode,
-                size,
-                mtime: 1_700_000_000_000_000_000,
-            });
-            tree.content.push(content);
-        }
-        tree
+        let item = |(path, kind, mode, content)| Item { path, kind, mode, content };
+        Self { items: sorted.into_values().map(item).collect(), broken: None }
     }
 
     pub fn files(items: Vec<(&str, &[u8])>) -> Self {
@@ -42,14 +37,20 @@ impl MemoryTree {
 }
 
 impl FileTree for MemoryTree {
-    fn entries(&self) -> &[Entry] {
-        &self.entries
+    fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    fn entry(&self, index: usize) -> Entry<'_> {
+        let Item { path, kind, mode, content } = &self.items[index];
+        let size = content.len() as u64;
+        Entry { path, kind: kind.borrowed(), mode: *mode, size, mtime: 1_700_000_000_000_000_000 }
     }
 
     fn open(&self, index: usize) -> io::Result<Box<dyn Read + Send>> {
-        if self.broken.as_ref().is_some_and(|path| path.as_bytes() == &*self.entries[index].path) {
-            return Err(io::Error::other("it is no longer what it was"));
+        if self.broken.as_ref().is_some_and(|path| path.as_bytes() == self.items[index].path) {
+            return Err(io::Error::other("it changed while it was read"));
         }
-        Ok(Box::new(Cursor::new(self.content[index].clone())))
+        Ok(Box::new(Cursor::new(self.items[index].content.clone())))
     }
 }

@@ -1,4 +1,5 @@
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Seek, Write};
 
 use hearth_proto::value::Digest;
 use tar::EntryType;
@@ -16,6 +17,9 @@ pub trait BlobSource: std::fmt::Debug + Send + Sync {
 
 /// Opens any blob of a layout.
 pub type OpenBlob<'a> = dyn Fn(&Digest) -> io::Result<Box<dyn Read + 'a>> + 'a;
+
+/// Passes over the place of a blob of that size, or declines.
+type PassOver<'a, W> = dyn FnMut(&mut W, (&Digest, u64)) -> io::Result<bool> + 'a;
 
 /// The members of an archive in their order, with their sizes: small ones here, layers by digest.
 #[derive(Debug, Clone)]
@@ -95,14 +99,51 @@ impl Layout {
         self.members.iter().map(member).sum::<u64>() + END.len() as u64
     }
 
+    /// Where in the archive the content of a blob starts.
+    pub(crate) fn blob_position(&self, wanted: &Digest) -> Option<u64> {
+        let mut position = 0;
+        for member in &self.members {
+            position += member.header().len() as u64;
+            match &member.content {
+                Content::Blob { digest, .. } if digest == wanted => return Some(position),
+                content => position += content.size() + padding(content.size()) as u64,
+            }
+        }
+        None
+    }
+
     /// Writes the archive. Each blob is verified once more on its way.
     pub fn write(&self, out: &mut dyn Write, open: &OpenBlob<'_>) -> io::Result<()> {
+        self.write_members(out, open, &mut |_, _| Ok(false))
+    }
+
+    /// Completes an archive in a file in which the blob `present` lies in its place.
+    pub(crate) fn write_around(&self, file: &File, present: &Digest, open: &OpenBlob<'_>) -> io::Result<()> {
+        let mut out = BufWriter::with_capacity(256 * 1024, file);
+        out.rewind()?;
+        self.write_members(&mut out, open, &mut |out, (digest, size)| {
+            if digest != present {
+                return Ok(false);
+            }
+            let size = i64::try_from(size).map_err(io::Error::other)?;
+            out.seek_relative(size).map(|()| true)
+        })
+    }
+
+    /// `skip` may pass over the place of a blob instead of writing it.
+    fn write_members<W: Write + ?Sized>(
+        &self,
+        out: &mut W,
+        open: &OpenBlob<'_>,
+        skip: &mut PassOver<'_, W>,
+    ) -> io::Result<()> {
         let mut buffer = vec![0u8; 256 * 1024];
         for member in &self.members {
             out.write_all(&member.header())?;
             match &member.content {
                 Content::Dir => {}
                 Content::Bytes(bytes) => out.write_all(bytes)?,
+                Content::Blob { digest, size } if skip(out, (digest, *size))? => {}
                 Content::Blob { digest, size } => {
                     let mut content = Verified::new(open(digest)?, *digest, *size);
                     loop {

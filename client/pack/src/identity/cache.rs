@@ -25,13 +25,29 @@ pub const fn is_settled(changed: i64, now: i64) -> bool {
 }
 
 /// What tells one state of a file from another without reading it. Times are nanoseconds since 1970.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FileStamp {
     pub device: u64,
     pub inode: u64,
     pub size: u64,
     pub modified: i64,
     pub changed: i64,
+}
+
+impl FileStamp {
+    pub fn of(stat: &rustix::fs::Stat) -> Self {
+        let time = |seconds: i64, nanoseconds| {
+            let nanoseconds = i64::try_from(nanoseconds).unwrap_or_default();
+            seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+        };
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: u64::try_from(stat.st_size).unwrap_or_default(),
+            modified: time(stat.st_mtime, stat.st_mtime_nsec),
+            changed: time(stat.st_ctime, stat.st_ctime_nsec),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]

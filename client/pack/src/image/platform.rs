@@ -41,6 +41,32 @@ impl Platform {
             && self.architecture == wanted.architecture
             && (have == want || have.is_none() || want.is_none())
     }
+
+    /// The best of `candidates` for this platform: the same variant first, then the usual one where none
+    /// was asked for, then whichever serves, in their order.
+    pub fn best<T>(
+        &self,
+        candidates: impl IntoIterator<Item = T>,
+        declared: impl Fn(&T) -> Option<&Self>,
+    ) -> Option<T> {
+        let rank = |own: &Self| match (own.variant.as_deref(), self.variant.as_deref()) {
+            (own, wanted) if own == wanted => 0,
+            // What machines of this architecture are, where nobody says more.
+            (Some("v7"), None) if self.architecture == "arm" => 0,
+            (Some("v8"), None) if self.architecture == "arm64" => 0,
+            (None, _) => 1,
+            _ => 2,
+        };
+        let mut best: Option<(T, u8)> = None;
+        for candidate in candidates {
+            let Some(own) = declared(&candidate).filter(|own| own.serves(self)) else { continue };
+            let rank = rank(own);
+            if best.as_ref().is_none_or(|(_, before)| rank < *before) {
+                best = Some((candidate, rank));
+            }
+        }
+        best.map(|(candidate, _)| candidate)
+    }
 }
 
 /// What a pack declares where nothing is asked: one answer on every machine, for the digest must

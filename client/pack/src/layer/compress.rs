@@ -1,12 +1,19 @@
-use std::io::{self, Write};
+//! Compression of a layer frame by frame, so that several threads share the work and the bytes do not
+//! depend on how many they are.
+//!
+//! - zstd: each frame is a zstd frame of its own. A seek table follows in a skippable frame, which every
+//!   decoder passes over (zstd's `contrib/seekable_format`, version 0.1.0): a reader that knows it starts
+//!   at any frame.
+//! - gzip: one member. Each frame is a run of deflate blocks that refers to nothing before it and ends on
+//!   a byte (as a sync flush does, and as pigz joins its blocks); the checksum is put together at the end.
+
+use std::io;
 use std::str::FromStr;
 
-use flate2::GzBuilder;
-use flate2::write::GzEncoder;
-use zstd::stream::write::Encoder as ZstdEncoder;
+use flate2::{Compress, Crc, FlushCompress, Status};
 
 /// How a layer is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Compression {
     /// Level 3.
     #[default]
@@ -16,6 +23,9 @@ pub enum Compression {
     None,
 }
 
+const ZSTD_LEVEL: i32 = 3;
+const GZIP_LEVEL: u32 = 6;
+
 impl Compression {
     /// Media type of a layer (OCI image spec, "Layer").
     pub const fn media_type(self) -> &'static str {
@@ -23,6 +33,14 @@ impl Compression {
             Self::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
             Self::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
             Self::None => "application/vnd.oci.image.layer.v1.tar",
+        }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Zstd => "zstd",
+            Self::Gzip => "gzip",
+            Self::None => "none",
         }
     }
 }
@@ -40,59 +58,133 @@ impl FromStr for Compression {
     }
 }
 
-pub(super) enum Compressor<W: Write> {
-    Zstd(ZstdEncoder<'static, W>),
-    Gzip(GzEncoder<W>),
-    None(W),
+/// Compresses frames, one thread's worth.
+pub(super) enum Compressor {
+    Zstd(zstd::bulk::Compressor<'static>),
+    Gzip(Box<Compress>),
+    None,
 }
 
-/// Each worker holds some 10 MiB; more of them than this outrun the reading.
-const MOST_WORKERS: u32 = 16;
-
-impl<W: Write> Compressor<W> {
-    pub(super) fn new(compression: Compression, workers: Option<u32>, out: W) -> io::Result<Self> {
+impl Compressor {
+    pub(super) fn new(compression: Compression) -> io::Result<Self> {
         Ok(match compression {
-            Compression::Zstd => {
-                let cores = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-                // Never 0: the output is the same for any number of workers, but 0 means another
-                // algorithm, which cuts the input elsewhere.
-                let workers = workers.unwrap_or_else(cores).clamp(1, MOST_WORKERS);
-                let mut encoder = ZstdEncoder::new(out, 3)?;
-                encoder.multithread(workers)?;
-                Self::Zstd(encoder)
-            }
+            Compression::Zstd => Self::Zstd(zstd::bulk::Compressor::new(ZSTD_LEVEL)?),
             Compression::Gzip => {
-                Self::Gzip(GzBuilder::new().mtime(0).write(out, flate2::Compression::new(6)))
+                Self::Gzip(Box::new(Compress::new(flate2::Compression::new(GZIP_LEVEL), false)))
             }
-            Compression::None => Self::None(out),
+            Compression::None => Self::None,
         })
     }
 
-    pub(super) fn finish(self) -> io::Result<W> {
-        let mut out = match self {
-            Self::Zstd(encoder) => encoder.finish()?,
-            Self::Gzip(encoder) => encoder.finish()?,
-            Self::None(out) => out,
-        };
-        out.flush()?;
-        Ok(out)
+    /// Puts the compressed frame into `out`, replacing what is in it, and answers with its checksum where
+    /// the format has one. Without compression nothing is put there: the frame itself is the output.
+    pub(super) fn frame(&mut self, tar: &[u8], out: &mut Vec<u8>) -> io::Result<Crc> {
+        out.clear();
+        let mut crc = Crc::new();
+        match self {
+            Self::Zstd(zstd) => {
+                out.reserve(zstd::zstd_safe::compress_bound(tar.len()));
+                zstd.compress_to_buffer(tar, out)?;
+            }
+            Self::Gzip(deflate) => {
+                crc.update(tar);
+                deflate.reset();
+                // Deflate may make stored blocks of what does not shrink: 5 bytes for each 64 KiB at most.
+                out.reserve(tar.len() + tar.len() / 1000 + 1024);
+                let mut taken = 0;
+                // A flush is complete when it leaves room in the output.
+                while taken < tar.len() || out.len() == out.capacity() {
+                    out.reserve(4096);
+                    let before = deflate.total_in();
+                    let status = deflate
+                        .compress_vec(&tar[taken..], out, FlushCompress::Sync)
+                        .map_err(io::Error::other)?;
+                    taken += usize::try_from(deflate.total_in() - before).unwrap_or(usize::MAX);
+                    if status != Status::Ok {
+                        break;
+                    }
+                }
+                if taken < tar.len() {
+                    return Err(io::Error::other("deflate stopped inside a frame"));
+                }
+            }
+            Self::None => {}
+        }
+        Ok(crc)
     }
 }
 
-impl<W: Write> Write for Compressor<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Zstd(encoder) => encoder.write(bytes),
-            Self::Gzip(encoder) => encoder.write(bytes),
-            Self::None(out) => out.write(bytes),
+/// What surrounds the frames.
+pub(super) enum Envelope {
+    Zstd { sizes: Vec<(u32, u32)> },
+    Gzip { crc: Crc },
+    None,
+}
+
+/// The fixed fields of a gzip header: deflate, no flags, no time, no system.
+const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+/// A last deflate block without content.
+const DEFLATE_END: [u8; 2] = [3, 0];
+
+const SKIPPABLE_MAGIC: u32 = 0x184D_2A5E;
+const SEEKABLE_MAGIC: u32 = 0x8F92_EAB1;
+/// No checksums: the layer's digest covers them, and frames are decoded from verified blobs.
+const SEEK_TABLE_DESCRIPTOR: u8 = 0;
+
+impl Envelope {
+    pub(super) fn new(compression: Compression) -> Self {
+        match compression {
+            Compression::Zstd => Self::Zstd { sizes: Vec::new() },
+            Compression::Gzip => Self::Gzip { crc: Crc::new() },
+            Compression::None => Self::None,
         }
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    /// What comes before the first frame.
+    pub(super) fn start(&self) -> &'static [u8] {
         match self {
-            Self::Zstd(encoder) => encoder.flush(),
-            Self::Gzip(encoder) => encoder.flush(),
-            Self::None(out) => out.flush(),
+            Self::Gzip { .. } => &GZIP_HEADER,
+            Self::Zstd { .. } | Self::None => &[],
         }
+    }
+
+    /// Takes note of a frame that was written.
+    pub(super) fn add(&mut self, compressed: usize, tar: usize, frame_crc: &Crc) -> io::Result<()> {
+        match self {
+            Self::Zstd { sizes } => {
+                let size = |size| u32::try_from(size).map_err(io::Error::other);
+                sizes.push((size(compressed)?, size(tar)?));
+            }
+            Self::Gzip { crc } => crc.combine(frame_crc),
+            Self::None => {}
+        }
+        Ok(())
+    }
+
+    /// What comes behind the last frame of a tar of `length` bytes.
+    pub(super) fn end(self, length: u64) -> io::Result<Vec<u8>> {
+        let mut end = Vec::new();
+        match self {
+            Self::Zstd { sizes } => {
+                let number = |number: usize| u32::try_from(number).map_err(io::Error::other);
+                end.extend_from_slice(&SKIPPABLE_MAGIC.to_le_bytes());
+                end.extend_from_slice(&number(sizes.len() * 8 + 9)?.to_le_bytes());
+                for (compressed, tar) in &sizes {
+                    end.extend_from_slice(&compressed.to_le_bytes());
+                    end.extend_from_slice(&tar.to_le_bytes());
+                }
+                end.extend_from_slice(&number(sizes.len())?.to_le_bytes());
+                end.push(SEEK_TABLE_DESCRIPTOR);
+                end.extend_from_slice(&SEEKABLE_MAGIC.to_le_bytes());
+            }
+            Self::Gzip { crc } => {
+                end.extend_from_slice(&DEFLATE_END);
+                end.extend_from_slice(&crc.sum().to_le_bytes());
+                // The length modulo 2^32.
+                end.extend_from_slice(&(length as u32).to_le_bytes());
+            }
+            Self::None => {}
+        }
+        Ok(end)
     }
 }

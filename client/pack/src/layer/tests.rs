@@ -2,9 +2,10 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use super::header::Record;
 use super::*;
 use crate::archive::raw::pax;
-use crate::walk::{WalkOptions, walk};
+use crate::walk::{Tree, WalkOptions, walk};
 
 fn tree(make: impl FnOnce(&Path)) -> (tempfile::TempDir, Tree) {
     let dir = tempfile::tempdir().unwrap();
@@ -62,29 +63,48 @@ fn a_file_that_changes_after_the_walk_is_named() {
     let grown = tree(|dir| fs::write(dir.join("log"), "a").unwrap());
     fs::write(grown.0.path().join("log"), "more").unwrap();
     let error = layer(&grown.1, &LayerOptions::default()).unwrap_err();
-    assert!(matches!(&error, LayerError::Changed { path, .. } if path == "log"), "{error}");
+    assert!(
+        matches!(&error, LayerError::Content(ContentError::Changed { path, .. }) if path == "log"),
+        "{error}"
+    );
 
     let replaced = tree(|dir| fs::write(dir.join("f"), "a").unwrap());
     fs::write(replaced.0.path().join("new"), "b").unwrap();
     fs::rename(replaced.0.path().join("new"), replaced.0.path().join("f")).unwrap();
     let error = layer(&replaced.1, &LayerOptions::default()).unwrap_err();
-    assert!(matches!(error, LayerError::Changed { .. }), "{error}");
+    assert!(matches!(error, LayerError::Content(ContentError::Changed { .. })), "{error}");
 }
 
 #[test]
-fn a_file_that_changes_size_while_it_is_read_is_named() {
-    for size in [100_000u64, 900_000] {
-        let (dir, tree) = tree(|dir| fs::write(dir.join("log"), vec![0; 500_000]).unwrap());
+fn a_file_that_changes_while_it_is_read_is_named() {
+    let resize = |path: &Path, size| fs::OpenOptions::new().write(true).open(path).unwrap().set_len(size);
+    let touch = |path: &Path, _| fs::OpenOptions::new().append(true).open(path)?.write_all(b"");
+    let rewrite = |path: &Path, _| {
+        let file = fs::OpenOptions::new().write(true).open(path)?;
+        std::os::unix::fs::FileExt::write_all_at(&file, b"x", 17 << 20)
+    };
+    type Change = dyn Fn(&Path, u64) -> io::Result<()>;
+    let changes: [(&Change, u64); 3] = [(&resize, 1 << 20), (&resize, 30 << 20), (&rewrite, 0)];
+    for (change, size) in changes {
+        let (dir, tree) = tree(|dir| fs::write(dir.join("log"), vec![0; 20 << 20]).unwrap());
         let path = dir.path().join("log");
-        let mut resized = false;
-        let error = write(&tree, &LayerOptions::default(), &mut io::sink(), &mut |_| {
-            if !std::mem::replace(&mut resized, true) {
-                fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(size).unwrap();
+        let mut changed = false;
+        // One thread is no more than a few frames ahead of the first report.
+        let options = LayerOptions { workers: Some(1), ..Default::default() };
+        let error = write(&tree, &options, &mut io::sink(), &mut |_| {
+            if !std::mem::replace(&mut changed, true) {
+                change(&path, size).unwrap();
             }
         })
         .unwrap_err();
-        assert!(matches!(&error, LayerError::Changed { path, .. } if path == "log"), "{error}");
+        assert!(
+            matches!(&error, LayerError::Content(ContentError::Changed { path, .. }) if path == "log"),
+            "{error}"
+        );
     }
+    let (dir, tree) = tree(|dir| fs::write(dir.join("log"), vec![0; 20 << 20]).unwrap());
+    let path = dir.path().join("log");
+    write(&tree, &LayerOptions::default(), &mut io::sink(), &mut |_| touch(&path, 0).unwrap()).unwrap();
 }
 
 #[test]
@@ -92,10 +112,10 @@ fn what_vanished_or_became_a_link_is_an_error_and_never_left_out() {
     let (dir, vanished) = tree(|dir| fs::write(dir.join("f"), "a").unwrap());
     fs::remove_file(dir.path().join("f")).unwrap();
     let error = layer(&vanished, &LayerOptions::default()).unwrap_err();
-    assert!(matches!(&error, LayerError::Read { path, .. } if path == "f"), "{error}");
+    assert!(matches!(&error, LayerError::Content(ContentError::Read { path, .. }) if path == "f"), "{error}");
     std::os::unix::fs::symlink("/etc/passwd", dir.path().join("f")).unwrap();
     let error = layer(&vanished, &LayerOptions::default()).unwrap_err();
-    assert!(matches!(&error, LayerError::Read { path, .. } if path == "f"), "{error}");
+    assert!(matches!(&error, LayerError::Content(ContentError::Read { path, .. }) if path == "f"), "{error}");
 
     let (dir, moved) = tree(|dir| {
         fs::create_dir(dir.join("d")).unwrap();
@@ -104,7 +124,7 @@ fn what_vanished_or_became_a_link_is_an_error_and_never_left_out() {
     fs::rename(dir.path().join("d"), dir.path().join("e")).unwrap();
     std::os::unix::fs::symlink("e", dir.path().join("d")).unwrap();
     let error = layer(&moved, &LayerOptions::default()).unwrap_err();
-    assert!(matches!(&error, LayerError::Read { path, .. } if path == "d"), "{error}");
+    assert!(matches!(&error, LayerError::Content(ContentError::Read { path, .. }) if path == "d"), "{error}");
 }
 
 #[test]

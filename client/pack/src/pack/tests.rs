@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use proptest::prelude::*;
 
 use super::*;
-use crate::archive::{ArchiveError, ArchiveSink, read};
+use crate::archive::{ArchiveError, ArchiveSink, read, sha256};
 use crate::base::{Base, BaseError};
 use crate::layer::Compression;
 use crate::walk::Rules;
@@ -183,7 +183,7 @@ fn flags_land_in_the_config_and_a_bad_one_is_named() {
         volumes: vec!["/data".to_owned()],
     };
     let packed = packed(dir.path(), &options);
-    let json = String::from_utf8(packed.config_bytes.clone()).unwrap();
+    let json = String::from_utf8(packed.image.config_bytes.clone()).unwrap();
     let run = concat!(
         r#""config":{"User":"1000:1000","ExposedPorts":{"53/udp":{},"8080/tcp":{}},"Env":["A=2","B=x=y"],"#,
         r#""Entrypoint":["/app"],"Cmd":["serve"],"Volumes":{"/data":{}},"WorkingDir":"/srv/app","#,
@@ -232,12 +232,12 @@ fn a_base_in_an_archive_comes_first_and_its_config_is_inherited() {
     options.tag = Some(Reference::parse_tag("my-app:dev").unwrap());
     options.docker = true;
     let image = packed(top.path(), &options);
-    assert_eq!(image.config.platform.architecture, "arm64");
-    assert_eq!(image.config.config.env, ["PATH=/usr/bin", "KEEP=1"]);
-    assert_eq!(image.config.config.entrypoint.as_deref(), Some(&["/new".to_owned()][..]));
-    assert_eq!(image.config.config.cmd, None, "a new entrypoint drops the base's command");
-    assert_eq!(image.config.rootfs.diff_ids, [below.layer.diff_id, image.layer.diff_id]);
-    assert_eq!(image.config.history.len(), 2);
+    assert_eq!(image.config().platform.architecture, "arm64");
+    assert_eq!(image.config().config.env, ["PATH=/usr/bin", "KEEP=1"]);
+    assert_eq!(image.config().config.entrypoint.as_deref(), Some(&["/new".to_owned()][..]));
+    assert_eq!(image.config().config.cmd, None, "a new entrypoint drops the base's command");
+    assert_eq!(image.config().rootfs.diff_ids, [below.layer.diff_id, image.layer.diff_id]);
+    assert_eq!(image.config().history.len(), 2);
     let digests: Vec<_> = image.manifest().layers.iter().map(|layer| layer.digest).collect();
     assert_eq!(digests, [below.layer.digest, image.layer.digest]);
 

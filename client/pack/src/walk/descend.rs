@@ -6,6 +6,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{Entry, EntryKind, WalkError, failed, shown};
+use crate::identity::FileStamp;
 use crate::ignore::{Filter, FilterWalk, Patterns, Visit};
 
 /// A directory whose names are being gone through.
@@ -79,7 +80,8 @@ impl Lister<'_> {
             kind: EntryKind::Dir,
             mode: stat.st_mode & 0o7777,
             size: 0,
-            id: (stat.st_dev, stat.st_ino),
+            stamp: FileStamp::of(&stat),
+            sparse: stat.st_blocks.cast_unsigned().saturating_mul(512) < stat.st_size.cast_unsigned(),
         };
 
         let visit = if pruned {
@@ -140,13 +142,15 @@ impl Lister<'_> {
                     .map_err(failed("cannot read the link", &entry.path))?;
                 Ok(EntryKind::Symlink { target: target.into_bytes() })
             }
-            FileType::RegularFile if has_links => match self.linked.entry(entry.id) {
-                hash_map::Entry::Occupied(first) => Ok(EntryKind::Hardlink { to: first.get().clone() }),
-                hash_map::Entry::Vacant(free) => {
-                    free.insert(entry.path.clone());
-                    Ok(EntryKind::File)
+            FileType::RegularFile if has_links => {
+                match self.linked.entry((entry.stamp.device, entry.stamp.inode)) {
+                    hash_map::Entry::Occupied(first) => Ok(EntryKind::Hardlink { to: first.get().clone() }),
+                    hash_map::Entry::Vacant(free) => {
+                        free.insert(entry.path.clone());
+                        Ok(EntryKind::File)
+                    }
                 }
-            },
+            }
             FileType::RegularFile => Ok(EntryKind::File),
             FileType::Socket => special("socket"),
             FileType::Fifo => special("fifo"),

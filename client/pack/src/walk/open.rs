@@ -1,9 +1,14 @@
+use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::descend::open_dir;
+use super::xattr::{self, Xattrs};
 
 /// Opens the entries of a tree, component by component and never through a link. Paths may be
 /// longer than the system's limit. Quick when asked in the order of the list: the directories on
@@ -30,6 +35,17 @@ impl<'a> Opener<'a> {
     /// Opens a directory.
     pub fn dir(&mut self, path: &[u8]) -> std::io::Result<BorrowedFd<'_>> {
         self.enter(path.split(|&byte| byte == b'/'))
+    }
+
+    /// Attributes of an entry without opening it; none where the system has no way to that.
+    pub(super) fn xattrs(&mut self, path: &[u8]) -> Option<rustix::io::Result<Xattrs>> {
+        let (dir, name) = self.parent(path).ok()?;
+        let mut through = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
+        through.extend_from_slice(name);
+        match xattr::at(Path::new(OsStr::from_bytes(&through))) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::PERM) => None,
+            found => Some(found),
+        }
     }
 
     fn parent<'p>(&mut self, path: &'p [u8]) -> std::io::Result<(BorrowedFd<'_>, &'p [u8])> {

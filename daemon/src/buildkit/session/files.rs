@@ -11,7 +11,7 @@
 //! with an error that names it: a short file must not become part of an image.
 
 use std::io::{self, Read};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt as _};
@@ -23,7 +23,7 @@ use tonic::{Status, Streaming};
 
 use super::select::{self, Stats, Wanted};
 use super::wire::{FileSync, Packet, PacketKind};
-use crate::context::port::{ContextFiles, FileTree};
+use crate::context::port::{FileTree, TransferWatch};
 
 /// Bytes of content in one packet.
 const CHUNK: usize = 256 << 10;
@@ -38,19 +38,37 @@ const REQUESTS: usize = 256;
 
 type Batch = Vec<Packet>;
 
-/// The trees of one context session.
-pub(super) struct Trees {
-    context: Arc<dyn FileTree>,
-    dockerfile: Arc<dyn FileTree>,
+/// A tree, and who is told when it is sent.
+#[derive(Clone)]
+pub(super) struct Source {
+    pub(super) tree: Arc<dyn FileTree>,
+    pub(super) watch: Arc<dyn TransferWatch>,
 }
 
-impl Trees {
-    pub(super) fn new(files: &ContextFiles) -> Self {
-        Self { context: Arc::clone(&files.context), dockerfile: Arc::clone(&files.dockerfile) }
+/// The tree of one session. A later look at the same version of the tree may take its place: its files
+/// may have moved.
+#[derive(Clone)]
+pub(super) struct ServedTree {
+    /// As BuildKit asks for it.
+    dir: &'static str,
+    source: Arc<std::sync::Mutex<Source>>,
+}
+
+impl ServedTree {
+    pub(super) fn new(dir: &'static str, source: Source) -> Self {
+        Self { dir, source: Arc::new(std::sync::Mutex::new(source)) }
+    }
+
+    pub(super) fn replace(&self, source: Source) {
+        *self.source.lock().unwrap_or_else(PoisonError::into_inner) = source;
+    }
+
+    fn source(&self) -> Source {
+        self.source.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-impl FileSync for Trees {
+impl FileSync for ServedTree {
     type Packets = futures::stream::BoxStream<'static, Result<Packet, Status>>;
 
     fn diff_copy(
@@ -59,12 +77,10 @@ impl FileSync for Trees {
         requests: Streaming<Packet>,
     ) -> Result<Self::Packets, Status> {
         let (dir, wanted) = wanted(metadata);
-        let tree = match dir.as_slice() {
-            b"context" => Arc::clone(&self.context),
-            b"dockerfile" => Arc::clone(&self.dockerfile),
-            _ => return Err(Status::not_found("a directory that this session does not serve")),
-        };
-        Ok(transfer(tree, wanted, requests).boxed())
+        if dir != self.dir.as_bytes() {
+            return Err(Status::not_found("a directory that this session does not serve"));
+        }
+        Ok(transfer(self.source(), wanted, requests).boxed())
     }
 }
 
@@ -94,7 +110,7 @@ fn query_unescape(value: &[u8]) -> Vec<u8> {
 }
 
 fn transfer<S>(
-    tree: Arc<dyn FileTree>,
+    source: Source,
     wanted: Wanted,
     requests: S,
 ) -> impl Stream<Item = Result<Packet, Status>> + Send
@@ -103,7 +119,16 @@ where
 {
     let (packets, out) = mpsc::channel::<Result<Batch, Status>>(QUEUE);
     crate::task::spawn("file-sync", async move {
-        if let Err(status) = send(tree, wanted, requests, packets.clone()).await {
+        let watch = Arc::clone(&source.watch);
+        let result = send(source, wanted, requests, packets.clone()).await;
+        if let Ok(true) = result {
+            // The build goes on meanwhile.
+            let told = crate::task::blocking("file-sync-after", move || watch.sent()).await;
+            if let Err(error) = told {
+                tracing::error!(%error, "a context was not looked at again after its transfer");
+            }
+        }
+        if let Err(status) = result {
             let text = status.message().to_owned();
             // The receiver shows the text of an ERR packet; the status ends the stream.
             let _ = packets.send(Ok(vec![Packet::error(text)])).await;
@@ -123,24 +148,32 @@ fn closed<E>(_: E) -> Status {
     Status::cancelled("the receiver is gone")
 }
 
+/// True when there was more than what BuildKit reads to decide what it wants.
 async fn send<S>(
-    tree: Arc<dyn FileTree>,
+    source: Source,
     wanted: Wanted,
     mut requests: S,
     packets: mpsc::Sender<Result<Batch, Status>>,
-) -> Result<(), Status>
+) -> Result<bool, Status>
 where
     S: Stream<Item = Result<Packet, Status>> + Send + Unpin,
 {
+    let Source { tree, watch } = source;
     // Ids come from the whole selection, so that a request may arrive while stats are still sent.
     let chosen = {
         let tree = Arc::clone(&tree);
-        crate::task::blocking("select", move || select::select(tree.entries(), &wanted)).await
+        crate::task::blocking("select", move || select::select(&*tree, &wanted)).await
     };
     let shown = chosen
         .map_err(|error| Status::internal(error.to_string()))?
         .map_err(|error| Status::invalid_argument(error.to_string()))?;
 
+    if let Some(beyond) = shown.iter().find(|index| !tree.is_covered(**index)) {
+        let path = String::from_utf8_lossy(tree.entry(*beyond).path).into_owned();
+        let told = crate::task::blocking("file-sync-beyond", move || watch.asked_beyond()).await;
+        told.map_err(|error| Status::internal(error.to_string()))?;
+        return Err(Status::aborted(format!("context selection: `{path}` was not expected to be copied")));
+    }
     let shown: Arc<[usize]> = shown.into();
     let stats = send_stats(Arc::clone(&tree), Arc::clone(&shown), packets.clone());
     let (ask, asked) = mpsc::channel::<(u32, usize)>(REQUESTS);
@@ -180,7 +213,8 @@ where
         Err(Status::cancelled("the receiver went away before the end"))
     };
     futures::try_join!(stats, readers, receive)?;
-    packets.send(Ok(vec![Packet::fin()])).await.map_err(closed)
+    packets.send(Ok(vec![Packet::fin()])).await.map_err(closed)?;
+    Ok(shown.len() > 1)
 }
 
 async fn send_stats(
@@ -190,8 +224,7 @@ async fn send_stats(
 ) -> Result<(), Status> {
     let mut stats = Stats::default();
     for part in shown.chunks(STATS) {
-        let batch =
-            part.iter().map(|index| Packet::stat(stats.of(*index, &tree.entries()[*index]).0)).collect();
+        let batch = part.iter().map(|index| Packet::stat(stats.of(&*tree, *index).0)).collect();
         packets.send(Ok(batch)).await.map_err(closed)?;
     }
     packets.send(Ok(vec![Packet::end_of_stats()])).await.map_err(closed)
@@ -217,7 +250,7 @@ fn send_file(
     packets: &mpsc::Sender<Result<Batch, Status>>,
 ) -> Result<(), Status> {
     use crate::context::port::EntryKind;
-    let entry = &tree.entries()[index];
+    let entry = tree.entry(index);
     let file = match entry.kind {
         EntryKind::File => index,
         EntryKind::HardLink(file) => file,
@@ -228,7 +261,7 @@ fn send_file(
         _ => return Err(Status::invalid_argument(format!("file {id} has no content"))),
     };
     let failed = |error: io::Error| {
-        Status::aborted(format!("context file `{}`: {error}", String::from_utf8_lossy(&entry.path)))
+        Status::aborted(format!("context file `{}`: {error}", String::from_utf8_lossy(entry.path)))
     };
     let mut content = tree.open(file).map_err(failed)?;
     let mut left = entry.size;

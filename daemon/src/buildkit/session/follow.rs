@@ -4,16 +4,17 @@
 //! way and every end, as patterns to include. Links are followed as text inside the tree only: an
 //! absolute target starts at the root of the tree, and `..` stops there.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
-use crate::context::port::{Entry, EntryKind};
+use crate::context::port::{Entry, EntryKind, FileTree};
 
 /// Links followed for all paths of one request; a tree of links that lead to each other ends here.
 const LINK_LIMIT: usize = 10_000;
 
 /// What to include for `paths`; none when the whole tree is meant.
-pub(super) fn targets(entries: &[Entry], paths: &[Vec<u8>]) -> Option<Vec<Vec<u8>>> {
-    let tree = Tree(entries);
+pub(super) fn targets(tree: &dyn FileTree, paths: &[Vec<u8>]) -> Option<Vec<Vec<u8>>> {
+    let tree = Tree(tree);
     let mut found: BTreeSet<Vec<u8>> = BTreeSet::new();
     let mut seen: BTreeSet<Vec<u8>> = BTreeSet::new();
     let mut open: Vec<Vec<u8>> = paths.iter().rev().map(|path| clean(path)).collect();
@@ -56,10 +57,10 @@ fn walk(tree: &Tree<'_>, path: &[u8], found: &mut BTreeSet<Vec<u8>>, push: &mut 
         let parent = current.clone();
         current = join(&current, name);
         let links: Vec<Vec<u8>> = if has_wildcard(name) {
-            let matching = tree.children(&parent).filter(|entry| glob(name, base(&entry.path)));
-            matching.filter_map(|entry| link_target(&parent, entry)).collect()
+            let matching = tree.children(&parent).filter(|entry| glob(name, base(entry.path)));
+            matching.filter_map(|entry| link_target(&parent, &entry)).collect()
         } else {
-            tree.get(&current).and_then(|entry| link_target(&parent, entry)).into_iter().collect()
+            tree.get(&current).and_then(|entry| link_target(&parent, &entry)).into_iter().collect()
         };
         let is_link = !links.is_empty();
         for link in links {
@@ -73,8 +74,8 @@ fn walk(tree: &Tree<'_>, path: &[u8], found: &mut BTreeSet<Vec<u8>>, push: &mut 
     }
 }
 
-fn link_target(parent: &[u8], entry: &Entry) -> Option<Vec<u8>> {
-    let EntryKind::Symlink(target) = &entry.kind else { return None };
+fn link_target(parent: &[u8], entry: &Entry<'_>) -> Option<Vec<u8>> {
+    let EntryKind::Symlink(target) = entry.kind else { return None };
     Some(if target.starts_with(b"/") { clean(target) } else { clean(&join(parent, target)) })
 }
 
@@ -105,26 +106,35 @@ fn clean(path: &[u8]) -> Vec<u8> {
     parts.join(&b'/')
 }
 
-struct Tree<'a>(&'a [Entry]);
+struct Tree<'a>(&'a dyn FileTree);
 
 impl<'a> Tree<'a> {
-    fn get(&self, path: &[u8]) -> Option<&'a Entry> {
-        self.0.binary_search_by(|entry| order(&entry.path, path)).ok().map(|index| &self.0[index])
+    fn find(&self, path: &[u8]) -> Option<usize> {
+        let (mut low, mut high) = (0, self.0.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match order(self.0.entry(middle).path, path) {
+                Ordering::Less => low = middle + 1,
+                Ordering::Greater => high = middle,
+                Ordering::Equal => return Some(middle),
+            }
+        }
+        None
     }
 
-    fn children(&self, dir: &[u8]) -> impl Iterator<Item = &'a Entry> {
-        let start = if dir.is_empty() {
-            0
-        } else {
-            match self.0.binary_search_by(|entry| order(&entry.path, dir)) {
-                Ok(index) => index + 1,
-                Err(_) => self.0.len(),
-            }
+    fn get(&self, path: &[u8]) -> Option<Entry<'a>> {
+        self.find(path).map(|index| self.0.entry(index))
+    }
+
+    fn children(&self, dir: &[u8]) -> impl Iterator<Item = Entry<'a>> {
+        let start = match dir {
+            [] => 0,
+            dir => self.find(dir).map_or(self.0.len(), |index| index + 1),
         };
         let skip = if dir.is_empty() { 0 } else { dir.len() + 1 };
-        let dir = dir.to_vec();
-        self.0[start..]
-            .iter()
+        let (dir, tree) = (dir.to_vec(), self.0);
+        (start..tree.len())
+            .map(move |index| tree.entry(index))
             .take_while(move |entry| {
                 dir.is_empty() || (entry.path.starts_with(&dir) && entry.path.get(dir.len()) == Some(&b'/'))
             })
@@ -133,7 +143,7 @@ impl<'a> Tree<'a> {
 }
 
 /// The order of a file sync: `/` before every other byte.
-pub(super) fn order(a: &[u8], b: &[u8]) -> std::cmp::Ordering {
+pub(super) fn order(a: &[u8], b: &[u8]) -> Ordering {
     let key = |byte: &u8| if *byte == b'/' { 0 } else { u16::from(*byte) + 1 };
     a.iter().map(key).cmp(b.iter().map(key))
 }
@@ -228,12 +238,12 @@ fn class_char(pattern: &[char], at: usize) -> Result<(char, usize), ()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::select::tests::{dir, file, link, tree};
+    use super::super::select::tests::{Listed, dir, file, link, tree};
     use super::*;
 
-    fn follow(entries: &[Entry], paths: &[&str]) -> Option<Vec<String>> {
+    fn follow(tree: &Listed, paths: &[&str]) -> Option<Vec<String>> {
         let paths: Vec<Vec<u8>> = paths.iter().map(|path| path.as_bytes().to_vec()).collect();
-        targets(entries, &paths).map(|list| list.into_iter().map(|p| String::from_utf8(p).unwrap()).collect())
+        targets(tree, &paths).map(|list| list.into_iter().map(|p| String::from_utf8(p).unwrap()).collect())
     }
 
     #[test]

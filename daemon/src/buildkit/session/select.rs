@@ -9,8 +9,8 @@ use hearth_pack::ignore::{Filter, IgnoreError, Visit};
 use std::collections::HashMap;
 
 use super::follow;
-use super::wire::Stat;
-use crate::context::port::{Entry, EntryKind};
+use super::wire::{Stat, StatXattr};
+use crate::context::port::{Entry, EntryKind, FileTree, Xattr};
 
 /// The lists of one request.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -34,30 +34,30 @@ mod go {
 
 /// Entries to show, as indexes in the order they are sent: a directory comes before what is in it
 /// also when it is shown only for that.
-pub(super) fn select(entries: &[Entry], wanted: &Wanted) -> Result<Vec<usize>, IgnoreError> {
+pub(super) fn select(tree: &dyn FileTree, wanted: &Wanted) -> Result<Vec<usize>, IgnoreError> {
     let mut includes = wanted.includes.clone();
     if !wanted.follow.is_empty() {
         // Where the root itself is wanted, they restrict nothing.
-        includes.extend(follow::targets(entries, &wanted.follow).into_iter().flatten());
+        includes.extend(follow::targets(tree, &wanted.follow).into_iter().flatten());
     }
     let filter = Filter::new(&includes, &wanted.excludes)?;
     if filter.is_empty() {
-        return Ok((0..entries.len()).collect());
+        return Ok((0..tree.len()).collect());
     }
     let mut walk = filter.walk();
     let mut shown = Vec::new();
     let mut pruned: Option<&[u8]> = None;
-    for (index, entry) in entries.iter().enumerate() {
-        if pruned.is_some_and(|dir| is_below(&entry.path, dir)) {
+    for (index, entry) in tree.entries().enumerate() {
+        if pruned.is_some_and(|dir| is_below(entry.path, dir)) {
             continue;
         }
-        match walk.visit(&entry.path, entry.kind == EntryKind::Directory, index) {
+        match walk.visit(entry.path, entry.kind == EntryKind::Directory, index) {
             Visit::Keep { late } => {
                 shown.extend(late);
                 shown.push(index);
             }
             Visit::Hide => {}
-            Visit::Prune => pruned = Some(&entry.path),
+            Visit::Prune => pruned = Some(entry.path),
         }
     }
     Ok(shown)
@@ -80,10 +80,16 @@ pub(super) struct Stats {
 
 impl Stats {
     /// The stat, and the index whose content may be asked for.
-    pub(super) fn of(&mut self, index: usize, entry: &Entry) -> (Stat, Option<usize>) {
-        let path = Bytes::copy_from_slice(&entry.path);
+    pub(super) fn of(&mut self, tree: &dyn FileTree, index: usize) -> (Stat, Option<usize>) {
+        let entry = tree.entry(index);
+        let path = Bytes::copy_from_slice(entry.path);
         let mut stat =
-            Stat { path: path.clone(), mode: go_mode(entry), mtime: entry.mtime, ..Stat::default() };
+            Stat { path: path.clone(), mode: go_mode(&entry), mtime: entry.mtime, ..Stat::default() };
+        let xattr = |(name, value): &Xattr| StatXattr {
+            name: Bytes::copy_from_slice(name),
+            value: Bytes::copy_from_slice(value),
+        };
+        stat.xattrs = tree.xattrs(index).iter().map(xattr).collect();
         let content = match &entry.kind {
             EntryKind::File | EntryKind::HardLink(_) => {
                 let file = if let EntryKind::HardLink(file) = entry.kind { file } else { index };
@@ -109,7 +115,7 @@ impl Stats {
     }
 }
 
-fn go_mode(entry: &Entry) -> u32 {
+fn go_mode(entry: &Entry<'_>) -> u32 {
     let kind = match &entry.kind {
         EntryKind::Directory => go::DIR,
         EntryKind::Symlink(_) => go::SYMLINK,

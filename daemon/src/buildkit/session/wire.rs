@@ -40,7 +40,7 @@ pub(super) enum PacketKind {
     Err = 4,
 }
 
-/// `fsutil.types.Stat`; owner and group are left at 0, extended attributes are not sent.
+/// `fsutil.types.Stat`; owner and group are left at 0.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Stat {
     #[prost(bytes = "bytes", tag = "1")]
@@ -59,6 +59,17 @@ pub(super) struct Stat {
     pub(super) major: i64,
     #[prost(int64, tag = "9")]
     pub(super) minor: i64,
+    #[prost(message, repeated, tag = "10")]
+    pub(super) xattrs: Vec<StatXattr>,
+}
+
+/// An entry of the map of extended attributes. Names are bytes here, too.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct StatXattr {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) name: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(super) value: Bytes,
 }
 
 impl Packet {
@@ -208,12 +219,14 @@ mod tests {
             link: Bytes::from_static(b"c"),
             major: 1,
             minor: 2,
+            xattrs: vec![StatXattr { name: Bytes::from_static(b"user.a"), value: Bytes::from_static(b"1") }],
         };
         let theirs = Theirs::decode(Packet::stat(stat).encode_to_vec().as_slice()).unwrap();
         assert_eq!(theirs.r#type, 0);
         let stat = theirs.stat.unwrap();
         assert_eq!((stat.path.as_str(), stat.mode, stat.size, stat.mod_time), ("a/b", 0o644, 5, 7));
         assert_eq!((stat.linkname.as_str(), stat.devmajor, stat.devminor), ("c", 1, 2));
+        assert_eq!(stat.xattrs["user.a"], b"1");
         let data =
             Theirs::decode(Packet::data(9, Bytes::from_static(b"xy")).encode_to_vec().as_slice()).unwrap();
         assert_eq!((data.r#type, data.id, data.data), (2, 9, b"xy".to_vec()));

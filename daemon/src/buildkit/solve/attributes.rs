@@ -23,12 +23,12 @@ pub(super) fn refused(request: &SolveRequest) -> Option<Fault> {
     )
 }
 
-pub(super) fn solve(request: &SolveRequest, context: &str, own: &str) -> api::SolveRequest {
+pub(super) fn solve(request: &SolveRequest, own: &str) -> api::SolveRequest {
     api::SolveRequest {
         r#ref: format!("hearth-{}-{:08x}", request.build, rand::random::<u32>()),
         session: own.to_owned(),
         frontend: "dockerfile.v0".to_owned(),
-        frontend_attrs: frontend(request, context),
+        frontend_attrs: frontend(request),
         exporters: vec![exporter(request)],
         // Not recorded in BuildKit's history: our own is the one that is kept, and that one would
         // hold build arguments.
@@ -37,15 +37,15 @@ pub(super) fn solve(request: &SolveRequest, context: &str, own: &str) -> api::So
     }
 }
 
-fn frontend(request: &SolveRequest, context: &str) -> HashMap<String, String> {
+fn frontend(request: &SolveRequest) -> HashMap<String, String> {
     let mut attributes: HashMap<String, String> = HashMap::new();
     let mut set = |key: String, value: &str| attributes.insert(key, value.to_owned());
     set("filename".into(), &request.files.dockerfile_name);
     // With a `cmdline`, the frontend takes itself for the one that a `# syntax=` line asked for,
     // and follows no such line: those are images from anywhere.
     set("cmdline".into(), "dockerfile.v0");
-    set("local-sessionid:context".into(), context);
-    set("local-sessionid:dockerfile".into(), context);
+    set("local-sessionid:context".into(), &request.files.context_session.id);
+    set("local-sessionid:dockerfile".into(), &request.files.dockerfile_session.id);
     for (name, value) in &request.build_args {
         set(format!("build-arg:{name}"), value);
     }

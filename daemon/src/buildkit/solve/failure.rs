@@ -43,6 +43,9 @@ fn classify(code: Code, message: &str, details: &Details) -> Fault {
     if let Some(exit) = details.exit_code {
         return step_failed(exit, message);
     }
+    if let Some(fault) = context_file(message) {
+        return fault;
+    }
     if code == Code::ResourceExhausted || has("no space left on device") {
         return Fault::new(Stage::Solve, "no_space", message)
             .hint("the builder's disk is full; free space or lower the cache quota")
@@ -69,11 +72,6 @@ fn classify(code: Code, message: &str, details: &Details) -> Fault {
     {
         return base_image(code, message);
     }
-    if has("context file `") {
-        return Fault::new(Stage::Context, "context_changed", message)
-            .hint("a file changed or could not be read while it was sent; run the build again")
-            .retryable();
-    }
     if code == Code::DeadlineExceeded || has("no active session") {
         return Fault::new(Stage::Solve, "builder_timeout", message).hint("run the build again").retryable();
     }
@@ -82,6 +80,26 @@ fn classify(code: Code, message: &str, details: &Details) -> Fault {
             .hint("correct the Dockerfile at the line shown");
     }
     Fault::new(Stage::Solve, "solve_failed", message)
+}
+
+/// What our own side of a transfer said, which BuildKit hands back with words of its own around it.
+fn context_file(message: &str) -> Option<Fault> {
+    let from = |mark: &str| message.find(mark).map(|at| &message[at..]);
+    if let Some(text) = from("context selection: `") {
+        return Some(
+            Fault::new(Stage::Context, "context_selection", text).hint("run the build again").retryable(),
+        );
+    }
+    let text = from("context file `")?;
+    let changed = ["changed while it was read", "it shrank while", "it grew while"];
+    Some(if changed.iter().any(|words| text.contains(words)) {
+        Fault::new(Stage::Context, "context_changed", text)
+            .hint("build again when nothing writes to these files")
+            .retryable()
+    } else {
+        Fault::new(Stage::Context, "context_unreadable", text)
+            .hint("make the file readable for the daemon, or leave it out with the ignore file")
+    })
 }
 
 fn step_failed(exit: u32, message: &str) -> Fault {

@@ -1,24 +1,32 @@
-//! Headers of a tar, read by position; content is skipped.
+//! Entries of a tar that passes by: headers are read, content is hashed, nothing is kept.
 //!
-//! Header fields come from the `tar` crate. The walk from header to header is ours, since its
-//! iterator reads name extensions of any size into memory, and since positions are what is wanted.
-//! As Go's archive/tar does it: a PAX record wins over a GNU extension, which wins over the header;
-//! links, directories and devices have no content whatever their size field says.
+//! ```text
+//! Header --> Extension --> Padding --> Header            names and PAX records of the next entry
+//!    '-----> Map --------> Content --> Padding --> Header
+//!    '-----> Done                                        two blocks of zeros
+//! ```
+//!
+//! Header fields come from the `tar` crate. The walk from header to header is ours, since its iterator
+//! reads name extensions of any size into memory, and since positions are what is wanted. As Go's
+//! archive/tar does it: a PAX record wins over a GNU extension, which wins over the header; links,
+//! directories and devices have no content whatever their size field says.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
-
+use hearth_pack::identity::ContentHash;
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
 use super::LayerError;
+use super::content::ContentSum;
+use super::pax::{self, Pax, PaxSparse, Xattrs};
+use super::sparse::{MAX_PIECES, Part, Piece, TextMap, pieces};
 
-const BLOCK: u64 = 512;
+const BLOCK: usize = 512;
 /// A GNU name, and a PAX header; real ones are far smaller.
 const MAX_NAME: u64 = 64 << 10;
 const MAX_PAX: u64 = 1 << 20;
-/// Pieces of one sparse file.
-const MAX_PIECES: usize = 100_000;
+/// No file system has larger files.
+const MAX_SIZE: u64 = i64::MAX as u64;
 
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TarEntry {
     /// As written.
     pub path: Vec<u8>,
@@ -26,10 +34,12 @@ pub(super) struct TarEntry {
     pub mode: u32,
     /// Nanoseconds since 1970.
     pub mtime: i64,
+    pub xattrs: Xattrs,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum TarKind {
-    File { size: u64, content: Content },
+    File { size: u64, content: Content, hash: ContentHash },
     Directory,
     Symlink(Vec<u8>),
     HardLink(Vec<u8>),
@@ -38,19 +48,11 @@ pub(super) enum TarKind {
 }
 
 /// Where a file's bytes lie in the tar.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Content {
     At(u64),
     /// What is between the pieces is zeros.
     Sparse(Box<[Piece]>),
-}
-
-#[derive(Clone, Copy)]
-pub(super) struct Piece {
-    /// In the file.
-    pub offset: u64,
-    pub length: u64,
-    /// In the tar.
-    pub at: u64,
 }
 
 /// What extension headers say about the entry after them.
@@ -61,127 +63,280 @@ struct Extended {
     pax: Pax,
 }
 
-#[derive(Default)]
-struct Pax {
-    path: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    size: Option<u64>,
-    mtime: Option<i64>,
+#[derive(Clone, Copy)]
+enum Extension {
+    Path,
+    Link,
+    Pax,
+    Global,
 }
 
-/// All entries of a tar of `length` bytes, at most `limit`.
-pub(super) fn entries(file: &File, length: u64, limit: usize) -> Result<Vec<TarEntry>, LayerError> {
-    let mut walk = Headers { file, length, at: 0 };
-    let mut entries = Vec::new();
-    let mut extended = Extended::default();
-    while let Some((header, at)) = walk.next_header()? {
-        match header.entry_type() {
-            EntryType::GNULongName => extended.path = Some(walk.text(&header, MAX_NAME)?),
-            EntryType::GNULongLink => extended.link = Some(walk.text(&header, MAX_NAME)?),
-            EntryType::XHeader => {
-                let records = walk.data(&header, MAX_PAX)?;
-                extended.pax = pax(&records).map_err(|what| LayerError::Malformed { at, what })?;
-            }
-            EntryType::XGlobalHeader => {
-                walk.data(&header, MAX_PAX)?;
-            }
-            _ => {
-                if entries.len() >= limit {
-                    return Err(LayerError::TooManyEntries { limit });
-                }
-                entries.push(walk.entry(&header, std::mem::take(&mut extended))?);
-            }
+/// A regular file whose content comes next.
+struct Open {
+    path: Vec<u8>,
+    mode: u32,
+    mtime: i64,
+    xattrs: Xattrs,
+    size: u64,
+    /// Bytes in the tar, a map at their start included.
+    stored: u64,
+}
+
+enum State {
+    Header,
+    Extension {
+        kind: Extension,
+        left: u64,
+        padding: u64,
+    },
+    /// More of an old GNU map follows the header.
+    GnuMap {
+        file: Open,
+        parts: Vec<Part>,
+    },
+    /// A PAX map is the first of the content.
+    TextMap {
+        file: Open,
+        map: TextMap,
+    },
+    Content {
+        file: Open,
+        content: Content,
+        sum: ContentSum,
+        left: u64,
+    },
+    Padding(u64),
+    /// One block of zeros was seen.
+    Ending {
+        at: u64,
+    },
+    Done,
+}
+
+/// Takes a tar in pieces of any size.
+pub(super) struct TarParser {
+    state: State,
+    /// A block or an extension that is not complete yet.
+    buffer: Vec<u8>,
+    /// Of the next byte in the tar.
+    at: u64,
+    extended: Extended,
+    /// Zeros that may still be hashed.
+    hole_budget: u64,
+}
+
+fn entry_error(path: &[u8], what: &'static str) -> LayerError {
+    LayerError::Entry { entry: String::from_utf8_lossy(path).into_owned(), what }
+}
+
+/// Bytes from the end of `size` bytes to the end of their last block.
+const fn padding(size: u64) -> u64 {
+    (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64
+}
+
+impl TarParser {
+    pub(super) fn new() -> Self {
+        Self {
+            state: State::Header,
+            buffer: Vec::new(),
+            at: 0,
+            extended: Extended::default(),
+            hole_budget: super::content::HASHED_HOLES,
         }
     }
-    Ok(entries)
-}
 
-struct Headers<'f> {
-    file: &'f File,
-    length: u64,
-    /// Where the next header or the content of the last one begins.
-    at: u64,
-}
+    /// Takes the next bytes and gives out the entries that they complete.
+    pub(super) fn feed(
+        &mut self,
+        mut bytes: &[u8],
+        entry: &mut dyn FnMut(TarEntry) -> Result<(), LayerError>,
+    ) -> Result<(), LayerError> {
+        while !bytes.is_empty() || self.is_complete() {
+            let state = std::mem::replace(&mut self.state, State::Done);
+            self.state = self.step(state, &mut bytes, entry)?;
+        }
+        Ok(())
+    }
 
-impl Headers<'_> {
+    /// The end of the tar. The end mark and the padding of the last entry may be missing.
+    pub(super) fn finish(self) -> Result<(), LayerError> {
+        match &self.state {
+            State::Header | State::Ending { .. } if self.buffer.is_empty() => Ok(()),
+            State::Padding(_) | State::Done => Ok(()),
+            State::Content { file, .. } | State::GnuMap { file, .. } | State::TextMap { file, .. } => {
+                Err(entry_error(&file.path, "it is longer than what is left of the tar"))
+            }
+            State::Header | State::Ending { .. } => Err(self.malformed("it ends within a block")),
+            State::Extension { .. } => Err(self.malformed("it ends within a name or PAX header")),
+        }
+    }
+
     const fn malformed(&self, what: &'static str) -> LayerError {
         LayerError::Malformed { at: self.at, what }
     }
 
-    fn block(&mut self) -> Result<[u8; BLOCK as usize], LayerError> {
-        if self.length.saturating_sub(self.at) < BLOCK {
-            return Err(self.malformed("it ends within a block"));
-        }
-        let mut block = [0; BLOCK as usize];
-        self.file.read_exact_at(&mut block, self.at)?;
-        self.at += BLOCK;
-        Ok(block)
+    /// Whether the state can go on without more bytes.
+    const fn is_complete(&self) -> bool {
+        matches!(
+            self.state,
+            State::Content { left: 0, .. } | State::Padding(0) | State::Extension { left: 0, .. }
+        )
     }
 
-    /// The next header and its position; none at the end, which is two blocks of zeros or the end of the file.
-    fn next_header(&mut self) -> Result<Option<(Header, u64)>, LayerError> {
-        let at = self.at;
-        if at >= self.length {
-            return Ok(None);
+    fn take<'b>(&mut self, bytes: &mut &'b [u8], most: u64) -> &'b [u8] {
+        let count = usize::try_from(most).unwrap_or(usize::MAX).min(bytes.len());
+        let (taken, rest) = bytes.split_at(count);
+        *bytes = rest;
+        self.at = self.at.saturating_add(count as u64);
+        taken
+    }
+
+    /// The next whole block, once all of it is there.
+    fn block(&mut self, bytes: &mut &[u8]) -> Option<[u8; BLOCK]> {
+        let missing = BLOCK - self.buffer.len();
+        let taken = self.take(bytes, missing as u64);
+        if let Ok(block) = taken.try_into() {
+            return Some(block);
         }
-        let block = self.block()?;
-        if block.iter().all(|byte| *byte == 0) {
-            if self.at < self.length && self.block()?.iter().any(|byte| *byte != 0) {
-                return Err(LayerError::Malformed {
-                    at,
-                    what: "a block of zeros is followed by something else",
-                });
+        self.buffer.extend_from_slice(taken);
+        let block = self.buffer.as_slice().try_into().ok()?;
+        self.buffer.clear();
+        Some(block)
+    }
+
+    fn step(
+        &mut self,
+        state: State,
+        bytes: &mut &[u8],
+        entry: &mut dyn FnMut(TarEntry) -> Result<(), LayerError>,
+    ) -> Result<State, LayerError> {
+        match state {
+            State::Header => match self.block(bytes) {
+                Some(block) => self.header(&block, entry),
+                None => Ok(State::Header),
+            },
+            State::Ending { at } => match self.block(bytes) {
+                None => Ok(State::Ending { at }),
+                Some(block) if block.iter().all(|byte| *byte == 0) => Ok(State::Done),
+                Some(_) => {
+                    Err(LayerError::Malformed { at, what: "a block of zeros is followed by something else" })
+                }
+            },
+            // What follows the end mark belongs to nothing.
+            State::Done => {
+                self.take(bytes, u64::MAX);
+                Ok(State::Done)
             }
-            return Ok(None);
+            State::Padding(0) => Ok(State::Header),
+            State::Padding(left) => {
+                let count = self.take(bytes, left).len() as u64;
+                Ok(State::Padding(left - count))
+            }
+            State::Extension { kind, left: 0, padding } => {
+                let data = std::mem::take(&mut self.buffer);
+                self.extension(kind, data)?;
+                Ok(State::Padding(padding))
+            }
+            State::Extension { kind, left, padding } => {
+                let taken = self.take(bytes, left);
+                self.buffer.extend_from_slice(taken);
+                Ok(State::Extension { kind, left: left - taken.len() as u64, padding })
+            }
+            State::GnuMap { file, mut parts } => {
+                let Some(block) = self.block(bytes) else { return Ok(State::GnuMap { file, parts }) };
+                let mut extension = GnuExtSparseHeader::new();
+                extension.as_mut_bytes().copy_from_slice(&block);
+                gnu_parts(extension.sparse(), &mut parts).map_err(|what| entry_error(&file.path, what))?;
+                if extension.is_extended() {
+                    return Ok(State::GnuMap { file, parts });
+                }
+                self.sparse(file, &parts, 0)
+            }
+            State::TextMap { file, mut map } => {
+                let Some(block) = self.block(bytes) else { return Ok(State::TextMap { file, map }) };
+                match map.block(&block).map_err(|what| entry_error(&file.path, what))? {
+                    None => Ok(State::TextMap { file, map }),
+                    Some(parts) => self.sparse(file, &parts, map.length()),
+                }
+            }
+            State::Content { file, content, sum, left: 0 } => {
+                let Open { path, mode, mtime, xattrs, size, stored } = file;
+                let kind = TarKind::File { size, content, hash: sum.finish() };
+                entry(TarEntry { path, kind, mode, mtime, xattrs })?;
+                Ok(State::Padding(padding(stored)))
+            }
+            State::Content { file, content, mut sum, left } => {
+                let taken = self.take(bytes, left);
+                sum.update(taken);
+                Ok(State::Content { file, content, sum, left: left - taken.len() as u64 })
+            }
         }
-        let header = Header::from_byte_slice(&block).clone();
+    }
+
+    fn header(
+        &mut self,
+        block: &[u8; BLOCK],
+        entry: &mut dyn FnMut(TarEntry) -> Result<(), LayerError>,
+    ) -> Result<State, LayerError> {
+        let at = self.at - BLOCK as u64;
+        if block.iter().all(|byte| *byte == 0) {
+            return Ok(State::Ending { at });
+        }
+        let header = Header::from_byte_slice(block);
         let sum: u32 =
             block[..148].iter().chain(&[b' '; 8]).chain(&block[156..]).map(|byte| u32::from(*byte)).sum();
         if header.cksum().ok() != Some(sum) {
             return Err(LayerError::Malformed { at, what: "the checksum of a header is wrong" });
         }
-        Ok(Some((header, at)))
+        let (kind, limit) = match header.entry_type() {
+            EntryType::GNULongName => (Extension::Path, MAX_NAME),
+            EntryType::GNULongLink => (Extension::Link, MAX_NAME),
+            EntryType::XHeader => (Extension::Pax, MAX_PAX),
+            EntryType::XGlobalHeader => (Extension::Global, MAX_PAX),
+            _ => return self.entry(header, entry),
+        };
+        let left =
+            header.entry_size().map_err(|_| LayerError::Malformed { at, what: "a size is no number" })?;
+        if left > limit {
+            return Err(LayerError::Malformed { at, what: "a name or PAX header is too long" });
+        }
+        Ok(State::Extension { kind, left, padding: padding(left) })
     }
 
-    /// Steps over `size` bytes of content and its padding.
-    fn skip(&mut self, size: u64) -> Result<(), LayerError> {
-        if size > self.length.saturating_sub(self.at) {
-            return Err(self.malformed("an entry is longer than what is left of the tar"));
+    fn extension(&mut self, kind: Extension, mut data: Vec<u8>) -> Result<(), LayerError> {
+        match kind {
+            Extension::Path | Extension::Link => {
+                if let Some(end) = data.iter().position(|byte| *byte == 0) {
+                    data.truncate(end);
+                }
+                match kind {
+                    Extension::Path => self.extended.path = Some(data),
+                    _ => self.extended.link = Some(data),
+                }
+            }
+            Extension::Pax => {
+                self.extended.pax = pax::parse(&data).map_err(|what| self.malformed(what))?;
+            }
+            Extension::Global => pax::check_global(&data).map_err(|what| self.malformed(what))?,
         }
-        // The padding of the last entry may be missing, as the end mark may.
-        self.at = (self.at + size.next_multiple_of(BLOCK)).min(self.length);
         Ok(())
     }
 
-    fn data(&mut self, header: &Header, limit: u64) -> Result<Vec<u8>, LayerError> {
-        let size = header.entry_size().map_err(|_| self.malformed("a size is no number"))?;
-        if size > limit {
-            return Err(self.malformed("a name or PAX header is too long"));
-        }
-        let start = self.at;
-        self.skip(size)?;
-        let mut data = vec![0; usize::try_from(size).unwrap_or_default()];
-        self.file.read_exact_at(&mut data, start)?;
-        Ok(data)
-    }
-
-    fn text(&mut self, header: &Header, limit: u64) -> Result<Vec<u8>, LayerError> {
-        let mut text = self.data(header, limit)?;
-        if let Some(end) = text.iter().position(|byte| *byte == 0) {
-            text.truncate(end);
-        }
-        Ok(text)
-    }
-
-    fn entry(&mut self, header: &Header, extended: Extended) -> Result<TarEntry, LayerError> {
-        let Extended { path, link, pax } = extended;
-        let path = pax.path.or(path).unwrap_or_else(|| header.path_bytes().into_owned());
-        let wrong = |what| LayerError::Entry { entry: String::from_utf8_lossy(&path).into_owned(), what };
-        let link = || {
-            let link =
-                pax.link.or(link).or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned));
-            link.filter(|link| !link.is_empty()).ok_or_else(|| wrong("a link without a target"))
-        };
+    fn entry(
+        &mut self,
+        header: &Header,
+        entry: &mut dyn FnMut(TarEntry) -> Result<(), LayerError>,
+    ) -> Result<State, LayerError> {
+        let Extended { path, link, mut pax } = std::mem::take(&mut self.extended);
+        let is_file =
+            matches!(header.entry_type(), EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse);
+        let sparse = pax.sparse.take().filter(|_| is_file);
+        let sparse_name = sparse.as_ref().and_then(|sparse| sparse.name.clone());
+        let path = sparse_name.or(pax.path).or(path).unwrap_or_else(|| header.path_bytes().into_owned());
+        let wrong = |what| entry_error(&path, what);
+        let mode = header.mode().map_err(|_| wrong("its mode is no number"))? & 0o7777;
+        let seconds = || i64::try_from(header.mtime().unwrap_or_default()).unwrap_or(i64::MAX);
+        let mtime = pax.mtime.unwrap_or_else(|| seconds().saturating_mul(1_000_000_000));
         let device = |character| {
             let number = |number: std::io::Result<Option<u32>>| {
                 number.map(Option::unwrap_or_default).map_err(|_| wrong("a device number is no number"))
@@ -189,14 +344,23 @@ impl Headers<'_> {
             let (major, minor) = (number(header.device_major())?, number(header.device_minor())?);
             Ok::<_, LayerError>(TarKind::Device { character, major, minor })
         };
+        let link = || {
+            let link =
+                pax.link.or(link).or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned));
+            link.filter(|link| !link.is_empty()).ok_or_else(|| wrong("a link without a target"))
+        };
         let kind = match header.entry_type() {
             EntryType::Regular if path.ends_with(b"/") => TarKind::Directory,
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                let stored = match pax.size {
+                let size = match pax.size {
                     Some(size) => size,
                     None => header.entry_size().map_err(|_| wrong("its size is no number"))?,
                 };
-                self.file_content(header, stored, wrong)?
+                if size > MAX_SIZE {
+                    return Err(wrong("its size is larger than any file can be"));
+                }
+                let file = Open { path, mode, mtime, xattrs: pax.xattrs, size, stored: size };
+                return self.file(file, header, sparse);
             }
             EntryType::Directory => TarKind::Directory,
             EntryType::Symlink => TarKind::Symlink(link()?),
@@ -206,109 +370,69 @@ impl Headers<'_> {
             EntryType::Block => device(false)?,
             _ => return Err(wrong("its type is not known")),
         };
-        let mode = header.mode().map_err(|_| wrong("its mode is no number"))? & 0o7777;
-        let seconds = || i64::try_from(header.mtime().unwrap_or_default()).unwrap_or(i64::MAX);
-        let mtime = pax.mtime.unwrap_or_else(|| seconds().saturating_mul(1_000_000_000));
-        Ok(TarEntry { path, kind, mode, mtime })
+        entry(TarEntry { path, kind, mode, mtime, xattrs: pax.xattrs })?;
+        Ok(State::Header)
     }
 
-    fn file_content(
+    /// A file whose header is complete: plain, or sparse in one of the four ways to write it.
+    fn file(
         &mut self,
+        mut file: Open,
         header: &Header,
-        stored: u64,
-        wrong: impl Fn(&'static str) -> LayerError,
-    ) -> Result<TarKind, LayerError> {
-        if header.entry_type() != EntryType::GNUSparse {
-            let content = Content::At(self.at);
-            self.skip(stored)?;
-            return Ok(TarKind::File { size: stored, content });
-        }
-        let gnu = header.as_gnu().ok_or_else(|| wrong("a sparse file without a GNU header"))?;
-        let size = gnu.real_size().map_err(|_| wrong("its size is no number"))?;
-        let mut parts: Vec<GnuPart> = Vec::new();
-        let mut add = |headers: &[GnuSparseHeader]| {
-            for part in headers.iter().filter(|part| !part.is_empty()) {
-                let number =
-                    |number: std::io::Result<u64>| number.map_err(|_| wrong("its sparse map is damaged"));
-                parts.push((number(part.offset())?, number(part.length())?));
-                if parts.len() > MAX_PIECES {
-                    return Err(wrong("its sparse map is too long"));
-                }
+        sparse: Option<PaxSparse>,
+    ) -> Result<State, LayerError> {
+        if header.entry_type() == EntryType::GNUSparse {
+            let gnu = header
+                .as_gnu()
+                .ok_or_else(|| entry_error(&file.path, "a sparse file without a GNU header"))?;
+            file.size = gnu.real_size().map_err(|_| entry_error(&file.path, "its size is no number"))?;
+            let mut parts = Vec::new();
+            gnu_parts(&gnu.sparse, &mut parts).map_err(|what| entry_error(&file.path, what))?;
+            if gnu.is_extended() {
+                return Ok(State::GnuMap { file, parts });
             }
-            Ok(())
+            return self.sparse(file, &parts, 0);
+        }
+        let Some(sparse) = sparse else {
+            let (left, content) = (file.stored, Content::At(self.at));
+            return Ok(State::Content { file, content, sum: ContentSum::plain(), left });
         };
-        add(&gnu.sparse)?;
-        let mut more = gnu.is_extended();
-        while more {
-            let mut extension = GnuExtSparseHeader::new();
-            extension.as_mut_bytes().copy_from_slice(&self.block()?);
-            add(extension.sparse())?;
-            more = extension.is_extended();
-        }
-        let pieces =
-            pieces(&parts, size, stored, self.at).ok_or_else(|| wrong("its sparse map is damaged"))?;
-        self.skip(stored)?;
-        Ok(TarKind::File { size, content: Content::Sparse(pieces) })
-    }
-}
-
-/// Offset in the file, and length.
-type GnuPart = (u64, u64);
-
-/// Where the parts lie, one after the other from `at` on. None when they overlap, go past the end of
-/// the file, or are not as long together as what is stored.
-fn pieces(parts: &[GnuPart], size: u64, stored: u64, at: u64) -> Option<Box<[Piece]>> {
-    let (mut end, mut used) = (0u64, 0u64);
-    let mut pieces = Vec::with_capacity(parts.len());
-    for &(offset, length) in parts {
-        if offset < end {
-            return None;
-        }
-        end = offset.checked_add(length).filter(|end| *end <= size)?;
-        pieces.push(Piece { offset, length, at: at.checked_add(used)? });
-        used = used.checked_add(length)?;
-    }
-    (used == stored).then(|| pieces.into())
-}
-
-/// Records of a PAX header: `LENGTH KEY=VALUE\n`, each as long as it says.
-fn pax(mut data: &[u8]) -> Result<Pax, &'static str> {
-    const DAMAGED: &str = "a PAX header is damaged";
-    let mut pax = Pax::default();
-    while !data.is_empty() {
-        let space = data.iter().take(20).position(|byte| *byte == b' ').ok_or(DAMAGED)?;
-        let length: usize =
-            std::str::from_utf8(&data[..space]).ok().and_then(|digits| digits.parse().ok()).ok_or(DAMAGED)?;
-        let record = data.get(space + 1..length).ok_or(DAMAGED)?;
-        data = &data[length..];
-        let record = record.strip_suffix(b"\n").ok_or(DAMAGED)?;
-        let equals = record.iter().position(|byte| *byte == b'=').ok_or(DAMAGED)?;
-        let (key, value) = (&record[..equals], &record[equals + 1..]);
-        let digits = || std::str::from_utf8(value).map_err(|_| DAMAGED);
-        match key {
-            b"path" | b"linkpath" if value.contains(&0) => return Err("a PAX name has a NUL byte"),
-            b"path" => pax.path = Some(value.to_vec()),
-            b"linkpath" => pax.link = Some(value.to_vec()),
-            b"size" => pax.size = Some(digits()?.parse().map_err(|_| "a PAX size is no number")?),
-            b"mtime" => pax.mtime = Some(pax_time(digits()?).ok_or("a PAX time is no number")?),
-            key if key.starts_with(b"GNU.sparse.") => {
-                return Err("sparse files in PAX form are not supported");
+        let wrong = |what| entry_error(&file.path, what);
+        let size = sparse.size.ok_or_else(|| wrong("a sparse file without its size"))?;
+        match sparse.version {
+            Some((1, 0)) => {
+                file.size = size;
+                Ok(State::TextMap { file, map: TextMap::default() })
             }
-            _ => {}
+            None | Some((0, 0 | 1)) => {
+                let parts = sparse.parts().ok_or_else(|| wrong("its sparse map is damaged"))?;
+                file.size = size;
+                self.sparse(file, &parts, 0)
+            }
+            Some(_) => Err(wrong("its sparse format is not known")),
         }
     }
-    Ok(pax)
+
+    /// `map` bytes of what is stored were its map.
+    fn sparse(&mut self, file: Open, parts: &[Part], map: u64) -> Result<State, LayerError> {
+        let damaged = || entry_error(&file.path, "its sparse map is damaged");
+        if file.size > MAX_SIZE {
+            return Err(entry_error(&file.path, "its size is larger than any file can be"));
+        }
+        let left = file.stored.checked_sub(map).ok_or_else(damaged)?;
+        let pieces = pieces(parts, file.size, left, self.at).ok_or_else(damaged)?;
+        let sum = ContentSum::sparse(&pieces, file.size, &mut self.hole_budget);
+        Ok(State::Content { file, content: Content::Sparse(pieces), sum, left })
+    }
 }
 
-/// `-12.345` as nanoseconds; digits beyond those are dropped.
-fn pax_time(text: &str) -> Option<i64> {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
+fn gnu_parts(headers: &[GnuSparseHeader], parts: &mut Vec<Part>) -> Result<(), &'static str> {
+    let number = |number: std::io::Result<u64>| number.map_err(|_| "its sparse map is damaged");
+    for part in headers.iter().filter(|part| !part.is_empty()) {
+        parts.push((number(part.offset())?, number(part.length())?));
+        if parts.len() > MAX_PIECES {
+            return Err("its sparse map is too long");
+        }
     }
-    let seconds: i64 = whole.parse().ok()?;
-    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
-    let nanos: i64 = digits.parse().ok()?;
-    let nanos = if whole.starts_with('-') { -nanos } else { nanos };
-    Some(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
+    Ok(())
 }

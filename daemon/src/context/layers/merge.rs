@@ -8,15 +8,17 @@
 //! file that its target names in the tree so far.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
-use super::archive::{self, Content, Piece, TarEntry, TarKind};
-use super::spool::Spooled;
+use hearth_pack::identity::ContentHash;
+
+use super::archive::{Content, TarEntry, TarKind};
+use super::cache::OpenLayer;
+use super::entries::EntryReader;
+use super::extract::{self, Extract};
+use super::reader::LayerReader;
 use super::{LayerError, LayerLimits};
-use crate::context::lineage::Identity;
 use crate::model::Digest;
 
 const MAX_COMPONENT: usize = 255;
@@ -32,15 +34,14 @@ pub struct ImageTree {
     limits: LayerLimits,
     nodes: Vec<Node>,
     contents: Vec<FileContent>,
-    layers: Vec<(Digest, Arc<File>)>,
-    /// Of all files, as their headers say.
-    bytes: u64,
+    layers: Vec<(Digest, Arc<LayerReader>)>,
 }
 
 struct Node {
     kind: NodeKind,
     mode: u32,
     mtime: i64,
+    xattrs: Box<[(Vec<u8>, Vec<u8>)]>,
 }
 
 pub enum NodeKind {
@@ -62,6 +63,7 @@ struct FileContent {
     layer: u32,
     content: Content,
     size: u64,
+    hash: ContentHash,
     /// Names it got; not lowered when one is replaced.
     names: u32,
 }
@@ -85,32 +87,32 @@ enum Name<'p> {
 
 impl ImageTree {
     pub(super) fn new(limits: LayerLimits) -> Self {
-        Self { limits, nodes: vec![Node::directory()], contents: Vec::new(), layers: Vec::new(), bytes: 0 }
+        Self { limits, nodes: vec![Node::directory()], contents: Vec::new(), layers: Vec::new() }
     }
 
-    pub(super) fn add_layer(&mut self, layer: &Spooled) -> Result<(), LayerError> {
-        let entries = archive::entries(&layer.file, layer.bytes, self.limits.entries)?;
+    pub(super) fn add_layer(&mut self, layer: OpenLayer) -> Result<(), LayerError> {
+        let OpenLayer { diff_id, entries, reader } = layer;
         let index = u32::try_from(self.layers.len()).unwrap_or(u32::MAX);
-        self.layers.push((layer.diff_id, Arc::clone(&layer.file)));
-        let mut rest = Vec::with_capacity(entries.len());
-        for entry in entries {
+        self.layers.push((diff_id, Arc::new(reader)));
+        self.add_entries(index, &entries)
+    }
+
+    /// What hides comes first, wherever in the layer it stands.
+    fn add_entries(&mut self, layer: u32, entries: &[u8]) -> Result<(), LayerError> {
+        for entry in EntryReader::new(entries) {
+            let entry = entry?;
             let path = components(&entry.path)?;
             match name(&path).map_err(|()| LayerError::Escapes { entry: lossy(&entry.path) })? {
-                Name::Entry => {}
-                Name::Ignored => continue,
-                Name::Opaque => {
-                    self.hide(&path[..path.len() - 1], None);
-                    continue;
-                }
-                Name::Whiteout(hidden) => {
-                    self.hide(&path[..path.len() - 1], Some(hidden));
-                    continue;
-                }
+                Name::Entry | Name::Ignored => {}
+                Name::Opaque => self.hide(&path[..path.len() - 1], None),
+                Name::Whiteout(hidden) => self.hide(&path[..path.len() - 1], Some(hidden)),
             }
-            rest.push(entry);
         }
-        for entry in rest {
-            self.add(index, entry)?;
+        for entry in EntryReader::new(entries) {
+            let entry = entry?;
+            if matches!(name(&components(&entry.path)?), Ok(Name::Entry)) {
+                self.add(layer, entry)?;
+            }
         }
         Ok(())
     }
@@ -127,7 +129,8 @@ impl ImageTree {
     }
 
     fn add(&mut self, layer: u32, entry: TarEntry) -> Result<(), LayerError> {
-        let TarEntry { path, kind, mode, mtime } = entry;
+        let TarEntry { path, kind, mode, mtime, xattrs } = entry;
+        let xattrs = xattrs.into_boxed_slice();
         let shown = || lossy(&path);
         let components = components(&path)?;
         let Some((last, parents)) = components.split_last() else {
@@ -135,7 +138,7 @@ impl ImageTree {
             return match kind {
                 TarKind::Directory => {
                     let root = &mut self.nodes[ROOT as usize];
-                    (root.mode, root.mtime) = (mode, mtime);
+                    (root.mode, root.mtime, root.xattrs) = (mode, mtime, xattrs);
                     Ok(())
                 }
                 _ => Err(LayerError::Entry { entry: shown(), what: "the image's root is no directory" }),
@@ -148,7 +151,7 @@ impl ImageTree {
                 let missing = || LayerError::LinkTarget { entry: shown(), target: lossy(&target) };
                 let node = self.walk(ROOT, target_path.iter().copied()).ok_or_else(missing)?;
                 let linked = &self.nodes[node as usize];
-                let (mode, mtime) = (linked.mode, linked.mtime);
+                let (mode, mtime, xattrs) = (linked.mode, linked.mtime, linked.xattrs.clone());
                 let kind = match &linked.kind {
                     NodeKind::Directory(_) => return Err(missing()),
                     NodeKind::File { content } => {
@@ -162,25 +165,21 @@ impl ImageTree {
                         NodeKind::Device { character, major, minor }
                     }
                 };
-                Node { kind, mode, mtime }
+                Node { kind, mode, mtime, xattrs }
             }
-            TarKind::File { size, content } => {
-                self.bytes = self.bytes.saturating_add(size);
-                if self.bytes > self.limits.layer_bytes {
-                    return Err(LayerError::TooLarge { limit: self.limits.layer_bytes });
-                }
+            TarKind::File { size, content, hash } => {
                 let index = u32::try_from(self.contents.len()).unwrap_or(u32::MAX);
-                self.contents.push(FileContent { layer, content, size, names: 1 });
-                Node { kind: NodeKind::File { content: index }, mode, mtime }
+                self.contents.push(FileContent { layer, content, size, hash, names: 1 });
+                Node { kind: NodeKind::File { content: index }, mode, mtime, xattrs }
             }
-            TarKind::Directory => Node { mode, mtime, ..Node::directory() },
+            TarKind::Directory => Node { mode, mtime, xattrs, ..Node::directory() },
             TarKind::Symlink(target) if target.len() > MAX_PATH || target.contains(&0) => {
                 return Err(LayerError::Entry { entry: shown(), what: "its link target is too long" });
             }
-            TarKind::Symlink(target) => Node { kind: NodeKind::Symlink(target.into()), mode, mtime },
-            TarKind::Fifo => Node { kind: NodeKind::Fifo, mode, mtime },
+            TarKind::Symlink(target) => Node { kind: NodeKind::Symlink(target.into()), mode, mtime, xattrs },
+            TarKind::Fifo => Node { kind: NodeKind::Fifo, mode, mtime, xattrs },
             TarKind::Device { character, major, minor } => {
-                Node { kind: NodeKind::Device { character, major, minor }, mode, mtime }
+                Node { kind: NodeKind::Device { character, major, minor }, mode, mtime, xattrs }
             }
         };
         let mut directory = ROOT;
@@ -207,7 +206,7 @@ impl ImageTree {
             && let existing = &mut self.nodes[child as usize]
             && matches!(existing.kind, NodeKind::Directory(_))
         {
-            (existing.mode, existing.mtime) = (node.mode, node.mtime);
+            (existing.mode, existing.mtime, existing.xattrs) = (node.mode, node.mtime, node.xattrs);
             return Ok(());
         }
         if self.nodes.len() > self.limits.entries {
@@ -280,7 +279,7 @@ impl ImageTree {
     }
 
     pub fn stat(&self, node: u32) -> NodeStat<'_> {
-        let Node { kind, mode, mtime } = &self.nodes[node as usize];
+        let Node { kind, mode, mtime, .. } = &self.nodes[node as usize];
         let size = match kind {
             NodeKind::File { content } => self.contents[*content as usize].size,
             _ => 0,
@@ -298,74 +297,38 @@ impl ImageTree {
         }
     }
 
-    pub fn identity(&self, node: u32) -> Identity {
-        let NodeKind::File { content } = self.nodes[node as usize].kind else { return Identity::Unsure };
-        let file = &self.contents[content as usize];
-        let offset = match &file.content {
-            Content::At(offset) => *offset,
-            Content::Sparse(pieces) => pieces.first().map_or(u64::MAX, |piece| piece.at),
-        };
-        let mut diff_id = [0; 8];
-        diff_id.copy_from_slice(&self.layers[file.layer as usize].0.as_bytes()[..8]);
-        // Empty files of any number may lie at one offset, and are all the same.
-        Identity::Layer { diff_id: u64::from_le_bytes(diff_id), offset }
+    /// Of a file's content; of what is no file, that of nothing.
+    pub fn content_hash(&self, node: u32) -> ContentHash {
+        match self.nodes[node as usize].kind {
+            NodeKind::File { content } => self.contents[content as usize].hash,
+            _ => ContentHash::of(b""),
+        }
     }
 
+    /// `security.capability` and `user.*`, sorted by name.
+    pub fn xattrs(&self, node: u32) -> &[(Vec<u8>, Vec<u8>)] {
+        &self.nodes[node as usize].xattrs
+    }
+
+    /// Fills as much of `buffer` as the file has from `offset` on. Blocking. What is no file is empty.
+    pub fn read_at(&self, node: u32, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let NodeKind::File { content } = self.nodes[node as usize].kind else { return Ok(0) };
+        let FileContent { layer, content, size, .. } = &self.contents[content as usize];
+        extract::read_at(&self.layers[*layer as usize].1, content, *size, buffer, offset)
+    }
+
+    /// All of a file from its start. The last bytes come only when all of them are what was indexed.
     pub fn open(&self, node: u32) -> Option<Box<dyn Read + Send>> {
         let NodeKind::File { content } = self.nodes[node as usize].kind else { return None };
-        let FileContent { layer, content, size, .. } = &self.contents[content as usize];
-        let pieces = match content {
-            Content::At(at) => Box::from([Piece { offset: 0, length: *size, at: *at }]),
-            Content::Sparse(pieces) => pieces.clone(),
-        };
-        let file = Arc::clone(&self.layers[*layer as usize].1);
-        Some(Box::new(Extract { file, pieces, next: 0, position: 0, size: *size }))
+        let FileContent { layer, content, size, hash, .. } = &self.contents[content as usize];
+        let reader = Arc::clone(&self.layers[*layer as usize].1);
+        Some(Box::new(Extract::new(reader, content.clone(), *size, *hash)))
     }
 }
 
 impl Node {
-    const fn directory() -> Self {
-        Self { kind: NodeKind::Directory(BTreeMap::new()), mode: 0o755, mtime: 0 }
-    }
-}
-
-/// Reads a file out of a tar.
-struct Extract {
-    file: Arc<File>,
-    pieces: Box<[Piece]>,
-    next: usize,
-    position: u64,
-    size: u64,
-}
-
-impl Read for Extract {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.pieces.get(self.next).is_some_and(|piece| self.position >= piece.offset + piece.length) {
-            self.next += 1;
-        }
-        let (until, at) = match self.pieces.get(self.next) {
-            Some(piece) if self.position >= piece.offset => {
-                (piece.offset + piece.length, Some(piece.at + (self.position - piece.offset)))
-            }
-            Some(piece) => (piece.offset, None),
-            None => (self.size, None),
-        };
-        let most = usize::try_from(until - self.position).unwrap_or(usize::MAX).min(buffer.len());
-        if most == 0 {
-            return Ok(0);
-        }
-        let count = match at {
-            Some(at) => self.file.read_at(&mut buffer[..most], at)?,
-            None => {
-                buffer[..most].fill(0);
-                most
-            }
-        };
-        if count == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a decompressed layer was cut short"));
-        }
-        self.position += count as u64;
-        Ok(count)
+    fn directory() -> Self {
+        Self { kind: NodeKind::Directory(BTreeMap::new()), mode: 0o755, mtime: 0, xattrs: Box::default() }
     }
 }
 

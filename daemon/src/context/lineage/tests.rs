@@ -8,64 +8,131 @@ fn id(n: u8) -> LineageId {
     LineageId([n; 32])
 }
 
-fn file(path: &'static str, mtime: i64, inode: u64) -> Seen<'static> {
-    let identity = Identity::File { device: 1, inode, changed: 7 };
-    Seen { path: path.as_bytes(), mode: 0o644, size: 1, mtime, identity }
+fn file(path: &'static str, mtime: i64, content: u64) -> Seen<'static> {
+    let content = ContentHash::of(&content.to_le_bytes());
+    Seen { path: path.as_bytes(), mode: 0o644, size: 1, mtime, content, xattrs: &[] }
+}
+
+fn lineages(lineages: usize) -> Lineages {
+    Lineages::new(Limits { lineages, files: 1_000_000 })
+}
+
+impl Lineages {
+    /// With a version that is never the last one.
+    fn next<'a>(&mut self, id: LineageId, scan: impl Iterator<Item = Seen<'a>>) -> String {
+        self.key(id, rand::random(), scan)
+    }
 }
 
 #[test]
 fn the_key_stays_while_every_change_shows_in_the_stat() {
-    let mut lineages = Lineages::new(4);
-    let first = lineages.key(&id(1), [file("a", 1, 10)].into_iter());
-    assert_eq!(lineages.key(&id(1), [file("a", 1, 10), file("b", 1, 11)].into_iter()), first);
-    assert_eq!(lineages.key(&id(1), [file("a", 2, 10)].into_iter()), first);
-    assert_ne!(lineages.key(&id(2), [file("a", 1, 10)].into_iter()), first);
+    let mut lineages = lineages(4);
+    let first = lineages.next(id(1), [file("a", 1, 10)].into_iter());
+    assert_eq!(lineages.next(id(1), [file("a", 1, 10), file("b", 1, 11)].into_iter()), first);
+    assert_eq!(lineages.next(id(1), [file("a", 2, 10)].into_iter()), first);
+    assert_ne!(lineages.next(id(2), [file("a", 1, 10)].into_iter()), first);
 }
 
 #[test]
 fn a_change_with_equal_stat_begins_a_new_generation() {
-    let mut lineages = Lineages::new(4);
-    let first = lineages.key(&id(1), [file("a", 1, 10)].into_iter());
-    let second = lineages.key(&id(1), [file("a", 1, 11)].into_iter());
+    let mut lineages = lineages(4);
+    let first = lineages.next(id(1), [file("a", 1, 10)].into_iter());
+    let second = lineages.next(id(1), [file("a", 1, 11)].into_iter());
     assert_ne!(first, second);
-    assert_eq!(lineages.key(&id(1), [file("a", 1, 11)].into_iter()), second);
+    assert_eq!(lineages.next(id(1), [file("a", 1, 11)].into_iter()), second);
 }
 
 #[test]
 fn a_file_that_was_away_for_a_scan_is_not_forgotten() {
-    let mut lineages = Lineages::new(4);
-    let first = lineages.key(&id(1), [file("a", 1, 10)].into_iter());
-    assert_eq!(lineages.key(&id(1), std::iter::empty()), first);
-    assert_ne!(lineages.key(&id(1), [file("a", 1, 11)].into_iter()), first);
+    let mut lineages = lineages(4);
+    let first = lineages.next(id(1), [file("a", 1, 10)].into_iter());
+    assert_eq!(lineages.next(id(1), std::iter::empty()), first);
+    assert_ne!(lineages.next(id(1), [file("a", 1, 11)].into_iter()), first);
 }
 
 #[test]
-fn a_file_as_young_as_the_scan_counts_as_changed_next_time() {
-    let mut lineages = Lineages::new(4);
-    let unsure = Seen { identity: Identity::Unsure, ..file("a", 1, 10) };
-    let first = lineages.key(&id(1), [unsure].into_iter());
-    let second = lineages.key(&id(1), [file("a", 1, 10)].into_iter());
-    assert_ne!(first, second);
-    assert_eq!(lineages.key(&id(1), [file("a", 1, 10)].into_iter()), second);
-    assert_ne!(lineages.key(&id(1), [unsure].into_iter()), second);
+fn a_change_of_attributes_alone_begins_a_new_generation() {
+    let attributes = [(b"user.a".to_vec(), b"1".to_vec())];
+    let with = Seen { xattrs: &attributes, ..file("a", 1, 10) };
+    let mut lineages = lineages(4);
+    let first = lineages.next(id(1), [file("a", 1, 10)].into_iter());
+    assert_ne!(lineages.next(id(1), [with].into_iter()), first);
+}
+
+#[test]
+fn a_version_that_was_looked_at_last_is_not_looked_at_again() {
+    let mut lineages = lineages(4);
+    let first = lineages.key(id(1), [1; 32], [file("a", 1, 10)].into_iter());
+    let unread = std::iter::from_fn(|| -> Option<Seen<'static>> { panic!("read") });
+    assert_eq!(lineages.key(id(1), [1; 32], unread), first);
+    assert_ne!(lineages.key(id(1), [2; 32], [file("a", 1, 11)].into_iter()), first);
+}
+
+#[test]
+fn the_files_of_all_lineages_together_are_bounded() {
+    const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+    let mut lineages = Lineages::new(Limits { lineages: 100, files: 10 });
+    for n in 0..20 {
+        lineages.next(id(n), NAMES.iter().map(|name| file(name, 1, 1)));
+        assert!(lineages.generations.values().map(|g| g.seen.len()).sum::<usize>() <= 10);
+        assert!(lineages.generations.contains_key(&id(n)));
+    }
+}
+
+#[test]
+fn a_file_of_lineages_serves_one_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lineages");
+    let limits = Limits { lineages: 4, files: 1000 };
+    let mut before = lineages(4);
+    let first = before.next(id(1), [file("a", 1, 10)].into_iter());
+    before.save(&path).unwrap();
+    let mut after = Lineages::consume(&path, limits).unwrap();
+    assert!(!path.exists(), "a run that ends without saving leaves nothing behind");
+    assert_eq!(after.next(id(1), [file("a", 1, 10), file("b", 1, 1)].into_iter()), first);
+    assert_ne!(after.next(id(1), [file("a", 1, 11)].into_iter()), first, "what was seen before still counts");
+    let mut killed = Lineages::consume(&path, limits).unwrap();
+    assert_ne!(killed.next(id(1), [file("a", 1, 10)].into_iter()), first);
+}
+
+#[test]
+fn a_damaged_file_of_lineages_is_told_and_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lineages");
+    let limits = Limits { lineages: 4, files: 1000 };
+    let mut before = lineages(4);
+    before.next(id(1), [file("a", 1, 10), file("b", 1, 10)].into_iter());
+    before.save(&path).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    let mut flipped = whole.clone();
+    flipped[whole.len() - 40] ^= 1;
+    // The count of files of the only lineage, far beyond what there is.
+    let mut huge = whole.clone();
+    huge[18 + 32 + 16 + 64 + 24..][..8].fill(0xff);
+    for damaged in [&whole[..whole.len() - 1], &flipped, &huge, b"x", b""] {
+        std::fs::write(&path, damaged).unwrap();
+        let result = Lineages::consume(&path, limits);
+        assert!(matches!(result, Err(LineageFileError::Damaged { .. })));
+        assert!(!path.exists());
+    }
 }
 
 #[test]
 fn the_lineages_used_last_are_kept() {
-    let mut lineages = Lineages::new(2);
-    let one = lineages.key(&id(1), std::iter::empty());
-    let two = lineages.key(&id(2), std::iter::empty());
-    assert_eq!(lineages.key(&id(1), std::iter::empty()), one);
-    lineages.key(&id(3), std::iter::empty());
-    assert_eq!(lineages.key(&id(1), std::iter::empty()), one);
-    assert_ne!(lineages.key(&id(2), std::iter::empty()), two);
+    let mut lineages = lineages(2);
+    let one = lineages.next(id(1), std::iter::empty());
+    let two = lineages.next(id(2), std::iter::empty());
+    assert_eq!(lineages.next(id(1), std::iter::empty()), one);
+    lineages.next(id(3), std::iter::empty());
+    assert_eq!(lineages.next(id(1), std::iter::empty()), one);
+    assert_ne!(lineages.next(id(2), std::iter::empty()), two);
 }
 
 #[test]
 fn a_file_that_changes_for_ever_does_not_fill_the_memory() {
-    let mut lineages = Lineages::new(2);
+    let mut lineages = lineages(2);
     for turn in 0..100_000 {
-        lineages.key(&id(1), [file("a", turn, 1)].into_iter());
+        lineages.next(id(1), [file("a", turn, 1)].into_iter());
     }
     assert!(lineages.generations[&id(1)].seen.len() <= 10_004);
 }
@@ -84,8 +151,11 @@ enum Step {
     /// A build whose scan takes place, and whose transfer brings the files in the mask up to date.
     Build {
         transferred: u8,
-        unsure: u8,
         complete: bool,
+    },
+    /// The daemon ends and begins again, by a drain or by a kill.
+    Restart {
+        saved: bool,
     },
 }
 
@@ -93,12 +163,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         (0..3usize, 0..2i64).prop_map(|(file, mtime)| Step::Write { file, mtime }),
         (0..3usize).prop_map(|file| Step::Remove { file }),
-        (0..8u8, 0..8u8, any::<bool>()).prop_map(|(transferred, unsure, complete)| Step::Build {
-            transferred,
-            // Mostly sure.
-            unsure: if unsure > 3 { 0 } else { unsure },
-            complete,
-        }),
+        (0..8u8, any::<bool>()).prop_map(|(transferred, complete)| Step::Build { transferred, complete }),
+        any::<bool>().prop_map(|saved| Step::Restart { saved }),
     ]
 }
 
@@ -108,7 +174,10 @@ proptest! {
     #[test]
     fn a_transfer_never_leaves_stale_content(steps in prop::collection::vec(step(), 1..60)) {
         const PATHS: [&str; 3] = ["a", "b", "c"];
-        let mut lineages = Lineages::new(4);
+        let mut lineages = lineages(4);
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lineages");
+        let hasher = std::hash::RandomState::new();
         let mut received: BTreeMap<String, BTreeMap<usize, (i64, u64)>> = BTreeMap::new();
         let mut disk: BTreeMap<usize, (i64, u64)> = BTreeMap::new();
         let mut content = 0;
@@ -119,12 +188,17 @@ proptest! {
                     disk.insert(file, (mtime, content));
                 }
                 Step::Remove { file } => drop(disk.remove(&file)),
-                Step::Build { transferred, unsure, complete } => {
-                    let scan = disk.iter().map(|(index, (mtime, content))| {
-                        let seen = file(PATHS[*index], *mtime, *content);
-                        if unsure & (1 << index) == 0 { seen } else { Seen { identity: Identity::Unsure, ..seen } }
-                    });
-                    let key = lineages.key(&id(1), scan);
+                Step::Restart { saved } => {
+                    if saved {
+                        lineages.save(&path).unwrap();
+                    }
+                    lineages = Lineages::consume(&path, Limits { lineages: 4, files: 1000 }).unwrap();
+                }
+                Step::Build { transferred, complete } => {
+                    let scan = disk.iter().map(|(index, (mtime, content))| file(PATHS[*index], *mtime, *content));
+                    let mut version = [0; 32];
+                    version[..8].copy_from_slice(&std::hash::BuildHasher::hash_one(&hasher, &disk).to_le_bytes());
+                    let key = lineages.key(id(1), version, scan);
                     let copy = received.entry(key).or_default();
                     if complete {
                         copy.retain(|index, _| disk.contains_key(index));

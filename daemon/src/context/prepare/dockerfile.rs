@@ -5,7 +5,7 @@ use sha2::{Digest as _, Sha256};
 use super::MAX_DOCKERFILE;
 use crate::context::ContextError;
 use crate::context::port::{Entry, EntryKind, FileTree};
-use crate::context::tree::{Tree, path_order};
+use crate::context::tree::{Snapshot, Tree, path_order};
 use crate::model::MountTarget;
 use crate::model::build::DockerfilePath;
 
@@ -38,6 +38,25 @@ pub(super) fn read_ignore(tree: &Tree, dockerfile: &MountTarget) -> Result<Optio
     tree.read_small(&path, MAX_DOCKERFILE)
 }
 
+/// The ignore file of a context. None when there is none, or when only its reader in BuildKit can tell
+/// what it is: a link, for one.
+pub(super) fn context_ignore(context: &Snapshot) -> Result<Option<Vec<u8>>, ContextError> {
+    let Some(index) = context.find(b".dockerignore") else { return Ok(None) };
+    if !matches!(context.entry(index).kind, EntryKind::File | EntryKind::HardLink(_)) {
+        return Ok(None);
+    }
+    let failed = |error: io::Error| match error.downcast::<ContextError>() {
+        Ok(error) => error,
+        Err(source) => ContextError::Io { path: ".dockerignore".to_owned(), source },
+    };
+    let mut bytes = Vec::new();
+    context
+        .open(index)
+        .and_then(|content| content.take(MAX_DOCKERFILE).read_to_end(&mut bytes))
+        .map_err(failed)?;
+    Ok(Some(bytes))
+}
+
 pub(super) fn ignore_name(dockerfile: &str) -> String {
     format!("{dockerfile}.dockerignore")
 }
@@ -51,25 +70,14 @@ pub(super) fn file_name(path: &MountTarget) -> &str {
 /// Their mtime is made from their content, so that BuildKit, which takes files with equal size and
 /// mtime for equal, never takes an old Dockerfile for a new one, and never asks twice for the same.
 pub struct MemoryTree {
-    entries: Vec<Entry>,
-    contents: Vec<Box<[u8]>>,
+    files: Vec<(String, Vec<u8>)>,
 }
 
 impl MemoryTree {
     /// File names with their content; names must be distinct.
     pub fn new(mut files: Vec<(String, Vec<u8>)>) -> Self {
         files.sort_by(|(a, _), (b, _)| path_order(a.as_bytes(), b.as_bytes()));
-        let entry = |(name, content): &(String, Vec<u8>)| Entry {
-            path: name.as_bytes().into(),
-            kind: EntryKind::File,
-            mode: 0o644,
-            size: content.len() as u64,
-            mtime: content_time(content),
-        };
-        Self {
-            entries: files.iter().map(entry).collect(),
-            contents: files.into_iter().map(|(_, content)| content.into()).collect(),
-        }
+        Self { files }
     }
 }
 
@@ -82,13 +90,24 @@ fn content_time(content: &[u8]) -> i64 {
 }
 
 impl FileTree for MemoryTree {
-    fn entries(&self) -> &[Entry] {
-        &self.entries
+    fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    fn entry(&self, index: usize) -> Entry<'_> {
+        let (name, content) = &self.files[index];
+        Entry {
+            path: name.as_bytes(),
+            kind: EntryKind::File,
+            mode: 0o644,
+            size: content.len() as u64,
+            mtime: content_time(content),
+        }
     }
 
     fn open(&self, index: usize) -> io::Result<Box<dyn Read + Send>> {
-        match self.contents.get(index) {
-            Some(content) => Ok(Box::new(Cursor::new(content.clone()))),
+        match self.files.get(index) {
+            Some((_, content)) => Ok(Box::new(Cursor::new(content.clone()))),
             None => Err(io::ErrorKind::InvalidInput.into()),
         }
     }

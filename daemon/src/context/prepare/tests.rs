@@ -71,6 +71,7 @@ fn request(mounts: Vec<ContextMount>) -> ContextRequest {
         context_path: target("/context"),
         dockerfile: DockerfilePath::Search,
         target: None,
+        selection: Box::new(|_| Selection::default()),
     }
 }
 
@@ -84,7 +85,7 @@ fn at(path: &str, request: ContextRequest) -> ContextRequest {
 
 fn files_of(tree: &dyn FileTree) -> Vec<(String, String)> {
     let mut files = Vec::new();
-    for (index, entry) in tree.entries().iter().enumerate() {
+    for (index, entry) in tree.entries().enumerate() {
         if entry.kind == EntryKind::File {
             let mut text = String::new();
             tree.open(index).unwrap().read_to_string(&mut text).unwrap();
@@ -258,7 +259,7 @@ async fn packs_images_storages_and_empty_directories_make_one_tree() {
         pair("room/f", "room"),
     ];
     assert_eq!(files_of(&*files.context), expected);
-    assert!(files.context.entries().iter().any(|entry| entry.path.as_ref() == b"empty"));
+    assert!(files.context.entries().any(|entry| entry.path == b"empty"));
     let wrong = MountSource::Image { reference, subpath: "none".to_owned() };
     let wrong = ContextMount { image: Some(pack(&[("a", "")])), ..mount(wrong, "/context") };
     assert!(matches!(
@@ -271,7 +272,7 @@ async fn packs_images_storages_and_empty_directories_make_one_tree() {
 async fn equal_requests_share_a_key_until_a_change_hides_from_the_stat() {
     let daemon = Daemon::new();
     daemon.file("app/Dockerfile", "FROM x").file("app/f", "11");
-    let key = async |request| daemon.prepare(request).await.unwrap().shared_key;
+    let key = async |request| daemon.prepare(request).await.unwrap().session.shared_key;
     let first = key(app()).await;
     assert_eq!(key(app()).await, first);
     daemon.file("app/g", "new");
@@ -284,7 +285,7 @@ async fn equal_requests_share_a_key_until_a_change_hides_from_the_stat() {
     assert_eq!(key(app()).await, second);
     assert_ne!(key(ContextRequest { target: Some("s".to_owned()), ..app() }).await, second);
     let restarted = Daemon::start(&daemon.directory);
-    assert_ne!(restarted.prepare(app()).await.unwrap().shared_key, second);
+    assert_ne!(restarted.prepare(app()).await.unwrap().session.shared_key, second);
 }
 
 #[tokio::test]
@@ -296,7 +297,7 @@ async fn directories_and_packs_that_look_alike_never_share_a_key() {
         let file = fs::File::options().write(true).open(daemon.at(directory).join("f")).unwrap();
         file.set_modified(time).unwrap();
     }
-    let key = async |mount| daemon.prepare(request(vec![mount])).await.unwrap().shared_key;
+    let key = async |mount| daemon.prepare(request(vec![mount])).await.unwrap().session.shared_key;
     assert_ne!(key(room("one", "/context")).await, key(room("two", "/context")).await);
     // The room's own name for a directory may come to mean another one.
     let first = key(room("one", "/context")).await;
@@ -311,8 +312,11 @@ async fn directories_and_packs_that_look_alike_never_share_a_key() {
 
 #[test]
 fn another_dockerfile_of_equal_size_has_another_time() {
-    let of =
-        |content: &str| MemoryTree::new(vec![("Dockerfile".to_owned(), content.into())]).entries()[0].clone();
+    let of = |content: &str| {
+        let tree = MemoryTree::new(vec![("Dockerfile".to_owned(), content.into())]);
+        let entry = tree.entry(0);
+        (entry.path.to_vec(), entry.size, entry.mtime)
+    };
     assert_eq!(of("FROM a"), of("FROM a"));
-    assert_ne!(of("FROM a").mtime, of("FROM b").mtime);
+    assert_ne!(of("FROM a").2, of("FROM b").2);
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use super::{Child, Found, Origin, joined};
+use super::{Child, Children, Found, Origin, joined};
 use crate::context::beneath::{self, Stat};
 use crate::context::port::EntryKind;
 use crate::context::storage::{Root, StorageError, is_unfinished, normal};
@@ -51,8 +51,9 @@ impl DirectoryLayer {
     }
 
     /// What a directory holds, in no order. What vanishes meanwhile is left out; `limit` bounds the answer.
-    pub(super) fn children(&self, mount: u32, path: &[u8], limit: usize) -> Result<Vec<Child>, Errno> {
+    pub(super) fn children(&self, mount: u32, path: &[u8], limit: usize) -> Result<Children, Errno> {
         let directory = beneath::directory(&self.source, path)?;
+        let xattrs = beneath::xattrs(&directory)?;
         let mut children = Vec::new();
         let mut failed = None;
         beneath::for_each_name(&directory, |name| {
@@ -70,7 +71,7 @@ impl DirectoryLayer {
         })?;
         match failed {
             Some((errno, _)) => Err(errno),
-            None => Ok(children),
+            None => Ok(Children { children, xattrs }),
         }
     }
 
@@ -98,14 +99,8 @@ fn found(mount: u32, stat: &Stat, target: impl FnOnce() -> Result<Box<[u8]>, Err
         FileType::Unknown => return Err(Errno::IO),
     };
     let size = if kind == EntryKind::File { stat.size } else { 0 };
-    let origin = Origin::Disk {
-        mount,
-        links: stat.links,
-        device: stat.device,
-        inode: stat.inode,
-        changed: stat.changed,
-    };
-    Ok(Found { kind, mode: stat.mode, size, mtime: stat.modified, origin })
+    let origin = Origin::Disk { mount, device: stat.device, inode: stat.inode, changed: stat.changed };
+    Ok(Found { kind, mode: stat.mode, size, mtime: stat.modified, links: stat.links, origin })
 }
 
 /// Path of a child, checked against what system calls take.

@@ -1,9 +1,10 @@
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::Arc;
 
-use super::{Child, Found, Origin};
+use hearth_pack::identity::ContentHash;
+
+use super::{Child, Children, Found, Origin};
 use crate::context::layers::{ImageTree, NodeKind};
-use crate::context::lineage::Identity;
 use crate::context::port::EntryKind;
 
 /// An image, or the part of it below a path, as a layer.
@@ -33,25 +34,43 @@ impl ImageLayer {
             NodeKind::Fifo => EntryKind::Fifo,
             &NodeKind::Device { character, major, minor } => EntryKind::Device { character, major, minor },
         };
-        Found { kind, mode: stat.mode, size, mtime: stat.mtime, origin: Origin::Image { mount, node } }
+        Found {
+            kind,
+            mode: stat.mode,
+            size,
+            mtime: stat.mtime,
+            links: 1,
+            origin: Origin::Image { mount, node },
+        }
     }
 
     pub(super) fn lookup(&self, mount: u32, path: &[u8]) -> Option<Found> {
         self.image.lookup(self.top, path).map(|node| self.found(mount, node))
     }
 
-    pub(super) fn children(&self, mount: u32, path: &[u8]) -> Vec<Child> {
-        let Some(directory) = self.image.lookup(self.top, path) else { return Vec::new() };
+    pub(super) fn children(&self, mount: u32, path: &[u8]) -> Children {
+        let Some(directory) = self.image.lookup(self.top, path) else { return Children::default() };
         let child = |(name, node): (&[u8], u32)| Child { name: name.into(), found: self.found(mount, node) };
-        self.image.children(directory).map(child).collect()
+        Children { children: self.image.children(directory).map(child).collect(), xattrs: Vec::new() }
     }
 
     pub(super) fn link_group(&self, node: u32) -> Option<u64> {
         self.image.link_group(node)
     }
 
-    pub(super) fn identity(&self, node: u32) -> Identity {
-        self.image.identity(node)
+    /// Of a file's content.
+    pub fn content_hash(&self, node: u32) -> ContentHash {
+        self.image.content_hash(node)
+    }
+
+    /// Sorted by name.
+    pub fn xattrs(&self, node: u32) -> &[(Vec<u8>, Vec<u8>)] {
+        self.image.xattrs(node)
+    }
+
+    /// Fills as much of `buffer` as the file has from `offset` on.
+    pub fn read_at(&self, node: u32, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.image.read_at(node, buffer, offset)
     }
 
     pub(super) fn open(&self, node: u32) -> Option<Box<dyn Read + Send>> {

@@ -1,6 +1,8 @@
 use std::fs::File;
 use std::io::{self, Read};
 
+use hearth_pack::identity::ContentHash;
+
 use crate::context::ContextError;
 use crate::context::beneath::{self, Stat};
 
@@ -10,15 +12,35 @@ pub(super) struct Verified {
     stat: Stat,
     left: u64,
     path: String,
+    /// What the content must hash to, and the sum so far.
+    content: Option<Box<(ContentHash, blake3::Hasher)>>,
 }
 
 impl Verified {
     pub(super) const fn new(file: File, stat: Stat, path: String) -> Self {
-        Self { file, left: stat.size, stat, path }
+        Self { file, left: stat.size, stat, path, content: None }
+    }
+
+    /// Also compares the content itself with its hash.
+    pub(super) fn with_content(mut self, hash: ContentHash) -> Self {
+        self.content = Some(Box::new((hash, blake3::Hasher::new())));
+        self
+    }
+
+    pub(super) const fn file(&self) -> &File {
+        &self.file
     }
 
     fn changed(&self) -> io::Error {
         io::Error::other(ContextError::Changed { path: self.path.clone() })
+    }
+
+    fn is_what_it_was(&self) -> io::Result<bool> {
+        let content = self.content.as_ref().is_none_or(|content| {
+            let (hash, sum) = &**content;
+            sum.finalize().as_bytes() == hash.as_bytes()
+        });
+        Ok(content && beneath::stat(&self.file)?.same_content(&self.stat))
     }
 }
 
@@ -33,8 +55,11 @@ impl Read for Verified {
             return Err(self.changed());
         }
         self.left -= count as u64;
+        if let Some(content) = &mut self.content {
+            content.1.update(&buffer[..count]);
+        }
         // Checked before the last bytes are handed out: who has them all has them as they were.
-        if self.left == 0 && !beneath::stat(&self.file)?.same_content(&self.stat) {
+        if self.left == 0 && !self.is_what_it_was()? {
             self.left = self.stat.size;
             return Err(self.changed());
         }

@@ -24,7 +24,7 @@ trait Names {
         node: &Self::Node,
         name: &[u8],
     ) -> Result<Option<Self::Node>, ContextError>;
-    fn kind<'n>(&'n self, node: &'n Self::Node) -> &'n EntryKind;
+    fn kind<'n>(&'n self, node: &'n Self::Node) -> EntryKind<&'n [u8]>;
     /// Whether a missing path is at least a place inside the tree.
     fn is_inside(&self, path: &[u8]) -> bool;
     /// As people write it.
@@ -123,8 +123,8 @@ impl Names for Tree {
         Ok(found)
     }
 
-    fn kind<'n>(&'n self, node: &'n Found) -> &'n EntryKind {
-        &node.kind
+    fn kind<'n>(&'n self, node: &'n Found) -> EntryKind<&'n [u8]> {
+        node.kind.borrowed()
     }
 
     fn is_inside(&self, path: &[u8]) -> bool {
@@ -153,8 +153,8 @@ impl Names for Snapshot {
         Ok(self.find(&joined(directory, name)).map(Some))
     }
 
-    fn kind<'n>(&'n self, node: &'n Option<usize>) -> &'n EntryKind {
-        node.map_or(&EntryKind::Directory, |index| &self.entries()[index].kind)
+    fn kind<'n>(&'n self, node: &'n Option<usize>) -> EntryKind<&'n [u8]> {
+        node.map_or(EntryKind::Directory, |index| self.entry(index).kind)
     }
 
     fn is_inside(&self, _: &[u8]) -> bool {
@@ -195,7 +195,7 @@ impl Tree {
             return Err(ContextError::TooLarge { path: shown, size: found.size, limit });
         }
         let size = found.size;
-        let content = self.open_found(&canonical, found)?;
+        let content = self.open_found(&canonical, &found)?;
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
         content.take(limit).read_to_end(&mut bytes).map_err(|error| read_error(error, shown))?;
         Ok(Some(bytes))
@@ -206,19 +206,13 @@ impl Tree {
         Ok(resolve(self, bare(path))?.is_some_and(|(_, found)| found.kind == EntryKind::Directory))
     }
 
-    fn open_found(&self, path: &[u8], found: Found) -> Result<Box<dyn std::io::Read + Send>, ContextError> {
+    fn open_found(&self, path: &[u8], found: &Found) -> Result<Box<dyn std::io::Read + Send>, ContextError> {
         let (top, name) = match path.iter().rposition(|&byte| byte == b'/') {
             Some(slash) => (&path[..slash], &path[slash + 1..]),
             None => (&[][..], path),
         };
-        let entry = crate::context::port::Entry {
-            path: name.into(),
-            kind: found.kind,
-            mode: found.mode,
-            size: found.size,
-            mtime: found.mtime,
-        };
-        let single = Snapshot::new(self.clone(), top.to_vec(), vec![entry], vec![found.origin], Vec::new());
+        let mut single = Snapshot::new(self.clone(), top.to_vec());
+        single.push(name, found);
         single.open(0).map_err(|error| read_error(error, text(&absolute(path))))
     }
 }
@@ -236,16 +230,12 @@ impl Snapshot {
     /// out, a fifo, a device. A directory and a missing file are fine: both count as absent.
     pub fn check_readable(&self, path: &[u8], limit: u64) -> Result<(), ContextError> {
         let Some((_, Some(index))) = resolve(self, path)? else { return Ok(()) };
-        let index = match self.entries()[index].kind {
-            EntryKind::HardLink(first) => first,
-            _ => index,
-        };
-        let entry = &self.entries()[index];
+        let entry = self.entry(index);
         match &entry.kind {
-            EntryKind::File if entry.size > limit => {
+            EntryKind::File | EntryKind::HardLink(_) if entry.size > limit => {
                 Err(ContextError::TooLarge { path: text(path), size: entry.size, limit })
             }
-            EntryKind::File | EntryKind::Directory => Ok(()),
+            EntryKind::File | EntryKind::HardLink(_) | EntryKind::Directory => Ok(()),
             kind => Err(ContextError::NotAFile { path: text(path), what: kind_name(kind) }),
         }
     }

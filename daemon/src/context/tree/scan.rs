@@ -1,21 +1,31 @@
 //! A walk over the union, depth first, each directory's names sorted by their bytes: the order of
-//! BuildKit's file sync. One list of directories on the way down, no recursion.
+//! BuildKit's file sync. One list of directories on the way down, no recursion; [`listing`](super::listing)
+//! reads directories ahead of it on other threads.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::vec::IntoIter;
 
 use hearth_pack::identity::is_settled;
 use rustix::io::Errno;
 
 use super::directory::child_path;
+use super::listing::{Listed, Listings, Wish};
 use super::snapshot::Snapshot;
-use super::{Child, Found, Layer, Origin, Tree, bare, below, joined};
+use super::{Child, Children, Found, Layer, Origin, Tree, bare, below, joined};
 use crate::context::ContextError;
-use crate::context::port::{Entry, EntryKind};
+use crate::context::port::{EntryKind, FileTree as _};
 use crate::model::MountTarget;
+use crate::task;
 
-/// About 250 bytes are kept for each.
+/// Some 110 bytes are kept for each, and about 180 in the cache of hashes.
 pub(in crate::context) const MAX_FILES: usize = 2_000_000;
+
+/// Threads of one scan, at least two: a directory may have to come from a disk.
+pub(super) fn threads() -> usize {
+    std::thread::available_parallelism().map_or(2, |count| count.get().clamp(2, 4))
+}
 
 /// How often a tree that changes under the walk is walked again.
 const ATTEMPTS: usize = 4;
@@ -27,17 +37,16 @@ const SETTLE: Duration = Duration::from_millis(25);
 struct Level {
     /// Length of its path.
     path: usize,
-    children: std::vec::IntoIter<Child>,
-    /// Mounts with targets strictly below it.
-    mounts: Vec<u32>,
+    children: IntoIter<Child>,
+    directories: IntoIter<Option<usize>>,
 }
 
 struct Walk<'t> {
     tree: &'t Tree,
+    listings: &'t Listings<'t>,
     /// Absolute path of the directory that the context is, without `/` at its start.
     top: Vec<u8>,
-    entries: Vec<Entry>,
-    origins: Vec<Origin>,
+    snapshot: Snapshot,
     /// First name of every regular file that has several.
     links: HashMap<(u32, u64, u64), usize>,
 }
@@ -65,19 +74,28 @@ impl Tree {
 
     fn walk(&self, context_path: &MountTarget) -> Result<Snapshot, ContextError> {
         let (top, backed) = self.context_directory(context_path)?;
-        let mut walk =
-            Walk { tree: self, top, entries: Vec::new(), origins: Vec::new(), links: HashMap::new() };
-        walk.run(backed)?;
+        let listings = Listings::new(self);
+        let walked = Mutex::new(Err(ContextError::Ending));
+        task::in_parallel("context.scan", threads() - 1, |number| {
+            if number > 0 {
+                return listings.help();
+            }
+            let _end = End(&listings);
+            let snapshot = Snapshot::new(self.clone(), top.clone());
+            let walk =
+                Walk { tree: self, listings: &listings, top: top.clone(), snapshot, links: HashMap::new() };
+            *walked.lock().unwrap_or_else(PoisonError::into_inner) = walk.run(backed);
+        });
+        let mut snapshot = walked.into_inner().unwrap_or_else(PoisonError::into_inner)?;
         let now = since_epoch();
         // Of content alone: names, modes and link targets are what the scan saw, and are sent from it.
-        let has_content =
-            |index: usize| matches!(walk.entries[index].kind, EntryKind::File | EntryKind::HardLink(_));
-        let unsure = |(index, origin): (usize, &Origin)| match origin {
-            Origin::Disk { changed, .. } if has_content(index) && !is_settled(*changed, now) => Some(index),
-            _ => None,
+        let is_unsure = |index: &u32| match snapshot.stamp(*index as usize) {
+            Some(stamp) => !is_settled(stamp.changed, now),
+            None => false,
         };
-        let unsure = walk.origins.iter().enumerate().filter_map(unsure).collect();
-        Ok(Snapshot::new(self.clone(), walk.top, walk.entries, walk.origins, unsure))
+        let unsure = (0..snapshot.len() as u32).filter(is_unsure).collect();
+        snapshot.set_unsure(unsure);
+        Ok(snapshot)
     }
 
     /// Waits until the youngest files are older than a time stamp is coarse. False when one of them
@@ -90,12 +108,10 @@ impl Tree {
         let now = since_epoch();
         let mut unsure = Vec::new();
         for &index in snapshot.unsure() {
-            if !snapshot.is_unchanged(index)? {
+            if !snapshot.is_unchanged(index as usize)? {
                 return Ok(false);
             }
-            if let Origin::Disk { changed, .. } = snapshot.origin(index)
-                && !is_settled(changed, now)
-            {
+            if snapshot.stamp(index as usize).is_some_and(|stamp| !is_settled(stamp.changed, now)) {
                 unsure.push(index);
             }
         }
@@ -104,16 +120,26 @@ impl Tree {
     }
 }
 
-fn since_epoch() -> i64 {
+pub(super) fn since_epoch() -> i64 {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(elapsed.as_nanos()).unwrap_or(i64::MAX)
 }
 
+/// Lets the helpers go, also when the walk panics.
+struct End<'l, 't>(&'l Listings<'t>);
+
+impl Drop for End<'_, '_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 impl Walk<'_> {
-    fn run(&mut self, backed: bool) -> Result<(), ContextError> {
+    fn run(mut self, backed: bool) -> Result<Snapshot, ContextError> {
         let mut path = self.top.clone();
         let mounts = self.tree.mounts_below(&path);
-        let mut levels = vec![self.level(&path, backed, mounts)?];
+        let top = self.listings.ask(Wish { path: path.clone(), backed, mounts });
+        let mut levels = vec![Level::new(path.len(), self.listings.take(top)?)];
         while let Some(level) = levels.last_mut() {
             path.truncate(level.path);
             let Some(Child { name, found }) = level.children.next() else {
@@ -122,66 +148,44 @@ impl Walk<'_> {
             };
             path = child_path(&path, &name)
                 .map_err(|errno| ContextError::at(&absolute(&joined(&path, &name)), errno))?;
-            let mounts: Vec<u32> =
-                if level.mounts.is_empty() { Vec::new() } else { self.tree.mounts_below(&path) };
-            let made = found.origin == Origin::Made;
-            if self.push(&path, found)? {
-                let level = self.level(&path, !made || self.tree.is_mounted(&path), mounts)?;
-                levels.push(level);
+            let directory = match found.kind {
+                EntryKind::Directory => level.directories.next().flatten(),
+                _ => None,
+            };
+            let index = self.push(&path, found)?;
+            if let Some(directory) = directory {
+                let mut listed = self.listings.take(directory)?;
+                self.snapshot.set_xattrs(index, std::mem::take(&mut listed.xattrs));
+                levels.push(Level::new(path.len(), listed));
             }
         }
-        Ok(())
+        self.snapshot.finish();
+        Ok(self.snapshot)
     }
 
-    /// Adds an entry; true when it is a directory.
-    fn push(&mut self, path: &[u8], found: Found) -> Result<bool, ContextError> {
-        if self.entries.len() >= MAX_FILES {
-            return Err(ContextError::TooManyFiles { limit: MAX_FILES });
+    /// Adds an entry.
+    fn push(&mut self, path: &[u8], mut found: Found) -> Result<usize, ContextError> {
+        let full = || ContextError::TooManyFiles { limit: MAX_FILES };
+        let index = self.snapshot.len();
+        if index >= MAX_FILES {
+            return Err(full());
         }
-        let index = self.entries.len();
-        let mut kind = found.kind;
-        if kind == EntryKind::File
-            && let Some(key) = self.tree.link_key(found.origin)
+        if found.kind == EntryKind::File
+            && let Some(key) = self.tree.link_key(&found)
         {
             let first = *self.links.entry(key).or_insert(index);
             if first != index {
-                kind = EntryKind::HardLink(first);
+                found.kind = EntryKind::HardLink(first);
             }
         }
-        let directory = kind == EntryKind::Directory;
-        let path = below(&self.top, path).unwrap_or(path).into();
-        self.entries.push(Entry { path, kind, mode: found.mode, size: found.size, mtime: found.mtime });
-        self.origins.push(found.origin);
-        Ok(directory)
+        self.snapshot.push(below(&self.top, path).unwrap_or(path), &found).ok_or_else(full)
     }
+}
 
-    /// What a directory of the union holds, in order. `backed` when a layer has it.
-    fn level(&self, path: &[u8], backed: bool, mounts: Vec<u32>) -> Result<Level, ContextError> {
-        let mut children = match self.tree.covering(path) {
-            Some((mount, inside)) if backed => self.tree.children(mount, inside, path)?,
-            _ => Vec::new(),
-        };
-        children.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        for &mount in &mounts {
-            let target = bare(&self.tree.mounts[mount as usize].target);
-            let rest = below(path, target).unwrap_or_default();
-            let name = rest.split(|&byte| byte == b'/').next().unwrap_or_default();
-            let place = children.binary_search_by(|child| child.name.as_ref().cmp(name));
-            let found = if name.len() == rest.len() {
-                self.tree.mount_root(mount)?
-            } else {
-                match place {
-                    // The parent of a target: a directory stays what it is, anything else makes room for one.
-                    Ok(index) if children[index].found.kind == EntryKind::Directory => continue,
-                    _ => Found::made_directory(),
-                }
-            };
-            match place {
-                Ok(index) => children[index].found = found,
-                Err(index) => children.insert(index, Child { name: name.into(), found }),
-            }
-        }
-        Ok(Level { path: path.len(), children: children.into_iter(), mounts })
+impl Level {
+    fn new(path: usize, listed: Listed) -> Self {
+        let Listed { children, directories, .. } = listed;
+        Self { path, children: children.into_iter(), directories: directories.into_iter() }
     }
 }
 
@@ -191,7 +195,7 @@ pub(super) fn absolute(path: &[u8]) -> Vec<u8> {
 }
 
 impl Tree {
-    fn is_mounted(&self, path: &[u8]) -> bool {
+    pub(super) fn is_mounted(&self, path: &[u8]) -> bool {
         self.mounts.iter().any(|mounted| bare(&mounted.target) == path)
     }
 
@@ -212,21 +216,21 @@ impl Tree {
         }
     }
 
-    fn children(&self, mount: u32, inside: &[u8], shown: &[u8]) -> Result<Vec<Child>, ContextError> {
+    pub(super) fn children(&self, mount: u32, inside: &[u8], shown: &[u8]) -> Result<Children, ContextError> {
         let children = match self.layer(mount) {
             Layer::Directory(layer) => layer
                 .children(mount, inside, MAX_FILES)
                 .map_err(|errno| ContextError::at(&absolute(shown), errno))?,
             Layer::Image(layer) => layer.children(mount, inside),
-            Layer::Empty => Vec::new(),
+            Layer::Empty => Children::default(),
         };
         Ok(children)
     }
 
     /// What names of one regular file have in common; none for a file with one name.
-    fn link_key(&self, origin: Origin) -> Option<(u32, u64, u64)> {
-        match origin {
-            Origin::Disk { mount, links, device, inode, .. } if links > 1 => Some((mount, device, inode)),
+    fn link_key(&self, found: &Found) -> Option<(u32, u64, u64)> {
+        match found.origin {
+            Origin::Disk { mount, device, inode, .. } if found.links > 1 => Some((mount, device, inode)),
             Origin::Image { mount, node } => match self.layer(mount) {
                 Layer::Image(layer) => layer.link_group(node).map(|group| (mount, u64::MAX, group)),
                 _ => None,

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -8,20 +9,17 @@ use crate::context::port::{Entry, EntryKind};
 
 /// Files with the given contents; one may be shorter than its entry says.
 struct Contents {
-    entries: Vec<Entry>,
+    entries: Vec<(Vec<u8>, u64)>,
+    /// This entry is not covered.
+    beyond: Option<usize>,
     contents: Vec<Vec<u8>>,
 }
 
 impl Contents {
     fn of(files: &[(&str, &[u8])]) -> Self {
-        let entry = |(path, content): &(&str, &[u8])| Entry {
-            path: path.as_bytes().into(),
-            kind: EntryKind::File,
-            mode: 0o644,
-            size: content.len() as u64,
-            mtime: 0,
-        };
+        let entry = |(path, content): &(&str, &[u8])| (path.as_bytes().to_vec(), content.len() as u64);
         Self {
+            beyond: None,
             entries: files.iter().map(entry).collect(),
             contents: files.iter().map(|(_, content)| content.to_vec()).collect(),
         }
@@ -29,8 +27,17 @@ impl Contents {
 }
 
 impl FileTree for Contents {
-    fn entries(&self) -> &[Entry] {
-        &self.entries
+    fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    fn entry(&self, index: usize) -> Entry<'_> {
+        let (path, size) = &self.entries[index];
+        Entry { path, kind: EntryKind::File, mode: 0o644, size: *size, mtime: 0 }
+    }
+
+    fn is_covered(&self, index: usize) -> bool {
+        self.beyond != Some(index)
     }
 
     fn open(&self, index: usize) -> io::Result<Box<dyn Read + Send>> {
@@ -46,8 +53,32 @@ fn request(kind: PacketKind, id: u32) -> Result<Packet, Status> {
 async fn exchange(tree: Contents, ids: &[u32]) -> Vec<Result<Packet, Status>> {
     let mut requests: Vec<_> = ids.iter().map(|id| request(PacketKind::Req, *id)).collect();
     requests.push(request(PacketKind::Fin, 0));
+    watched(tree, requests, Arc::new(Watched::default())).await
+}
+
+#[derive(Default)]
+struct Watched {
+    sent: AtomicUsize,
+    beyond: AtomicUsize,
+}
+
+impl TransferWatch for Watched {
+    fn sent(&self) {
+        self.sent.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn asked_beyond(&self) {
+        self.beyond.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+async fn watched(
+    tree: Contents,
+    requests: Vec<Result<Packet, Status>>,
+    watch: Arc<Watched>,
+) -> Vec<Result<Packet, Status>> {
     let requests = futures::stream::iter(requests);
-    let sent = transfer(Arc::new(tree), Wanted::default(), requests).collect();
+    let sent = transfer(Source { tree: Arc::new(tree), watch }, Wanted::default(), requests).collect();
     timeout(Duration::from_secs(10), sent).await.unwrap()
 }
 
@@ -111,4 +142,31 @@ fn lists_come_from_headers_escaped_or_not() {
     assert_eq!(dir, b"context");
     assert_eq!(wanted.excludes, [b"a b".to_vec(), b"!c+d".to_vec()]);
     assert_eq!(wanted.follow, ["n\u{fc} x".as_bytes().to_vec()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_sent_of_a_request_that_goes_beyond_what_the_tree_is_known_by() {
+    let mut tree = Contents::of(&[("a", b"one"), ("b", b"two")]);
+    tree.beyond = Some(1);
+    let watch = Arc::new(Watched::default());
+    let sent = watched(tree, vec![request(PacketKind::Fin, 0)], Arc::clone(&watch)).await;
+    assert!(sent.iter().flatten().all(|packet| packet.stat.is_none()), "no stat leaves");
+    let error = sent.last().unwrap().as_ref().unwrap_err();
+    assert!(error.message().starts_with("context selection: `b`"), "{error}");
+    assert_eq!((watch.beyond.load(Ordering::SeqCst), watch.sent.load(Ordering::SeqCst)), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tree_is_looked_at_again_after_its_transfer() {
+    let watch = Arc::new(Watched::default());
+    let tree = Contents::of(&[("a", b"one"), ("b", b"two")]);
+    let sent =
+        watched(tree, vec![request(PacketKind::Req, 0), request(PacketKind::Fin, 0)], Arc::clone(&watch))
+            .await;
+    assert_eq!(sent.last().unwrap().as_ref().unwrap(), &Packet::fin());
+    let end = std::time::Instant::now() + Duration::from_secs(10);
+    while watch.sent.load(Ordering::SeqCst) == 0 && std::time::Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!((watch.sent.load(Ordering::SeqCst), watch.beyond.load(Ordering::SeqCst)), (1, 0));
 }

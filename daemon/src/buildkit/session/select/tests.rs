@@ -1,31 +1,54 @@
 use super::*;
 
-pub(in super::super) fn tree(mut entries: Vec<Entry>) -> Vec<Entry> {
-    entries.sort_by(|a, b| follow::order(&a.path, &b.path));
-    entries
+/// A tree without content.
+pub(in super::super) struct Listed(Vec<Entry<'static>>);
+
+impl FileTree for Listed {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn entry(&self, index: usize) -> Entry<'_> {
+        self.0[index].clone()
+    }
+
+    fn xattrs(&self, index: usize) -> &[Xattr] {
+        static XATTRS: std::sync::LazyLock<Vec<Xattr>> =
+            std::sync::LazyLock::new(|| vec![(b"user.k".to_vec(), b"v".to_vec())]);
+        if self.0[index].path == b"attributed" { &XATTRS } else { &[] }
+    }
+
+    fn open(&self, index: usize) -> std::io::Result<Box<dyn std::io::Read + Send>> {
+        panic!("entry {index} has no content")
+    }
 }
 
-fn entry(path: &str, kind: EntryKind, mode: u32) -> Entry {
-    Entry { path: path.as_bytes().into(), kind, mode, size: 0, mtime: 1 }
+pub(in super::super) fn tree(mut entries: Vec<Entry<'static>>) -> Listed {
+    entries.sort_by(|a, b| follow::order(a.path, b.path));
+    Listed(entries)
 }
 
-pub(in super::super) fn dir(path: &str) -> Entry {
+fn entry(path: &'static str, kind: EntryKind<&'static [u8]>, mode: u32) -> Entry<'static> {
+    Entry { path: path.as_bytes(), kind, mode, size: 0, mtime: 1 }
+}
+
+pub(in super::super) fn dir(path: &'static str) -> Entry<'static> {
     entry(path, EntryKind::Directory, 0o755)
 }
 
-pub(in super::super) fn file(path: &str) -> Entry {
+pub(in super::super) fn file(path: &'static str) -> Entry<'static> {
     entry(path, EntryKind::File, 0o644)
 }
 
-pub(in super::super) fn link(path: &str, target: &str) -> Entry {
-    entry(path, EntryKind::Symlink(target.as_bytes().into()), 0o777)
+pub(in super::super) fn link(path: &'static str, target: &'static str) -> Entry<'static> {
+    entry(path, EntryKind::Symlink(target.as_bytes()), 0o777)
 }
 
-fn shown(entries: &[Entry], includes: &[&str], excludes: &[&str], follow: &[&str]) -> Vec<String> {
+fn shown(tree: &Listed, includes: &[&str], excludes: &[&str], follow: &[&str]) -> Vec<String> {
     let bytes = |list: &[&str]| list.iter().map(|p| p.as_bytes().to_vec()).collect();
     let wanted = Wanted { includes: bytes(includes), excludes: bytes(excludes), follow: bytes(follow) };
-    let indexes = select(entries, &wanted).unwrap();
-    indexes.iter().map(|i| String::from_utf8_lossy(&entries[*i].path).into_owned()).collect()
+    let indexes = select(tree, &wanted).unwrap();
+    indexes.iter().map(|i| String::from_utf8_lossy(tree.0[*i].path).into_owned()).collect()
 }
 
 #[test]
@@ -53,7 +76,7 @@ fn modes_are_those_of_go() {
     assert_eq!(mode(EntryKind::Directory, 0o755), 0x8000_01ed);
     assert_eq!(mode(EntryKind::Directory, 0o1777), (1 << 31) | (1 << 20) | 0o777);
     assert_eq!(mode(EntryKind::File, 0o6755), (1 << 23) | (1 << 22) | 0o755);
-    assert_eq!(mode(EntryKind::Symlink(b"t".as_slice().into()), 0o777), (1 << 27) | 0o777);
+    assert_eq!(mode(EntryKind::Symlink(b"t"), 0o777), (1 << 27) | 0o777);
     assert_eq!(mode(EntryKind::Fifo, 0o600), (1 << 25) | 0o600);
     assert_eq!(mode(EntryKind::Socket, 0o600), 0o600);
     let device = |character| EntryKind::Device { character, major: 1, minor: 3 };
@@ -67,23 +90,40 @@ fn a_hard_link_names_the_first_shown_name_of_its_file() {
     first.size = 5;
     let mut second = entry("b", EntryKind::HardLink(0), 0o644);
     second.size = 5;
-    let third = Entry { path: b"c".as_slice().into(), ..second.clone() };
-    let entries = [first, second, third];
+    let third = Entry { path: b"c", ..second.clone() };
+    let tree = tree(vec![first, second, third]);
     let mut stats = Stats::default();
-    let (stat, content) = stats.of(0, &entries[0]);
+    let (stat, content) = stats.of(&tree, 0);
     assert_eq!((stat.link.as_ref(), stat.size, content), (b"".as_slice(), 5, Some(0)));
-    let (stat, _) = stats.of(1, &entries[1]);
+    let (stat, _) = stats.of(&tree, 1);
     assert_eq!((stat.link.as_ref(), stat.size), (b"a".as_slice(), 5), "the size that a receiver finds");
     // With the first name filtered out, the second becomes the file.
     let mut stats = Stats::default();
-    let (stat, content) = stats.of(1, &entries[1]);
+    let (stat, content) = stats.of(&tree, 1);
     assert_eq!((stat.link.as_ref(), stat.size, content), (b"".as_slice(), 5, Some(0)));
-    let (stat, _) = stats.of(2, &entries[2]);
+    let (stat, _) = stats.of(&tree, 2);
     assert_eq!(stat.link.as_ref(), b"b");
 }
 
 #[test]
 fn a_link_is_as_large_as_its_target_is_long() {
-    let (stat, content) = Stats::default().of(0, &link("l", "some/where"));
+    let tree = tree(vec![link("l", "some/where")]);
+    let (stat, content) = Stats::default().of(&tree, 0);
     assert_eq!((stat.link.as_ref(), stat.size, content), (b"some/where".as_slice(), 10, None));
+}
+
+#[test]
+fn what_is_large_or_odd_crosses_the_wire_as_it_is() {
+    let long: &'static str = Box::leak("n".repeat(255).into_boxed_str());
+    let mut huge = file("attributed");
+    huge.size = 9 << 30;
+    let odd = Entry { path: b"a\nb\xff", ..file("x") };
+    let tree = Listed(vec![odd, huge, file(long)]);
+    let mut stats = Stats::default();
+    let mut stat = |index| stats.of(&tree, index).0;
+    assert_eq!(stat(0).path.as_ref(), b"a\nb\xff");
+    let huge = stat(1);
+    assert_eq!((huge.size, huge.xattrs.len()), (9 << 30, 1));
+    assert_eq!((huge.xattrs[0].name.as_ref(), huge.xattrs[0].value.as_ref()), (&b"user.k"[..], &b"v"[..]));
+    assert_eq!(stat(2).path.len(), 255);
 }

@@ -1,0 +1,193 @@
+//! What earlier packs learned, kept outside the packed trees so that the next pack of an unchanged one
+//! reads no content and compresses nothing.
+//!
+//! ```text
+//! hashes/DEVICE-INODE   content hashes of the files below one directory (HashCache)
+//! layers/KEY            a finished layer, and behind it a footer that says what it is
+//! ```
+//!
+//! A layer's key is the digest of its tree with everything else that shows in its bytes. Both kinds appear
+//! complete or not at all, so packs may run at the same time; what is damaged, foreign or of another version
+//! counts as absent and is made again. Both are bounded: what was used least recently goes first.
+
+mod footer;
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use sha2::Digest as _;
+
+use crate::archive::FileRange;
+use crate::identity::{HashCache, TreeDigest};
+use crate::layer::{Compression, Layer, LayerOptions};
+use crate::new_file::NewFile;
+
+/// All kept layers together.
+const LAYERS_LIMIT: u64 = 4 << 30;
+/// All kept hashes together, 72 bytes a file.
+const HASHES_LIMIT: u64 = 256 << 20;
+/// So much of the file system is left to others.
+const LEAVE_FREE: u64 = 2 << 30;
+
+/// Changes when the same tree becomes other bytes than before.
+const LAYER_FORMAT: u32 = 1;
+
+/// A directory of earlier results.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    dir: PathBuf,
+    layers_limit: u64,
+}
+
+/// Names a layer by what it is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerKey(String);
+
+impl LayerKey {
+    pub fn new(tree: &TreeDigest, options: &LayerOptions) -> Self {
+        let text = format!(
+            "layer {LAYER_FORMAT} {} zstd-{} {tree} {} {}",
+            env!("CARGO_PKG_VERSION"),
+            zstd::zstd_safe::version_number(),
+            options.compression.name(),
+            options.mtime,
+        );
+        Self(blake3::hash(text.as_bytes()).to_hex().to_string())
+    }
+}
+
+impl Cache {
+    /// `$XDG_CACHE_HOME/hearth`, else `~/.cache/hearth`; none where neither is set.
+    pub fn user_dir() -> Option<PathBuf> {
+        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let base = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+        Some(base.join("hearth"))
+    }
+
+    /// Opens the cache in `dir`, which is made where it is missing. Another user's directory is refused:
+    /// it could hold layers of that user's making.
+    pub fn open(dir: &Path) -> io::Result<Self> {
+        for dir in [dir, &dir.join("hashes"), &dir.join("layers")] {
+            DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            let metadata = fs::symlink_metadata(dir)?;
+            if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
+                let reason = format!("{} can be written by another user", dir.display());
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
+            }
+        }
+        Ok(Self { dir: dir.to_owned(), layers_limit: LAYERS_LIMIT })
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What is known of the files below the directory with this device and inode.
+    pub fn hashes(&self, root: (u64, u64)) -> HashCache {
+        // It is rebuilt when it cannot be read, for whatever reason.
+        HashCache::load(&self.hashes_path(root)).unwrap_or_default()
+    }
+
+    /// Keeps what was asked for or learned since [`Cache::hashes`].
+    pub fn keep_hashes(&self, root: (u64, u64), mut hashes: HashCache) -> io::Result<()> {
+        hashes.next_round(1);
+        if hashes.is_changed() {
+            hashes.save(&self.hashes_path(root)).map_err(io::Error::other)?;
+            prune(&self.dir.join("hashes"), HASHES_LIMIT)?;
+        }
+        Ok(())
+    }
+
+    fn hashes_path(&self, (device, inode): (u64, u64)) -> PathBuf {
+        self.dir.join(format!("hashes/{device:x}-{inode:x}"))
+    }
+
+    /// A new file that may become a kept layer; none if the layer would leave too little room.
+    pub(crate) fn new_layer(&self, most_bytes: u64) -> io::Result<Option<NewFile>> {
+        let dir = self.dir.join("layers");
+        let free = rustix::fs::statvfs(&dir).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize))?;
+        if most_bytes > self.layers_limit || most_bytes.saturating_add(LEAVE_FREE) > free {
+            return Ok(None);
+        }
+        NewFile::create(&dir, 0o600).map(Some)
+    }
+
+    /// Keeps a layer that was written to the start of `new`.
+    pub(crate) fn keep_layer(&self, key: &LayerKey, layer: &Layer, new: &NewFile) -> io::Result<()> {
+        let footer = footer::encode(&key.0, layer);
+        new.file().set_len(layer.size)?;
+        std::os::unix::fs::FileExt::write_all_at(new.file(), &footer, layer.size)?;
+        new.put(&self.layer_path(key))?;
+        prune(&self.dir.join("layers"), self.layers_limit)
+    }
+
+    /// The kept layer of that name, if there is one; its bytes are at the start of the file, and are
+    /// verified by [`copy_layer`] or by whoever reads them.
+    pub(crate) fn layer(&self, key: &LayerKey, compression: Compression) -> Option<(Layer, File)> {
+        let path = self.layer_path(key);
+        let file = File::options().read(true).write(true).open(path).ok()?;
+        let layer = footer::read(&file, &key.0, compression)?;
+        // Used now; where the time cannot be set it goes earlier than it need.
+        let _ = file.set_modified(SystemTime::now());
+        Some((layer, file))
+    }
+
+    pub(crate) fn forget_layer(&self, key: &LayerKey) {
+        // One that cannot be removed is found damaged again next time.
+        let _ = fs::remove_file(self.layer_path(key));
+    }
+
+    fn layer_path(&self, key: &LayerKey) -> PathBuf {
+        self.dir.join("layers").join(&key.0)
+    }
+}
+
+/// Copies a kept layer to `out`; whether it was what its digest says.
+pub(crate) fn copy_layer(layer: &Layer, file: &File, out: &mut dyn Write) -> io::Result<bool> {
+    let mut from = FileRange { file, position: 0, left: layer.size };
+    let mut sum = sha2::Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => {
+                sum.update(&buffer[..count]);
+                out.write_all(&buffer[..count])?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Not readable is not usable: it is made again.
+            Err(_) => return Ok(false),
+        }
+    }
+    Ok(hearth_proto::value::Digest::from_sha256(sum.finalize().into()) == layer.digest)
+}
+
+/// Removes the files that were used least recently until the rest has at most `limit` bytes.
+fn prune(dir: &Path, limit: u64) -> io::Result<()> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        // Removed by another pack meanwhile: gone is gone.
+        if let Ok(metadata) = entry.metadata() {
+            files.push((metadata.modified()?, metadata.len(), entry.path()));
+        }
+    }
+    files.sort_unstable_by_key(|&(used, ..)| std::cmp::Reverse(used));
+    let mut total = 0u64;
+    for (_, size, path) in files {
+        total = total.saturating_add(size);
+        if total > limit {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

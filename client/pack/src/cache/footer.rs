@@ -1,0 +1,68 @@
+//! What stands behind a kept layer: its key, digests and sizes, with a checksum over them.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use hearth_proto::value::Digest;
+use serde::{Deserialize, Serialize};
+
+use crate::layer::{Compression, Layer};
+
+/// Text and numbers, so that another version may read it and find it foreign.
+#[derive(Serialize, Deserialize)]
+struct Footer {
+    key: String,
+    digest: Digest,
+    diff_id: Digest,
+    size: u64,
+    uncompressed_size: u64,
+}
+
+/// The last bytes: length of the JSON, its BLAKE3 hash, and this.
+const MAGIC: &[u8; 16] = b"hearth-layer-1\n\0";
+const TAIL: usize = 4 + 32 + MAGIC.len();
+const JSON_LIMIT: usize = 4096;
+
+pub(super) fn encode(key: &str, layer: &Layer) -> Vec<u8> {
+    let footer = Footer {
+        key: key.to_owned(),
+        digest: layer.digest,
+        diff_id: layer.diff_id,
+        size: layer.size,
+        uncompressed_size: layer.uncompressed_size,
+    };
+    // Strings and numbers always serialize; an empty footer would read as damaged.
+    let mut bytes = serde_json::to_vec(&footer).unwrap_or_default();
+    let hash = blake3::hash(&bytes);
+    bytes.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(hash.as_bytes());
+    bytes.extend_from_slice(MAGIC);
+    bytes
+}
+
+/// The layer that the file holds; none for anything but a whole one of this key.
+pub(super) fn read(file: &File, key: &str, compression: Compression) -> Option<Layer> {
+    let length = file.metadata().ok()?.len();
+    let mut tail = [0; TAIL];
+    file.read_exact_at(&mut tail, length.checked_sub(TAIL as u64)?).ok()?;
+    let (count, rest) = tail.split_at(4);
+    let (hash, magic) = rest.split_at(32);
+    let count = u32::from_le_bytes(count.try_into().ok()?) as usize;
+    if magic != MAGIC || count > JSON_LIMIT {
+        return None;
+    }
+    let start = length.checked_sub((TAIL + count) as u64)?;
+    let mut json = vec![0; count];
+    file.read_exact_at(&mut json, start).ok()?;
+    if blake3::hash(&json).as_bytes() != hash {
+        return None;
+    }
+    let footer: Footer = serde_json::from_slice(&json).ok()?;
+    (footer.key == key && footer.size == start).then_some(Layer {
+        digest: footer.digest,
+        diff_id: footer.diff_id,
+        size: footer.size,
+        uncompressed_size: footer.uncompressed_size,
+        compression,
+    })
+}

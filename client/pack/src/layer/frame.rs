@@ -1,0 +1,159 @@
+//! One frame of a layer: its entries opened, read, hashed and compressed by one thread, while their
+//! content is still in that core's cache.
+
+use std::ops::Range;
+use std::sync::Mutex;
+
+use flate2::Crc;
+
+use super::compress::Compressor;
+use super::header::{self, Record};
+use super::plan::{Cut, FRAME};
+use super::source::has_xattrs;
+use super::{ContentReader, LayerError, LayerOptions, Source};
+use crate::identity::{ContentHash, HashedEntry};
+use crate::walk::{EntryKind, Xattrs};
+use crate::workers::locked;
+
+/// A finished frame. Frames are used again, for the sake of their buffers.
+#[derive(Default)]
+pub(super) struct Frame {
+    /// As long as the longest frame so far; `used` says what counts.
+    buffer: Vec<u8>,
+    used: usize,
+    pub(super) compressed: Vec<u8>,
+    pub(super) crc: Crc,
+    /// Identity of the entries that begin in this frame, where asked for; without the content of files
+    /// that are cut.
+    pub(super) hashed: Vec<(usize, HashedEntry)>,
+    pub(super) pieces: Vec<Piece>,
+    /// Entries that end in this frame.
+    pub(super) entries: u64,
+    /// Bytes of content.
+    pub(super) bytes: u64,
+}
+
+/// Content of a file that spans several frames.
+pub(super) struct Piece {
+    pub(super) index: usize,
+    pub(super) range: Range<usize>,
+    pub(super) last: bool,
+}
+
+impl Frame {
+    pub(super) fn tar(&self) -> &[u8] {
+        &self.buffer[..self.used]
+    }
+
+    fn clear(&mut self) {
+        self.used = 0;
+        self.compressed.clear();
+        self.hashed.clear();
+        self.pieces.clear();
+        (self.entries, self.bytes) = (0, 0);
+    }
+
+    /// Room for `count` more bytes, whose content is whatever was there.
+    fn extend(&mut self, count: usize) -> Range<usize> {
+        let range = self.used..self.used + count;
+        if self.buffer.len() < range.end {
+            // Once for most: a frame seldom holds more than a full one and a file of that size.
+            self.buffer.resize(range.end.max(2 * FRAME as usize + FRAME as usize / 8), 0);
+        }
+        self.used = range.end;
+        range
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        let range = self.extend(bytes.len());
+        self.buffer[range].copy_from_slice(bytes);
+    }
+}
+
+/// Fills and compresses frames, one thread's worth.
+pub(super) struct Filler<'a> {
+    source: &'a dyn Source,
+    reader: Box<dyn ContentReader + 'a>,
+    compressor: Compressor,
+    mtime: u64,
+    hash: bool,
+    /// The entry that the reader is at.
+    open: Option<usize>,
+}
+
+impl<'a> Filler<'a> {
+    pub(super) fn new(source: &'a dyn Source, options: &LayerOptions, hash: bool) -> std::io::Result<Self> {
+        let compressor = Compressor::new(options.compression)?;
+        Ok(Self { source, reader: source.reader(), compressor, mtime: options.mtime, hash, open: None })
+    }
+
+    pub(super) fn fill(&mut self, cut: &Cut, spare: &Mutex<Vec<Frame>>) -> Result<Frame, LayerError> {
+        let mut frame = locked(spare).pop().unwrap_or_default();
+        frame.clear();
+        let mut begin = cut.from.inside;
+        for index in cut.from.index..cut.to.index {
+            let end = self.source.entries()[index].size;
+            self.entry(index, begin.take(), end, &mut frame)?;
+        }
+        if let Some(end) = cut.to.inside {
+            self.entry(cut.to.index, begin, end, &mut frame)?;
+        }
+        if cut.last {
+            frame.bytes(&header::END);
+        }
+        let Frame { buffer, used, compressed, .. } = &mut frame;
+        frame.crc = self
+            .compressor
+            .frame(&buffer[..*used], compressed)
+            .map_err(|source| LayerError::Write { source })?;
+        Ok(frame)
+    }
+
+    /// Writes an entry as far as it lies in the frame: its content from `begin`, or its header and its
+    /// content, up to `end`.
+    fn entry(
+        &mut self,
+        index: usize,
+        begin: Option<u64>,
+        end: u64,
+        frame: &mut Frame,
+    ) -> Result<(), LayerError> {
+        let entry = &self.source.entries()[index];
+        let mut xattrs = Xattrs::new();
+        if has_xattrs(entry) && (begin.is_none() || self.open != Some(index)) {
+            self.open = Some(index);
+            xattrs = self.reader.open(index)?;
+        }
+        if begin.is_none() {
+            frame.bytes(&header::encode(&Record::of(entry, self.mtime), &xattrs));
+        }
+        let from = begin.unwrap_or(0);
+        let mut content = None;
+        if entry.kind == EntryKind::File {
+            let range = self.content(from, end, frame)?;
+            let whole = begin.is_none() && end == entry.size;
+            if self.hash && whole {
+                content = Some(ContentHash::of(&frame.buffer[range]));
+            } else if self.hash {
+                frame.pieces.push(Piece { index, range, last: end == entry.size });
+            }
+        }
+        if self.hash && begin.is_none() {
+            frame.hashed.push((index, HashedEntry { content, xattrs }));
+        }
+        if end == entry.size {
+            frame.bytes(&header::END[..header::padding(entry.size)]);
+            frame.entries += 1;
+        }
+        Ok(())
+    }
+
+    fn content(&mut self, from: u64, end: u64, frame: &mut Frame) -> Result<Range<usize>, LayerError> {
+        // Never more than a frame.
+        let range = frame.extend(usize::try_from(end - from).unwrap_or(usize::MAX));
+        self.reader.read(from, &mut frame.buffer[range.clone()])?;
+        self.reader.verify()?;
+        frame.bytes += end - from;
+        Ok(range)
+    }
+}

@@ -1,0 +1,113 @@
+//! A file that has no name until it is complete, so that whatever becomes of its writer, nothing partial is
+//! left. File systems without unnamed files get a hidden name, which is locked while its writer lives; one
+//! that was left behind is removed by the next writer in that directory.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::workers::locked;
+
+const PREFIX: &str = ".hearth-new-";
+
+#[derive(Debug)]
+pub(crate) struct NewFile {
+    file: File,
+    dir: PathBuf,
+    /// The hidden name, where there has to be one.
+    hidden: Mutex<Option<PathBuf>>,
+}
+
+impl NewFile {
+    /// A new file for reading and writing in `dir`; the umask takes its part of `mode`.
+    pub(crate) fn create(dir: &Path, mode: u32) -> io::Result<Self> {
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        remove_left_behind(dir);
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        match rustix::fs::open(dir, flags, Mode::from_raw_mode(mode)) {
+            Ok(fd) => Ok(Self { file: File::from(fd), dir: dir.to_owned(), hidden: Mutex::new(None) }),
+            // What file systems and kernels say that know no unnamed files.
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => Self::hidden(dir, mode),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn hidden(dir: &Path, mode: u32) -> io::Result<Self> {
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        let named = tempfile::Builder::new().prefix(PREFIX).permissions(permissions).tempfile_in(dir)?;
+        let (file, path) = named.keep().map_err(|error| error.error)?;
+        let new = Self { file, dir: dir.to_owned(), hidden: Mutex::new(Some(path)) };
+        rustix::fs::flock(&new.file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(new)
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Gives the file its name, in place of what has that name.
+    pub(crate) fn put(&self, path: &Path) -> io::Result<()> {
+        let hidden = match locked(&self.hidden).take() {
+            Some(hidden) => hidden,
+            None => match self.link(path) {
+                Err(Errno::EXIST) => {
+                    // A link never replaces; the rename of a second name does.
+                    let unused = tempfile::Builder::new().prefix(PREFIX).make_in(&self.dir, |path| {
+                        rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive)?;
+                        Ok(self.link(path)?)
+                    })?;
+                    unused.into_temp_path().keep().map_err(|error| error.error)?
+                }
+                linked => return Ok(linked?),
+            },
+        };
+        fs::rename(&hidden, path).inspect_err(|_| *locked(&self.hidden) = Some(hidden.clone()))
+    }
+
+    fn link(&self, path: &Path) -> rustix::io::Result<()> {
+        let from = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        rustix::fs::linkat(CWD, from, CWD, path, AtFlags::SYMLINK_FOLLOW)
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if let Some(hidden) = locked(&self.hidden).take() {
+            // There is nobody left to tell; the next writer here tries again.
+            let _ = fs::remove_file(hidden);
+        }
+    }
+}
+
+/// Removes hidden files that nobody holds. Whatever fails here is no matter of the new file.
+fn remove_left_behind(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if !entry.file_name().as_bytes().starts_with(PREFIX.as_bytes()) {
+            continue;
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let Ok(file) = rustix::fs::open(entry.path(), flags, Mode::empty()) else { continue };
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// The directory of a file, `.` for a bare name.
+pub(crate) fn parent(path: &Path) -> &Path {
+    path.parent().filter(|dir| *dir != OsStr::new("")).unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,306 @@
+//! Where a layer goes before its digest is known, and where it comes from when an earlier pack made it.
+//!
+//! ```text
+//!                    output asked for            no output
+//! layer kept         copied into the archive     read where it is kept
+//! layer not kept     written into the archive    written to the cache, or to a temporary file
+//!                    and to the cache
+//! ```
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use super::{FILE_MODE, PackError, PackOptions, Progress};
+use crate::archive::FileRange;
+use crate::cache::{Cache, LayerKey, copy_layer};
+use crate::identity::{HashCache, HashedTree, hash_tree, now};
+use crate::layer::{self, Layer, LayerError, LayerProgress, Source};
+use crate::new_file::{self, NewFile};
+use crate::walk::{EntryKind, Tree};
+use crate::workers::locked;
+
+/// Files of which the hashes are not known may hold a quarter of all bytes: hashing them first is little
+/// against a pack, and spares one when they turn out to be as they were.
+const WORTH_HASHING: u64 = 4;
+
+/// The bytes of a layer, in a file of their own or in the archive to be.
+#[derive(Debug)]
+pub(super) struct Spool {
+    place: Place,
+    /// Where in the file they start.
+    position: u64,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// In the archive-to-be for this path.
+    Archive {
+        new: NewFile,
+        path: PathBuf,
+        taken: Mutex<bool>,
+    },
+    /// In a file that the cache may keep.
+    Cache(NewFile),
+    Temporary(NewFile),
+    /// In a file that the cache has kept.
+    Kept {
+        file: File,
+        dir: PathBuf,
+    },
+}
+
+impl Spool {
+    fn new(place: Place) -> Self {
+        Self { place, position: 0 }
+    }
+
+    fn file(&self) -> &File {
+        match &self.place {
+            Place::Archive { new, .. } | Place::Cache(new) | Place::Temporary(new) => new.file(),
+            Place::Kept { file, .. } => file,
+        }
+    }
+
+    /// The bytes of a layer of `size` bytes.
+    pub(super) fn range(&self, size: u64) -> FileRange<'_> {
+        FileRange { file: self.file(), position: self.position, left: size }
+    }
+
+    /// The archive-to-be if it is for `path`, and the layer lies where it belongs; only once.
+    pub(super) fn take_archive(&self, wanted: &Path, position: Option<u64>) -> Option<&NewFile> {
+        let Place::Archive { new, path, taken } = &self.place else { return None };
+        let fits = path == wanted && position == Some(self.position);
+        (fits && !std::mem::replace(&mut *locked(taken), true)).then_some(new)
+    }
+
+    fn out(&self) -> At<'_> {
+        At { file: self.file(), position: self.position }
+    }
+
+    fn failed(&self, source: io::Error) -> PackError {
+        match &self.place {
+            Place::Archive { path, .. } => PackError::Write { path: path.clone(), source },
+            Place::Cache(new) | Place::Temporary(new) => {
+                PackError::Spool { dir: new.dir().to_owned(), source }
+            }
+            Place::Kept { dir, .. } => PackError::Spool { dir: dir.clone(), source },
+        }
+    }
+}
+
+/// Writes to a place in a file. The layer comes in large pieces; no buffer is needed.
+struct At<'a> {
+    file: &'a File,
+    position: u64,
+}
+
+impl Write for At<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.file.write_at(bytes, self.position)?;
+        self.position += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes the layer, and a second one for the cache, which may fail without harm.
+struct Both<'a> {
+    out: At<'a>,
+    copy: Option<At<'a>>,
+    trouble: Option<io::Error>,
+}
+
+impl Write for Both<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.out.write(bytes)?;
+        if let Some(copy) = &mut self.copy
+            && let Err(error) = copy.write_all(&bytes[..count])
+        {
+            (self.copy, self.trouble) = (None, Some(error));
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A layer and how it came about.
+pub(super) struct Made {
+    pub(super) layer: Layer,
+    pub(super) spool: Spool,
+    /// An earlier pack made it.
+    pub(super) reused: bool,
+    /// Why the next pack will not find it.
+    pub(super) cache_trouble: Option<String>,
+}
+
+/// Makes the layer of `source`. `tree` is the same, if it is a walked directory; only that is looked up in
+/// the cache. `position`: where the layer will lie in the archive.
+pub(super) fn make(
+    source: &dyn Source,
+    tree: Option<&Tree>,
+    options: &PackOptions,
+    position: Option<u64>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Made, PackError> {
+    let mut maker =
+        Maker { source, options, position, hashes: HashCache::default(), trouble: None, progress };
+    let cache = options.cache.as_deref().filter(|_| tree.is_some()).map(Cache::open);
+    let (layer, spool, reused) = match (tree, cache.transpose()) {
+        (Some(tree), Ok(Some(cache))) => {
+            maker.hashes = cache.hashes(tree.id());
+            let made = maker.with_cache(&cache, tree)?;
+            let hashes = std::mem::take(&mut maker.hashes);
+            maker.note(cache.keep_hashes(tree.id(), hashes));
+            made
+        }
+        (_, opened) => {
+            maker.note(opened.map(drop));
+            let (spool, _) = maker.spool(None)?;
+            let (layer, _) = maker.write(&spool, None, false)?;
+            (layer, spool, false)
+        }
+    };
+    Ok(Made { layer, spool, reused, cache_trouble: maker.trouble })
+}
+
+struct Maker<'a> {
+    source: &'a dyn Source,
+    options: &'a PackOptions,
+    position: Option<u64>,
+    hashes: HashCache,
+    trouble: Option<String>,
+    progress: &'a mut dyn FnMut(Progress),
+}
+
+impl Maker<'_> {
+    /// A cache that fails costs the next pack time, and this one nothing.
+    fn note(&mut self, outcome: io::Result<()>) {
+        if let Err(error) = outcome {
+            self.trouble.get_or_insert_with(|| error.to_string());
+        }
+    }
+
+    fn with_cache(&mut self, cache: &Cache, tree: &Tree) -> Result<(Layer, Spool, bool), PackError> {
+        let options = &self.options.layer;
+        if self.mostly_known(tree) {
+            let hashed = hash_tree(tree, &mut self.hashes, options.workers, &|_| {});
+            let found = LayerKey::new(&hashed.map_err(LayerError::from)?.digest, options);
+            if let Some((layer, spool)) = self.kept(cache, &found)? {
+                return Ok((layer, spool, true));
+            }
+        }
+        let copy = match cache.new_layer(tree.content_bytes()) {
+            Ok(Some(copy)) => Some(copy),
+            Ok(None) => {
+                self.note(Err(io::Error::other("too little room to keep the layer")));
+                None
+            }
+            Err(error) => {
+                self.note(Err(error));
+                None
+            }
+        };
+        let (spool, copy) = self.spool(copy)?;
+        // Hashed again: the key is that of the very bytes in the layer, whatever happened to a file since
+        // it was hashed above.
+        let (layer, hashed) = self.write(&spool, copy.as_ref(), true)?;
+        let key = hashed.map(|hashed| LayerKey::new(&hashed.digest, options));
+        let keep = match &spool.place {
+            Place::Cache(new) => Some(new),
+            _ => copy.as_ref(),
+        };
+        if let (Some(new), Some(key), None) = (keep, &key, &self.trouble) {
+            let kept = cache.keep_layer(key, &layer, new);
+            self.note(kept);
+        }
+        Ok((layer, spool, false))
+    }
+
+    fn mostly_known(&mut self, tree: &Tree) -> bool {
+        let mut unknown = 0;
+        for entry in tree.entries.iter().filter(|entry| entry.kind == EntryKind::File) {
+            if self.hashes.get(&entry.stamp).is_none() {
+                unknown += entry.size;
+            }
+        }
+        !self.hashes.is_empty() && unknown <= tree.content_bytes() / WORTH_HASHING
+    }
+
+    /// A layer of an earlier pack, verified.
+    fn kept(&mut self, cache: &Cache, key: &LayerKey) -> Result<Option<(Layer, Spool)>, PackError> {
+        let Some((layer, file)) = cache.layer(key, self.options.layer.compression) else { return Ok(None) };
+        let (whole, spool) = if self.options.output.is_some() {
+            let (spool, _) = self.spool(None)?;
+            (copy_layer(&layer, &file, &mut spool.out()), spool)
+        } else {
+            let whole = copy_layer(&layer, &file, &mut io::sink());
+            (whole, Spool::new(Place::Kept { file, dir: cache.dir().to_owned() }))
+        };
+        if whole.map_err(|source| spool.failed(source))? {
+            return Ok(Some((layer, spool)));
+        }
+        cache.forget_layer(key);
+        Ok(None)
+    }
+
+    /// Where the layer is written, and where besides. `copy`, for the cache, is the place itself where no
+    /// archive was asked for.
+    fn spool(&self, copy: Option<NewFile>) -> Result<(Spool, Option<NewFile>), PackError> {
+        if let (Some(path), Some(position)) = (&self.options.output, self.position) {
+            let new = NewFile::create(new_file::parent(path), FILE_MODE)
+                .map_err(|source| PackError::Write { path: path.clone(), source })?;
+            let place = Place::Archive { new, path: path.clone(), taken: Mutex::new(false) };
+            return Ok((Spool { place, position }, copy));
+        }
+        if let Some(copy) = copy {
+            return Ok((Spool::new(Place::Cache(copy)), None));
+        }
+        let dir = self.options.spool_dir.clone().unwrap_or_else(std::env::temp_dir);
+        let new = NewFile::create(&dir, 0o600).map_err(|source| PackError::Spool { dir, source })?;
+        Ok((Spool::new(Place::Temporary(new)), None))
+    }
+
+    /// Writes the layer; answers with the tree's identity where that is wanted.
+    fn write(
+        &mut self,
+        spool: &Spool,
+        copy: Option<&NewFile>,
+        hash: bool,
+    ) -> Result<(Layer, Option<HashedTree>), PackError> {
+        let copy = copy.map(|new| At { file: new.file(), position: 0 });
+        let mut out = Both { out: spool.out(), copy, trouble: None };
+        let mut progress = |at: LayerProgress| {
+            (self.progress)(Progress::Read { entries: at.entries, bytes: at.bytes });
+        };
+        let options = &self.options.layer;
+        let read_at = now();
+        let written = if hash {
+            layer::write_hashed(self.source, options, &mut out, &mut progress)
+                .map(|(layer, hashed)| (layer, Some(hashed)))
+        } else {
+            layer::write(self.source, options, &mut out, &mut progress).map(|layer| (layer, None))
+        };
+        let (layer, hashed) = written.map_err(|error| match error {
+            LayerError::Write { source } => spool.failed(source),
+            error => error.into(),
+        })?;
+        let trouble = out.trouble;
+        self.note(trouble.map_or(Ok(()), Err));
+        for (entry, hashed) in self.source.entries().iter().zip(hashed.iter().flat_map(|tree| &tree.entries))
+        {
+            if let Some(hash) = hashed.content {
+                self.hashes.put(&entry.stamp, read_at, hash);
+            }
+        }
+        Ok((layer, hashed))
+    }
+}

@@ -1,0 +1,371 @@
+//! Who we are, as far as a registry may know.
+//!
+//! A registry that asks for a Bearer token names a token service, its *realm*, and credentials are sent
+//! there. A hostile one names a realm of its own choice. So a realm gets credentials only when
+//!
+//! - it is on the registry's own host, or
+//! - both hosts belong to one owner: they are in the same registrable domain, by the list of public
+//!   suffixes, or are Docker Hub's known pair,
+//!
+//! and only over HTTPS, unless the registry itself is spoken to over plain HTTP and the realm is on its
+//! host. Any other realm is asked without credentials when there are none, and refused when there are:
+//! an anonymous token that does not open the image would only hide the cause.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use serde::Deserialize;
+use url::Url;
+
+use super::Remote;
+use super::credentials::Credential;
+use super::error::RemoteError;
+use super::host::{DOCKER_HUB, Host, is_loopback, shown};
+use super::transport::{Call, JSON_ANSWER, answer_json};
+
+/// Headers that opened a registry before, by host and scope.
+#[derive(Debug, Default)]
+pub(super) struct Tokens(Mutex<HashMap<(String, String), HeaderValue>>);
+
+impl Tokens {
+    pub(super) fn get(&self, host: &Host, scope: &str) -> Option<HeaderValue> {
+        self.lock().get(&(host.key.clone(), scope.to_owned())).cloned()
+    }
+
+    fn put(&self, host: &Host, scope: &str, value: HeaderValue) {
+        self.lock().insert((host.key.clone(), scope.to_owned()), value);
+    }
+
+    pub(super) fn forget(&self, host: &Host, scope: &str) {
+        self.lock().remove(&(host.key.clone(), scope.to_owned()));
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), HeaderValue>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a 401 asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Challenge {
+    Basic,
+    Bearer { realm: String, service: Option<String>, scope: Option<String> },
+    Other(String),
+}
+
+impl Challenge {
+    /// The strongest challenge that is understood; none where the answer names none at all.
+    pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
+        let all = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
+        let mut found: Vec<Self> = all.map(parse).collect();
+        found.sort_by_key(|challenge| match challenge {
+            Self::Bearer { .. } => 0,
+            Self::Basic => 1,
+            Self::Other(_) => 2,
+        });
+        found.into_iter().next()
+    }
+}
+
+/// `Scheme key="value", key=value` (RFC 9110, section 11.6.1).
+fn parse(text: &str) -> Challenge {
+    let (scheme, rest) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
+    if scheme.eq_ignore_ascii_case("basic") {
+        return Challenge::Basic;
+    }
+    let mut parameters: HashMap<String, String> = parameters(rest);
+    match parameters.remove("realm") {
+        Some(realm) if scheme.eq_ignore_ascii_case("bearer") => Challenge::Bearer {
+            realm,
+            service: parameters.remove("service"),
+            scope: parameters.remove("scope"),
+        },
+        _ => Challenge::Other(scheme.chars().filter(char::is_ascii_alphanumeric).take(30).collect()),
+    }
+}
+
+fn parameters(mut rest: &str) -> HashMap<String, String> {
+    let mut found = HashMap::new();
+    while let Some((key, after)) = rest.split_once('=') {
+        let key = key.trim_matches([' ', ',']).to_ascii_lowercase();
+        let value;
+        if let Some(quoted) = after.strip_prefix('"') {
+            let mut text = String::new();
+            let mut characters = quoted.char_indices();
+            let mut end = quoted.len();
+            while let Some((at, character)) = characters.next() {
+                match character {
+                    '"' => {
+                        end = at + 1;
+                        break;
+                    }
+                    '\\' => text.extend(characters.next().map(|(_, escaped)| escaped)),
+                    character => text.push(character),
+                }
+            }
+            value = text;
+            rest = &quoted[end..];
+        } else {
+            let (plain, more) = after.split_once(',').unwrap_or((after, ""));
+            value = plain.trim().to_owned();
+            rest = more;
+        }
+        found.entry(key).or_insert(value);
+    }
+    found
+}
+
+#[derive(Deserialize)]
+struct TokenAnswer {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+impl Remote {
+    /// Makes the header that answers a challenge, and keeps it for `scope`.
+    pub(super) async fn authorize(
+        &self,
+        host: &Host,
+        url: &Url,
+        scope: &str,
+        challenge: Option<Challenge>,
+    ) -> Result<Option<HeaderValue>, RemoteError> {
+        let credential = self.credentials.get(&host.key);
+        let header = match (challenge, credential) {
+            (None, _) | (Some(Challenge::Basic), None) => return Ok(None),
+            (Some(Challenge::Basic), Some(Credential::Password { username, password })) => {
+                basic(username, password)
+            }
+            (Some(Challenge::Basic), Some(Credential::IdentityToken(_))) => return Ok(None),
+            (Some(Challenge::Other(scheme)), _) => {
+                return Err(RemoteError::Challenge { url: shown(url), scheme });
+            }
+            (Some(Challenge::Bearer { realm, service, scope: asked }), credential) => {
+                let scope = union(scope, asked.as_deref());
+                let token = self.token(host, url, &realm, service.as_deref(), &scope, credential).await?;
+                format!("Bearer {token}")
+            }
+        };
+        let mut header = HeaderValue::from_str(&header).map_err(|_| RemoteError::Answer {
+            url: shown(url),
+            reason: "its token cannot be sent in a header".to_owned(),
+        })?;
+        header.set_sensitive(true);
+        self.tokens.put(host, scope, header.clone());
+        Ok(Some(header))
+    }
+
+    async fn token(
+        &self,
+        host: &Host,
+        url: &Url,
+        realm: &str,
+        service: Option<&str>,
+        scope: &str,
+        credential: Option<&Credential>,
+    ) -> Result<String, RemoteError> {
+        let wrong = |reason| RemoteError::Realm { url: shown(url), realm: realm_shown(realm), reason };
+        let mut target: Url = realm.parse().map_err(|_| wrong("that is no URL"))?;
+        match (judge(host, &target), credential) {
+            (Trust::Same, _) | (Trust::Anonymous, None) => {}
+            (Trust::Anonymous, Some(_)) => {
+                return Err(wrong("credentials are not sent there: it is another owner's host"));
+            }
+            (Trust::Never(reason), _) => return Err(wrong(reason)),
+        }
+        let scopes = || scope.split(' ').filter(|scope| !scope.is_empty());
+        let call = match credential {
+            Some(Credential::IdentityToken(token)) => {
+                let mut form = vec![
+                    ("grant_type", "refresh_token"),
+                    ("client_id", "hearth"),
+                    ("refresh_token", token.as_str()),
+                    ("scope", scope),
+                ];
+                form.extend(service.map(|service| ("service", service)));
+                let form: Vec<_> =
+                    form.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+                Call::post_form(target, form)
+            }
+            credential => {
+                {
+                    let mut query = target.query_pairs_mut();
+                    if let Some(service) = service {
+                        query.append_pair("service", service);
+                    }
+                    for scope in scopes() {
+                        query.append_pair("scope", scope);
+                    }
+                    if let Some(Credential::Password { username, .. }) = credential {
+                        query.append_pair("account", username);
+                    }
+                }
+                let mut call = Call::get(target);
+                if let Some(Credential::Password { username, password }) = credential {
+                    call = call.authorization(&basic(username, password));
+                }
+                call
+            }
+        };
+        // A token service that redirects is not followed: the credentials were for it alone.
+        let answer = self.send_plain(host, &call).await?;
+        let answer: TokenAnswer = answer_json(answer, JSON_ANSWER, self.retry.stall).await?;
+        let token = answer.token.filter(|token| !token.is_empty()).or(answer.access_token);
+        token.filter(|token| !token.is_empty()).ok_or_else(|| RemoteError::Answer {
+            url: realm_shown(realm),
+            reason: "it has no token".to_owned(),
+        })
+    }
+}
+
+fn basic(username: &str, password: &str) -> String {
+    format!("Basic {}", STANDARD.encode(format!("{username}:{password}")))
+}
+
+fn realm_shown(realm: &str) -> String {
+    let without_query = realm.split(['?', '#']).next().unwrap_or_default();
+    let (scheme, rest) = without_query.split_once("://").unwrap_or(("", without_query));
+    let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    format!("{scheme}://{rest}").chars().take(200).collect()
+}
+
+/// Scopes of both, each once.
+fn union(own: &str, asked: Option<&str>) -> String {
+    let mut all: Vec<&str> = own.split(' ').filter(|scope| !scope.is_empty()).collect();
+    for scope in asked.unwrap_or_default().split(' ').filter(|scope| !scope.is_empty()) {
+        if !all.contains(&scope) {
+            all.push(scope);
+        }
+    }
+    all.join(" ")
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Trust {
+    /// The registry's owner's.
+    Same,
+    /// Somebody's, who may know that an image is asked for, and no more.
+    Anonymous,
+    Never(&'static str),
+}
+
+fn judge(host: &Host, realm: &Url) -> Trust {
+    let (Some(own), Some(other)) = (host.base.host_str(), realm.host_str()) else {
+        return Trust::Never("it has no host");
+    };
+    if !realm.username().is_empty() || realm.password().is_some() {
+        return Trust::Never("it has a user name in it");
+    }
+    match realm.scheme() {
+        "https" => {}
+        "http" if host.is_plain_http() && own == other => return Trust::Same,
+        "http" => return Trust::Never("it is not https"),
+        _ => return Trust::Never("it is neither http nor https"),
+    }
+    if own == other || same_owner(own, other) {
+        return Trust::Same;
+    }
+    // A name of this network is nobody's business to have asked by us.
+    let internal = is_loopback(other)
+        || !other.contains('.')
+        || other.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    if internal {
+        Trust::Never("it is an address of another network than the registry's")
+    } else {
+        Trust::Anonymous
+    }
+}
+
+fn same_owner(registry: &str, realm: &str) -> bool {
+    if registry.parse::<IpAddr>().is_ok() || realm.parse::<IpAddr>().is_ok() {
+        return false;
+    }
+    if registry == "registry-1.docker.io" || registry == DOCKER_HUB {
+        return realm == "auth.docker.io";
+    }
+    let domain = |host: &str| {
+        let domain = psl::domain(host.as_bytes())?;
+        // A suffix that is on no list is no proof of anything.
+        domain.suffix().is_known().then(|| domain.as_bytes().to_vec())
+    };
+    domain(registry).is_some_and(|own| Some(own) == domain(realm))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::remote::Mirrors;
+
+    fn trust(registry: &str, realm: &str) -> Trust {
+        let host = Mirrors::default().own(&format!("{registry}/x").parse().unwrap());
+        judge(&host, &realm.parse().unwrap())
+    }
+
+    #[test]
+    fn credentials_go_to_realms_of_the_same_owner_only() {
+        for (registry, realm) in [
+            ("docker.io", "https://auth.docker.io/token"),
+            ("ghcr.io", "https://ghcr.io/token"),
+            ("registry.gitlab.com", "https://gitlab.com/jwt/auth"),
+            ("registry.example.co.uk", "https://auth.example.co.uk/token"),
+            ("registry.example.com:5000", "https://registry.example.com:5001/token"),
+            ("127.0.0.1:5000", "http://127.0.0.1:5001/token"),
+        ] {
+            assert_eq!(trust(registry, realm), Trust::Same, "{registry} {realm}");
+        }
+        for (registry, realm) in [
+            ("evil.example", "https://auth.docker.io/token"),
+            ("docker.io", "https://auth.evil.example/token"),
+            ("a.co.uk", "https://b.co.uk/token"),
+            ("one.github.io", "https://two.github.io/token"),
+            ("registry.example.com", "https://example.com.evil.org/token"),
+        ] {
+            assert_eq!(trust(registry, realm), Trust::Anonymous, "{registry} {realm}");
+        }
+        for (registry, realm) in [
+            ("ghcr.io", "http://ghcr.io/token"),
+            ("ghcr.io", "https://user@ghcr.io/token"),
+            ("ghcr.io", "file:///etc/passwd"),
+            ("ghcr.io", "https://169.254.169.254/latest"),
+            ("ghcr.io", "https://localhost/token"),
+            ("ghcr.io", "https://vault/v1/secret"),
+            ("127.0.0.1:5000", "http://auth.example.com/token"),
+            ("127.0.0.1:5000", "http://127.0.0.2:5000/token"),
+        ] {
+            assert!(matches!(trust(registry, realm), Trust::Never(_)), "{registry} {realm}");
+        }
+    }
+
+    #[test]
+    fn challenges_are_read_with_quotes_and_commas_in_them() {
+        let text = r#"Bearer realm="https://a/t?x=1,2",service="r \"q\"", scope="repository:a/b:pull,push", error=x"#;
+        assert_eq!(
+            parse(text),
+            Challenge::Bearer {
+                realm: "https://a/t?x=1,2".to_owned(),
+                service: Some("r \"q\"".to_owned()),
+                scope: Some("repository:a/b:pull,push".to_owned()),
+            }
+        );
+        assert_eq!(parse("basic realm=x"), Challenge::Basic);
+        assert_eq!(parse("Negotiate"), Challenge::Other("Negotiate".to_owned()));
+        assert_eq!(parse("Bearer"), Challenge::Other("Bearer".to_owned()));
+        for odd in ["", "=", "Bearer realm=\"", "Bearer =,=\"\\", "Bearer realm=\"\\"] {
+            let _ = parse(odd);
+        }
+    }
+
+    #[test]
+    fn what_is_needed_and_what_is_asked_for_are_both_in_the_scope() {
+        let own = "repository:a:pull,push repository:b:pull";
+        assert_eq!(union(own, Some("repository:a:pull,push")), own);
+        assert_eq!(
+            union("repository:a:pull", Some("repository:c:pull")),
+            "repository:a:pull repository:c:pull"
+        );
+    }
+}

@@ -1,0 +1,226 @@
+//! Content by digest: streamed, summed on its way, taken up again where it was cut.
+//!
+//! What is handed on is verified: the last bytes are held back until the sum of all is right, so that
+//! nobody ever holds the whole of a wrong blob.
+
+use std::io::{self, Read};
+
+use bytes::{Buf as _, Bytes};
+use hearth_proto::value::Digest;
+use reqwest::header::{CONTENT_RANGE, HeaderValue, RANGE};
+use reqwest::{Response, StatusCode};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
+
+use super::Remote;
+use super::error::RemoteError;
+use super::host::{Host, shown};
+use super::resolve::{Source, not_found};
+use super::transport::{Call, next_chunk};
+use crate::archive::JSON_LIMIT;
+use crate::image::Descriptor;
+
+/// Chunks between the connection and whoever takes them.
+pub const CHUNKS_AHEAD: usize = 16;
+
+/// How far a blob has come.
+struct Progress<'a> {
+    blob: &'a Descriptor,
+    received: u64,
+    sum: Sha256,
+    /// Not yet handed on: all of it is there, but not yet known to be right.
+    held: Bytes,
+    to: &'a mpsc::Sender<Bytes>,
+}
+
+impl Remote {
+    /// Fetches a blob into a channel, from `source`'s hosts in turn. Content that has been sent before the
+    /// channel closes is whole and right only if this returns no error.
+    pub async fn blob(
+        &self,
+        source: &Source,
+        blob: &Descriptor,
+        to: &mpsc::Sender<Bytes>,
+    ) -> Result<(), RemoteError> {
+        let mut progress = Progress { blob, received: 0, sum: Sha256::new(), held: Bytes::new(), to };
+        let mut last = None;
+        for host in &source.hosts {
+            match self.blob_at(host, source, &mut progress).await {
+                Ok(()) => return Ok(()),
+                // What came so far may be what is wrong: another host cannot go on from there.
+                Err(error @ (RemoteError::Mismatch { .. } | RemoteError::Size { .. })) => return Err(error),
+                Err(error) if error.is_of_this_host() => last = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| not_found(source)))
+    }
+
+    async fn blob_at(
+        &self,
+        host: &Host,
+        source: &Source,
+        progress: &mut Progress<'_>,
+    ) -> Result<(), RemoteError> {
+        let url = host.url(&source.repository, &format!("blobs/{}", progress.blob.digest));
+        let mut attempt = 1;
+        loop {
+            let before = progress.received;
+            let mut call = Call::get(url.clone());
+            if before > 0
+                && let Ok(range) = HeaderValue::from_str(&format!("bytes={before}-"))
+            {
+                call = call.header(RANGE, range);
+            }
+            let answer = self.send(host, &source.scope(), &call).await?;
+            let error = match self.take(answer, progress).await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.retryable() => error,
+                Err(error) => return Err(error),
+            };
+            // A connection that brings something each time may be cut any number of times.
+            attempt = if progress.received > before { 1 } else { attempt + 1 };
+            if attempt > self.retry.attempts {
+                return Err(error);
+            }
+            tracing::debug!(%error, digest = %progress.blob.digest, at = progress.received, "a blob is taken up again");
+            tokio::time::sleep(self.retry.pause(attempt, None)).await;
+        }
+    }
+
+    async fn take(&self, mut answer: Response, progress: &mut Progress<'_>) -> Result<(), RemoteError> {
+        let url = answer.url().clone();
+        let mut skip = match answer.status() {
+            StatusCode::PARTIAL_CONTENT if range_start(&answer) == Some(progress.received) => 0,
+            StatusCode::PARTIAL_CONTENT => {
+                let reason = "it is another range than was asked for".to_owned();
+                return Err(RemoteError::Answer { url: shown(&url), reason });
+            }
+            // Ranges are not for everyone: what is known is read over.
+            _ => progress.received,
+        };
+        loop {
+            let chunk = match next_chunk(&mut answer, &url, self.retry.stall).await {
+                // All of it came: how the connection ended does not matter.
+                Err(_) if progress.received == progress.blob.size => None,
+                chunk => chunk?,
+            };
+            match chunk {
+                Some(mut chunk) => {
+                    let known = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
+                    chunk.advance(known);
+                    skip -= known as u64;
+                    progress.add(chunk, &shown(&url)).await?;
+                }
+                None if progress.received < progress.blob.size => {
+                    return Err(RemoteError::Unreachable {
+                        url: shown(&url),
+                        reason: format!(
+                            "it ended after {} of {} bytes",
+                            progress.received, progress.blob.size
+                        ),
+                    });
+                }
+                None => return progress.finish(&shown(&url)).await,
+            }
+        }
+    }
+
+    /// A small blob: a config.
+    pub async fn bytes(&self, source: &Source, blob: &Descriptor) -> Result<Vec<u8>, RemoteError> {
+        if blob.size > JSON_LIMIT {
+            return Err(RemoteError::TooLarge { url: source.reference.clone(), limit: JSON_LIMIT as usize });
+        }
+        let (send, mut chunks) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
+        let collect = async {
+            let mut bytes = Vec::new();
+            while let Some(chunk) = chunks.recv().await {
+                bytes.extend_from_slice(&chunk);
+            }
+            bytes
+        };
+        let fetch = async {
+            let fetched = self.blob(source, blob, &send).await;
+            drop(send);
+            fetched
+        };
+        let (fetched, bytes) = tokio::join!(fetch, collect);
+        fetched.map(|()| bytes)
+    }
+}
+
+fn range_start(answer: &Response) -> Option<u64> {
+    let range = answer.headers().get(CONTENT_RANGE)?.to_str().ok()?;
+    range.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
+}
+
+impl Progress<'_> {
+    async fn add(&mut self, chunk: Bytes, url: &str) -> Result<(), RemoteError> {
+        if chunk.is_empty() {
+            return Ok(());
+        }
+        self.received += chunk.len() as u64;
+        if self.received > self.blob.size {
+            return Err(self.size(url));
+        }
+        self.sum.update(&chunk);
+        let ready = std::mem::replace(&mut self.held, chunk);
+        self.send(ready).await
+    }
+
+    async fn finish(&mut self, url: &str) -> Result<(), RemoteError> {
+        let actual = Digest::from_sha256(self.sum.clone().finalize().into());
+        if self.received != self.blob.size {
+            return Err(self.size(url));
+        }
+        if actual != self.blob.digest {
+            return Err(RemoteError::Mismatch { url: url.to_owned(), declared: self.blob.digest, actual });
+        }
+        let last = std::mem::take(&mut self.held);
+        self.send(last).await
+    }
+
+    async fn send(&self, chunk: Bytes) -> Result<(), RemoteError> {
+        if chunk.is_empty() {
+            return Ok(());
+        }
+        self.to.send(chunk).await.map_err(|_| RemoteError::NotTaken { digest: self.blob.digest })
+    }
+
+    fn size(&self, url: &str) -> RemoteError {
+        RemoteError::Size {
+            url: url.to_owned(),
+            digest: self.blob.digest,
+            declared: self.blob.size,
+            actual: self.received,
+        }
+    }
+}
+
+/// The chunks of a blob for a thread that may block. Its end is the end of what was sent, whether or not
+/// that is all: the size and the digest tell.
+#[derive(Debug)]
+pub struct BlobReader {
+    chunks: mpsc::Receiver<Bytes>,
+    chunk: Bytes,
+}
+
+impl BlobReader {
+    pub fn new(chunks: mpsc::Receiver<Bytes>) -> Self {
+        Self { chunks, chunk: Bytes::new() }
+    }
+}
+
+impl Read for BlobReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.chunk.is_empty() {
+            match self.chunks.blocking_recv() {
+                Some(chunk) => self.chunk = chunk,
+                None => return Ok(0),
+            }
+        }
+        let count = self.chunk.len().min(buffer.len());
+        self.chunk.copy_to_slice(&mut buffer[..count]);
+        Ok(count)
+    }
+}

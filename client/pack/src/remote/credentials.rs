@@ -1,0 +1,123 @@
+use std::collections::BTreeMap;
+use std::fmt;
+
+use docker_credential::{CredentialRetrievalError, DockerCredential};
+
+use super::host::DOCKER_HUB;
+
+/// What opens one registry. Shown nowhere: `Debug` prints a placeholder.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Credential {
+    Password {
+        username: String,
+        password: String,
+    },
+    /// A refresh token of OAuth 2, as `docker login` keeps for some registries.
+    IdentityToken(String),
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("<credential>")
+    }
+}
+
+/// Credentials by registry.
+#[derive(Clone, Debug, Default)]
+pub struct Credentials(BTreeMap<String, Credential>);
+
+impl Credentials {
+    /// Adds one; the last for a registry counts.
+    #[must_use]
+    pub fn with(mut self, registry: &str, credential: Credential) -> Self {
+        self.0.insert(registry_key(registry), credential);
+        self
+    }
+
+    /// Adds those of `others` for registries that have none here.
+    #[must_use]
+    pub fn or(mut self, others: Self) -> Self {
+        for (registry, credential) in others.0 {
+            self.0.entry(registry).or_insert(credential);
+        }
+        self
+    }
+
+    pub fn get(&self, registry: &str) -> Option<&Credential> {
+        self.0.get(&registry_key(registry))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// One spelling for each registry; Docker Hub has many.
+pub fn registry_key(registry: &str) -> String {
+    let host = registry.trim().trim_start_matches("https://").trim_start_matches("http://");
+    let host = host.split('/').next().unwrap_or_default().to_ascii_lowercase();
+    match host.as_str() {
+        "" | "docker.io" | "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => {
+            DOCKER_HUB.to_owned()
+        }
+        _ => host,
+    }
+}
+
+/// The credential that `docker login` keeps for a registry: in `config.json`, or with a helper that it
+/// names. Blocking, and a helper may ask a person: give it a thread and a limit.
+pub fn docker_config(registry: &str) -> Result<Option<Credential>, String> {
+    let key = registry_key(registry);
+    let server = if key == DOCKER_HUB { "https://index.docker.io/v1/" } else { key.as_str() };
+    match docker_credential::get_credential(server) {
+        Ok(DockerCredential::UsernamePassword(username, password)) => {
+            Ok(Some(Credential::Password { username, password }))
+        }
+        Ok(DockerCredential::IdentityToken(token)) => Ok(Some(Credential::IdentityToken(token))),
+        Err(
+            CredentialRetrievalError::NoCredentialConfigured
+            | CredentialRetrievalError::ConfigNotFound
+            // What a helper says where it has nothing: the protocol has no other word for it.
+            | CredentialRetrievalError::HelperFailure { .. },
+        ) => Ok(None),
+        Err(CredentialRetrievalError::ConfigReadError) if !config_exists() => Ok(None),
+        Err(error) => Err(format!("Docker's credentials for {key}: {error}")),
+    }
+}
+
+fn config_exists() -> bool {
+    let directory = std::env::var_os("DOCKER_CONFIG")
+        .map(std::path::PathBuf::from)
+        .or_else(|| Some(std::path::Path::new(&std::env::var_os("HOME")?).join(".docker")));
+    directory.is_some_and(|directory| directory.join("config.json").exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn password(username: &str) -> Credential {
+        Credential::Password { username: username.to_owned(), password: "hunter2".to_owned() }
+    }
+
+    #[test]
+    fn every_name_of_docker_hub_finds_its_credential_and_others_are_exact() {
+        for given in ["", "docker.io", "https://index.docker.io/v1/", "registry-1.docker.io"] {
+            let credentials = Credentials::default().with(given, password("a"));
+            assert!(credentials.get("docker.io").is_some() && credentials.get("example.com").is_none());
+        }
+        let credentials = Credentials::default().with("R.example:5000", password("a"));
+        assert!(credentials.get("r.example:5000").is_some() && credentials.get("r.example").is_none());
+    }
+
+    #[test]
+    fn what_was_given_first_wins_over_what_was_configured_and_nothing_is_shown() {
+        let given = Credentials::default().with("a.example", password("given"));
+        let configured =
+            Credentials::default().with("a.example", password("c")).with("b.example", password("c"));
+        let all = given.or(configured);
+        assert_eq!(all.get("a.example"), Some(&password("given")));
+        assert_eq!(all.get("b.example"), Some(&password("c")));
+        assert!(!format!("{all:?}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,108 @@
+use hearth_proto::value::Digest;
+
+/// Why another registry did not give or take what it was asked for. URLs are shown without queries and
+/// user names: those may hold signatures and passwords.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// The registry said no. `code` is the distribution spec's, such as `MANIFEST_UNKNOWN`.
+    #[error(
+        "{url} answered {status}{}{}",
+        .code.as_ref().map(|code| format!(" {code}")).unwrap_or_default(),
+        .message.as_ref().map(|message| format!(": {message}")).unwrap_or_default()
+    )]
+    Refused { url: String, status: u16, code: Option<String>, message: Option<String> },
+    #[error("there is no image `{reference}` in {registry}")]
+    NotFound { reference: String, registry: String },
+    #[error("{url} cannot be reached: {reason}")]
+    Unreachable { url: String, reason: String },
+    #[error("{url} gave no answer within {seconds} s")]
+    Silent { url: String, seconds: u64 },
+    #[error("{url} names {realm} as its token service: {reason}")]
+    Realm { url: String, realm: String, reason: &'static str },
+    #[error("{url} asks for `{scheme}` authentication, which is not spoken here")]
+    Challenge { url: String, scheme: String },
+    #[error("{url} redirects to {to}: {reason}")]
+    Redirect { url: String, to: String, reason: &'static str },
+    #[error("{url}: its answer has more than {limit} bytes")]
+    TooLarge { url: String, limit: usize },
+    #[error("{url}: its answer is not what it should be: {reason}")]
+    Answer { url: String, reason: String },
+    #[error("{what} is of type `{media_type}`, which is not supported")]
+    MediaType { what: String, media_type: String },
+    #[error("`{reference}` has no image for {wanted}; it has {found}")]
+    NoPlatform { reference: String, wanted: String, found: String },
+    #[error("{url}: content of {declared} has digest {actual}")]
+    Mismatch { url: String, declared: Digest, actual: Digest },
+    #[error("{url}: {digest} should have {declared} bytes, and {actual} came")]
+    Size { url: String, digest: Digest, declared: u64, actual: u64 },
+    #[error("content of {digest} cannot be read: {source}")]
+    Content { digest: Digest, source: std::io::Error },
+    #[error("a client for TLS cannot be made: {0}")]
+    Tls(String),
+    /// Whoever takes the content has stopped; it knows why.
+    #[error("the content of {digest} is not taken any more")]
+    NotTaken { digest: Digest },
+}
+
+impl RemoteError {
+    /// Stable word for the cause.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Refused { status: 401 | 403, .. } => "registry_denied",
+            Self::Refused { status: 429, .. } => "registry_busy",
+            Self::Refused { .. } => "registry_refused",
+            Self::NotFound { .. } => "image_not_found",
+            Self::Unreachable { .. } | Self::Silent { .. } => "registry_unreachable",
+            Self::Realm { .. } | Self::Challenge { .. } => "registry_auth_refused",
+            Self::Redirect { .. } => "registry_redirect_refused",
+            Self::TooLarge { .. } | Self::Answer { .. } => "registry_answer_invalid",
+            Self::MediaType { .. } => "media_type_unsupported",
+            Self::NoPlatform { .. } => "platform_missing",
+            Self::Mismatch { .. } | Self::Size { .. } => "blob_mismatch",
+            Self::Content { .. } | Self::Tls(_) | Self::NotTaken { .. } => "internal",
+        }
+    }
+
+    /// The code of the distribution spec, where the registry gave one.
+    pub fn spec_code(&self) -> Option<&str> {
+        match self {
+            Self::Refused { code, .. } => code.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// Whether the same request may go through later. Decided by type and status, never by text.
+    pub const fn retryable(&self) -> bool {
+        match self {
+            Self::Refused { status, .. } => super::retry::passing(*status),
+            Self::Unreachable { .. } | Self::Silent { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// What to do next.
+    pub const fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Refused { status: 401, .. } => {
+                Some("give credentials: --cred registry,username,password, or configure the daemon's own")
+            }
+            Self::Refused { status: 403, .. } => {
+                Some("these credentials may not do that; give others with --cred registry,username,password")
+            }
+            Self::Refused { status: 429, .. } => {
+                Some("the registry limits requests: wait, give credentials, or use a mirror")
+            }
+            Self::NotFound { .. } => Some("check the name; private images need --cred"),
+            Self::Unreachable { .. } | Self::Silent { .. } => {
+                Some("check the network, or name a mirror: --registry-mirror HOST=URL")
+            }
+            Self::NoPlatform { .. } => Some("name another platform, such as --arch arm64"),
+            _ => None,
+        }
+    }
+
+    /// Whether another host may have what this one does not give.
+    pub(super) const fn is_of_this_host(&self) -> bool {
+        !matches!(self, Self::NotTaken { .. } | Self::Content { .. } | Self::Tls(_))
+    }
+}

@@ -1,0 +1,243 @@
+//! From a reference to the manifest of one platform.
+
+use std::collections::HashSet;
+
+use hearth_proto::value::{Digest, Reference};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
+use serde::Deserialize;
+
+use super::Remote;
+use super::error::RemoteError;
+use super::host::{Host, repository, shown};
+use super::transport::{Call, answer_bytes};
+use crate::archive::{JSON_LIMIT, sha256};
+use crate::image::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, INDEX, Index, MANIFEST, Manifest, Platform};
+
+const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
+/// Indexes inside indexes are followed this far.
+const DEPTH: usize = 4;
+/// Manifests below one index.
+const MAX_CHILDREN: usize = 256;
+
+/// Where an image was found: its repository, and the hosts that are asked for it in turn.
+#[derive(Clone, Debug)]
+pub struct Source {
+    pub(super) hosts: Vec<Host>,
+    pub(super) repository: String,
+    /// For messages.
+    pub(super) reference: String,
+}
+
+impl Source {
+    /// `docker.io/library/python`, whichever host it came from.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.registry(), self.repository)
+    }
+
+    /// The registry that was meant, whichever host stands in for it.
+    fn registry(&self) -> &str {
+        self.hosts.first().map_or("", |host| host.mirror_of.as_deref().unwrap_or(&host.key))
+    }
+
+    pub(super) fn scope(&self) -> String {
+        format!("repository:{}:pull", self.repository)
+    }
+}
+
+/// A manifest or index as a registry has it; its bytes have its digest.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub source: Source,
+    pub descriptor: Descriptor,
+    pub bytes: Vec<u8>,
+}
+
+/// The image of one platform.
+#[derive(Clone, Debug)]
+pub struct RemoteImage {
+    pub source: Source,
+    pub descriptor: Descriptor,
+    pub manifest_bytes: Vec<u8>,
+    pub manifest: Manifest,
+    pub config: Vec<u8>,
+}
+
+impl Remote {
+    /// What a reference names: an image, or an index of images. Mirrors are asked first.
+    pub async fn manifest(&self, reference: &Reference) -> Result<Found, RemoteError> {
+        let hosts = self.mirrors.hosts(reference);
+        let mut source =
+            Source { repository: repository(reference), reference: reference.to_string(), hosts };
+        let name = match (&reference.digest, reference.tag_or_latest()) {
+            (Some(digest), _) => digest.to_string(),
+            (None, tag) => tag.map_or_else(|| "latest".to_owned(), |tag| tag.to_string()),
+        };
+        let mut last = None;
+        for at in 0..source.hosts.len() {
+            let host = &source.hosts[at];
+            match self.manifest_at(host, &source, &name, reference.digest.as_ref()).await {
+                Ok((descriptor, bytes)) => {
+                    // The rest is asked for where this came from.
+                    source.hosts[..=at].rotate_right(1);
+                    return Ok(Found { source, descriptor, bytes });
+                }
+                Err(error) => {
+                    if let Some(registry) = &host.mirror_of {
+                        tracing::warn!(mirror = host.key, registry, %error, "a mirror did not give an image");
+                    }
+                    last = Some(error);
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| not_found(&source)))
+    }
+
+    /// A manifest below an index of `source`.
+    pub async fn child(&self, source: &Source, child: &Descriptor) -> Result<Vec<u8>, RemoteError> {
+        let mut last = None;
+        for host in &source.hosts {
+            match self.manifest_at(host, source, &child.digest.to_string(), Some(&child.digest)).await {
+                Ok((_, bytes)) => return Ok(bytes),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| not_found(source)))
+    }
+
+    async fn manifest_at(
+        &self,
+        host: &Host,
+        source: &Source,
+        name: &str,
+        expected: Option<&Digest>,
+    ) -> Result<(Descriptor, Vec<u8>), RemoteError> {
+        let url = host.url(&source.repository, &format!("manifests/{name}"));
+        let call = Call::get(url.clone()).header(ACCEPT, HeaderValue::from_static(ACCEPTED));
+        let answer = match self.send(host, &source.scope(), &call).await {
+            Err(RemoteError::Refused { status: 404, .. }) => return Err(not_found(source)),
+            answer => answer?,
+        };
+        let declared = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let declared = declared.and_then(|text| text.split(';').next()).unwrap_or_default().trim().to_owned();
+        let bytes = answer_bytes(answer, JSON_LIMIT as usize, self.retry.stall).await?;
+        let actual = sha256(&bytes);
+        if let Some(expected) = expected.filter(|expected| **expected != actual) {
+            return Err(RemoteError::Mismatch { url: shown(&url), declared: *expected, actual });
+        }
+        let media_type = media_type(&declared, &bytes, &shown(&url))?;
+        let descriptor = Descriptor::new(&media_type, actual, bytes.len() as u64);
+        Ok((descriptor, bytes))
+    }
+
+    /// The image that `reference` names for `platform`, its variant included.
+    pub async fn image(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<RemoteImage, RemoteError> {
+        let Found { source, descriptor, bytes } = self.manifest(reference).await?;
+        self.image_of(source, descriptor, bytes, platform).await
+    }
+
+    /// The image for `platform` in something that was found before.
+    pub async fn image_of(
+        &self,
+        source: Source,
+        mut descriptor: Descriptor,
+        mut bytes: Vec<u8>,
+        platform: &Platform,
+    ) -> Result<RemoteImage, RemoteError> {
+        let mut seen = HashSet::new();
+        for _ in 0..=DEPTH {
+            if !descriptor.is_index() {
+                break;
+            }
+            seen.insert(descriptor.digest);
+            let index: Index = parsed(&source, &bytes)?;
+            let child = pick(&source, &index, platform)?;
+            if !seen.insert(child.digest) {
+                return Err(answer(&source, "its index is in itself"));
+            }
+            bytes = self.child(&source, &child).await?;
+            descriptor = child;
+        }
+        if !descriptor.is_manifest() {
+            return Err(answer(&source, "its indexes are nested too deeply"));
+        }
+        let manifest: Manifest = parsed(&source, &bytes)?;
+        let config = self.bytes(&source, &manifest.config).await?;
+        let declared: Platform = parsed(&source, &config)?;
+        if !declared.serves(platform) {
+            let found = declared.to_string();
+            return Err(RemoteError::NoPlatform {
+                reference: source.reference,
+                wanted: platform.to_string(),
+                found,
+            });
+        }
+        Ok(RemoteImage { source, descriptor, manifest_bytes: bytes, manifest, config })
+    }
+}
+
+fn pick(source: &Source, index: &Index, platform: &Platform) -> Result<Descriptor, RemoteError> {
+    if index.manifests.len() > MAX_CHILDREN {
+        return Err(answer(source, "its index has more images than are looked at"));
+    }
+    // Attestations stand beside images as manifests for an unknown platform.
+    let images = || {
+        index.manifests.iter().filter(|child| {
+            let unknown = child.platform.as_ref().is_some_and(|platform| platform.os == "unknown");
+            !unknown && (child.is_manifest() || child.is_index())
+        })
+    };
+    let declared = images().filter(|child| child.platform.is_some());
+    let best = platform.best(declared, |child| child.platform.as_ref()).or_else(|| {
+        // Nested indexes and lone images often say nothing; they are judged by their config.
+        let mut silent =
+            images().filter(|child| child.platform.as_ref().is_none_or(|p| p.architecture.is_empty()));
+        silent.next().filter(|_| silent.next().is_none())
+    });
+    best.cloned().ok_or_else(|| {
+        let mut found: Vec<String> =
+            images().filter_map(|child| child.platform.as_ref().map(Platform::to_string)).collect();
+        found.sort_unstable();
+        found.dedup();
+        let found = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
+        RemoteError::NoPlatform { reference: source.reference.clone(), wanted: platform.to_string(), found }
+    })
+}
+
+/// What a manifest is: by its own word first, as far as that is one we know.
+fn media_type(declared: &str, bytes: &[u8], url: &str) -> Result<String, RemoteError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Head {
+        #[serde(default)]
+        media_type: Option<String>,
+        #[serde(default)]
+        schema_version: u64,
+    }
+    let head: Head = serde_json::from_slice(bytes)
+        .map_err(|error| RemoteError::Answer { url: url.to_owned(), reason: error.to_string() })?;
+    let own = head.media_type.filter(|own| !own.is_empty()).unwrap_or_else(|| declared.to_owned());
+    let known = [MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_LIST].contains(&own.as_str());
+    if known && head.schema_version == 2 {
+        return Ok(own);
+    }
+    let media_type =
+        if head.schema_version == 1 { "schema 1".to_owned() } else { own.chars().take(100).collect() };
+    Err(RemoteError::MediaType { what: format!("the manifest at {url}"), media_type })
+}
+
+fn parsed<T: for<'de> Deserialize<'de>>(source: &Source, bytes: &[u8]) -> Result<T, RemoteError> {
+    serde_json::from_slice(bytes).map_err(|error| answer(source, &error.to_string()))
+}
+
+fn answer(source: &Source, reason: &str) -> RemoteError {
+    RemoteError::Answer { url: source.reference.clone(), reason: reason.to_owned() }
+}
+
+pub(super) fn not_found(source: &Source) -> RemoteError {
+    RemoteError::NotFound { reference: source.reference.clone(), registry: source.registry().to_owned() }
+}

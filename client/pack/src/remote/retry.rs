@@ -1,0 +1,54 @@
+//! When to try again, and when not before.
+
+use std::time::Duration;
+
+/// Tries of one request, with a pause between them that doubles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retry {
+    pub attempts: u32,
+    pub first_pause: Duration,
+    pub longest_pause: Duration,
+    /// A connection that gives no byte for so long is given up.
+    pub stall: Duration,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            attempts: 5,
+            first_pause: Duration::from_millis(250),
+            longest_pause: Duration::from_secs(15),
+            stall: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Retry {
+    /// Before try `attempt + 1`, counted from 1. What the registry asks for is heard, within bounds; the
+    /// rest is spread, so that many clients do not come back together.
+    pub(super) fn pause(&self, attempt: u32, asked: Option<Duration>) -> Duration {
+        let doubled = self.first_pause.saturating_mul(1 << attempt.saturating_sub(1).min(16));
+        let spread = doubled.mul_f64(rand::random_range(0.75..1.25));
+        asked.unwrap_or(spread).max(spread).min(self.longest_pause)
+    }
+}
+
+/// Whether an answer with this status may be another one a moment later.
+pub(super) const fn passing(status: u16) -> bool {
+    matches!(status, 408 | 429 | 500 | 502 | 503 | 504)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_hear_the_registry_and_have_an_end() {
+        let retry = Retry::default();
+        assert!(retry.pause(1, None) < Duration::from_millis(320));
+        assert!(retry.pause(4, None) > retry.pause(1, None));
+        assert_eq!(retry.pause(60, None), retry.longest_pause);
+        assert_eq!(retry.pause(1, Some(Duration::from_secs(2))), Duration::from_secs(2));
+        assert_eq!(retry.pause(1, Some(Duration::from_secs(86_400))), retry.longest_pause);
+    }
+}

@@ -1,0 +1,388 @@
+//! One request: tried again where that may help, authorized once, redirected with care.
+//!
+//! Redirects are followed here and not by the HTTP client: what authorizes us goes to the registry's own
+//! host and to no other, and nothing goes from HTTPS to plain HTTP.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::TryStreamExt as _;
+use reqwest::header::{
+    AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
+};
+use reqwest::{Client, Method, Response, StatusCode, redirect};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use url::Url;
+
+use super::Remote;
+use super::auth::Challenge;
+use super::error::RemoteError;
+use super::host::{Host, is_loopback, shown};
+use super::push::OpenContent;
+
+const CONNECT_LIMIT: Duration = Duration::from_secs(15);
+/// Tokens, errors and other small answers.
+pub(super) const JSON_ANSWER: usize = 1024 * 1024;
+const ERROR_ANSWER: usize = 64 * 1024;
+const REDIRECTS: usize = 5;
+/// How much of a file goes into an upload at once.
+const UPLOAD_CHUNK: usize = 256 * 1024;
+
+/// Connections, shared by everything that this process asks of registries.
+#[derive(Debug, Default)]
+pub(super) struct Transport {
+    /// To this machine: no proxy stands in between, and no certificates are needed.
+    direct: OnceLock<Result<Client, String>>,
+    outward: OnceLock<Result<Client, String>>,
+}
+
+impl Transport {
+    fn client(&self, url: &Url) -> Result<&Client, RemoteError> {
+        let direct = url.scheme() == "http" && url.host_str().is_some_and(is_loopback);
+        let (cell, builder): (_, fn() -> reqwest::ClientBuilder) = if direct {
+            (&self.direct, || Client::builder().no_proxy().tls_certs_only([]))
+        } else {
+            (&self.outward, Client::builder)
+        };
+        let made = cell.get_or_init(|| {
+            // An error means that one is installed already.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            builder()
+                .user_agent(concat!("hearth/", env!("CARGO_PKG_VERSION")))
+                .redirect(redirect::Policy::none())
+                .referer(false)
+                .connect_timeout(CONNECT_LIMIT)
+                .build()
+                .map_err(|error| reason(&error))
+        });
+        made.as_ref().map_err(|reason| RemoteError::Tls(reason.clone()))
+    }
+}
+
+/// A request that can be made more than once.
+#[derive(Clone)]
+pub(super) struct Call {
+    method: Method,
+    pub(super) url: Url,
+    headers: HeaderMap,
+    body: CallBody,
+}
+
+#[derive(Clone)]
+enum CallBody {
+    Empty,
+    Bytes(Bytes),
+    Content { open: OpenContent, size: u64 },
+}
+
+impl Call {
+    pub(super) fn new(method: Method, url: Url) -> Self {
+        Self { method, url, headers: HeaderMap::new(), body: CallBody::Empty }
+    }
+
+    pub(super) fn get(url: Url) -> Self {
+        Self::new(Method::GET, url)
+    }
+
+    pub(super) fn post_form(url: Url, form: Vec<(String, String)>) -> Self {
+        let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
+        Self::new(Method::POST, url)
+            .header(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"))
+            .bytes(body.into())
+    }
+
+    pub(super) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.append(name, value);
+        self
+    }
+
+    /// For a token service; a registry's own header is put there by [`Remote::send`].
+    pub(super) fn authorization(self, value: &str) -> Self {
+        match HeaderValue::from_str(value) {
+            Ok(mut value) => {
+                value.set_sensitive(true);
+                self.header(AUTHORIZATION, value)
+            }
+            // Base64 is always a header value.
+            Err(_) => self,
+        }
+    }
+
+    pub(super) fn bytes(mut self, body: Bytes) -> Self {
+        self.headers.insert(CONTENT_LENGTH, body.len().into());
+        self.body = CallBody::Bytes(body);
+        self
+    }
+
+    pub(super) fn content(mut self, open: OpenContent, size: u64) -> Self {
+        self.headers.insert(CONTENT_LENGTH, size.into());
+        self.body = CallBody::Content { open, size };
+        self
+    }
+
+    /// Whether the request may be sent elsewhere as it is.
+    fn follows_redirects(&self) -> bool {
+        matches!(self.method, Method::GET | Method::HEAD)
+    }
+}
+
+/// Why one try failed.
+struct Failed {
+    error: RemoteError,
+    /// How long the registry asks us to wait.
+    asked: Option<Duration>,
+    again: bool,
+}
+
+impl From<RemoteError> for Failed {
+    fn from(error: RemoteError) -> Self {
+        let again = error.retryable();
+        Self { error, asked: None, again }
+    }
+}
+
+impl Remote {
+    /// Sends a request to `host` until it has an answer that is a success; any other is an error.
+    pub(super) async fn send(&self, host: &Host, scope: &str, call: &Call) -> Result<Response, RemoteError> {
+        self.again(|| self.authorized(host, scope, call)).await
+    }
+
+    /// The same without a registry's authorization, and without redirects.
+    pub(super) async fn send_plain(&self, host: &Host, call: &Call) -> Result<Response, RemoteError> {
+        self.again(|| async {
+            let answer = self.execute(call, &call.url, None).await?;
+            if answer.status().is_redirection() {
+                let reason = "a token service is not followed elsewhere";
+                return Err(redirect_error(host, &answer, reason).into());
+            }
+            success(answer, self.retry.stall).await
+        })
+        .await
+    }
+
+    async fn again<F: Future<Output = Result<Response, Failed>>>(
+        &self,
+        once: impl Fn() -> F,
+    ) -> Result<Response, RemoteError> {
+        let mut attempt = 1;
+        loop {
+            let failed = match once().await {
+                Ok(answer) => return Ok(answer),
+                Err(failed) => failed,
+            };
+            if attempt >= self.retry.attempts || !failed.again {
+                return Err(failed.error);
+            }
+            let pause = self.retry.pause(attempt, failed.asked);
+            tracing::debug!(error = %failed.error, attempt, ?pause, "a request to a registry is tried again");
+            tokio::time::sleep(pause).await;
+            attempt += 1;
+        }
+    }
+
+    async fn authorized(&self, host: &Host, scope: &str, call: &Call) -> Result<Response, Failed> {
+        let mut url = call.url.clone();
+        let mut authorized = false;
+        let mut redirects = 0;
+        loop {
+            let own = host.owns(&url);
+            let header = if own { self.tokens.get(host, scope) } else { None };
+            let answer = self.execute(call, &url, header).await?;
+            let status = answer.status();
+            if status == StatusCode::UNAUTHORIZED && own && !authorized {
+                // Once: a token that was just made and does not open is no token for this.
+                authorized = true;
+                self.tokens.forget(host, scope);
+                let challenge = Challenge::of(answer.headers());
+                // A token service has tries of its own.
+                let made = self.authorize(host, &url, scope, challenge).await;
+                let made = made.map_err(|error| Failed { error, asked: None, again: false })?;
+                if made.is_some() {
+                    continue;
+                }
+            }
+            if is_redirect(status) && call.follows_redirects() {
+                redirects += 1;
+                url = followed(host, &url, &answer, redirects)?;
+                continue;
+            }
+            return success(answer, self.retry.stall).await;
+        }
+    }
+
+    async fn execute(
+        &self,
+        call: &Call,
+        url: &Url,
+        own: Option<HeaderValue>,
+    ) -> Result<Response, RemoteError> {
+        let mut headers = call.headers.clone();
+        if let Some(own) = own {
+            headers.insert(AUTHORIZATION, own);
+        }
+        let sent = Arc::new(AtomicU64::new(0));
+        let client = self.transport.client(url)?;
+        let mut request = client.request(call.method.clone(), url.clone()).headers(headers);
+        match &call.body {
+            CallBody::Empty => {}
+            CallBody::Bytes(bytes) => request = request.body(bytes.clone()),
+            CallBody::Content { open, size } => {
+                request = request.body(upload(open, *size, Arc::clone(&sent))?);
+            }
+        }
+        let answer = request.send();
+        tokio::pin!(answer);
+        let stall = self.retry.stall;
+        loop {
+            let before = sent.load(Ordering::Relaxed);
+            match tokio::time::timeout(stall, &mut answer).await {
+                Ok(answer) => return answer.map_err(|error| unreachable(url, &error)),
+                // What is still being taken is no silence.
+                Err(_) if sent.load(Ordering::Relaxed) > before => {}
+                Err(_) => return Err(RemoteError::Silent { url: shown(url), seconds: stall.as_secs() }),
+            }
+        }
+    }
+}
+
+fn upload(open: &OpenContent, size: u64, sent: Arc<AtomicU64>) -> Result<reqwest::Body, RemoteError> {
+    let file = open.open()?;
+    let limited = tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), size);
+    let chunks = tokio_util::io::ReaderStream::with_capacity(limited, UPLOAD_CHUNK);
+    Ok(reqwest::Body::wrap_stream(chunks.inspect_ok(move |chunk| {
+        sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+    })))
+}
+
+fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+/// Where a redirect leads, when we may go there.
+fn followed(host: &Host, url: &Url, answer: &Response, count: usize) -> Result<Url, RemoteError> {
+    if count > REDIRECTS {
+        return Err(redirect_error(host, answer, "that is one redirect too many"));
+    }
+    let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+    let Some(next) = location.and_then(|location| url.join(location).ok()) else {
+        return Err(redirect_error(host, answer, "that is no place to go to"));
+    };
+    match elsewhere(host, &next) {
+        Ok(()) => Ok(next),
+        Err(reason) => Err(redirect_error(host, answer, reason)),
+    }
+}
+
+/// Whether a registry may send us to this URL.
+pub(super) fn elsewhere(host: &Host, next: &Url) -> Result<(), &'static str> {
+    match next.scheme() {
+        "https" => Ok(()),
+        "http" if host.is_plain_http() => Ok(()),
+        "http" => Err("from https to plain http"),
+        _ => Err("it is neither http nor https"),
+    }
+}
+
+fn redirect_error(host: &Host, answer: &Response, reason: &'static str) -> RemoteError {
+    let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let to = host.base.join(location).map_or_else(|_| "an unreadable place".to_owned(), |to| shown(&to));
+    RemoteError::Redirect { url: shown(answer.url()), to, reason }
+}
+
+async fn success(answer: Response, stall: Duration) -> Result<Response, Failed> {
+    if answer.status().is_success() {
+        return Ok(answer);
+    }
+    let asked = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    let asked = asked.map(Duration::from_secs);
+    let error = refused(answer, stall).await;
+    Err(Failed { asked, ..Failed::from(error) })
+}
+
+/// An answer that is no success, with the code of the distribution spec where it has one.
+async fn refused(answer: Response, stall: Duration) -> RemoteError {
+    #[derive(Deserialize)]
+    struct Errors {
+        errors: Vec<One>,
+    }
+    #[derive(Deserialize)]
+    struct One {
+        code: Option<String>,
+        message: Option<String>,
+    }
+    let (url, status) = (shown(answer.url()), answer.status().as_u16());
+    let body = answer_bytes(answer, ERROR_ANSWER, stall).await.unwrap_or_default();
+    let first = serde_json::from_slice::<Errors>(&body).ok().and_then(|body| body.errors.into_iter().next());
+    let text = |text: Option<String>, limit: usize| {
+        text.map(|text| text.chars().filter(|c| !c.is_control()).take(limit).collect::<String>())
+            .filter(|text| !text.is_empty())
+    };
+    let (code, message) =
+        first.map_or((None, None), |first| (text(first.code, 60), text(first.message, 300)));
+    RemoteError::Refused { url, status, code, message }
+}
+
+/// A whole answer, up to a limit.
+pub(super) async fn answer_bytes(
+    mut answer: Response,
+    limit: usize,
+    stall: Duration,
+) -> Result<Vec<u8>, RemoteError> {
+    let url = answer.url().clone();
+    let mut bytes = Vec::new();
+    while let Some(chunk) = next_chunk(&mut answer, &url, stall).await? {
+        if bytes.len() + chunk.len() > limit {
+            return Err(RemoteError::TooLarge { url: shown(&url), limit });
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+pub(super) async fn answer_json<T: DeserializeOwned>(
+    answer: Response,
+    limit: usize,
+    stall: Duration,
+) -> Result<T, RemoteError> {
+    let url = shown(answer.url());
+    let bytes = answer_bytes(answer, limit, stall).await?;
+    serde_json::from_slice(&bytes).map_err(|error| RemoteError::Answer { url, reason: error.to_string() })
+}
+
+pub(super) async fn next_chunk(
+    answer: &mut Response,
+    url: &Url,
+    stall: Duration,
+) -> Result<Option<Bytes>, RemoteError> {
+    match tokio::time::timeout(stall, answer.chunk()).await {
+        Ok(chunk) => chunk.map_err(|error| unreachable(url, &error)),
+        Err(_) => Err(RemoteError::Silent { url: shown(url), seconds: stall.as_secs() }),
+    }
+}
+
+fn unreachable(url: &Url, error: &reqwest::Error) -> RemoteError {
+    RemoteError::Unreachable { url: shown(url), reason: reason(error) }
+}
+
+/// The innermost causes; the outer ones repeat the URL, which may hold a signature.
+fn reason(error: &reqwest::Error) -> String {
+    let mut causes = Vec::new();
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        if cause.downcast_ref::<io::Error>().is_some() || cause.source().is_none() {
+            causes.push(text);
+        }
+        next = cause.source();
+    }
+    causes.dedup();
+    if causes.is_empty() {
+        let kind = if error.is_body() { "the body was cut off" } else { "the request failed" };
+        causes.push(kind.to_owned());
+    }
+    causes.join(": ").chars().take(300).collect()
+}

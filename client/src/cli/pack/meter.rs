@@ -1,0 +1,105 @@
+//! How far a pack is: a bar with rate and time left on a terminal; elsewhere a line now and then, for packs
+//! that take long.
+
+use std::io::IsTerminal as _;
+use std::time::{Duration, Instant};
+
+use hearth_pack::Progress;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::output;
+
+/// Between two lines where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+pub(super) struct Meter {
+    total: u64,
+    /// None: there is no terminal.
+    bar: Option<ProgressBar>,
+    begun: Instant,
+    last_line: Instant,
+}
+
+impl Meter {
+    pub(super) fn new() -> Self {
+        let terminal =
+            std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        let bar = terminal.then(|| {
+            let bar = ProgressBar::no_length().with_style(style("{spinner} listing {elapsed}"));
+            bar.enable_steady_tick(Duration::from_millis(100));
+            bar
+        });
+        Self { total: 0, bar, begun: Instant::now(), last_line: Instant::now() }
+    }
+
+    pub(super) fn show(&mut self, at: Progress) {
+        match (at, &self.bar) {
+            (Progress::Listed { entries, bytes }, bar) => {
+                self.total = bytes;
+                if let Some(bar) = bar {
+                    bar.set_style(style(
+                        "{spinner} packing {msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left",
+                    ));
+                    bar.set_message(output::count(entries, "path"));
+                    bar.set_length(bytes);
+                    bar.reset_eta();
+                }
+            }
+            (Progress::Read { bytes, .. }, Some(bar)) => bar.set_position(bytes),
+            (Progress::Read { bytes, .. }, None) => {
+                if self.last_line.elapsed() >= LINE_EVERY {
+                    self.last_line = Instant::now();
+                    output::note(&self.line(bytes));
+                }
+            }
+            (Progress::Compressed { .. }, bar) => {
+                if let Some(bar) = bar {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+    }
+
+    fn line(&self, bytes: u64) -> String {
+        let rate = bytes as f64 / self.begun.elapsed().as_secs_f64().max(0.001);
+        let left = self.total.saturating_sub(bytes) as f64 / rate.max(1.0);
+        format!(
+            "packing: {} of {}, {}/s, {:.0} s left",
+            output::size(bytes),
+            output::size(self.total),
+            output::size(rate as u64),
+            left.ceil()
+        )
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    // The templates are constants of this file.
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_template_is_valid_and_a_line_says_how_far_and_how_long() {
+        for template in ["{spinner} listing {elapsed}", "{decimal_bytes_per_sec}  {eta} left"] {
+            assert!(ProgressStyle::with_template(template).is_ok());
+        }
+        let mut meter = Meter { bar: None, ..Meter::new() };
+        meter.show(Progress::Listed { entries: 3, bytes: 3_000_000 });
+        meter.begun = Instant::now() - Duration::from_secs(10);
+        let line = meter.line(1_000_000);
+        assert!(line.starts_with("packing: 1.00 MB of 3.00 MB, "), "{line}");
+        assert!(line.ends_with(" 20 s left") || line.ends_with(" 21 s left"), "{line}");
+    }
+}

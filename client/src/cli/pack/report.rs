@@ -1,0 +1,119 @@
+//! What a pack held, for people and for programs.
+
+use std::path::Path;
+use std::time::Duration;
+
+use hearth_pack::{Packed, Summary};
+use hearth_proto::v1::LoadImageResponse;
+use serde::Serialize;
+
+use crate::{duration, output};
+
+/// What went in, and what probably should not have.
+pub(in crate::cli) fn tell(summary: &Summary) {
+    let reused = match summary.reused_bytes {
+        0 => String::new(),
+        _ => ", unchanged since it was packed before".to_owned(),
+    };
+    output::note(&format!(
+        "packed {}, {}{reused}",
+        output::count(summary.files, "file"),
+        output::size(summary.bytes)
+    ));
+    for (path, bytes) in &summary.largest {
+        output::note(&format!("  {:>10}  {}", output::size(*bytes), shown(path)));
+    }
+    for found in &summary.suspicious {
+        let (path, size) = (shown(&found.path), output::size(found.bytes));
+        let files = output::count(found.files, "file");
+        output::note(&format!(
+            "hint: `{path}` is in it ({files}, {size}); a line `{path}` in .dockerignore keeps it out"
+        ));
+    }
+}
+
+fn shown(path: &[u8]) -> String {
+    output::printable(&String::from_utf8_lossy(path))
+}
+
+/// The same as JSON.
+#[derive(Serialize)]
+pub(super) struct PackView {
+    pub(super) digest: String,
+    layer: String,
+    diff_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<String>,
+    archive_bytes: u64,
+    files: u64,
+    directories: u64,
+    links: u64,
+    bytes: u64,
+    /// Content that an earlier pack had read and compressed.
+    unchanged_bytes: u64,
+    /// Bytes that went to the room, and those that it had.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sent_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reused_bytes: Option<u64>,
+    seconds: f64,
+    largest: Vec<PathView>,
+    /// Directories that an ignore file usually names.
+    suspicious: Vec<PathView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reference: Option<String>,
+}
+
+#[derive(Serialize)]
+struct PathView {
+    path: String,
+    bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    files: Option<u64>,
+}
+
+impl PackView {
+    pub(super) fn new(packed: &Packed, output: Option<&Path>) -> Self {
+        let summary = &packed.summary;
+        let path = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
+        Self {
+            digest: packed.digest().to_string(),
+            layer: packed.layer.digest.to_string(),
+            diff_id: packed.layer.diff_id.to_string(),
+            output: output.map(|path| path.display().to_string()),
+            archive_bytes: packed.archive_size(),
+            files: summary.files,
+            directories: summary.dirs,
+            links: summary.links,
+            bytes: summary.bytes,
+            unchanged_bytes: summary.reused_bytes,
+            sent_bytes: None,
+            reused_bytes: None,
+            seconds: 0.0,
+            largest: summary
+                .largest
+                .iter()
+                .map(|(name, bytes)| PathView { path: path(name), bytes: *bytes, files: None })
+                .collect(),
+            suspicious: summary
+                .suspicious
+                .iter()
+                .map(|dir| PathView { path: path(&dir.path), bytes: dir.bytes, files: Some(dir.files) })
+                .collect(),
+            reference: None,
+        }
+    }
+
+    /// Takes note of what the room says.
+    pub(super) fn sent(&mut self, loaded: LoadImageResponse) {
+        self.sent_bytes = Some(loaded.size_bytes);
+        self.reused_bytes = Some(loaded.reused_bytes);
+        self.reference = loaded.image.map(|image| image.reference);
+    }
+
+    /// Ends the report, and the remarks for people.
+    pub(super) fn took(&mut self, time: Duration) {
+        self.seconds = (time.as_secs_f64() * 1000.0).round() / 1000.0;
+        output::note(&format!("done in {}", duration::show(time)));
+    }
+}

@@ -1,0 +1,168 @@
+//! Sessions of trees: one for each version, shared by the builds that use it.
+//!
+//! ```text
+//!          lease                       last lease dropped            LINGER over, or too many
+//! (none) --------> open, leased n <-----------------------> open, idle --------------------> (none)
+//!   ^                  | BuildKit ended it                       |
+//!   '------------------'-----------------------------------------'   the next lease opens another
+//! ```
+//!
+//! BuildKit takes a session's id for the version of what it serves, so the id of an open session is
+//! never given to a second one. Of two registrations under one id, the end of the first removes the
+//! second: an id that we closed is opened again only after [`REST`].
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+use tonic::Status;
+
+use super::super::Address;
+use super::Session;
+use super::files::{ServedTree, Source};
+use crate::context::port::{ContextFiles, SessionName, Unwatched};
+
+/// An idle session stays open: the next build of the same tree finds it.
+const LINGER: Duration = Duration::from_secs(120);
+/// Idle sessions, and the entries of all their trees, which are held in memory.
+const MOST_IDLE: usize = 16;
+const MOST_IDLE_ENTRIES: usize = 300_000;
+/// What BuildKit may take to forget a session that we closed.
+const REST: Duration = Duration::from_secs(2);
+/// Closed ids are remembered at least for [`REST`].
+const MOST_CLOSED: usize = 1000;
+
+/// The open sessions of trees.
+pub(in crate::buildkit) struct TreeSessions {
+    address: Address,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    slots: HashMap<String, Slot>,
+    closed: HashMap<String, Instant>,
+}
+
+struct Slot {
+    shared: Arc<tokio::sync::Mutex<Option<Open>>>,
+    leases: usize,
+    idle_since: Instant,
+    entries: usize,
+}
+
+struct Open {
+    session: Session,
+    tree: ServedTree,
+}
+
+/// The sessions of one build's trees; they stay open as long as this lives.
+pub(in crate::buildkit) struct Lease {
+    sessions: Arc<TreeSessions>,
+    ids: Vec<String>,
+}
+
+impl TreeSessions {
+    pub(in crate::buildkit) fn new(address: Address) -> Self {
+        Self { address, state: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens what is not open yet of the sessions that a build needs.
+    pub(in crate::buildkit) async fn lease(self: &Arc<Self>, files: &ContextFiles) -> Result<Lease, Status> {
+        let context = Source { tree: Arc::clone(&files.context), watch: Arc::clone(&files.watch) };
+        let dockerfile = Source { tree: Arc::clone(&files.dockerfile), watch: Arc::new(Unwatched) };
+        let mut lease = Lease { sessions: Arc::clone(self), ids: Vec::new() };
+        let context_slot = lease.hold(&files.context_session, &context);
+        let dockerfile_slot = lease.hold(&files.dockerfile_session, &dockerfile);
+        futures::try_join!(
+            self.serve(context_slot, &files.context_session, "context", context),
+            self.serve(dockerfile_slot, &files.dockerfile_session, "dockerfile", dockerfile),
+        )?;
+        Ok(lease)
+    }
+
+    async fn serve(
+        &self,
+        slot: Arc<tokio::sync::Mutex<Option<Open>>>,
+        name: &SessionName,
+        dir: &'static str,
+        source: Source,
+    ) -> Result<(), Status> {
+        let mut open = slot.lock().await;
+        if let Some(open) = &*open
+            && !open.session.is_over()
+        {
+            open.tree.replace(source);
+            return Ok(());
+        }
+        *open = None;
+        let closed = self.lock().closed.get(&name.id).copied();
+        if let Some(closed) = closed {
+            sleep(REST.saturating_sub(closed.elapsed())).await;
+        }
+        let tree = ServedTree::new(dir, source);
+        let session = Session::tree(&self.address, name, tree.clone()).await?;
+        *open = Some(Open { session, tree });
+        Ok(())
+    }
+
+    /// Closes sessions that nobody has used for a while, and those that are too many.
+    pub(in crate::buildkit) fn close_idle(&self) {
+        let mut state = self.lock();
+        let mut idle: Vec<(Instant, String, usize)> = state
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.leases == 0)
+            .map(|(id, slot)| (slot.idle_since, id.clone(), slot.entries))
+            .collect();
+        idle.sort_unstable_by(|a, b| b.0.cmp(&a.0));
+        let mut entries = 0;
+        for (place, (since, id, count)) in idle.into_iter().enumerate() {
+            entries += count;
+            if place >= MOST_IDLE || entries > MOST_IDLE_ENTRIES || since.elapsed() > LINGER {
+                state.slots.remove(&id);
+                state.closed.insert(id, Instant::now());
+            }
+        }
+        if state.closed.len() > MOST_CLOSED {
+            state.closed.retain(|_, closed| closed.elapsed() < REST);
+        }
+    }
+}
+
+impl Lease {
+    fn hold(&mut self, name: &SessionName, source: &Source) -> Arc<tokio::sync::Mutex<Option<Open>>> {
+        let mut state = self.sessions.lock();
+        let slot = state.slots.entry(name.id.clone()).or_insert_with(|| Slot {
+            shared: Arc::default(),
+            leases: 0,
+            idle_since: Instant::now(),
+            entries: 0,
+        });
+        slot.leases += 1;
+        slot.entries = source.tree.len();
+        let shared = Arc::clone(&slot.shared);
+        drop(state);
+        self.ids.push(name.id.clone());
+        shared
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut state = self.sessions.lock();
+        for id in &self.ids {
+            if let Some(slot) = state.slots.get_mut(id) {
+                slot.leases -= 1;
+                slot.idle_since = Instant::now();
+            }
+        }
+        drop(state);
+        self.sessions.close_idle();
+    }
+}

@@ -1,0 +1,82 @@
+//! Hash of a file's content while its stored bytes pass by, holes included.
+
+use hearth_pack::identity::ContentHash;
+
+use super::sparse::Piece;
+
+/// Zeros of one layer's holes that are hashed; about a second's work.
+pub(super) const HASHED_HOLES: u64 = 4 << 30;
+
+/// A file with larger holes than that has a hash of its own kind, which no content's hash can equal:
+/// such files are the same only when their maps are. A false "changed" is all that it can cause.
+const MAPPED: &str = "hearth sparse file: size, pieces, stored bytes";
+
+pub(super) struct ContentSum {
+    sum: blake3::Hasher,
+    /// What is left of the map, last first; empty when zeros play no part.
+    pieces: Vec<Piece>,
+    /// Offset in the file of the next byte.
+    position: u64,
+    size: Option<u64>,
+}
+
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+impl ContentSum {
+    pub(super) fn plain() -> Self {
+        Self { sum: blake3::Hasher::new(), pieces: Vec::new(), position: 0, size: None }
+    }
+
+    pub(super) fn sparse(pieces: &[Piece], size: u64, budget: &mut u64) -> Self {
+        let stored: u64 = pieces.iter().map(|piece| piece.length).sum();
+        let holes = size.saturating_sub(stored);
+        if let Some(rest) = budget.checked_sub(holes) {
+            *budget = rest;
+            let pieces = pieces.iter().rev().copied().collect();
+            return Self { sum: blake3::Hasher::new(), pieces, position: 0, size: Some(size) };
+        }
+        let mut sum = blake3::Hasher::new_derive_key(MAPPED);
+        sum.update(&size.to_le_bytes());
+        sum.update(&(pieces.len() as u64).to_le_bytes());
+        for piece in pieces {
+            sum.update(&piece.offset.to_le_bytes());
+            sum.update(&piece.length.to_le_bytes());
+        }
+        Self { sum, pieces: Vec::new(), position: 0, size: None }
+    }
+
+    /// Stored bytes, in the order of the pieces.
+    pub(super) fn update(&mut self, mut bytes: &[u8]) {
+        while let Some(piece) = self.pieces.last().copied() {
+            if bytes.is_empty() {
+                return;
+            }
+            self.zeros_up_to(piece.offset);
+            let left = piece.offset + piece.length - self.position;
+            let count = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+            let (now, rest) = bytes.split_at(count);
+            self.sum.update(now);
+            self.position += count as u64;
+            bytes = rest;
+            if self.position == piece.offset + piece.length {
+                self.pieces.pop();
+            }
+        }
+        self.sum.update(bytes);
+    }
+
+    fn zeros_up_to(&mut self, offset: u64) {
+        while self.position < offset {
+            let most = (offset - self.position).min(ZEROS.len() as u64);
+            self.sum.update(&ZEROS[..usize::try_from(most).unwrap_or_default()]);
+            self.position += most;
+        }
+    }
+
+    pub(super) fn finish(mut self) -> ContentHash {
+        if let Some(size) = self.size {
+            self.zeros_up_to(size);
+        }
+        ContentHash::from_bytes(self.sum.finalize().into())
+    }
+}

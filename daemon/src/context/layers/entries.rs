@@ -1,0 +1,163 @@
+//! Entries of a layer as one run of bytes, in the order of the tar; a path says only what is new after
+//! the path before it. About 60 bytes for a file.
+
+use hearth_pack::identity::ContentHash;
+
+use super::archive::{Content, TarEntry, TarKind};
+use super::sparse::{self, MAX_PIECES, Part};
+use super::wire::{Damaged, Wire, put_bytes, put_number, put_signed};
+
+const FILE: u8 = 0;
+const SPARSE: u8 = 1;
+const DIRECTORY: u8 = 2;
+const SYMLINK: u8 = 3;
+const HARD_LINK: u8 = 4;
+const FIFO: u8 = 5;
+const CHARACTER: u8 = 6;
+const BLOCK: u8 = 7;
+const XATTRS: u8 = 0x80;
+
+/// Writes entries.
+#[derive(Debug, Default)]
+pub(super) struct EntryWriter {
+    pub bytes: Vec<u8>,
+    pub count: usize,
+    path: Vec<u8>,
+}
+
+impl EntryWriter {
+    pub(super) fn push(&mut self, entry: TarEntry) {
+        let TarEntry { path, kind, mode, mtime, xattrs } = entry;
+        let out = &mut self.bytes;
+        let tag = match &kind {
+            TarKind::File { content: Content::At(_), .. } => FILE,
+            TarKind::File { content: Content::Sparse(_), .. } => SPARSE,
+            TarKind::Directory => DIRECTORY,
+            TarKind::Symlink(_) => SYMLINK,
+            TarKind::HardLink(_) => HARD_LINK,
+            TarKind::Fifo => FIFO,
+            TarKind::Device { character: true, .. } => CHARACTER,
+            TarKind::Device { character: false, .. } => BLOCK,
+        };
+        out.push(if xattrs.is_empty() { tag } else { tag | XATTRS });
+        let shared = self.path.iter().zip(&path).take_while(|(a, b)| a == b).count();
+        put_number(out, shared as u64);
+        put_bytes(out, &path[shared..]);
+        put_number(out, u64::from(mode));
+        put_signed(out, mtime);
+        match kind {
+            TarKind::File { size, content: Content::At(at), hash } => {
+                put_number(out, size);
+                put_number(out, at);
+                out.extend_from_slice(hash.as_bytes());
+            }
+            TarKind::File { size, content: Content::Sparse(pieces), hash } => {
+                put_number(out, size);
+                put_number(out, pieces.first().map_or(0, |piece| piece.at));
+                out.extend_from_slice(hash.as_bytes());
+                put_number(out, pieces.len() as u64);
+                for piece in &pieces {
+                    put_number(out, piece.offset);
+                    put_number(out, piece.length);
+                }
+            }
+            TarKind::Symlink(target) | TarKind::HardLink(target) => put_bytes(out, &target),
+            TarKind::Device { major, minor, .. } => {
+                put_number(out, u64::from(major));
+                put_number(out, u64::from(minor));
+            }
+            TarKind::Directory | TarKind::Fifo => {}
+        }
+        if !xattrs.is_empty() {
+            put_number(out, xattrs.len() as u64);
+            for (name, value) in &xattrs {
+                put_bytes(out, name);
+                put_bytes(out, value);
+            }
+        }
+        self.path = path;
+        self.count += 1;
+    }
+}
+
+/// Reads entries back.
+pub(super) struct EntryReader<'b> {
+    wire: Wire<'b>,
+    path: Vec<u8>,
+}
+
+impl<'b> EntryReader<'b> {
+    pub(super) const fn new(bytes: &'b [u8]) -> Self {
+        Self { wire: Wire(bytes), path: Vec::new() }
+    }
+
+    fn entry(&mut self) -> Result<TarEntry, Damaged> {
+        let [tag] = self.wire.array()?;
+        let shared = usize::try_from(self.wire.number()?).map_err(|_| Damaged)?;
+        if shared > self.path.len() {
+            return Err(Damaged);
+        }
+        self.path.truncate(shared);
+        self.path.extend_from_slice(self.wire.bytes()?);
+        let mode = self.wire.small()? & 0o7777;
+        let mtime = self.wire.signed()?;
+        let kind = match tag & !XATTRS {
+            FILE => {
+                let (size, at) = (self.wire.number()?, self.wire.number()?);
+                let hash = ContentHash::from_bytes(self.wire.array()?);
+                at.checked_add(size).ok_or(Damaged)?;
+                TarKind::File { size, content: Content::At(at), hash }
+            }
+            SPARSE => self.sparse()?,
+            DIRECTORY => TarKind::Directory,
+            SYMLINK => TarKind::Symlink(self.wire.bytes()?.to_vec()),
+            HARD_LINK => TarKind::HardLink(self.wire.bytes()?.to_vec()),
+            FIFO => TarKind::Fifo,
+            kind @ (CHARACTER | BLOCK) => {
+                let (major, minor) = (self.wire.small()?, self.wire.small()?);
+                TarKind::Device { character: kind == CHARACTER, major, minor }
+            }
+            _ => return Err(Damaged),
+        };
+        let mut xattrs = Vec::new();
+        if tag & XATTRS != 0 {
+            for _ in 0..self.wire.count(2)? {
+                xattrs.push((self.wire.bytes()?.to_vec(), self.wire.bytes()?.to_vec()));
+            }
+        }
+        Ok(TarEntry { path: self.path.clone(), kind, mode, mtime, xattrs })
+    }
+
+    fn sparse(&mut self) -> Result<TarKind, Damaged> {
+        let (size, at) = (self.wire.number()?, self.wire.number()?);
+        let hash = ContentHash::from_bytes(self.wire.array()?);
+        let count = self.wire.count(2)?;
+        if count > MAX_PIECES {
+            return Err(Damaged);
+        }
+        let mut parts: Vec<Part> = Vec::with_capacity(count);
+        let mut stored = 0u64;
+        for _ in 0..count {
+            let part = (self.wire.number()?, self.wire.number()?);
+            stored = stored.checked_add(part.1).ok_or(Damaged)?;
+            parts.push(part);
+        }
+        let pieces = sparse::pieces(&parts, size, stored, at).ok_or(Damaged)?;
+        Ok(TarKind::File { size, content: Content::Sparse(pieces), hash })
+    }
+}
+
+impl Iterator for EntryReader<'_> {
+    type Item = Result<TarEntry, Damaged>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.wire.0.is_empty() {
+            return None;
+        }
+        let entry = self.entry();
+        if entry.is_err() {
+            self.wire.0 = &[];
+        }
+        Some(entry)
+    }
+}

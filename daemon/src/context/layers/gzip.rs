@@ -1,0 +1,174 @@
+//! gzip from its start, or from where a decoder stood before; members follow each other.
+//!
+//! What a decoder needs to go on from anywhere is its own state and the last 32 KiB that came out. Places
+//! between two blocks need less of it, but some writers make one block of a whole layer.
+//!
+//! Sums of members are stepped over: what a layer holds is verified by its DiffID.
+
+use std::io;
+
+use miniz_oxide::inflate::TINFLStatus;
+use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_HAS_MORE_INPUT;
+use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
+
+use super::blob::Input;
+
+/// How far back a stream may look.
+const WINDOW: usize = 32 << 10;
+/// Output that is not taken yet, and the window before it; a power of two.
+const RING: usize = 256 << 10;
+/// Of a member's name and comment.
+const MAX_TEXT: usize = 64 << 10;
+/// Of a state and its window; a state is about 20 KiB of text.
+const MAX_STATE: usize = 256 << 10;
+
+pub(super) struct Gzip {
+    input: Input,
+    inflate: Box<DecompressorOxide>,
+    ring: Box<[u8]>,
+    /// Where in the ring the next output goes.
+    place: usize,
+    /// Output of this member, as far as it matters for the window.
+    behind: usize,
+    in_member: bool,
+}
+
+/// What one step gave.
+pub(super) enum Step<'g> {
+    Output(&'g [u8]),
+    End,
+}
+
+fn damaged(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+impl Gzip {
+    /// At the start of a member.
+    pub(super) fn new(input: Input) -> Self {
+        let (inflate, ring) = (Box::default(), vec![0; RING].into_boxed_slice());
+        Self { input, inflate, ring, place: 0, behind: 0, in_member: false }
+    }
+
+    /// Where a decoder stood that gave this `state`. The input stands at the byte it would have read.
+    pub(super) fn within(input: Input, state: &[u8]) -> io::Result<Self> {
+        let state = zstd::bulk::decompress(state, MAX_STATE)?;
+        let wrong = || damaged("the state of a decoder is damaged");
+        let (length, rest) = state.split_first_chunk().ok_or_else(wrong)?;
+        let length = usize::try_from(u32::from_le_bytes(*length)).map_err(|_| wrong())?;
+        let (inflate, window) = rest.split_at_checked(length).ok_or_else(wrong)?;
+        if window.len() > WINDOW {
+            return Err(wrong());
+        }
+        let mut gzip = Self::new(input);
+        *gzip.inflate = serde_json::from_slice(inflate)?;
+        gzip.ring[WINDOW - window.len()..WINDOW].copy_from_slice(window);
+        (gzip.place, gzip.behind, gzip.in_member) = (WINDOW, window.len(), true);
+        Ok(gzip)
+    }
+
+    /// Decompresses a little more.
+    pub(super) fn step(&mut self) -> io::Result<Step<'_>> {
+        loop {
+            if !self.in_member {
+                if !self.member()? {
+                    return Ok(Step::End);
+                }
+                continue;
+            }
+            if self.place == RING {
+                self.place = 0;
+            }
+            let bytes = self.input.bytes()?;
+            let at_end = bytes.is_empty();
+            let flags = if at_end { 0 } else { TINFL_FLAG_HAS_MORE_INPUT };
+            let (status, used, made) =
+                decompress(&mut self.inflate, bytes, &mut self.ring, self.place, flags);
+            self.input.consume(used);
+            let start = self.place;
+            self.place += made;
+            self.behind = (self.behind + made).min(WINDOW);
+            match status {
+                TINFLStatus::Done => self.end_member()?,
+                TINFLStatus::NeedsMoreInput | TINFLStatus::HasMoreOutput if used > 0 || made > 0 => {}
+                _ if at_end => return Err(io::ErrorKind::UnexpectedEof.into()),
+                _ => return Err(damaged("its gzip stream is damaged")),
+            }
+            if made > 0 {
+                return Ok(Step::Output(&self.ring[start..start + made]));
+            }
+        }
+    }
+
+    /// Of the next byte of the blob that will be read.
+    pub(super) const fn position(&self) -> u64 {
+        self.input.position()
+    }
+
+    /// All that a decoder needs to go on from here; none between members, where it needs nothing.
+    pub(super) fn state(&self) -> io::Result<Option<Vec<u8>>> {
+        if !self.in_member {
+            return Ok(None);
+        }
+        let inflate = serde_json::to_vec(&*self.inflate)?;
+        let length = u32::try_from(inflate.len()).unwrap_or(u32::MAX).to_le_bytes();
+        let mut state = Vec::with_capacity(length.len() + inflate.len() + WINDOW);
+        state.extend_from_slice(&length);
+        state.extend_from_slice(&inflate);
+        if self.place < self.behind {
+            state.extend_from_slice(&self.ring[RING - (self.behind - self.place)..]);
+            state.extend_from_slice(&self.ring[..self.place]);
+        } else {
+            state.extend_from_slice(&self.ring[self.place - self.behind..self.place]);
+        }
+        Ok(Some(zstd::bulk::compress(&state, 1)?))
+    }
+
+    /// Steps over a member's header; false at the end of the blob, which may be padded with zeros.
+    fn member(&mut self) -> io::Result<bool> {
+        if self.input.bytes()?.is_empty() {
+            return Ok(false);
+        }
+        let first = self.input.byte()?;
+        if first == 0 {
+            while let Some(byte) = self.input.bytes()?.first() {
+                if *byte != 0 {
+                    return Err(damaged("its gzip stream is followed by something else"));
+                }
+                self.input.consume(1);
+            }
+            return Ok(false);
+        }
+        let magic = [first, self.input.byte()?, self.input.byte()?];
+        if magic != [0x1f, 0x8b, 8] {
+            return Err(damaged("its gzip stream is followed by something else"));
+        }
+        let flags = self.input.byte()?;
+        self.input.skip(6)?;
+        if flags & 4 != 0 {
+            let length = u16::from_le_bytes([self.input.byte()?, self.input.byte()?]);
+            self.input.skip(usize::from(length))?;
+        }
+        for text in [8, 16] {
+            if flags & text != 0 {
+                let mut left = MAX_TEXT;
+                while self.input.byte()? != 0 {
+                    left = left
+                        .checked_sub(1)
+                        .ok_or_else(|| damaged("a name in its gzip header is too long"))?;
+                }
+            }
+        }
+        if flags & 2 != 0 {
+            self.input.skip(2)?;
+        }
+        *self.inflate = DecompressorOxide::new();
+        (self.in_member, self.behind) = (true, 0);
+        Ok(true)
+    }
+
+    fn end_member(&mut self) -> io::Result<()> {
+        self.in_member = false;
+        self.input.skip(8)
+    }
+}

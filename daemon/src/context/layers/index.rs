@@ -1,0 +1,111 @@
+//! What is known of a layer without its content: entries, and places where reading can begin.
+//!
+//! ```text
+//! states of gzip decoders | body | length of body (8) | BLAKE3 of magic, length, body (32) | magic (16)
+//! ```
+//!
+//! The body is small and read whole; a state is read when a decoder begins there, and has a hash of
+//! its own. An index that is damaged, of another version, or of another layer is made again.
+
+use super::access::{self, Format, Point};
+use super::wire::{Damaged, Wire, put_bytes, put_number};
+use crate::model::Digest;
+
+/// Its last bytes are the version: another one makes every index anew.
+const MAGIC: &[u8; 16] = b"hearth layer 001";
+const TRAILER: usize = 8 + 32 + MAGIC.len();
+
+/// No layer within the limits has a larger one.
+const MAX_BODY: u64 = 1 << 30;
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct LayerIndex {
+    pub diff_id: Digest,
+    pub blob: Digest,
+    pub blob_length: u64,
+    /// Of the tar.
+    pub length: u64,
+    pub format: Format,
+    pub points: Vec<Point>,
+    /// As [`EntryWriter`](super::entries::EntryWriter) wrote them.
+    pub entries: Vec<u8>,
+}
+
+impl LayerIndex {
+    /// Body and trailer.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.entries.len() + 64 * self.points.len() + 256);
+        out.extend_from_slice(self.diff_id.as_bytes());
+        out.extend_from_slice(self.blob.as_bytes());
+        put_number(&mut out, self.blob_length);
+        put_number(&mut out, self.length);
+        access::put(&mut out, self.format, &self.points);
+        put_bytes(&mut out, &self.entries);
+        let length = (out.len() as u64).to_le_bytes();
+        let sum = sum(&length, &out);
+        out.extend_from_slice(&length);
+        out.extend_from_slice(&sum);
+        out.extend_from_slice(MAGIC);
+        out
+    }
+
+    /// Where in a file with this end the body lies.
+    pub(super) fn body_range(
+        file_length: u64,
+        trailer: &[u8; TRAILER],
+    ) -> Result<std::ops::Range<u64>, Damaged> {
+        let mut wire = Wire(trailer);
+        let length = u64::from_le_bytes(wire.array()?);
+        let end = file_length.checked_sub(TRAILER as u64).ok_or(Damaged)?;
+        let start = end.checked_sub(length).ok_or(Damaged)?;
+        Ok(start..end)
+    }
+
+    pub(super) fn decode(body: &[u8], trailer: &[u8; TRAILER]) -> Result<Self, Damaged> {
+        let mut wire = Wire(trailer);
+        let (length, expected) = (wire.array::<8>()?, wire.array::<32>()?);
+        let is_whole = u64::from_le_bytes(length) == body.len() as u64 && wire.0 == MAGIC;
+        if !is_whole || sum(&length, body) != expected {
+            return Err(Damaged);
+        }
+        Self::decode_body(body)
+    }
+
+    /// Takes a body whose sum was checked; refuses it all the same where it makes no sense.
+    pub(super) fn decode_body(body: &[u8]) -> Result<Self, Damaged> {
+        let mut wire = Wire(body);
+        let (diff_id, blob) = (Digest::from_sha256(wire.array()?), Digest::from_sha256(wire.array()?));
+        let (blob_length, length) = (wire.number()?, wire.number()?);
+        let (format, points) = access::get(&mut wire)?;
+        let entries = wire.bytes()?.to_vec();
+        let is_inside = points.iter().all(|point| point.tar <= length && point.blob <= blob_length);
+        if !wire.0.is_empty() || !is_inside {
+            return Err(Damaged);
+        }
+        Ok(Self { diff_id, blob, blob_length, length, format, points, entries })
+    }
+}
+
+fn sum(length: &[u8; 8], body: &[u8]) -> [u8; 32] {
+    let mut sum = blake3::Hasher::new();
+    sum.update(MAGIC);
+    sum.update(length);
+    sum.update(body);
+    sum.finalize().into()
+}
+
+/// Reads the body at the end of an index file.
+pub(super) fn read(file: &std::fs::File) -> std::io::Result<Result<LayerIndex, Damaged>> {
+    use std::os::unix::fs::FileExt as _;
+    let file_length = file.metadata()?.len();
+    let mut trailer = [0; TRAILER];
+    let Some(at) = file_length.checked_sub(TRAILER as u64) else { return Ok(Err(Damaged)) };
+    file.read_exact_at(&mut trailer, at)?;
+    let Ok(range) = LayerIndex::body_range(file_length, &trailer) else { return Ok(Err(Damaged)) };
+    if range.end - range.start > MAX_BODY {
+        return Ok(Err(Damaged));
+    }
+    let mut body = vec![0; (range.end - range.start) as usize];
+    file.read_exact_at(&mut body, range.start)?;
+    Ok(LayerIndex::decode(&body, &trailer))
+}

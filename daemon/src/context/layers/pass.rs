@@ -1,0 +1,300 @@
+//! The one pass over a layer that makes its index.
+//!
+//! ```text
+//! blob -- decoders (zstd: a few, by turns) --> pieces --+--> DiffID, on a thread of its own
+//!                                                       '--> tar: entries, hash of each content
+//! ```
+//!
+//! Pieces pass through short channels, so memory is bounded whatever the layer holds. Where a decoder
+//! could begin comes before the piece that begins there.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{self, Scope};
+
+use sha2::{Digest as _, Sha256};
+
+use super::access::{Format, Point, Within};
+use super::archive::TarParser;
+use super::blob::{Blob, Input};
+use super::entries::EntryWriter;
+use super::frames::{Unit, Zstd};
+use super::gzip::{Gzip, Step};
+use super::{LayerError, LayerLimits, frames};
+use crate::model::Digest;
+
+/// Bytes of a piece; one fits a core's cache.
+const PIECE: usize = 256 << 10;
+/// Pieces that wait between two threads.
+const WAITING: usize = 8;
+const MAX_DECODERS: usize = 8;
+/// Output between two places of a gzip member where a decoder can begin.
+const GZIP_STEP: u64 = 4 << 20;
+/// zstd frames with larger states are not decompressed side by side.
+const SMALL_WINDOW: u64 = 8 << 20;
+
+/// What a decoder says.
+enum Said {
+    /// A decoder can begin with the next piece: here in the blob, with this state.
+    Begin(u64, Option<Vec<u8>>),
+    Piece(Vec<u8>),
+    /// Of a zstd unit.
+    UnitEnd,
+    Failed(LayerError),
+}
+
+/// What a pass found out.
+#[derive(Debug)]
+pub(super) struct Passed {
+    pub diff_id: Digest,
+    pub length: u64,
+    pub points: Vec<Point>,
+    pub entries: Vec<u8>,
+}
+
+/// Reads all of a blob. States of gzip decoders are written to `states`, from its start on.
+pub(super) fn pass(
+    blob: &Blob,
+    format: Format,
+    limits: &LayerLimits,
+    states: &mut dyn Write,
+) -> Result<Passed, LayerError> {
+    let units = match format {
+        Format::Zstd => frames::units(&**blob)?,
+        Format::Plain | Format::Gzip => Vec::new(),
+    };
+    thread::scope(|scope| {
+        let (hashed, to_hash) = sync_channel::<Arc<Vec<u8>>>(WAITING);
+        let sum = spawn(scope, "layer-sum", move || {
+            let mut sum = Sha256::new();
+            to_hash.iter().for_each(|piece| sum.update(piece.as_slice()));
+            Digest::from_sha256(sum.finalize().into())
+        })?;
+        let mut taker = Taker::new(blob.length(), limits, states, hashed);
+        match format {
+            Format::Zstd => decode_units(scope, blob, &units, &mut taker)?,
+            Format::Plain | Format::Gzip => {
+                let (sender, said) = sync_channel(WAITING);
+                let input = Input::new(Arc::clone(blob), 0, u64::MAX);
+                spawn(scope, "layer-decode", move || match format {
+                    Format::Gzip => send_result(&sender, inflate(input, &sender)),
+                    _ => send_result(&sender, copy(input, &sender)),
+                })?;
+                said.iter().try_for_each(|said| taker.take(said))?;
+            }
+        }
+        let Taker { tar, entries, points, length, hashed, .. } = taker;
+        drop(hashed);
+        let diff_id = sum.join().map_err(|_| LayerError::Io(io::Error::other("a hash was not finished")))?;
+        tar.finish()?;
+        Ok(Passed { diff_id, length, points, entries: entries.bytes })
+    })
+}
+
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> io::Result<thread::ScopedJoinHandle<'scope, T>> {
+    thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, work)
+}
+
+/// The receiver went away: it failed, and says why itself.
+struct Gone;
+
+enum DecodeError {
+    Gone,
+    Layer(LayerError),
+}
+
+impl From<Gone> for DecodeError {
+    fn from(Gone: Gone) -> Self {
+        Self::Gone
+    }
+}
+
+impl From<io::Error> for DecodeError {
+    fn from(error: io::Error) -> Self {
+        Self::Layer(match error.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => LayerError::Decompress(error),
+            _ => error.into(),
+        })
+    }
+}
+
+fn send(sender: &SyncSender<Said>, said: Said) -> Result<(), Gone> {
+    sender.send(said).map_err(|_| Gone)
+}
+
+fn send_result(sender: &SyncSender<Said>, result: Result<(), DecodeError>) {
+    if let Err(DecodeError::Layer(error)) = result {
+        // Whoever does not listen any more has failed already.
+        drop(sender.send(Said::Failed(error)));
+    }
+}
+
+fn copy(mut input: Input, sender: &SyncSender<Said>) -> Result<(), DecodeError> {
+    loop {
+        let piece = input.bytes()?.to_vec();
+        if piece.is_empty() {
+            return Ok(());
+        }
+        input.consume(piece.len());
+        send(sender, Said::Piece(piece))?;
+    }
+}
+
+fn inflate(input: Input, sender: &SyncSender<Said>) -> Result<(), DecodeError> {
+    let mut gzip = Gzip::new(input);
+    send(sender, Said::Begin(0, None))?;
+    let mut since = 0;
+    let mut piece = Vec::with_capacity(2 * PIECE);
+    while let Step::Output(output) = gzip.step()? {
+        since += output.len() as u64;
+        piece.extend_from_slice(output);
+        if piece.len() >= PIECE {
+            send(sender, Said::Piece(std::mem::replace(&mut piece, Vec::with_capacity(2 * PIECE))))?;
+            if since >= GZIP_STEP {
+                send(sender, Said::Begin(gzip.position(), gzip.state()?))?;
+                since = 0;
+            }
+        }
+    }
+    Ok(send(sender, Said::Piece(piece))?)
+}
+
+/// Decoder `k` of `n` has the units `k`, `k + n`, ...; they are listened to by turns.
+fn decode_units<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    blob: &Blob,
+    units: &'scope [Unit],
+    taker: &mut Taker<'_>,
+) -> Result<(), LayerError> {
+    let is_small = units.iter().all(|unit| unit.window <= SMALL_WINDOW);
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let decoders = if is_small { cores.min(MAX_DECODERS).min(units.len()).max(1) } else { 1 };
+    let mut receivers: Vec<Receiver<Said>> = Vec::with_capacity(decoders);
+    for first in 0..decoders {
+        let (sender, said) = sync_channel(WAITING);
+        let blob = Arc::clone(blob);
+        spawn(scope, "layer-decode", move || {
+            let mine = units.iter().skip(first).step_by(decoders);
+            let mut each = mine.map(|unit| decode_unit(&blob, unit, &sender));
+            send_result(&sender, each.find(Result::is_err).unwrap_or(Ok(())));
+        })?;
+        receivers.push(said);
+    }
+    for index in 0..units.len() {
+        for said in &receivers[index % decoders] {
+            if matches!(said, Said::UnitEnd) {
+                break;
+            }
+            taker.take(said)?;
+        }
+    }
+    Ok(())
+}
+
+fn decode_unit(blob: &Blob, unit: &Unit, sender: &SyncSender<Said>) -> Result<(), DecodeError> {
+    send(sender, Said::Begin(unit.range.start, None))?;
+    let mut zstd = Zstd::new(Input::new(Arc::clone(blob), unit.range.start, unit.range.end))?;
+    loop {
+        let mut piece = vec![0; PIECE];
+        let count = zstd.read(&mut piece)?;
+        if count == 0 {
+            return Ok(send(sender, Said::UnitEnd)?);
+        }
+        piece.truncate(count);
+        send(sender, Said::Piece(piece))?;
+    }
+}
+
+/// Takes what the decoders say, in the order of the tar.
+struct Taker<'w> {
+    blob_length: u64,
+    limits: LayerLimits,
+    states: &'w mut dyn Write,
+    states_length: u64,
+    hashed: SyncSender<Arc<Vec<u8>>>,
+    tar: TarParser,
+    entries: EntryWriter,
+    points: Vec<Point>,
+    length: u64,
+}
+
+impl<'w> Taker<'w> {
+    fn new(
+        blob_length: u64,
+        limits: &LayerLimits,
+        states: &'w mut dyn Write,
+        hashed: SyncSender<Arc<Vec<u8>>>,
+    ) -> Self {
+        Self {
+            blob_length,
+            limits: *limits,
+            states,
+            states_length: 0,
+            hashed,
+            tar: TarParser::new(),
+            entries: EntryWriter::default(),
+            points: Vec::new(),
+            length: 0,
+        }
+    }
+
+    fn take(&mut self, said: Said) -> Result<(), LayerError> {
+        match said {
+            Said::Begin(blob, state) => self.begin(blob, state),
+            Said::Piece(piece) => self.piece(piece),
+            Said::UnitEnd => Ok(()),
+            Said::Failed(error) => Err(error),
+        }
+    }
+
+    fn begin(&mut self, blob: u64, state: Option<Vec<u8>>) -> Result<(), LayerError> {
+        let within = match state {
+            None => None,
+            Some(state) => {
+                self.states.write_all(&state)?;
+                let at = self.states_length;
+                let length = u32::try_from(state.len()).unwrap_or(u32::MAX);
+                self.states_length += u64::from(length);
+                Some(Within { at, length, hash: blake3::hash(&state).into() })
+            }
+        };
+        let point = Point { tar: self.length, blob, within };
+        // Nothing came out since the last one: the later place is as good and nearer.
+        if self.points.last().is_some_and(|last| last.tar == point.tar) {
+            self.points.pop();
+        }
+        self.points.push(point);
+        Ok(())
+    }
+
+    fn piece(&mut self, piece: Vec<u8>) -> Result<(), LayerError> {
+        let LayerLimits { layer_bytes, ratio, ratio_floor, entries: limit, index_bytes, .. } = self.limits;
+        self.length += piece.len() as u64;
+        if self.length > layer_bytes {
+            return Err(LayerError::TooLarge { limit: layer_bytes });
+        }
+        if self.length > ratio_floor && self.length / ratio > self.blob_length {
+            return Err(LayerError::Bomb { ratio });
+        }
+        let piece = Arc::new(piece);
+        if self.hashed.send(Arc::clone(&piece)).is_err() {
+            return Err(LayerError::Io(io::Error::other("a hash was not finished")));
+        }
+        let entries = &mut self.entries;
+        self.tar.feed(&piece, &mut |entry| {
+            if entries.count >= limit {
+                return Err(LayerError::TooManyEntries { limit });
+            }
+            entries.push(entry);
+            if entries.bytes.len() as u64 > index_bytes {
+                return Err(LayerError::TooManyNames { limit: index_bytes });
+            }
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,183 @@
+//! Records of a PAX header: `LENGTH KEY=VALUE\n`, each as long as it says.
+//!
+//! As Go's archive/tar does it: the last record of a key wins, and an empty value takes nothing from
+//! what the header says. Of extended attributes those are kept that COPY and a container could see.
+
+use super::sparse::{MAX_PIECES, Part};
+
+/// Names and values.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+#[derive(Debug, Default)]
+pub(super) struct Pax {
+    pub path: Option<Vec<u8>>,
+    pub link: Option<Vec<u8>>,
+    pub size: Option<u64>,
+    pub mtime: Option<i64>,
+    /// Sorted by name, one for each.
+    pub xattrs: Xattrs,
+    pub sparse: Option<PaxSparse>,
+}
+
+/// What `GNU.sparse.*` says; which of it counts depends on the version.
+#[derive(Debug, Default)]
+pub(super) struct PaxSparse {
+    pub version: Option<(u64, u64)>,
+    pub name: Option<Vec<u8>>,
+    pub size: Option<u64>,
+    pub blocks: Option<u64>,
+    /// Offset and length by turns.
+    pub numbers: Vec<u64>,
+}
+
+const DAMAGED: &str = "a PAX header is damaged";
+const XATTR: &[u8] = b"SCHILY.xattr.";
+
+pub(super) fn parse(data: &[u8]) -> Result<Pax, &'static str> {
+    let mut pax = Pax::default();
+    for record in Records(data) {
+        let (key, value) = record?;
+        match key {
+            b"path" | b"linkpath" if value.contains(&0) => return Err("a PAX name has a NUL byte"),
+            b"path" => pax.path = Some(value.to_vec()).filter(|path| !path.is_empty()),
+            b"linkpath" => pax.link = Some(value.to_vec()).filter(|path| !path.is_empty()),
+            b"size" => pax.size = optional(value)?,
+            b"mtime" if value.is_empty() => pax.mtime = None,
+            b"mtime" => {
+                let text = std::str::from_utf8(value).map_err(|_| DAMAGED)?;
+                pax.mtime = Some(time(text).ok_or("a PAX time is no number")?);
+            }
+            key => {
+                if let Some(name) = key.strip_prefix(XATTR) {
+                    xattr(&mut pax.xattrs, name, value)?;
+                } else if let Some(name) = key.strip_prefix(b"GNU.sparse.") {
+                    sparse(pax.sparse.get_or_insert_default(), name, value)?;
+                }
+            }
+        }
+    }
+    Ok(pax)
+}
+
+/// A global header holds for every entry after it, or for none: readers differ. What would change
+/// where entries begin or what they are called is refused, all else left alone.
+pub(super) fn check_global(data: &[u8]) -> Result<(), &'static str> {
+    for record in Records(data) {
+        let (key, _) = record?;
+        if matches!(key, b"path" | b"linkpath" | b"size") || key.starts_with(b"GNU.sparse.") {
+            return Err("a global PAX header sets a name or a size");
+        }
+    }
+    Ok(())
+}
+
+/// Keys and values.
+struct Records<'d>(&'d [u8]);
+
+impl<'d> Records<'d> {
+    fn record(&mut self) -> Option<(&'d [u8], &'d [u8])> {
+        let data = self.0;
+        let space = data.iter().take(20).position(|byte| *byte == b' ')?;
+        let length = usize::try_from(number(&data[..space])?).ok()?;
+        let record = data.get(space + 1..length)?.strip_suffix(b"\n")?;
+        let equals = record.iter().position(|byte| *byte == b'=')?;
+        self.0 = &data[length..];
+        Some((&record[..equals], &record[equals + 1..]))
+    }
+}
+
+impl<'d> Iterator for Records<'d> {
+    type Item = Result<(&'d [u8], &'d [u8]), &'static str>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let record = self.record().ok_or(DAMAGED);
+        if record.is_err() {
+            self.0 = &[];
+        }
+        Some(record)
+    }
+}
+
+/// Digits and nothing else.
+pub(super) fn number(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+fn optional(value: &[u8]) -> Result<Option<u64>, &'static str> {
+    if value.is_empty() {
+        return Ok(None);
+    }
+    number(value).map(Some).ok_or("a PAX size is no number")
+}
+
+fn xattr(xattrs: &mut Xattrs, name: &[u8], value: &[u8]) -> Result<(), &'static str> {
+    if name != b"security.capability" && !name.starts_with(b"user.") {
+        return Ok(());
+    }
+    if name.len() > 255 || name.contains(&0) || value.len() > 64 << 10 {
+        return Err("an extended attribute is longer than a file system takes");
+    }
+    match xattrs.binary_search_by(|(known, _)| known.as_slice().cmp(name)) {
+        Ok(known) => xattrs[known].1 = value.to_vec(),
+        Err(place) => xattrs.insert(place, (name.to_vec(), value.to_vec())),
+    }
+    Ok(())
+}
+
+fn sparse(sparse: &mut PaxSparse, name: &[u8], value: &[u8]) -> Result<(), &'static str> {
+    const WRONG: &str = "a sparse map in a PAX header is damaged";
+    let digits = || number(value).ok_or(WRONG);
+    let version = sparse.version.unwrap_or_default();
+    match name {
+        b"major" => sparse.version = Some((digits()?, version.1)),
+        b"minor" => sparse.version = Some((version.0, digits()?)),
+        b"name" if value.contains(&0) => return Err("a PAX name has a NUL byte"),
+        b"name" => sparse.name = Some(value.to_vec()).filter(|name| !name.is_empty()),
+        b"size" | b"realsize" => sparse.size = Some(digits()?),
+        b"numblocks" => sparse.blocks = Some(digits()?),
+        // Version 0.1 has the whole map in one record, 0.0 a pair of records for each part.
+        b"map" if value.is_empty() => sparse.numbers.clear(),
+        b"map" => {
+            let numbers = value.split(|byte| *byte == b',').map(|digits| number(digits).ok_or(WRONG));
+            sparse.numbers = numbers.collect::<Result<_, _>>()?;
+        }
+        b"offset" if sparse.numbers.len().is_multiple_of(2) => sparse.numbers.push(digits()?),
+        b"numbytes" if !sparse.numbers.len().is_multiple_of(2) => sparse.numbers.push(digits()?),
+        b"offset" | b"numbytes" => return Err(WRONG),
+        _ => {}
+    }
+    if sparse.numbers.len() > 2 * MAX_PIECES {
+        return Err("a sparse map in a PAX header is too long");
+    }
+    Ok(())
+}
+
+impl PaxSparse {
+    /// The map, where it is in the records.
+    pub(super) fn parts(&self) -> Option<Vec<Part>> {
+        if !self.numbers.len().is_multiple_of(2) {
+            return None;
+        }
+        let parts: Vec<Part> = self.numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();
+        self.blocks.is_none_or(|blocks| blocks == parts.len() as u64).then_some(parts)
+    }
+}
+
+/// `-12.345` as nanoseconds; digits beyond those are dropped.
+fn time(text: &str) -> Option<i64> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let seconds: i64 = whole.parse().ok()?;
+    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
+    let nanos: i64 = digits.parse().ok()?;
+    let nanos = if whole.starts_with('-') { -nanos } else { nanos };
+    Some(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
+}

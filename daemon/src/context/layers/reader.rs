@@ -1,0 +1,295 @@
+//! Any range of a layer's tar, out of its blob.
+//!
+//! Between two places where a decoder can begin lies a *stretch*. A short one is decompressed whole and
+//! kept for a while, since its neighbours are asked for next. A long one, such as that of a layer that
+//! is one zstd frame, is decompressed block by block by a decoder that waits for the next block to be
+//! asked for; going back means to begin again. Everything kept is bounded, for all layers together.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::access::{Format, Point, Within};
+use super::blob::{Blob, Input};
+use super::frames::Zstd;
+use super::gzip::{Gzip, Step};
+
+/// Stretches up to this are decompressed whole.
+const SHORT: u64 = 6 << 20;
+/// Of long ones.
+const BLOCK: u64 = 1 << 20;
+/// Decompressed bytes that are kept.
+const KEPT: usize = 64 << 20;
+/// Decoders that wait within a long stretch; each may hold a window.
+const DECODERS: usize = 4;
+/// One stretch is not decompressed by several readers at once.
+const TURNS: usize = 16;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What they guard is whole after every single step.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Layer and offset in its tar.
+type Place = (u64, u64);
+
+/// What was decompressed a moment ago, of all layers.
+#[derive(Default)]
+pub(super) struct Decoded {
+    blocks: Mutex<Blocks>,
+    waiting: Mutex<Vec<Waiting>>,
+    turns: [Mutex<()>; TURNS],
+}
+
+#[derive(Default)]
+struct Blocks {
+    map: HashMap<Place, (Arc<Vec<u8>>, u64)>,
+    bytes: usize,
+    clock: u64,
+}
+
+/// A decoder in the middle of a long stretch.
+struct Waiting {
+    layer: u64,
+    /// Of the next byte it gives.
+    at: u64,
+    decoder: Decoder,
+}
+
+impl Decoded {
+    fn get(&self, place: Place) -> Option<Arc<Vec<u8>>> {
+        let mut blocks = lock(&self.blocks);
+        blocks.clock += 1;
+        let clock = blocks.clock;
+        let (block, used) = blocks.map.get_mut(&place)?;
+        *used = clock;
+        Some(Arc::clone(block))
+    }
+
+    fn keep(&self, place: Place, block: &Arc<Vec<u8>>) {
+        let mut blocks = lock(&self.blocks);
+        blocks.clock += 1;
+        let clock = blocks.clock;
+        blocks.bytes += block.capacity();
+        if let Some((old, _)) = blocks.map.insert(place, (Arc::clone(block), clock)) {
+            blocks.bytes -= old.capacity();
+        }
+        while blocks.bytes > KEPT {
+            let oldest = blocks.map.iter().min_by_key(|(_, (_, used))| *used).map(|(place, _)| *place);
+            let Some((block, _)) = oldest.and_then(|oldest| blocks.map.remove(&oldest)) else { return };
+            blocks.bytes -= block.capacity();
+        }
+    }
+
+    fn turn(&self, (layer, start): Place) -> MutexGuard<'_, ()> {
+        lock(&self.turns[((start / BLOCK) ^ layer.wrapping_mul(7)) as usize % TURNS])
+    }
+
+    /// The decoder that has the shortest way to `at` within a stretch that begins at `start`.
+    fn waiting(&self, layer: u64, start: u64, at: u64) -> Option<Waiting> {
+        let mut waiting = lock(&self.waiting);
+        let fits = |(_, one): &(usize, &Waiting)| one.layer == layer && (start..=at).contains(&one.at);
+        let (index, _) = waiting.iter().enumerate().filter(fits).max_by_key(|(_, one)| one.at)?;
+        Some(waiting.remove(index))
+    }
+
+    fn forget(&self, layer: u64) {
+        lock(&self.waiting).retain(|one| one.layer != layer);
+        let mut blocks = lock(&self.blocks);
+        let Blocks { map, bytes, .. } = &mut *blocks;
+        map.retain(|place, (block, _)| {
+            let stays = place.0 != layer;
+            if !stays {
+                *bytes -= block.capacity();
+            }
+            stays
+        });
+    }
+
+    fn wait(&self, decoder: Waiting) {
+        let mut waiting = lock(&self.waiting);
+        waiting.push(decoder);
+        if waiting.len() > DECODERS {
+            waiting.remove(0);
+        }
+    }
+}
+
+enum Decoder {
+    Zstd(Zstd),
+    /// And output that nobody took yet.
+    Gzip(Box<Gzip>, Vec<u8>),
+}
+
+impl Decoder {
+    /// Fills `out`, or less at the end.
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Zstd(zstd) => zstd.read(out),
+            Self::Gzip(gzip, left) => {
+                let mut filled = 0;
+                while filled < out.len() {
+                    if left.is_empty() {
+                        match gzip.step()? {
+                            Step::End => break,
+                            Step::Output(output) => {
+                                let count = output.len().min(out.len() - filled);
+                                out[filled..filled + count].copy_from_slice(&output[..count]);
+                                left.extend_from_slice(&output[count..]);
+                                filled += count;
+                            }
+                        }
+                        continue;
+                    }
+                    let count = left.len().min(out.len() - filled);
+                    out[filled..filled + count].copy_from_slice(&left[..count]);
+                    left.drain(..count);
+                    filled += count;
+                }
+                Ok(filled)
+            }
+        }
+    }
+}
+
+/// A layer's tar, readable anywhere by any number of threads.
+pub(super) struct LayerReader {
+    id: u64,
+    blob: Blob,
+    /// Has the states of gzip decoders.
+    index: Option<File>,
+    format: Format,
+    points: Vec<Point>,
+    length: u64,
+    decoded: Arc<Decoded>,
+}
+
+/// A range of the tar that is decompressed at once.
+struct Wanted {
+    point: usize,
+    /// Where the decoder begins.
+    stretch: u64,
+    start: u64,
+    end: u64,
+    is_short: bool,
+}
+
+static IDS: AtomicU64 = AtomicU64::new(0);
+
+impl LayerReader {
+    pub(super) fn new(
+        blob: Blob,
+        index: Option<File>,
+        (format, points, length): (Format, Vec<Point>, u64),
+        decoded: Arc<Decoded>,
+    ) -> Self {
+        Self { id: IDS.fetch_add(1, Ordering::Relaxed), blob, index, format, points, length, decoded }
+    }
+
+    /// Reads at most up to the end of what is decompressed at once; 0 only at the end of the tar.
+    pub(super) fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        if at >= self.length || buffer.is_empty() {
+            return Ok(0);
+        }
+        if self.format == Format::Plain {
+            return self.blob.read_at(buffer, at);
+        }
+        let wanted = self.block_at(at);
+        let block = self.block(&wanted)?;
+        let rest = block.get((at - wanted.start) as usize..).unwrap_or_default();
+        let count = rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&rest[..count]);
+        Ok(count)
+    }
+
+    /// What is decompressed at once around `at`.
+    fn block_at(&self, at: u64) -> Wanted {
+        let point = self.points.partition_point(|point| point.tar <= at).saturating_sub(1);
+        let stretch = self.points[point].tar;
+        let end = self.points.get(point + 1).map_or(self.length, |next| next.tar);
+        if end - stretch <= SHORT {
+            return Wanted { point, stretch, start: stretch, end, is_short: true };
+        }
+        let start = stretch + (at - stretch) / BLOCK * BLOCK;
+        Wanted { point, stretch, start, end: end.min(start + BLOCK), is_short: false }
+    }
+
+    fn block(&self, wanted: &Wanted) -> io::Result<Arc<Vec<u8>>> {
+        let &Wanted { point, stretch, start, end, is_short } = wanted;
+        if let Some(block) = self.decoded.get((self.id, start)) {
+            return Ok(block);
+        }
+        // The blocks of a long stretch are one decoder's.
+        let _turn = self.decoded.turn((self.id, stretch));
+        if let Some(block) = self.decoded.get((self.id, start)) {
+            return Ok(block);
+        }
+        let waiting = if is_short { None } else { self.decoded.waiting(self.id, stretch, start) };
+        let mut decoder = match waiting {
+            Some(decoder) => decoder,
+            None => self.begin(point)?,
+        };
+        let mut block = vec![0; (end - start) as usize];
+        while decoder.at < start {
+            let most = (start - decoder.at).min(block.len() as u64) as usize;
+            self.fill(&mut decoder, &mut block[..most])?;
+        }
+        self.fill(&mut decoder, &mut block)?;
+        if !is_short {
+            self.decoded.wait(decoder);
+        }
+        let block = Arc::new(block);
+        self.decoded.keep((self.id, start), &block);
+        Ok(block)
+    }
+
+    fn fill(&self, decoder: &mut Waiting, out: &mut [u8]) -> io::Result<()> {
+        let count = decoder.decoder.read(out)?;
+        decoder.at += count as u64;
+        if count < out.len() {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a layer's blob was cut short"));
+        }
+        Ok(())
+    }
+
+    /// A decoder at this point, or at one before it when its state is damaged.
+    fn begin(&self, last: usize) -> io::Result<Waiting> {
+        for point in self.points[..=last].iter().rev() {
+            let input = Input::new(Arc::clone(&self.blob), point.blob, u64::MAX);
+            let decoder = match (self.format, &point.within) {
+                (Format::Zstd | Format::Plain, _) => Decoder::Zstd(Zstd::new(input)?),
+                (Format::Gzip, None) => Decoder::Gzip(Box::new(Gzip::new(input)), Vec::new()),
+                (Format::Gzip, Some(within)) => {
+                    match self.state(within).and_then(|state| Gzip::within(input, &state)) {
+                        Ok(gzip) => Decoder::Gzip(Box::new(gzip), Vec::new()),
+                        Err(error) => {
+                            tracing::warn!(%error, "a state in a layer's index cannot be used; reading begins before it");
+                            continue;
+                        }
+                    }
+                }
+            };
+            return Ok(Waiting { layer: self.id, at: point.tar, decoder });
+        }
+        Err(io::Error::new(io::ErrorKind::InvalidData, "a layer's index has no start"))
+    }
+
+    fn state(&self, within: &Within) -> io::Result<Vec<u8>> {
+        let index = self.index.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let mut state = vec![0; within.length as usize];
+        index.read_exact_at(&mut state, within.at)?;
+        if blake3::hash(&state) != blake3::Hash::from_bytes(within.hash) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "its hash is another"));
+        }
+        Ok(state)
+    }
+}
+
+impl Drop for LayerReader {
+    fn drop(&mut self) {
+        self.decoded.forget(self.id);
+    }
+}

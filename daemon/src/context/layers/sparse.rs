@@ -1,0 +1,82 @@
+//! Maps of sparse files: which parts are stored; what is between them is zeros.
+
+use super::pax;
+
+/// Pieces of one sparse file.
+pub(super) const MAX_PIECES: usize = 100_000;
+
+/// Offset in the file, and length.
+pub(super) type Part = (u64, u64);
+
+/// A part, and where it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// In the file.
+    pub offset: u64,
+    pub length: u64,
+    /// In the tar.
+    pub at: u64,
+}
+
+/// Where the parts lie, one after the other from `at` on. None when they overlap, go past the end of
+/// the file, or are not as long together as what is stored.
+pub(super) fn pieces(parts: &[Part], size: u64, stored: u64, at: u64) -> Option<Box<[Piece]>> {
+    let (mut end, mut used) = (0u64, 0u64);
+    let mut pieces = Vec::with_capacity(parts.len());
+    for &(offset, length) in parts {
+        if offset < end {
+            return None;
+        }
+        end = offset.checked_add(length).filter(|end| *end <= size)?;
+        if length > 0 {
+            pieces.push(Piece { offset, length, at: at.checked_add(used)? });
+        }
+        used = used.checked_add(length)?;
+    }
+    (used == stored).then(|| pieces.into())
+}
+
+/// The map at the start of a file's content (PAX version 1.0): the number of parts, then offset and
+/// length of each, every number on a line of its own, padded to whole blocks.
+#[derive(Debug, Default)]
+pub(super) struct TextMap {
+    text: Vec<u8>,
+    lines: usize,
+    /// Of the whole map, once its first line is there.
+    needed: Option<usize>,
+}
+
+const WRONG: &str = "its sparse map is damaged";
+
+impl TextMap {
+    /// Bytes taken so far.
+    pub(super) const fn length(&self) -> u64 {
+        self.text.len() as u64
+    }
+
+    /// Takes one block; gives the map when it is complete.
+    pub(super) fn block(&mut self, block: &[u8]) -> Result<Option<Vec<Part>>, &'static str> {
+        self.text.extend_from_slice(block);
+        self.lines += block.iter().filter(|byte| **byte == b'\n').count();
+        if self.needed.is_none() && self.lines > 0 {
+            let first = self.text.split(|byte| *byte == b'\n').next().unwrap_or_default();
+            let count = pax::number(first).and_then(|count| usize::try_from(count).ok()).ok_or(WRONG)?;
+            if count > MAX_PIECES {
+                return Err("its sparse map is too long");
+            }
+            self.needed = Some(1 + 2 * count);
+        }
+        match self.needed {
+            Some(needed) if self.lines >= needed => self.parts(needed).map(Some),
+            // No number has more than 20 digits.
+            needed if self.text.len() > 1024 + 21 * needed.unwrap_or(1) => Err(WRONG),
+            _ => Ok(None),
+        }
+    }
+
+    fn parts(&self, needed: usize) -> Result<Vec<Part>, &'static str> {
+        let lines = self.text.split(|byte| *byte == b'\n').take(needed).skip(1);
+        let numbers: Vec<u64> = lines.map(|line| pax::number(line).ok_or(WRONG)).collect::<Result<_, _>>()?;
+        Ok(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
+    }
+}

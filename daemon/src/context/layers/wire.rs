@@ -1,0 +1,80 @@
+//! Numbers and byte strings of an index on disk. Reading never takes more memory than there are bytes.
+
+/// An index that is not what was written. It is thrown away and made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a layer's index is damaged")]
+pub struct Damaged;
+
+/// Seven bits a byte, the lowest first; the top bit says that more follow.
+pub(super) fn put_number(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push((number & 0x7f) as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+/// Small whatever its sign.
+pub(super) fn put_signed(out: &mut Vec<u8>, number: i64) {
+    put_number(out, ((number << 1) ^ (number >> 63)).cast_unsigned());
+}
+
+pub(super) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_number(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+pub(super) struct Wire<'b>(pub &'b [u8]);
+
+impl<'b> Wire<'b> {
+    pub(super) fn number(&mut self) -> Result<u64, Damaged> {
+        let mut number = 0u64;
+        for shift in (0..64).step_by(7) {
+            let (&byte, rest) = self.0.split_first().ok_or(Damaged)?;
+            self.0 = rest;
+            let bits = u64::from(byte & 0x7f);
+            if shift == 63 && bits > 1 {
+                return Err(Damaged);
+            }
+            number |= bits << shift;
+            if byte & 0x80 == 0 {
+                return Ok(number);
+            }
+        }
+        Err(Damaged)
+    }
+
+    pub(super) fn small(&mut self) -> Result<u32, Damaged> {
+        self.number()?.try_into().map_err(|_| Damaged)
+    }
+
+    pub(super) fn signed(&mut self) -> Result<i64, Damaged> {
+        let number = self.number()?;
+        Ok((number >> 1).cast_signed() ^ -(number & 1).cast_signed())
+    }
+
+    pub(super) fn take(&mut self, count: u64) -> Result<&'b [u8], Damaged> {
+        let count = usize::try_from(count).map_err(|_| Damaged)?;
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(Damaged)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    pub(super) fn bytes(&mut self) -> Result<&'b [u8], Damaged> {
+        let length = self.number()?;
+        self.take(length)
+    }
+
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], Damaged> {
+        self.take(N as u64)?.try_into().map_err(|_| Damaged)
+    }
+
+    /// How many things follow, each of at least `least` bytes.
+    pub(super) fn count(&mut self, least: usize) -> Result<usize, Damaged> {
+        let count = usize::try_from(self.number()?).map_err(|_| Damaged)?;
+        if count > self.0.len() / least.max(1) {
+            return Err(Damaged);
+        }
+        Ok(count)
+    }
+}

@@ -1,0 +1,146 @@
+//! Lineages on disk, between two runs of the daemon.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::{Generation, Limits, LineageId, Lineages};
+
+const MAGIC: &[u8; 18] = b"hearth-lineages-1\n";
+
+#[derive(Debug, thiserror::Error)]
+pub enum LineageFileError {
+    #[error("{}: {source}", .path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{}: not a file of lineages of this version, or damaged", .path.display())]
+    Damaged { path: PathBuf },
+}
+
+impl Lineages {
+    /// Takes what [`save`](Self::save) wrote, and removes it: from here on it is no longer true. Without
+    /// a file there are no lineages.
+    pub fn consume(path: &Path, limits: Limits) -> Result<Self, LineageFileError> {
+        let failed = |source| LineageFileError::Io { path: path.to_owned(), source };
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::new(limits)),
+            other => other.map_err(failed)?,
+        };
+        fs::remove_file(path).map_err(failed)?;
+        // Gone also after a power cut: it must not come back.
+        if let Some(parent) = path.parent() {
+            File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)?;
+        }
+        let length = file.metadata().map_err(failed)?.len();
+        let mut from =
+            Summed { inner: BufReader::with_capacity(256 << 10, file), sum: blake3::Hasher::new() };
+        match read(&mut from, length, limits) {
+            Ok(Some(lineages)) => Ok(lineages),
+            Ok(None) => Err(LineageFileError::Damaged { path: path.to_owned() }),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(LineageFileError::Damaged { path: path.to_owned() })
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Writes the lineages for the next run. Nothing may be sent after this.
+    pub fn save(&self, path: &Path) -> Result<(), LineageFileError> {
+        let failed = |source| LineageFileError::Io { path: path.to_owned(), source };
+        let dir = path.parent().unwrap_or_else(|| Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
+        let inner = BufWriter::with_capacity(256 << 10, file.as_file_mut());
+        let mut out = Summed { inner, sum: blake3::Hasher::new() };
+        self.write(&mut out).map_err(failed)?;
+        let sum = out.sum.finalize();
+        out.inner.write_all(sum.as_bytes()).and_then(|()| out.inner.flush()).map_err(failed)?;
+        drop(out);
+        file.persist(path).map_err(|error| failed(error.error))?;
+        Ok(())
+    }
+
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        out.write_all(MAGIC)?;
+        out.write_all(&self.key)?;
+        for number in [self.clock, self.generations.len() as u64] {
+            out.write_all(&number.to_le_bytes())?;
+        }
+        for (id, generation) in &self.generations {
+            let Generation { name, used, version, seen, files } = generation;
+            out.write_all(&id.0)?;
+            out.write_all(version)?;
+            for number in [*name, *used, *files as u64, seen.len() as u64] {
+                out.write_all(&number.to_le_bytes())?;
+            }
+            for (look, content) in seen {
+                out.write_all(&look.to_le_bytes())?;
+                out.write_all(&content.to_le_bytes())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// None where it is damaged.
+fn read<R: Read>(from: &mut Summed<R>, length: u64, limits: Limits) -> io::Result<Option<Lineages>> {
+    if &bytes::<18>(from)? != MAGIC {
+        return Ok(None);
+    }
+    let mut lineages = Lineages { key: bytes(from)?, ..Lineages::new(limits) };
+    lineages.clock = number(from)?;
+    let count = number(from)?;
+    for _ in 0..count {
+        let id = LineageId(bytes(from)?);
+        let version = bytes(from)?;
+        let [name, used, files, seen] = [number(from)?, number(from)?, number(from)?, number(from)?];
+        // No count is believed beyond what the file can hold.
+        if seen > length / 16 {
+            return Ok(None);
+        }
+        let mut generation = Generation { name, version, ..Generation::new(used) };
+        generation.files = usize::try_from(files).unwrap_or_default();
+        generation.seen.reserve(usize::try_from(seen).unwrap_or_default());
+        for _ in 0..seen {
+            let look = number(from)?;
+            generation.seen.insert(look, number(from)?);
+        }
+        lineages.generations.insert(id, generation);
+    }
+    let sum: [u8; 32] = from.sum.finalize().into();
+    Ok((bytes::<32>(from)? == sum).then_some(lineages))
+}
+
+fn bytes<const N: usize>(from: &mut impl Read) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    from.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn number(from: &mut impl Read) -> io::Result<u64> {
+    bytes(from).map(u64::from_le_bytes)
+}
+
+/// Hashes what goes through.
+struct Summed<T> {
+    inner: T,
+    sum: blake3::Hasher,
+}
+
+impl<R: Read> Read for Summed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.sum.update(&buffer[..count]);
+        Ok(count)
+    }
+}
+
+impl<W: Write> Write for Summed<W> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(buffer)?;
+        self.sum.update(&buffer[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}

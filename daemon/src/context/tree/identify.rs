@@ -1,0 +1,370 @@
+//! What a scan comes to: the digest of what a build may read of it.
+//!
+//! ```text
+//! snapshot -- selection --> covered entries -- cache, or reading --> content hashes --> digest, times
+//! ```
+//!
+//! Files that no build step can ask for (those that the ignore file hides, those beside what the
+//! Dockerfile copies) are neither read nor part of the digest; what is asked for all the same is not
+//! given, see [`Snapshot::is_covered`](crate::context::port::FileTree::is_covered).
+//!
+//! A file on disk counts as read only if its `stat` was the same before and after. The cache holds
+//! only files without extended attributes of those that are kept, so that a hit answers for both.
+//! Memory that a process has mapped and written to is not seen before the kernel moves the file's
+//! change time, which it does at the first write after each write-back.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::{self, Read as _};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use hearth_pack::identity::{ContentHash, FileStamp, HashCache, Node, NodeKind, TreeDigest, TreeHasher};
+use hearth_pack::ignore::{Filter, Patterns, Visit};
+
+use super::scan::{since_epoch, threads};
+use super::{Layer, Origin, Snapshot, bare, below};
+use crate::context::ContextError;
+use crate::context::beneath;
+use crate::context::port::{Entry, EntryKind, FileTree as _, Xattr};
+use crate::model::MountTarget;
+use crate::task;
+
+/// Read at once of a file, by each thread.
+const BUFFER: usize = 128 << 10;
+/// Hashes that a thread gathers before it takes the cache's lock.
+const FLUSH: usize = 256;
+
+/// What of a tree a build may ask for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Paths whose trees are copied, relative and clean; none when that is not known, or everything is.
+    pub roots: Option<Vec<Vec<u8>>>,
+}
+
+impl Selection {
+    /// The trees at and below paths, which are relative to the root and clean.
+    pub fn of(paths: impl IntoIterator<Item = Vec<u8>>) -> Self {
+        let sorted: BTreeSet<Vec<u8>> = paths.into_iter().collect();
+        let mut roots: Vec<Vec<u8>> = Vec::new();
+        for path in sorted {
+            if path.is_empty() {
+                return Self::default();
+            }
+            if !roots.iter().any(|root| below(root, &path).is_some()) {
+                roots.push(path);
+            }
+        }
+        Self { roots: Some(roots) }
+    }
+
+    /// Equal for equal selections only.
+    pub fn name(&self) -> Vec<u8> {
+        match &self.roots {
+            None => b"all".to_vec(),
+            // No path has a NUL.
+            Some(roots) => [b"of\0".as_slice(), &roots.join(&0)].concat(),
+        }
+    }
+}
+
+/// One flag for each entry.
+pub struct Covered(Vec<bool>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TreeIdentity {
+    pub digest: TreeDigest,
+    /// Hash of the times of files and links, which reach an image although they are no part of what a
+    /// tree is. Those of directories are left out, as BuildKit does when it compares.
+    pub times: [u8; 32],
+    /// Of what each mount gave, by target; its paths are relative to that.
+    pub mounts: Vec<(MountTarget, TreeDigest)>,
+}
+
+/// A tree's identity, and the hash of each entry that has content.
+pub struct Identified {
+    pub identity: TreeIdentity,
+    contents: Vec<ContentHash>,
+}
+
+/// Stands for content that nobody asked for.
+const UNREAD: ContentHash = ContentHash::from_bytes([0; 32]);
+
+impl Snapshot {
+    /// The entries that a selection and an ignore file leave. `.dockerignore` is always among them.
+    pub fn covered(&self, selection: &Selection, ignore: Option<Patterns>) -> Covered {
+        let roots = selection.roots.as_ref().filter(|roots| roots.iter().all(|root| self.is_plain(root)));
+        let filter = Filter::from_patterns(None, ignore.filter(|ignore| !ignore.is_empty()));
+        let mut covered = vec![false; self.len()];
+        let mut walk = filter.walk();
+        let mut pruned: Option<&[u8]> = None;
+        for index in 0..self.len() {
+            let entry = self.entry(index);
+            let always = entry.path == b".dockerignore";
+            if always {
+                covered[index] = true;
+            }
+            let wanted = roots.is_none_or(|roots| {
+                roots
+                    .iter()
+                    .any(|root| below(root, entry.path).is_some() || below(entry.path, root).is_some())
+            });
+            if !wanted || pruned.is_some_and(|top| below(top, entry.path).is_some()) {
+                continue;
+            }
+            if filter.is_empty() {
+                covered[index] = true;
+                continue;
+            }
+            match walk.visit(entry.path, entry.kind == EntryKind::Directory, index) {
+                Visit::Keep { late } => {
+                    late.into_iter().chain([index]).for_each(|index| covered[index] = true);
+                }
+                Visit::Hide => {}
+                Visit::Prune => pruned = Some(entry.path),
+            }
+        }
+        Covered(covered)
+    }
+
+    /// Whether no link is on the way to a path: what it names is then what is at or below it.
+    fn is_plain(&self, path: &[u8]) -> bool {
+        let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+        ends.chain([path.len()]).all(|end| match self.find(&path[..end]) {
+            Some(index) => !matches!(self.entry(index).kind, EntryKind::Symlink(_)),
+            None => true,
+        })
+    }
+
+    /// Hashes what is covered and not in the cache, and makes the digest. Blocking.
+    pub fn identify(
+        &mut self,
+        covered: Covered,
+        hashes: &Mutex<HashCache>,
+    ) -> Result<Identified, ContextError> {
+        let (mut contents, missing) = self.known(&covered, hashes);
+        for Hashed { index, hash, xattrs } in self.hash_all(&missing, hashes)? {
+            contents[index as usize] = hash;
+            self.set_xattrs(index as usize, xattrs);
+        }
+        let read =
+            |index: &u32| Some((*index, contents[*index as usize])).filter(|(_, hash)| *hash != UNREAD);
+        self.unsure_contents = self.unsure().iter().filter_map(read).collect();
+        let identity = self.sum(&covered, &contents);
+        self.covered = Some(covered);
+        Ok(Identified { identity, contents })
+    }
+
+    /// The entry that has the content of `index`.
+    fn file(&self, index: usize) -> Option<usize> {
+        match self.entry(index).kind {
+            EntryKind::File => Some(index),
+            EntryKind::HardLink(first) => Some(first),
+            _ => None,
+        }
+    }
+
+    fn known(&self, covered: &Covered, hashes: &Mutex<HashCache>) -> (Vec<ContentHash>, Vec<u32>) {
+        let mut contents = vec![UNREAD; self.len()];
+        let mut missing = Vec::new();
+        let mut hashes = hashes.lock().unwrap_or_else(PoisonError::into_inner);
+        for index in covered.indices().filter_map(|index| self.file(index)) {
+            if contents[index] != UNREAD {
+                continue;
+            }
+            match self.stamp(index).and_then(|stamp| hashes.get(&stamp)) {
+                Some(hash) => contents[index] = hash,
+                None => missing.push(index as u32),
+            }
+        }
+        drop(hashes);
+        // A file whose first name is not covered comes late, and may come more than once.
+        missing.sort_unstable();
+        missing.dedup();
+        (contents, missing)
+    }
+
+    /// Reads files on several threads. An error is that of the first file in order that has one.
+    fn hash_all(&self, missing: &[u32], hashes: &Mutex<HashCache>) -> Result<Vec<Hashed>, ContextError> {
+        let next = AtomicUsize::new(0);
+        let done: Mutex<Vec<Hashed>> = Mutex::default();
+        let failed: Mutex<Option<(u32, ContextError)>> = Mutex::default();
+        let work = |_| {
+            let mut buffer = vec![0; BUFFER];
+            let mut own = Vec::new();
+            let mut fresh: Vec<(FileStamp, i64, ContentHash)> = Vec::new();
+            while let Some(&index) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let read_at = since_epoch();
+                match self.hash_one(index as usize, &mut buffer) {
+                    Ok((hash, xattrs)) => {
+                        if let Some(stamp) = self.stamp(index as usize)
+                            && xattrs.is_empty()
+                        {
+                            fresh.push((stamp, read_at, hash));
+                        }
+                        own.push(Hashed { index, hash, xattrs });
+                    }
+                    Err(error) => {
+                        let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                        if failed.as_ref().is_none_or(|(first, _)| index < *first) {
+                            *failed = Some((index, error));
+                        }
+                        next.store(missing.len(), Ordering::Relaxed);
+                    }
+                }
+                if fresh.len() >= FLUSH {
+                    remember(&mut fresh, hashes);
+                }
+            }
+            remember(&mut fresh, hashes);
+            done.lock().unwrap_or_else(PoisonError::into_inner).append(&mut own);
+        };
+        match missing {
+            [] => {}
+            [_] => work(0),
+            _ => task::in_parallel("context.hash", threads() - 1, work),
+        }
+        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some((_, error)) => Err(error),
+            None => Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner)),
+        }
+    }
+
+    fn hash_one(&self, index: usize, buffer: &mut [u8]) -> Result<(ContentHash, Vec<Xattr>), ContextError> {
+        let failed = |error: io::Error| match error.downcast::<ContextError>() {
+            Ok(error) => error,
+            Err(source) => ContextError::Io { path: self.shown(index), source },
+        };
+        if let Origin::Image { mount, node } = self.origin(index) {
+            return match self.tree.layer(mount) {
+                Layer::Image(layer) => Ok((layer.content_hash(node), layer.xattrs(node).to_vec())),
+                _ => Err(ContextError::Changed { path: self.shown(index) }),
+            };
+        }
+        let mut content = self.open_on_disk(index)?;
+        let xattrs = beneath::xattrs(content.file()).map_err(|errno| failed(errno.into()))?;
+        let mut sum = blake3::Hasher::new();
+        loop {
+            match content.read(buffer) {
+                Ok(0) => return Ok((ContentHash::from_bytes(sum.finalize().into()), xattrs)),
+                Ok(count) => _ = sum.update(&buffer[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+
+    fn sum(&self, covered: &Covered, contents: &[ContentHash]) -> TreeIdentity {
+        let mut whole = Sum::default();
+        let mut times = blake3::Hasher::new();
+        let mut pending = Vec::with_capacity(16 << 10);
+        let mut mounts: BTreeMap<u32, Sum> = BTreeMap::new();
+        // One mount at or above the context gives all of it.
+        let is_whole = match &*self.tree.mounts {
+            [mounted] => below(bare(&mounted.target), self.top()).is_some(),
+            _ => false,
+        };
+        for index in covered.indices() {
+            let entry = self.entry(index);
+            if entry.kind != EntryKind::Directory {
+                pending.extend_from_slice(&entry.mtime.to_le_bytes());
+                if pending.len() >= 16 << 10 {
+                    times.update(&pending);
+                    pending.clear();
+                }
+            }
+            whole.add(self, index, 0, contents);
+            let (Origin::Disk { mount, .. } | Origin::Image { mount, .. }) = self.origin(index) else {
+                continue;
+            };
+            let sum = mounts.entry(mount).or_default();
+            if !is_whole && let Some(skip) = self.below_mount(mount, &entry) {
+                sum.add(self, index, skip, contents);
+            }
+        }
+        times.update(&pending);
+        let digest = whole.hasher.finish();
+        let mounts = mounts.into_iter().map(|(mount, sum)| {
+            let digest = if is_whole { digest } else { sum.hasher.finish() };
+            (self.tree.mounts[mount as usize].target.clone(), digest)
+        });
+        TreeIdentity { digest, times: times.finalize().into(), mounts: mounts.collect() }
+    }
+
+    /// How much of an entry's path leads to the mount's target; none for a directory that is the target.
+    fn below_mount(&self, mount: u32, entry: &Entry<'_>) -> Option<usize> {
+        let target = bare(&self.tree.mounts[mount as usize].target);
+        match below(self.top(), target) {
+            // At or above the context: what it gives is seen from there.
+            None | Some([]) => Some(0),
+            Some(inside) => match below(inside, entry.path)? {
+                [] if entry.kind == EntryKind::Directory => None,
+                [] => Some(inside.len()),
+                _ => Some(inside.len() + 1),
+            },
+        }
+    }
+}
+
+fn remember(fresh: &mut Vec<(FileStamp, i64, ContentHash)>, hashes: &Mutex<HashCache>) {
+    let mut hashes = hashes.lock().unwrap_or_else(PoisonError::into_inner);
+    for (stamp, read_at, hash) in fresh.drain(..) {
+        hashes.put(&stamp, read_at, hash);
+    }
+}
+
+struct Hashed {
+    index: u32,
+    hash: ContentHash,
+    xattrs: Vec<Xattr>,
+}
+
+/// A digest in the making. A file is known by the first of its names that was added.
+#[derive(Default)]
+struct Sum {
+    hasher: TreeHasher,
+    names: HashMap<usize, usize>,
+}
+
+impl Sum {
+    /// Adds an entry without the first `skip` bytes of its path.
+    fn add(&mut self, snapshot: &Snapshot, index: usize, skip: usize, contents: &[ContentHash]) {
+        let entry = snapshot.entry(index);
+        let mut file = |file: usize, linked: bool| {
+            // Only names that are links, and first names, can have others.
+            let first = if linked { *self.names.entry(file).or_insert(index) } else { index };
+            match first == index {
+                true => NodeKind::File { size: entry.size, content: contents[file] },
+                false => NodeKind::HardLink { to: &snapshot.entry(first).path[skip..] },
+            }
+        };
+        let kind = match entry.kind {
+            EntryKind::Directory => NodeKind::Directory,
+            EntryKind::File => file(index, snapshot.has_links(index)),
+            EntryKind::HardLink(first) => file(first, true),
+            EntryKind::Symlink(target) => NodeKind::Symlink { target },
+            EntryKind::Fifo => NodeKind::Fifo,
+            EntryKind::Socket => NodeKind::Socket,
+            EntryKind::Device { character, major, minor } => NodeKind::Device { character, major, minor },
+        };
+        let path = &entry.path[skip..];
+        self.hasher.node(&Node { path, mode: entry.mode, kind, xattrs: snapshot.xattrs(index) });
+    }
+}
+
+impl Covered {
+    pub fn has(&self, index: usize) -> bool {
+        self.0.get(index).copied().unwrap_or_default()
+    }
+
+    fn indices(&self) -> impl Iterator<Item = usize> + '_ {
+        self.0.iter().enumerate().filter(|(_, covered)| **covered).map(|(index, _)| index)
+    }
+}
+
+impl Identified {
+    /// The hash of what is in each covered regular file, by index.
+    pub fn contents<'s>(&'s self, snapshot: &'s Snapshot) -> impl Iterator<Item = (usize, ContentHash)> + 's {
+        let covered = snapshot.covered.as_ref().into_iter().flat_map(Covered::indices);
+        covered.filter_map(|index| Some((index, self.contents[snapshot.file(index)?])))
+    }
+}

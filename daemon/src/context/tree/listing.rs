@@ -1,0 +1,227 @@
+//! Directories of the union, listed ahead of the walk that needs them.
+//!
+//! ```text
+//! walk     ask(top) .. take(top) .. take(a) .. take(a/b) ..      in order; lists itself what nobody has begun
+//! helpers            list a, list a/b, list a/c, list d ..       the newest wish first, which is nearly that order
+//! ```
+//!
+//! Listing a directory asks for its subdirectories. Helpers rest while more than [`AHEAD`] entries wait
+//! for the walk, so what is held does not grow with the tree.
+
+use std::mem;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::directory::child_path;
+use super::{Child, Children, Found, Origin, Tree, bare, below};
+use crate::context::ContextError;
+use crate::context::port::{EntryKind, Xattr};
+
+/// Entries that may wait.
+const AHEAD: usize = 50_000;
+
+/// A directory to list.
+pub(super) struct Wish {
+    /// Absolute, without `/` at its start.
+    pub path: Vec<u8>,
+    /// Whether a layer has it.
+    pub backed: bool,
+    /// Mounts with targets strictly below it.
+    pub mounts: Vec<u32>,
+}
+
+/// A directory's content, sorted by name.
+pub(super) struct Listed {
+    pub children: Vec<Child>,
+    /// For each directory among the children, in order: what to take its content by. None where its
+    /// path is too long.
+    pub directories: Vec<Option<usize>>,
+    /// Of the directory itself.
+    pub xattrs: Vec<Xattr>,
+}
+
+/// Listings under way.
+pub(super) struct Listings<'t> {
+    tree: &'t Tree,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+    /// Slots with a wish, the newest last; some may have been taken meanwhile.
+    wishes: Vec<usize>,
+    /// Entries that wait.
+    ahead: usize,
+    over: bool,
+}
+
+enum Slot {
+    Free,
+    Wish(Wish),
+    Running,
+    Ready(Result<Listed, ContextError>),
+}
+
+impl<'t> Listings<'t> {
+    pub(super) fn new(tree: &'t Tree) -> Self {
+        Self { tree, state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn ask(&self, wish: Wish) -> usize {
+        self.lock().ask(wish)
+    }
+
+    /// The content of a directory that was asked for; once only.
+    pub(super) fn take(&self, slot: usize) -> Result<Listed, ContextError> {
+        let mut state = self.lock();
+        loop {
+            match mem::replace(&mut state.slots[slot], Slot::Running) {
+                Slot::Wish(wish) => {
+                    drop(state);
+                    self.run(slot, &wish);
+                    state = self.lock();
+                }
+                Slot::Ready(listed) => {
+                    state.slots[slot] = Slot::Free;
+                    state.free.push(slot);
+                    if let Ok(listed) = &listed {
+                        state.ahead -= listed.children.len();
+                    }
+                    self.changed.notify_all();
+                    return listed;
+                }
+                Slot::Running | Slot::Free => {
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+    }
+
+    /// Lists what is asked for, until [`end`](Self::end).
+    pub(super) fn help(&self) {
+        let mut state = self.lock();
+        while !state.over {
+            let next = if state.ahead < AHEAD { state.wishes.pop() } else { None };
+            let Some(slot) = next else {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            if !matches!(state.slots[slot], Slot::Wish(_)) {
+                continue;
+            }
+            if let Slot::Wish(wish) = mem::replace(&mut state.slots[slot], Slot::Running) {
+                drop(state);
+                self.run(slot, &wish);
+                state = self.lock();
+            }
+        }
+    }
+
+    /// Lets the helpers go.
+    pub(super) fn end(&self) {
+        self.lock().over = true;
+        self.changed.notify_all();
+    }
+
+    fn run(&self, slot: usize, wish: &Wish) {
+        // Whoever waits for this slot is told also when listing panics.
+        let mut answer = Answer { listings: self, slot, result: Err(ContextError::Ending) };
+        answer.result = self.tree.list(wish).map(|Children { children, xattrs }| {
+            let directories = self.ask_all(wish, &children);
+            Listed { children, directories, xattrs }
+        });
+    }
+
+    fn ask_all(&self, wish: &Wish, children: &[Child]) -> Vec<Option<usize>> {
+        let directories = children.iter().filter(|child| child.found.kind == EntryKind::Directory);
+        let wishes: Vec<Option<Wish>> = directories
+            .map(|child| {
+                let path = child_path(&wish.path, &child.name).ok()?;
+                let mounts = if wish.mounts.is_empty() { Vec::new() } else { self.tree.mounts_below(&path) };
+                let backed = child.found.origin != Origin::Made || self.tree.is_mounted(&path);
+                Some(Wish { path, backed, mounts })
+            })
+            .collect();
+        if wishes.is_empty() {
+            return Vec::new();
+        }
+        let mut state = self.lock();
+        // Backwards: the first directory is the one that is needed first.
+        let mut slots: Vec<Option<usize>> =
+            wishes.into_iter().rev().map(|wish| Some(state.ask(wish?))).collect();
+        slots.reverse();
+        drop(state);
+        self.changed.notify_all();
+        slots
+    }
+}
+
+impl State {
+    fn ask(&mut self, wish: Wish) -> usize {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::Free);
+            self.slots.len() - 1
+        });
+        self.slots[slot] = Slot::Wish(wish);
+        self.wishes.push(slot);
+        slot
+    }
+}
+
+/// Hands a result over when it is dropped.
+struct Answer<'l, 't> {
+    listings: &'l Listings<'t>,
+    slot: usize,
+    result: Result<Listed, ContextError>,
+}
+
+impl Drop for Answer<'_, '_> {
+    fn drop(&mut self) {
+        let result = mem::replace(&mut self.result, Err(ContextError::Ending));
+        let mut state = self.listings.lock();
+        if let Ok(listed) = &result {
+            state.ahead += listed.children.len();
+        }
+        state.slots[self.slot] = Slot::Ready(result);
+        drop(state);
+        self.listings.changed.notify_all();
+    }
+}
+
+impl Tree {
+    /// What a directory of the union holds, in order.
+    fn list(&self, wish: &Wish) -> Result<Children, ContextError> {
+        let mut listed = match self.covering(&wish.path) {
+            Some((mount, inside)) if wish.backed => self.children(mount, inside, &wish.path)?,
+            _ => Children::default(),
+        };
+        let children = &mut listed.children;
+        children.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        for &mount in &wish.mounts {
+            let target = bare(&self.mounts[mount as usize].target);
+            let rest = below(&wish.path, target).unwrap_or_default();
+            let name = rest.split(|&byte| byte == b'/').next().unwrap_or_default();
+            let place = children.binary_search_by(|child| child.name.as_ref().cmp(name));
+            let found = if name.len() == rest.len() {
+                self.mount_root(mount)?
+            } else {
+                match place {
+                    // The parent of a target: a directory stays what it is, anything else makes room for one.
+                    Ok(index) if children[index].found.kind == EntryKind::Directory => continue,
+                    _ => Found::made_directory(),
+                }
+            };
+            match place {
+                Ok(index) => children[index].found = found,
+                Err(index) => children.insert(index, Child { name: name.into(), found }),
+            }
+        }
+        Ok(listed)
+    }
+}
