@@ -11,6 +11,7 @@ struct Cases {
 struct Answer {
     file: String,
     error: bool,
+    line: Option<usize>,
     alone: Vec<String>,
     walk: Vec<String>,
 }
@@ -39,6 +40,11 @@ fn every_case_is_answered_as_docker_does() {
         if parsed.is_err() != answer.error {
             wrong.push(format!("{:?}: {:?}", answer.file, parsed.err()));
             continue;
+        }
+        if let Err(error) = &parsed
+            && error.line != answer.line
+        {
+            wrong.push(format!("{:?}: {error}, not line {:?}", answer.file, answer.line));
         }
         let Ok(patterns) = parsed else { continue };
         for path in &paths {
