@@ -1,10 +1,12 @@
 //! The commands of `hearth`, one file each: its arguments beside the function that runs it.
 
+mod base;
 mod build;
 mod builds;
 mod completions;
 mod images;
 mod pack;
+mod registry;
 mod room;
 mod storage;
 mod system;

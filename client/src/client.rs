@@ -12,11 +12,14 @@
 //! A [`Client`] is cheap to clone; clones share one connection, which is made again when it was
 //! lost. Every call has a limit in time; streams are watched by HTTP/2 pings instead.
 
+mod blobs;
 mod builds;
 mod error;
 mod images;
+mod packs;
 mod storage;
 mod target;
+mod transfer;
 mod upload;
 mod watch;
 
@@ -36,8 +39,10 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
+pub use blobs::BlobContent;
 pub use error::ClientError;
 pub use images::{ArchiveDestination, ArchiveSource};
+pub use packs::{PackOffer, PackUploadError, Sent, SentPack};
 pub use storage::{FileContent, Listing};
 pub use target::{Address, Target, TargetError, Token};
 pub use upload::UploadError;

@@ -11,6 +11,7 @@ pub mod duration;
 pub mod error;
 pub mod exit;
 pub mod interrupt;
+mod lineage;
 pub mod output;
 pub mod progress;
 pub mod rooms;

@@ -7,10 +7,12 @@ mod layers;
 pub use flags::Flags;
 pub use layers::{ConfigError, load};
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hearth_pack::remote::{Mirror, MirrorError, Mirrors};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Registry, RoomRegistries};
@@ -39,10 +41,16 @@ pub struct Config {
     /// set, the daemon runs its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub buildkit: Option<String>,
+    /// File with credentials of other registries, which only the daemon's user may read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry_credentials: Option<PathBuf>,
     /// Registry names that mean this room's registry.
     pub room_registries: Vec<Registry>,
+    /// By registry: URLs that are asked before it.
+    pub mirrors: BTreeMap<String, Vec<String>>,
     pub builds: Builds,
     pub builder: Builder,
+    pub packs: Packs,
     pub log: Log,
 }
 
@@ -82,6 +90,19 @@ pub struct Builder {
     pub min_free_bytes: u64,
 }
 
+/// Packs that clients send by content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Packs {
+    /// Bytes that the content of all packs may take on disk, and that of one caller.
+    pub max_bytes: u64,
+    pub max_bytes_per_caller: u64,
+    /// A pack's files are kept this long after the last build from it, for the next one from the same directory.
+    pub keep_seconds: u64,
+    /// Uploads are refused when the state directory's file system has less free space than this.
+    pub min_free_bytes: u64,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Log {
@@ -110,7 +131,9 @@ impl Default for Config {
             room_storage: None,
             project_storage: None,
             buildkit: None,
+            registry_credentials: None,
             room_registries: RoomRegistries::default().names().to_vec(),
+            mirrors: BTreeMap::new(),
             builds: Builds {
                 concurrency: 4,
                 queue_length: 100,
@@ -126,6 +149,12 @@ impl Default for Config {
                 program: "buildkitd".into(),
                 max_used_bytes: 50 * GIB,
                 min_free_bytes: 2 * GIB,
+            },
+            packs: Packs {
+                max_bytes: 50 * GIB,
+                max_bytes_per_caller: 20 * GIB,
+                keep_seconds: 24 * 3600,
+                min_free_bytes: GIB,
             },
             log: Log { format: LogFormat::Text, filter: "info".to_owned() },
         }
@@ -143,6 +172,11 @@ impl Config {
 
     pub fn room_registries(&self) -> RoomRegistries {
         RoomRegistries::new(self.room_registries.clone())
+    }
+
+    pub fn mirrors(&self) -> Result<Mirrors, MirrorError> {
+        let all = self.mirrors.iter().flat_map(|(host, urls)| urls.iter().map(move |url| (host, url)));
+        Ok(Mirrors::new(all.map(|(host, url)| Mirror::new(host, url)).collect::<Result<_, _>>()?))
     }
 
     pub const fn default_timeout(&self) -> Duration {

@@ -21,4 +21,6 @@ pub mod tree;
 mod versions;
 
 pub use error::ContextError;
-pub use prepare::{ContextMount, ContextOptions, ContextRequest, Contexts, OpenedImage, Prepared};
+pub use prepare::{
+    ContextMount, ContextOptions, ContextRequest, Contexts, OpenedImage, OpenedPack, Prepared,
+};

@@ -23,11 +23,13 @@ use crate::buildkit::{self, BuildKit, managed};
 use crate::config::Config;
 use crate::context::storage::{Root, Storage};
 use crate::context::{ContextOptions, Contexts};
-use crate::image::Images;
+use crate::image::{Elsewhere, Images};
 use crate::model::access::{ApiScope, ContainersGrant, Patterns, RegistryGrant};
 use crate::model::component::Component;
 use crate::model::id::BuildId;
 use crate::model::secret::{Credential, Secret};
+use crate::packs::store::StoreLimits;
+use crate::packs::{PackOptions, Packs};
 use crate::registry::blobs::BlobStore;
 use crate::registry::{Registry, UploadLimits};
 use crate::store::Store;
@@ -99,20 +101,30 @@ impl Daemon {
             state_dir: config.state_dir.clone(),
             limits: crate::context::layers::LayerLimits::default(),
         })?;
-        let room = RoomContexts { contexts: contexts.clone(), images: images.clone() };
+        let elsewhere = Elsewhere::new(config.mirrors()?, config.registry_credentials.clone());
+        elsewhere.check()?;
+        let packs = open_packs(&config, images.clone())?;
+        let room = RoomContexts {
+            contexts: contexts.clone(),
+            images: images.clone(),
+            elsewhere: elsewhere.clone(),
+            packs: packs.clone(),
+        };
         let ports = build::Ports {
             store: Arc::new(store),
             solver: Arc::new(kit.clone()),
             contexts: Arc::new(room.clone()),
             images: Arc::new(room),
         };
-        let options = build_options(&config, &listeners.addresses, Arc::clone(&access));
+        let options = build_options(&config, &listeners.addresses, Arc::clone(&access))?;
         let builds = build::Service::start(options, ports).await?;
 
         let readiness = readiness(&kit);
         let (app, health) = router::build(router::Parts {
             builds: builds.handle(),
             images: images.clone(),
+            elsewhere,
+            packs: packs.clone(),
             storage,
             access,
             readiness: Arc::clone(&readiness),
@@ -131,7 +143,7 @@ impl Daemon {
             socket = %addresses.socket.display(), "serving"
         );
         let health = task::spawn("health", router::health_loop(health, readiness, kit.status()));
-        let housekeeping = task::spawn("housekeeping", housekeeping_loop(images, registry));
+        let housekeeping = task::spawn("housekeeping", housekeeping_loop(images, registry, packs));
 
         stop.cancelled().await;
         tracing::info!("draining");
@@ -173,14 +185,31 @@ fn open_storage(path: &Path) -> Result<Root> {
     Ok(root)
 }
 
+fn open_packs(config: &Config, images: Images) -> Result<Packs> {
+    let limits = StoreLimits {
+        total: config.packs.max_bytes,
+        per_owner: config.packs.max_bytes_per_caller,
+        min_free: config.packs.min_free_bytes,
+    };
+    let keep = Duration::from_secs(config.packs.keep_seconds);
+    let directory = config.state_dir.join("packs");
+    Packs::open(PackOptions { directory, limits, keep }, images).context("content of packs")
+}
+
 /// The configured BuildKit, or our own under supervision.
 fn start_buildkit(config: &Config) -> Result<(BuildKit, Option<supervise::Handle>)> {
     if let Some(address) = &config.buildkit {
+        if !config.mirrors.is_empty() {
+            tracing::warn!(
+                "mirrors for FROM are set in the configuration of the BuildKit at {address}, not here"
+            );
+        }
         let options = buildkit::Options { address: address.parse()?, child: None, executor: None };
         return Ok((BuildKit::connect(options), None));
     }
     let mut options = managed::Options::new(config.state_dir.join("buildkit"));
     options.program.clone_from(&config.builder.program);
+    options.mirrors = config.mirrors()?;
     options.quota.max_used = config.builder.max_used_bytes;
     options.quota.min_free = config.builder.min_free_bytes;
     let (child, mut connect) = options.plan()?;
@@ -189,8 +218,10 @@ fn start_buildkit(config: &Config) -> Result<(BuildKit, Option<supervise::Handle
     Ok((BuildKit::connect(connect), Some(child)))
 }
 
-fn build_options(config: &Config, addresses: &Addresses, access: Arc<Access>) -> build::Options {
-    build::Options {
+fn build_options(config: &Config, addresses: &Addresses, access: Arc<Access>) -> Result<build::Options> {
+    let mirrors = config.mirrors()?;
+    let mirrored = mirrors.iter().map(|mirror| (mirror.authority(), mirror.registry.clone())).collect();
+    Ok(build::Options {
         limits: build::Limits {
             concurrency: config.builds.concurrency,
             queue: config.builds.queue_length,
@@ -207,8 +238,9 @@ fn build_options(config: &Config, addresses: &Addresses, access: Arc<Access>) ->
         min_free_space: config.builds.min_free_bytes,
         registry: addresses.registry.to_string(),
         room_registries: config.room_registries(),
+        mirrored,
         registry_credential: registry_credential(access),
-    }
+    })
 }
 
 /// A token for one build: pull what its Dockerfile names, push its result, nothing else.
@@ -245,13 +277,16 @@ fn readiness(kit: &BuildKit) -> Readiness {
     })
 }
 
-async fn housekeeping_loop(images: Images, registry: Registry) {
+async fn housekeeping_loop(images: Images, registry: Registry, packs: Packs) {
     loop {
         tokio::time::sleep(HOUSEKEEPING).await;
         registry.expire_uploads().await;
         match images.collect_garbage().await {
             Ok(report) => tracing::debug!(?report, "content collected"),
             Err(error) => tracing::warn!(%error, "content was not collected; the next pass tries again"),
+        }
+        if let Err(error) = packs.sweep().await {
+            tracing::warn!(%error, "packs were not swept; the next pass tries again");
         }
     }
 }

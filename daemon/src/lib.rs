@@ -15,6 +15,7 @@ pub mod daemon;
 pub mod image;
 pub mod ingress;
 pub mod model;
+pub mod packs;
 pub mod registry;
 pub mod shutdown;
 pub mod store;

@@ -16,14 +16,15 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("access", &["model"]),
     ("ingress", &["model", "task"]),
     ("supervise", &["model", "task"]),
-    ("context", &["model", "task", "image::port"]),
+    ("context", &["model", "task", "image::port", "packs::port"]),
     ("image", &["model", "task"]),
-    ("build", &["model", "task", "context", "image"]),
+    ("packs", &["model", "task", "image"]),
+    ("build", &["model", "task", "context", "image", "packs"]),
     ("buildkit", &["model", "task", "build::port", "context::port", "supervise::port"]),
     ("registry", &["model", "task", "image::port"]),
     ("store", &["model", "task", "build::port", "image::port"]),
     // `registry::unauthorized` and its router are mounted by the API beside gRPC.
-    ("api", &["model", "task", "access", "build", "image", "context", "ingress", "registry"]),
+    ("api", &["model", "task", "access", "build", "image", "packs", "context", "ingress", "registry"]),
 ];
 
 /// The composition root: nothing sees them, they see everything.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use hearth_proto::v1::builds_client::BuildsClient;
 use hearth_proto::v1::images_client::ImagesClient;
+use hearth_proto::v1::packs_client::PacksClient;
 use hearth_proto::v1::storage_client::StorageClient;
 use hearth_proto::v1::system_client::SystemClient;
 use hearth_proto::v1::{
@@ -76,6 +77,10 @@ impl Api {
 
     pub fn images(&self) -> ImagesClient<Authorized> {
         ImagesClient::with_interceptor(self.channel.clone(), self.bearer.clone())
+    }
+
+    pub fn packs(&self) -> PacksClient<Authorized> {
+        PacksClient::with_interceptor(self.channel.clone(), self.bearer.clone())
     }
 
     pub fn storage(&self) -> StorageClient<Authorized> {

@@ -25,6 +25,8 @@ mod builds;
 mod compare;
 #[path = "e2e/context.rs"]
 mod context;
+#[path = "e2e/elsewhere.rs"]
+mod elsewhere;
 #[path = "e2e/faults.rs"]
 mod faults;
 #[path = "e2e/line.rs"]
@@ -47,6 +49,8 @@ mod registry;
 mod secrets;
 #[path = "e2e/storage.rs"]
 mod storage;
+#[path = "e2e/upload.rs"]
+mod upload;
 
 fn main() -> ExitCode {
     let groups = [
@@ -54,10 +58,12 @@ fn main() -> ExitCode {
         context::group(),
         compare::group(),
         pack::group(),
+        upload::group(),
         pack_readers::group(),
         pack_faults::group(),
         storage::group(),
         registry::group(),
+        elsewhere::group(),
         access::group(),
         builds::group(),
         bad_input::group(),

@@ -6,6 +6,7 @@
 //! - [`ignore`]: Docker's ignore rules.
 //! - [`walk`]: a directory as a sorted list of entries.
 //! - [`identity`]: what makes two trees the same, and the hashes of content.
+//! - [`listing`]: a tree as one list that is sent and kept.
 //! - [`layer`]: that list as one tar layer, hashed and compressed as it is read.
 //! - [`image`]: config, manifest and index.
 //! - [`archive`]: the OCI image layout in a tar, written and read.
@@ -23,13 +24,15 @@ pub mod identity;
 pub mod ignore;
 pub mod image;
 pub mod layer;
+pub mod listing;
 mod new_file;
 mod pack;
+pub mod pieces;
 pub mod remote;
 mod summary;
 pub mod walk;
 mod workers;
 
-pub use base::{Base, BaseError};
+pub use base::{Base, BaseError, BlobCache};
 pub use pack::{PackError, PackOptions, Packed, Progress, pack, pack_source};
 pub use summary::{Summary, Suspicious};

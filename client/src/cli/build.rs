@@ -6,15 +6,14 @@ mod request;
 use std::path::PathBuf;
 
 use clap::Args;
-use hearth_pack::PackOptions;
-use hearth_pack::cache::Cache;
 use hearth_pack::walk::{Rules, WalkOptions};
+use hearth_proto::v1::begin_pack_request::Destination;
 use hearth_proto::v1::{Mount, SubmitBuildRequest, mount::Source};
 use hearth_proto::value::{MountSource, MountSpec, Reference};
 
 use super::pack::{check_directory, check_room_tag};
 use super::{Globals, connect, pack};
-use crate::client::{ArchiveDestination, Client};
+use crate::client::Client;
 use crate::duration;
 use crate::error::Failure;
 use crate::interrupt::Interrupts;
@@ -154,12 +153,11 @@ async fn submit(
         for tag in &plan.tags {
             check_room_tag(&client, "--tag", tag).await?;
         }
-        let packed = pack::pack(local.path, pack_options(args)).await?;
-        pack::tell(&packed.summary);
-        let destination = ArchiveDestination { tag: None, room_path: args.pack_room_path.clone() };
-        let sent = pack::send(&client, &packed, destination).await?;
-        output::note(&format!("sent {} for this build", output::size(sent.size_bytes)));
-        let source = Some(Source::PackId(sent.pack_id));
+        let scanned = pack::send::scan(local.path, walk_options(args)).await?;
+        pack::tell(&scanned.summary);
+        let temporary = Destination::Temporary(true);
+        let sent = pack::send::send(&client, &scanned, temporary, None, args.pack_room_path.clone()).await?;
+        let source = Some(Source::PackId(sent.result.pack_id));
         plan.spec.mounts.push(Mount { source, target: local.target, ..Mount::default() });
     }
     let idempotency_key = args.idempotency_key.clone().unwrap_or_default();
@@ -172,7 +170,7 @@ async fn submit(
 }
 
 /// A pack for a build keeps what the build itself reads, whatever the ignore file says.
-fn pack_options(args: &BuildArgs) -> PackOptions {
+fn walk_options(args: &BuildArgs) -> WalkOptions {
     let inside = args.dockerfile_path.as_deref().filter(|path| !path.starts_with('/'));
     let mut keep: Vec<Vec<u8>> = [
         ".dockerignore",
@@ -189,7 +187,7 @@ fn pack_options(args: &BuildArgs) -> PackOptions {
         keep.push(format!("{path}.dockerignore").into_bytes());
     }
     let rules = Rules::IgnoreFile { dockerfile: inside.map(|path| path.as_bytes().to_vec()) };
-    PackOptions { walk: WalkOptions { rules, keep }, cache: Cache::user_dir(), ..PackOptions::default() }
+    WalkOptions { rules, keep }
 }
 
 /// A mount flag in the form of the wire; packs are sent first and come later.

@@ -2,22 +2,25 @@
 
 mod meter;
 mod report;
+pub(super) mod send;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use hearth_pack::cache::Cache;
-use hearth_pack::image::{ConfigFlags, Platform, parse_command};
+use hearth_pack::image::{ConfigFlags, Platform, RunConfig, parse_command};
 use hearth_pack::layer::{Compression, LayerOptions};
-use hearth_pack::{Base, PackError, PackOptions, Packed};
+use hearth_pack::{PackError, PackOptions, Packed};
+use hearth_proto::v1::begin_pack_request::Destination;
 use hearth_proto::value::{Reference, RoomRegistries};
 
 use meter::Meter;
 use report::PackView;
 pub(super) use report::tell;
 
-use super::{Globals, connect};
+use super::registry::RegistryArgs;
+use super::{Globals, base, connect};
 use crate::client::{ArchiveDestination, ArchiveSource, Client};
 use crate::error::Failure;
 use crate::interrupt::Interrupts;
@@ -34,6 +37,7 @@ use crate::{output, task};
 Examples:
   hearth pack ./my-app -o my-app.oci.tar
   hearth pack ./my-app --room studio --tag room.meshagent.com/my-app:dev
+  hearth pack ./my-app -o my-app.oci.tar --base python:3.13 --arch arm64
   hearth pack ./rootfs --tag base:1 --cmd '[\"sh\"]' --env PATH=/usr/bin:/bin")]
 pub(super) struct PackArgs {
     /// Directory to pack
@@ -44,7 +48,7 @@ pub(super) struct PackArgs {
     /// Name of the image; needed to send it to a room
     #[arg(long, short, allow_hyphen_values = true)]
     tag: Option<String>,
-    /// Image that the packed layer is put on: `oci-archive:FILE`
+    /// Image that the packed layer is put on: one of the room, of any registry, or `oci-archive:FILE`
     #[arg(long, value_name = "IMAGE")]
     base: Option<String>,
     /// Architecture of the image, such as `arm64` or `arm/v7` [default: amd64]
@@ -81,6 +85,8 @@ pub(super) struct PackArgs {
     /// Directory that it keeps data in
     #[arg(long, value_name = "DIR", help_heading = "Image config")]
     volume: Vec<String>,
+    #[command(flatten)]
+    registries: RegistryArgs,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -114,17 +120,29 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
         return Err(Failure::usage("--room-path needs a room: give --room too"));
     }
     let started = Instant::now();
-    let options = options(&args, tag.clone())?;
+    let mut options = options(&args, tag.clone())?;
+    // Seen before the work, not after it.
+    check_directory(&args.path)?;
     let client = match (&tag, to_room) {
         (Some(tag), true) => {
-            // Seen before the work, not after it.
-            check_directory(&args.path)?;
             let client = connect(globals).await?;
             check_room_tag(&client, "--tag", tag).await?;
             Some(client)
         }
         _ => None,
     };
+    if let Some(text) = &args.base {
+        let opening = base::open(text, &options.platform, &args.registries, client.as_ref(), globals);
+        options.base = Some(Box::pin(opening).await?);
+    }
+    // Layers of a base lie in a file here: that image is sent as one archive.
+    if let (Some(client), Some(tag)) = (&client, &tag)
+        && options.base.is_none()
+        && args.output.is_none()
+    {
+        return pack_in_room(client, tag, args, &options, globals, started).await;
+    }
+    let by_content = options.base.is_none().then(|| options.clone());
     let packed = pack(args.path.clone(), options).await?;
     tell(&packed.summary);
     if let Some(file) = args.output.clone() {
@@ -135,7 +153,19 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
         output::note(&format!("wrote {} ({})", file.display(), output::size(packed.archive_size())));
     }
     let mut view = PackView::new(&packed, args.output.as_deref());
-    if let (Some(client), Some(tag)) = (client, tag) {
+    if let (Some(client), Some(tag), Some(options)) = (&client, &tag, by_content) {
+        let scanned = send::scan(args.path.clone(), options.walk.clone()).await?;
+        let destination = Destination::Tag(tag.to_string());
+        let sent = send::send(client, &scanned, destination, Some(&options), args.room_path).await?;
+        if sent.result.digest != view.digest {
+            return Err(Failure::failed(
+                "pack_changed",
+                "the directory changed between the file and the room",
+            )
+            .hint("pack again when nothing writes to it"));
+        }
+        view.sent_by_content(sent);
+    } else if let (Some(client), Some(tag)) = (client, tag) {
         let destination = ArchiveDestination { tag: Some(tag.to_string()), room_path: args.room_path };
         let loaded = send(&client, &packed, destination).await?;
         output::note(&format!(
@@ -149,8 +179,32 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
     if globals.json { output::json(&view) } else { output::line(&view.digest) }
 }
 
+/// The room makes the image; what it lacks of the content is sent.
+async fn pack_in_room(
+    client: &Client,
+    tag: &Reference,
+    args: PackArgs,
+    options: &PackOptions,
+    globals: &Globals,
+    started: Instant,
+) -> Result<(), Failure> {
+    // As a pack that is made here: flags are checked before anything is read.
+    options
+        .config
+        .apply(&mut RunConfig::default())
+        .map_err(|error| Failure::failed("pack_failed", error.to_string()))?;
+    let scanned = send::scan(args.path, options.walk.clone()).await?;
+    tell(&scanned.summary);
+    let destination = Destination::Tag(tag.to_string());
+    let sent = send::send(client, &scanned, destination, Some(options), args.room_path).await?;
+    let mut view = PackView::of_room(&scanned.summary, &sent.result);
+    view.sent_by_content(sent);
+    view.took(started.elapsed());
+    if globals.json { output::json(&view) } else { output::line(&view.digest) }
+}
+
 /// Packs a directory on a thread of its own.
-pub(super) async fn pack(path: PathBuf, options: PackOptions) -> Result<std::sync::Arc<Packed>, Failure> {
+async fn pack(path: PathBuf, options: PackOptions) -> Result<std::sync::Arc<Packed>, Failure> {
     let work = move || {
         let mut meter = Meter::new();
         hearth_pack::pack(&path, &options, &mut |at| meter.show(at))
@@ -163,7 +217,7 @@ pub(super) async fn pack(path: PathBuf, options: PackOptions) -> Result<std::syn
 }
 
 /// Sends a pack as one stream.
-pub(super) async fn send(
+async fn send(
     client: &Client,
     packed: &std::sync::Arc<Packed>,
     destination: ArchiveDestination,
@@ -213,7 +267,6 @@ fn options(args: &PackArgs, tag: Option<Reference>) -> Result<PackOptions, Failu
             expose: args.expose.clone(),
             volumes: args.volume.clone(),
         },
-        base: args.base.as_deref().map(|base| open_base(base, &platform)).transpose()?,
         platform,
         tag,
         docker: args.docker,
@@ -243,15 +296,6 @@ fn layer_options(compression: CompressionArg) -> Result<LayerOptions, Failure> {
         CompressionArg::None => Compression::None,
     };
     Ok(LayerOptions { compression, mtime, workers: None })
-}
-
-fn open_base(text: &str, platform: &Platform) -> Result<Base, Failure> {
-    let Some(file) = text.strip_prefix("oci-archive:") else {
-        return Err(Failure::usage(format!("--base `{text}`: this release takes `oci-archive:FILE`"))
-            .hint(format!("fetch it first: skopeo copy docker://{text} oci-archive:base.tar")));
-    };
-    Base::from_archive(Path::new(file), platform)
-        .map_err(|error| Failure::failed("invalid_base", format!("--base {file}: {error}")))
 }
 
 fn failure(error: &PackError) -> Failure {

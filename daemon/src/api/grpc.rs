@@ -2,8 +2,11 @@
 
 mod builds;
 mod images;
+mod load;
+mod packs;
 mod storage;
 mod system;
+mod transfer;
 mod upload;
 
 use axum::body::Body;
@@ -17,6 +20,7 @@ use crate::model::access::{Caller, RegistryVerb, StorageVerb};
 
 pub use builds::BuildsService;
 pub use images::ImagesService;
+pub use packs::PacksService;
 pub use storage::StorageService;
 pub use system::SystemService;
 

@@ -1,5 +1,8 @@
 //! The real ones behind the seams of [`super::port`]: the room's images and its files.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use hearth_pack::identity::TreeDigest;
 
@@ -7,19 +10,24 @@ use super::dockerfile;
 use super::port::{ContextSource, PreparedContext, RoomImages};
 use crate::context::layers::LayerBlob;
 use crate::context::port::ContextFiles;
-use crate::context::{ContextMount, ContextRequest, Contexts, OpenedImage, Prepared};
-use crate::image::{ImageError, Images};
+use crate::context::{ContextMount, ContextRequest, Contexts, OpenedImage, OpenedPack, Prepared};
+use crate::image::port::PackContent;
+use crate::image::{Elsewhere, ImageError, Images, Transfer};
 use crate::model::build::{BuildSpec, ContextIdentity, MountIdentity};
 use crate::model::fault::{Fault, Stage};
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, VerifiedImage};
+use crate::model::secret::Credential;
 use crate::model::{Digest, MountSource, MountTarget, Reference, Repository};
+use crate::packs::{PackError, Packs};
 
 /// The files of the room and the images among the mounts, as one tree.
 #[derive(Clone)]
 pub struct RoomContexts {
     pub contexts: Contexts,
     pub images: Images,
+    pub elsewhere: Elsewhere,
+    pub packs: Packs,
 }
 
 #[async_trait]
@@ -40,6 +48,40 @@ impl RoomImages for RoomContexts {
         self.images.publish(image, tags).await.map(|_| ()).map_err(|error| fault(Stage::Publish, &error))
     }
 
+    async fn push_content(
+        &self,
+        image: &VerifiedImage,
+        tags: &[Reference],
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<(), Fault> {
+        let pushed = async {
+            let remote = self.elsewhere.remote(given)?;
+            self.images.push_content(&remote, image, tags, &Transfer::default()).await
+        };
+        pushed.await.map(drop).map_err(|error| fault(Stage::Publish, &error))
+    }
+
+    async fn push_names(
+        &self,
+        image: &VerifiedImage,
+        tags: &[Reference],
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<(), Fault> {
+        let pushed = async {
+            let remote = self.elsewhere.remote(given)?;
+            self.images.push_names(&remote, image, tags).await
+        };
+        pushed.await.map_err(|error| fault(Stage::Publish, &error))
+    }
+
+    fn own_credential(&self, registry: &str) -> Option<Credential> {
+        self.elsewhere.credential(registry).unwrap_or_else(|error| {
+            // BuildKit then asks without one, and says so when that does not do.
+            tracing::error!(%error, "the daemon's registry credentials cannot be used");
+            None
+        })
+    }
+
     async fn hold_pack(&self, id: &PackId, caller: &str) -> Result<(), Fault> {
         self.images.hold_pack(id, caller).await.map(|_| ()).map_err(|error| fault(Stage::Context, &error))
     }
@@ -56,23 +98,41 @@ impl RoomImages for RoomContexts {
 
 #[async_trait]
 impl ContextSource for RoomContexts {
-    async fn prepare(&self, spec: &BuildSpec, caller: &str) -> Result<Box<dyn PreparedContext>, Fault> {
+    async fn prepare(
+        &self,
+        spec: &BuildSpec,
+        caller: &str,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<Box<dyn PreparedContext>, Fault> {
         let mut mounts = Vec::with_capacity(spec.mounts.len());
         for mount in &spec.mounts {
-            let manifest = match &mount.source {
-                MountSource::Image { reference, .. } => Some(self.images.resolve(reference).await),
-                MountSource::Pack(id) => Some(self.pack(id, caller).await),
-                MountSource::Room(_) | MountSource::Project(_) | MountSource::EmptyDir => None,
+            let at_mount = |mut fault: Fault| {
+                fault.message = format!("mount `{}`: {}", mount.target, fault.message);
+                fault
             };
+            let failed = |error: ImageError| at_mount(fault(Stage::Context, &error));
+            let (mut manifest, mut pack) = (None, None);
+            match &mount.source {
+                MountSource::Image { reference, .. } => {
+                    manifest = Some(self.image(reference, caller, given).await.map_err(failed)?);
+                }
+                MountSource::Pack(id) => match self.pack(id, caller).await.map_err(failed)? {
+                    PackContent::Image(image) => manifest = Some(image),
+                    PackContent::Tree { tree, lineage } => {
+                        let tree = self.packs.tree(caller, tree).await;
+                        let tree = tree.map_err(|error| at_mount(pack_fault(&error)))?;
+                        let lineage =
+                            if lineage.is_empty() { lineage } else { format!("{caller} {lineage}") };
+                        pack = Some(OpenedPack { tree: Arc::new(tree), lineage });
+                    }
+                },
+                MountSource::Room(_) | MountSource::Project(_) | MountSource::EmptyDir => {}
+            }
             let image = match manifest {
                 None => None,
-                Some(manifest) => Some(self.open(manifest).await.map_err(|error| {
-                    let mut fault = fault(Stage::Context, &error);
-                    fault.message = format!("mount `{}`: {}", mount.target, fault.message);
-                    fault
-                })?),
+                Some(manifest) => Some(self.open(manifest).await.map_err(failed)?),
             };
-            mounts.push(ContextMount { spec: mount.clone(), image });
+            mounts.push(ContextMount { spec: mount.clone(), image, pack });
         }
         let request = ContextRequest {
             mounts,
@@ -89,13 +149,26 @@ impl ContextSource for RoomContexts {
 }
 
 impl RoomContexts {
-    async fn pack(&self, id: &str, caller: &str) -> Result<Descriptor, ImageError> {
-        let id: PackId = id.parse().map_err(|_| ImageError::NotFound { reference: id.to_owned() })?;
-        Ok(self.images.pack(&id, caller).await?.manifest)
+    /// An image of the room as it is, one of another registry once it is here.
+    async fn image(
+        &self,
+        reference: &Reference,
+        caller: &str,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<Descriptor, ImageError> {
+        if self.images.room_registries().owns_tag(reference) {
+            return self.images.resolve(reference).await;
+        }
+        let remote = self.elsewhere.remote(given)?;
+        self.images.pull_for_mount(&remote, reference, caller).await
     }
 
-    async fn open(&self, manifest: Result<Descriptor, ImageError>) -> Result<OpenedImage, ImageError> {
-        let manifest = manifest?;
+    async fn pack(&self, id: &str, caller: &str) -> Result<PackContent, ImageError> {
+        let id: PackId = id.parse().map_err(|_| ImageError::NotFound { reference: id.to_owned() })?;
+        Ok(self.images.pack(&id, caller).await?.content)
+    }
+
+    async fn open(&self, manifest: Descriptor) -> Result<OpenedImage, ImageError> {
         let layers = self.images.open_layers(&manifest).await?;
         let blob = |open: crate::image::OpenLayer| LayerBlob {
             digest: open.layer.digest,
@@ -130,8 +203,17 @@ impl PreparedContext for Prepared {
     }
 }
 
+fn pack_fault(error: &PackError) -> Fault {
+    let fault = Fault::new(Stage::Context, error.code(), error.to_string());
+    match error.hint() {
+        Some(hint) => fault.hint(hint),
+        None => fault,
+    }
+}
+
 fn fault(stage: Stage, error: &ImageError) -> Fault {
-    let fault = Fault::new(stage, error.code(), error.to_string());
+    let mut fault = Fault::new(stage, error.code(), error.to_string());
+    fault.retryable = error.retryable();
     match error.hint() {
         Some(hint) => fault.hint(hint),
         None => fault,

@@ -27,10 +27,12 @@ use super::lineage::{LineageId, LineageName, Seen, lineage_name};
 use super::port::{ContextFiles, FileTree, SessionName};
 use super::storage::Storage;
 use super::tree::{
-    DirectoryLayer, Identified, ImageLayer, Layer, Mounted, Selection, Snapshot, Tree, TreeIdentity,
+    DirectoryLayer, Identified, ImageLayer, Layer, Mounted, Selection, Snapshot, StoredLayer, Tree,
+    TreeIdentity,
 };
 use crate::model::build::DockerfilePath;
 use crate::model::{Digest, MountSource, MountSpec, MountTarget};
+use crate::packs::port::PackTree;
 use crate::task;
 
 pub use dockerfile::MemoryTree;
@@ -79,8 +81,10 @@ pub struct ContextRequest {
 #[derive(Debug)]
 pub struct ContextMount {
     pub spec: MountSpec,
-    /// For images and packs; none for everything else.
+    /// For images, and packs that are images; none for everything else.
     pub image: Option<OpenedImage>,
+    /// For packs that are trees.
+    pub pack: Option<OpenedPack>,
 }
 
 #[derive(Debug)]
@@ -105,6 +109,13 @@ pub struct Prepared {
     lineage: LineageId,
     shared: Arc<Shared>,
     watch: Arc<Watch>,
+}
+
+#[derive(Debug)]
+pub struct OpenedPack {
+    pub tree: Arc<PackTree>,
+    /// Packs with the same one come from the same place. Empty: it stands alone.
+    pub lineage: String,
 }
 
 impl Contexts {
@@ -143,7 +154,7 @@ impl Contexts {
         let shared = Arc::clone(&self.0);
         let forget = move || diff_ids.iter().for_each(|diff_id| shared.layers.forget(diff_id));
         if task::blocking("context.forget", forget).await.is_err() {
-            tracing::warn!("decompressed layers stay until the quota frees them");
+            tracing::warn!("indexes of layers stay until the quota frees them");
         }
     }
 }
@@ -186,7 +197,7 @@ impl Shared {
     }
 
     fn open(&self, mount: ContextMount) -> Result<Mounted, ContextError> {
-        let ContextMount { spec: MountSpec { source, target, .. }, image } = mount;
+        let ContextMount { spec: MountSpec { source, target, .. }, image, pack } = mount;
         let storage = |root, path: &str| {
             DirectoryLayer::open(root, Path::new(path))
                 .map(Layer::Directory)
@@ -196,7 +207,10 @@ impl Shared {
             MountSource::Room(path) => storage(&self.storage.room, path)?,
             MountSource::Project(path) => storage(&self.storage.project, path)?,
             MountSource::Image { subpath, .. } => self.image(&target, image, subpath)?,
-            MountSource::Pack(_) => self.image(&target, image, "")?,
+            MountSource::Pack(_) => match pack {
+                Some(pack) => Layer::Stored(StoredLayer::new(pack.tree)),
+                None => self.image(&target, image, "")?,
+            },
             MountSource::EmptyDir => Layer::Empty,
         };
         Ok(Mounted { target, layer })
@@ -273,7 +287,11 @@ fn source_name(mount: &ContextMount) -> String {
         MountSource::Room(path) => format!("room {path}"),
         MountSource::Project(path) => format!("project {path}"),
         MountSource::Image { subpath, .. } => format!("image {} {subpath}", manifest()),
-        MountSource::Pack(_) => format!("image {} ", manifest()),
+        MountSource::Pack(_) => match &mount.pack {
+            Some(pack) if pack.lineage.is_empty() => format!("tree {}", pack.tree.listing.digest()),
+            Some(pack) => format!("pack {}", pack.lineage),
+            None => format!("image {} ", manifest()),
+        },
         MountSource::EmptyDir => "empty".to_owned(),
     }
 }

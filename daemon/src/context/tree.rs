@@ -17,6 +17,7 @@ mod read;
 mod resolve;
 mod scan;
 mod snapshot;
+mod stored;
 
 use std::sync::Arc;
 
@@ -29,6 +30,7 @@ pub use identify::{Covered, Identified, Selection, TreeIdentity};
 pub use image::ImageLayer;
 pub use resolve::MAX_LINKS;
 pub use snapshot::Snapshot;
+pub use stored::StoredLayer;
 
 pub(super) use snapshot::path_order;
 
@@ -42,6 +44,7 @@ pub struct Mounted {
 pub enum Layer {
     Directory(DirectoryLayer),
     Image(ImageLayer),
+    Stored(StoredLayer),
     Empty,
 }
 
@@ -77,6 +80,11 @@ enum Origin {
     Image {
         mount: u32,
         node: u32,
+    },
+    /// Entry of a tree that was sent as a pack.
+    Stored {
+        mount: u32,
+        entry: u32,
     },
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 
+use super::port::PackContent;
 use super::{ImageError, Images};
 use crate::task;
 
@@ -37,8 +38,9 @@ impl Images {
         let forgotten = self.shared.catalog.forget(before).await?;
         let mut live = self.shared.catalog.live().await?;
         for pack in self.shared.catalog.packs().await? {
-            live.insert(pack.manifest.digest);
-            match self.contents(&pack.manifest).await {
+            let PackContent::Image(manifest) = pack.content else { continue };
+            live.insert(manifest.digest);
+            match self.contents(&manifest).await {
                 Ok(contents) => live.extend(contents.digests()),
                 // What could not be read now may be whole: nothing is removed until it can be told.
                 Err(error @ (ImageError::Read { .. } | ImageError::Ending)) => return Err(error),

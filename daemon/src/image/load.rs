@@ -6,11 +6,12 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hearth_pack::Packed;
 use hearth_pack::archive::{self, ArchiveError, ArchiveSink};
 use jiff::Timestamp;
 
 use super::contents::Contents;
-use super::port::{BlobError, Blobs, Pack, Stored};
+use super::port::{BlobError, Blobs, Pack, PackContent, Stored};
 use super::{ImageError, Images};
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, TaggedImage};
@@ -18,7 +19,7 @@ use crate::model::{Digest, Reference, Tag};
 use crate::task;
 
 /// An image has tens of blobs; each one is a file.
-const MAX_BLOBS: usize = 10_000;
+pub(super) const MAX_BLOBS: usize = 10_000;
 
 /// After a load of this length, its first blobs are touched again: the sweep takes what is not for an hour.
 const LONG: Duration = Duration::from_secs(1200);
@@ -42,8 +43,17 @@ pub struct Loaded {
     pub image: Option<TaggedImage>,
 }
 
+/// An archive that was taken in and has no name yet. It is named or discarded; one that is dropped is
+/// freed by the sweep.
+#[derive(Debug)]
+pub struct Received {
+    manifest: Descriptor,
+    contents: Contents,
+    stored: Vec<Stored>,
+}
+
 impl Images {
-    /// Reads an archive to its end. The reader is read on a blocking thread.
+    /// Takes an archive in and names it.
     pub async fn load(
         &self,
         archive: impl Read + Send + 'static,
@@ -52,11 +62,22 @@ impl Images {
         if let Destination::Tag(tag) = &destination {
             self.own(tag)?;
         }
+        let received = self.receive(archive).await?;
+        self.settle(received, destination).await
+    }
+
+    /// Reads an archive to its end. The reader is read on a blocking thread.
+    pub async fn receive(&self, archive: impl Read + Send + 'static) -> Result<Received, ImageError> {
         let shared = Arc::clone(&self.shared);
         let taken = task::blocking("load archive", move || take(&*shared.blobs, archive)).await;
         let (manifest, contents, stored) = taken.map_err(|_| ImageError::Ending)??;
-        let named = self.name(&manifest, contents, destination).await;
-        match named {
+        Ok(Received { manifest, contents, stored })
+    }
+
+    /// Names what was received. On an error, it is discarded.
+    pub async fn settle(&self, received: Received, destination: Destination) -> Result<Loaded, ImageError> {
+        let Received { manifest, contents, stored } = received;
+        match self.name(&manifest, contents, destination).await {
             Ok((pack, image, size_bytes)) => {
                 if let Some(id) = &pack {
                     self.remember_brought(id, &stored).await;
@@ -66,16 +87,39 @@ impl Images {
                 Ok(Loaded { manifest, size_bytes, reused_bytes, pack, image })
             }
             Err(error) => {
-                let shared = Arc::clone(&self.shared);
-                if task::blocking("take back", move || take_back(&*shared.blobs, &stored)).await.is_err() {
-                    tracing::warn!("blobs of an archive that was not loaded stay until the next sweep");
-                }
+                self.take_back(stored).await;
                 Err(error)
             }
         }
     }
 
-    async fn name(
+    /// Nothing stays of what was received.
+    pub async fn discard(&self, received: Received) {
+        self.take_back(received.stored).await;
+    }
+
+    pub(super) async fn take_back(&self, stored: Vec<Stored>) {
+        let shared = Arc::clone(&self.shared);
+        if task::blocking("take back", move || take_back(&*shared.blobs, &stored)).await.is_err() {
+            tracing::warn!("blobs of an image that was not kept stay until the next sweep");
+        }
+    }
+
+    /// An image that was made here gets a tag.
+    pub async fn store(
+        &self,
+        packed: Arc<Packed>,
+        tag: Reference,
+    ) -> Result<Option<TaggedImage>, ImageError> {
+        self.own(&tag)?;
+        let shared = Arc::clone(&self.shared);
+        let taken = task::blocking("store image", move || put_packed(&*shared.blobs, &packed)).await;
+        let (manifest, contents) = taken.map_err(|_| ImageError::Ending)??;
+        // Blobs of an image that gets no name are freed by the sweep.
+        Ok(self.name(&manifest, contents, Destination::Tag(tag)).await?.1)
+    }
+
+    pub(super) async fn name(
         &self,
         manifest: &Descriptor,
         contents: Contents,
@@ -86,9 +130,8 @@ impl Images {
         match destination {
             Destination::Pack { owner } => {
                 let (id, created_at) = (PackId::random(), Timestamp::now());
-                catalog
-                    .put_pack(Pack { id: id.clone(), manifest: manifest.clone(), owner, created_at })
-                    .await?;
+                let content = PackContent::Image(manifest.clone());
+                catalog.put_pack(Pack { id: id.clone(), content, owner, created_at }).await?;
                 Ok((Some(id), None, size_bytes))
             }
             Destination::Tag(reference) => {
@@ -99,6 +142,23 @@ impl Images {
             }
         }
     }
+}
+
+fn put_packed(blobs: &dyn Blobs, packed: &Packed) -> Result<(Descriptor, Contents), ImageError> {
+    for blob in packed.blobs() {
+        let digest = blob.digest;
+        let failed = |source| ImageError::Read { digest, source };
+        let mut content = packed.open_blob(&digest).map_err(failed)?;
+        blobs.put(&digest, &mut content).map_err(|error| match error {
+            BlobError::DiskFull => ImageError::NoSpace,
+            BlobError::Io(source) => failed(source),
+            error @ BlobError::Mismatch { .. } => failed(io::Error::new(io::ErrorKind::InvalidData, error)),
+        })?;
+    }
+    let top = packed.descriptor();
+    let manifest = Descriptor { media_type: top.media_type.clone(), digest: top.digest, size: top.size };
+    let contents = Contents::keep(blobs, &manifest)?;
+    Ok((manifest, contents))
 }
 
 /// Stores the blobs of an archive and finds its one image. On any error, what was stored is taken back.

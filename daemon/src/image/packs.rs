@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hearth_pack::identity::TreeDigest;
 use jiff::Timestamp;
 use tokio::sync::Mutex;
 
-use super::port::{Pack, Stored};
+use super::port::{Pack, PackContent, Stored};
 use super::{ImageError, Images};
 use crate::model::Digest;
 use crate::model::id::PackId;
@@ -56,15 +57,34 @@ impl Images {
         }
         let used = held.remove(id).unwrap_or_default();
         let pack = self.shared.catalog.pack(id).await?;
-        let layers = match &pack {
-            Some(pack) => self.open_layers(&pack.manifest).await.unwrap_or_else(|error| {
+        let layers = match pack.map(|pack| pack.content) {
+            Some(PackContent::Image(manifest)) => self.open_layers(&manifest).await.unwrap_or_else(|error| {
                 tracing::warn!(pack.id = %id, %error, "a dropped pack could not be read: its layers are not named");
                 Vec::new()
             }),
-            None => Vec::new(),
+            Some(PackContent::Tree { .. }) | None => Vec::new(),
         };
         self.drop_pack(id, used).await?;
         Ok(layers.into_iter().map(|layer| layer.diff_id).collect())
+    }
+
+    /// A pack of `owner` that stands for a tree.
+    pub async fn add_tree_pack(
+        &self,
+        owner: &str,
+        tree: TreeDigest,
+        lineage: String,
+    ) -> Result<PackId, ImageError> {
+        let (id, created_at) = (PackId::random(), Timestamp::now());
+        let content = PackContent::Tree { tree, lineage };
+        let pack = Pack { id: id.clone(), content, owner: owner.to_owned(), created_at };
+        self.shared.catalog.put_pack(pack).await?;
+        Ok(id)
+    }
+
+    /// All packs there are.
+    pub async fn packs(&self) -> Result<Vec<Pack>, ImageError> {
+        Ok(self.shared.catalog.packs().await?)
     }
 
     pub(super) async fn remember_brought(&self, id: &PackId, stored: &[Stored]) {

@@ -14,6 +14,7 @@ use std::io;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+use hearth_pack::identity::TreeDigest;
 use jiff::Timestamp;
 
 use crate::model::id::PackId;
@@ -184,10 +185,33 @@ pub struct Forgotten {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pack {
     pub id: PackId,
-    pub manifest: Descriptor,
+    pub content: PackContent,
     /// Name of the participant who sent it; nobody else may use it.
     pub owner: String,
     pub created_at: Timestamp,
+}
+
+impl Pack {
+    /// The manifest of a pack that is an image.
+    pub const fn image(&self) -> Option<&Descriptor> {
+        match &self.content {
+            PackContent::Image(manifest) => Some(manifest),
+            PackContent::Tree { .. } => None,
+        }
+    }
+}
+
+/// What a pack stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PackContent {
+    /// An image whose blobs are in [`Blobs`].
+    Image(Descriptor),
+    /// A tree that the module of packs keeps.
+    Tree {
+        tree: TreeDigest,
+        /// The owner's name for where it comes from; empty for none.
+        lineage: String,
+    },
 }
 
 #[derive(Debug, thiserror::Error)]

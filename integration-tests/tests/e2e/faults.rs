@@ -230,8 +230,11 @@ fn two_daemons_side_by_side_do_not_touch_each_other() {
 }
 
 fn a_full_disk_is_a_clear_error_and_loses_nothing() {
-    let daemon =
-        Daemon::start(Options::room("full").state_size("72m").config("[builds]\nmin_free_bytes = 1048576\n"));
+    let daemon = Daemon::start(
+        Options::room("full")
+            .state_size("72m")
+            .config("[builds]\nmin_free_bytes = 1048576\n[packs]\nmin_free_bytes = 1048576\n"),
+    );
     daemon.put("x", &Tree::new().dockerfile("FROM scratch\nCOPY a /\n").file("a", "kept"));
     let before = daemon.build_ok("x:1", "x", &[]);
 

@@ -298,6 +298,25 @@ pub struct Build {
     /// The spec as accepted, without secrets and credentials.
     #[prost(message, optional, tag = "11")]
     pub spec: ::core::option::Option<BuildSpec>,
+    /// What the files of the context were known by: paths, kinds, modes, link targets, hard links,
+    /// extended attributes and content of what the build could read. What the ignore file hides, what
+    /// lies beside the paths that the Dockerfile copies, times and owners play no part. Empty before
+    /// the build has ended. Example: "blake3:af13...".
+    #[prost(string, tag = "12")]
+    pub context_digest: ::prost::alloc::string::String,
+    /// The same for what each mount gave to the context, by target.
+    #[prost(message, repeated, tag = "13")]
+    pub mount_digests: ::prost::alloc::vec::Vec<MountDigest>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MountDigest {
+    /// Example: "/context/vendor".
+    #[prost(string, tag = "1")]
+    pub target: ::prost::alloc::string::String,
+    /// Of paths relative to the target.
+    #[prost(string, tag = "2")]
+    pub digest: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1471,6 +1490,128 @@ pub struct LoadImageResponse {
     #[prost(message, optional, tag = "5")]
     pub image: ::core::option::Option<Image>,
 }
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadBlobRequest {
+    /// The image. Example: "room.meshagent.com/my-app:dev" or "my-app@sha256:...".
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// A blob of the image's repository, or a manifest below its index. Empty is the image's own manifest or
+    /// index.
+    #[prost(string, tag = "2")]
+    pub digest: ::prost::alloc::string::String,
+    /// Begin after this many bytes.
+    #[prost(uint64, tag = "3")]
+    pub offset: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadBlobResponse {
+    #[prost(oneof = "read_blob_response::Message", tags = "1, 2")]
+    pub message: ::core::option::Option<read_blob_response::Message>,
+}
+/// Nested message and enum types in `ReadBlobResponse`.
+pub mod read_blob_response {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Message {
+        #[prost(message, tag = "1")]
+        Head(super::BlobHead),
+        /// At most 4 MiB each.
+        #[prost(bytes, tag = "2")]
+        Chunk(::prost::bytes::Bytes),
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlobHead {
+    #[prost(string, tag = "1")]
+    pub digest: ::prost::alloc::string::String,
+    /// Of the whole blob.
+    #[prost(uint64, tag = "2")]
+    pub size_bytes: u64,
+    /// Of a manifest or index; empty for blobs.
+    #[prost(string, tag = "3")]
+    pub media_type: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PullImageRequest {
+    /// What to bring; a bare name is Docker Hub's. Example: "python:3.13" or "ghcr.io/org/app:1".
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// Its name in the room. Example: "room.meshagent.com/python:3.13". Empty is its own repository and tag.
+    #[prost(string, tag = "2")]
+    pub tag: ::prost::alloc::string::String,
+    /// The image of this platform. Empty is the daemon's own. Example: "linux/arm64".
+    #[prost(string, tag = "3")]
+    pub platform: ::prost::alloc::string::String,
+    /// All platforms, with the index that lists them.
+    #[prost(bool, tag = "4")]
+    pub all_platforms: bool,
+    /// For the registry that is asked; without one, what the daemon is configured with.
+    #[prost(message, repeated, tag = "5")]
+    pub credentials: ::prost::alloc::vec::Vec<RegistryCredential>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PushImageRequest {
+    /// An image of the room. Example: "my-app:dev" or "my-app@sha256:...".
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// Where it goes; a bare name is Docker Hub's. Example: "ghcr.io/org/app:1".
+    #[prost(string, tag = "2")]
+    pub target: ::prost::alloc::string::String,
+    /// For the registry that is pushed to; without one, what the daemon is configured with.
+    #[prost(message, repeated, tag = "3")]
+    pub credentials: ::prost::alloc::vec::Vec<RegistryCredential>,
+}
+/// How a transfer between the room and another registry stands.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TransferEvent {
+    #[prost(oneof = "transfer_event::Event", tags = "1, 2")]
+    pub event: ::core::option::Option<transfer_event::Event>,
+}
+/// Nested message and enum types in `TransferEvent`.
+pub mod transfer_event {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Event {
+        #[prost(message, tag = "1")]
+        Progress(super::TransferProgress),
+        #[prost(message, tag = "2")]
+        Done(super::TransferDone),
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TransferProgress {
+    #[prost(uint32, tag = "1")]
+    pub blobs: u32,
+    #[prost(uint32, tag = "2")]
+    pub total_blobs: u32,
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+    #[prost(uint64, tag = "4")]
+    pub total_bytes: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TransferDone {
+    /// Digest of the manifest or index.
+    #[prost(string, tag = "1")]
+    pub digest: ::prost::alloc::string::String,
+    /// The full name of what was made. Example: "room.meshagent.com/python:3.13".
+    #[prost(string, tag = "2")]
+    pub reference: ::prost::alloc::string::String,
+    /// Bytes that crossed the wire.
+    #[prost(uint64, tag = "3")]
+    pub sent_bytes: u64,
+    /// Bytes that were there before.
+    #[prost(uint64, tag = "4")]
+    pub reused_bytes: u64,
+}
 /// Generated client implementations.
 pub mod images_client {
     #![allow(
@@ -1672,6 +1813,75 @@ pub mod images_client {
             req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Images", "Load"));
             self.inner.client_streaming(req, path, codec).await
         }
+        /// Content of an image of the room: its manifest, or one blob that it needs. The first message is
+        /// `head`, all others are `chunk`.
+        pub async fn read_blob(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReadBlobRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ReadBlobResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hearth.v1.Images/ReadBlob",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Images", "ReadBlob"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Brings an image of another registry into the room. Events come while it runs; the last one is `done`.
+        pub async fn pull(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PullImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::TransferEvent>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Images/Pull");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Images", "Pull"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Sends an image of the room to another registry. Events come while it runs; the last one is `done`.
+        pub async fn push(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PushImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::TransferEvent>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Images/Push");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Images", "Push"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1725,6 +1935,40 @@ pub mod images_server {
             tonic::Response<super::LoadImageResponse>,
             tonic::Status,
         >;
+        /// Server streaming response type for the ReadBlob method.
+        type ReadBlobStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ReadBlobResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Content of an image of the room: its manifest, or one blob that it needs. The first message is
+        /// `head`, all others are `chunk`.
+        async fn read_blob(
+            &self,
+            request: tonic::Request<super::ReadBlobRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ReadBlobStream>, tonic::Status>;
+        /// Server streaming response type for the Pull method.
+        type PullStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::TransferEvent, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Brings an image of another registry into the room. Events come while it runs; the last one is `done`.
+        async fn pull(
+            &self,
+            request: tonic::Request<super::PullImageRequest>,
+        ) -> std::result::Result<tonic::Response<Self::PullStream>, tonic::Status>;
+        /// Server streaming response type for the Push method.
+        type PushStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::TransferEvent, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Sends an image of the room to another registry. Events come while it runs; the last one is `done`.
+        async fn push(
+            &self,
+            request: tonic::Request<super::PushImageRequest>,
+        ) -> std::result::Result<tonic::Response<Self::PushStream>, tonic::Status>;
     }
     /// The images in the room's own registry. The same images are served to any OCI client at `/v2/`
     /// on the same port: skopeo copy docker://127.0.0.1:4327/my-app:dev ...
@@ -2027,6 +2271,144 @@ pub mod images_server {
                     };
                     Box::pin(fut)
                 }
+                "/hearth.v1.Images/ReadBlob" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReadBlobSvc<T: Images>(pub Arc<T>);
+                    impl<
+                        T: Images,
+                    > tonic::server::ServerStreamingService<super::ReadBlobRequest>
+                    for ReadBlobSvc<T> {
+                        type Response = super::ReadBlobResponse;
+                        type ResponseStream = T::ReadBlobStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReadBlobRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Images>::read_blob(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReadBlobSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Images/Pull" => {
+                    #[allow(non_camel_case_types)]
+                    struct PullSvc<T: Images>(pub Arc<T>);
+                    impl<
+                        T: Images,
+                    > tonic::server::ServerStreamingService<super::PullImageRequest>
+                    for PullSvc<T> {
+                        type Response = super::TransferEvent;
+                        type ResponseStream = T::PullStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PullImageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Images>::pull(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PullSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Images/Push" => {
+                    #[allow(non_camel_case_types)]
+                    struct PushSvc<T: Images>(pub Arc<T>);
+                    impl<
+                        T: Images,
+                    > tonic::server::ServerStreamingService<super::PushImageRequest>
+                    for PushSvc<T> {
+                        type Response = super::TransferEvent;
+                        type ResponseStream = T::PushStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PushImageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Images>::push(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PushSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -2064,6 +2446,971 @@ pub mod images_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "hearth.v1.Images";
     impl<T> tonic::server::NamedService for ImagesServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BeginPackRequest {
+    /// Digest of the tree. Example: "blake3:" and 64 hexadecimal digits.
+    #[prost(string, tag = "1")]
+    pub tree: ::prost::alloc::string::String,
+    /// How the tree becomes an image: for a tag, and for the archive at `room_path`.
+    #[prost(message, optional, tag = "4")]
+    pub image: ::core::option::Option<PackImage>,
+    /// Also store the OCI archive as this file of room storage. Example: "packs/my-app.oci.tar".
+    #[prost(string, tag = "5")]
+    pub room_path: ::prost::alloc::string::String,
+    /// Names where the tree comes from, so that builds of its versions share what did not change. Any
+    /// text up to 128 bytes, such as a hash of host name and path; it means nothing beyond this caller's packs.
+    #[prost(string, tag = "6")]
+    pub lineage: ::prost::alloc::string::String,
+    #[prost(oneof = "begin_pack_request::Destination", tags = "2, 3")]
+    pub destination: ::core::option::Option<begin_pack_request::Destination>,
+}
+/// Nested message and enum types in `BeginPackRequest`.
+pub mod begin_pack_request {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Destination {
+        /// A pack for builds, named by the id in the answer in Mount.pack_id. Dropped when the last build that uses
+        /// it ends, or when no build has used it for an hour.
+        #[prost(bool, tag = "2")]
+        Temporary(bool),
+        /// An image of the room. Example: "room.meshagent.com/my-app:dev".
+        #[prost(string, tag = "3")]
+        Tag(::prost::alloc::string::String),
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PackImage {
+    /// "zstd" (the default), "gzip" or "none".
+    #[prost(string, tag = "1")]
+    pub compression: ::prost::alloc::string::String,
+    /// Time of every entry, and of the image's creation: seconds since 1970.
+    #[prost(uint64, tag = "2")]
+    pub mtime: u64,
+    /// Example: "arm64" or "arm/v7". Empty is amd64.
+    #[prost(string, tag = "3")]
+    pub arch: ::prost::alloc::string::String,
+    /// Whether the archive at `room_path` has what `docker load` looks for.
+    #[prost(bool, tag = "4")]
+    pub docker: bool,
+    #[prost(message, optional, tag = "5")]
+    pub config: ::core::option::Option<PackConfig>,
+}
+/// What the image declares, as the flags of `hearth pack` do.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PackConfig {
+    /// Absent is the default; an empty list takes it away.
+    #[prost(message, optional, tag = "1")]
+    pub entrypoint: ::core::option::Option<PackCommand>,
+    #[prost(message, optional, tag = "2")]
+    pub cmd: ::core::option::Option<PackCommand>,
+    /// "NAME=value"
+    #[prost(string, repeated, tag = "3")]
+    pub env: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, tag = "4")]
+    pub workdir: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub user: ::prost::alloc::string::String,
+    /// "key=value"
+    #[prost(string, repeated, tag = "6")]
+    pub labels: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Example: "8080/tcp".
+    #[prost(string, repeated, tag = "7")]
+    pub expose: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "8")]
+    pub volumes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PackCommand {
+    #[prost(string, repeated, tag = "1")]
+    pub words: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BeginPackResponse {
+    #[prost(oneof = "begin_pack_response::Answer", tags = "1, 2")]
+    pub answer: ::core::option::Option<begin_pack_response::Answer>,
+}
+/// Nested message and enum types in `BeginPackResponse`.
+pub mod begin_pack_response {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Answer {
+        /// The room has the tree: nothing is to be sent.
+        #[prost(message, tag = "1")]
+        Done(super::PackResult),
+        /// Id of the upload that the other calls name.
+        #[prost(string, tag = "2")]
+        UploadId(::prost::alloc::string::String),
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListPackRequest {
+    /// In the first message.
+    #[prost(string, tag = "1")]
+    pub upload_id: ::prost::alloc::string::String,
+    #[prost(oneof = "list_pack_request::Part", tags = "2, 3")]
+    pub part: ::core::option::Option<list_pack_request::Part>,
+}
+/// Nested message and enum types in `ListPackRequest`.
+pub mod list_pack_request {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Part {
+        #[prost(message, tag = "2")]
+        Entries(super::PackEntries),
+        /// The same as a zstd frame of a serialized PackEntries of at most 8 MiB.
+        #[prost(bytes, tag = "3")]
+        EntriesZstd(::prost::bytes::Bytes),
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PackEntries {
+    #[prost(message, repeated, tag = "1")]
+    pub entries: ::prost::alloc::vec::Vec<PackEntry>,
+}
+/// One entry. Directories come before what is in them, and the names of a directory in the order of
+/// their bytes.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PackEntry {
+    /// Below the root of the tree, which itself is no entry. Example: "src/main.rs".
+    #[prost(bytes = "bytes", tag = "1")]
+    pub path: ::prost::bytes::Bytes,
+    #[prost(enumeration = "PackEntryKind", tag = "2")]
+    pub kind: i32,
+    /// Permission, setuid, setgid and sticky bits, such as 0644 (420). 0777 for a symlink.
+    #[prost(uint32, tag = "3")]
+    pub mode: u32,
+    /// Of a file.
+    #[prost(uint64, tag = "4")]
+    pub size: u64,
+    /// BLAKE3 of a file's content, 32 bytes.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub content: ::prost::bytes::Bytes,
+    /// What a symlink says; for a hard link, the path of the file that it is another name of and that came before.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub target: ::prost::bytes::Bytes,
+    /// Sorted by name. Kept are "security.capability" and those that begin with "user.".
+    #[prost(message, repeated, tag = "7")]
+    pub xattrs: ::prost::alloc::vec::Vec<PackXattr>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PackXattr {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub name: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: ::prost::bytes::Bytes,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListPackResponse {
+    /// Numbers of the entries, counted from 0, whose content the room lacks. Of several entries with the same
+    /// content, the first.
+    #[prost(uint32, repeated, tag = "1")]
+    pub missing: ::prost::alloc::vec::Vec<u32>,
+    /// Numbers of entries whose content the room has, but not from this caller. Either all of them are proven
+    /// at Commit, or their content is sent as if it was missing.
+    #[prost(uint32, repeated, tag = "2")]
+    pub prove: ::prost::alloc::vec::Vec<u32>,
+    /// 32 random bytes. The proof is BLAKE3 in keyed mode, with this key, over the contents of the entries in
+    /// `prove`, one after the other in their order.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub proof_key: ::prost::bytes::Bytes,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ChunkPackRequest {
+    #[prost(string, tag = "1")]
+    pub upload_id: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub files: ::prost::alloc::vec::Vec<ChunkedContent>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ChunkedContent {
+    /// Number of an entry in `missing`.
+    #[prost(uint32, tag = "1")]
+    pub entry: u32,
+    /// What the file's content is the concatenation of; each at most 4 MiB.
+    #[prost(message, repeated, tag = "2")]
+    pub chunks: ::prost::alloc::vec::Vec<PackChunk>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PackChunk {
+    /// BLAKE3, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub content: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "2")]
+    pub size: u32,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ChunkPackResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub missing: ::prost::alloc::vec::Vec<MissingChunks>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MissingChunks {
+    #[prost(uint32, tag = "1")]
+    pub entry: u32,
+    /// Numbers of the file's chunks, counted from 0.
+    #[prost(uint32, repeated, tag = "2")]
+    pub chunks: ::prost::alloc::vec::Vec<u32>,
+}
+/// Several contents or chunks: the pieces one after the other, 4 MiB of content at most.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SendPackRequest {
+    /// In the first message.
+    #[prost(string, tag = "1")]
+    pub upload_id: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub pieces: ::prost::alloc::vec::Vec<PackPiece>,
+    #[prost(oneof = "send_pack_request::Data", tags = "3, 4")]
+    pub data: ::core::option::Option<send_pack_request::Data>,
+}
+/// Nested message and enum types in `SendPackRequest`.
+pub mod send_pack_request {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Data {
+        #[prost(bytes, tag = "3")]
+        Plain(::prost::bytes::Bytes),
+        /// The same as one zstd frame.
+        #[prost(bytes, tag = "4")]
+        Zstd(::prost::bytes::Bytes),
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PackPiece {
+    #[prost(uint32, tag = "1")]
+    pub entry: u32,
+    /// Of a file that was cut up with Chunks; else 0.
+    #[prost(uint32, tag = "2")]
+    pub chunk: u32,
+    #[prost(uint32, tag = "3")]
+    pub size: u32,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SendPackResponse {
+    /// Content that was taken by this call.
+    #[prost(uint64, tag = "1")]
+    pub pieces: u64,
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CommitPackRequest {
+    #[prost(string, tag = "1")]
+    pub upload_id: ::prost::alloc::string::String,
+    /// For the entries in ListPackResponse.prove, when they were not sent; 32 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub proof: ::prost::bytes::Bytes,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CommitPackResponse {
+    #[prost(message, optional, tag = "1")]
+    pub result: ::core::option::Option<PackResult>,
+}
+/// What an upload became.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PackResult {
+    /// Set for a pack for builds.
+    #[prost(string, tag = "1")]
+    pub pack_id: ::prost::alloc::string::String,
+    /// Set for an image.
+    #[prost(message, optional, tag = "2")]
+    pub image: ::core::option::Option<Image>,
+    /// Digest of the image's manifest, where one was made: for a tag and for `room_path`.
+    #[prost(string, tag = "3")]
+    pub digest: ::prost::alloc::string::String,
+    /// Of that image's one layer: digest of its compressed bytes, and of the tar in it.
+    #[prost(string, tag = "4")]
+    pub layer: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub diff_id: ::prost::alloc::string::String,
+    /// Length of the image as an OCI archive.
+    #[prost(uint64, tag = "6")]
+    pub archive_bytes: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PackEntryKind {
+    Unspecified = 0,
+    Directory = 1,
+    File = 2,
+    Symlink = 3,
+    Hardlink = 4,
+}
+impl PackEntryKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PACK_ENTRY_KIND_UNSPECIFIED",
+            Self::Directory => "PACK_ENTRY_KIND_DIRECTORY",
+            Self::File => "PACK_ENTRY_KIND_FILE",
+            Self::Symlink => "PACK_ENTRY_KIND_SYMLINK",
+            Self::Hardlink => "PACK_ENTRY_KIND_HARDLINK",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PACK_ENTRY_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "PACK_ENTRY_KIND_DIRECTORY" => Some(Self::Directory),
+            "PACK_ENTRY_KIND_FILE" => Some(Self::File),
+            "PACK_ENTRY_KIND_SYMLINK" => Some(Self::Symlink),
+            "PACK_ENTRY_KIND_HARDLINK" => Some(Self::Hardlink),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod packs_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Sends a directory to the room so that content which the room has stays where it is.
+    ///
+    /// A client names the tree by its digest and is done when the room has it. Else:
+    ///
+    /// Begin  {tree, destination}            -> an upload
+    /// List   every entry of the tree        -> the entries whose content the room lacks
+    /// Chunks large files among them, cut up -> the pieces that the room lacks (needed for large files only)
+    /// Send   those contents and pieces
+    /// Commit                                -> a pack for builds, or an image
+    ///
+    /// A tree's digest is BLAKE3 over its entries in order; the room computes it again from the list, and
+    /// verifies every content. What has arrived of an upload that goes no further is kept for an hour, so that the
+    /// next one sends the rest. An upload that nobody speaks to for ten minutes is forgotten.
+    ///
+    /// Content that the room has from other participants counts as there only with a proof: see
+    /// ListPackResponse.prove.
+    #[derive(Debug, Clone)]
+    pub struct PacksClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl PacksClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> PacksClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> PacksClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            PacksClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        pub async fn begin(
+            &mut self,
+            request: impl tonic::IntoRequest<super::BeginPackRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::BeginPackResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Packs/Begin");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Packs", "Begin"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Messages carry entries in order, as many in each as the sender likes, up to 4 MiB; the end of the
+        /// stream is the end of the list. An upload takes one list.
+        pub async fn list(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::ListPackRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListPackResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Packs/List");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Packs", "List"));
+            self.inner.client_streaming(req, path, codec).await
+        }
+        /// Says what a large file is made of. May be called several times.
+        pub async fn chunks(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ChunkPackRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ChunkPackResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Packs/Chunks");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Packs", "Chunks"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Content, in any order. May be called several times, also at once.
+        pub async fn send(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::SendPackRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SendPackResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Packs/Send");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Packs", "Send"));
+            self.inner.client_streaming(req, path, codec).await
+        }
+        /// Ends the upload. For an image the room assembles the very bytes that `hearth pack` makes of the tree.
+        pub async fn commit(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CommitPackRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CommitPackResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Packs/Commit");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Packs", "Commit"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod packs_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with PacksServer.
+    #[async_trait]
+    pub trait Packs: std::marker::Send + std::marker::Sync + 'static {
+        async fn begin(
+            &self,
+            request: tonic::Request<super::BeginPackRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::BeginPackResponse>,
+            tonic::Status,
+        >;
+        /// Messages carry entries in order, as many in each as the sender likes, up to 4 MiB; the end of the
+        /// stream is the end of the list. An upload takes one list.
+        async fn list(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::ListPackRequest>>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListPackResponse>,
+            tonic::Status,
+        >;
+        /// Says what a large file is made of. May be called several times.
+        async fn chunks(
+            &self,
+            request: tonic::Request<super::ChunkPackRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ChunkPackResponse>,
+            tonic::Status,
+        >;
+        /// Content, in any order. May be called several times, also at once.
+        async fn send(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::SendPackRequest>>,
+        ) -> std::result::Result<
+            tonic::Response<super::SendPackResponse>,
+            tonic::Status,
+        >;
+        /// Ends the upload. For an image the room assembles the very bytes that `hearth pack` makes of the tree.
+        async fn commit(
+            &self,
+            request: tonic::Request<super::CommitPackRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CommitPackResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Sends a directory to the room so that content which the room has stays where it is.
+    ///
+    /// A client names the tree by its digest and is done when the room has it. Else:
+    ///
+    /// Begin  {tree, destination}            -> an upload
+    /// List   every entry of the tree        -> the entries whose content the room lacks
+    /// Chunks large files among them, cut up -> the pieces that the room lacks (needed for large files only)
+    /// Send   those contents and pieces
+    /// Commit                                -> a pack for builds, or an image
+    ///
+    /// A tree's digest is BLAKE3 over its entries in order; the room computes it again from the list, and
+    /// verifies every content. What has arrived of an upload that goes no further is kept for an hour, so that the
+    /// next one sends the rest. An upload that nobody speaks to for ten minutes is forgotten.
+    ///
+    /// Content that the room has from other participants counts as there only with a proof: see
+    /// ListPackResponse.prove.
+    #[derive(Debug)]
+    pub struct PacksServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> PacksServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for PacksServer<T>
+    where
+        T: Packs,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/hearth.v1.Packs/Begin" => {
+                    #[allow(non_camel_case_types)]
+                    struct BeginSvc<T: Packs>(pub Arc<T>);
+                    impl<T: Packs> tonic::server::UnaryService<super::BeginPackRequest>
+                    for BeginSvc<T> {
+                        type Response = super::BeginPackResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::BeginPackRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Packs>::begin(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = BeginSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Packs/List" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListSvc<T: Packs>(pub Arc<T>);
+                    impl<
+                        T: Packs,
+                    > tonic::server::ClientStreamingService<super::ListPackRequest>
+                    for ListSvc<T> {
+                        type Response = super::ListPackResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::ListPackRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Packs>::list(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.client_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Packs/Chunks" => {
+                    #[allow(non_camel_case_types)]
+                    struct ChunksSvc<T: Packs>(pub Arc<T>);
+                    impl<T: Packs> tonic::server::UnaryService<super::ChunkPackRequest>
+                    for ChunksSvc<T> {
+                        type Response = super::ChunkPackResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ChunkPackRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Packs>::chunks(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ChunksSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Packs/Send" => {
+                    #[allow(non_camel_case_types)]
+                    struct SendSvc<T: Packs>(pub Arc<T>);
+                    impl<
+                        T: Packs,
+                    > tonic::server::ClientStreamingService<super::SendPackRequest>
+                    for SendSvc<T> {
+                        type Response = super::SendPackResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::SendPackRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Packs>::send(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SendSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.client_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Packs/Commit" => {
+                    #[allow(non_camel_case_types)]
+                    struct CommitSvc<T: Packs>(pub Arc<T>);
+                    impl<T: Packs> tonic::server::UnaryService<super::CommitPackRequest>
+                    for CommitSvc<T> {
+                        type Response = super::CommitPackResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CommitPackRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Packs>::commit(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CommitSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for PacksServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "hearth.v1.Packs";
+    impl<T> tonic::server::NamedService for PacksServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

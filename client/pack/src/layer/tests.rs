@@ -81,15 +81,15 @@ fn a_file_that_changes_while_it_is_read_is_named() {
     let touch = |path: &Path, _| fs::OpenOptions::new().append(true).open(path)?.write_all(b"");
     let rewrite = |path: &Path, _| {
         let file = fs::OpenOptions::new().write(true).open(path)?;
-        std::os::unix::fs::FileExt::write_all_at(&file, b"x", 17 << 20)
+        std::os::unix::fs::FileExt::write_all_at(&file, b"x", 37 << 20)
     };
     type Change = dyn Fn(&Path, u64) -> io::Result<()>;
-    let changes: [(&Change, u64); 3] = [(&resize, 1 << 20), (&resize, 30 << 20), (&rewrite, 0)];
+    let changes: [(&Change, u64); 3] = [(&resize, 1 << 20), (&resize, 60 << 20), (&rewrite, 0)];
     for (change, size) in changes {
-        let (dir, tree) = tree(|dir| fs::write(dir.join("log"), vec![0; 20 << 20]).unwrap());
+        let (dir, tree) = tree(|dir| fs::write(dir.join("log"), vec![0; 40 << 20]).unwrap());
         let path = dir.path().join("log");
         let mut changed = false;
-        // One thread is no more than a few frames ahead of the first report.
+        // Few threads are no more than some frames ahead of the first report.
         let options = LayerOptions { workers: Some(1), ..Default::default() };
         let error = write(&tree, &options, &mut io::sink(), &mut |_| {
             if !std::mem::replace(&mut changed, true) {
@@ -102,7 +102,7 @@ fn a_file_that_changes_while_it_is_read_is_named() {
             "{error}"
         );
     }
-    let (dir, tree) = tree(|dir| fs::write(dir.join("log"), vec![0; 20 << 20]).unwrap());
+    let (dir, tree) = tree(|dir| fs::write(dir.join("log"), vec![0; 40 << 20]).unwrap());
     let path = dir.path().join("log");
     write(&tree, &LayerOptions::default(), &mut io::sink(), &mut |_| touch(&path, 0).unwrap()).unwrap();
 }

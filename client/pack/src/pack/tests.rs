@@ -219,14 +219,14 @@ fn a_base_in_an_archive_comes_first_and_its_config_is_inherited() {
     let file = dir.path().join("base.tar");
     below.write_to_file(&file).unwrap();
 
-    let error = Base::from_archive(&file, &Platform::default()).unwrap_err();
+    let error = Base::from_archive(&file, &Platform::default(), None).unwrap_err();
     assert!(matches!(error, BaseError::Archive(ArchiveError::NoPlatform { .. })), "{error}");
     assert!(error.to_string().contains("linux/arm64"), "{error}");
 
     let top = tempfile::tempdir().unwrap();
     fs::write(top.path().join("top-file"), "top").unwrap();
     let mut options = options();
-    options.base = Some(Base::from_archive(&file, &"arm64".parse().unwrap()).unwrap());
+    options.base = Some(Base::from_archive(&file, &"arm64".parse().unwrap(), None).unwrap());
     options.config.env = vec!["PATH=/usr/bin".to_owned()];
     options.config.entrypoint = Some(vec!["/new".to_owned()]);
     options.tag = Some(Reference::parse_tag("my-app:dev").unwrap());
@@ -270,7 +270,7 @@ fn a_base_that_changed_since_it_was_verified_is_noticed() {
     let file = dir.path().join("base.tar");
     below.write_to_file(&file).unwrap();
     let mut options = self::options();
-    options.base = Some(Base::from_archive(&file, &Platform::default()).unwrap());
+    options.base = Some(Base::from_archive(&file, &Platform::default(), None).unwrap());
     let top = tempfile::tempdir().unwrap();
     let image = packed(top.path(), &options);
     let mut bytes = fs::read(&file).unwrap();

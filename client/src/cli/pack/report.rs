@@ -4,9 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use hearth_pack::{Packed, Summary};
-use hearth_proto::v1::LoadImageResponse;
+use hearth_proto::v1::{LoadImageResponse, PackResult};
 use serde::Serialize;
 
+use crate::client::SentPack;
 use crate::{duration, output};
 
 /// What went in, and what probably should not have.
@@ -74,14 +75,35 @@ struct PathView {
 
 impl PackView {
     pub(super) fn new(packed: &Packed, output: Option<&Path>) -> Self {
-        let summary = &packed.summary;
-        let path = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
         Self {
             digest: packed.digest().to_string(),
             layer: packed.layer.digest.to_string(),
             diff_id: packed.layer.diff_id.to_string(),
             output: output.map(|path| path.display().to_string()),
             archive_bytes: packed.archive_size(),
+            ..Self::of(&packed.summary)
+        }
+    }
+
+    /// Of an image that the room made.
+    pub(super) fn of_room(summary: &Summary, made: &PackResult) -> Self {
+        Self {
+            digest: made.digest.clone(),
+            layer: made.layer.clone(),
+            diff_id: made.diff_id.clone(),
+            archive_bytes: made.archive_bytes,
+            ..Self::of(summary)
+        }
+    }
+
+    fn of(summary: &Summary) -> Self {
+        let path = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
+        Self {
+            digest: String::new(),
+            layer: String::new(),
+            diff_id: String::new(),
+            output: None,
+            archive_bytes: 0,
             files: summary.files,
             directories: summary.dirs,
             links: summary.links,
@@ -109,6 +131,13 @@ impl PackView {
         self.sent_bytes = Some(loaded.size_bytes);
         self.reused_bytes = Some(loaded.reused_bytes);
         self.reference = loaded.image.map(|image| image.reference);
+    }
+
+    /// The same of a tree that was sent by content.
+    pub(super) fn sent_by_content(&mut self, sent: SentPack) {
+        self.sent_bytes = Some(sent.wire_bytes);
+        self.reused_bytes = Some(self.bytes.saturating_sub(sent.content_bytes));
+        self.reference = sent.result.image.map(|image| image.reference);
     }
 
     /// Ends the report, and the remarks for people.

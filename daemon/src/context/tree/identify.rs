@@ -240,6 +240,14 @@ impl Snapshot {
                 _ => Err(ContextError::Changed { path: self.shown(index) }),
             };
         }
+        if let Origin::Stored { mount, entry } = self.origin(index) {
+            return match self.tree.layer(mount) {
+                Layer::Stored(layer) => {
+                    layer.content(entry).ok_or_else(|| ContextError::Changed { path: self.shown(index) })
+                }
+                _ => Err(ContextError::Changed { path: self.shown(index) }),
+            };
+        }
         let mut content = self.open_on_disk(index)?;
         let xattrs = beneath::xattrs(content.file()).map_err(|errno| failed(errno.into()))?;
         let mut sum = blake3::Hasher::new();
@@ -273,8 +281,11 @@ impl Snapshot {
                 }
             }
             whole.add(self, index, 0, contents);
-            let (Origin::Disk { mount, .. } | Origin::Image { mount, .. }) = self.origin(index) else {
-                continue;
+            let mount = match self.origin(index) {
+                Origin::Made => continue,
+                Origin::Disk { mount, .. } | Origin::Image { mount, .. } | Origin::Stored { mount, .. } => {
+                    mount
+                }
             };
             let sum = mounts.entry(mount).or_default();
             if !is_whole && let Some(skip) = self.below_mount(mount, &entry) {

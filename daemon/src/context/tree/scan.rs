@@ -212,6 +212,7 @@ impl Tree {
         match self.layer(mount) {
             Layer::Directory(layer) => layer.lookup(mount, inside),
             Layer::Image(layer) => Ok(layer.lookup(mount, inside)),
+            Layer::Stored(layer) => Ok(layer.lookup(mount, inside)),
             Layer::Empty => Ok(inside.is_empty().then(Found::made_directory)),
         }
     }
@@ -222,6 +223,7 @@ impl Tree {
                 .children(mount, inside, MAX_FILES)
                 .map_err(|errno| ContextError::at(&absolute(shown), errno))?,
             Layer::Image(layer) => layer.children(mount, inside),
+            Layer::Stored(layer) => layer.children(mount, inside),
             Layer::Empty => Children::default(),
         };
         Ok(children)
@@ -233,6 +235,10 @@ impl Tree {
             Origin::Disk { mount, device, inode, .. } if found.links > 1 => Some((mount, device, inode)),
             Origin::Image { mount, node } => match self.layer(mount) {
                 Layer::Image(layer) => layer.link_group(node).map(|group| (mount, u64::MAX, group)),
+                _ => None,
+            },
+            Origin::Stored { mount, entry } => match self.layer(mount) {
+                Layer::Stored(layer) => layer.link_group(entry).map(|group| (mount, u64::MAX, group)),
                 _ => None,
             },
             _ => None,

@@ -41,7 +41,7 @@ struct Node {
     mtime: i64,
     /// Size of a file; first name of a hard link; length of a link's target; numbers of a device.
     value: u64,
-    /// Inode on disk, or node of the image.
+    /// Inode on disk, or node of the image, or entry of the pack.
     source: u64,
     changed: i64,
     /// Where its path begins.
@@ -71,6 +71,7 @@ enum From {
     Made,
     Disk,
     Image,
+    Stored,
 }
 
 /// Orders paths as BuildKit's file sync does: `/` sorts before every other byte.
@@ -120,6 +121,7 @@ impl Snapshot {
                 (From::Disk, mount, inode, self.device(device)?, changed)
             }
             Origin::Image { mount, node } => (From::Image, mount, u64::from(node), 0, 0),
+            Origin::Stored { mount, entry } => (From::Stored, mount, u64::from(entry), 0, 0),
         };
         let node = Node {
             mtime: found.mtime,
@@ -186,6 +188,7 @@ impl Snapshot {
                 Origin::Disk { mount, device: self.devices[usize::from(device)], inode: source, changed }
             }
             From::Image => Origin::Image { mount, node: source as u32 },
+            From::Stored => Origin::Stored { mount, entry: source as u32 },
         }
     }
 
@@ -283,6 +286,12 @@ impl Snapshot {
             }
             (EntryKind::File, Origin::Image { mount, node }) => match self.tree.layer(mount) {
                 Layer::Image(layer) => layer.open(node).ok_or_else(changed),
+                _ => Err(changed()),
+            },
+            (EntryKind::File, Origin::Stored { mount, entry }) => match self.tree.layer(mount) {
+                Layer::Stored(layer) => {
+                    layer.open(entry).map_err(|source| ContextError::Io { path: self.shown(index), source })
+                }
                 _ => Err(changed()),
             },
             (kind, _) => Err(ContextError::NotAFile { path: self.shown(index), what: kind_name(&kind) }),

@@ -1,6 +1,9 @@
 use std::time::Duration;
 
+use hearth_pack::identity::TreeDigest;
+
 use super::*;
+use crate::image::port::PackContent;
 use crate::model::manifest::{OCI_INDEX, OCI_MANIFEST, PartKind};
 
 struct Fixture {
@@ -157,15 +160,17 @@ async fn a_moved_tag_leaves_time_to_those_who_work_with_the_old_image() {
 #[tokio::test]
 async fn packs_come_back_as_they_were_put() {
     let room = fixture();
-    let pack = Pack {
-        id: PackId::random(),
-        manifest: image(101, &[]).manifest,
-        owner: "ann".to_owned(),
-        created_at: Timestamp::now(),
-    };
-    room.store.put_pack(pack.clone()).await.unwrap();
-    assert_eq!(room.store.pack(&pack.id).await.unwrap(), Some(pack.clone()));
-    assert_eq!(room.store.packs().await.unwrap().first(), Some(&pack));
-    room.store.remove_pack(&pack.id).await.unwrap();
-    assert_eq!(room.store.pack(&pack.id).await.unwrap(), None);
+    let tree = TreeDigest::from_bytes([5; 32]);
+    for content in [
+        PackContent::Image(image(101, &[]).manifest),
+        PackContent::Tree { tree, lineage: "from here".to_owned() },
+    ] {
+        let (id, created_at) = (PackId::random(), Timestamp::now());
+        let pack = Pack { id, content, owner: "ann".to_owned(), created_at };
+        room.store.put_pack(pack.clone()).await.unwrap();
+        assert_eq!(room.store.pack(&pack.id).await.unwrap(), Some(pack.clone()));
+        assert_eq!(room.store.packs().await.unwrap(), std::slice::from_ref(&pack));
+        room.store.remove_pack(&pack.id).await.unwrap();
+        assert_eq!(room.store.pack(&pack.id).await.unwrap(), None);
+    }
 }

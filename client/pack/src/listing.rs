@@ -1,0 +1,318 @@
+//! A tree as one list in memory or in a file: what is sent of a tree before its content, and what is kept of it.
+//!
+//! A list that exists is sound: its entries are in walk order, each below a directory of the list, no name
+//! leads anywhere else, and a hard link names a file that came before. Whoever sends it may be hostile.
+//!
+//! ```text
+//! entry := kind:u8 mode:u16 path attributes content
+//! path  := length:u16 bytes            attributes := count:u16 (name: length:u16 bytes, value: length:u32 bytes)*
+//! content := d | f size:u64 hash:32 | l target: length:u16 bytes | h target: length:u16 bytes
+//! ```
+//!
+//! Numbers are little-endian. About 130 bytes an entry, 4 more for finding it.
+
+mod check;
+
+use std::cmp::Ordering;
+
+use crate::identity::{ContentHash, Node, NodeKind, TreeDigest, TreeHasher};
+use check::Checker;
+
+/// Names and values of extended attributes, sorted by name.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// What a list may have.
+#[derive(Clone, Copy, Debug)]
+pub struct ListingLimits {
+    pub entries: usize,
+    /// Of the list itself, not of content.
+    pub bytes: usize,
+}
+
+impl Default for ListingLimits {
+    fn default() -> Self {
+        Self { entries: 2_000_000, bytes: 512 << 20 }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ListingError {
+    #[error("`{path}`: {reason}")]
+    Entry { path: String, reason: &'static str },
+    #[error("`{path}`: comes after `{before}`, which is against the order of a list")]
+    Order { path: String, before: String },
+    #[error("`{path}`: there is no directory above it in the list")]
+    NoParent { path: String },
+    #[error("`{path}`: is a hard link to `{target}`, which is no file before it in the list")]
+    LinkTarget { path: String, target: String },
+    #[error("more than {limit} entries")]
+    TooMany { limit: usize },
+    #[error("the list takes more than {limit} bytes")]
+    TooLarge { limit: usize },
+    #[error("the list is damaged at byte {at}")]
+    Damaged { at: usize },
+}
+
+/// Orders paths as a walk does: `/` sorts before every other byte.
+pub fn path_order(a: &[u8], b: &[u8]) -> Ordering {
+    let rank = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
+    a.iter().map(rank).cmp(b.iter().map(rank))
+}
+
+/// An entry of a list. As [`Node`], with its attributes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed<'a> {
+    pub path: &'a [u8],
+    pub mode: u32,
+    pub kind: NodeKind<'a>,
+    pub xattrs: Xattrs,
+}
+
+/// A sound list.
+#[derive(Clone, Debug)]
+pub struct Listing {
+    digest: TreeDigest,
+    bytes: Vec<u8>,
+    /// Where each entry begins.
+    starts: Vec<u32>,
+}
+
+/// Takes entries one by one.
+#[derive(Debug)]
+pub struct ListingWriter {
+    limits: ListingLimits,
+    bytes: Vec<u8>,
+    starts: Vec<u32>,
+    sum: TreeHasher,
+    checker: Checker,
+    /// Hard links, whose targets are looked up in the end.
+    links: Vec<u32>,
+}
+
+impl ListingWriter {
+    pub fn new(limits: ListingLimits) -> Self {
+        Self {
+            limits,
+            bytes: Vec::new(),
+            starts: Vec::new(),
+            sum: TreeHasher::default(),
+            checker: Checker::default(),
+            links: Vec::new(),
+        }
+    }
+
+    /// Bytes of the list so far.
+    pub fn size(&self) -> usize {
+        self.bytes.len() + 4 * self.starts.len()
+    }
+
+    pub fn push(&mut self, node: &Node<'_>) -> Result<(), ListingError> {
+        self.checker.check(node)?;
+        if self.starts.len() >= self.limits.entries {
+            return Err(ListingError::TooMany { limit: self.limits.entries });
+        }
+        let start = u32::try_from(self.bytes.len()).ok().filter(|_| self.size() < self.limits.bytes);
+        let start = start.ok_or(ListingError::TooLarge { limit: self.limits.bytes })?;
+        if matches!(node.kind, NodeKind::HardLink { .. }) {
+            self.links.push(u32::try_from(self.starts.len()).unwrap_or(u32::MAX));
+        }
+        self.starts.push(start);
+        encode(&mut self.bytes, node);
+        self.sum.node(node);
+        Ok(())
+    }
+
+    pub fn finish(self) -> Result<Listing, ListingError> {
+        let Self { bytes, starts, sum, links, .. } = self;
+        let listing = Listing { digest: sum.finish(), bytes, starts };
+        for index in links {
+            let entry = listing.entry(index as usize);
+            let NodeKind::HardLink { to } = entry.kind else { continue };
+            let target = listing.find(to).filter(|target| *target < index as usize);
+            let is_file =
+                target.is_some_and(|target| matches!(listing.entry(target).kind, NodeKind::File { .. }));
+            if !is_file {
+                let (path, target) = (check::shown(entry.path), check::shown(to));
+                return Err(ListingError::LinkTarget { path, target });
+            }
+        }
+        Ok(listing)
+    }
+}
+
+impl Listing {
+    /// Reads what [`bytes`](Self::bytes) gave, and checks all of it.
+    pub fn parse(bytes: &[u8], limits: ListingLimits) -> Result<Self, ListingError> {
+        let mut writer = ListingWriter::new(limits);
+        writer.bytes.reserve_exact(bytes.len());
+        let mut reader = Reader { bytes, at: 0 };
+        while reader.at < bytes.len() {
+            let entry = reader.entry()?;
+            writer.push(&entry.node())?;
+        }
+        writer.finish()
+    }
+
+    pub fn digest(&self) -> TreeDigest {
+        self.digest
+    }
+
+    pub fn len(&self) -> usize {
+        self.starts.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.starts.is_empty()
+    }
+
+    /// The list as it is written to a file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The entry at `index`, which must be below [`len`](Self::len).
+    pub fn entry(&self, index: usize) -> Listed<'_> {
+        let start = self.starts[index] as usize;
+        // Only this module makes the bytes.
+        let read = Reader { bytes: &self.bytes, at: start }.entry();
+        read.unwrap_or(Listed { path: b"", mode: 0, kind: NodeKind::Directory, xattrs: Vec::new() })
+    }
+
+    /// The path at `index` alone.
+    pub fn path(&self, index: usize) -> &[u8] {
+        Reader { bytes: &self.bytes, at: self.starts[index] as usize + 3 }.short().unwrap_or_default()
+    }
+
+    pub fn entries(&self) -> impl Iterator<Item = Listed<'_>> {
+        (0..self.len()).map(|index| self.entry(index))
+    }
+
+    pub fn find(&self, path: &[u8]) -> Option<usize> {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match path_order(self.path(middle), path) {
+                Ordering::Less => low = middle + 1,
+                Ordering::Greater => high = middle,
+                Ordering::Equal => return Some(middle),
+            }
+        }
+        None
+    }
+
+    /// Index after the last entry below the directory at `index`.
+    pub fn end_of(&self, index: usize) -> usize {
+        let top = self.path(index);
+        let is_below =
+            |path: &[u8]| path.len() > top.len() && path.starts_with(top) && path[top.len()] == b'/';
+        // Entries below it follow it: the border is found by halving.
+        let (mut low, mut high) = (index + 1, self.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if is_below(self.path(middle)) { low = middle + 1 } else { high = middle }
+        }
+        low
+    }
+}
+
+impl Listed<'_> {
+    pub fn node(&self) -> Node<'_> {
+        Node { path: self.path, mode: self.mode, kind: self.kind, xattrs: &self.xattrs }
+    }
+
+    /// Hash and size of a file's content.
+    pub fn content(&self) -> Option<(ContentHash, u64)> {
+        match self.kind {
+            NodeKind::File { size, content } => Some((content, size)),
+            _ => None,
+        }
+    }
+}
+
+fn encode(out: &mut Vec<u8>, node: &Node<'_>) {
+    // The checker has bounded all lengths.
+    let short = |out: &mut Vec<u8>, bytes: &[u8]| {
+        out.extend_from_slice(&(bytes.len() as u16).to_le_bytes());
+        out.extend_from_slice(bytes);
+    };
+    out.push(match node.kind {
+        NodeKind::Directory => b'd',
+        NodeKind::File { .. } => b'f',
+        NodeKind::Symlink { .. } => b'l',
+        _ => b'h',
+    });
+    out.extend_from_slice(&(node.mode as u16).to_le_bytes());
+    short(out, node.path);
+    out.extend_from_slice(&(node.xattrs.len() as u16).to_le_bytes());
+    for (name, value) in node.xattrs {
+        short(out, name);
+        out.extend_from_slice(&(value.len() as u32).to_le_bytes());
+        out.extend_from_slice(value);
+    }
+    match node.kind {
+        NodeKind::File { size, content } => {
+            out.extend_from_slice(&size.to_le_bytes());
+            out.extend_from_slice(content.as_bytes());
+        }
+        NodeKind::Symlink { target } => short(out, target),
+        NodeKind::HardLink { to } => short(out, to),
+        _ => {}
+    }
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], ListingError> {
+        let end = self.at.checked_add(count).filter(|end| *end <= self.bytes.len());
+        let end = end.ok_or(ListingError::Damaged { at: self.at })?;
+        let taken = &self.bytes[self.at..end];
+        self.at = end;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], ListingError> {
+        let at = self.at;
+        self.take(N)?.try_into().map_err(|_| ListingError::Damaged { at })
+    }
+
+    fn number(&mut self) -> Result<usize, ListingError> {
+        Ok(u16::from_le_bytes(self.array()?).into())
+    }
+
+    fn short(&mut self) -> Result<&'a [u8], ListingError> {
+        let length = self.number()?;
+        self.take(length)
+    }
+
+    fn entry(&mut self) -> Result<Listed<'a>, ListingError> {
+        let at = self.at;
+        let [kind] = self.array()?;
+        let mode = u16::from_le_bytes(self.array()?).into();
+        let path = self.short()?;
+        let count = self.number()?;
+        let mut xattrs = Vec::new();
+        for _ in 0..count {
+            let name = self.short()?.to_vec();
+            let length = u32::from_le_bytes(self.array()?) as usize;
+            xattrs.push((name, self.take(length)?.to_vec()));
+        }
+        let kind = match kind {
+            b'd' => NodeKind::Directory,
+            b'f' => {
+                let size = u64::from_le_bytes(self.array()?);
+                NodeKind::File { size, content: ContentHash::from_bytes(self.array()?) }
+            }
+            b'l' => NodeKind::Symlink { target: self.short()? },
+            b'h' => NodeKind::HardLink { to: self.short()? },
+            _ => return Err(ListingError::Damaged { at }),
+        };
+        Ok(Listed { path, mode, kind, xattrs })
+    }
+}
+
+#[cfg(test)]
+mod tests;

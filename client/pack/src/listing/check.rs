@@ -1,0 +1,129 @@
+use super::{ListingError, path_order};
+use crate::identity::{Node, NodeKind};
+
+/// Paths and targets of links. File systems stop at 4096, but not on the way down step by step.
+const MAX_PATH: usize = 32 << 10;
+const MAX_NAME: usize = 255;
+/// The system's limits for one value, and more names than it can list.
+const MAX_XATTR_VALUE: usize = 64 << 10;
+const MAX_XATTRS: usize = 4096;
+
+/// Looks at entries as they come, each by itself and against those before.
+#[derive(Debug, Default)]
+pub(super) struct Checker {
+    last: Vec<u8>,
+    /// The directories that the last entry lies in, and itself if it is one.
+    open: Vec<Box<[u8]>>,
+}
+
+impl Checker {
+    pub(super) fn check(&mut self, node: &Node<'_>) -> Result<(), ListingError> {
+        let path = node.path;
+        let wrong = |reason| Err(ListingError::Entry { path: shown(path), reason });
+        if let Some(reason) = bad_path(path) {
+            return wrong(reason);
+        }
+        if node.mode & !0o7777 != 0 {
+            return wrong("its mode has more than permission, setuid, setgid and sticky bits");
+        }
+        let (is_directory, keeps_xattrs) = match node.kind {
+            NodeKind::Directory => (true, true),
+            NodeKind::File { .. } => (false, true),
+            NodeKind::Symlink { target } => {
+                if target.is_empty() || target.len() > MAX_PATH || target.contains(&0) {
+                    return wrong("is no possible link");
+                }
+                (false, false)
+            }
+            NodeKind::HardLink { to } => {
+                if let Some(reason) = bad_path(to) {
+                    return wrong(reason);
+                }
+                (false, false)
+            }
+            NodeKind::Fifo | NodeKind::Socket | NodeKind::Device { .. } => {
+                return wrong("is neither a file nor a directory nor a link");
+            }
+        };
+        if !node.xattrs.is_empty() {
+            if !keeps_xattrs {
+                return wrong("has attributes, which only files and directories have");
+            }
+            if let Some(reason) = bad_xattrs(node.xattrs) {
+                return wrong(reason);
+            }
+        }
+        self.place(path, is_directory)
+    }
+
+    fn place(&mut self, path: &[u8], is_directory: bool) -> Result<(), ListingError> {
+        if !self.last.is_empty() && path_order(&self.last, path).is_ge() {
+            return Err(ListingError::Order { path: shown(path), before: shown(&self.last) });
+        }
+        let parent = path.iter().rposition(|&byte| byte == b'/').map_or(&b""[..], |slash| &path[..slash]);
+        while let Some(top) = self.open.last() {
+            if parent.starts_with(top) && parent.get(top.len()).is_none_or(|&byte| byte == b'/') {
+                break;
+            }
+            self.open.pop();
+        }
+        if self.open.last().map_or(&b""[..], |top| top) != parent {
+            return Err(ListingError::NoParent { path: shown(path) });
+        }
+        if is_directory {
+            self.open.push(path.into());
+        }
+        self.last.clear();
+        self.last.extend_from_slice(path);
+        Ok(())
+    }
+}
+
+fn bad_path(path: &[u8]) -> Option<&'static str> {
+    if path.is_empty() {
+        return Some("is no path");
+    }
+    if path.len() > MAX_PATH {
+        return Some("is too long a path");
+    }
+    if path.contains(&0) {
+        return Some("has a NUL in it");
+    }
+    if path[0] == b'/' {
+        return Some("is absolute");
+    }
+    for name in path.split(|&byte| byte == b'/') {
+        match name {
+            b"" => return Some("has an empty name in it"),
+            b"." | b".." => return Some("leads elsewhere: it has `.` or `..` in it"),
+            name if name.len() > MAX_NAME => return Some("has a name of more than 255 bytes"),
+            _ => {}
+        }
+    }
+    None
+}
+
+fn bad_xattrs(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Option<&'static str> {
+    if xattrs.len() > MAX_XATTRS {
+        return Some("has too many attributes");
+    }
+    if xattrs.windows(2).any(|pair| pair[0].0 >= pair[1].0) {
+        return Some("has attributes that are not sorted, or one twice");
+    }
+    for (name, value) in xattrs {
+        let kept = name == b"security.capability" || (name.starts_with(b"user.") && name.len() > 5);
+        if !kept || name.len() > MAX_NAME || name.contains(&0) {
+            return Some("has an attribute that is not kept: `security.capability` and `user.*` are");
+        }
+        if value.len() > MAX_XATTR_VALUE {
+            return Some("has an attribute of more than 64 KiB");
+        }
+    }
+    None
+}
+
+/// A path for people, of a bounded length.
+pub(super) fn shown(path: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&path[..path.len().min(300)]).into_owned();
+    if path.len() > 300 { text + "..." } else { text }
+}

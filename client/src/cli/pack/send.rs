@@ -1,0 +1,121 @@
+//! A directory on its way to a room: scanned here, sent by content.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use hearth_pack::cache::Cache;
+use hearth_pack::identity::hash_tree;
+use hearth_pack::image::{ConfigFlags, Platform};
+use hearth_pack::layer::{Compression, LayerOptions};
+use hearth_pack::walk::{WalkOptions, walk};
+use hearth_pack::{PackOptions, Summary};
+use hearth_proto::v1::{
+    BeginPackRequest, PackCommand, PackConfig, PackImage, begin_pack_request::Destination,
+};
+
+use crate::client::{Client, PackOffer, PackUploadError, SentPack};
+use crate::error::Failure;
+use crate::{lineage, output, task};
+
+/// A directory that was scanned: names, attributes, and the hash of every content.
+pub(in crate::cli) struct Scanned {
+    offer: Arc<PackOffer>,
+    pub(in crate::cli) summary: Summary,
+    lineage: String,
+}
+
+/// Scans a directory on a thread of its own.
+pub(in crate::cli) async fn scan(path: PathBuf, options: WalkOptions) -> Result<Scanned, Failure> {
+    let scan = move || {
+        let failed = |error: &dyn std::fmt::Display| Failure::failed("pack_failed", error.to_string());
+        let lineage = lineage::of(&path);
+        let tree = walk(&path, &options).map_err(|error| failed(&error))?;
+        let summary = Summary::of(&tree);
+        // A cache that cannot be used costs time and nothing else.
+        let cache = Cache::user_dir().map(|directory| Cache::open(&directory)).transpose();
+        let cache = cache.inspect_err(|error| tracing::debug!(%error, "no scan cache")).unwrap_or_default();
+        let mut hashes = cache.as_ref().map(|cache| cache.hashes(tree.id())).unwrap_or_default();
+        let hashed = hash_tree(&tree, &mut hashes, None, &|_| {}).map_err(|error| failed(&error))?;
+        if let Some(Err(error)) = cache.map(|cache| cache.keep_hashes(tree.id(), hashes)) {
+            tracing::debug!(%error, "the scan cache was not written");
+        }
+        Ok(Scanned { offer: Arc::new(PackOffer { tree, hashed }), summary, lineage })
+    };
+    task::blocking("scan", scan).await?
+}
+
+/// Sends what the room lacks, and says what that was.
+pub(in crate::cli) async fn send(
+    client: &Client,
+    scanned: &Scanned,
+    destination: Destination,
+    image: Option<&PackOptions>,
+    room_path: Option<String>,
+) -> Result<SentPack, Failure> {
+    let begin = BeginPackRequest {
+        tree: String::new(),
+        destination: Some(destination),
+        image: image.map(wire),
+        room_path: room_path.unwrap_or_default(),
+        lineage: scanned.lineage.clone(),
+    };
+    let sent = client.send_pack(begin, Arc::clone(&scanned.offer), Arc::new(|_| {})).await?;
+    let reused = scanned.summary.bytes.saturating_sub(sent.content_bytes);
+    output::note(&format!(
+        "sent {} for {} of content, {} reused",
+        output::size(sent.wire_bytes),
+        output::size(sent.content_bytes),
+        output::size(reused)
+    ));
+    Ok(sent)
+}
+
+/// How the room makes an image of the tree: the same bytes as here.
+fn wire(options: &PackOptions) -> PackImage {
+    let PackOptions { layer, config, platform, docker, .. } = options;
+    let &LayerOptions { compression, mtime, .. } = layer;
+    let compression = match compression {
+        Compression::Zstd => "zstd",
+        Compression::Gzip => "gzip",
+        Compression::None => "none",
+    };
+    PackImage {
+        compression: compression.to_owned(),
+        mtime,
+        arch: arch(platform),
+        docker: *docker,
+        config: Some(wire_config(config)),
+    }
+}
+
+fn arch(platform: &Platform) -> String {
+    match &platform.variant {
+        Some(variant) => format!("{}/{variant}", platform.architecture),
+        None => platform.architecture.clone(),
+    }
+}
+
+fn wire_config(flags: &ConfigFlags) -> PackConfig {
+    let command = |words: &Option<Vec<String>>| words.clone().map(|words| PackCommand { words });
+    PackConfig {
+        entrypoint: command(&flags.entrypoint),
+        cmd: command(&flags.cmd),
+        env: flags.env.clone(),
+        workdir: flags.workdir.clone().unwrap_or_default(),
+        user: flags.user.clone().unwrap_or_default(),
+        labels: flags.labels.clone(),
+        expose: flags.expose.clone(),
+        volumes: flags.volumes.clone(),
+    }
+}
+
+impl From<PackUploadError> for Failure {
+    fn from(error: PackUploadError) -> Self {
+        match error {
+            PackUploadError::Client(error) => error.into(),
+            PackUploadError::Content(_) | PackUploadError::Work(_) => {
+                Self::failed("pack_failed", error.to_string())
+            }
+        }
+    }
+}

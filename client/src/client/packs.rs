@@ -1,0 +1,356 @@
+//! A directory sent by content: what the room has stays where it is.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures::future;
+use hearth_pack::identity::{ContentHash, HashedEntry, HashedTree};
+use hearth_pack::layer::Source as _;
+use hearth_pack::pieces::{self, Batch, LARGE, Piece, PieceError};
+use hearth_pack::walk::{Entry, EntryKind, Tree};
+use hearth_proto::v1::packs_client::PacksClient;
+use hearth_proto::v1::{
+    BeginPackRequest, ChunkPackRequest, ChunkedContent, CommitPackRequest, ListPackRequest, ListPackResponse,
+    PackChunk, PackEntries, PackEntry, PackEntryKind, PackPiece, PackResult, PackXattr, SendPackRequest,
+    begin_pack_response, list_pack_request, send_pack_request,
+};
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{Client, ClientError, Wire, limited};
+use crate::task;
+use hearth_proto::MAX_MESSAGE_BYTES;
+
+/// Bytes of a list that go into one message, before they are compressed: far below what it may hold.
+const PART: usize = 1 << 20;
+/// Chunks of large files in one call.
+const CHUNKS: usize = 50_000;
+/// Streams of content at once: the daemon works on each by itself.
+const STREAMS: usize = 2;
+/// Messages that are ready and not yet sent, for each stream.
+const AHEAD: usize = 3;
+
+/// A tree that is offered to a room.
+#[derive(Debug)]
+pub struct PackOffer {
+    pub tree: Tree,
+    pub hashed: HashedTree,
+}
+
+/// What sending it came to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SentPack {
+    pub result: PackResult,
+    /// Bytes of list and content as they crossed the wire.
+    pub wire_bytes: u64,
+    /// Content that was sent, before it was compressed.
+    pub content_bytes: u64,
+    pub pieces: u64,
+    /// Files whose content the room had from somebody else, and that were proven instead of sent.
+    pub proven: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PackUploadError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Content(#[from] PieceError),
+    #[error("cannot send: {0}")]
+    Work(#[from] io::Error),
+}
+
+/// Told of content that need not be sent any more, in bytes: it was sent, or the room has it.
+pub type Sent = Arc<dyn Fn(u64) + Send + Sync>;
+
+impl Client {
+    fn packs(&self) -> PacksClient<Wire> {
+        PacksClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Sends what the room lacks of a tree, and makes of it what `begin` asks for. `begin.tree` is set here.
+    pub async fn send_pack(
+        &self,
+        mut begin: BeginPackRequest,
+        offer: Arc<PackOffer>,
+        sent: Sent,
+    ) -> Result<SentPack, PackUploadError> {
+        begin.tree = offer.hashed.digest.to_string();
+        let first = self.try_pack(begin.clone(), &offer, &sent).await;
+        match first {
+            // The daemon was restarted, or was slower to be asked than its sweep: what arrived is still there.
+            Err(PackUploadError::Client(ClientError::Failed(detail)))
+                if matches!(detail.code.as_str(), "upload_not_found" | "content_gone") =>
+            {
+                self.try_pack(begin, &offer, &sent).await
+            }
+            other => other,
+        }
+    }
+
+    async fn try_pack(
+        &self,
+        begin: BeginPackRequest,
+        offer: &Arc<PackOffer>,
+        sent: &Sent,
+    ) -> Result<SentPack, PackUploadError> {
+        // An image may have to be made of the tree, which takes its time: pings watch the connection.
+        let begun = self.answer(self.packs().begin(begin).await)?;
+        let upload_id = match begun.answer {
+            Some(begin_pack_response::Answer::Done(result)) => {
+                return Ok(SentPack { result, ..SentPack::default() });
+            }
+            Some(begin_pack_response::Answer::UploadId(id)) => id,
+            None => return Err(ClientError::Protocol("an upload has no id".to_owned()).into()),
+        };
+        let (needs, list_bytes) = self.send_list(&upload_id, offer).await?;
+        let is_file = |number: &u32| entry(offer, *number).is_some_and(|entry| entry.kind == EntryKind::File);
+        if !needs.missing.iter().chain(&needs.prove).all(is_file) {
+            let what = "the daemon asks for what is no file of the list";
+            return Err(ClientError::Protocol(what.to_owned()).into());
+        }
+        let mut outcome = SentPack { wire_bytes: list_bytes, ..SentPack::default() };
+        let (cut, chunk_bytes) = self.cut_large(&upload_id, offer, &needs.missing).await?;
+        outcome.wire_bytes += chunk_bytes;
+        let small = needs.missing.iter().filter(|entry| !is_large(offer, **entry));
+        let mut pieces: Vec<Piece> = small.map(|entry| whole(offer, *entry)).chain(cut).collect();
+        pieces.sort_unstable_by_key(|piece| (piece.entry, piece.number));
+        outcome.pieces = pieces.len() as u64;
+        outcome.content_bytes = pieces.iter().map(|piece| u64::from(piece.size)).sum();
+        outcome.proven = needs.prove.len() as u64;
+        let all: u64 = offer.tree.content_bytes();
+        sent(all.saturating_sub(outcome.content_bytes));
+        let proof = self.prove(offer, &needs);
+        let content = self.send_pieces(&upload_id, offer, pieces, sent);
+        let (proof, content) = future::try_join(proof, content).await?;
+        outcome.wire_bytes += content;
+        let commit = CommitPackRequest { upload_id, proof };
+        let committed = self.answer(self.packs().commit(commit).await)?;
+        outcome.result =
+            committed.result.ok_or_else(|| ClientError::Protocol("an upload has no result".to_owned()))?;
+        Ok(outcome)
+    }
+
+    async fn send_list(
+        &self,
+        upload_id: &str,
+        offer: &Arc<PackOffer>,
+    ) -> Result<(ListPackResponse, u64), PackUploadError> {
+        let (messages, list) = mpsc::channel(AHEAD);
+        let (offered, upload_id) = (Arc::clone(offer), upload_id.to_owned());
+        let writing = task::blocking("list", move || write_list(&offered, &upload_id, &messages));
+        let mut packs = self.packs();
+        let (written, answer) = future::join(writing, packs.list(ReceiverStream::new(list))).await;
+        let bytes = written.map_err(io::Error::other)??;
+        Ok((self.answer(answer)?, bytes))
+    }
+
+    /// Cuts large files up, and learns which pieces the room lacks.
+    async fn cut_large(
+        &self,
+        upload_id: &str,
+        offer: &Arc<PackOffer>,
+        missing: &[u32],
+    ) -> Result<(Vec<Piece>, u64), PackUploadError> {
+        let large: Vec<u32> = missing.iter().copied().filter(|entry| is_large(offer, *entry)).collect();
+        if large.is_empty() {
+            return Ok((Vec::new(), 0));
+        }
+        let offered = Arc::clone(offer);
+        let cutting = task::blocking("cut", move || {
+            let cut = |entry: &u32| pieces::cut(&offered.tree, *entry, &content(&offered, *entry));
+            large.iter().map(cut).collect::<Result<Vec<_>, _>>()
+        });
+        let files = cutting.await.map_err(io::Error::other)??;
+        let (mut wanted, mut bytes) = (Vec::new(), 0);
+        let mut rest = files.as_slice();
+        while !rest.is_empty() {
+            let mut count = 0;
+            let fits = |file: &&Vec<Piece>| {
+                count += file.len();
+                count <= CHUNKS
+            };
+            let (now, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+            rest = later;
+            let files = now.iter().filter_map(|pieces| chunked(pieces)).collect();
+            let request = ChunkPackRequest { upload_id: upload_id.to_owned(), files };
+            bytes += request.encoded_len() as u64;
+            let answer = self.answer(self.packs().chunks(limited(request)).await)?;
+            for missing in answer.missing {
+                let file = now.iter().find(|pieces| pieces.first().is_some_and(|p| p.entry == missing.entry));
+                let file = file.map_or(&[][..], Vec::as_slice);
+                wanted.extend(missing.chunks.iter().filter_map(|number| file.get(*number as usize)).copied());
+            }
+        }
+        Ok((wanted, bytes))
+    }
+
+    async fn prove(
+        &self,
+        offer: &Arc<PackOffer>,
+        needs: &ListPackResponse,
+    ) -> Result<Bytes, PackUploadError> {
+        if needs.prove.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let key = <[u8; 32]>::try_from(needs.proof_key.as_ref())
+            .map_err(|_| ClientError::Protocol("the key of a proof has not 32 bytes".to_owned()))?;
+        let (offered, entries) = (Arc::clone(offer), needs.prove.clone());
+        let proof = task::blocking("prove", move || pieces::prove(&offered.tree, &entries, &key));
+        let proof = proof.await.map_err(io::Error::other)??;
+        Ok(Bytes::copy_from_slice(&proof))
+    }
+
+    /// Sends pieces on several streams; gives the bytes that crossed the wire.
+    async fn send_pieces(
+        &self,
+        upload_id: &str,
+        offer: &Arc<PackOffer>,
+        pieces: Vec<Piece>,
+        sent: &Sent,
+    ) -> Result<u64, PackUploadError> {
+        if pieces.is_empty() {
+            return Ok(0);
+        }
+        let batches = pieces::plan(pieces);
+        let (senders, streams): (Vec<_>, Vec<_>) =
+            (0..STREAMS.min(batches.len())).map(|_| mpsc::channel::<SendPackRequest>(AHEAD)).unzip();
+        let wire = Arc::new(AtomicU64::new(0));
+        let (offered, count, upload_id, told) =
+            (Arc::clone(offer), Arc::clone(&wire), upload_id.to_owned(), Arc::clone(sent));
+        let reading = task::blocking("pieces", move || {
+            let read = pieces::read(&offered.tree, &batches, None, &|worker, batch| {
+                let bytes: u64 = batch.pieces.iter().map(|piece| u64::from(piece.size)).sum();
+                let message = message(&upload_id, batch);
+                count.fetch_add(message.encoded_len() as u64, Ordering::Relaxed);
+                // When the daemon has hung up, its answer says why.
+                let going = senders[worker % senders.len()].blocking_send(message).is_ok();
+                if going {
+                    told(bytes);
+                }
+                going
+            });
+            read.map(|()| drop(senders))
+        });
+        let calls = streams.into_iter().map(|stream| {
+            let mut packs = self.packs();
+            async move {
+                // A stream that got nothing to send names no upload: it is not opened.
+                let mut messages = ReceiverStream::new(stream);
+                let Some(first) = messages.next().await else { return Ok(()) };
+                let messages = tokio_stream::once(first).chain(messages);
+                self.answer(packs.send(messages).await).map(|_| ())
+            }
+        });
+        let (read, answers) = future::join(reading, future::join_all(calls)).await;
+        // A refusal is the cause of a reading that was cut short, and what cannot be read that of a stream.
+        answers.into_iter().collect::<Result<Vec<()>, ClientError>>()?;
+        read.map_err(io::Error::other)??;
+        Ok(wire.load(Ordering::Relaxed))
+    }
+}
+
+fn entry(offer: &PackOffer, entry: u32) -> Option<&Entry> {
+    offer.tree.entries().get(entry as usize)
+}
+
+fn is_large(offer: &PackOffer, number: u32) -> bool {
+    entry(offer, number).is_some_and(|entry| entry.size > LARGE)
+}
+
+fn content(offer: &PackOffer, number: u32) -> ContentHash {
+    let hashed = offer.hashed.entries.get(number as usize).and_then(|hashed| hashed.content);
+    hashed.unwrap_or_else(|| ContentHash::of(b""))
+}
+
+fn whole(offer: &PackOffer, number: u32) -> Piece {
+    let size = entry(offer, number).map_or(0, |entry| u32::try_from(entry.size).unwrap_or(u32::MAX));
+    Piece { entry: number, number: 0, offset: 0, size, hash: content(offer, number) }
+}
+
+fn chunked(pieces: &[Piece]) -> Option<ChunkedContent> {
+    let chunk = |piece: &Piece| PackChunk {
+        content: Bytes::copy_from_slice(piece.hash.as_bytes()),
+        size: piece.size,
+    };
+    Some(ChunkedContent { entry: pieces.first()?.entry, chunks: pieces.iter().map(chunk).collect() })
+}
+
+fn message(upload_id: &str, batch: Batch) -> SendPackRequest {
+    let piece = |piece: &Piece| PackPiece { entry: piece.entry, chunk: piece.number, size: piece.size };
+    SendPackRequest {
+        upload_id: upload_id.to_owned(),
+        pieces: batch.pieces.iter().map(piece).collect(),
+        data: Some(send_pack_request::Data::Zstd(batch.frame.into())),
+    }
+}
+
+/// Writes the list as compressed parts; gives their bytes.
+fn write_list(
+    offer: &PackOffer,
+    upload_id: &str,
+    messages: &mpsc::Sender<ListPackRequest>,
+) -> io::Result<u64> {
+    let mut bytes = 0;
+    let mut all = offer.tree.entries.iter().zip(&offer.hashed.entries).map(listed).peekable();
+    // An empty list is a list too, and names its upload.
+    let mut first = true;
+    while std::mem::take(&mut first) || all.peek().is_some() {
+        let (mut entries, mut size) = (Vec::new(), 0);
+        while let Some(entry) = all.next_if(|entry| size == 0 || size + entry.encoded_len() <= PART) {
+            size += entry.encoded_len();
+            entries.push(entry);
+        }
+        let frame = zstd::bulk::compress(&PackEntries { entries }.encode_to_vec(), 1)?;
+        let message = ListPackRequest {
+            upload_id: upload_id.to_owned(),
+            part: Some(list_pack_request::Part::EntriesZstd(frame.into())),
+        };
+        bytes += message.encoded_len() as u64;
+        if messages.blocking_send(message).is_err() {
+            // The answer says why.
+            break;
+        }
+    }
+    Ok(bytes)
+}
+
+fn listed((entry, hashed): (&Entry, &HashedEntry)) -> PackEntry {
+    let xattr = |(name, value): &(Vec<u8>, Vec<u8>)| PackXattr {
+        name: Bytes::copy_from_slice(name),
+        value: Bytes::copy_from_slice(value),
+    };
+    let mut listed = PackEntry {
+        path: Bytes::copy_from_slice(&entry.path),
+        mode: entry.mode,
+        xattrs: hashed.xattrs.iter().map(xattr).collect(),
+        ..PackEntry::default()
+    };
+    let kind = match &entry.kind {
+        EntryKind::Dir => PackEntryKind::Directory,
+        EntryKind::File => {
+            listed.size = entry.size;
+            listed.content =
+                hashed.content.map(|hash| Bytes::copy_from_slice(hash.as_bytes())).unwrap_or_default();
+            PackEntryKind::File
+        }
+        EntryKind::Symlink { target } => {
+            // As in the digest: a link has no mode of its own.
+            listed.mode = 0o777;
+            listed.target = Bytes::copy_from_slice(target);
+            PackEntryKind::Symlink
+        }
+        EntryKind::Hardlink { to } => {
+            listed.target = Bytes::copy_from_slice(to);
+            PackEntryKind::Hardlink
+        }
+    };
+    listed.set_kind(kind);
+    listed
+}

@@ -1,0 +1,393 @@
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hearth_pack::identity::{ContentHash, Node, NodeKind, TreeDigest};
+use hearth_pack::image::{ConfigFlags, Platform};
+use hearth_pack::layer::{Compression, LayerOptions};
+use hearth_proto::v1;
+use prost::Message as _;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::super::convert;
+use super::super::error::Refusal;
+use super::{allow_repository, allow_storage, caller, require};
+use crate::context::storage::{Storage, StorageError, WriteOptions, Writer};
+use crate::model::Reference;
+use crate::model::access::{Caller, RegistryVerb, StorageVerb};
+use crate::packs::store::{AppendError, MAX_PIECE, Piece};
+use crate::packs::{Begun, Committed, Destination, List, Lister, PackError, PackImageOptions, Packs};
+use crate::packs::{PieceData, Receiver, SentPiece};
+use crate::task;
+
+/// A stream that brings nothing for this long is given up. What has arrived stays.
+const STALL: Duration = Duration::from_secs(60);
+/// What a compressed part of a list may become.
+const MAX_ENTRIES: usize = 8 << 20;
+const MAX_LINEAGE: usize = 128;
+
+pub struct PacksService {
+    pub packs: Packs,
+    pub storage: Storage,
+    pub rooms: crate::model::RoomRegistries,
+}
+
+#[tonic::async_trait]
+impl v1::packs_server::Packs for PacksService {
+    async fn begin(
+        &self,
+        request: Request<v1::BeginPackRequest>,
+    ) -> Result<Response<v1::BeginPackResponse>, Status> {
+        use v1::begin_pack_response::Answer;
+        let caller = caller(request.extensions())?;
+        let request = request.into_inner();
+        let tree: TreeDigest =
+            request.tree.parse().map_err(|error: hearth_pack::identity::InvalidHash| {
+                Refusal::invalid("tree", "invalid_tree", error.to_string())
+            })?;
+        let destination = destination(&caller, request)?;
+        let begun = Box::pin(self.packs.begin(tree, destination)).await.map_err(Refusal::from)?;
+        let answer = match begun {
+            Begun::Done(committed) => Answer::Done(self.result(committed).await?),
+            Begun::Upload(id) => Answer::UploadId(id),
+        };
+        Ok(Response::new(v1::BeginPackResponse { answer: Some(answer) }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<Streaming<v1::ListPackRequest>>,
+    ) -> Result<Response<v1::ListPackResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let mut messages = request.into_inner();
+        let mut lister: Option<Lister> = None;
+        while let Some(message) = next(&mut messages).await? {
+            let lister = match &mut lister {
+                Some(lister) => lister,
+                None => {
+                    let opened = self.packs.lister(&caller.name, &message.upload_id);
+                    lister.insert(opened.map_err(Refusal::from)?)
+                }
+            };
+            let part = match message.part {
+                Some(v1::list_pack_request::Part::Entries(entries)) => entries,
+                Some(v1::list_pack_request::Part::EntriesZstd(frame)) => unpacked(&frame)?,
+                None => v1::PackEntries::default(),
+            };
+            for entry in &part.entries {
+                push(lister, entry)?;
+            }
+        }
+        let lister = lister.ok_or_else(|| upload_missing("upload_id"))?;
+        let list: Arc<List> = lister.finish().await.map_err(Refusal::from)?;
+        Ok(Response::new(v1::ListPackResponse {
+            missing: list.missing.clone(),
+            prove: list.prove.clone(),
+            proof_key: Bytes::copy_from_slice(&list.proof_key),
+        }))
+    }
+
+    async fn chunks(
+        &self,
+        request: Request<v1::ChunkPackRequest>,
+    ) -> Result<Response<v1::ChunkPackResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let request = request.into_inner();
+        let mut files = Vec::with_capacity(request.files.len());
+        for file in request.files {
+            let mut pieces = Vec::with_capacity(file.chunks.len());
+            for chunk in &file.chunks {
+                pieces.push(Piece { hash: hash("files.chunks.content", &chunk.content)?, size: chunk.size });
+            }
+            files.push((file.entry, pieces));
+        }
+        let missing =
+            self.packs.chunks(&caller.name, &request.upload_id, files).await.map_err(Refusal::from)?;
+        let missing =
+            missing.into_iter().map(|(entry, chunks)| v1::MissingChunks { entry, chunks }).collect();
+        Ok(Response::new(v1::ChunkPackResponse { missing }))
+    }
+
+    async fn send(
+        &self,
+        request: Request<Streaming<v1::SendPackRequest>>,
+    ) -> Result<Response<v1::SendPackResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let mut messages = request.into_inner();
+        let mut receiver: Option<Receiver> = None;
+        let taken = self.take_all(&caller, &mut messages, &mut receiver).await;
+        let Some(receiver) = receiver else {
+            return taken.and_then(|()| Err(upload_missing("upload_id")));
+        };
+        // Of a stream that was cut off, too: the next try sends the rest.
+        let durable = receiver.finish().await.map_err(Refusal::from);
+        taken?;
+        durable?;
+        Ok(Response::new(v1::SendPackResponse { pieces: receiver.pieces, bytes: receiver.bytes }))
+    }
+
+    async fn commit(
+        &self,
+        request: Request<v1::CommitPackRequest>,
+    ) -> Result<Response<v1::CommitPackResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let request = request.into_inner();
+        let proof = match request.proof.len() {
+            0 => None,
+            _ => Some(<[u8; 32]>::try_from(request.proof.as_ref()).map_err(|_| {
+                Refusal::invalid("proof", "invalid_proof", "a proof is a BLAKE3 hash: 32 bytes")
+            })?),
+        };
+        let committed = Box::pin(self.packs.commit(&caller.name, &request.upload_id, proof)).await;
+        let result = self.result(committed.map_err(Refusal::from)?).await?;
+        Ok(Response::new(v1::CommitPackResponse { result: Some(result) }))
+    }
+}
+
+impl PacksService {
+    async fn take_all(
+        &self,
+        caller: &Caller,
+        messages: &mut Streaming<v1::SendPackRequest>,
+        receiver: &mut Option<Receiver>,
+    ) -> Result<(), Status> {
+        while let Some(message) = next(messages).await? {
+            let receiver = match receiver {
+                Some(receiver) => receiver,
+                None => {
+                    let opened = self.packs.receiver(&caller.name, &message.upload_id);
+                    receiver.insert(opened.map_err(Refusal::from)?)
+                }
+            };
+            let data = match message.data {
+                Some(v1::send_pack_request::Data::Plain(bytes)) => PieceData::Plain(bytes),
+                Some(v1::send_pack_request::Data::Zstd(bytes)) => PieceData::Zstd(bytes),
+                None => PieceData::Plain(Bytes::new()),
+            };
+            let piece = |piece: v1::PackPiece| {
+                let v1::PackPiece { entry, chunk, size } = piece;
+                SentPiece { entry, chunk, size }
+            };
+            let pieces = message.pieces.into_iter().map(piece).collect();
+            receiver.take(pieces, data).await.map_err(Refusal::from)?;
+        }
+        Ok(())
+    }
+
+    /// Stores the archive where that is wanted, and tells what there is.
+    async fn result(&self, committed: Committed) -> Result<v1::PackResult, Status> {
+        let Committed { pack, image, made, archive } = committed;
+        if let Some((packed, path)) = archive {
+            let root = self.storage.room.clone();
+            let write = move || {
+                let mut writer = root.write(path.as_ref(), WriteOptions::default())?;
+                let mut failed = None;
+                let written =
+                    packed.write_archive(&mut Appending { writer: &mut writer, failed: &mut failed });
+                match (failed, written) {
+                    (Some(error), _) => Err(error),
+                    (None, Err(source)) => Err(StorageError::Io { path: path.into(), source }),
+                    (None, Ok(())) => writer.finish(),
+                }
+            };
+            let stored = task::blocking("store archive", write).await;
+            stored
+                .map_err(|error| Refusal::internal("the archive was not stored", error))?
+                .map_err(Refusal::from)?;
+        }
+        Ok(v1::PackResult {
+            pack_id: pack.map(|id| id.to_string()).unwrap_or_default(),
+            image: image.map(|image| convert::image(&image, &self.rooms)),
+            digest: made.as_ref().map(|made| made.digest.to_string()).unwrap_or_default(),
+            layer: made.as_ref().map(|made| made.layer.digest.to_string()).unwrap_or_default(),
+            diff_id: made.as_ref().map(|made| made.layer.diff_id.to_string()).unwrap_or_default(),
+            archive_bytes: made.map(|made| made.archive_bytes).unwrap_or_default(),
+        })
+    }
+}
+
+/// The next message of a stream, within the time that there is for it.
+async fn next<T>(messages: &mut Streaming<T>) -> Result<Option<T>, Status> {
+    match tokio::time::timeout(STALL, messages.message()).await {
+        Ok(message) => message,
+        Err(_) => Err(Refusal::new(
+            Code::DeadlineExceeded,
+            "upload_stalled",
+            format!("nothing arrived for {} s", STALL.as_secs()),
+        )
+        .hint("send again; what has arrived need not be sent once more")
+        .retryable(None)
+        .into()),
+    }
+}
+
+fn upload_missing(field: &str) -> Status {
+    Refusal::invalid(field, "upload_missing", "the first message names the upload").into()
+}
+
+fn unpacked(frame: &[u8]) -> Result<v1::PackEntries, Refusal> {
+    let invalid = |what: &str| {
+        Refusal::invalid(
+            "entries_zstd",
+            "invalid_list",
+            format!("{what} of a serialized PackEntries of 8 MiB at most"),
+        )
+    };
+    let bytes = zstd::bulk::decompress(frame, MAX_ENTRIES).map_err(|_| invalid("not the zstd frame"))?;
+    v1::PackEntries::decode(Bytes::from(bytes)).map_err(|_| invalid("not the zstd frame"))
+}
+
+fn hash(field: &str, bytes: &[u8]) -> Result<ContentHash, Refusal> {
+    let bytes = <[u8; 32]>::try_from(bytes).map_err(|_| {
+        Refusal::invalid(field, "invalid_hash", "a content is named by its BLAKE3 hash: 32 bytes")
+    })?;
+    Ok(ContentHash::from_bytes(bytes))
+}
+
+fn push(lister: &mut Lister, entry: &v1::PackEntry) -> Result<(), Refusal> {
+    use v1::PackEntryKind as Kind;
+    let kind = match entry.kind() {
+        Kind::Directory => NodeKind::Directory,
+        Kind::File => NodeKind::File { size: entry.size, content: hash("entries.content", &entry.content)? },
+        Kind::Symlink => NodeKind::Symlink { target: &entry.target },
+        Kind::Hardlink => NodeKind::HardLink { to: &entry.target },
+        Kind::Unspecified => {
+            let path = String::from_utf8_lossy(&entry.path).into_owned();
+            return Err(Refusal::invalid("entries.kind", "invalid_list", format!("`{path}` has no kind")));
+        }
+    };
+    let xattrs: Cow<'_, [(Vec<u8>, Vec<u8>)]> = if entry.xattrs.is_empty() {
+        Cow::Borrowed(&[])
+    } else {
+        entry.xattrs.iter().map(|xattr| (xattr.name.to_vec(), xattr.value.to_vec())).collect()
+    };
+    let node = Node { path: &entry.path, mode: entry.mode, kind, xattrs: &xattrs };
+    Ok(lister.push(&node)?)
+}
+
+fn destination(caller: &Caller, request: v1::BeginPackRequest) -> Result<Destination, Status> {
+    use v1::begin_pack_request::Destination as Wire;
+    let tag: Option<Reference> = match &request.destination {
+        Some(Wire::Tag(text)) => Some(convert::tag("tag", text)?),
+        Some(Wire::Temporary(true)) => None,
+        Some(Wire::Temporary(false)) | None => {
+            let what = "give a tag, or `temporary` for a pack";
+            return Err(Refusal::invalid("tag", "destination_missing", what).into());
+        }
+    };
+    match &tag {
+        Some(tag) => allow_repository(caller, RegistryVerb::Write, &tag.repository)?,
+        None => require(caller.may_build(), "send packs for builds")?,
+    }
+    let mut archive = None;
+    if !request.room_path.is_empty() {
+        let path = hearth_proto::value::storage_path(&request.room_path)
+            .map_err(|error| Refusal::invalid("room_path", "invalid_path", error.to_string()))?;
+        allow_storage(caller, StorageVerb::Write, &path)?;
+        archive = Some(path);
+    }
+    if request.lineage.len() > MAX_LINEAGE {
+        let what = "a lineage has at most 128 bytes";
+        return Err(Refusal::invalid("lineage", "invalid_lineage", what).into());
+    }
+    let image = image(request.image.unwrap_or_default())?;
+    Ok(Destination { owner: caller.name.clone(), tag, archive, image, lineage: request.lineage })
+}
+
+fn image(image: v1::PackImage) -> Result<PackImageOptions, Refusal> {
+    let compression = match image.compression.as_str() {
+        "" | "zstd" => Compression::Zstd,
+        "gzip" => Compression::Gzip,
+        "none" => Compression::None,
+        _ => {
+            let known = "a compression is zstd, gzip or none";
+            return Err(Refusal::invalid("image.compression", "invalid_compression", known));
+        }
+    };
+    let platform = match image.arch.as_str() {
+        "" => Platform::default(),
+        arch => arch.parse().map_err(|error: hearth_pack::image::PlatformError| {
+            Refusal::invalid("image.arch", "invalid_arch", error.to_string())
+        })?,
+    };
+    let config = image.config.unwrap_or_default();
+    let words = |command: Option<v1::PackCommand>| command.map(|command| command.words);
+    let config = ConfigFlags {
+        entrypoint: words(config.entrypoint),
+        cmd: words(config.cmd),
+        env: config.env,
+        workdir: Some(config.workdir).filter(|text| !text.is_empty()),
+        user: Some(config.user).filter(|text| !text.is_empty()),
+        labels: config.labels,
+        expose: config.expose,
+        volumes: config.volumes,
+    };
+    // Told now and not after the upload.
+    config
+        .apply(&mut hearth_pack::image::RunConfig::default())
+        .map_err(|error| Refusal::invalid("image.config", "invalid_config", error.to_string()))?;
+    let layer = LayerOptions { compression, mtime: image.mtime, workers: None };
+    Ok(PackImageOptions { layer, config, platform, docker: image.docker })
+}
+
+/// A file of the storage as something that an archive is written to; keeps its typed error.
+struct Appending<'a> {
+    writer: &'a mut Writer,
+    failed: &'a mut Option<StorageError>,
+}
+
+impl std::io::Write for Appending<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self.writer.append(bytes) {
+            Ok(()) => Ok(bytes.len()),
+            Err(error) => {
+                *self.failed = Some(error);
+                Err(std::io::ErrorKind::Other.into())
+            }
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl From<PackError> for Refusal {
+    fn from(error: PackError) -> Self {
+        let status = match &error {
+            PackError::NoUpload { .. } | PackError::TreeGone { .. } => Code::NotFound,
+            PackError::TooManyUploads { .. } | PackError::Busy => Code::ResourceExhausted,
+            PackError::Store(AppendError::Io(_)) | PackError::Io(_) => {
+                return Self::internal("the room's packs could not be used", &error);
+            }
+            PackError::Store(_) => Code::ResourceExhausted,
+            PackError::SecondList | PackError::NoList | PackError::Incomplete { .. } => {
+                Code::FailedPrecondition
+            }
+            PackError::Proof => Code::PermissionDenied,
+            PackError::ContentGone { .. } => Code::Aborted,
+            PackError::Ending => Code::Unavailable,
+            PackError::Image(_) => {
+                let PackError::Image(error) = error else { return Self::internal("packs", &error) };
+                return Self::from(error);
+            }
+            PackError::List(_)
+            | PackError::TreeMismatch { .. }
+            | PackError::NotAskedFor { .. }
+            | PackError::Chunks { .. }
+            | PackError::Piece { .. }
+            | PackError::ContentMismatch { .. }
+            | PackError::Data(_)
+            | PackError::Assemble(_) => Code::InvalidArgument,
+        };
+        let mut refusal = Self::new(status, error.code(), error.to_string());
+        if let Some(hint) = error.hint() {
+            refusal = refusal.hint(hint);
+        }
+        if error.retryable() { refusal.retryable(None) } else { refusal }
+    }
+}
+
+/// The largest piece is one that every message may carry.
+const _: () = assert!((MAX_PIECE as usize) < hearth_proto::MAX_MESSAGE_BYTES);

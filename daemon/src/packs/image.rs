@@ -1,0 +1,127 @@
+//! A kept tree as an image: the bytes that `hearth pack` makes of the directory it came from.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use hearth_pack::identity::{ContentHash, FileStamp, NodeKind};
+use hearth_pack::image::{ConfigFlags, Platform};
+use hearth_pack::layer::{ContentReader, LayerOptions, Source};
+use hearth_pack::listing::Listing;
+use hearth_pack::walk::{ContentError, Entry, EntryKind, Xattrs};
+use hearth_pack::{PackOptions, Packed, Summary, pack_source};
+
+use super::port::{Content, PackTree};
+use super::store::ContentStore;
+use super::{Destination, PackError};
+use crate::image::ImageError;
+
+/// How a tree becomes an image.
+#[derive(Clone, Debug, Default)]
+pub struct ImageOptions {
+    pub layer: LayerOptions,
+    pub config: ConfigFlags,
+    pub platform: Platform,
+    pub docker: bool,
+}
+
+/// Blocking. The layer is spooled to an unnamed file in `directory`.
+pub(super) fn assemble(
+    listing: Listing,
+    store: ContentStore,
+    destination: &Destination,
+    directory: &Path,
+) -> Result<Packed, PackError> {
+    let ImageOptions { layer, config, platform, docker } = destination.image.clone();
+    let options = PackOptions {
+        layer,
+        config,
+        platform,
+        docker,
+        tag: destination.tag.clone(),
+        spool_dir: Some(directory.to_owned()),
+        ..PackOptions::default()
+    };
+    let stored = StoredSource::new(PackTree::new(listing, Arc::new(store)));
+    pack_source(&stored, Summary::default(), &options, &mut |_| {}).map_err(|error| {
+        let full = matches!(&error, hearth_pack::PackError::Layer(hearth_pack::layer::LayerError::Write { source })
+            if source.kind() == io::ErrorKind::StorageFull);
+        if full { ImageError::NoSpace.into() } else { PackError::Assemble(error) }
+    })
+}
+
+struct StoredSource {
+    tree: PackTree,
+    entries: Vec<Entry>,
+}
+
+impl StoredSource {
+    fn new(tree: PackTree) -> Self {
+        let entry = |listed: hearth_pack::listing::Listed<'_>| {
+            let (kind, size) = match listed.kind {
+                NodeKind::File { size, .. } => (EntryKind::File, size),
+                NodeKind::Symlink { target } => (EntryKind::Symlink { target: target.to_vec() }, 0),
+                NodeKind::HardLink { to } => (EntryKind::Hardlink { to: to.to_vec() }, 0),
+                // A list has nothing else.
+                _ => (EntryKind::Dir, 0),
+            };
+            let (path, stamp) = (listed.path.to_vec(), FileStamp::default());
+            Entry { path, kind, mode: listed.mode, size, stamp, sparse: false }
+        };
+        let entries = tree.listing.entries().map(entry).collect();
+        Self { tree, entries }
+    }
+}
+
+impl Source for StoredSource {
+    fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    fn reader(&self) -> Box<dyn ContentReader + '_> {
+        Box::new(StoredReader { source: self, open: None })
+    }
+}
+
+struct StoredReader<'a> {
+    source: &'a StoredSource,
+    open: Option<OpenFile<'a>>,
+}
+
+struct OpenFile<'a> {
+    entry: &'a Entry,
+    hash: ContentHash,
+    content: Content,
+    at: u64,
+}
+
+impl ContentReader for StoredReader<'_> {
+    fn open(&mut self, index: usize) -> Result<Xattrs, ContentError> {
+        let entry = &self.source.entries[index];
+        let listed = self.source.tree.listing.entry(index);
+        self.open = None;
+        if let Some((content, size)) = listed.content() {
+            let opened = self.source.tree.open(&content, size);
+            let opened = opened.map_err(|error| ContentError::read(entry, error))?;
+            self.open = Some(OpenFile { entry, hash: content, content: opened, at: 0 });
+        }
+        Ok(listed.xattrs)
+    }
+
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), ContentError> {
+        let Some(OpenFile { entry, hash, content, at }) = &mut self.open else { return Ok(()) };
+        let unreadable = |error| ContentError::read(entry, error);
+        if offset != *at {
+            *content = self.source.tree.open_at(hash, entry.size, offset).map_err(unreadable)?;
+            *at = offset;
+        }
+        io::Read::read_exact(content, buffer).map_err(unreadable)?;
+        *at += buffer.len() as u64;
+        Ok(())
+    }
+
+    fn verify(&mut self) -> Result<(), ContentError> {
+        // Every piece was verified when it was read.
+        Ok(())
+    }
+}

@@ -1,0 +1,98 @@
+//! What the build context sees of a pack: its tree, and content by hash.
+
+use std::fmt;
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use bytes::{Buf as _, Bytes};
+use hearth_pack::identity::ContentHash;
+use hearth_pack::listing::Listing;
+
+pub use super::store::Piece;
+
+/// Content that can be read. The real one is the content store.
+pub trait Contents: Send + Sync + 'static {
+    /// Pieces of a content in their order; none when it is not there.
+    fn pieces(&self, content: &ContentHash) -> io::Result<Option<Vec<Piece>>>;
+    /// One piece, whole and verified.
+    fn piece(&self, piece: &ContentHash) -> io::Result<Option<Bytes>>;
+}
+
+/// A tree that was committed, and its content.
+pub struct PackTree {
+    pub listing: Listing,
+    contents: Arc<dyn Contents>,
+}
+
+impl fmt::Debug for PackTree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PackTree").field("digest", &self.listing.digest()).finish_non_exhaustive()
+    }
+}
+
+impl PackTree {
+    pub fn new(listing: Listing, contents: Arc<dyn Contents>) -> Self {
+        Self { listing, contents }
+    }
+
+    /// Opens content of the tree. One piece of it is in memory at a time.
+    pub fn open(&self, content: &ContentHash, size: u64) -> io::Result<Content> {
+        self.open_at(content, size, 0)
+    }
+
+    /// The same from `offset` on; pieces before it are not read.
+    pub fn open_at(&self, content: &ContentHash, size: u64, offset: u64) -> io::Result<Content> {
+        let mut pieces = self.contents.pieces(content)?.ok_or_else(|| gone(content))?;
+        let (mut skip, mut before) = (offset, 0);
+        while let Some(piece) = pieces.get(before).filter(|piece| u64::from(piece.size) <= skip && skip > 0) {
+            skip -= u64::from(piece.size);
+            before += 1;
+        }
+        pieces.drain(..before);
+        Ok(Content {
+            contents: Arc::clone(&self.contents),
+            pieces: pieces.into_iter(),
+            piece: Bytes::new(),
+            skip,
+            left: size.saturating_sub(offset),
+        })
+    }
+}
+
+/// Content from its beginning to its end: exactly its size, or an error.
+pub struct Content {
+    contents: Arc<dyn Contents>,
+    pieces: std::vec::IntoIter<Piece>,
+    piece: Bytes,
+    /// Of the first piece.
+    skip: u64,
+    left: u64,
+}
+
+impl Read for Content {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() && self.left > 0 {
+            let next = self.pieces.next().ok_or(io::ErrorKind::UnexpectedEof)?;
+            self.piece = self.contents.piece(&next.hash)?.ok_or_else(|| gone(&next.hash))?;
+            let skip = usize::try_from(std::mem::take(&mut self.skip)).unwrap_or(usize::MAX);
+            self.piece.advance(skip.min(self.piece.len()));
+            if self.piece.len() as u64 > self.left {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "a content is larger than its entry says",
+                ));
+            }
+        }
+        let count = self.piece.len().min(buffer.len());
+        self.piece.copy_to_slice(&mut buffer[..count]);
+        self.left -= count as u64;
+        Ok(count)
+    }
+}
+
+fn gone(content: &ContentHash) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::NotFound,
+        format!("content {content} of a pack is not in the room any more"),
+    )
+}

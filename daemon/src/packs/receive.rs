@@ -1,0 +1,124 @@
+//! Content as it arrives: decompressed, verified against the list, stored.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use hearth_pack::identity::ContentHash;
+
+use super::store::{AppendError, Batch, MAX_PIECE, Piece};
+use super::upload::{Call, path};
+use super::{GRACE, PackError, Packs};
+use crate::task;
+
+/// Of what is sent uncompressed.
+const LEVEL: i32 = 1;
+
+/// A piece of a message: which one it claims to be.
+#[derive(Clone, Copy, Debug)]
+pub struct SentPiece {
+    pub entry: u32,
+    pub chunk: u32,
+    pub size: u32,
+}
+
+/// The pieces of a message, one after the other.
+#[derive(Clone, Debug)]
+pub enum PieceData {
+    Plain(Bytes),
+    Zstd(Bytes),
+}
+
+/// Takes content of one upload. What it has taken is durable after [`finish`](Self::finish).
+pub struct Receiver {
+    packs: Packs,
+    call: Call,
+    pub pieces: u64,
+    pub bytes: u64,
+}
+
+impl Receiver {
+    pub(super) fn new(packs: Packs, call: Call) -> Self {
+        Self { packs, call, pieces: 0, bytes: 0 }
+    }
+
+    /// Verifies and stores a message's content; all of it, or nothing.
+    pub async fn take(&mut self, pieces: Vec<SentPiece>, data: PieceData) -> Result<(), PackError> {
+        let total: u64 = pieces.iter().map(|piece| u64::from(piece.size)).sum();
+        let count = pieces.len() as u64;
+        let (packs, upload) = (self.packs.clone(), self.call.call());
+        let store = move || -> Result<Result<(), PackError>, (Vec<SentPiece>, PieceData)> {
+            match take(&packs, &upload, &pieces, &data) {
+                Err(error) if is_full(&error) => Err((pieces, data)),
+                other => Ok(other),
+            }
+        };
+        let stored = task::blocking("take pieces", store).await.map_err(|_| PackError::Ending)?;
+        match stored {
+            Ok(stored) => stored?,
+            Err((pieces, data)) => {
+                // Trees that are only kept for later make room first.
+                self.packs.sweep_now(GRACE, GRACE).await?;
+                let (packs, upload) = (self.packs.clone(), self.call.call());
+                let again = task::blocking("take pieces", move || take(&packs, &upload, &pieces, &data));
+                let again = again.await.map_err(|_| PackError::Ending)?;
+                if again.as_ref().is_err_and(is_full) {
+                    self.packs.give_up(&self.call).await;
+                }
+                again?;
+            }
+        }
+        self.pieces += count;
+        self.bytes += total;
+        Ok(())
+    }
+
+    /// Makes what has arrived durable, whatever ended the stream.
+    pub async fn finish(&self) -> Result<(), PackError> {
+        self.packs.blocking("sync packs", |shared| Ok(shared.store.sync()?)).await
+    }
+}
+
+const fn is_full(error: &PackError) -> bool {
+    use AppendError::{NoSpace, OwnerQuota, Quota};
+    matches!(error, PackError::Store(Quota { .. } | OwnerQuota { .. } | NoSpace))
+}
+
+fn take(packs: &Packs, upload: &Call, sent: &[SentPiece], data: &PieceData) -> Result<(), PackError> {
+    let total: u64 = sent.iter().map(|piece| u64::from(piece.size)).sum();
+    if total > u64::from(MAX_PIECE) {
+        return Err(PackError::Data("they are more than 4 MiB in one message"));
+    }
+    let total = usize::try_from(total).unwrap_or(usize::MAX);
+    let plain = match data {
+        PieceData::Plain(bytes) => Cow::Borrowed(bytes.as_ref()),
+        PieceData::Zstd(bytes) => match zstd::bulk::decompress(bytes, total) {
+            Ok(plain) => Cow::Owned(plain),
+            Err(_) => return Err(PackError::Data("they are no zstd frame, or more than the pieces' sizes")),
+        },
+    };
+    if plain.len() != total {
+        return Err(PackError::Data("they have another length than the pieces together"));
+    }
+    let mut pieces = Vec::with_capacity(sent.len());
+    let mut rest = plain.as_ref();
+    for piece in sent {
+        let expected = upload.expected(piece.entry, piece.chunk, piece.size)?;
+        let (content, after) = rest.split_at(piece.size as usize);
+        rest = after;
+        if ContentHash::of(content) != expected.hash {
+            let list = upload.list()?;
+            return Err(PackError::ContentMismatch { path: path(&list.listing, piece.entry) });
+        }
+        pieces.push(Piece { hash: expected.hash, size: piece.size });
+    }
+    let frame = match data {
+        // Stored as it came: small, and one frame.
+        PieceData::Zstd(bytes) => Cow::Borrowed(bytes.as_ref()),
+        PieceData::Plain(bytes) => Cow::Owned(zstd::bulk::compress(bytes, LEVEL)?),
+    };
+    packs.0.store.append(&upload.owner, &Batch { frame: &frame, pieces: &pieces })?;
+    for piece in sent {
+        upload.arrived(piece.entry, piece.chunk);
+    }
+    Ok(())
+}

@@ -1,0 +1,296 @@
+//! Contents by BLAKE3 hash, many small ones in few files.
+//!
+//! ```text
+//! <root>/<number>.content    zstd frames, one after the other; contents lie inside them
+//! <root>/<number>.rows       where each content lies, and who sent it
+//!
+//! append --> written, readable, not yet trusted after a crash
+//!   sync --> content durable --> rows written --> rows durable
+//! ```
+//!
+//! What a row does not point to does not exist for the next daemon: one that was killed leaves content
+//! that is there and right, or none. Every content is verified once more when it is read.
+//!
+//! A file larger than a piece is stored as a *recipe*: the list of its pieces, under the hash of the whole.
+//!
+//! Content has *owners*: the participants who have sent it or proven to have it. A content's hash alone
+//! opens nothing for anybody else.
+
+mod append;
+mod frames;
+mod rows;
+mod segment;
+mod sweep;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hearth_pack::identity::ContentHash;
+
+use frames::Frames;
+use rows::{Kind, Place, Row};
+use segment::Writer;
+
+pub use append::{AppendError, Batch, StoreLimits};
+pub use sweep::Swept;
+
+/// A piece is at most this large, and so is what one frame holds.
+pub const MAX_PIECE: u32 = 4 << 20;
+
+/// A participant, as the store knows one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct OwnerKey([u8; 16]);
+
+impl OwnerKey {
+    pub fn of(name: &str) -> Self {
+        let mut key = [0; 16];
+        key.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..16]);
+        Self(key)
+    }
+
+    pub fn hex(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// A piece of a large file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    pub hash: ContentHash,
+    pub size: u32,
+}
+
+/// What the store has of a content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    Missing,
+    /// There, from other participants only.
+    Foreign,
+    Own,
+}
+
+/// A handle on the store; cheap to clone. Everything blocks.
+#[derive(Clone, Debug)]
+pub struct ContentStore(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    directory: PathBuf,
+    limits: StoreLimits,
+    opened: Instant,
+    /// Taken before `index` where both are needed.
+    writer: Mutex<Option<Writer>>,
+    index: Mutex<Index>,
+    frames: Frames,
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    contents: HashMap<ContentHash, Known>,
+    /// Owners beside the first.
+    owners: HashSet<(ContentHash, OwnerKey)>,
+    segments: BTreeMap<u32, Segment>,
+    /// Bytes of frames, by who sent them.
+    sent: HashMap<OwnerKey, u64>,
+    next: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    segment: u32,
+    place: Place,
+    recipe: bool,
+    owner: OwnerKey,
+    /// Seconds since the store was opened when it was last asked for.
+    touched: u32,
+}
+
+#[derive(Debug)]
+struct Segment {
+    content: Arc<File>,
+    length: u32,
+}
+
+impl ContentStore {
+    /// Opens the store at `directory`, makes it where there is none.
+    pub fn open(directory: &Path, limits: StoreLimits) -> io::Result<Self> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        let mut numbers = Vec::new();
+        for entry in fs::read_dir(directory)? {
+            let name = entry?.file_name();
+            let number = name.to_str().and_then(|name| name.split('.').next()?.parse().ok());
+            numbers.extend(number.filter(|number: &u32| !numbers.contains(number)));
+        }
+        numbers.sort_unstable();
+        let mut index = Index::default();
+        for number in numbers {
+            index.next = number + 1;
+            if let Some((content, length, rows)) = segment::reopen(directory, number)? {
+                index.segments.insert(number, Segment { content, length });
+                rows.iter().for_each(|row| index.take(number, row, 0));
+            }
+        }
+        index.count_sent();
+        Ok(Self(Arc::new(Inner {
+            directory: directory.to_owned(),
+            limits,
+            opened: Instant::now(),
+            writer: Mutex::new(None),
+            index: Mutex::new(index),
+            frames: Frames::default(),
+        })))
+    }
+
+    /// What is there of these contents for `owner`. What is there is kept from the sweep for its grace period.
+    pub fn look<'a>(
+        &self,
+        owner: &OwnerKey,
+        contents: impl Iterator<Item = (&'a ContentHash, u64)>,
+    ) -> io::Result<Vec<Presence>> {
+        let now = self.0.now();
+        let mut recipes = Vec::new();
+        let mut number = 0;
+        let mut index = self.0.index();
+        let look = |(hash, size): (&'a ContentHash, u64)| {
+            number += 1;
+            let Some(known) = index.contents.get_mut(hash) else { return Presence::Missing };
+            if known.recipe {
+                recipes.push((number - 1, *hash, size));
+            } else if u64::from(known.place.size) != size {
+                return Presence::Missing;
+            }
+            known.touched = now;
+            let own = known.owner == *owner || index.owners.contains(&(*hash, *owner));
+            if own { Presence::Own } else { Presence::Foreign }
+        };
+        let mut found: Vec<Presence> = contents.map(look).collect();
+        drop(index);
+        for (number, hash, size) in recipes {
+            let pieces = self.pieces(&hash)?.unwrap_or_default();
+            if pieces.iter().map(|piece| u64::from(piece.size)).sum::<u64>() != size {
+                found[number] = Presence::Missing;
+            }
+        }
+        Ok(found)
+    }
+
+    /// A content that is one piece; none when it is not there.
+    pub fn piece(&self, hash: &ContentHash) -> io::Result<Option<Bytes>> {
+        match self.0.place(hash) {
+            Some((file, known)) if !known.recipe => self.0.read(hash, &file, &known).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// The pieces of a content; a small one is its own only piece. None when it is not there.
+    pub fn pieces(&self, hash: &ContentHash) -> io::Result<Option<Vec<Piece>>> {
+        let Some((file, known)) = self.0.place(hash) else { return Ok(None) };
+        if !known.recipe {
+            return Ok(Some(vec![Piece { hash: *hash, size: known.place.size }]));
+        }
+        let list = self.0.part(&file, &known)?;
+        let piece = |bytes: &[u8]| {
+            let (hash, size) = bytes.split_at(32);
+            Some(Piece {
+                hash: ContentHash::from_bytes(hash.try_into().ok()?),
+                size: u32::from_le_bytes(size.try_into().ok()?),
+            })
+        };
+        Ok(Some(list.chunks_exact(36).filter_map(piece).collect()))
+    }
+
+    /// Bytes on disk.
+    pub fn used(&self) -> u64 {
+        self.0.index().used()
+    }
+}
+
+impl Inner {
+    fn now(&self) -> u32 {
+        u32::try_from(self.opened.elapsed().as_secs()).unwrap_or(u32::MAX)
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        // Every change under the lock is one insertion or removal: a panic leaves it whole.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Option<Writer>> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn place(&self, hash: &ContentHash) -> Option<(Arc<File>, Known)> {
+        let index = self.index();
+        let known = *index.contents.get(hash)?;
+        Some((Arc::clone(&index.segments.get(&known.segment)?.content), known))
+    }
+
+    fn read(&self, hash: &ContentHash, file: &File, known: &Known) -> io::Result<Bytes> {
+        let part = self.part(file, known)?;
+        if ContentHash::of(&part) != *hash {
+            return Err(damaged(hash));
+        }
+        Ok(part)
+    }
+
+    fn part(&self, file: &File, known: &Known) -> io::Result<Bytes> {
+        let Place { inside, size, .. } = known.place;
+        let whole = self.frames.get(known.segment, file, &known.place)?;
+        let (start, end) = (inside as usize, inside as usize + size as usize);
+        if end > whole.len() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame is shorter than its row says"));
+        }
+        Ok(whole.slice(start..end))
+    }
+}
+
+fn damaged(hash: &ContentHash) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("stored content {hash} is damaged"))
+}
+
+impl Index {
+    fn take(&mut self, segment: u32, row: &Row, touched: u32) {
+        let &Row { hash, owner, kind, place } = row;
+        if kind == Kind::Owner {
+            self.owners.insert((hash, owner));
+            return;
+        }
+        let known = Known { segment, place, recipe: kind == Kind::Recipe, owner, touched };
+        // A place in a later segment is a move there.
+        if let Some(before) = self.contents.insert(hash, known)
+            && before.owner != owner
+        {
+            self.owners.insert((hash, before.owner));
+        }
+    }
+
+    fn used(&self) -> u64 {
+        self.segments.values().map(|segment| u64::from(segment.length)).sum()
+    }
+
+    fn count_sent(&mut self) {
+        let frames: HashMap<(u32, u32), (OwnerKey, u32)> = self
+            .contents
+            .values()
+            .map(|known| ((known.segment, known.place.frame), (known.owner, known.place.length)))
+            .collect();
+        self.sent.clear();
+        for (owner, length) in frames.into_values() {
+            *self.sent.entry(owner).or_default() += u64::from(length);
+        }
+    }
+}
+
+/// As seconds of the store's own clock; what is longer ago than the store was opened is its opening.
+fn seconds_before(now: u32, age: Duration) -> u32 {
+    now.saturating_sub(u32::try_from(age.as_secs()).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+use std::io;
+use std::sync::Arc;
+
+use hearth_pack::identity::ContentHash;
+
+use super::rows::{Kind, Place, Row};
+use super::segment::Writer;
+use super::{ContentStore, Index, Inner, Known, OwnerKey, Piece, Segment};
+
+/// What the store may take of the disk.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreLimits {
+    /// Bytes of all segments.
+    pub total: u64,
+    /// Bytes that one participant has sent and that are still there.
+    pub per_owner: u64,
+    /// What stays free on the file system.
+    pub min_free: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    #[error("the room keeps at most {limit} bytes of packs' content")]
+    Quota { limit: u64 },
+    #[error("one participant may have at most {limit} bytes of packs' content in the room")]
+    OwnerQuota { limit: u64 },
+    #[error("no space is left for packs' content")]
+    NoSpace,
+    #[error(transparent)]
+    Io(io::Error),
+}
+
+impl From<io::Error> for AppendError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace,
+            _ => Self::Io(error),
+        }
+    }
+}
+
+/// Contents that came together: a zstd frame, and what lies in it, one after the other from its beginning.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    pub frame: &'a [u8],
+    pub pieces: &'a [Piece],
+}
+
+impl ContentStore {
+    /// Stores contents that were verified. What is there already is not stored again, and is
+    /// its sender's from now on too. Durable after [`sync`](Self::sync).
+    pub fn append(&self, owner: &OwnerKey, batch: &Batch<'_>) -> Result<(), AppendError> {
+        let mut inside = 0;
+        let mut rows = Vec::with_capacity(batch.pieces.len());
+        for &Piece { hash, size } in batch.pieces {
+            rows.push((hash, Place { frame: 0, length: 0, inside, size }));
+            inside += size;
+        }
+        self.0.store(owner, batch.frame, rows, Kind::Piece)
+    }
+
+    /// Stores what a large content is made of; that it is just that was verified.
+    pub fn put_recipe(
+        &self,
+        owner: &OwnerKey,
+        hash: &ContentHash,
+        pieces: &[Piece],
+    ) -> Result<(), AppendError> {
+        let list: Vec<u8> = pieces
+            .iter()
+            .flat_map(|piece| [piece.hash.as_bytes().as_slice(), &piece.size.to_le_bytes()].concat())
+            .collect();
+        let size = u32::try_from(list.len()).map_err(io::Error::other)?;
+        let frame = zstd::bulk::compress(&list, 1)?;
+        let place = Place { frame: 0, length: 0, inside: 0, size };
+        self.0.store(owner, &frame, vec![(*hash, place)], Kind::Recipe)
+    }
+
+    /// Notes that `owner` has these contents: it has proven that.
+    pub fn add_owner(&self, owner: &OwnerKey, contents: &[ContentHash]) -> Result<(), AppendError> {
+        let mut writer = self.0.writer();
+        let writer = self.0.open_writer(&mut writer)?;
+        let mut index = self.0.index();
+        for hash in contents {
+            index.share(writer, hash, owner);
+        }
+        Ok(())
+    }
+
+    /// Makes all that was appended durable.
+    pub fn sync(&self) -> Result<(), AppendError> {
+        match self.0.writer().as_mut() {
+            Some(writer) => Ok(writer.sync()?),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Inner {
+    fn store(
+        &self,
+        owner: &OwnerKey,
+        frame: &[u8],
+        contents: Vec<(ContentHash, Place)>,
+        kind: Kind,
+    ) -> Result<(), AppendError> {
+        let now = self.now();
+        let mut held = self.writer();
+        let writer = self.open_writer(&mut held)?;
+        {
+            let mut index = self.index();
+            let mut anything_new = false;
+            for (hash, _) in &contents {
+                match index.contents.get_mut(hash) {
+                    Some(known) => known.touched = now,
+                    None => anything_new = true,
+                }
+                index.share(writer, hash, owner);
+            }
+            if !anything_new {
+                return Ok(());
+            }
+            self.check_limits(&index, owner, frame.len() as u64)?;
+        }
+        let start = writer.frame(frame)?;
+        let length = u32::try_from(frame.len()).map_err(io::Error::other)?;
+        let number = writer.number;
+        let mut index = self.index();
+        let segment = Segment { content: Arc::clone(&writer.content), length: writer.end };
+        index.segments.insert(number, segment);
+        *index.sent.entry(*owner).or_default() += u64::from(length);
+        for (hash, place) in contents {
+            if !index.contents.contains_key(&hash) {
+                let place = Place { frame: start, length, ..place };
+                let row = Row { hash, owner: *owner, kind, place };
+                index.take(number, &row, now);
+                writer.row(row);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn open_writer<'w>(&self, writer: &'w mut Option<Writer>) -> io::Result<&'w mut Writer> {
+        if let Some(full) = writer.as_mut().filter(|writer| writer.is_full()) {
+            full.sync()?;
+            *writer = None;
+        }
+        match writer {
+            Some(writer) => Ok(writer),
+            None => {
+                let number = {
+                    let mut index = self.index();
+                    index.next += 1;
+                    index.next - 1
+                };
+                Ok(writer.insert(Writer::create(&self.directory, number)?))
+            }
+        }
+    }
+
+    fn check_limits(&self, index: &Index, owner: &OwnerKey, more: u64) -> Result<(), AppendError> {
+        let limits = &self.limits;
+        if index.used() + more > limits.total {
+            return Err(AppendError::Quota { limit: limits.total });
+        }
+        if index.sent.get(owner).copied().unwrap_or_default() + more > limits.per_owner {
+            return Err(AppendError::OwnerQuota { limit: limits.per_owner });
+        }
+        let disk = rustix::fs::statvfs(&self.directory).map_err(io::Error::from)?;
+        if disk.f_bavail.saturating_mul(disk.f_frsize) < limits.min_free.saturating_add(more) {
+            return Err(AppendError::NoSpace);
+        }
+        Ok(())
+    }
+}
+
+impl Index {
+    /// Makes known content `owner`'s too.
+    fn share(&mut self, writer: &mut Writer, hash: &ContentHash, owner: &OwnerKey) {
+        let Some(&Known { owner: first, place, .. }) = self.contents.get(hash) else { return };
+        if first != *owner && self.owners.insert((*hash, *owner)) {
+            writer.row(Row { hash: *hash, owner: *owner, kind: Kind::Owner, place });
+        }
+    }
+}

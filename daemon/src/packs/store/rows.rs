@@ -1,0 +1,102 @@
+//! The index file of a segment: rows that say where content lies, each written after the content itself was
+//! made durable. A row that is not whole ends the file.
+//!
+//! ```text
+//! row := hash:32 owner:16 frame:u32 length:u32 inside:u32 size:u32 kind:u32 sum:8        (76 bytes)
+//! ```
+
+use hearth_pack::identity::ContentHash;
+
+use super::OwnerKey;
+
+pub(super) const ROW: usize = 76;
+
+/// Where content lies: a part of what a zstd frame of a segment decompresses to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Place {
+    /// Where the frame begins in its segment, and its length.
+    pub frame: u32,
+    pub length: u32,
+    /// Where the content begins in the decompressed frame, and its length.
+    pub inside: u32,
+    pub size: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The content itself.
+    Piece,
+    /// The list of the pieces that it is made of; verified when it was stored.
+    Recipe,
+    /// Says only that this owner has sent, or proven to have, content whose place another row says.
+    Owner,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Row {
+    pub hash: ContentHash,
+    pub owner: OwnerKey,
+    pub kind: Kind,
+    pub place: Place,
+}
+
+impl Row {
+    pub(super) fn encode(&self) -> [u8; ROW] {
+        let mut bytes = [0; ROW];
+        bytes[..32].copy_from_slice(self.hash.as_bytes());
+        bytes[32..48].copy_from_slice(&self.owner.0);
+        let Place { frame, length, inside, size } = self.place;
+        let kind = match self.kind {
+            Kind::Piece => 1,
+            Kind::Recipe => 2,
+            Kind::Owner => 3,
+        };
+        for (place, number) in bytes[48..68].chunks_exact_mut(4).zip([frame, length, inside, size, kind]) {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        let sum = blake3::hash(&bytes[..68]);
+        bytes[68..].copy_from_slice(&sum.as_bytes()[..8]);
+        bytes
+    }
+
+    pub(super) fn decode(bytes: &[u8; ROW]) -> Option<Self> {
+        if bytes[68..] != blake3::hash(&bytes[..68]).as_bytes()[..8] {
+            return None;
+        }
+        let number = |index: usize| {
+            let mut four = [0; 4];
+            four.copy_from_slice(&bytes[48 + 4 * index..][..4]);
+            u32::from_le_bytes(four)
+        };
+        let (mut hash, mut owner) = ([0; 32], [0; 16]);
+        hash.copy_from_slice(&bytes[..32]);
+        owner.copy_from_slice(&bytes[32..48]);
+        let kind = match number(4) {
+            1 => Kind::Piece,
+            2 => Kind::Recipe,
+            3 => Kind::Owner,
+            _ => return None,
+        };
+        let place = Place { frame: number(0), length: number(1), inside: number(2), size: number(3) };
+        Some(Self { hash: ContentHash::from_bytes(hash), owner: OwnerKey(owner), kind, place })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_comes_back_and_a_damaged_one_does_not() {
+        let place = Place { frame: 1, length: 2, inside: 3, size: 4 };
+        let (hash, owner) = (ContentHash::of(b"x"), OwnerKey::of("someone"));
+        for kind in [Kind::Piece, Kind::Recipe, Kind::Owner] {
+            let row = Row { hash, owner, kind, place };
+            let mut bytes = row.encode();
+            assert_eq!(Row::decode(&bytes), Some(row));
+            bytes[50] ^= 1;
+            assert_eq!(Row::decode(&bytes), None);
+        }
+        assert_eq!(Row::decode(&[0; ROW]), None);
+    }
+}

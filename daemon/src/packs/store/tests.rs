@@ -1,0 +1,203 @@
+use std::fs::OpenOptions;
+use std::io::Write as _;
+
+use super::*;
+
+const LIMITS: StoreLimits = StoreLimits { total: 1 << 30, per_owner: 1 << 30, min_free: 0 };
+const HOUR: Duration = Duration::from_secs(3600);
+
+struct Fixture {
+    directory: tempfile::TempDir,
+    store: ContentStore,
+}
+
+impl Fixture {
+    fn new(limits: StoreLimits) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = ContentStore::open(directory.path(), limits).unwrap();
+        Self { directory, store }
+    }
+
+    /// As after a crash: nothing is said to the old store.
+    fn reopened(&self) -> ContentStore {
+        ContentStore::open(self.directory.path(), LIMITS).unwrap()
+    }
+}
+
+fn put(store: &ContentStore, owner: &str, contents: &[&[u8]]) -> Result<(), AppendError> {
+    let pieces: Vec<Piece> = contents
+        .iter()
+        .map(|content| Piece { hash: ContentHash::of(content), size: content.len() as u32 })
+        .collect();
+    let frame = zstd::bulk::compress(&contents.concat(), 1).unwrap();
+    store.append(&OwnerKey::of(owner), &Batch { frame: &frame, pieces: &pieces })
+}
+
+fn presence(store: &ContentStore, owner: &str, content: &[u8]) -> Presence {
+    let (hash, size) = (ContentHash::of(content), content.len() as u64);
+    store.look(&OwnerKey::of(owner), [(&hash, size)].into_iter()).unwrap()[0]
+}
+
+fn read(store: &ContentStore, content: &[u8]) -> Option<Bytes> {
+    store.piece(&ContentHash::of(content)).unwrap()
+}
+
+/// Content that does not compress.
+fn noise(seed: u8, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    blake3::Hasher::new_keyed(&[seed; 32]).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+#[test]
+fn content_comes_back_and_stays_through_a_restart() {
+    let fixture = Fixture::new(LIMITS);
+    put(&fixture.store, "ann", &[b"one", b"", b"three"]).unwrap();
+    fixture.store.sync().unwrap();
+    for store in [fixture.store.clone(), fixture.reopened()] {
+        for content in [&b"one"[..], b"", b"three"] {
+            assert_eq!(read(&store, content).unwrap(), content);
+            assert_eq!(presence(&store, "ann", content), Presence::Own);
+        }
+        assert_eq!(presence(&store, "ann", b"two"), Presence::Missing);
+    }
+}
+
+#[test]
+fn what_was_not_synced_when_the_daemon_was_killed_is_gone_and_what_was_is_whole() {
+    let fixture = Fixture::new(LIMITS);
+    put(&fixture.store, "ann", &[b"durable"]).unwrap();
+    fixture.store.sync().unwrap();
+    put(&fixture.store, "ann", &[b"not yet"]).unwrap();
+    let again = fixture.reopened();
+    assert_eq!(read(&again, b"durable").unwrap(), &b"durable"[..]);
+    assert_eq!(read(&again, b"not yet"), None);
+    assert_eq!(again.used(), fs::metadata(fixture.directory.path().join("00000000.content")).unwrap().len());
+    // And it can be stored now.
+    put(&again, "ann", &[b"not yet"]).unwrap();
+    assert_eq!(read(&again, b"not yet").unwrap(), &b"not yet"[..]);
+}
+
+#[test]
+fn a_torn_row_and_all_after_it_count_for_nothing() {
+    let fixture = Fixture::new(LIMITS);
+    put(&fixture.store, "ann", &[b"whole"]).unwrap();
+    fixture.store.sync().unwrap();
+    let path = fixture.directory.path().join("00000000.rows");
+    OpenOptions::new().append(true).open(path).unwrap().write_all(&[7; 50]).unwrap();
+    let again = fixture.reopened();
+    assert_eq!(read(&again, b"whole").unwrap(), &b"whole"[..]);
+    assert_eq!(again.0.index().contents.len(), 1);
+}
+
+#[test]
+fn damaged_content_is_an_error_and_never_another_content() {
+    let fixture = Fixture::new(LIMITS);
+    let content = noise(1, 5000);
+    put(&fixture.store, "ann", &[&content]).unwrap();
+    fixture.store.sync().unwrap();
+    let path = fixture.directory.path().join("00000000.content");
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert!(fixture.reopened().piece(&ContentHash::of(&content)).is_err());
+}
+
+#[test]
+fn content_of_others_is_foreign_until_it_was_sent_or_proven() {
+    let fixture = Fixture::new(LIMITS);
+    put(&fixture.store, "ann", &[b"a", b"b"]).unwrap();
+    assert_eq!(presence(&fixture.store, "bob", b"a"), Presence::Foreign);
+    put(&fixture.store, "bob", &[b"a"]).unwrap();
+    fixture
+        .store
+        .add_owner(&OwnerKey::of("bob"), &[ContentHash::of(b"b"), ContentHash::of(b"nothing")])
+        .unwrap();
+    fixture.store.sync().unwrap();
+    for store in [fixture.store.clone(), fixture.reopened()] {
+        for (owner, content, expected) in [
+            ("bob", b"a", Presence::Own),
+            ("bob", b"b", Presence::Own),
+            ("ann", b"a", Presence::Own),
+            ("eve", b"a", Presence::Foreign),
+        ] {
+            assert_eq!(presence(&store, owner, content), expected);
+        }
+    }
+    assert_eq!(fixture.store.0.index().contents.len(), 2, "nothing is stored twice");
+}
+
+#[test]
+fn a_size_that_a_content_does_not_have_makes_it_missing() {
+    let fixture = Fixture::new(LIMITS);
+    put(&fixture.store, "ann", &[b"abc"]).unwrap();
+    let owner = OwnerKey::of("ann");
+    let whole = ContentHash::of(b"abcabc");
+    let piece = Piece { hash: ContentHash::of(b"abc"), size: 3 };
+    fixture.store.put_recipe(&owner, &whole, &[piece, piece]).unwrap();
+    for (hash, size, expected) in [
+        (piece.hash, 3, Presence::Own),
+        (piece.hash, 4, Presence::Missing),
+        (whole, 6, Presence::Own),
+        (whole, 7, Presence::Missing),
+    ] {
+        assert_eq!(fixture.store.look(&owner, [(&hash, size)].into_iter()).unwrap(), [expected]);
+    }
+    assert_eq!(fixture.store.pieces(&whole).unwrap().unwrap(), [piece, piece]);
+    assert_eq!(fixture.store.pieces(&piece.hash).unwrap().unwrap(), [piece]);
+}
+
+#[test]
+fn limits_are_kept_and_say_which() {
+    let limits = StoreLimits { total: 10_000, per_owner: 6000, min_free: 0 };
+    let fixture = Fixture::new(limits);
+    put(&fixture.store, "ann", &[&noise(1, 5000)]).unwrap();
+    let refused = put(&fixture.store, "ann", &[&noise(2, 4000)]).unwrap_err();
+    assert!(matches!(refused, AppendError::OwnerQuota { limit: 6000 }), "{refused}");
+    let refused = put(&fixture.store, "bob", &[&noise(3, 5500)]).unwrap_err();
+    assert!(matches!(refused, AppendError::Quota { limit: 10_000 }), "{refused}");
+    // What is there costs nothing.
+    put(&fixture.store, "bob", &[&noise(1, 5000)]).unwrap();
+    let full = Fixture::new(StoreLimits { min_free: u64::MAX / 2, ..LIMITS });
+    assert!(matches!(put(&full.store, "ann", &[b"x"]), Err(AppendError::NoSpace)));
+}
+
+#[test]
+fn the_sweep_leaves_what_a_tree_needs_and_what_was_asked_for_lately() {
+    let fixture = Fixture::new(LIMITS);
+    put(&fixture.store, "ann", &[b"live", b"dead", b"part"]).unwrap();
+    let piece = Piece { hash: ContentHash::of(b"part"), size: 4 };
+    let whole = ContentHash::of(b"partpart");
+    fixture.store.put_recipe(&OwnerKey::of("ann"), &whole, &[piece, piece]).unwrap();
+    let live = HashSet::from([ContentHash::of(b"live"), whole]);
+    assert_eq!(fixture.store.sweep(&live, HOUR).unwrap().contents, 0);
+    assert_eq!(fixture.store.sweep(&live, Duration::ZERO).unwrap().contents, 1);
+    assert_eq!(read(&fixture.store, b"dead"), None);
+    assert!(read(&fixture.store, b"live").is_some() && read(&fixture.store, b"part").is_some());
+    assert!(fixture.store.pieces(&whole).unwrap().is_some());
+}
+
+#[test]
+fn sparse_segments_are_moved_together_and_give_their_space_back() {
+    let fixture = Fixture::new(LIMITS);
+    let large: Vec<Vec<u8>> = (0..20).map(|seed| noise(seed, 4 << 20)).collect();
+    for content in &large {
+        put(&fixture.store, "ann", &[content]).unwrap();
+    }
+    put(&fixture.store, "bob", &[&large[3]]).unwrap();
+    fixture.store.sync().unwrap();
+    assert_eq!(fixture.store.0.index().segments.len(), 2);
+    let before = fixture.store.used();
+    let live = HashSet::from([ContentHash::of(&large[3]), ContentHash::of(&large[19])]);
+    let swept = fixture.store.sweep(&live, Duration::ZERO).unwrap();
+    assert_eq!(swept.contents, 18);
+    assert!(fixture.store.used() < before / 2, "{} of {before}", fixture.store.used());
+    for store in [fixture.store.clone(), fixture.reopened()] {
+        assert_eq!(read(&store, &large[3]).unwrap(), large[3]);
+        assert_eq!(read(&store, &large[19]).unwrap(), large[19]);
+        assert_eq!(presence(&store, "bob", &large[3]), Presence::Own);
+        assert_eq!(presence(&store, "bob", &large[19]), Presence::Foreign);
+    }
+    assert!(!fixture.directory.path().join("00000000.content").exists());
+}

@@ -1,0 +1,475 @@
+//! Uploads against a real store and real names of images, without any wire.
+
+use std::io::Read as _;
+use std::path::Path;
+
+use bytes::Bytes;
+use hearth_pack::identity::{HashCache, HashedTree, NodeKind, hash_tree};
+use hearth_pack::layer::Compression;
+use hearth_pack::pieces::{self, LARGE};
+use hearth_pack::walk::{EntryKind, Tree, WalkOptions, walk};
+
+use super::store::AppendError;
+use super::*;
+use crate::image::ImageError;
+use crate::model::RoomRegistries;
+use crate::model::id::PackId;
+use crate::registry::blobs::BlobStore;
+use crate::store::Store;
+
+const LIMITS: StoreLimits = StoreLimits { total: 1 << 30, per_owner: 1 << 30, min_free: 0 };
+
+struct Room {
+    directory: tempfile::TempDir,
+    packs: Packs,
+    images: Images,
+}
+
+fn open(directory: &Path, limits: StoreLimits) -> (Packs, Images) {
+    let blobs = BlobStore::open(&directory.join("registry")).unwrap();
+    let store = Store::open(&directory.join("state.db")).unwrap();
+    let images = Images::new(RoomRegistries::default(), Arc::new(blobs), Arc::new(store));
+    let keep = Duration::from_secs(3600);
+    let options = PackOptions { directory: directory.join("packs"), limits, keep };
+    (Packs::open(options, images.clone()).unwrap(), images)
+}
+
+fn room_with(limits: StoreLimits) -> Room {
+    let directory = tempfile::tempdir().unwrap();
+    let (packs, images) = open(directory.path(), limits);
+    Room { directory, packs, images }
+}
+
+fn room() -> Room {
+    room_with(LIMITS)
+}
+
+impl Room {
+    /// As after kill -9: nothing is said to what was open.
+    fn restart(&mut self) {
+        (self.packs, self.images) = open(self.directory.path(), LIMITS);
+    }
+}
+
+/// Content that does not compress.
+fn noise(seed: u8, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    blake3::Hasher::new_keyed(&[seed; 32]).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// A directory, hashed as a client does it.
+struct Local {
+    directory: tempfile::TempDir,
+    tree: Tree,
+    hashed: HashedTree,
+}
+
+fn local(files: &[(&str, &[u8])]) -> Local {
+    let directory = tempfile::tempdir().unwrap();
+    for (path, content) in files {
+        let path = directory.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+    Local::of(directory)
+}
+
+impl Local {
+    fn of(directory: tempfile::TempDir) -> Self {
+        let tree = walk(directory.path(), &WalkOptions::default()).unwrap();
+        let hashed = hash_tree(&tree, &mut HashCache::default(), None, &|_| {}).unwrap();
+        Self { directory, tree, hashed }
+    }
+
+    async fn list(&self, packs: &Packs, owner: &str, id: &str) -> Arc<List> {
+        let mut lister = packs.lister(owner, id).unwrap();
+        for (entry, hashed) in self.tree.entries.iter().zip(&self.hashed.entries) {
+            let (kind, mode) = match &entry.kind {
+                EntryKind::Dir => (NodeKind::Directory, entry.mode),
+                EntryKind::File => {
+                    (NodeKind::File { size: entry.size, content: hashed.content.unwrap() }, entry.mode)
+                }
+                EntryKind::Symlink { target } => (NodeKind::Symlink { target }, 0o777),
+                EntryKind::Hardlink { to } => (NodeKind::HardLink { to }, entry.mode),
+            };
+            lister.push(&Node { path: &entry.path, mode, kind, xattrs: &hashed.xattrs }).unwrap();
+        }
+        lister.finish().await.unwrap()
+    }
+
+    /// Sends these entries; gives the number of pieces and their bytes.
+    async fn send(
+        &self,
+        packs: &Packs,
+        owner: &str,
+        id: &str,
+        entries: &[u32],
+    ) -> Result<(u64, u64), PackError> {
+        let mut wanted = Vec::new();
+        for &entry in entries {
+            let (size, hash) = (
+                self.tree.entries[entry as usize].size,
+                self.hashed.entries[entry as usize].content.unwrap(),
+            );
+            if size <= LARGE {
+                wanted.push(pieces::Piece { entry, number: 0, offset: 0, size: size as u32, hash });
+                continue;
+            }
+            let cut = pieces::cut(&self.tree, entry, &hash).unwrap();
+            let named = cut.iter().map(|piece| Piece { hash: piece.hash, size: piece.size }).collect();
+            for (_, missing) in packs.chunks(owner, id, vec![(entry, named)]).await? {
+                wanted.extend(missing.iter().map(|number| cut[*number as usize]));
+            }
+        }
+        let batches = std::sync::Mutex::new(Vec::new());
+        pieces::read(&self.tree, &pieces::plan(wanted), Some(1), &|_, batch| {
+            batches.lock().unwrap().push(batch);
+            true
+        })
+        .unwrap();
+        let mut receiver = packs.receiver(owner, id)?;
+        for batch in batches.into_inner().unwrap() {
+            let sent = batch.pieces.iter();
+            let sent =
+                sent.map(|piece| SentPiece { entry: piece.entry, chunk: piece.number, size: piece.size });
+            receiver.take(sent.collect(), PieceData::Zstd(batch.frame.into())).await?;
+        }
+        receiver.finish().await?;
+        Ok((receiver.pieces, receiver.bytes))
+    }
+
+    async fn begin(&self, packs: &Packs, owner: &str) -> Begun {
+        packs.begin(self.hashed.digest, destination(owner, None)).await.unwrap()
+    }
+
+    /// The whole way; gives what was committed and the pieces that were sent.
+    async fn upload(&self, packs: &Packs, to: Destination) -> Result<(Committed, u64), PackError> {
+        let owner = to.owner.clone();
+        let id = match packs.begin(self.hashed.digest, to).await? {
+            Begun::Done(committed) => return Ok((committed, 0)),
+            Begun::Upload(id) => id,
+        };
+        let list = self.list(packs, &owner, &id).await;
+        let (count, _) = self.send(packs, &owner, &id, &list.missing).await?;
+        let proof = pieces::prove(&self.tree, &list.prove, &list.proof_key).unwrap();
+        let proof = (!list.prove.is_empty()).then_some(proof);
+        Ok((packs.commit(&owner, &id, proof).await?, count))
+    }
+}
+
+fn destination(owner: &str, tag: Option<&str>) -> Destination {
+    Destination {
+        owner: owner.to_owned(),
+        tag: tag.map(|tag| Reference::parse_tag(tag).unwrap()),
+        archive: None,
+        image: ImageOptions::default(),
+        lineage: String::new(),
+    }
+}
+
+fn upload_id(begun: Begun) -> String {
+    match begun {
+        Begun::Upload(id) => id,
+        Begun::Done(committed) => panic!("it was there: {committed:?}"),
+    }
+}
+
+fn sample() -> Local {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    std::fs::create_dir_all(path.join("d/empty")).unwrap();
+    for (name, content) in [
+        ("a", b"one".to_vec()),
+        ("d/b", b"two".to_vec()),
+        ("d/same", b"one".to_vec()),
+        ("large", noise(1, 6_000_000)),
+        ("zero", Vec::new()),
+    ] {
+        std::fs::write(path.join(name), content).unwrap();
+    }
+    std::fs::hard_link(path.join("a"), path.join("d/z")).unwrap();
+    std::os::unix::fs::symlink("../a", path.join("d/link")).unwrap();
+    Local::of(directory)
+}
+
+async fn tree_of(packs: &Packs, owner: &str, local: &Local) -> PackTree {
+    packs.tree(owner, local.hashed.digest).await.unwrap()
+}
+
+fn content_of(tree: &PackTree, path: &str) -> Vec<u8> {
+    let entry = tree.listing.entry(tree.listing.find(path.as_bytes()).unwrap());
+    let (hash, size) = entry.content().unwrap();
+    let mut content = Vec::new();
+    tree.open(&hash, size).unwrap().read_to_end(&mut content).unwrap();
+    content
+}
+
+#[tokio::test]
+async fn a_tree_that_was_sent_is_there_whole_and_the_next_time_at_once() {
+    let room = room();
+    let local = sample();
+    let (committed, sent) = local.upload(&room.packs, destination("ann", None)).await.unwrap();
+    assert!(committed.pack.is_some() && committed.made.is_none());
+    // `a` and `d/same` are one content, and the large file is several.
+    assert!(sent > 6, "{sent}");
+    let tree = tree_of(&room.packs, "ann", &local).await;
+    assert_eq!(tree.listing.len(), local.tree.entries.len());
+    assert_eq!(content_of(&tree, "d/b"), b"two");
+    assert_eq!(content_of(&tree, "zero"), b"");
+    assert_eq!(content_of(&tree, "large"), noise(1, 6_000_000));
+    let mut middle = Vec::new();
+    let (hash, size) = tree.listing.entry(tree.listing.find(b"large").unwrap()).content().unwrap();
+    tree.open_at(&hash, size, 5_000_000).unwrap().read_to_end(&mut middle).unwrap();
+    assert_eq!(middle, noise(1, 6_000_000)[5_000_000..]);
+    let again = match local.begin(&room.packs, "ann").await {
+        Begun::Done(committed) => committed,
+        Begun::Upload(_) => panic!("it asks for what it has"),
+    };
+    assert_ne!(again.pack, committed.pack);
+}
+
+#[tokio::test]
+async fn only_what_changed_is_sent() {
+    let room = room();
+    let one = local(&[("a", b"1"), ("b", b"2"), ("large", &noise(1, 9_000_000))]);
+    one.upload(&room.packs, destination("ann", None)).await.unwrap();
+    let mut changed = noise(1, 9_000_000);
+    changed[4_000_000] ^= 1;
+    let two = local(&[("a", b"1"), ("b", b"changed"), ("large", &changed)]);
+    let (_, sent) = two.upload(&room.packs, destination("ann", None)).await.unwrap();
+    assert!((2..=3).contains(&sent), "{sent} pieces: one file, and one or two of the large one");
+    assert_eq!(content_of(&tree_of(&room.packs, "ann", &two).await, "large"), changed);
+}
+
+#[tokio::test]
+async fn an_image_has_the_digest_of_a_pack_that_was_made_locally() {
+    let room = room();
+    let local = sample();
+    let flags = hearth_pack::image::ConfigFlags {
+        cmd: Some(vec!["sh".to_owned()]),
+        env: vec!["A=b".to_owned()],
+        ..Default::default()
+    };
+    for (number, compression) in
+        [Compression::Zstd, Compression::Gzip, Compression::None].into_iter().enumerate()
+    {
+        for config in [hearth_pack::image::ConfigFlags::default(), flags.clone()] {
+            let layer = hearth_pack::layer::LayerOptions { compression, mtime: number as u64, workers: None };
+            let options = hearth_pack::PackOptions {
+                layer: layer.clone(),
+                config: config.clone(),
+                ..Default::default()
+            };
+            let expected = hearth_pack::pack(local.directory.path(), &options, &mut |_| {}).unwrap();
+            let mut to = destination("ann", Some("x/y:1"));
+            to.image = ImageOptions { layer, config, ..Default::default() };
+            let (committed, _) = local.upload(&room.packs, to).await.unwrap();
+            assert_eq!(committed.made.map(|made| made.digest), Some(expected.digest()), "{compression:?}");
+            let image = committed.image.unwrap();
+            assert_eq!(image.manifest.digest, expected.digest());
+            assert_eq!(room.images.open_layers(&image.manifest).await.unwrap().len(), 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_was_cut_off_goes_on_where_it_was_even_after_a_kill() {
+    let mut room = room();
+    let local = sample();
+    let id = upload_id(local.begin(&room.packs, "ann").await);
+    let list = local.list(&room.packs, "ann", &id).await;
+    let (first, rest) = list.missing.split_at(2);
+    local.send(&room.packs, "ann", &id, first).await.unwrap();
+    room.restart();
+    assert!(matches!(room.packs.receiver("ann", &id), Err(PackError::NoUpload { .. })));
+    let id = upload_id(local.begin(&room.packs, "ann").await);
+    let list = local.list(&room.packs, "ann", &id).await;
+    assert_eq!(list.missing, rest);
+    local.send(&room.packs, "ann", &id, rest).await.unwrap();
+    // Everything is there, and the daemon is killed before the commit.
+    room.restart();
+    let id = upload_id(local.begin(&room.packs, "ann").await);
+    let list = local.list(&room.packs, "ann", &id).await;
+    let large = local.tree.entries.iter().position(|entry| entry.path == b"large").unwrap() as u32;
+    // Of a large file, the pieces: it is whole only after a commit.
+    assert_eq!(list.missing, [large]);
+    assert_eq!(local.send(&room.packs, "ann", &id, &list.missing).await.unwrap(), (0, 0));
+    room.packs.commit("ann", &id, None).await.unwrap();
+    assert_eq!(content_of(&tree_of(&room.packs, "ann", &local).await, "large"), noise(1, 6_000_000));
+}
+
+#[tokio::test]
+async fn two_at_once_with_the_same_tree_both_end_well() {
+    let room = room();
+    let local = sample();
+    let (one, two) = (local.begin(&room.packs, "ann").await, local.begin(&room.packs, "ann").await);
+    let (one, two) = (upload_id(one), upload_id(two));
+    let lists = (local.list(&room.packs, "ann", &one).await, local.list(&room.packs, "ann", &two).await);
+    local.send(&room.packs, "ann", &one, &lists.0.missing).await.unwrap();
+    local.send(&room.packs, "ann", &two, &lists.1.missing).await.unwrap();
+    let one = room.packs.commit("ann", &one, None).await.unwrap();
+    let two = room.packs.commit("ann", &two, None).await.unwrap();
+    assert!(one.pack.is_some() && two.pack.is_some() && one.pack != two.pack);
+}
+
+#[tokio::test]
+async fn a_commit_without_all_content_says_what_is_missing_and_the_upload_goes_on() {
+    let room = room();
+    let local = local(&[("a", b"1"), ("b", b"2")]);
+    let id = upload_id(local.begin(&room.packs, "ann").await);
+    assert!(matches!(room.packs.commit("ann", &id, None).await, Err(PackError::NoList)));
+    let list = local.list(&room.packs, "ann", &id).await;
+    local.send(&room.packs, "ann", &id, &list.missing[..1]).await.unwrap();
+    let error = room.packs.commit("ann", &id, None).await.unwrap_err();
+    assert!(matches!(&error, PackError::Incomplete { count: 1, path } if path == "b"), "{error}");
+    local.send(&room.packs, "ann", &id, &list.missing[1..]).await.unwrap();
+    room.packs.commit("ann", &id, None).await.unwrap();
+}
+
+#[tokio::test]
+async fn content_and_trees_that_are_not_what_they_claim_are_refused() {
+    let room = room();
+    let honest = local(&[("a", b"right")]);
+    let id = upload_id(honest.begin(&room.packs, "ann").await);
+    honest.list(&room.packs, "ann", &id).await;
+    let mut receiver = room.packs.receiver("ann", &id).unwrap();
+    let piece = SentPiece { entry: 0, chunk: 0, size: 5 };
+    let mut take =
+        async |piece: SentPiece, data: PieceData| receiver.take(vec![piece], data).await.unwrap_err();
+    let plain = |bytes: &'static [u8]| PieceData::Plain(bytes.into());
+    let error = take(piece, plain(b"wrong")).await;
+    assert!(matches!(&error, PackError::ContentMismatch { path } if path == "a"), "{error}");
+    assert!(matches!(take(piece, plain(b"right and more")).await, PackError::Data(_)));
+    assert!(matches!(take(piece, PieceData::Zstd(b"no frame"[..].into())).await, PackError::Data(_)));
+    let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap();
+    assert!(matches!(take(piece, PieceData::Zstd(bomb.into())).await, PackError::Data(_)));
+    assert!(matches!(take(SentPiece { size: 4, ..piece }, plain(b"righ")).await, PackError::Piece { .. }));
+    assert!(matches!(take(SentPiece { chunk: 1, ..piece }, plain(b"right")).await, PackError::Piece { .. }));
+    assert!(matches!(
+        take(SentPiece { entry: 7, ..piece }, plain(b"right")).await,
+        PackError::NotAskedFor { .. }
+    ));
+    assert!(matches!(take(SentPiece { size: u32::MAX, ..piece }, plain(b"right")).await, PackError::Data(_)));
+    assert!(room.packs.commit("ann", &id, None).await.is_err());
+
+    let other = TreeDigest::from_bytes([3; 32]);
+    let id = upload_id(room.packs.begin(other, destination("ann", None)).await.unwrap());
+    let mut lister = room.packs.lister("ann", &id).unwrap();
+    lister.push(&Node { path: b"d", mode: 0o755, kind: NodeKind::Directory, xattrs: &[] }).unwrap();
+    assert!(matches!(lister.finish().await, Err(PackError::TreeMismatch { .. })));
+    assert!(room.packs.tree("ann", other).await.is_err(), "nothing is kept as a tree");
+}
+
+#[tokio::test]
+async fn pieces_that_are_not_the_file_are_found_at_the_commit() {
+    let room = room();
+    let lying = noise(9, 6_000_000);
+    let whole = ContentHash::of(b"something else");
+    let kind = NodeKind::File { size: lying.len() as u64, content: whole };
+    let node = Node { path: b"large", mode: 0o644, kind, xattrs: &[] };
+    let mut sum = hearth_pack::identity::TreeHasher::default();
+    sum.node(&node);
+    let id = upload_id(room.packs.begin(sum.finish(), destination("ann", None)).await.unwrap());
+    let mut lister = room.packs.lister("ann", &id).unwrap();
+    lister.push(&node).unwrap();
+    lister.finish().await.unwrap();
+    let halves = [&lying[..3_000_000], &lying[3_000_000..]];
+    let named = |halves: &[&[u8]]| -> Vec<Piece> {
+        halves.iter().map(|half| Piece { hash: ContentHash::of(half), size: half.len() as u32 }).collect()
+    };
+    for wrong in [named(&halves[..1]), vec![Piece { hash: whole, size: 6_000_000 }], Vec::new()] {
+        let error = room.packs.chunks("ann", &id, vec![(0, wrong)]).await.unwrap_err();
+        assert!(matches!(error, PackError::Chunks { .. }), "{error}");
+    }
+    room.packs.chunks("ann", &id, vec![(0, named(&halves))]).await.unwrap();
+    let mut receiver = room.packs.receiver("ann", &id).unwrap();
+    for (chunk, half) in (0..).zip(halves) {
+        let piece = SentPiece { entry: 0, chunk, size: half.len() as u32 };
+        receiver.take(vec![piece], PieceData::Plain(Bytes::copy_from_slice(half))).await.unwrap();
+    }
+    let error = room.packs.commit("ann", &id, None).await.unwrap_err();
+    assert!(matches!(error, PackError::ContentMismatch { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn content_of_another_participant_is_not_to_be_had_by_its_hash() {
+    let room = room();
+    let files = local(&[("a", b"secret of ann"), ("large", &noise(1, 5_000_000))]);
+    let (committed, _) = files.upload(&room.packs, destination("ann", None)).await.unwrap();
+    // The same files in other hands: nothing is sent, and the proof is asked for.
+    let id = upload_id(files.begin(&room.packs, "bob").await);
+    let list = files.list(&room.packs, "bob", &id).await;
+    assert_eq!((list.missing.len(), list.prove.len()), (0, 2));
+    // Without them: no proof, a wrong one, one with another key.
+    assert!(matches!(room.packs.commit("bob", &id, None).await, Err(PackError::Incomplete { count: 2, .. })));
+    let stale = pieces::prove(&files.tree, &list.prove, &[0; 32]).unwrap();
+    for proof in [[0; 32], stale] {
+        assert!(matches!(room.packs.commit("bob", &id, Some(proof)).await, Err(PackError::Proof)));
+    }
+    assert!(matches!(room.packs.tree("bob", files.hashed.digest).await, Err(PackError::TreeGone { .. })));
+    // Nor by another's pack, tree or upload.
+    let pack: PackId = committed.pack.unwrap();
+    assert!(matches!(room.images.pack(&pack, "bob").await, Err(ImageError::PackNotFound { .. })));
+    assert!(matches!(room.packs.receiver("eve", &id), Err(PackError::NoUpload { .. })));
+    // And with them all is well.
+    let proof = pieces::prove(&files.tree, &list.prove, &list.proof_key).unwrap();
+    room.packs.commit("bob", &id, Some(proof)).await.unwrap();
+    assert_eq!(content_of(&tree_of(&room.packs, "bob", &files).await, "a"), b"secret of ann");
+    // Pieces of a large file of others are sent, not taken for there.
+    let id = upload_id(files.begin(&room.packs, "eve").await);
+    let list = files.list(&room.packs, "eve", &id).await;
+    let (sent, _) = files.send(&room.packs, "eve", &id, &list.prove).await.unwrap();
+    assert!(sent > 2);
+    room.packs.commit("eve", &id, None).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_quota_that_is_hit_is_an_error_and_gives_the_space_back() {
+    let room = room_with(StoreLimits { per_owner: 3_000_000, ..LIMITS });
+    let small = local(&[("a", &noise(1, 500_000))]);
+    small.upload(&room.packs, destination("ann", None)).await.unwrap();
+    let large =
+        local(&[("a", &noise(2, 1_000_000)), ("b", &noise(3, 1_000_000)), ("c", &noise(4, 1_000_000))]);
+    let error = large.upload(&room.packs, destination("ann", None)).await.unwrap_err();
+    assert!(matches!(error, PackError::Store(AppendError::OwnerQuota { .. })), "{error}");
+    assert!(room.packs.0.store.used() < 600_000, "{}", room.packs.0.store.used());
+    assert_eq!(content_of(&tree_of(&room.packs, "ann", &small).await, "a"), noise(1, 500_000));
+    // Others have a quota of their own.
+    let bob = local(&[("a", &noise(5, 2_000_000))]);
+    bob.upload(&room.packs, destination("bob", None)).await.unwrap();
+}
+
+#[tokio::test]
+async fn uploads_of_one_participant_are_counted_and_idle_ones_are_forgotten() {
+    let room = room();
+    let tree = |number: u8| TreeDigest::from_bytes([number; 32]);
+    let mut ids = Vec::new();
+    for number in 0..MOST_UPLOADS {
+        let begun = room.packs.begin(tree(number as u8), destination("ann", None)).await.unwrap();
+        ids.push(upload_id(begun));
+    }
+    let refused = room.packs.begin(tree(99), destination("ann", None)).await.unwrap_err();
+    assert!(matches!(refused, PackError::TooManyUploads { .. }) && refused.retryable());
+    room.packs.begin(tree(99), destination("bob", None)).await.unwrap();
+    room.packs.sweep().await.unwrap();
+    assert!(room.packs.lister("ann", &ids[0]).is_ok(), "none of them is old yet");
+}
+
+#[tokio::test]
+async fn trees_go_some_time_after_the_last_pack_of_them_and_content_with_them() {
+    let room = room();
+    let local = sample();
+    let (committed, _) = local.upload(&room.packs, destination("ann", None)).await.unwrap();
+    let id = committed.pack.unwrap();
+    room.packs.sweep_now(Duration::ZERO, Duration::ZERO).await.unwrap();
+    assert_eq!(content_of(&tree_of(&room.packs, "ann", &local).await, "a"), b"one", "its pack is there");
+    room.images.hold_pack(&id, "ann").await.unwrap();
+    room.images.release_pack(&id).await.unwrap();
+    assert!(room.images.pack(&id, "ann").await.is_err(), "dropped with its last build");
+    room.packs.sweep().await.unwrap();
+    assert!(room.packs.tree("ann", local.hashed.digest).await.is_ok(), "kept for the next pack");
+    let swept = room.packs.sweep_now(Duration::ZERO, Duration::ZERO).await.unwrap();
+    assert!(swept.contents > 5 && room.packs.0.store.used() == 0, "{swept:?}");
+    assert!(room.packs.tree("ann", local.hashed.digest).await.is_err());
+}
