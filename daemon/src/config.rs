@@ -70,6 +70,8 @@ pub struct Builds {
     pub default_timeout_seconds: u64,
     /// Longest time limit that may be asked for, in seconds.
     pub max_timeout_seconds: u64,
+    /// How long a build waits for a BuildKit that is away, in seconds; then it fails, and says so.
+    pub builder_wait_seconds: u64,
     /// Ended builds that are remembered.
     pub keep: usize,
     /// Builds are refused when the state directory's file system has less free space than this.
@@ -139,6 +141,7 @@ impl Default for Config {
                 log_quota_bytes: GIB,
                 default_timeout_seconds: 3600,
                 max_timeout_seconds: 6 * 3600,
+                builder_wait_seconds: 60,
                 keep: 1000,
                 min_free_bytes: GIB,
             },
@@ -182,6 +185,10 @@ impl Config {
 
     pub const fn max_timeout(&self) -> Duration {
         Duration::from_secs(self.builds.max_timeout_seconds)
+    }
+
+    pub const fn builder_wait(&self) -> Duration {
+        Duration::from_secs(self.builds.builder_wait_seconds)
     }
 
     /// The configuration as the TOML that would set it.

@@ -45,8 +45,6 @@ const DRAIN_GRACE: Duration = Duration::from_secs(10);
 const REQUEST_GRACE: Duration = Duration::from_secs(3);
 /// For a build to end once it was told to.
 const STOP_LIMIT: Duration = Duration::from_secs(45);
-/// How long a build waits for a BuildKit that is away.
-const SOLVER_WAIT: Duration = Duration::from_secs(60);
 /// Ended builds are forgotten after this long.
 const KEEP_BUILDS: Duration = Duration::from_secs(90 * 24 * 3600);
 /// A build's token for the room's registry; asked for anew whenever BuildKit needs one.
@@ -240,7 +238,7 @@ fn build_options(config: &Config, addresses: &Addresses, access: Arc<Access>) ->
         default_timeout: config.default_timeout(),
         max_timeout: config.max_timeout(),
         stop_limit: STOP_LIMIT,
-        solver_wait: SOLVER_WAIT,
+        solver_wait: config.builder_wait(),
         keep_ended: config.builds.keep,
         keep_for: KEEP_BUILDS,
         log_dir: config.state_dir.join("builds"),

@@ -21,6 +21,8 @@ mod access;
 mod bad_input;
 #[path = "e2e/builds.rs"]
 mod builds;
+#[path = "e2e/compare.rs"]
+mod compare;
 #[path = "e2e/context.rs"]
 mod context;
 #[path = "e2e/contexts.rs"]
@@ -31,6 +33,8 @@ mod elsewhere;
 mod faults;
 #[path = "e2e/line.rs"]
 mod line;
+#[path = "e2e/moving.rs"]
+mod moving;
 #[path = "e2e/observability.rs"]
 mod observability;
 #[path = "e2e/pack.rs"]
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
     let groups = [
         line::group(),
         context::group(),
+        compare::group(),
         contexts::group(),
         pack::group(),
         upload::group(),
@@ -65,6 +70,7 @@ fn main() -> ExitCode {
         access::group(),
         builds::group(),
         bad_input::group(),
+        moving::group(),
         secrets::group(),
         observability::group(),
         python::group(),
