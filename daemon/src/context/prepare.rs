@@ -65,6 +65,9 @@ struct Shared {
     memory: Memory,
 }
 
+/// Tells from a Dockerfile what it takes from its context.
+pub type Selector = Box<dyn FnOnce(&[u8]) -> Selection + Send>;
+
 /// What of a build decides about its files.
 pub struct ContextRequest {
     pub mounts: Vec<ContextMount>,
@@ -74,7 +77,7 @@ pub struct ContextRequest {
     pub target: Option<String>,
     /// What a Dockerfile with these bytes copies from its context. It may say too little: the build is
     /// then told so, and the next try covers everything.
-    pub selection: Box<dyn FnOnce(&[u8]) -> Selection + Send>,
+    pub selection: Selector,
 }
 
 /// A mount, and its image when its source is one. Whether the caller may use it was checked before.
