@@ -4,6 +4,7 @@ mod base;
 mod build;
 mod builds;
 mod completions;
+mod context;
 mod images;
 mod pack;
 mod registry;
@@ -88,6 +89,9 @@ enum Command {
     /// The image verbs under one roof: `hearth image build` is `hearth build`
     #[command(subcommand)]
     Image(ImageCommand),
+    /// The files that a build would see: listed, compared, mounted
+    #[command(subcommand)]
+    Context(context::ContextCommand),
     /// Files of the room and its project
     #[command(subcommand)]
     Storage(storage::StorageCommand),
@@ -177,6 +181,7 @@ async fn simple(command: Command, globals: &Globals) -> Result<(), Failure> {
     match command {
         Command::Builds(command) => builds::run(command, globals).await,
         Command::Images(command) => images::run(command, globals).await,
+        Command::Context(command) => context::run(command, globals).await,
         Command::Storage(command) => storage::run(command, globals).await,
         Command::Room(command) => room::run(command, globals).await,
         Command::Token(command) => token::run(command, globals).await,

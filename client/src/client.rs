@@ -14,6 +14,7 @@
 
 mod blobs;
 mod builds;
+mod contexts;
 mod error;
 mod images;
 mod packs;
@@ -40,6 +41,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 pub use blobs::BlobContent;
+pub use contexts::{Answers, ContextFile};
 pub use error::ClientError;
 pub use images::{ArchiveDestination, ArchiveSource};
 pub use packs::{PackOffer, PackUploadError, Sent, SentPack};

@@ -21,6 +21,7 @@ use crate::api::http::Readiness;
 use crate::build::{self, RegistryAccess, RegistryCredential, RoomContexts};
 use crate::buildkit::{self, BuildKit, managed};
 use crate::config::Config;
+use crate::context::mounts::Mounts;
 use crate::context::storage::{Root, Storage};
 use crate::context::{ContextOptions, Contexts};
 use crate::image::{Elsewhere, Images};
@@ -110,11 +111,14 @@ impl Daemon {
             elsewhere: elsewhere.clone(),
             packs: packs.clone(),
         };
+        let files = [storage.room.path(), storage.project.path()];
+        let mounts = Mounts::open(&config.state_dir, &files).context("records of mounts")?;
+        mounts.clear_stale().await;
         let ports = build::Ports {
             store: Arc::new(store),
             solver: Arc::new(kit.clone()),
             contexts: Arc::new(room.clone()),
-            images: Arc::new(room),
+            images: Arc::new(room.clone()),
         };
         let options = build_options(&config, &listeners.addresses, Arc::clone(&access))?;
         let builds = build::Service::start(options, ports).await?;
@@ -122,6 +126,8 @@ impl Daemon {
         let readiness = readiness(&kit);
         let (app, health) = router::build(router::Parts {
             builds: builds.handle(),
+            contexts: room,
+            mounts: mounts.clone(),
             images: images.clone(),
             elsewhere,
             packs: packs.clone(),
@@ -157,6 +163,7 @@ impl Daemon {
         }
         health.abort();
         housekeeping.abort();
+        mounts.end().await;
         if let Some(child) = child {
             child.stop().await;
         }

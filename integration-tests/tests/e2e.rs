@@ -25,6 +25,8 @@ mod builds;
 mod compare;
 #[path = "e2e/context.rs"]
 mod context;
+#[path = "e2e/contexts.rs"]
+mod contexts;
 #[path = "e2e/elsewhere.rs"]
 mod elsewhere;
 #[path = "e2e/faults.rs"]
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         line::group(),
         context::group(),
         compare::group(),
+        contexts::group(),
         pack::group(),
         upload::group(),
         pack_readers::group(),

@@ -50,7 +50,7 @@ impl RegistryArgs {
                 Some(Ok(None)) => {}
                 // Public images need none.
                 Some(Err(reason)) => {
-                    output::note(&format!("warning: {reason}; asking {host} without credentials"))
+                    output::note(&format!("warning: {reason}; asking {host} without credentials"));
                 }
                 None => output::note(&format!(
                     "warning: Docker's credential helper gave no answer; asking {host} without credentials"

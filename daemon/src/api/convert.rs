@@ -1,8 +1,10 @@
 //! Between the wire and the domain. Every check of a request happens here, and an error names the field.
 
+mod context;
 mod spec;
 
-pub use spec::{SpecContext, build_spec};
+pub use context::{context, path_in};
+pub use spec::{SpecContext, build_spec, mount_to_wire};
 
 use hearth_proto::v1;
 use jiff::Timestamp;

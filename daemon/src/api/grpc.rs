@@ -1,6 +1,7 @@
 //! The `hearth.v1` services, one file each.
 
 mod builds;
+mod contexts;
 mod images;
 mod load;
 mod packs;
@@ -19,6 +20,7 @@ use crate::model::Repository;
 use crate::model::access::{Caller, RegistryVerb, StorageVerb};
 
 pub use builds::BuildsService;
+pub use contexts::ContextsService;
 pub use images::ImagesService;
 pub use packs::PacksService;
 pub use storage::StorageService;

@@ -18,7 +18,7 @@ use crate::model::fault::{Fault, Stage};
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, VerifiedImage};
 use crate::model::secret::Credential;
-use crate::model::{Digest, MountSource, MountTarget, Reference, Repository};
+use crate::model::{Digest, MountSource, MountSpec, MountTarget, Reference, Repository};
 use crate::packs::{PackError, Packs};
 
 /// The files of the room and the images among the mounts, as one tree.
@@ -104,8 +104,31 @@ impl ContextSource for RoomContexts {
         caller: &str,
         given: &BTreeMap<String, Credential>,
     ) -> Result<Box<dyn PreparedContext>, Fault> {
-        let mut mounts = Vec::with_capacity(spec.mounts.len());
-        for mount in &spec.mounts {
+        let mounts = self.open_mounts(&spec.mounts, caller, given).await?;
+        let request = ContextRequest {
+            mounts,
+            context_path: spec.context_path.clone(),
+            dockerfile: spec.dockerfile.clone(),
+            target: spec.target.clone(),
+            selection: Box::new(dockerfile::selection),
+        };
+        match self.contexts.prepare(request).await {
+            Ok(prepared) => Ok(Box::new(prepared)),
+            Err(error) => Err(error.fault()),
+        }
+    }
+}
+
+impl RoomContexts {
+    /// Opens the images among the mounts. Whether the caller may use them was checked before, but for packs.
+    pub async fn open_mounts(
+        &self,
+        specs: &[MountSpec],
+        caller: &str,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<Vec<ContextMount>, Fault> {
+        let mut mounts = Vec::with_capacity(specs.len());
+        for mount in specs {
             let at_mount = |mut fault: Fault| {
                 fault.message = format!("mount `{}`: {}", mount.target, fault.message);
                 fault
@@ -134,21 +157,9 @@ impl ContextSource for RoomContexts {
             };
             mounts.push(ContextMount { spec: mount.clone(), image, pack });
         }
-        let request = ContextRequest {
-            mounts,
-            context_path: spec.context_path.clone(),
-            dockerfile: spec.dockerfile.clone(),
-            target: spec.target.clone(),
-            selection: Box::new(dockerfile::selection),
-        };
-        match self.contexts.prepare(request).await {
-            Ok(prepared) => Ok(Box::new(prepared)),
-            Err(error) => Err(error.fault()),
-        }
+        Ok(mounts)
     }
-}
 
-impl RoomContexts {
     /// An image of the room as it is, one of another registry once it is here.
     async fn image(
         &self,

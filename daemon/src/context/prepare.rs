@@ -149,6 +149,16 @@ impl Contexts {
 }
 
 impl Contexts {
+    /// Opens mounts as one tree, and looks at no more of it than that.
+    pub async fn open_tree(&self, mounts: Vec<ContextMount>) -> Result<Tree, ContextError> {
+        let shared = Arc::clone(&self.0);
+        let open = move || {
+            let mounted = mounts.into_iter().map(|mount| shared.open(mount)).collect::<Result<_, _>>()?;
+            Tree::new(mounted)
+        };
+        task::blocking("context.open", open).await.unwrap_or(Err(ContextError::Ending))
+    }
+
     /// Removes what is kept of layers that are not needed any more.
     pub async fn forget_layers(&self, diff_ids: Vec<Digest>) {
         let shared = Arc::clone(&self.0);

@@ -17,7 +17,12 @@ use std::time::{Duration, SystemTime};
 use hearth_pack::identity::{ContentHash, TreeDigest};
 use hearth_pack::listing::{Listing, ListingLimits};
 
-use super::store::OwnerKey;
+use super::store::{AppendError, OwnerKey};
+
+/// Lists of one owner together; one of 58,000 entries has about 8 MB.
+const OWNER_BYTES: u64 = 2 << 30;
+/// Trees of one owner that no build uses.
+const KEPT: usize = 32;
 
 #[derive(Clone, Debug)]
 pub(super) struct Trees {
@@ -44,18 +49,25 @@ impl Trees {
     }
 
     /// Keeps a tree; durable when this returns.
-    pub(super) fn put(&self, owner: &OwnerKey, listing: &Listing) -> io::Result<()> {
+    pub(super) fn put(&self, owner: &OwnerKey, listing: &Listing) -> Result<(), AppendError> {
         let path = self.path(owner, &listing.digest());
         let directory = self.directory.join(owner.hex());
         make_directory(&directory)?;
+        let mut used = listing.bytes().len() as u64;
+        for entry in fs::read_dir(&directory)? {
+            used += entry?.metadata().map(|metadata| metadata.len()).unwrap_or_default();
+        }
+        if used > OWNER_BYTES {
+            return Err(AppendError::OwnerQuota { limit: OWNER_BYTES });
+        }
         let draft = directory.join(format!("new-{:016x}", rand::random::<u64>()));
         let written = write_new(&draft, listing.bytes()).and_then(|()| fs::rename(&draft, &path));
         if let Err(error) = written {
             let _ = fs::remove_file(&draft);
-            return Err(error);
+            return Err(error.into());
         }
         File::open(&directory)?.sync_all()?;
-        File::open(&self.directory)?.sync_all()
+        Ok(File::open(&self.directory)?.sync_all()?)
     }
 
     /// A tree of this owner; it counts as used now.
@@ -80,7 +92,8 @@ impl Trees {
         }
     }
 
-    /// Removes trees that are not in use and were not for `keep`; gives the contents of those that stay.
+    /// Removes trees that are not in use and were not for `keep`, and of one owner's trees that are not in
+    /// use all but the latest ones; gives the contents of those that stay.
     pub(super) fn sweep(
         &self,
         in_use: &HashSet<(OwnerKey, TreeDigest)>,
@@ -89,10 +102,17 @@ impl Trees {
         let in_use: HashSet<PathBuf> = in_use.iter().map(|(owner, tree)| self.path(owner, tree)).collect();
         let (mut live, mut removed) = (HashSet::new(), 0);
         for owner in fs::read_dir(&self.directory)? {
+            let mut trees = Vec::new();
             for entry in fs::read_dir(owner?.path())? {
                 let path = entry?.path();
-                let age = fs::metadata(&path)?.modified()?.elapsed().unwrap_or_default();
-                if age >= keep && !in_use.contains(&path) {
+                trees.push((fs::metadata(&path)?.modified()?.elapsed().unwrap_or_default(), path));
+            }
+            trees.sort_unstable();
+            let mut idle = 0;
+            for (age, path) in trees {
+                let is_idle = !in_use.contains(&path) && !is_unfinished(&path);
+                idle += usize::from(is_idle);
+                if is_idle && (age >= keep || idle > KEPT) {
                     fs::remove_file(&path)?;
                     removed += 1;
                 } else if !is_unfinished(&path) {
@@ -123,4 +143,55 @@ fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use hearth_pack::identity::{Node, NodeKind};
+    use hearth_pack::listing::ListingWriter;
+
+    use super::*;
+
+    fn listing(name: &str) -> Listing {
+        let mut writer = ListingWriter::new(ListingLimits::default());
+        let kind = NodeKind::File { size: 1, content: ContentHash::of(name.as_bytes()) };
+        writer.push(&Node { path: name.as_bytes(), mode: 0o644, kind, xattrs: &[] }).unwrap();
+        writer.finish().unwrap()
+    }
+
+    #[test]
+    fn a_tree_comes_back_to_its_owner_only_and_a_damaged_one_not_at_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let trees = Trees::open(directory.path(), ListingLimits::default()).unwrap();
+        let (ann, bob, tree) = (OwnerKey::of("ann"), OwnerKey::of("bob"), listing("a"));
+        trees.put(&ann, &tree).unwrap();
+        assert_eq!(trees.get(&ann, &tree.digest()).unwrap().unwrap().digest(), tree.digest());
+        assert!(trees.get(&bob, &tree.digest()).unwrap().is_none());
+        let path = trees.path(&ann, &tree.digest());
+        fs::write(&path, listing("b").bytes()).unwrap();
+        assert!(trees.get(&ann, &tree.digest()).unwrap().is_none());
+        fs::write(path.with_file_name("new-1"), "half").unwrap();
+        Trees::open(directory.path(), ListingLimits::default()).unwrap();
+        assert!(!path.with_file_name("new-1").exists());
+    }
+
+    #[test]
+    fn of_many_trees_of_one_owner_the_latest_and_those_in_use_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let trees = Trees::open(directory.path(), ListingLimits::default()).unwrap();
+        let ann = OwnerKey::of("ann");
+        let all: Vec<Listing> = (0..KEPT + 3).map(|number| listing(&format!("f{number}"))).collect();
+        for (number, tree) in all.iter().enumerate() {
+            trees.put(&ann, tree).unwrap();
+            let used = SystemTime::now() - Duration::from_secs(1000 - number as u64);
+            let file = File::options().write(true).open(trees.path(&ann, &tree.digest())).unwrap();
+            file.set_times(FileTimes::new().set_modified(used)).unwrap();
+        }
+        let in_use = HashSet::from([(ann, all[0].digest())]);
+        let (live, removed) = trees.sweep(&in_use, Duration::from_secs(3600)).unwrap();
+        assert_eq!((removed, live.len()), (2, KEPT + 1));
+        for (number, tree) in all.iter().enumerate() {
+            assert_eq!(trees.get(&ann, &tree.digest()).unwrap().is_some(), !(1..3).contains(&number));
+        }
+    }
 }

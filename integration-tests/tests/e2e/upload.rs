@@ -30,7 +30,6 @@ pub fn group() -> Group {
         an_image_of_the_room_has_the_digest_of_a_local_pack,
         a_pack_and_room_storage_give_the_same_layers,
         a_change_that_keeps_size_and_times_reaches_the_image,
-        a_client_killed_while_it_sends_goes_on_where_it_was,
         two_clients_at_once_with_one_tree,
         a_participant_with_the_same_files_sends_nothing_but_the_list,
         a_pack_of_another_participant_cannot_be_built_from,
@@ -39,6 +38,7 @@ pub fn group() -> Group {
         a_call_without_its_upload_says_so,
     ];
     cases.extend(lone_cases![
+        a_client_killed_while_it_sends_goes_on_where_it_was,
         a_daemon_killed_between_upload_and_commit_has_what_arrived,
         a_list_of_a_million_entries_takes_bounded_memory,
         a_quota_that_is_hit_says_so_and_loses_nothing,
@@ -74,7 +74,7 @@ fn a_second_pack_of_a_directory_sends_what_changed(daemon: &Daemon) {
         fs::write(work.path().join(format!("empty/{number}")), noise(1000 + number, 10_000)).unwrap();
     }
     let first = pack(daemon, work.path(), "changed:1", &[]);
-    assert!(first["sent_bytes"].as_u64() > Some(5_000_000), "{first}");
+    assert!(first["sent_bytes"].as_u64() > Some(1_900_000), "{first}");
     let same = pack(daemon, work.path(), "changed:2", &[]);
     assert_eq!((same["sent_bytes"].as_u64(), &same["digest"]), (Some(0), &first["digest"]));
     fs::write(work.path().join("index.html"), "<h1>ho</h1>\n").unwrap();
@@ -90,9 +90,7 @@ fn an_image_of_the_room_has_the_digest_of_a_local_pack(daemon: &Daemon) {
     let tree = work.path().join("tree");
     sample().write(&tree);
     fs::hard_link(tree.join("index.html"), tree.join("z")).unwrap();
-    let attribute =
-        Command::new("setfattr").args(["-n", "user.note", "-v", "kept"]).arg(tree.join("large")).status();
-    assert!(attribute.is_ok_and(|status| status.success()), "setfattr (package attr)");
+    rustix::fs::setxattr(tree.join("large"), "user.note", b"kept", rustix::fs::XattrFlags::CREATE).unwrap();
     let config =
         ["--cmd", "[\"sh\"]", "--env", "A=1", "--arch", "arm/v7", "--workdir", "/w", "--label", "k=v"];
     for compression in ["zstd", "gzip", "none"] {
@@ -123,7 +121,8 @@ fn an_image_of_the_room_has_the_digest_of_a_local_pack(daemon: &Daemon) {
 
 fn a_pack_and_room_storage_give_the_same_layers(daemon: &Daemon) {
     let work = tempfile::tempdir_in(daemon.directory()).unwrap();
-    sample().write(work.path());
+    // Into the root: a directory that COPY makes has the time of its making.
+    sample().dockerfile("FROM scratch\nCOPY . /\n").write(work.path());
     fs::hard_link(work.path().join("index.html"), work.path().join("z")).unwrap();
     // A pack has no times, and its root no mode of its own.
     let stored = daemon.room_files().join("as-pack");
@@ -140,7 +139,7 @@ fn a_pack_and_room_storage_give_the_same_layers(daemon: &Daemon) {
     let (room, pack) = (daemon.image("from-room:1"), daemon.image("from-pack:1"));
     assert_eq!(pack.names(""), room.names(""));
     assert_eq!(pack.config["rootfs"]["diff_ids"], room.config["rootfs"]["diff_ids"], "layers made by COPY");
-    assert_eq!((pack.mode("app/bin/setuid"), pack.link("app/link")), (0o4755, "bin/run"));
+    assert_eq!((pack.mode("bin/setuid"), pack.link("link")), (0o4755, "bin/run"));
 }
 
 fn a_change_that_keeps_size_and_times_reaches_the_image(daemon: &Daemon) {
@@ -154,9 +153,16 @@ fn a_change_that_keeps_size_and_times_reaches_the_image(daemon: &Daemon) {
     }
 }
 
-fn a_client_killed_while_it_sends_goes_on_where_it_was(daemon: &Daemon) {
+fn a_client_killed_while_it_sends_goes_on_where_it_was() {
+    let daemon = Daemon::start(Options::room("upload-client"));
+    // In a block of its own: what is below the daemon's directory goes before it.
+    killed_and_again(&daemon);
+    assert_eq!(daemon.retire(), Vec::<String>::new());
+}
+
+fn killed_and_again(daemon: &Daemon) {
     let work = tempfile::tempdir_in(daemon.directory()).unwrap();
-    for number in 0..60 {
+    for number in 0..100 {
         fs::write(work.path().join(format!("{number}")), noise(5000 + number, 900_000)).unwrap();
     }
     let arrived = || directory_size(&daemon.state().join("packs/content"));
@@ -169,6 +175,12 @@ fn a_client_killed_while_it_sends_goes_on_where_it_was(daemon: &Daemon) {
     running.signal(Signal::KILL);
     running.finish(seconds(10));
     assert_eq!(daemon.tag_digest("killed", "1"), None);
+    // What was on its way when the stream broke is made durable first.
+    wait::until(seconds(20), "the daemon is done with the first", || {
+        let one = arrived();
+        std::thread::sleep(seconds(1));
+        one == arrived()
+    });
     let second = pack(daemon, work.path(), "killed:1", &[]);
     assert!(second["reused_bytes"].as_u64() > Some(2_000_000), "{second}");
     assert_eq!(daemon.tag_digest("killed", "1").as_deref(), second["digest"].as_str());
@@ -354,8 +366,12 @@ fn a_list_that_no_walk_can_give_is_refused(daemon: &Daemon) {
         vec![PackEntry { content: b"short"[..].into(), ..file("f", b"x") }],
     ];
     block_on(seconds(60), async {
-        let api = participant(daemon, "lister").await;
+        let mut api = participant(daemon, "lister-0").await;
         for (number, entries) in lists.into_iter().enumerate() {
+            if number % 8 == 7 {
+                // Uploads of one participant are counted.
+                api = participant(daemon, &format!("lister-{number}")).await;
+            }
             let id = upload(&api, &format!("blake3:{number:064x}")).await;
             let refused = list(&api, &id, entries.clone()).await.unwrap_err();
             assert_eq!(refused.code(), Code::InvalidArgument, "{entries:?}: {refused:?}");
@@ -365,6 +381,7 @@ fn a_list_that_no_walk_can_give_is_refused(daemon: &Daemon) {
             list(&api, &id, Vec::new()).await.unwrap_err();
         }
         let bomb = zstd::bulk::compress(&vec![0; 256 << 20], 1).unwrap();
+        let api = participant(daemon, "lister").await;
         let id = upload(&api, &format!("blake3:{}", "b".repeat(64))).await;
         let message = ListPackRequest { upload_id: id, part: Some(Part::EntriesZstd(bomb.into())) };
         let refused = api.packs().list(tokio_stream::once(message)).await.unwrap_err();

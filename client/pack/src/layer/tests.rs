@@ -187,3 +187,54 @@ fn every_length_of_a_pax_record_counts_itself() {
         );
     }
 }
+
+#[test]
+fn a_zstd_layer_is_read_from_the_middle_through_its_seek_table() {
+    let content: Vec<u8> = (0..5_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 20) as u8).collect();
+    let (_dir, tree) = tree(|dir| {
+        fs::write(dir.join("a"), &content).unwrap();
+        fs::write(dir.join("b"), "small").unwrap();
+    });
+    let (layer, bytes) = layer(&tree, &LayerOptions::default()).unwrap();
+    let tar = zstd::decode_all(bytes.as_slice()).unwrap();
+    let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+    let end = bytes.len();
+    assert_eq!((number(end - 4), bytes[end - 5]), (0x8F92_EAB1, 0));
+    let count = number(end - 9);
+    let table = end - 9 - 8 * count;
+    assert_eq!((number(table - 8), number(table - 4)), (0x184D_2A5E, 8 * count + 9));
+    assert!(count >= 5, "{count} frames");
+    let (mut from, mut offset) = (0, 0);
+    for frame in 0..count {
+        let (size, length) = (number(table + 8 * frame), number(table + 8 * frame + 4));
+        let part = zstd::bulk::decompress(&bytes[from..from + size], length).unwrap();
+        assert!(part == tar[offset..offset + length], "frame {frame}");
+        (from, offset) = (from + size, offset + length);
+    }
+    assert_eq!((from, offset as u64), (table - 8, layer.uncompressed_size));
+}
+
+#[test]
+fn a_sparse_file_of_many_gibibytes_is_read_through_its_holes() {
+    struct Sum(u64);
+    impl Write for Sum {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len() as u64;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let size = (8 << 30) + 12_345;
+    let (_dir, tree) = tree(|dir| {
+        let file = fs::File::create(dir.join("disk")).unwrap();
+        file.set_len(size).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"end", size - 3).unwrap();
+    });
+    let mut out = Sum(0);
+    let layer = write(&tree, &LayerOptions::default(), &mut out, &mut |_| {}).unwrap();
+    // PAX for the size, then the file in whole blocks, then the end.
+    assert_eq!(layer.uncompressed_size, 3 * 512 + size.next_multiple_of(512) + 1024);
+    assert!(out.0 == layer.size && layer.size < 2 << 20, "{} bytes", layer.size);
+}

@@ -54,7 +54,16 @@ fn archive(packed: &Packed) -> Vec<u8> {
 fn layer_of(packed: &Packed) -> Vec<(Vec<u8>, Seen)> {
     let mut blobs = Blobs::default();
     read(archive(packed).as_slice(), &mut blobs).unwrap();
-    let bytes = zstd::decode_all(blobs.0[&packed.layer.digest].as_slice()).unwrap();
+    let blob = blobs.0[&packed.layer.digest].as_slice();
+    let bytes = match packed.layer.compression {
+        Compression::Zstd => zstd::decode_all(blob).unwrap(),
+        Compression::Gzip => {
+            let mut bytes = Vec::new();
+            flate2::read::GzDecoder::new(blob).read_to_end(&mut bytes).unwrap();
+            bytes
+        }
+        Compression::None => blob.to_vec(),
+    };
     assert_eq!(sha256(&bytes), packed.layer.diff_id);
     assert_eq!(bytes.len() as u64, packed.layer.uncompressed_size);
     let mut seen = Vec::new();
@@ -384,5 +393,31 @@ proptest! {
                 (None, _) => prop_assert!(seen.contains_key(&[&path[..], b"/"].concat())),
             }
         }
+    }
+
+    #[test]
+    fn modes_links_and_attributes_read_back_as_they_were(
+        tree in trees(), mode in 0u32..0o10000, target in prop::collection::vec(1u8..255, 1..200),
+        value in prop::collection::vec(any::<u8>(), 0..300), compression in 0..3usize,
+    ) {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        make(dir.path(), &tree, false);
+        // Names that the random ones never have.
+        fs::write(dir.path().join("FILE"), "content").unwrap();
+        fs::hard_link(dir.path().join("FILE"), dir.path().join("OTHER")).unwrap();
+        symlink(OsStr::from_bytes(&target), dir.path().join("LINK")).unwrap();
+        xattr::set(dir.path().join("FILE"), "user.value", &value).unwrap();
+        // The owner must be able to read it also where the test is not run as root.
+        let mode = mode | 0o400;
+        fs::set_permissions(dir.path().join("FILE"), Permissions::from_mode(mode)).unwrap();
+        let mut options = options();
+        options.walk.rules = Rules::Nothing;
+        options.layer.compression = [Compression::Zstd, Compression::Gzip, Compression::None][compression];
+        let seen: BTreeMap<_, _> = layer_of(&packed(dir.path(), &options)).into_iter().collect();
+        let file = &seen[&b"FILE"[..]];
+        prop_assert_eq!((file.mode, file.content.as_slice()), (mode, &b"content"[..]));
+        prop_assert_eq!(&file.xattrs["user.value"], &value);
+        prop_assert_eq!(seen[&b"OTHER"[..]].link.as_deref(), Some(&b"FILE"[..]));
+        prop_assert_eq!(seen[&b"LINK"[..]].link.as_deref(), Some(target.as_slice()));
     }
 }

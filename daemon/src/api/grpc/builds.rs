@@ -13,7 +13,7 @@ use crate::build::port::BuildQuery;
 use crate::build::{BuildError, Deny, Handle, LogQuery, SubmitBuild, SubmitError};
 use crate::model::access::{Caller, Patterns, RegistryVerb, StorageVerb};
 use crate::model::build::{BuildRecord, BuildSpec, EventKind};
-use crate::model::{MountSource, RoomRegistries};
+use crate::model::{MountSource, MountSpec, RoomRegistries};
 
 const MAX_KEY: usize = 256;
 
@@ -182,7 +182,16 @@ fn allow(caller: &Caller, spec: &BuildSpec, rooms: &RoomRegistries) -> Result<()
         // A result for another registry is made here first.
         allow_repository(caller, RegistryVerb::Write, &tag.repository)?;
     }
-    for mount in &spec.mounts {
+    allow_mounts(caller, &spec.mounts, rooms)
+}
+
+/// What is mounted must be the caller's to read.
+pub(super) fn allow_mounts(
+    caller: &Caller,
+    mounts: &[MountSpec],
+    rooms: &RoomRegistries,
+) -> Result<(), Status> {
+    for mount in mounts {
         match &mount.source {
             MountSource::Room(path) | MountSource::Project(path) => {
                 allow_storage(caller, StorageVerb::Read, path)?;

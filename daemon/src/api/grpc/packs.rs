@@ -362,9 +362,10 @@ impl From<PackError> for Refusal {
                 return Self::internal("the room's packs could not be used", &error);
             }
             PackError::Store(_) => Code::ResourceExhausted,
-            PackError::SecondList | PackError::NoList | PackError::Incomplete { .. } => {
-                Code::FailedPrecondition
-            }
+            PackError::SecondList
+            | PackError::NoList
+            | PackError::Incomplete { .. }
+            | PackError::Assemble(_) => Code::FailedPrecondition,
             PackError::Proof => Code::PermissionDenied,
             PackError::ContentGone { .. } => Code::Aborted,
             PackError::Ending => Code::Unavailable,
@@ -378,8 +379,7 @@ impl From<PackError> for Refusal {
             | PackError::Chunks { .. }
             | PackError::Piece { .. }
             | PackError::ContentMismatch { .. }
-            | PackError::Data(_)
-            | PackError::Assemble(_) => Code::InvalidArgument,
+            | PackError::Data(_) => Code::InvalidArgument,
         };
         let mut refusal = Self::new(status, error.code(), error.to_string());
         if let Some(hint) = error.hint() {
