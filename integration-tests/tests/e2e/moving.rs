@@ -298,7 +298,7 @@ fn what_the_daemon_may_not_read_is_named() {
     let daemon = Daemon::start(options.without_capabilities(&["dac_override", "dac_read_search"]));
     let closed = |path: &str| {
         let path = daemon.room_files().join(path);
-        fs::set_permissions(path, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap();
     };
     daemon.put("file", &Tree::new().dockerfile(COPY_ALL).file("d/closed", "c").file("a", "a"));
     closed("file/d/closed");

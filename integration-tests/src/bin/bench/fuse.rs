@@ -4,11 +4,10 @@ use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
-use integration_tests::process::{self, Running};
+use integration_tests::process;
 use integration_tests::sources::noise;
-use integration_tests::wait::{self, seconds};
+use integration_tests::wait::seconds;
 use rustix::mount::UnmountFlags;
 
 use super::figures::Figure;
@@ -66,18 +65,20 @@ fn read_all(directory: &Path) {
 /// A mount that is gone with the value.
 struct Mounted {
     point: PathBuf,
-    server: Option<Running>,
+    /// For a mount of the daemon: how it is told to take it down.
+    unmount: Option<Command>,
 }
 
 impl Mounted {
     fn fuse(bench: &Bench) -> Self {
         let point = bench.work.join("fuse-mount");
         fs::create_dir_all(&point).expect("mount point");
-        let mut command = bench.daemon.client();
-        command.args(["context", "mount"]).arg(&point).args(["--mount-room-path", "fuse:/context:ro"]);
-        let server = process::start(&mut command);
-        wait::until(seconds(60), "the context is mounted", || point.join("sequential").exists());
-        Self { point, server: Some(server) }
+        let shown = point.to_str().expect("UTF-8");
+        bench.hearth(&["context", "mount", shown, "--mount-room-path", "fuse:/context:ro"]);
+        assert!(point.join("sequential").exists(), "the context is mounted");
+        let mut unmount = bench.daemon.client();
+        unmount.args(["context", "unmount", shown]);
+        Self { unmount: Some(unmount), point }
     }
 
     fn overlay(bench: &Bench, lower: &Path) -> Self {
@@ -89,19 +90,16 @@ impl Mounted {
         let mut mount = Command::new("mount");
         mount.args(["-t", "overlay", "overlay", "-o", &options]).arg(&point);
         process::run(&mut mount, seconds(10)).expect_code(0);
-        Self { point, server: None }
+        Self { point, unmount: None }
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // The server unmounts by itself when it is told to stop; a kernel mount is taken down here.
-        if let Some(mut server) = self.server.take() {
-            if server.is_running() {
-                server.signal(rustix::process::Signal::INT);
-            }
-            let _ = server.finish(Duration::from_secs(20));
+        if let Some(unmount) = &mut self.unmount {
+            let _ = unmount.output();
         }
+        // A kernel mount, and one that the daemon did not take down.
         let _ = rustix::mount::unmount(&self.point, UnmountFlags::DETACH);
     }
 }

@@ -81,7 +81,7 @@ pub fn plain() -> Vec<Context> {
             set_time(&at.join("before"), -86_400);
         }),
         all("case_twins", |at| {
-            Tree::new().file("readme", "1").file("README", "2").file("Readme/x", "3").write(at)
+            Tree::new().file("readme", "1").file("README", "2").file("Readme/x", "3").write(at);
         }),
         all("attributes", |at| {
             Tree::new().file("a", "a").directory("d").write(at);
