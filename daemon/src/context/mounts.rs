@@ -280,7 +280,7 @@ impl Shared {
                 match rustix::mount::unmount(&record.directory, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
                 {
                     Ok(()) => {
-                        tracing::info!(directory = %record.directory.display(), "stale mount taken away")
+                        tracing::info!(directory = %record.directory.display(), "stale mount taken away");
                     }
                     Err(error) => {
                         tracing::warn!(%error, directory = %record.directory.display(), "a stale mount stays");
