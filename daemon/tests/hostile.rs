@@ -60,7 +60,7 @@ fn changed(seeds: &[Vec<u8>], which: &Index, edits: &[Edit]) -> Vec<u8> {
         match edit {
             Edit::Set(at, byte) => bytes[at.index(length)] = *byte,
             Edit::Insert(at, more) => {
-                drop(bytes.splice(at.index(length)..at.index(length), more.iter().copied()))
+                drop(bytes.splice(at.index(length)..at.index(length), more.iter().copied()));
             }
             Edit::Remove(at, count) => {
                 let from = at.index(length);
