@@ -64,7 +64,7 @@ fn a_full_disk_leaves_no_file(daemon: &Daemon) {
     let small = Small::mount(work.path().join("small"), "1m");
     let output = daemon.hearth(&["pack", text(&tree), "-o", text(&small.0.join("x.tar"))]);
     output.expect_code(1).says(&["x.tar", "No space left"]);
-    assert_eq!(names(&small.0), [PathBuf::new(); 0]);
+    assert_eq!(names(&small.0), Vec::<PathBuf>::new());
     fs::write(small.0.join("x.tar"), "before").unwrap();
     daemon.hearth(&["pack", text(&tree), "-o", text(&small.0.join("x.tar"))]).expect_code(1);
     assert_eq!(fs::read_to_string(small.0.join("x.tar")).unwrap(), "before");
@@ -100,7 +100,7 @@ fn an_interrupted_pack_leaves_no_file(daemon: &Daemon) {
     running.signal(Signal::INT);
     let output = running.finish(seconds(30)).expect("it ends soon");
     output.expect_code(130).says(&["interrupted"]);
-    assert_eq!(names(&work.path().join("out")), [PathBuf::new(); 0]);
+    assert_eq!(names(&work.path().join("out")), Vec::<PathBuf>::new());
 }
 
 fn a_killed_pack_leaves_no_file(daemon: &Daemon) {
@@ -108,7 +108,7 @@ fn a_killed_pack_leaves_no_file(daemon: &Daemon) {
     let running = long_pack(daemon, work.path());
     running.signal(Signal::KILL);
     running.finish(seconds(30)).expect("it ends at once").expect_code(137);
-    assert_eq!(names(&work.path().join("out")), [PathBuf::new(); 0]);
+    assert_eq!(names(&work.path().join("out")), Vec::<PathBuf>::new());
 }
 
 fn what_an_image_cannot_hold_is_named(daemon: &Daemon) {
