@@ -99,7 +99,7 @@ pub struct Destination {
 /// The answer to a digest.
 #[derive(Debug)]
 pub enum Begun {
-    Done(Committed),
+    Done(Box<Committed>),
     Upload(String),
 }
 
@@ -118,7 +118,8 @@ impl Packs {
         let owner = OwnerKey::of(&destination.owner);
         let known = self.blocking("find tree", move |shared| shared.known(&owner, &tree)).await?;
         if let Some(listing) = known {
-            return self.finish(listing, &destination).await.map(Begun::Done);
+            let committed = self.finish(listing, &destination).await?;
+            return Ok(Begun::Done(Box::new(committed)));
         }
         let id = format!("{:032x}", rand::random::<u128>());
         let mut uploads = self.0.uploads();

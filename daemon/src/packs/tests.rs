@@ -147,7 +147,7 @@ impl Local {
     async fn upload(&self, packs: &Packs, to: Destination) -> Result<(Committed, u64), PackError> {
         let owner = to.owner.clone();
         let id = match packs.begin(self.hashed.digest, to).await? {
-            Begun::Done(committed) => return Ok((committed, 0)),
+            Begun::Done(committed) => return Ok((*committed, 0)),
             Begun::Upload(id) => id,
         };
         let list = self.list(packs, &owner, &id).await;

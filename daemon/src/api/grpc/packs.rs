@@ -49,7 +49,7 @@ impl v1::packs_server::Packs for PacksService {
         let destination = destination(&caller, request)?;
         let begun = Box::pin(self.packs.begin(tree, destination)).await.map_err(Refusal::from)?;
         let answer = match begun {
-            Begun::Done(committed) => Answer::Done(self.result(committed).await?),
+            Begun::Done(committed) => Answer::Done(self.result(*committed).await?),
             Begun::Upload(id) => Answer::UploadId(id),
         };
         Ok(Response::new(v1::BeginPackResponse { answer: Some(answer) }))

@@ -19,9 +19,12 @@ fn rows_path(directory: &Path, number: u32) -> PathBuf {
     directory.join(format!("{number:08}.rows"))
 }
 
+/// Content, its length, and the rows that point into it.
+pub(super) type Reopened = (Arc<File>, u32, Vec<Row>);
+
 /// Opens a segment of an earlier run, cuts off what no row points to, and gives its rows. None when
 /// it has none: then its files are gone.
-pub(super) fn reopen(directory: &Path, number: u32) -> io::Result<Option<(Arc<File>, u32, Vec<Row>)>> {
+pub(super) fn reopen(directory: &Path, number: u32) -> io::Result<Option<Reopened>> {
     let mut bytes = Vec::new();
     match File::open(rows_path(directory, number)) {
         Ok(mut file) => file.read_to_end(&mut bytes).map(|_| ())?,
