@@ -26,10 +26,10 @@ test: ## set up, check format and lints, run all tests
 	cargo build --locked --workspace
 	cargo test --locked --workspace
 
-bench: ## measure against a release build
+bench: ## measure against a release build; CHAPTER=context measures one chapter
 	deploy/setup.sh
 	cargo build --locked --release --workspace
-	cargo run --locked --release -p integration-tests --bin bench
+	cargo run --locked --release -p integration-tests --bin bench -- $(CHAPTER)
 
 fmt: ## format the code
 	cargo fmt --all

@@ -1,10 +1,13 @@
 //! The commands of `hearth`, one file each: its arguments beside the function that runs it.
 
+mod base;
 mod build;
 mod builds;
 mod completions;
+mod context;
 mod images;
 mod pack;
+mod registry;
 mod room;
 mod storage;
 mod system;
@@ -86,6 +89,9 @@ enum Command {
     /// The image verbs under one roof: `hearth image build` is `hearth build`
     #[command(subcommand)]
     Image(ImageCommand),
+    /// The files that a build would see: listed, compared, mounted
+    #[command(subcommand)]
+    Context(context::ContextCommand),
     /// Files of the room and its project
     #[command(subcommand)]
     Storage(storage::StorageCommand),
@@ -175,6 +181,7 @@ async fn simple(command: Command, globals: &Globals) -> Result<(), Failure> {
     match command {
         Command::Builds(command) => builds::run(command, globals).await,
         Command::Images(command) => images::run(command, globals).await,
+        Command::Context(command) => context::run(command, globals).await,
         Command::Storage(command) => storage::run(command, globals).await,
         Command::Room(command) => room::run(command, globals).await,
         Command::Token(command) => token::run(command, globals).await,

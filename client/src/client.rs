@@ -12,12 +12,15 @@
 //! A [`Client`] is cheap to clone; clones share one connection, which is made again when it was
 //! lost. Every call has a limit in time; streams are watched by HTTP/2 pings instead.
 
+mod blobs;
 mod builds;
+mod contexts;
 mod error;
 mod images;
 mod packs;
 mod storage;
 mod target;
+mod transfer;
 mod upload;
 mod watch;
 
@@ -37,6 +40,8 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
+pub use blobs::BlobContent;
+pub use contexts::{Answers, ContextFile};
 pub use error::ClientError;
 pub use images::{ArchiveDestination, ArchiveSource};
 pub use packs::{PackOffer, PackUploadError, Sent, SentPack};

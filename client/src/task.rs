@@ -10,3 +10,18 @@ where
     let span = tracing::debug_span!("blocking", name);
     tokio::task::spawn_blocking(move || span.in_scope(work)).await
 }
+
+/// Runs work that may never end, such as a program that asks a person, on a thread that the end of the
+/// process does not wait for. None where it did not end in time, or panicked.
+pub async fn bounded<T, F>(limit: std::time::Duration, work: F) -> Option<T>
+where
+    T: Send + 'static,
+    F: FnOnce() -> T + Send + 'static,
+{
+    let (send, receive) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        // Nobody waits any more when the limit is over.
+        let _ = send.send(work());
+    });
+    tokio::time::timeout(limit, receive).await.ok()?.ok()
+}

@@ -7,10 +7,12 @@ mod layers;
 pub use flags::Flags;
 pub use layers::{ConfigError, load};
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hearth_pack::remote::{Mirror, MirrorError, Mirrors};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Registry, RoomRegistries};
@@ -39,8 +41,13 @@ pub struct Config {
     /// set, the daemon runs its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub buildkit: Option<String>,
+    /// File with credentials of other registries, which only the daemon's user may read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry_credentials: Option<PathBuf>,
     /// Registry names that mean this room's registry.
     pub room_registries: Vec<Registry>,
+    /// By registry: URLs that are asked before it.
+    pub mirrors: BTreeMap<String, Vec<String>>,
     pub builds: Builds,
     pub builder: Builder,
     pub packs: Packs,
@@ -63,6 +70,8 @@ pub struct Builds {
     pub default_timeout_seconds: u64,
     /// Longest time limit that may be asked for, in seconds.
     pub max_timeout_seconds: u64,
+    /// How long a build waits for a BuildKit that is away, in seconds; then it fails, and says so.
+    pub builder_wait_seconds: u64,
     /// Ended builds that are remembered.
     pub keep: usize,
     /// Builds are refused when the state directory's file system has less free space than this.
@@ -122,7 +131,9 @@ impl Default for Config {
             room_storage: None,
             project_storage: None,
             buildkit: None,
+            registry_credentials: None,
             room_registries: RoomRegistries::default().names().to_vec(),
+            mirrors: BTreeMap::new(),
             builds: Builds {
                 concurrency: 4,
                 queue_length: 100,
@@ -130,6 +141,7 @@ impl Default for Config {
                 log_quota_bytes: GIB,
                 default_timeout_seconds: 3600,
                 max_timeout_seconds: 6 * 3600,
+                builder_wait_seconds: 60,
                 keep: 1000,
                 min_free_bytes: GIB,
             },
@@ -162,12 +174,21 @@ impl Config {
         RoomRegistries::new(self.room_registries.clone())
     }
 
+    pub fn mirrors(&self) -> Result<Mirrors, MirrorError> {
+        let all = self.mirrors.iter().flat_map(|(host, urls)| urls.iter().map(move |url| (host, url)));
+        Ok(Mirrors::new(all.map(|(host, url)| Mirror::new(host, url)).collect::<Result<_, _>>()?))
+    }
+
     pub const fn default_timeout(&self) -> Duration {
         Duration::from_secs(self.builds.default_timeout_seconds)
     }
 
     pub const fn max_timeout(&self) -> Duration {
         Duration::from_secs(self.builds.max_timeout_seconds)
+    }
+
+    pub const fn builder_wait(&self) -> Duration {
+        Duration::from_secs(self.builds.builder_wait_seconds)
     }
 
     /// The configuration as the TOML that would set it.

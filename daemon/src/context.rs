@@ -10,14 +10,19 @@
 //! readable; [`tree`] unites both under their mount targets; [`prepare`] does all of it for one
 //! build; [`lineage`] decides what a transfer may reuse of an earlier one.
 
+pub mod attr;
 mod beneath;
+pub mod compare;
 pub mod error;
+pub mod fuse;
 pub mod layers;
 pub mod lineage;
+pub mod mounts;
 pub mod port;
 pub mod prepare;
 pub mod storage;
 pub mod tree;
+pub mod union;
 mod versions;
 
 pub use error::ContextError;

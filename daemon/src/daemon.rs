@@ -21,9 +21,10 @@ use crate::api::http::Readiness;
 use crate::build::{self, RegistryAccess, RegistryCredential, RoomContexts};
 use crate::buildkit::{self, BuildKit, managed};
 use crate::config::Config;
+use crate::context::mounts::Mounts;
 use crate::context::storage::{Root, Storage};
 use crate::context::{ContextOptions, Contexts};
-use crate::image::Images;
+use crate::image::{Elsewhere, Images};
 use crate::model::access::{ApiScope, ContainersGrant, Patterns, RegistryGrant};
 use crate::model::component::Component;
 use crate::model::id::BuildId;
@@ -44,8 +45,6 @@ const DRAIN_GRACE: Duration = Duration::from_secs(10);
 const REQUEST_GRACE: Duration = Duration::from_secs(3);
 /// For a build to end once it was told to.
 const STOP_LIMIT: Duration = Duration::from_secs(45);
-/// How long a build waits for a BuildKit that is away.
-const SOLVER_WAIT: Duration = Duration::from_secs(60);
 /// Ended builds are forgotten after this long.
 const KEEP_BUILDS: Duration = Duration::from_secs(90 * 24 * 3600);
 /// A build's token for the room's registry; asked for anew whenever BuildKit needs one.
@@ -103,21 +102,34 @@ impl Daemon {
             state_dir: config.state_dir.clone(),
             limits: crate::context::layers::LayerLimits::default(),
         })?;
+        let elsewhere = Elsewhere::new(config.mirrors()?, config.registry_credentials.clone());
+        elsewhere.check()?;
         let packs = open_packs(&config, images.clone())?;
-        let room = RoomContexts { contexts: contexts.clone(), images: images.clone(), packs: packs.clone() };
+        let room = RoomContexts {
+            contexts: contexts.clone(),
+            images: images.clone(),
+            elsewhere: elsewhere.clone(),
+            packs: packs.clone(),
+        };
+        let files = [storage.room.path(), storage.project.path()];
+        let mounts = Mounts::open(&config.state_dir, &files).context("records of mounts")?;
+        mounts.clear_stale().await;
         let ports = build::Ports {
             store: Arc::new(store),
             solver: Arc::new(kit.clone()),
             contexts: Arc::new(room.clone()),
-            images: Arc::new(room),
+            images: Arc::new(room.clone()),
         };
-        let options = build_options(&config, &listeners.addresses, Arc::clone(&access));
+        let options = build_options(&config, &listeners.addresses, Arc::clone(&access))?;
         let builds = build::Service::start(options, ports).await?;
 
         let readiness = readiness(&kit);
         let (app, health) = router::build(router::Parts {
             builds: builds.handle(),
+            contexts: room,
+            mounts: mounts.clone(),
             images: images.clone(),
+            elsewhere,
             packs: packs.clone(),
             storage,
             access,
@@ -151,6 +163,7 @@ impl Daemon {
         }
         health.abort();
         housekeeping.abort();
+        mounts.end().await;
         if let Some(child) = child {
             child.stop().await;
         }
@@ -193,11 +206,17 @@ fn open_packs(config: &Config, images: Images) -> Result<Packs> {
 /// The configured BuildKit, or our own under supervision.
 fn start_buildkit(config: &Config) -> Result<(BuildKit, Option<supervise::Handle>)> {
     if let Some(address) = &config.buildkit {
+        if !config.mirrors.is_empty() {
+            tracing::warn!(
+                "mirrors for FROM are set in the configuration of the BuildKit at {address}, not here"
+            );
+        }
         let options = buildkit::Options { address: address.parse()?, child: None, executor: None };
         return Ok((BuildKit::connect(options), None));
     }
     let mut options = managed::Options::new(config.state_dir.join("buildkit"));
     options.program.clone_from(&config.builder.program);
+    options.mirrors = config.mirrors()?;
     options.quota.max_used = config.builder.max_used_bytes;
     options.quota.min_free = config.builder.min_free_bytes;
     let (child, mut connect) = options.plan()?;
@@ -206,8 +225,10 @@ fn start_buildkit(config: &Config) -> Result<(BuildKit, Option<supervise::Handle
     Ok((BuildKit::connect(connect), Some(child)))
 }
 
-fn build_options(config: &Config, addresses: &Addresses, access: Arc<Access>) -> build::Options {
-    build::Options {
+fn build_options(config: &Config, addresses: &Addresses, access: Arc<Access>) -> Result<build::Options> {
+    let mirrors = config.mirrors()?;
+    let mirrored = mirrors.iter().map(|mirror| (mirror.authority(), mirror.registry.clone())).collect();
+    Ok(build::Options {
         limits: build::Limits {
             concurrency: config.builds.concurrency,
             queue: config.builds.queue_length,
@@ -217,15 +238,16 @@ fn build_options(config: &Config, addresses: &Addresses, access: Arc<Access>) ->
         default_timeout: config.default_timeout(),
         max_timeout: config.max_timeout(),
         stop_limit: STOP_LIMIT,
-        solver_wait: SOLVER_WAIT,
+        solver_wait: config.builder_wait(),
         keep_ended: config.builds.keep,
         keep_for: KEEP_BUILDS,
         log_dir: config.state_dir.join("builds"),
         min_free_space: config.builds.min_free_bytes,
         registry: addresses.registry.to_string(),
         room_registries: config.room_registries(),
+        mirrored,
         registry_credential: registry_credential(access),
-    }
+    })
 }
 
 /// A token for one build: pull what its Dockerfile names, push its result, nothing else.

@@ -4,11 +4,15 @@
 //! [`port::Blobs`], names in [`port::Catalog`]; a name is set only when all it stands for is there.
 
 mod contents;
+mod elsewhere;
 mod error;
 mod gc;
 mod load;
 mod packs;
 pub mod port;
+mod pull;
+mod push;
+mod transfer;
 
 use std::sync::Arc;
 
@@ -22,9 +26,13 @@ use packs::Held;
 use port::{Blobs, Catalog, TagQuery};
 
 pub use contents::OpenLayer;
+pub use elsewhere::{CredentialsFileError, Elsewhere};
 pub use error::ImageError;
 pub use gc::GcReport;
-pub use load::{Destination, Loaded};
+pub use load::{Destination, Loaded, Received};
+pub use pull::{Platforms, Pull};
+pub use push::Sent;
+pub use transfer::{Stand, Transfer};
 
 /// A handle on the room's images; cheap to clone.
 #[derive(Clone)]
@@ -51,6 +59,13 @@ pub struct Inspected {
     pub platform: Option<String>,
     /// The base's first.
     pub layers: Vec<Descriptor>,
+}
+
+/// A blob at its start; the media type is that of a manifest, and empty for others.
+#[derive(Debug)]
+pub struct OpenBlob {
+    pub blob: Descriptor,
+    pub file: std::fs::File,
 }
 
 impl Images {
@@ -160,6 +175,32 @@ impl Images {
         let (shared, top) = (Arc::clone(&self.shared), manifest.clone());
         let opened = task::blocking("open layers", move || contents::open_layers(&*shared.blobs, &top));
         opened.await.map_err(|_| ImageError::Ending)?
+    }
+
+    /// A blob of an image's repository, or a manifest of it; without a digest, the image's own manifest.
+    pub async fn open_blob(
+        &self,
+        reference: &Reference,
+        digest: Option<Digest>,
+    ) -> Result<OpenBlob, ImageError> {
+        let repository = self.own(reference)?;
+        let top = self.resolve(reference).await?;
+        let wanted = digest.unwrap_or(top.digest);
+        // A digest alone opens nothing: the repository must have it.
+        let media_type = match self.shared.catalog.manifest(repository, &wanted).await? {
+            Some(manifest) => manifest.media_type,
+            None if self.shared.catalog.has_blob(repository, &wanted).await? => String::new(),
+            None => return Err(ImageError::BlobMissing { manifest: top.digest, blob: wanted }),
+        };
+        let shared = Arc::clone(&self.shared);
+        let open = move || {
+            let failed = |source| ImageError::Read { digest: wanted, source };
+            let missing = ImageError::BlobMissing { manifest: top.digest, blob: wanted };
+            let file = shared.blobs.open(&wanted).map_err(failed)?.ok_or(missing)?;
+            let size = file.metadata().map_err(failed)?.len();
+            Ok(OpenBlob { blob: Descriptor { media_type, digest: wanted, size }, file })
+        };
+        task::blocking("open blob", open).await.map_err(|_| ImageError::Ending)?
     }
 
     /// The repository of a reference that must be this room's.

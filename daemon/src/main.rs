@@ -1,5 +1,7 @@
 //! `hearthd`: flags, configuration, then a daemon that runs until it is told to stop.
 
+mod allocator;
+
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -12,6 +14,7 @@ use hearthd::{shutdown, telemetry};
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    allocator::set_up();
     let flags = Flags::parse();
     let config = match config::load(&flags) {
         Ok(config) => config,

@@ -118,8 +118,7 @@ impl Packs {
         let owner = OwnerKey::of(&destination.owner);
         let known = self.blocking("find tree", move |shared| shared.known(&owner, &tree)).await?;
         if let Some(listing) = known {
-            let committed = self.finish(listing, &destination).await?;
-            return Ok(Begun::Done(Box::new(committed)));
+            return self.finish(listing, &destination).await.map(Box::new).map(Begun::Done);
         }
         let id = format!("{:032x}", rand::random::<u128>());
         let mut uploads = self.0.uploads();

@@ -3,7 +3,8 @@
 //	go run . < cases.json > expected.jsonl
 //
 // Every ignore file is asked about every path. The answer lists the paths that match alone, and
-// those that match in a walk which hands each directory's result to its children.
+// those that match in a walk which hands each directory's result to its children. For a file that is
+// refused it has the line.
 package main
 
 import (
@@ -24,6 +25,7 @@ type questions struct {
 type answer struct {
 	File  string   `json:"file"`
 	Error bool     `json:"error,omitempty"`
+	Line  int      `json:"line,omitempty"`
 	Alone []string `json:"alone,omitempty"`
 	Walk  []string `json:"walk,omitempty"`
 }
@@ -37,10 +39,25 @@ func main() {
 	out.SetEscapeHTML(false)
 	for _, file := range asked.Files {
 		alone, walk, err := ask(file, asked.Paths)
-		if err := out.Encode(answer{file, err != nil, alone, walk}); err != nil {
+		line := 0
+		if err != nil {
+			line = firstBadLine(file, asked.Paths)
+		}
+		if err := out.Encode(answer{file, err != nil, line, alone, walk}); err != nil {
 			log.Fatal(err)
 		}
 	}
+}
+
+// The line, from 1, with which a file becomes one that is refused: the matcher's errors do not say.
+func firstBadLine(file string, paths []string) int {
+	lines := strings.SplitAfter(file, "\n")
+	for count := range lines {
+		if _, _, err := ask(strings.Join(lines[:count+1], ""), paths); err != nil {
+			return count + 1
+		}
+	}
+	return 0
 }
 
 func ask(file string, paths []string) (alone, walk []string, err error) {

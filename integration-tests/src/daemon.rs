@@ -47,6 +47,8 @@ pub struct Options {
     pub state_size: Option<String>,
     /// Content of a configuration file.
     pub config: String,
+    /// Capabilities that hearthd and its children go without, such as `dac_override`.
+    pub dropped: Vec<String>,
 }
 
 impl Options {
@@ -57,6 +59,7 @@ impl Options {
             environment: Vec::new(),
             state_size: None,
             config: String::new(),
+            dropped: Vec::new(),
         }
     }
 
@@ -72,6 +75,11 @@ impl Options {
 
     pub fn config(mut self, toml: &str) -> Self {
         self.config.push_str(toml);
+        self
+    }
+
+    pub fn without_capabilities(mut self, names: &[&str]) -> Self {
+        self.dropped.extend(names.iter().map(ToString::to_string));
         self
     }
 
@@ -164,7 +172,17 @@ impl Daemon {
 
     fn spawn(&self, options: &Options) -> Child {
         let log = OpenOptions::new().create(true).append(true).open(self.log_file()).expect("log");
-        let mut command = Command::new(&binaries().hearthd);
+        let mut command = match options.dropped.as_slice() {
+            [] => Command::new(&binaries().hearthd),
+            // setpriv becomes hearthd, so that the child is hearthd in both cases.
+            dropped => {
+                let dropped: Vec<String> = dropped.iter().map(|name| format!("-{name}")).collect();
+                let mut command = Command::new("setpriv");
+                command.args(["--bounding-set", &dropped.join(","), "--inh-caps", &dropped.join(",")]);
+                command.arg(&binaries().hearthd);
+                command
+            }
+        };
         command
             .args(["--room", &options.room, "--listen", "127.0.0.1:0", "--ingress", "127.0.0.1:0"])
             .arg("--state-dir")

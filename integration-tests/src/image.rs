@@ -159,12 +159,12 @@ impl Image {
 }
 
 #[track_caller]
-fn parse(json: &[u8]) -> Value {
+pub(crate) fn parse(json: &[u8]) -> Value {
     serde_json::from_slice(json).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(json)))
 }
 
 #[track_caller]
-fn text(value: &Value) -> String {
+pub(crate) fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("no text: {value}")).to_owned()
 }
 
@@ -176,7 +176,7 @@ fn blob<'a>(blobs: &'a BTreeMap<String, Vec<u8>>, descriptor: &Value) -> &'a [u8
     content
 }
 
-fn inflate(media_type: &str, bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn inflate(media_type: &str, bytes: &[u8]) -> Vec<u8> {
     let mut plain = Vec::new();
     if media_type.ends_with("gzip") {
         flate2::read::MultiGzDecoder::new(bytes).read_to_end(&mut plain).expect("gzip");

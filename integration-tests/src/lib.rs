@@ -3,8 +3,8 @@
 //! - [`binaries`]: finds `hearthd` and `hearth`, and builds them when they are missing or old.
 //! - [`daemon`]: a real daemon in a directory of its own, with everything it leaves behind checked.
 //! - [`runner`]: runs groups of cases that share a daemon, with a limit for each.
-//! - [`sources`], [`image`]: trees that go into builds, and what came out, read without code of ours.
-//! - [`http`], [`grpc`], [`skopeo`]: the other side of the daemon's ports.
+//! - [`sources`], [`image`], [`filesystem`]: trees that go into builds, and what came out, read without code of ours.
+//! - [`http`], [`grpc`], [`skopeo`], [`buildctl`]: the other side of ports.
 //! - [`containerd`]: a containerd of the test's own.
 //! - [`process`], [`leftovers`]: commands with a time limit, and what must not outlive a test.
 //!
@@ -19,8 +19,10 @@
 )]
 
 pub mod binaries;
+pub mod buildctl;
 pub mod containerd;
 pub mod daemon;
+pub mod filesystem;
 pub mod grpc;
 pub mod http;
 pub mod image;

@@ -21,12 +21,20 @@ mod access;
 mod bad_input;
 #[path = "e2e/builds.rs"]
 mod builds;
+#[path = "e2e/compare.rs"]
+mod compare;
 #[path = "e2e/context.rs"]
 mod context;
+#[path = "e2e/contexts.rs"]
+mod contexts;
+#[path = "e2e/elsewhere.rs"]
+mod elsewhere;
 #[path = "e2e/faults.rs"]
 mod faults;
 #[path = "e2e/line.rs"]
 mod line;
+#[path = "e2e/moving.rs"]
+mod moving;
 #[path = "e2e/observability.rs"]
 mod observability;
 #[path = "e2e/pack.rs"]
@@ -50,15 +58,19 @@ fn main() -> ExitCode {
     let groups = [
         line::group(),
         context::group(),
+        compare::group(),
+        contexts::group(),
         pack::group(),
         upload::group(),
         pack_readers::group(),
         pack_faults::group(),
         storage::group(),
         registry::group(),
+        elsewhere::group(),
         access::group(),
         builds::group(),
         bad_input::group(),
+        moving::group(),
         secrets::group(),
         observability::group(),
         python::group(),

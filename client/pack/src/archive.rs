@@ -7,6 +7,7 @@
 mod image_file;
 pub(crate) mod raw;
 mod read;
+mod whole;
 mod write;
 
 use hearth_proto::value::Digest;
@@ -14,8 +15,8 @@ use hearth_proto::value::Digest;
 pub(crate) use image_file::FileRange;
 pub use image_file::ImageFile;
 pub use read::{ArchiveSink, ReadArchive, read};
-pub(crate) use write::sha256;
-pub use write::{BlobSource, Layout, OpenBlob};
+pub use whole::write_whole;
+pub use write::{BlobSource, Layout, OpenBlob, sha256};
 
 /// `index.json`, `oci-layout`, manifests and configs may be this large.
 pub const JSON_LIMIT: u64 = 4 * 1024 * 1024;

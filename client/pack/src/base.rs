@@ -1,10 +1,19 @@
 //! The image a pack stands on.
 
+mod cache;
+mod diff_ids;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::archive::{ArchiveError, BlobSource, ImageFile};
+use hearth_proto::value::Digest;
+
+use crate::archive::{ArchiveError, BlobSource, FileRange, ImageFile};
 use crate::image::{Descriptor, ImageConfig, Platform};
+pub use cache::BlobCache;
 
 /// A base image: its config, its layers, and where their bytes come from. Any source can make
 /// one: an archive, a room, a registry.
@@ -28,6 +37,10 @@ pub enum BaseError {
     MediaType { digest: String, media_type: String },
     #[error("blob {digest} of the base has {actual} bytes, its manifest says {declared}")]
     Size { digest: String, declared: u64, actual: u64 },
+    #[error("layer {digest} of the base cannot be read: {source}")]
+    Layer { digest: Digest, source: io::Error },
+    #[error("layer {digest} of the base has DiffID {actual}, its config says {declared}")]
+    DiffId { digest: Digest, declared: Digest, actual: Digest },
 }
 
 impl Base {
@@ -51,8 +64,30 @@ impl Base {
         Ok(Self { config, layers, blobs })
     }
 
-    /// A base from an OCI archive in a file (`oci-archive:FILE`).
-    pub fn from_archive(path: &Path, platform: &Platform) -> Result<Self, BaseError> {
+    /// A base whose blobs lie in files, each verified before. Its layers are looked through: their DiffIDs
+    /// are the config's. `known` spares that for layers of earlier runs.
+    pub fn from_files(
+        config: &[u8],
+        layers: Vec<Descriptor>,
+        files: HashMap<Digest, File>,
+        known: Option<&BlobCache>,
+    ) -> Result<Self, BaseError> {
+        let base = Self::new(config, layers, Arc::new(BlobFiles(files)))?;
+        base.checked(known)
+    }
+
+    fn checked(self, known: Option<&BlobCache>) -> Result<Self, BaseError> {
+        diff_ids::check(&self.layers, &self.config.rootfs.diff_ids, &*self.blobs, known)?;
+        Ok(self)
+    }
+
+    /// A base from an OCI archive in a file (`oci-archive:FILE`). Its layers are looked through, as with
+    /// [`from_files`](Self::from_files).
+    pub fn from_archive(
+        path: &Path,
+        platform: &Platform,
+        known: Option<&BlobCache>,
+    ) -> Result<Self, BaseError> {
         let file = ImageFile::open(path)?;
         let (_, manifest) = file.manifest(platform)?;
         let config = file.bytes(&manifest.config.digest)?;
@@ -63,7 +98,20 @@ impl Base {
                 return Err(BaseError::Size { digest, declared: layer.size, actual });
             }
         }
-        Self::new(&config, manifest.layers, Arc::new(file))
+        Self::new(&config, manifest.layers, Arc::new(file))?.checked(known)
+    }
+}
+
+/// Blobs in files of their own.
+#[derive(Debug)]
+struct BlobFiles(HashMap<Digest, File>);
+
+impl BlobSource for BlobFiles {
+    fn open(&self, digest: &Digest) -> io::Result<Box<dyn Read + '_>> {
+        let missing = || io::Error::new(io::ErrorKind::NotFound, format!("no blob {digest} in the base"));
+        let file = self.0.get(digest).ok_or_else(missing)?;
+        let left = file.metadata()?.len();
+        Ok(Box::new(FileRange { file, position: 0, left }))
     }
 }
 
@@ -81,3 +129,6 @@ fn oci_layer(media_type: &str) -> Option<String> {
     };
     Some(format!("application/vnd.oci.image.layer.v1.tar{suffix}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,11 +33,16 @@ pub struct IgnoreError {
     pub reason: &'static str,
 }
 
+/// Steps that all patterns of a list may have beyond their text. The time that a match takes grows with them, and a
+/// few hundred bytes of repeats would otherwise make a walk of hours.
+const EXPANSION: usize = 5_000;
+
 /// An ordered list of patterns; `!` in front of one brings back what earlier ones matched.
 #[derive(Debug, Clone, Default)]
 pub struct Patterns {
     list: Vec<Pattern>,
     negated: bool,
+    expansion: usize,
 }
 
 /// What a directory matched, for its children. The default stands for "no parent known".
@@ -71,6 +76,10 @@ impl Patterns {
 
     fn push(&mut self, text: &str) -> Result<(), &'static str> {
         if let Some(pattern) = Pattern::parse(text)? {
+            self.expansion += pattern.expansion();
+            if self.expansion > EXPANSION {
+                return Err("it repeats too much, together with the patterns before it");
+            }
             self.negated |= pattern.negated();
             self.list.push(pattern);
         }

@@ -94,6 +94,31 @@ impl Index {
     pub fn new(manifests: Vec<Descriptor>) -> Self {
         Self { schema_version: 2, media_type: INDEX.to_owned(), manifests, annotations: BTreeMap::new() }
     }
+
+    /// The image, or the index of images, for `platform`; else what there is instead. A lone one that
+    /// declares nothing is given too: its config will tell.
+    pub fn for_platform(&self, platform: &Platform) -> Result<&Descriptor, String> {
+        // Attestations stand beside images as manifests for an unknown platform.
+        let images = || {
+            self.manifests.iter().filter(|child| {
+                let unknown = child.platform.as_ref().is_some_and(|platform| platform.os == "unknown");
+                !unknown && (child.is_manifest() || child.is_index())
+            })
+        };
+        let silent = |child: &&Descriptor| child.platform.as_ref().is_none_or(|p| p.architecture.is_empty());
+        let best = platform.best(images(), |child| child.platform.as_ref());
+        let alone = || {
+            let mut silent = images().filter(silent);
+            silent.next().filter(|_| silent.next().is_none())
+        };
+        best.or_else(alone).ok_or_else(|| {
+            let mut found: Vec<String> =
+                images().filter_map(|child| child.platform.as_ref().map(Platform::to_string)).collect();
+            found.sort_unstable();
+            found.dedup();
+            if found.is_empty() { "none".to_owned() } else { found.join(", ") }
+        })
+    }
 }
 
 /// Go writes `null` for an empty list or map.

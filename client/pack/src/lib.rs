@@ -33,6 +33,6 @@ mod summary;
 pub mod walk;
 mod workers;
 
-pub use base::{Base, BaseError};
+pub use base::{Base, BaseError, BlobCache};
 pub use pack::{PackError, PackOptions, Packed, Progress, pack, pack_source};
 pub use summary::{Summary, Suspicious};

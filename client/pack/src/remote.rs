@@ -36,7 +36,7 @@ use std::sync::Arc;
 pub use blob::{BlobReader, CHUNKS_AHEAD};
 pub use credentials::{Credential, Credentials, docker_config, registry_key};
 pub use error::RemoteError;
-pub use host::{Mirror, MirrorError, Mirrors};
+pub use host::{Mirror, MirrorError, Mirrors, full_name};
 pub use push::{OpenContent, Pushed, Target};
 pub use resolve::{Found, RemoteImage, Source};
 pub use retry::Retry;

@@ -191,7 +191,7 @@ fn walk_options(args: &BuildArgs) -> WalkOptions {
 }
 
 /// A mount flag in the form of the wire; packs are sent first and come later.
-fn mount(spec: MountSpec) -> Mount {
+pub(super) fn mount(spec: MountSpec) -> Mount {
     use hearth_proto::v1::{ImageSource, MountMode};
     use hearth_proto::value::MountMode as Mode;
     let source = match spec.source {

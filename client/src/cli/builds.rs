@@ -138,6 +138,12 @@ fn for_people(build: &Build) -> String {
             text += &format!("{name:<9} {time}\n");
         }
     }
+    if let Some(digest) = &view.context_digest {
+        text += &format!("context   {digest}\n");
+    }
+    for (target, digest) in &view.mount_digests {
+        text += &format!("mount     {digest} {}\n", output::printable(target));
+    }
     if let Some(result) = &build.result {
         let took = result.duration.map(duration::from_wire).map_or_else(String::new, duration::show);
         text += &format!("digest    {}\nsize      {}\n", result.digest, output::size(result.size_bytes));

@@ -1,5 +1,8 @@
 //! `hearth images`
 
+mod save;
+mod transfer;
+
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
@@ -33,6 +36,52 @@ pub(super) enum ImagesCommand {
     Rm {
         #[arg(required = true)]
         images: Vec<String>,
+    },
+    /// Write an image of the room to an OCI archive
+    ///
+    /// The same image gives the same bytes; loading the archive gives the same digest. An index is saved
+    /// with all that it lists.
+    #[command(after_help = "Example:\n  hearth images save my-app:dev -o my-app.oci.tar")]
+    Save {
+        image: String,
+        /// OCI archive to write, `-` for standard output
+        #[arg(long, short, value_name = "FILE")]
+        output: PathBuf,
+    },
+    /// Send an image of the room to another registry
+    ///
+    /// Without TARGET, IMAGE is the name there, and the room's image of the same repository and tag is sent.
+    /// The daemon sends it, with --cred or its own credentials.
+    #[command(after_help = "\
+Examples:
+  hearth images push my-app:dev ghcr.io/me/my-app:1 --cred me,TOKEN
+  hearth images push ghcr.io/me/my-app:1")]
+    Push {
+        image: String,
+        target: Option<String>,
+        /// Credentials, `[registry,]username,password`
+        #[arg(long, value_name = "CRED")]
+        cred: Vec<String>,
+    },
+    /// Bring an image of another registry into the room
+    #[command(after_help = "\
+Examples:
+  hearth images pull python:3.13
+  hearth images pull ghcr.io/me/app:1 --tag app:1 --cred me,TOKEN")]
+    Pull {
+        image: String,
+        /// Its name in the room [default: its repository and tag]
+        #[arg(long, short)]
+        tag: Option<String>,
+        /// Architecture, such as `arm64` or `arm/v7` [default: the daemon's own]
+        #[arg(long, conflicts_with = "all_platforms")]
+        arch: Option<String>,
+        /// All platforms, and the index that lists them
+        #[arg(long)]
+        all_platforms: bool,
+        /// Credentials, `[registry,]username,password`
+        #[arg(long, value_name = "CRED")]
+        cred: Vec<String>,
     },
     /// Put an OCI archive into the room
     #[command(after_help = "\
@@ -73,6 +122,16 @@ pub(super) async fn run(command: ImagesCommand, globals: &Globals) -> Result<(),
             Ok(())
         }
         ImagesCommand::Load { file, tag } => load(&file, &tag, globals).await,
+        ImagesCommand::Save { image, output } => {
+            Box::pin(save::run(&reference(&image)?, &output, globals)).await
+        }
+        ImagesCommand::Push { image, target, cred } => {
+            transfer::push(&image, target.as_deref(), &cred, globals).await
+        }
+        ImagesCommand::Pull { image, tag, arch, all_platforms, cred } => {
+            let wanted = transfer::Wanted { tag, arch, all_platforms };
+            transfer::pull(&image, wanted, &cred, globals).await
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use hearth_pack::cache::Cache;
 use hearth_pack::image::{ConfigFlags, Platform, RunConfig, parse_command};
 use hearth_pack::layer::{Compression, LayerOptions};
-use hearth_pack::{Base, PackError, PackOptions, Packed};
+use hearth_pack::{PackError, PackOptions, Packed};
 use hearth_proto::v1::begin_pack_request::Destination;
 use hearth_proto::value::{Reference, RoomRegistries};
 
@@ -19,7 +19,8 @@ use meter::Meter;
 use report::PackView;
 pub(super) use report::tell;
 
-use super::{Globals, connect};
+use super::registry::RegistryArgs;
+use super::{Globals, base, connect};
 use crate::client::{ArchiveDestination, ArchiveSource, Client};
 use crate::error::Failure;
 use crate::interrupt::Interrupts;
@@ -36,6 +37,7 @@ use crate::{output, task};
 Examples:
   hearth pack ./my-app -o my-app.oci.tar
   hearth pack ./my-app --room studio --tag room.meshagent.com/my-app:dev
+  hearth pack ./my-app -o my-app.oci.tar --base python:3.13 --arch arm64
   hearth pack ./rootfs --tag base:1 --cmd '[\"sh\"]' --env PATH=/usr/bin:/bin")]
 pub(super) struct PackArgs {
     /// Directory to pack
@@ -46,7 +48,7 @@ pub(super) struct PackArgs {
     /// Name of the image; needed to send it to a room
     #[arg(long, short, allow_hyphen_values = true)]
     tag: Option<String>,
-    /// Image that the packed layer is put on: `oci-archive:FILE`
+    /// Image that the packed layer is put on: one of the room, of any registry, or `oci-archive:FILE`
     #[arg(long, value_name = "IMAGE")]
     base: Option<String>,
     /// Architecture of the image, such as `arm64` or `arm/v7` [default: amd64]
@@ -83,6 +85,8 @@ pub(super) struct PackArgs {
     /// Directory that it keeps data in
     #[arg(long, value_name = "DIR", help_heading = "Image config")]
     volume: Vec<String>,
+    #[command(flatten)]
+    registries: RegistryArgs,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -116,17 +120,21 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
         return Err(Failure::usage("--room-path needs a room: give --room too"));
     }
     let started = Instant::now();
-    let options = options(&args, tag.clone())?;
+    let mut options = options(&args, tag.clone())?;
+    // Seen before the work, not after it.
+    check_directory(&args.path)?;
     let client = match (&tag, to_room) {
         (Some(tag), true) => {
-            // Seen before the work, not after it.
-            check_directory(&args.path)?;
             let client = connect(globals).await?;
             check_room_tag(&client, "--tag", tag).await?;
             Some(client)
         }
         _ => None,
     };
+    if let Some(text) = &args.base {
+        let opening = base::open(text, &options.platform, &args.registries, client.as_ref(), globals);
+        options.base = Some(Box::pin(opening).await?);
+    }
     // Layers of a base lie in a file here: that image is sent as one archive.
     if let (Some(client), Some(tag)) = (&client, &tag)
         && options.base.is_none()
@@ -259,7 +267,6 @@ fn options(args: &PackArgs, tag: Option<Reference>) -> Result<PackOptions, Failu
             expose: args.expose.clone(),
             volumes: args.volume.clone(),
         },
-        base: args.base.as_deref().map(|base| open_base(base, &platform)).transpose()?,
         platform,
         tag,
         docker: args.docker,
@@ -289,15 +296,6 @@ fn layer_options(compression: CompressionArg) -> Result<LayerOptions, Failure> {
         CompressionArg::None => Compression::None,
     };
     Ok(LayerOptions { compression, mtime, workers: None })
-}
-
-fn open_base(text: &str, platform: &Platform) -> Result<Base, Failure> {
-    let Some(file) = text.strip_prefix("oci-archive:") else {
-        return Err(Failure::usage(format!("--base `{text}`: this release takes `oci-archive:FILE`"))
-            .hint(format!("fetch it first: skopeo copy docker://{text} oci-archive:base.tar")));
-    };
-    Base::from_archive(Path::new(file), platform)
-        .map_err(|error| Failure::failed("invalid_base", format!("--base {file}: {error}")))
 }
 
 fn failure(error: &PackError) -> Failure {

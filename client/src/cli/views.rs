@@ -1,6 +1,8 @@
 //! What `--json` prints: stable field names, bytes as numbers, times as RFC 3339, lengths of time
 //! as seconds.
 
+use std::collections::BTreeMap;
+
 use hearth_proto::v1::{
     Build, FileEntry, FileKind, Image, InspectImageResponse, LoadImageResponse, ReadBuildLogResponse,
 };
@@ -26,6 +28,10 @@ pub(super) struct BuildView {
     pub finished_at: Option<String>,
     pub submitted_by: String,
     pub last_sequence: u64,
+    /// None before the context was looked at.
+    pub context_digest: Option<String>,
+    /// By mount target.
+    pub mount_digests: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Value>,
 }
@@ -50,6 +56,12 @@ impl From<&Build> for BuildView {
             finished_at: time(&build.finished_at),
             submitted_by: build.submitted_by.clone(),
             last_sequence: build.last_sequence,
+            context_digest: Some(build.context_digest.clone()).filter(|digest| !digest.is_empty()),
+            mount_digests: build
+                .mount_digests
+                .iter()
+                .map(|mount| (mount.target.clone(), mount.digest.clone()))
+                .collect(),
             error: build.error.as_ref().and_then(|detail| {
                 let failure =
                     Failure::from_detail(crate::error::FailureKind::Failed, Box::new(detail.clone()));

@@ -1,14 +1,16 @@
 //! Between the wire and the domain. Every check of a request happens here, and an error names the field.
 
+mod context;
 mod spec;
 
-pub use spec::{SpecContext, build_spec};
+pub use context::{context, path_in};
+pub use spec::{SpecContext, build_spec, mount_to_wire};
 
 use hearth_proto::v1;
 use jiff::Timestamp;
 
 use super::error::{Refusal, fault_detail};
-use crate::model::build::{BuildEvent, BuildRecord, BuildState, EventKind, LogStream};
+use crate::model::build::{BuildEvent, BuildRecord, BuildState, EventKind, LogStream, MountIdentity};
 use crate::model::fault::DockerfileRange;
 use crate::model::image::TaggedImage;
 use crate::model::{Reference, RoomRegistries};
@@ -86,7 +88,13 @@ pub fn build_state_from_wire(state: v1::BuildState) -> Option<BuildState> {
 }
 
 pub fn build(record: BuildRecord) -> v1::Build {
+    let (context_digest, mount_digests) = match record.context {
+        Some(context) => (context.digest.to_string(), context.mounts.iter().map(mount_digest).collect()),
+        None => (String::new(), Vec::new()),
+    };
     v1::Build {
+        context_digest,
+        mount_digests,
         build_id: record.id.to_string(),
         state: build_state(record.state).into(),
         tags: record.spec.tags.iter().map(Reference::to_string).collect(),
@@ -105,6 +113,10 @@ pub fn build(record: BuildRecord) -> v1::Build {
         last_sequence: record.last_sequence,
         spec: Some(spec::to_wire(record.spec)),
     }
+}
+
+fn mount_digest(mount: &MountIdentity) -> v1::MountDigest {
+    v1::MountDigest { target: mount.target.to_string(), digest: mount.digest.to_string() }
 }
 
 /// An event on the wire. `record` is the build's, and is needed for the last event only.

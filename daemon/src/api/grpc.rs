@@ -1,10 +1,13 @@
 //! The `hearth.v1` services, one file each.
 
 mod builds;
+mod contexts;
 mod images;
+mod load;
 mod packs;
 mod storage;
 mod system;
+mod transfer;
 mod upload;
 
 use axum::body::Body;
@@ -17,6 +20,7 @@ use crate::model::Repository;
 use crate::model::access::{Caller, RegistryVerb, StorageVerb};
 
 pub use builds::BuildsService;
+pub use contexts::ContextsService;
 pub use images::ImagesService;
 pub use packs::PacksService;
 pub use storage::StorageService;

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use hearth_pack::remote::registry_key;
+
 use super::port::Credentials;
 use crate::model::Repository;
 use crate::model::id::BuildId;
@@ -26,9 +28,13 @@ pub struct BuildCredentials {
     registry: String,
     access: RegistryAccess,
     mint: RegistryCredential,
-    /// By [`host_of`].
+    /// By [`registry_key`].
     given: BTreeMap<String, Credential>,
+    fallback: OwnCredential,
 }
+
+/// The daemon's own credential for a registry, where the build may use that.
+pub type OwnCredential = Arc<dyn Fn(&str) -> Option<Credential> + Send + Sync>;
 
 impl BuildCredentials {
     pub fn new(
@@ -37,9 +43,10 @@ impl BuildCredentials {
         access: RegistryAccess,
         mint: RegistryCredential,
         given: &BTreeMap<String, Credential>,
+        fallback: OwnCredential,
     ) -> Self {
-        let given = given.iter().map(|(host, credential)| (host_of(host), credential.clone())).collect();
-        Self { build, registry, access, mint, given }
+        let given = given.iter().map(|(host, credential)| (registry_key(host), credential.clone())).collect();
+        Self { build, registry, access, mint, given, fallback }
     }
 }
 
@@ -49,19 +56,8 @@ impl Credentials for BuildCredentials {
         if host == self.registry {
             return Some((self.mint)(&self.build, &self.access));
         }
-        self.given.get(&host_of(host)).cloned()
-    }
-}
-
-/// One spelling for each registry; Docker Hub has many.
-fn host_of(host: &str) -> String {
-    let host = host.trim().trim_start_matches("https://").trim_start_matches("http://");
-    let host = host.split('/').next().unwrap_or_default().to_ascii_lowercase();
-    match host.as_str() {
-        "" | "docker.io" | "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => {
-            "docker.io".to_owned()
-        }
-        _ => host,
+        let host = registry_key(host);
+        self.given.get(&host).cloned().or_else(|| (self.fallback)(&host))
     }
 }
 
@@ -78,7 +74,8 @@ mod tests {
         let access = RegistryAccess { push: "a/b".parse().unwrap(), pull: Vec::new() };
         let given = given.iter().map(|host| ((*host).to_owned(), credential(host))).collect();
         let mint: RegistryCredential = Arc::new(|_, access| credential(&format!("build:{}", access.push)));
-        BuildCredentials::new(BuildId::random(), "127.0.0.1:4327".to_owned(), access, mint, &given)
+        let fallback: OwnCredential = Arc::new(|host| (host == "own.example").then(|| credential("own")));
+        BuildCredentials::new(BuildId::random(), "127.0.0.1:4327".to_owned(), access, mint, &given, fallback)
     }
 
     #[test]
@@ -99,5 +96,13 @@ mod tests {
         assert_eq!(credentials.for_registry("example.com").unwrap().username, "example.com");
         assert!(credentials.for_registry("127.0.0.1:9").is_none());
         assert!(credentials.for_registry("127.0.0.1").is_none());
+    }
+
+    #[test]
+    fn what_the_build_brought_wins_over_what_the_daemon_has() {
+        let credentials = credentials(&["example.com"]);
+        assert_eq!(credentials.for_registry("own.example").unwrap().username, "own");
+        let credentials = self::credentials(&["own.example"]);
+        assert_eq!(credentials.for_registry("own.example").unwrap().username, "own.example");
     }
 }

@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
-use super::credentials::{BuildCredentials, RegistryAccess};
+use super::credentials::{BuildCredentials, OwnCredential, RegistryAccess};
 use super::decision::Verdict;
 use super::dockerfile;
 use super::mask::Mask;
@@ -169,11 +169,30 @@ impl Shared {
         };
         let outcome = self.solve_settled(active, record, &tag, publisher).await?;
         let image = self.verify(&tag, outcome).await?;
+        let rooms = &self.options.room_registries;
+        let (own, elsewhere): (Vec<Reference>, Vec<Reference>) =
+            record.spec.tags.iter().cloned().partition(|tag| rooms.owns_tag(tag));
+        let given = &active.secrets.credentials;
+        if !elsewhere.is_empty() {
+            // Content without a name is no publication: this can still be cancelled.
+            tokio::select! {
+                pushed = self.ports.images.push_content(&image, &elsewhere, given) => {
+                    pushed.map_err(|fault| push_fault(fault, &image, &elsewhere))?;
+                }
+                () = active.stop.cancelled() => return Err(stopped()),
+            }
+        }
         // The one place where publishing and cancelling meet.
         if active.decision.settle(Verdict::Publish) != Verdict::Publish {
             return Err(stopped());
         }
-        self.ports.images.publish(&image, &record.spec.tags).await?;
+        if !elsewhere.is_empty() {
+            let named = self.ports.images.push_names(&image, &elsewhere, given).await;
+            named.map_err(|fault| push_fault(fault, &image, &elsewhere))?;
+        }
+        if !own.is_empty() {
+            self.ports.images.publish(&image, &own).await?;
+        }
         let steps = publisher.steps();
         Ok(BuildResult {
             digest: image.manifest.digest,
@@ -195,7 +214,7 @@ impl Shared {
         let mut tries = 1;
         loop {
             let context = tokio::select! {
-                context = self.context(record) => context?,
+                context = self.context(active, record) => context?,
                 () = active.stop.cancelled() => return Err(stopped()),
             };
             record.context = Some(context.identity.clone());
@@ -211,9 +230,10 @@ impl Shared {
         }
     }
 
-    async fn context(&self, record: &BuildRecord) -> Result<Context, Fault> {
+    async fn context(&self, active: &Active, record: &BuildRecord) -> Result<Context, Fault> {
         let spec = &record.spec;
-        let prepared = self.ports.contexts.prepare(spec, &record.submitted_by).await?;
+        let given = &active.secrets.credentials;
+        let prepared = self.ports.contexts.prepare(spec, &record.submitted_by, given).await?;
         let path = prepared.dockerfile_path().clone();
         let refused =
             |refused: dockerfile::FrontendRefused| frontend_fault(&refused, &path, prepared.dockerfile());
@@ -239,6 +259,21 @@ impl Shared {
         Ok(Context { files: prepared.into_files(settled), identity, room_images, dockerfile: path })
     }
 
+    /// The daemon's own credentials open a registry to whoever may pull all of it: what BuildKit asks of
+    /// it is not known here.
+    fn own_credentials(&self, record: &BuildRecord) -> OwnCredential {
+        let (images, may) = (Arc::clone(&self.ports.images), record.may_pull_from.clone());
+        let mirrored = self.options.mirrored.clone();
+        Arc::new(move |host| {
+            // A mirror is opened by the grant for what it stands for.
+            let stands_for =
+                mirrored.iter().filter(|(mirror, _)| mirror == host).map(|(_, registry)| registry);
+            let mut all = std::iter::once(host).chain(stands_for.map(String::as_str));
+            let granted = all.any(|host| may.allow(&format!("{host}/")));
+            granted.then(|| images.own_credential(host)).flatten()
+        })
+    }
+
     async fn solve(
         &self,
         active: &Active,
@@ -257,6 +292,7 @@ impl Shared {
             access,
             Arc::clone(&self.options.registry_credential),
             &active.secrets.credentials,
+            self.own_credentials(record),
         ));
         let request = || {
             let spec = &record.spec;
@@ -479,6 +515,17 @@ fn with_path(mut fault: Fault, path: &MountTarget) -> Fault {
     if let Some(range) = &mut fault.dockerfile {
         range.path = path.clone();
     }
+    fault
+}
+
+/// The image is whole and stays for a while: pushing alone can be done again.
+fn push_fault(mut fault: Fault, image: &VerifiedImage, targets: &[Reference]) -> Fault {
+    let (repository, digest) = (&image.repository, image.manifest.digest);
+    let again: Vec<String> =
+        targets.iter().map(|target| format!("hearth images push {repository}@{digest} {target}")).collect();
+    let kept = format!("the image is kept for an hour; push it again with: {}", again.join("; "));
+    fault.message = format!("the image was built and could not be pushed: {}", fault.message);
+    fault.hint = Some(fault.hint.map_or_else(|| kept.clone(), |hint| format!("{hint}; {kept}")));
     fault
 }
 

@@ -19,6 +19,7 @@ use crate::model::build::{BuildRecord, BuildSpec, ContextIdentity, EventKind, Lo
 use crate::model::fault::{Fault, Stage};
 use crate::model::id::{BuildId, PackId};
 use crate::model::image::{Descriptor, VerifiedImage};
+use crate::model::secret::Credential;
 use crate::model::{Digest, MountTarget, Reference, Repository};
 
 /// A point at which something waits until it is opened.
@@ -192,7 +193,12 @@ impl PreparedContext for Prepared {
 
 #[async_trait]
 impl ContextSource for FakeContexts {
-    async fn prepare(&self, _spec: &BuildSpec, _caller: &str) -> Result<Box<dyn PreparedContext>, Fault> {
+    async fn prepare(
+        &self,
+        _spec: &BuildSpec,
+        _caller: &str,
+        _given: &BTreeMap<String, Credential>,
+    ) -> Result<Box<dyn PreparedContext>, Fault> {
         let gate = self.gate.lock().unwrap().clone();
         if let Some(gate) = gate {
             gate.pass().await;
@@ -208,6 +214,10 @@ pub struct FakeImages {
     pub published: Mutex<Vec<(String, Digest)>>,
     pub verify_gate: Mutex<Option<Gate>>,
     pub publish_gate: Mutex<Option<Gate>>,
+    /// What went to other registries, in order.
+    pub pushed: Mutex<Vec<String>>,
+    pub push_gate: Mutex<Option<Gate>>,
+    pub push_fault: Mutex<Option<Fault>>,
     /// Packs that exist, with how often they are held.
     pub packs: Mutex<BTreeMap<PackId, usize>>,
 }
@@ -235,6 +245,39 @@ impl RoomImages for FakeImages {
         let mut published = self.published.lock().unwrap();
         published.extend(tags.iter().map(|tag| (tag.to_string(), image.manifest.digest)));
         Ok(())
+    }
+
+    async fn push_content(
+        &self,
+        _image: &VerifiedImage,
+        tags: &[Reference],
+        _given: &BTreeMap<String, Credential>,
+    ) -> Result<(), Fault> {
+        let gate = self.push_gate.lock().unwrap().clone();
+        if let Some(gate) = gate {
+            gate.pass().await;
+        }
+        match self.push_fault.lock().unwrap().clone() {
+            Some(fault) => Err(fault),
+            None => {
+                self.pushed.lock().unwrap().extend(tags.iter().map(|tag| format!("content {tag}")));
+                Ok(())
+            }
+        }
+    }
+
+    async fn push_names(
+        &self,
+        _image: &VerifiedImage,
+        tags: &[Reference],
+        _given: &BTreeMap<String, Credential>,
+    ) -> Result<(), Fault> {
+        self.pushed.lock().unwrap().extend(tags.iter().map(|tag| format!("name {tag}")));
+        Ok(())
+    }
+
+    fn own_credential(&self, _registry: &str) -> Option<Credential> {
+        None
     }
 
     async fn hold_pack(&self, id: &PackId, _caller: &str) -> Result<(), Fault> {

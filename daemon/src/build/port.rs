@@ -84,8 +84,14 @@ pub enum SolveError {
 /// Makes a build's mounts one tree. The real one is the context module.
 #[async_trait]
 pub trait ContextSource: Send + Sync + 'static {
-    /// Opens the mounts of `spec` for `caller` and finds the Dockerfile.
-    async fn prepare(&self, spec: &BuildSpec, caller: &str) -> Result<Box<dyn PreparedContext>, Fault>;
+    /// Opens the mounts of `spec` for `caller` and finds the Dockerfile. `given` are the credentials that
+    /// came with the build, by registry.
+    async fn prepare(
+        &self,
+        spec: &BuildSpec,
+        caller: &str,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<Box<dyn PreparedContext>, Fault>;
 }
 
 /// A context whose Dockerfile has been read and whose trees are not yet fixed.
@@ -108,6 +114,23 @@ pub trait RoomImages: Send + Sync + 'static {
     async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, Fault>;
     /// Sets the tags, whichever repositories of the room they are in.
     async fn publish(&self, image: &VerifiedImage, tags: &[Reference]) -> Result<(), Fault>;
+    /// Brings an image to other registries, all but its names, with the credentials given and the
+    /// daemon's own.
+    async fn push_content(
+        &self,
+        image: &VerifiedImage,
+        tags: &[Reference],
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<(), Fault>;
+    /// Sets its names there.
+    async fn push_names(
+        &self,
+        image: &VerifiedImage,
+        tags: &[Reference],
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<(), Fault>;
+    /// The daemon's own credential for another registry.
+    fn own_credential(&self, registry: &str) -> Option<Credential>;
     /// Keeps a pack of `caller` until it is released as often as it was held.
     async fn hold_pack(&self, id: &PackId, caller: &str) -> Result<(), Fault>;
     async fn release_pack(&self, id: &PackId);

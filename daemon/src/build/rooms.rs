@@ -1,5 +1,6 @@
 //! The real ones behind the seams of [`super::port`]: the room's images and its files.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -11,12 +12,13 @@ use crate::context::layers::LayerBlob;
 use crate::context::port::ContextFiles;
 use crate::context::{ContextMount, ContextRequest, Contexts, OpenedImage, OpenedPack, Prepared};
 use crate::image::port::PackContent;
-use crate::image::{ImageError, Images};
+use crate::image::{Elsewhere, ImageError, Images, Transfer};
 use crate::model::build::{BuildSpec, ContextIdentity, MountIdentity};
 use crate::model::fault::{Fault, Stage};
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, VerifiedImage};
-use crate::model::{Digest, MountSource, MountTarget, Reference, Repository};
+use crate::model::secret::Credential;
+use crate::model::{Digest, MountSource, MountSpec, MountTarget, Reference, Repository};
 use crate::packs::{PackError, Packs};
 
 /// The files of the room and the images among the mounts, as one tree.
@@ -24,6 +26,7 @@ use crate::packs::{PackError, Packs};
 pub struct RoomContexts {
     pub contexts: Contexts,
     pub images: Images,
+    pub elsewhere: Elsewhere,
     pub packs: Packs,
 }
 
@@ -45,6 +48,40 @@ impl RoomImages for RoomContexts {
         self.images.publish(image, tags).await.map(|_| ()).map_err(|error| fault(Stage::Publish, &error))
     }
 
+    async fn push_content(
+        &self,
+        image: &VerifiedImage,
+        tags: &[Reference],
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<(), Fault> {
+        let pushed = async {
+            let remote = self.elsewhere.remote(given)?;
+            self.images.push_content(&remote, image, tags, &Transfer::default()).await
+        };
+        pushed.await.map(drop).map_err(|error| fault(Stage::Publish, &error))
+    }
+
+    async fn push_names(
+        &self,
+        image: &VerifiedImage,
+        tags: &[Reference],
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<(), Fault> {
+        let pushed = async {
+            let remote = self.elsewhere.remote(given)?;
+            self.images.push_names(&remote, image, tags).await
+        };
+        pushed.await.map_err(|error| fault(Stage::Publish, &error))
+    }
+
+    fn own_credential(&self, registry: &str) -> Option<Credential> {
+        self.elsewhere.credential(registry).unwrap_or_else(|error| {
+            // BuildKit then asks without one, and says so when that does not do.
+            tracing::error!(%error, "the daemon's registry credentials cannot be used");
+            None
+        })
+    }
+
     async fn hold_pack(&self, id: &PackId, caller: &str) -> Result<(), Fault> {
         self.images.hold_pack(id, caller).await.map(|_| ()).map_err(|error| fault(Stage::Context, &error))
     }
@@ -61,9 +98,37 @@ impl RoomImages for RoomContexts {
 
 #[async_trait]
 impl ContextSource for RoomContexts {
-    async fn prepare(&self, spec: &BuildSpec, caller: &str) -> Result<Box<dyn PreparedContext>, Fault> {
-        let mut mounts = Vec::with_capacity(spec.mounts.len());
-        for mount in &spec.mounts {
+    async fn prepare(
+        &self,
+        spec: &BuildSpec,
+        caller: &str,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<Box<dyn PreparedContext>, Fault> {
+        let mounts = self.open_mounts(&spec.mounts, caller, given).await?;
+        let request = ContextRequest {
+            mounts,
+            context_path: spec.context_path.clone(),
+            dockerfile: spec.dockerfile.clone(),
+            target: spec.target.clone(),
+            selection: Box::new(dockerfile::selection),
+        };
+        match self.contexts.prepare(request).await {
+            Ok(prepared) => Ok(Box::new(prepared)),
+            Err(error) => Err(error.fault()),
+        }
+    }
+}
+
+impl RoomContexts {
+    /// Opens the images among the mounts. Whether the caller may use them was checked before, but for packs.
+    pub async fn open_mounts(
+        &self,
+        specs: &[MountSpec],
+        caller: &str,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<Vec<ContextMount>, Fault> {
+        let mut mounts = Vec::with_capacity(specs.len());
+        for mount in specs {
             let at_mount = |mut fault: Fault| {
                 fault.message = format!("mount `{}`: {}", mount.target, fault.message);
                 fault
@@ -72,7 +137,7 @@ impl ContextSource for RoomContexts {
             let (mut manifest, mut pack) = (None, None);
             match &mount.source {
                 MountSource::Image { reference, .. } => {
-                    manifest = Some(self.images.resolve(reference).await.map_err(failed)?);
+                    manifest = Some(self.image(reference, caller, given).await.map_err(failed)?);
                 }
                 MountSource::Pack(id) => match self.pack(id, caller).await.map_err(failed)? {
                     PackContent::Image(image) => manifest = Some(image),
@@ -92,21 +157,23 @@ impl ContextSource for RoomContexts {
             };
             mounts.push(ContextMount { spec: mount.clone(), image, pack });
         }
-        let request = ContextRequest {
-            mounts,
-            context_path: spec.context_path.clone(),
-            dockerfile: spec.dockerfile.clone(),
-            target: spec.target.clone(),
-            selection: Box::new(dockerfile::selection),
-        };
-        match self.contexts.prepare(request).await {
-            Ok(prepared) => Ok(Box::new(prepared)),
-            Err(error) => Err(error.fault()),
-        }
+        Ok(mounts)
     }
-}
 
-impl RoomContexts {
+    /// An image of the room as it is, one of another registry once it is here.
+    async fn image(
+        &self,
+        reference: &Reference,
+        caller: &str,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<Descriptor, ImageError> {
+        if self.images.room_registries().owns_tag(reference) {
+            return self.images.resolve(reference).await;
+        }
+        let remote = self.elsewhere.remote(given)?;
+        self.images.pull_for_mount(&remote, reference, caller).await
+    }
+
     async fn pack(&self, id: &str, caller: &str) -> Result<PackContent, ImageError> {
         let id: PackId = id.parse().map_err(|_| ImageError::NotFound { reference: id.to_owned() })?;
         Ok(self.images.pack(&id, caller).await?.content)
@@ -156,7 +223,8 @@ fn pack_fault(error: &PackError) -> Fault {
 }
 
 fn fault(stage: Stage, error: &ImageError) -> Fault {
-    let fault = Fault::new(stage, error.code(), error.to_string());
+    let mut fault = Fault::new(stage, error.code(), error.to_string());
+    fault.retryable = error.retryable();
     match error.hint() {
         Some(hint) => fault.hint(hint),
         None => fault,

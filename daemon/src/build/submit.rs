@@ -26,6 +26,8 @@ pub struct SubmitBuild {
     pub caller: String,
     /// Images of the room that the Dockerfile may name.
     pub may_pull: Patterns,
+    /// Images of other registries, the same.
+    pub may_pull_from: Patterns,
     /// The same key with the same spec is the same build.
     pub idempotency_key: Option<String>,
 }
@@ -161,6 +163,7 @@ impl Shared {
             spec: request.spec.clone(),
             submitted_by: request.caller.clone(),
             may_pull: request.may_pull.clone(),
+            may_pull_from: request.may_pull_from.clone(),
             state: BuildState::Queued,
             created_at: Timestamp::now(),
             started_at: None,

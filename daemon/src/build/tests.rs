@@ -1,6 +1,7 @@
 //! Builds from end to end with scripted neighbours; the state is kept in memory and in SQLite by turns.
 
 mod cancel;
+mod elsewhere;
 mod lifecycle;
 mod restart;
 mod store;
@@ -55,6 +56,7 @@ impl Room {
             min_free_space: 0,
             registry: "127.0.0.1:4327".to_owned(),
             room_registries: RoomRegistries::default(),
+            mirrored: Vec::new(),
             registry_credential: Arc::new(|_, _| Credential {
                 username: "build".to_owned(),
                 password: Secret::new("token".to_owned()),
@@ -105,6 +107,7 @@ fn record(tag: &str, state: BuildState) -> BuildRecord {
     BuildRecord {
         context: None,
         may_pull: Patterns::all(),
+        may_pull_from: Patterns::all(),
         id: BuildId::random(),
         spec: spec(tag),
         submitted_by: "ann".to_owned(),
@@ -126,6 +129,7 @@ fn request(spec: BuildSpec) -> SubmitBuild {
         secrets: BuildSecrets::default(),
         caller: "ann".to_owned(),
         may_pull: Patterns::all(),
+        may_pull_from: Patterns::all(),
         idempotency_key: None,
     }
 }

@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
+use hearth_pack::remote::Mirrors;
 use tonic::transport::Channel;
 
 use super::{Address, AddressError, channel};
@@ -46,6 +47,8 @@ pub struct Options {
     /// `runc`, the same.
     pub runc: PathBuf,
     pub quota: Quota,
+    /// Asked for FROM before the registries they stand for.
+    pub mirrors: Mirrors,
     pub limits: supervise::Limits,
 }
 
@@ -56,6 +59,7 @@ impl Options {
             program: "buildkitd".into(),
             runc: "runc".into(),
             quota: Quota::default(),
+            mirrors: Mirrors::default(),
             limits: supervise::Limits::default(),
         }
     }
@@ -70,6 +74,7 @@ impl Options {
             program: self.program.clone(),
             runc: self.runc,
             quota: self.quota,
+            mirrors: self.mirrors,
             control: channel::control(&address),
         };
         let variable = |name: &str, value: &str| (OsString::from(name), OsString::from(value));
@@ -99,6 +104,7 @@ struct Buildkitd {
     program: PathBuf,
     runc: PathBuf,
     quota: Quota,
+    mirrors: Mirrors,
     control: ControlClient<Channel>,
 }
 
@@ -113,7 +119,7 @@ impl supervise::Kind for Buildkitd {
             for executor in [EXECUTOR, EXECUTOR_NATIVE] {
                 containers::remove_bundles(&self.dir.join(executor))?;
             }
-            settings::write(&self.dir, &runc, &self.quota)
+            settings::write(&self.dir, &runc, &self.quota, &self.mirrors)
         };
         write().map_err(|error| format!("settings of buildkitd in `{}`: {error}", self.dir.display()))
     }

@@ -2,6 +2,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
+use hearth_pack::remote::Mirror;
 use toml::{Table, Value};
 
 use super::LogFormat;
@@ -42,6 +43,12 @@ pub struct Flags {
     /// Use this buildkitd, such as unix:///run/buildkit/buildkitd.sock, instead of running one
     #[arg(long, env = "HEARTH_BUILDKIT", value_name = "ADDR")]
     buildkit: Option<String>,
+    /// Ask this URL before the registry HOST, such as docker.io=https://mirror.example; may be repeated
+    #[arg(long, env = "HEARTH_REGISTRY_MIRROR", value_name = "HOST=URL", value_delimiter = ',')]
+    registry_mirror: Vec<Mirror>,
+    /// TOML file with credentials of other registries; nobody but the daemon's user may be able to read it
+    #[arg(long, env = "HEARTH_REGISTRY_CREDENTIALS", value_name = "FILE")]
+    registry_credentials: Option<PathBuf>,
     /// Form of the log on stderr [default: text]
     #[arg(long, env = "HEARTH_LOG_FORMAT", value_name = "FORMAT")]
     log_format: Option<LogFormat>,
@@ -79,6 +86,15 @@ impl Flags {
         set("room_storage", path("--room-storage", self.room_storage.as_ref())?);
         set("project_storage", path("--project-storage", self.project_storage.as_ref())?);
         set("buildkit", self.buildkit.clone().map(Value::String));
+        set("registry_credentials", path("--registry-credentials", self.registry_credentials.as_ref())?);
+        let mut mirrors = Table::new();
+        for mirror in &self.registry_mirror {
+            let urls = mirrors.entry(mirror.registry.clone()).or_insert_with(|| Value::Array(Vec::new()));
+            if let Value::Array(urls) = urls {
+                urls.push(Value::String(mirror.url.to_string()));
+            }
+        }
+        set("mirrors", Some(mirrors).filter(|mirrors| !mirrors.is_empty()).map(Value::Table));
         let mut log = Table::new();
         if let Some(format) = self.log_format {
             let word = match format {

@@ -68,6 +68,12 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if config.room_registries.is_empty() {
         return invalid("room_registries", "at least one name is needed");
     }
+    if let Err(error) = config.mirrors() {
+        return invalid("mirrors", &error.to_string());
+    }
+    if config.registry_credentials.as_ref().is_some_and(|path| !path.is_absolute()) {
+        return invalid("registry_credentials", "must be an absolute path");
+    }
     if config.builds.concurrency == 0 {
         return invalid("builds.concurrency", "must be at least 1");
     }
@@ -105,6 +111,15 @@ mod tests {
     }
 
     #[test]
+    fn mirrors_come_from_the_file_and_from_flags_in_one_spelling_of_the_registry() {
+        let file = "[mirrors]\n'docker.io' = ['http://127.0.0.1:1']\n'ghcr.io' = ['https://m.example']\n";
+        let flag = ["--registry-mirror", "index.docker.io=http://127.0.0.1:2"];
+        let mirrors = load_with(file, &flag).unwrap().mirrors().unwrap();
+        let all: Vec<String> = mirrors.iter().map(ToString::to_string).collect();
+        assert_eq!(all, ["docker.io=http://127.0.0.1:2", "ghcr.io=https://m.example"]);
+    }
+
+    #[test]
     fn a_typo_in_the_file_fails_and_names_file_and_key() {
         let error = load_with("statedir = '/x'\n", &[]).unwrap_err().to_string();
         assert!(error.contains("hearthd.toml") && error.contains("statedir"), "{error}");
@@ -123,7 +138,7 @@ mod tests {
         let example = include_str!("../../../deploy/config/hearthd.toml");
         assert_eq!(load_with(example, &[]).unwrap(), Config::default());
         assert_eq!(load_with(&example.replace("#: ", ""), &[]).unwrap(), Config::default());
-        assert_eq!(example.matches("#: ").count(), 23, "every setting with a default is shown");
+        assert_eq!(example.matches("#: ").count(), 24, "every setting with a default is shown");
     }
 
     #[test]
@@ -133,6 +148,8 @@ mod tests {
             ("state_dir = 'relative'", "state_dir"),
             ("buildkit = 'localhost:1234'", "buildkit"),
             ("room_registries = []", "room_registries"),
+            ("registry_credentials = 'relative'", "registry_credentials"),
+            ("[mirrors]\n'docker.io' = ['ftp://x']", "mirrors"),
             ("[builds]\nconcurrency = 0", "concurrency"),
         ] {
             let error = load_with(file, &[]).unwrap_err().to_string();

@@ -65,6 +65,9 @@ struct Shared {
     memory: Memory,
 }
 
+/// Tells from a Dockerfile what it takes from its context.
+pub type Selector = Box<dyn FnOnce(&[u8]) -> Selection + Send>;
+
 /// What of a build decides about its files.
 pub struct ContextRequest {
     pub mounts: Vec<ContextMount>,
@@ -74,7 +77,7 @@ pub struct ContextRequest {
     pub target: Option<String>,
     /// What a Dockerfile with these bytes copies from its context. It may say too little: the build is
     /// then told so, and the next try covers everything.
-    pub selection: Box<dyn FnOnce(&[u8]) -> Selection + Send>,
+    pub selection: Selector,
 }
 
 /// A mount, and its image when its source is one. Whether the caller may use it was checked before.
@@ -149,12 +152,22 @@ impl Contexts {
 }
 
 impl Contexts {
+    /// Opens mounts as one tree, and looks at no more of it than that.
+    pub async fn open_tree(&self, mounts: Vec<ContextMount>) -> Result<Tree, ContextError> {
+        let shared = Arc::clone(&self.0);
+        let open = move || {
+            let mounted = mounts.into_iter().map(|mount| shared.open(mount)).collect::<Result<_, _>>()?;
+            Tree::new(mounted)
+        };
+        task::blocking("context.open", open).await.unwrap_or(Err(ContextError::Ending))
+    }
+
     /// Removes what is kept of layers that are not needed any more.
     pub async fn forget_layers(&self, diff_ids: Vec<Digest>) {
         let shared = Arc::clone(&self.0);
         let forget = move || diff_ids.iter().for_each(|diff_id| shared.layers.forget(diff_id));
         if task::blocking("context.forget", forget).await.is_err() {
-            tracing::warn!("decompressed layers stay until the quota frees them");
+            tracing::warn!("indexes of layers stay until the quota frees them");
         }
     }
 }

@@ -7,6 +7,7 @@ use anyhow::Result;
 use axum::Router;
 use axum::middleware::{from_fn_with_state, map_request};
 use hearth_proto::v1::builds_server::BuildsServer;
+use hearth_proto::v1::contexts_server::ContextsServer;
 use hearth_proto::v1::images_server::ImagesServer;
 use hearth_proto::v1::packs_server::PacksServer;
 use hearth_proto::v1::storage_server::StorageServer;
@@ -22,18 +23,23 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::access::Access;
 use crate::api::auth::require_caller;
 use crate::api::grpc::{
-    BuildsService, ImagesService, PacksService, StorageService, SystemService, cut_off_is_an_error,
+    BuildsService, ContextsService, ImagesService, PacksService, StorageService, SystemService,
+    cut_off_is_an_error,
 };
 use crate::api::http::{self, Readiness};
 use crate::build;
+use crate::context::mounts::Mounts;
 use crate::context::storage::Storage;
-use crate::image::Images;
+use crate::image::{Elsewhere, Images};
 use crate::model::RoomRegistries;
 use crate::packs::Packs;
 
 pub(super) struct Parts {
     pub builds: build::Handle,
+    pub contexts: build::RoomContexts,
+    pub mounts: Mounts,
     pub images: Images,
+    pub elsewhere: Elsewhere,
     pub packs: Packs,
     pub storage: Storage,
     pub access: Arc<Access>,
@@ -47,14 +53,24 @@ pub(super) struct Parts {
 }
 
 /// The names that `grpc.health.v1` is asked for; the empty one is the daemon as a whole.
-const SERVICES: [&str; 6] =
-    ["", "hearth.v1.Builds", "hearth.v1.Images", "hearth.v1.Packs", "hearth.v1.Storage", "hearth.v1.System"];
+const SERVICES: [&str; 7] = [
+    "",
+    "hearth.v1.Builds",
+    "hearth.v1.Contexts",
+    "hearth.v1.Images",
+    "hearth.v1.Packs",
+    "hearth.v1.Storage",
+    "hearth.v1.System",
+];
 
 pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let builds =
         BuildsService { builds: parts.builds, rooms: parts.rooms.clone(), max_timeout: parts.max_timeout };
-    let images = ImagesService { images: parts.images, storage: parts.storage.clone() };
+    let contexts =
+        ContextsService { contexts: parts.contexts, mounts: parts.mounts, rooms: parts.rooms.clone() };
+    let images =
+        ImagesService { images: parts.images, storage: parts.storage.clone(), elsewhere: parts.elsewhere };
     let packs =
         PacksService { packs: parts.packs, storage: parts.storage.clone(), rooms: parts.rooms.clone() };
     let system = SystemService {
@@ -75,6 +91,7 @@ pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let grpc = Routes::new(sized!(BuildsServer::new(builds)))
+        .add_service(sized!(ContextsServer::new(contexts)))
         .add_service(sized!(ImagesServer::new(images)))
         .add_service(sized!(PacksServer::new(packs)))
         .add_service(sized!(StorageServer::new(storage)))

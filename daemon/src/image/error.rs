@@ -1,4 +1,7 @@
 use hearth_pack::archive::ArchiveError;
+use hearth_pack::remote::RemoteError;
+
+use super::elsewhere::CredentialsFileError;
 
 use super::port::CatalogError;
 use crate::model::Digest;
@@ -35,6 +38,12 @@ pub enum ImageError {
     #[error("no space is left for the image")]
     NoSpace,
     #[error(transparent)]
+    Remote(#[from] RemoteError),
+    #[error(transparent)]
+    Credentials(#[from] CredentialsFileError),
+    #[error("image {digest} has {count} blobs; {limit} are taken")]
+    TooManyBlobs { digest: Digest, count: usize, limit: usize },
+    #[error(transparent)]
     Catalog(#[from] CatalogError),
     #[error("{digest}: {source}")]
     Read { digest: Digest, source: std::io::Error },
@@ -46,7 +55,7 @@ pub enum ImageError {
 
 impl ImageError {
     /// Stable word for the cause.
-    pub const fn code(&self) -> &'static str {
+    pub fn code(&self) -> &'static str {
         match self {
             Self::NotFound { .. } => "image_not_found",
             Self::Foreign { .. } => "foreign_registry",
@@ -61,7 +70,18 @@ impl ImageError {
             Self::Archive(_) => "invalid_archive",
             Self::PackNotFound { .. } => "pack_not_found",
             Self::NoSpace => "no_space",
+            Self::Remote(error) => error.code(),
+            Self::Credentials(_) => "registry_credentials",
+            Self::TooManyBlobs { .. } => "invalid_manifest",
             Self::Catalog(_) | Self::Read { .. } | Self::Sweep(_) | Self::Ending => "internal",
+        }
+    }
+
+    /// Whether the same request may succeed later.
+    pub const fn retryable(&self) -> bool {
+        match self {
+            Self::Remote(error) => error.retryable(),
+            _ => false,
         }
     }
 
@@ -71,6 +91,7 @@ impl ImageError {
             Self::NotFound { .. } => Some("see `hearth images list`, or build or load the image first"),
             Self::Foreign { .. } => Some("pack or load the image into the room first"),
             Self::Archive(ArchiveError::Truncated) => Some("send it again; nothing of it was kept"),
+            Self::Remote(error) => error.hint(),
             Self::NoSpace => {
                 Some("remove images that are not needed, or give the state directory more space")
             }

@@ -19,7 +19,7 @@ use crate::model::{Digest, Reference, Tag};
 use crate::task;
 
 /// An image has tens of blobs; each one is a file.
-const MAX_BLOBS: usize = 10_000;
+pub(super) const MAX_BLOBS: usize = 10_000;
 
 /// After a load of this length, its first blobs are touched again: the sweep takes what is not for an hour.
 const LONG: Duration = Duration::from_secs(1200);
@@ -43,8 +43,17 @@ pub struct Loaded {
     pub image: Option<TaggedImage>,
 }
 
+/// An archive that was taken in and has no name yet. It is named or discarded; one that is dropped is
+/// freed by the sweep.
+#[derive(Debug)]
+pub struct Received {
+    manifest: Descriptor,
+    contents: Contents,
+    stored: Vec<Stored>,
+}
+
 impl Images {
-    /// Reads an archive to its end. The reader is read on a blocking thread.
+    /// Takes an archive in and names it.
     pub async fn load(
         &self,
         archive: impl Read + Send + 'static,
@@ -53,11 +62,22 @@ impl Images {
         if let Destination::Tag(tag) = &destination {
             self.own(tag)?;
         }
+        let received = self.receive(archive).await?;
+        self.settle(received, destination).await
+    }
+
+    /// Reads an archive to its end. The reader is read on a blocking thread.
+    pub async fn receive(&self, archive: impl Read + Send + 'static) -> Result<Received, ImageError> {
         let shared = Arc::clone(&self.shared);
         let taken = task::blocking("load archive", move || take(&*shared.blobs, archive)).await;
         let (manifest, contents, stored) = taken.map_err(|_| ImageError::Ending)??;
-        let named = self.name(&manifest, contents, destination).await;
-        match named {
+        Ok(Received { manifest, contents, stored })
+    }
+
+    /// Names what was received. On an error, it is discarded.
+    pub async fn settle(&self, received: Received, destination: Destination) -> Result<Loaded, ImageError> {
+        let Received { manifest, contents, stored } = received;
+        match self.name(&manifest, contents, destination).await {
             Ok((pack, image, size_bytes)) => {
                 if let Some(id) = &pack {
                     self.remember_brought(id, &stored).await;
@@ -67,12 +87,21 @@ impl Images {
                 Ok(Loaded { manifest, size_bytes, reused_bytes, pack, image })
             }
             Err(error) => {
-                let shared = Arc::clone(&self.shared);
-                if task::blocking("take back", move || take_back(&*shared.blobs, &stored)).await.is_err() {
-                    tracing::warn!("blobs of an archive that was not loaded stay until the next sweep");
-                }
+                self.take_back(stored).await;
                 Err(error)
             }
+        }
+    }
+
+    /// Nothing stays of what was received.
+    pub async fn discard(&self, received: Received) {
+        self.take_back(received.stored).await;
+    }
+
+    pub(super) async fn take_back(&self, stored: Vec<Stored>) {
+        let shared = Arc::clone(&self.shared);
+        if task::blocking("take back", move || take_back(&*shared.blobs, &stored)).await.is_err() {
+            tracing::warn!("blobs of an image that was not kept stay until the next sweep");
         }
     }
 
@@ -90,7 +119,7 @@ impl Images {
         Ok(self.name(&manifest, contents, Destination::Tag(tag)).await?.1)
     }
 
-    async fn name(
+    pub(super) async fn name(
         &self,
         manifest: &Descriptor,
         contents: Contents,

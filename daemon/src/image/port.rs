@@ -191,6 +191,16 @@ pub struct Pack {
     pub created_at: Timestamp,
 }
 
+impl Pack {
+    /// The manifest of a pack that is an image.
+    pub const fn image(&self) -> Option<&Descriptor> {
+        match &self.content {
+            PackContent::Image(manifest) => Some(manifest),
+            PackContent::Tree { .. } => None,
+        }
+    }
+}
+
 /// What a pack stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PackContent {

@@ -7,6 +7,8 @@ use crate::model::id::PackId;
 use crate::registry::blobs::BlobStore;
 use crate::store::Store;
 
+mod pull;
+
 struct Room {
     directory: tempfile::TempDir,
     images: Images,

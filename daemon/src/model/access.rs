@@ -157,6 +157,16 @@ impl Caller {
         patterns.allow(repository.as_str())
     }
 
+    /// Whether an image of another registry may be read here; `name` is `registry/repository`.
+    pub fn may_pull_from(&self, name: &str) -> bool {
+        self.scope.containers.as_ref().is_some_and(|containers| containers.pull.allow(name))
+    }
+
+    /// Whether images may be sent to another registry; `name` is `registry/repository`.
+    pub fn may_push_to(&self, name: &str) -> bool {
+        self.scope.containers.as_ref().is_some_and(|containers| containers.registry.write.allow(name))
+    }
+
     /// Whether a path of room or project storage may be used. `path` is normalised and relative.
     pub fn may_use_storage(&self, verb: StorageVerb, path: &str) -> bool {
         self.scope.storage.as_ref().is_some_and(|grant| {

@@ -26,7 +26,7 @@ use super::secret::{Credential, Secret};
 /// A checked request for a build. Holds nothing secret: it is stored and shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildSpec {
-    /// Names for the result, each with a tag and in the room's registry; at least one.
+    /// Names for the result, each with a tag, in the room's registry or in another; at least one.
     pub tags: Vec<Reference>,
     /// At least one, targets distinct.
     pub mounts: Vec<MountSpec>,
@@ -132,6 +132,10 @@ pub struct BuildRecord {
     /// Images of the room that the Dockerfile may name: what the caller may pull.
     #[serde(default)]
     pub may_pull: Patterns,
+    /// Images of other registries that the caller may pull. A registry that is covered whole is opened for
+    /// FROM with the daemon's own credentials.
+    #[serde(default)]
+    pub may_pull_from: Patterns,
     pub state: BuildState,
     pub created_at: Timestamp,
     #[serde(default)]

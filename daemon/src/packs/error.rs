@@ -61,7 +61,7 @@ impl From<std::io::Error> for PackError {
 
 impl PackError {
     /// Stable word for the cause.
-    pub const fn code(&self) -> &'static str {
+    pub fn code(&self) -> &'static str {
         match self {
             Self::NoUpload { .. } => "upload_not_found",
             Self::TooManyUploads { .. } => "too_many_uploads",

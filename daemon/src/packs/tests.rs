@@ -223,7 +223,7 @@ async fn a_tree_that_was_sent_is_there_whole_and_the_next_time_at_once() {
     tree.open_at(&hash, size, 5_000_000).unwrap().read_to_end(&mut middle).unwrap();
     assert_eq!(middle, noise(1, 6_000_000)[5_000_000..]);
     let again = match local.begin(&room.packs, "ann").await {
-        Begun::Done(committed) => committed,
+        Begun::Done(committed) => *committed,
         Begun::Upload(_) => panic!("it asks for what it has"),
     };
     assert_ne!(again.pack, committed.pack);

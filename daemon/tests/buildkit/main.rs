@@ -6,6 +6,7 @@
     reason = "tests fail by panicking, and show what they measured"
 )]
 
+mod contexts;
 mod memory;
 mod registry;
 
@@ -139,6 +140,23 @@ impl Fixture {
             }
         }
         all
+    }
+
+    /// Time of a file in an image, in seconds since 1970.
+    fn time_of(&self, outcome: &SolveOutcome, path: &str) -> u64 {
+        let manifest = self.json(&outcome.digest.to_string());
+        let mut found = None;
+        for layer in manifest["layers"].as_array().unwrap() {
+            let bytes = self.registry.get(layer["digest"].as_str().unwrap()).unwrap();
+            let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(bytes.as_ref()));
+            for entry in archive.entries().unwrap() {
+                let entry = entry.unwrap();
+                if entry.path().unwrap().as_os_str() == path {
+                    found = Some(entry.header().mtime().unwrap());
+                }
+            }
+        }
+        found.unwrap()
     }
 
     fn json(&self, digest: &str) -> serde_json::Value {

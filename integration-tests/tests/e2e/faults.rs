@@ -276,7 +276,9 @@ fn a_daemon_uses_the_buildkitd_that_it_is_told() {
     let owner = Daemon::start(Options::room("bk-owner"));
     let socket = owner.buildkit_socket().expect("the socket of the managed buildkitd");
     let address = format!("unix://{}", socket.display());
-    let guest = Daemon::start(Options::room("bk-guest").arguments(&["--buildkit", &address]));
+    let guest = Options::room("bk-guest").arguments(&["--buildkit", &address]);
+    // A minute by default; what is asserted is what comes after the wait.
+    let guest = Daemon::start(guest.config("[builds]\nbuilder_wait_seconds = 3\n"));
     assert!(guest.buildkitd().is_none(), "it starts none of its own");
     guest.put("x", &Tree::new().dockerfile("FROM scratch\nCOPY a /\n").file("a", "guest"));
     guest.build_ok("x:1", "x", &[]);

@@ -24,7 +24,7 @@ pub fn group() -> Group {
             a_pack_becomes_an_image_of_the_room_and_a_base,
             what_the_image_declares_can_be_given,
             a_base_from_an_archive_lies_below,
-            a_base_that_is_no_archive_is_a_usage_error,
+            a_base_that_is_no_name_is_a_usage_error,
             dockerignore_keeps_files_out_of_a_pack,
             a_build_of_a_pack_finds_its_dockerfile,
             a_build_of_a_pack_finds_its_containerfile,
@@ -207,11 +207,11 @@ fn a_base_from_an_archive_lies_below(daemon: &Daemon) {
     assert_eq!(image.config["config"]["Cmd"], serde_json::json!(["sh"]));
 }
 
-fn a_base_that_is_no_archive_is_a_usage_error(daemon: &Daemon) {
+fn a_base_that_is_no_name_is_a_usage_error(daemon: &Daemon) {
     let work = tempfile::tempdir_in(daemon.directory()).unwrap();
     sample().write(work.path());
-    let output = daemon.hearth(&["pack", text(work.path()), "--tag", "on-base:1", "--base", "python:3.13"]);
-    output.expect_code(2).says(&["python:3.13", "oci-archive:"]);
+    let output = daemon.hearth(&["pack", text(work.path()), "--tag", "on-base:1", "--base", "Python 3.13"]);
+    output.expect_code(2).says(&["Python 3.13", "oci-archive:"]);
 }
 
 fn dockerignore_keeps_files_out_of_a_pack(daemon: &Daemon) {

@@ -298,6 +298,25 @@ pub struct Build {
     /// The spec as accepted, without secrets and credentials.
     #[prost(message, optional, tag = "11")]
     pub spec: ::core::option::Option<BuildSpec>,
+    /// What the files of the context were known by: paths, kinds, modes, link targets, hard links,
+    /// extended attributes and content of what the build could read. What the ignore file hides, what
+    /// lies beside the paths that the Dockerfile copies, times and owners play no part. Empty before
+    /// the build has ended. Example: "blake3:af13...".
+    #[prost(string, tag = "12")]
+    pub context_digest: ::prost::alloc::string::String,
+    /// The same for what each mount gave to the context, by target.
+    #[prost(message, repeated, tag = "13")]
+    pub mount_digests: ::prost::alloc::vec::Vec<MountDigest>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MountDigest {
+    /// Example: "/context/vendor".
+    #[prost(string, tag = "1")]
+    pub target: ::prost::alloc::string::String,
+    /// Of paths relative to the target.
+    #[prost(string, tag = "2")]
+    pub digest: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1315,6 +1334,1702 @@ pub mod builds_server {
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FileEntry {
+    /// Path from the storage's root. Names that are not UTF-8 are shown with U+FFFD.
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+    #[prost(enumeration = "FileKind", tag = "2")]
+    pub kind: i32,
+    #[prost(uint64, tag = "3")]
+    pub size_bytes: u64,
+    /// Permission bits, such as 0644 (420).
+    #[prost(uint32, tag = "4")]
+    pub mode: u32,
+    #[prost(message, optional, tag = "5")]
+    pub modified_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Target of a symlink, as written.
+    #[prost(string, tag = "6")]
+    pub link_target: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListFilesRequest {
+    #[prost(enumeration = "StorageArea", tag = "1")]
+    pub area: i32,
+    /// Empty is the root.
+    #[prost(string, tag = "2")]
+    pub path: ::prost::alloc::string::String,
+    #[prost(bool, tag = "3")]
+    pub recursive: bool,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadFileRequest {
+    #[prost(enumeration = "StorageArea", tag = "1")]
+    pub area: i32,
+    #[prost(string, tag = "2")]
+    pub path: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadFileResponse {
+    #[prost(oneof = "read_file_response::Message", tags = "1, 2")]
+    pub message: ::core::option::Option<read_file_response::Message>,
+}
+/// Nested message and enum types in `ReadFileResponse`.
+pub mod read_file_response {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Message {
+        #[prost(message, tag = "1")]
+        Entry(super::FileEntry),
+        #[prost(bytes, tag = "2")]
+        Chunk(::prost::bytes::Bytes),
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WriteFileRequest {
+    #[prost(oneof = "write_file_request::Message", tags = "1, 2")]
+    pub message: ::core::option::Option<write_file_request::Message>,
+}
+/// Nested message and enum types in `WriteFileRequest`.
+pub mod write_file_request {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Message {
+        #[prost(message, tag = "1")]
+        Begin(super::WriteBegin),
+        /// At most 4 MiB each.
+        #[prost(bytes, tag = "2")]
+        Chunk(::prost::bytes::Bytes),
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WriteBegin {
+    #[prost(enumeration = "StorageArea", tag = "1")]
+    pub area: i32,
+    /// Example: "apps/my-app/Dockerfile".
+    #[prost(string, tag = "2")]
+    pub path: ::prost::alloc::string::String,
+    /// Permission bits of the new file; 0 means 0644.
+    #[prost(uint32, tag = "3")]
+    pub mode: u32,
+    /// What the content must be, when known: the write fails on any difference.
+    #[prost(uint64, optional, tag = "4")]
+    pub size_bytes: ::core::option::Option<u64>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveFileRequest {
+    #[prost(enumeration = "StorageArea", tag = "1")]
+    pub area: i32,
+    #[prost(string, tag = "2")]
+    pub path: ::prost::alloc::string::String,
+    #[prost(bool, tag = "3")]
+    pub recursive: bool,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveFileResponse {}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum StorageArea {
+    /// The same as ROOM.
+    Unspecified = 0,
+    Room = 1,
+    Project = 2,
+}
+impl StorageArea {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "STORAGE_AREA_UNSPECIFIED",
+            Self::Room => "STORAGE_AREA_ROOM",
+            Self::Project => "STORAGE_AREA_PROJECT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "STORAGE_AREA_UNSPECIFIED" => Some(Self::Unspecified),
+            "STORAGE_AREA_ROOM" => Some(Self::Room),
+            "STORAGE_AREA_PROJECT" => Some(Self::Project),
+            _ => None,
+        }
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum FileKind {
+    Unspecified = 0,
+    File = 1,
+    Directory = 2,
+    Symlink = 3,
+    /// A socket, fifo or device.
+    Other = 4,
+}
+impl FileKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "FILE_KIND_UNSPECIFIED",
+            Self::File => "FILE_KIND_FILE",
+            Self::Directory => "FILE_KIND_DIRECTORY",
+            Self::Symlink => "FILE_KIND_SYMLINK",
+            Self::Other => "FILE_KIND_OTHER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "FILE_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "FILE_KIND_FILE" => Some(Self::File),
+            "FILE_KIND_DIRECTORY" => Some(Self::Directory),
+            "FILE_KIND_SYMLINK" => Some(Self::Symlink),
+            "FILE_KIND_OTHER" => Some(Self::Other),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod storage_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// The files of the room and of its project. Paths are relative to the storage's root; nothing
+    /// outside it can be reached, not through links either.
+    #[derive(Debug, Clone)]
+    pub struct StorageClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl StorageClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> StorageClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> StorageClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            StorageClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Entries of a directory, or the one file, by name. Streamed, so that large directories are fine.
+        pub async fn list(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListFilesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::FileEntry>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Storage/List");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Storage", "List"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Content of a file. The first message is `entry`, all others are `chunk`.
+        pub async fn read(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReadFileRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ReadFileResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Storage/Read");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Storage", "Read"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Writes a file, whole or not at all: readers see the old content until the new one is complete.
+        /// The first message is `begin`, all others are `chunk`. Missing directories are made.
+        pub async fn write(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::WriteFileRequest>,
+        ) -> std::result::Result<tonic::Response<super::FileEntry>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Storage/Write");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Storage", "Write"));
+            self.inner.client_streaming(req, path, codec).await
+        }
+        /// Removes a file, or a directory when `recursive`.
+        pub async fn remove(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemoveFileRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveFileResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Storage/Remove");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Storage", "Remove"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod storage_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with StorageServer.
+    #[async_trait]
+    pub trait Storage: std::marker::Send + std::marker::Sync + 'static {
+        /// Server streaming response type for the List method.
+        type ListStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::FileEntry, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Entries of a directory, or the one file, by name. Streamed, so that large directories are fine.
+        async fn list(
+            &self,
+            request: tonic::Request<super::ListFilesRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ListStream>, tonic::Status>;
+        /// Server streaming response type for the Read method.
+        type ReadStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ReadFileResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Content of a file. The first message is `entry`, all others are `chunk`.
+        async fn read(
+            &self,
+            request: tonic::Request<super::ReadFileRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ReadStream>, tonic::Status>;
+        /// Writes a file, whole or not at all: readers see the old content until the new one is complete.
+        /// The first message is `begin`, all others are `chunk`. Missing directories are made.
+        async fn write(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::WriteFileRequest>>,
+        ) -> std::result::Result<tonic::Response<super::FileEntry>, tonic::Status>;
+        /// Removes a file, or a directory when `recursive`.
+        async fn remove(
+            &self,
+            request: tonic::Request<super::RemoveFileRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveFileResponse>,
+            tonic::Status,
+        >;
+    }
+    /// The files of the room and of its project. Paths are relative to the storage's root; nothing
+    /// outside it can be reached, not through links either.
+    #[derive(Debug)]
+    pub struct StorageServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> StorageServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for StorageServer<T>
+    where
+        T: Storage,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/hearth.v1.Storage/List" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListSvc<T: Storage>(pub Arc<T>);
+                    impl<
+                        T: Storage,
+                    > tonic::server::ServerStreamingService<super::ListFilesRequest>
+                    for ListSvc<T> {
+                        type Response = super::FileEntry;
+                        type ResponseStream = T::ListStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListFilesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Storage>::list(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Storage/Read" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReadSvc<T: Storage>(pub Arc<T>);
+                    impl<
+                        T: Storage,
+                    > tonic::server::ServerStreamingService<super::ReadFileRequest>
+                    for ReadSvc<T> {
+                        type Response = super::ReadFileResponse;
+                        type ResponseStream = T::ReadStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReadFileRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Storage>::read(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReadSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Storage/Write" => {
+                    #[allow(non_camel_case_types)]
+                    struct WriteSvc<T: Storage>(pub Arc<T>);
+                    impl<
+                        T: Storage,
+                    > tonic::server::ClientStreamingService<super::WriteFileRequest>
+                    for WriteSvc<T> {
+                        type Response = super::FileEntry;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::WriteFileRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Storage>::write(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WriteSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.client_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Storage/Remove" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveSvc<T: Storage>(pub Arc<T>);
+                    impl<
+                        T: Storage,
+                    > tonic::server::UnaryService<super::RemoveFileRequest>
+                    for RemoveSvc<T> {
+                        type Response = super::RemoveFileResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveFileRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Storage>::remove(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for StorageServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "hearth.v1.Storage";
+    impl<T> tonic::server::NamedService for StorageServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// A union of mounts, as a build has it.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ContextSources {
+    /// At least one; targets must differ.
+    #[prost(message, repeated, tag = "1")]
+    pub mounts: ::prost::alloc::vec::Vec<Mount>,
+    /// Absolute directory inside the mounts that is the root. May be empty: with one mount it is that
+    /// mount's target, with several it is "/".
+    #[prost(string, tag = "2")]
+    pub context_path: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ContextEntry {
+    /// From the root of what was asked for, `/` between names, as bytes: names need not be UTF-8. Empty
+    /// for the root itself.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub path: ::prost::bytes::Bytes,
+    #[prost(enumeration = "FileKind", tag = "2")]
+    pub kind: i32,
+    #[prost(uint64, tag = "3")]
+    pub size_bytes: u64,
+    /// Permission, setuid, setgid and sticky bits, such as 0644 (420).
+    #[prost(uint32, tag = "4")]
+    pub mode: u32,
+    #[prost(message, optional, tag = "5")]
+    pub modified_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Target of a symlink, as written.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub link_target: ::prost::bytes::Bytes,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListContextRequest {
+    #[prost(message, optional, tag = "1")]
+    pub context: ::core::option::Option<ContextSources>,
+    /// Absolute path inside the mounts, or relative to the root; links are followed inside the mounts.
+    /// Empty is the root. Example: "/context/src".
+    #[prost(bytes = "bytes", tag = "2")]
+    pub path: ::prost::bytes::Bytes,
+    #[prost(bool, tag = "3")]
+    pub recursive: bool,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReadContextRequest {
+    #[prost(message, optional, tag = "1")]
+    pub context: ::core::option::Option<ContextSources>,
+    /// As in ListContextRequest; a regular file.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub path: ::prost::bytes::Bytes,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadContextResponse {
+    #[prost(oneof = "read_context_response::Message", tags = "1, 2")]
+    pub message: ::core::option::Option<read_context_response::Message>,
+}
+/// Nested message and enum types in `ReadContextResponse`.
+pub mod read_context_response {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Message {
+        #[prost(message, tag = "1")]
+        Entry(super::ContextEntry),
+        #[prost(bytes, tag = "2")]
+        Chunk(::prost::bytes::Bytes),
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DigestContextRequest {
+    #[prost(message, optional, tag = "1")]
+    pub context: ::core::option::Option<ContextSources>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DigestContextResponse {
+    /// Example: "blake3:9b2c...".
+    #[prost(string, tag = "1")]
+    pub digest: ::prost::alloc::string::String,
+    /// Regular files, each hard link counted once, and their bytes.
+    #[prost(uint64, tag = "2")]
+    pub files: u64,
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DiffContextRequest {
+    #[prost(message, optional, tag = "3")]
+    pub right: ::core::option::Option<ContextSources>,
+    #[prost(oneof = "diff_context_request::Left", tags = "1, 2")]
+    pub left: ::core::option::Option<diff_context_request::Left>,
+}
+/// Nested message and enum types in `DiffContextRequest`.
+pub mod diff_context_request {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Left {
+        /// Compared with `right`.
+        #[prost(message, tag = "1")]
+        Context(super::ContextSources),
+        /// A mounted directory: what was changed in it. `right` stays empty.
+        #[prost(string, tag = "2")]
+        Mounted(::prost::alloc::string::String),
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ContextDifference {
+    #[prost(enumeration = "Difference", tag = "1")]
+    pub difference: i32,
+    /// From the root, as bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub path: ::prost::bytes::Bytes,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MountContextRequest {
+    #[prost(message, optional, tag = "1")]
+    pub context: ::core::option::Option<ContextSources>,
+    /// Absolute path of an empty directory on the daemon's machine. Example: "/mnt/my-app".
+    #[prost(string, tag = "2")]
+    pub directory: ::prost::alloc::string::String,
+    /// Whether it may be written. Writing goes to a place of the daemon's own: the sources never change.
+    #[prost(bool, tag = "3")]
+    pub writable: bool,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ContextMount {
+    #[prost(string, tag = "1")]
+    pub directory: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub context: ::core::option::Option<ContextSources>,
+    #[prost(bool, tag = "3")]
+    pub writable: bool,
+    /// False for one that is not mounted now, whose changes are kept.
+    #[prost(bool, tag = "4")]
+    pub mounted: bool,
+    /// Whether changes of an earlier mount were taken back. Only in the answer of Mount.
+    #[prost(bool, tag = "5")]
+    pub resumed: bool,
+    #[prost(message, optional, tag = "6")]
+    pub since: ::core::option::Option<::prost_types::Timestamp>,
+    /// Name of the participant who mounted it.
+    #[prost(string, tag = "7")]
+    pub mounted_by: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnmountContextRequest {
+    #[prost(string, tag = "1")]
+    pub directory: ::prost::alloc::string::String,
+    /// Unmount although files in it are open: they stay usable for those who have them.
+    #[prost(bool, tag = "2")]
+    pub lazy: bool,
+    /// Throw away what was written, too. Also for a directory that is not mounted now.
+    #[prost(bool, tag = "3")]
+    pub discard: bool,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnmountContextResponse {
+    /// Whether changes are kept.
+    #[prost(bool, tag = "1")]
+    pub kept: bool,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListContextMountsRequest {}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListContextMountsResponse {
+    /// By directory.
+    #[prost(message, repeated, tag = "1")]
+    pub mounts: ::prost::alloc::vec::Vec<ContextMount>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Difference {
+    Unspecified = 0,
+    /// Only on the right, or new in the mounted context.
+    Added = 1,
+    /// Only on the left, or removed from the mounted context.
+    Removed = 2,
+    /// On both sides, with another kind, mode, target or content; or written to.
+    Changed = 3,
+}
+impl Difference {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "DIFFERENCE_UNSPECIFIED",
+            Self::Added => "DIFFERENCE_ADDED",
+            Self::Removed => "DIFFERENCE_REMOVED",
+            Self::Changed => "DIFFERENCE_CHANGED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DIFFERENCE_UNSPECIFIED" => Some(Self::Unspecified),
+            "DIFFERENCE_ADDED" => Some(Self::Added),
+            "DIFFERENCE_REMOVED" => Some(Self::Removed),
+            "DIFFERENCE_CHANGED" => Some(Self::Changed),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod contexts_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// The files that a build would see, without a build: the same union of mounts, looked at, compared,
+    /// and mounted on the daemon's machine.
+    ///
+    /// grpcurl -H "authorization: Bearer $TOKEN" -plaintext -d '{"context": {
+    /// "mounts": \[{"room_path": "apps/my-app", "target": "/context"}\]}, "recursive": true}'
+    /// 127.0.0.1:4327 hearth.v1.Contexts/List
+    #[derive(Debug, Clone)]
+    pub struct ContextsClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl ContextsClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> ContextsClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> ContextsClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            ContextsClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Entries of a directory, or the one file, by name. Streamed, so that large trees are fine.
+        pub async fn list(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListContextRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ContextEntry>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Contexts/List");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Contexts", "List"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Content of a file. The first message is `entry`, all others are `chunk`.
+        pub async fn read(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReadContextRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ReadContextResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Contexts/Read");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Contexts", "Read"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Identity of a tree: equal for the same files, wherever they come from.
+        pub async fn digest(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DigestContextRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DigestContextResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hearth.v1.Contexts/Digest",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Contexts", "Digest"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What is different between two contexts, or what was changed in a mounted one, in walk order.
+        pub async fn diff(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DiffContextRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ContextDifference>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Contexts/Diff");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Contexts", "Diff"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Mounts a context on a directory of the daemon's machine, until it is unmounted or the daemon ends.
+        /// Only over the daemon's unix socket, for root and the daemon's own user.
+        pub async fn mount(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MountContextRequest>,
+        ) -> std::result::Result<tonic::Response<super::ContextMount>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Contexts/Mount");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Contexts", "Mount"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Unmounts it. What was written stays for the next mount of the same files on the same directory.
+        /// Only over the daemon's unix socket, for root and the daemon's own user.
+        pub async fn unmount(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UnmountContextRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UnmountContextResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hearth.v1.Contexts/Unmount",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hearth.v1.Contexts", "Unmount"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What is mounted, and what was written in contexts that are not mounted now.
+        pub async fn list_mounts(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListContextMountsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListContextMountsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hearth.v1.Contexts/ListMounts",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hearth.v1.Contexts", "ListMounts"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod contexts_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with ContextsServer.
+    #[async_trait]
+    pub trait Contexts: std::marker::Send + std::marker::Sync + 'static {
+        /// Server streaming response type for the List method.
+        type ListStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ContextEntry, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Entries of a directory, or the one file, by name. Streamed, so that large trees are fine.
+        async fn list(
+            &self,
+            request: tonic::Request<super::ListContextRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ListStream>, tonic::Status>;
+        /// Server streaming response type for the Read method.
+        type ReadStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ReadContextResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Content of a file. The first message is `entry`, all others are `chunk`.
+        async fn read(
+            &self,
+            request: tonic::Request<super::ReadContextRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ReadStream>, tonic::Status>;
+        /// Identity of a tree: equal for the same files, wherever they come from.
+        async fn digest(
+            &self,
+            request: tonic::Request<super::DigestContextRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DigestContextResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the Diff method.
+        type DiffStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ContextDifference, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// What is different between two contexts, or what was changed in a mounted one, in walk order.
+        async fn diff(
+            &self,
+            request: tonic::Request<super::DiffContextRequest>,
+        ) -> std::result::Result<tonic::Response<Self::DiffStream>, tonic::Status>;
+        /// Mounts a context on a directory of the daemon's machine, until it is unmounted or the daemon ends.
+        /// Only over the daemon's unix socket, for root and the daemon's own user.
+        async fn mount(
+            &self,
+            request: tonic::Request<super::MountContextRequest>,
+        ) -> std::result::Result<tonic::Response<super::ContextMount>, tonic::Status>;
+        /// Unmounts it. What was written stays for the next mount of the same files on the same directory.
+        /// Only over the daemon's unix socket, for root and the daemon's own user.
+        async fn unmount(
+            &self,
+            request: tonic::Request<super::UnmountContextRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UnmountContextResponse>,
+            tonic::Status,
+        >;
+        /// What is mounted, and what was written in contexts that are not mounted now.
+        async fn list_mounts(
+            &self,
+            request: tonic::Request<super::ListContextMountsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListContextMountsResponse>,
+            tonic::Status,
+        >;
+    }
+    /// The files that a build would see, without a build: the same union of mounts, looked at, compared,
+    /// and mounted on the daemon's machine.
+    ///
+    /// grpcurl -H "authorization: Bearer $TOKEN" -plaintext -d '{"context": {
+    /// "mounts": \[{"room_path": "apps/my-app", "target": "/context"}\]}, "recursive": true}'
+    /// 127.0.0.1:4327 hearth.v1.Contexts/List
+    #[derive(Debug)]
+    pub struct ContextsServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> ContextsServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for ContextsServer<T>
+    where
+        T: Contexts,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/hearth.v1.Contexts/List" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListSvc<T: Contexts>(pub Arc<T>);
+                    impl<
+                        T: Contexts,
+                    > tonic::server::ServerStreamingService<super::ListContextRequest>
+                    for ListSvc<T> {
+                        type Response = super::ContextEntry;
+                        type ResponseStream = T::ListStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListContextRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Contexts>::list(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Contexts/Read" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReadSvc<T: Contexts>(pub Arc<T>);
+                    impl<
+                        T: Contexts,
+                    > tonic::server::ServerStreamingService<super::ReadContextRequest>
+                    for ReadSvc<T> {
+                        type Response = super::ReadContextResponse;
+                        type ResponseStream = T::ReadStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReadContextRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Contexts>::read(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReadSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Contexts/Digest" => {
+                    #[allow(non_camel_case_types)]
+                    struct DigestSvc<T: Contexts>(pub Arc<T>);
+                    impl<
+                        T: Contexts,
+                    > tonic::server::UnaryService<super::DigestContextRequest>
+                    for DigestSvc<T> {
+                        type Response = super::DigestContextResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DigestContextRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Contexts>::digest(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DigestSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Contexts/Diff" => {
+                    #[allow(non_camel_case_types)]
+                    struct DiffSvc<T: Contexts>(pub Arc<T>);
+                    impl<
+                        T: Contexts,
+                    > tonic::server::ServerStreamingService<super::DiffContextRequest>
+                    for DiffSvc<T> {
+                        type Response = super::ContextDifference;
+                        type ResponseStream = T::DiffStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DiffContextRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Contexts>::diff(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DiffSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Contexts/Mount" => {
+                    #[allow(non_camel_case_types)]
+                    struct MountSvc<T: Contexts>(pub Arc<T>);
+                    impl<
+                        T: Contexts,
+                    > tonic::server::UnaryService<super::MountContextRequest>
+                    for MountSvc<T> {
+                        type Response = super::ContextMount;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MountContextRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Contexts>::mount(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MountSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Contexts/Unmount" => {
+                    #[allow(non_camel_case_types)]
+                    struct UnmountSvc<T: Contexts>(pub Arc<T>);
+                    impl<
+                        T: Contexts,
+                    > tonic::server::UnaryService<super::UnmountContextRequest>
+                    for UnmountSvc<T> {
+                        type Response = super::UnmountContextResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UnmountContextRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Contexts>::unmount(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UnmountSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Contexts/ListMounts" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListMountsSvc<T: Contexts>(pub Arc<T>);
+                    impl<
+                        T: Contexts,
+                    > tonic::server::UnaryService<super::ListContextMountsRequest>
+                    for ListMountsSvc<T> {
+                        type Response = super::ListContextMountsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListContextMountsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Contexts>::list_mounts(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListMountsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for ContextsServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "hearth.v1.Contexts";
+    impl<T> tonic::server::NamedService for ContextsServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Image {
     /// Example: "my-app".
     #[prost(string, tag = "1")]
@@ -1470,6 +3185,128 @@ pub struct LoadImageResponse {
     /// Set for an image.
     #[prost(message, optional, tag = "5")]
     pub image: ::core::option::Option<Image>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadBlobRequest {
+    /// The image. Example: "room.meshagent.com/my-app:dev" or "my-app@sha256:...".
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// A blob of the image's repository, or a manifest below its index. Empty is the image's own manifest or
+    /// index.
+    #[prost(string, tag = "2")]
+    pub digest: ::prost::alloc::string::String,
+    /// Begin after this many bytes.
+    #[prost(uint64, tag = "3")]
+    pub offset: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadBlobResponse {
+    #[prost(oneof = "read_blob_response::Message", tags = "1, 2")]
+    pub message: ::core::option::Option<read_blob_response::Message>,
+}
+/// Nested message and enum types in `ReadBlobResponse`.
+pub mod read_blob_response {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Message {
+        #[prost(message, tag = "1")]
+        Head(super::BlobHead),
+        /// At most 4 MiB each.
+        #[prost(bytes, tag = "2")]
+        Chunk(::prost::bytes::Bytes),
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlobHead {
+    #[prost(string, tag = "1")]
+    pub digest: ::prost::alloc::string::String,
+    /// Of the whole blob.
+    #[prost(uint64, tag = "2")]
+    pub size_bytes: u64,
+    /// Of a manifest or index; empty for blobs.
+    #[prost(string, tag = "3")]
+    pub media_type: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PullImageRequest {
+    /// What to bring; a bare name is Docker Hub's. Example: "python:3.13" or "ghcr.io/org/app:1".
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// Its name in the room. Example: "room.meshagent.com/python:3.13". Empty is its own repository and tag.
+    #[prost(string, tag = "2")]
+    pub tag: ::prost::alloc::string::String,
+    /// The image of this platform. Empty is the daemon's own. Example: "linux/arm64".
+    #[prost(string, tag = "3")]
+    pub platform: ::prost::alloc::string::String,
+    /// All platforms, with the index that lists them.
+    #[prost(bool, tag = "4")]
+    pub all_platforms: bool,
+    /// For the registry that is asked; without one, what the daemon is configured with.
+    #[prost(message, repeated, tag = "5")]
+    pub credentials: ::prost::alloc::vec::Vec<RegistryCredential>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PushImageRequest {
+    /// An image of the room. Example: "my-app:dev" or "my-app@sha256:...".
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// Where it goes; a bare name is Docker Hub's. Example: "ghcr.io/org/app:1".
+    #[prost(string, tag = "2")]
+    pub target: ::prost::alloc::string::String,
+    /// For the registry that is pushed to; without one, what the daemon is configured with.
+    #[prost(message, repeated, tag = "3")]
+    pub credentials: ::prost::alloc::vec::Vec<RegistryCredential>,
+}
+/// How a transfer between the room and another registry stands.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TransferEvent {
+    #[prost(oneof = "transfer_event::Event", tags = "1, 2")]
+    pub event: ::core::option::Option<transfer_event::Event>,
+}
+/// Nested message and enum types in `TransferEvent`.
+pub mod transfer_event {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Event {
+        #[prost(message, tag = "1")]
+        Progress(super::TransferProgress),
+        #[prost(message, tag = "2")]
+        Done(super::TransferDone),
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TransferProgress {
+    #[prost(uint32, tag = "1")]
+    pub blobs: u32,
+    #[prost(uint32, tag = "2")]
+    pub total_blobs: u32,
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+    #[prost(uint64, tag = "4")]
+    pub total_bytes: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TransferDone {
+    /// Digest of the manifest or index.
+    #[prost(string, tag = "1")]
+    pub digest: ::prost::alloc::string::String,
+    /// The full name of what was made. Example: "room.meshagent.com/python:3.13".
+    #[prost(string, tag = "2")]
+    pub reference: ::prost::alloc::string::String,
+    /// Bytes that crossed the wire.
+    #[prost(uint64, tag = "3")]
+    pub sent_bytes: u64,
+    /// Bytes that were there before.
+    #[prost(uint64, tag = "4")]
+    pub reused_bytes: u64,
 }
 /// Generated client implementations.
 pub mod images_client {
@@ -1672,6 +3509,75 @@ pub mod images_client {
             req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Images", "Load"));
             self.inner.client_streaming(req, path, codec).await
         }
+        /// Content of an image of the room: its manifest, or one blob that it needs. The first message is
+        /// `head`, all others are `chunk`.
+        pub async fn read_blob(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReadBlobRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ReadBlobResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hearth.v1.Images/ReadBlob",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Images", "ReadBlob"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Brings an image of another registry into the room. Events come while it runs; the last one is `done`.
+        pub async fn pull(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PullImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::TransferEvent>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Images/Pull");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Images", "Pull"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Sends an image of the room to another registry. Events come while it runs; the last one is `done`.
+        pub async fn push(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PushImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::TransferEvent>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Images/Push");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Images", "Push"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1725,6 +3631,40 @@ pub mod images_server {
             tonic::Response<super::LoadImageResponse>,
             tonic::Status,
         >;
+        /// Server streaming response type for the ReadBlob method.
+        type ReadBlobStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ReadBlobResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Content of an image of the room: its manifest, or one blob that it needs. The first message is
+        /// `head`, all others are `chunk`.
+        async fn read_blob(
+            &self,
+            request: tonic::Request<super::ReadBlobRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ReadBlobStream>, tonic::Status>;
+        /// Server streaming response type for the Pull method.
+        type PullStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::TransferEvent, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Brings an image of another registry into the room. Events come while it runs; the last one is `done`.
+        async fn pull(
+            &self,
+            request: tonic::Request<super::PullImageRequest>,
+        ) -> std::result::Result<tonic::Response<Self::PullStream>, tonic::Status>;
+        /// Server streaming response type for the Push method.
+        type PushStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::TransferEvent, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Sends an image of the room to another registry. Events come while it runs; the last one is `done`.
+        async fn push(
+            &self,
+            request: tonic::Request<super::PushImageRequest>,
+        ) -> std::result::Result<tonic::Response<Self::PushStream>, tonic::Status>;
     }
     /// The images in the room's own registry. The same images are served to any OCI client at `/v2/`
     /// on the same port: skopeo copy docker://127.0.0.1:4327/my-app:dev ...
@@ -2023,6 +3963,144 @@ pub mod images_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.client_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Images/ReadBlob" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReadBlobSvc<T: Images>(pub Arc<T>);
+                    impl<
+                        T: Images,
+                    > tonic::server::ServerStreamingService<super::ReadBlobRequest>
+                    for ReadBlobSvc<T> {
+                        type Response = super::ReadBlobResponse;
+                        type ResponseStream = T::ReadBlobStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReadBlobRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Images>::read_blob(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReadBlobSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Images/Pull" => {
+                    #[allow(non_camel_case_types)]
+                    struct PullSvc<T: Images>(pub Arc<T>);
+                    impl<
+                        T: Images,
+                    > tonic::server::ServerStreamingService<super::PullImageRequest>
+                    for PullSvc<T> {
+                        type Response = super::TransferEvent;
+                        type ResponseStream = T::PullStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PullImageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Images>::pull(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PullSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Images/Push" => {
+                    #[allow(non_camel_case_types)]
+                    struct PushSvc<T: Images>(pub Arc<T>);
+                    impl<
+                        T: Images,
+                    > tonic::server::ServerStreamingService<super::PushImageRequest>
+                    for PushSvc<T> {
+                        type Response = super::TransferEvent;
+                        type ResponseStream = T::PushStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PushImageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Images>::push(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PushSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
@@ -3029,708 +5107,6 @@ pub mod packs_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "hearth.v1.Packs";
     impl<T> tonic::server::NamedService for PacksServer<T> {
-        const NAME: &'static str = SERVICE_NAME;
-    }
-}
-#[allow(clippy::all)]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct FileEntry {
-    /// Path from the storage's root. Names that are not UTF-8 are shown with U+FFFD.
-    #[prost(string, tag = "1")]
-    pub path: ::prost::alloc::string::String,
-    #[prost(enumeration = "FileKind", tag = "2")]
-    pub kind: i32,
-    #[prost(uint64, tag = "3")]
-    pub size_bytes: u64,
-    /// Permission bits, such as 0644 (420).
-    #[prost(uint32, tag = "4")]
-    pub mode: u32,
-    #[prost(message, optional, tag = "5")]
-    pub modified_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// Target of a symlink, as written.
-    #[prost(string, tag = "6")]
-    pub link_target: ::prost::alloc::string::String,
-}
-#[allow(clippy::all)]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ListFilesRequest {
-    #[prost(enumeration = "StorageArea", tag = "1")]
-    pub area: i32,
-    /// Empty is the root.
-    #[prost(string, tag = "2")]
-    pub path: ::prost::alloc::string::String,
-    #[prost(bool, tag = "3")]
-    pub recursive: bool,
-}
-#[allow(clippy::all)]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReadFileRequest {
-    #[prost(enumeration = "StorageArea", tag = "1")]
-    pub area: i32,
-    #[prost(string, tag = "2")]
-    pub path: ::prost::alloc::string::String,
-}
-#[allow(clippy::all)]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReadFileResponse {
-    #[prost(oneof = "read_file_response::Message", tags = "1, 2")]
-    pub message: ::core::option::Option<read_file_response::Message>,
-}
-/// Nested message and enum types in `ReadFileResponse`.
-pub mod read_file_response {
-    #[allow(clippy::all)]
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
-    pub enum Message {
-        #[prost(message, tag = "1")]
-        Entry(super::FileEntry),
-        #[prost(bytes, tag = "2")]
-        Chunk(::prost::bytes::Bytes),
-    }
-}
-#[allow(clippy::all)]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct WriteFileRequest {
-    #[prost(oneof = "write_file_request::Message", tags = "1, 2")]
-    pub message: ::core::option::Option<write_file_request::Message>,
-}
-/// Nested message and enum types in `WriteFileRequest`.
-pub mod write_file_request {
-    #[allow(clippy::all)]
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
-    pub enum Message {
-        #[prost(message, tag = "1")]
-        Begin(super::WriteBegin),
-        /// At most 4 MiB each.
-        #[prost(bytes, tag = "2")]
-        Chunk(::prost::bytes::Bytes),
-    }
-}
-#[allow(clippy::all)]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct WriteBegin {
-    #[prost(enumeration = "StorageArea", tag = "1")]
-    pub area: i32,
-    /// Example: "apps/my-app/Dockerfile".
-    #[prost(string, tag = "2")]
-    pub path: ::prost::alloc::string::String,
-    /// Permission bits of the new file; 0 means 0644.
-    #[prost(uint32, tag = "3")]
-    pub mode: u32,
-    /// What the content must be, when known: the write fails on any difference.
-    #[prost(uint64, optional, tag = "4")]
-    pub size_bytes: ::core::option::Option<u64>,
-}
-#[allow(clippy::all)]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct RemoveFileRequest {
-    #[prost(enumeration = "StorageArea", tag = "1")]
-    pub area: i32,
-    #[prost(string, tag = "2")]
-    pub path: ::prost::alloc::string::String,
-    #[prost(bool, tag = "3")]
-    pub recursive: bool,
-}
-#[allow(clippy::all)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct RemoveFileResponse {}
-#[allow(clippy::all)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-#[repr(i32)]
-pub enum StorageArea {
-    /// The same as ROOM.
-    Unspecified = 0,
-    Room = 1,
-    Project = 2,
-}
-impl StorageArea {
-    /// String value of the enum field names used in the ProtoBuf definition.
-    ///
-    /// The values are not transformed in any way and thus are considered stable
-    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-    pub fn as_str_name(&self) -> &'static str {
-        match self {
-            Self::Unspecified => "STORAGE_AREA_UNSPECIFIED",
-            Self::Room => "STORAGE_AREA_ROOM",
-            Self::Project => "STORAGE_AREA_PROJECT",
-        }
-    }
-    /// Creates an enum from field names used in the ProtoBuf definition.
-    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-        match value {
-            "STORAGE_AREA_UNSPECIFIED" => Some(Self::Unspecified),
-            "STORAGE_AREA_ROOM" => Some(Self::Room),
-            "STORAGE_AREA_PROJECT" => Some(Self::Project),
-            _ => None,
-        }
-    }
-}
-#[allow(clippy::all)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-#[repr(i32)]
-pub enum FileKind {
-    Unspecified = 0,
-    File = 1,
-    Directory = 2,
-    Symlink = 3,
-    /// A socket, fifo or device.
-    Other = 4,
-}
-impl FileKind {
-    /// String value of the enum field names used in the ProtoBuf definition.
-    ///
-    /// The values are not transformed in any way and thus are considered stable
-    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-    pub fn as_str_name(&self) -> &'static str {
-        match self {
-            Self::Unspecified => "FILE_KIND_UNSPECIFIED",
-            Self::File => "FILE_KIND_FILE",
-            Self::Directory => "FILE_KIND_DIRECTORY",
-            Self::Symlink => "FILE_KIND_SYMLINK",
-            Self::Other => "FILE_KIND_OTHER",
-        }
-    }
-    /// Creates an enum from field names used in the ProtoBuf definition.
-    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-        match value {
-            "FILE_KIND_UNSPECIFIED" => Some(Self::Unspecified),
-            "FILE_KIND_FILE" => Some(Self::File),
-            "FILE_KIND_DIRECTORY" => Some(Self::Directory),
-            "FILE_KIND_SYMLINK" => Some(Self::Symlink),
-            "FILE_KIND_OTHER" => Some(Self::Other),
-            _ => None,
-        }
-    }
-}
-/// Generated client implementations.
-pub mod storage_client {
-    #![allow(
-        unused_variables,
-        dead_code,
-        missing_docs,
-        clippy::wildcard_imports,
-        clippy::let_unit_value,
-    )]
-    use tonic::codegen::*;
-    use tonic::codegen::http::Uri;
-    /// The files of the room and of its project. Paths are relative to the storage's root; nothing
-    /// outside it can be reached, not through links either.
-    #[derive(Debug, Clone)]
-    pub struct StorageClient<T> {
-        inner: tonic::client::Grpc<T>,
-    }
-    impl StorageClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
-    }
-    impl<T> StorageClient<T>
-    where
-        T: tonic::client::GrpcService<tonic::body::Body>,
-        T::Error: Into<StdError>,
-        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
-        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
-    {
-        pub fn new(inner: T) -> Self {
-            let inner = tonic::client::Grpc::new(inner);
-            Self { inner }
-        }
-        pub fn with_origin(inner: T, origin: Uri) -> Self {
-            let inner = tonic::client::Grpc::with_origin(inner, origin);
-            Self { inner }
-        }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> StorageClient<InterceptedService<T, F>>
-        where
-            F: tonic::service::Interceptor,
-            T::ResponseBody: Default,
-            T: tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-                Response = http::Response<
-                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
-                >,
-            >,
-            <T as tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
-        {
-            StorageClient::new(InterceptedService::new(inner, interceptor))
-        }
-        /// Compress requests with the given encoding.
-        ///
-        /// This requires the server to support it otherwise it might respond with an
-        /// error.
-        #[must_use]
-        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.inner = self.inner.send_compressed(encoding);
-            self
-        }
-        /// Enable decompressing responses.
-        #[must_use]
-        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.inner = self.inner.accept_compressed(encoding);
-            self
-        }
-        /// Limits the maximum size of a decoded message.
-        ///
-        /// Default: `4MB`
-        #[must_use]
-        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
-            self.inner = self.inner.max_decoding_message_size(limit);
-            self
-        }
-        /// Limits the maximum size of an encoded message.
-        ///
-        /// Default: `usize::MAX`
-        #[must_use]
-        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
-            self.inner = self.inner.max_encoding_message_size(limit);
-            self
-        }
-        /// Entries of a directory, or the one file, by name. Streamed, so that large directories are fine.
-        pub async fn list(
-            &mut self,
-            request: impl tonic::IntoRequest<super::ListFilesRequest>,
-        ) -> std::result::Result<
-            tonic::Response<tonic::codec::Streaming<super::FileEntry>>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Storage/List");
-            let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Storage", "List"));
-            self.inner.server_streaming(req, path, codec).await
-        }
-        /// Content of a file. The first message is `entry`, all others are `chunk`.
-        pub async fn read(
-            &mut self,
-            request: impl tonic::IntoRequest<super::ReadFileRequest>,
-        ) -> std::result::Result<
-            tonic::Response<tonic::codec::Streaming<super::ReadFileResponse>>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Storage/Read");
-            let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Storage", "Read"));
-            self.inner.server_streaming(req, path, codec).await
-        }
-        /// Writes a file, whole or not at all: readers see the old content until the new one is complete.
-        /// The first message is `begin`, all others are `chunk`. Missing directories are made.
-        pub async fn write(
-            &mut self,
-            request: impl tonic::IntoStreamingRequest<Message = super::WriteFileRequest>,
-        ) -> std::result::Result<tonic::Response<super::FileEntry>, tonic::Status> {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Storage/Write");
-            let mut req = request.into_streaming_request();
-            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Storage", "Write"));
-            self.inner.client_streaming(req, path, codec).await
-        }
-        /// Removes a file, or a directory when `recursive`.
-        pub async fn remove(
-            &mut self,
-            request: impl tonic::IntoRequest<super::RemoveFileRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::RemoveFileResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/hearth.v1.Storage/Remove");
-            let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Storage", "Remove"));
-            self.inner.unary(req, path, codec).await
-        }
-    }
-}
-/// Generated server implementations.
-pub mod storage_server {
-    #![allow(
-        unused_variables,
-        dead_code,
-        missing_docs,
-        clippy::wildcard_imports,
-        clippy::let_unit_value,
-    )]
-    use tonic::codegen::*;
-    /// Generated trait containing gRPC methods that should be implemented for use with StorageServer.
-    #[async_trait]
-    pub trait Storage: std::marker::Send + std::marker::Sync + 'static {
-        /// Server streaming response type for the List method.
-        type ListStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<super::FileEntry, tonic::Status>,
-            >
-            + std::marker::Send
-            + 'static;
-        /// Entries of a directory, or the one file, by name. Streamed, so that large directories are fine.
-        async fn list(
-            &self,
-            request: tonic::Request<super::ListFilesRequest>,
-        ) -> std::result::Result<tonic::Response<Self::ListStream>, tonic::Status>;
-        /// Server streaming response type for the Read method.
-        type ReadStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<super::ReadFileResponse, tonic::Status>,
-            >
-            + std::marker::Send
-            + 'static;
-        /// Content of a file. The first message is `entry`, all others are `chunk`.
-        async fn read(
-            &self,
-            request: tonic::Request<super::ReadFileRequest>,
-        ) -> std::result::Result<tonic::Response<Self::ReadStream>, tonic::Status>;
-        /// Writes a file, whole or not at all: readers see the old content until the new one is complete.
-        /// The first message is `begin`, all others are `chunk`. Missing directories are made.
-        async fn write(
-            &self,
-            request: tonic::Request<tonic::Streaming<super::WriteFileRequest>>,
-        ) -> std::result::Result<tonic::Response<super::FileEntry>, tonic::Status>;
-        /// Removes a file, or a directory when `recursive`.
-        async fn remove(
-            &self,
-            request: tonic::Request<super::RemoveFileRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::RemoveFileResponse>,
-            tonic::Status,
-        >;
-    }
-    /// The files of the room and of its project. Paths are relative to the storage's root; nothing
-    /// outside it can be reached, not through links either.
-    #[derive(Debug)]
-    pub struct StorageServer<T> {
-        inner: Arc<T>,
-        accept_compression_encodings: EnabledCompressionEncodings,
-        send_compression_encodings: EnabledCompressionEncodings,
-        max_decoding_message_size: Option<usize>,
-        max_encoding_message_size: Option<usize>,
-    }
-    impl<T> StorageServer<T> {
-        pub fn new(inner: T) -> Self {
-            Self::from_arc(Arc::new(inner))
-        }
-        pub fn from_arc(inner: Arc<T>) -> Self {
-            Self {
-                inner,
-                accept_compression_encodings: Default::default(),
-                send_compression_encodings: Default::default(),
-                max_decoding_message_size: None,
-                max_encoding_message_size: None,
-            }
-        }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> InterceptedService<Self, F>
-        where
-            F: tonic::service::Interceptor,
-        {
-            InterceptedService::new(Self::new(inner), interceptor)
-        }
-        /// Enable decompressing requests with the given encoding.
-        #[must_use]
-        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.accept_compression_encodings.enable(encoding);
-            self
-        }
-        /// Compress responses with the given encoding, if the client supports it.
-        #[must_use]
-        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.send_compression_encodings.enable(encoding);
-            self
-        }
-        /// Limits the maximum size of a decoded message.
-        ///
-        /// Default: `4MB`
-        #[must_use]
-        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
-            self.max_decoding_message_size = Some(limit);
-            self
-        }
-        /// Limits the maximum size of an encoded message.
-        ///
-        /// Default: `usize::MAX`
-        #[must_use]
-        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
-            self.max_encoding_message_size = Some(limit);
-            self
-        }
-    }
-    impl<T, B> tonic::codegen::Service<http::Request<B>> for StorageServer<T>
-    where
-        T: Storage,
-        B: Body + std::marker::Send + 'static,
-        B::Error: Into<StdError> + std::marker::Send + 'static,
-    {
-        type Response = http::Response<tonic::body::Body>;
-        type Error = std::convert::Infallible;
-        type Future = BoxFuture<Self::Response, Self::Error>;
-        fn poll_ready(
-            &mut self,
-            _cx: &mut Context<'_>,
-        ) -> Poll<std::result::Result<(), Self::Error>> {
-            Poll::Ready(Ok(()))
-        }
-        fn call(&mut self, req: http::Request<B>) -> Self::Future {
-            match req.uri().path() {
-                "/hearth.v1.Storage/List" => {
-                    #[allow(non_camel_case_types)]
-                    struct ListSvc<T: Storage>(pub Arc<T>);
-                    impl<
-                        T: Storage,
-                    > tonic::server::ServerStreamingService<super::ListFilesRequest>
-                    for ListSvc<T> {
-                        type Response = super::FileEntry;
-                        type ResponseStream = T::ListStream;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::ResponseStream>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::ListFilesRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Storage>::list(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = ListSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.server_streaming(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/hearth.v1.Storage/Read" => {
-                    #[allow(non_camel_case_types)]
-                    struct ReadSvc<T: Storage>(pub Arc<T>);
-                    impl<
-                        T: Storage,
-                    > tonic::server::ServerStreamingService<super::ReadFileRequest>
-                    for ReadSvc<T> {
-                        type Response = super::ReadFileResponse;
-                        type ResponseStream = T::ReadStream;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::ResponseStream>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::ReadFileRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Storage>::read(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = ReadSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.server_streaming(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/hearth.v1.Storage/Write" => {
-                    #[allow(non_camel_case_types)]
-                    struct WriteSvc<T: Storage>(pub Arc<T>);
-                    impl<
-                        T: Storage,
-                    > tonic::server::ClientStreamingService<super::WriteFileRequest>
-                    for WriteSvc<T> {
-                        type Response = super::FileEntry;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<
-                                tonic::Streaming<super::WriteFileRequest>,
-                            >,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Storage>::write(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = WriteSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.client_streaming(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/hearth.v1.Storage/Remove" => {
-                    #[allow(non_camel_case_types)]
-                    struct RemoveSvc<T: Storage>(pub Arc<T>);
-                    impl<
-                        T: Storage,
-                    > tonic::server::UnaryService<super::RemoveFileRequest>
-                    for RemoveSvc<T> {
-                        type Response = super::RemoveFileResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::RemoveFileRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Storage>::remove(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = RemoveSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                _ => {
-                    Box::pin(async move {
-                        let mut response = http::Response::new(
-                            tonic::body::Body::default(),
-                        );
-                        let headers = response.headers_mut();
-                        headers
-                            .insert(
-                                tonic::Status::GRPC_STATUS,
-                                (tonic::Code::Unimplemented as i32).into(),
-                            );
-                        headers
-                            .insert(
-                                http::header::CONTENT_TYPE,
-                                tonic::metadata::GRPC_CONTENT_TYPE,
-                            );
-                        Ok(response)
-                    })
-                }
-            }
-        }
-    }
-    impl<T> Clone for StorageServer<T> {
-        fn clone(&self) -> Self {
-            let inner = self.inner.clone();
-            Self {
-                inner,
-                accept_compression_encodings: self.accept_compression_encodings,
-                send_compression_encodings: self.send_compression_encodings,
-                max_decoding_message_size: self.max_decoding_message_size,
-                max_encoding_message_size: self.max_encoding_message_size,
-            }
-        }
-    }
-    /// Generated gRPC service name
-    pub const SERVICE_NAME: &str = "hearth.v1.Storage";
-    impl<T> tonic::server::NamedService for StorageServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

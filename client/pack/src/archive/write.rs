@@ -85,6 +85,33 @@ impl Layout {
         Ok(Self { members, manifest: descriptor })
     }
 
+    /// Lays out an image or a whole index as it is stored: `top` is what the archive holds, `blobs` is
+    /// everything below it, manifests first. Equal lists give equal bytes.
+    pub fn of_stored(top: Descriptor, blobs: &[Descriptor], tag: Option<&str>) -> serde_json::Result<Self> {
+        let mut descriptor = top;
+        if let Some(tag) = tag {
+            for key in [REF_NAME, IMAGE_NAME] {
+                descriptor.annotations.insert(key.to_owned(), tag.to_owned());
+            }
+        }
+        let index = serde_json::to_vec(&Index::new(vec![descriptor.clone()]))?;
+        let bytes = |path: &str, bytes: &[u8]| Planned {
+            path: path.to_owned(),
+            content: Content::Bytes(bytes.to_vec()),
+        };
+        let dir = |path: &str| Planned { path: path.to_owned(), content: Content::Dir };
+        let mut members = vec![bytes("oci-layout", OCI_LAYOUT), bytes("index.json", &index)];
+        members.extend([dir("blobs/"), dir("blobs/sha256/")]);
+        let mut seen = std::collections::HashSet::new();
+        for blob in std::iter::once(&descriptor).chain(blobs) {
+            if seen.insert(blob.digest) {
+                let content = Content::Blob { digest: blob.digest, size: blob.size };
+                members.push(Planned { path: blob_path(&blob.digest), content });
+            }
+        }
+        Ok(Self { members, manifest: descriptor })
+    }
+
     /// The image's descriptor as it stands in the index.
     pub fn manifest(&self) -> &Descriptor {
         &self.manifest
@@ -184,7 +211,8 @@ impl Planned {
     }
 }
 
-pub(crate) fn sha256(bytes: &[u8]) -> Digest {
+/// The digest of small content.
+pub fn sha256(bytes: &[u8]) -> Digest {
     Digest::from_sha256(<sha2::Sha256 as sha2::Digest>::digest(bytes).into())
 }
 

@@ -43,6 +43,14 @@ impl Pattern {
         self.negated
     }
 
+    /// What repeats such as `a{1000}` make of it beyond what is written.
+    pub(super) fn expansion(&self) -> usize {
+        match &self.form {
+            Form::Regex(regex) => regex.steps().saturating_sub(self.text.len() + 2),
+            Form::Exact | Form::Prefix | Form::Suffix => 0,
+        }
+    }
+
     pub(super) fn matches(&self, path: &[u8]) -> bool {
         let text = self.text.as_bytes();
         match &self.form {

@@ -38,8 +38,8 @@ enum Step {
 const BAD_ESCAPE: &str = "a `\\` before a letter or digit that has no meaning there";
 const TOO_LONG: &str = "it repeats too much";
 
-/// Most steps of an expression; repeats are written out.
-const STEPS: usize = 20_000;
+/// Most steps of an expression: more than any path has characters. Repeats are written out.
+const STEPS: usize = 5_000;
 
 impl Regex {
     /// Parses the expression between the implied `^` and `$`.
@@ -89,6 +89,11 @@ impl Regex {
             last.push(Step::End);
         }
         Ok(Self { branches })
+    }
+
+    /// Every one of them may have to be looked at for every character of a path.
+    pub(super) fn steps(&self) -> usize {
+        self.branches.iter().map(Vec::len).sum()
     }
 
     /// Whether `path` matches. A byte that is not UTF-8 counts as U+FFFD.

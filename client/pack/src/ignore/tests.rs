@@ -11,6 +11,7 @@ struct Cases {
 struct Answer {
     file: String,
     error: bool,
+    line: Option<usize>,
     alone: Vec<String>,
     walk: Vec<String>,
 }
@@ -39,6 +40,11 @@ fn every_case_is_answered_as_docker_does() {
         if parsed.is_err() != answer.error {
             wrong.push(format!("{:?}: {:?}", answer.file, parsed.err()));
             continue;
+        }
+        if let Err(error) = &parsed
+            && error.line != answer.line
+        {
+            wrong.push(format!("{:?}: {error}, not line {:?}", answer.file, answer.line));
         }
         let Ok(patterns) = parsed else { continue };
         for path in &paths {
@@ -141,4 +147,16 @@ fn no_patterns_show_everything() {
     assert!(filter.is_empty());
     assert_eq!(shown(&[], &[], &TREE).len(), TREE.len());
     assert!(filter.allows(b"anything"));
+}
+
+/// 3,000 steps in 40 bytes: a few such lines are still quick, many are not taken.
+#[test]
+fn repeats_of_many_patterns_together_are_bounded() {
+    let line = "*a{1000}b{1000}c{1000}\n";
+    let patterns = Patterns::parse_file(line.as_bytes()).unwrap();
+    let path = [[b'a'; 1000], [b'b'; 1000], [b'c'; 1000]].concat();
+    assert!(patterns.matches(&path) && !patterns.matches(&path[1..]));
+    let error = Patterns::parse_file(line.repeat(40).as_bytes()).unwrap_err();
+    assert_eq!(error.line, Some(2), "{error}");
+    assert!(Patterns::from_list(vec!["*a*b*c*d*e*f*g"; 5_000]).is_ok(), "what is written out may be long");
 }

@@ -81,15 +81,15 @@ fn a_file_that_changes_while_it_is_read_is_named() {
     let touch = |path: &Path, _| fs::OpenOptions::new().append(true).open(path)?.write_all(b"");
     let rewrite = |path: &Path, _| {
         let file = fs::OpenOptions::new().write(true).open(path)?;
-        std::os::unix::fs::FileExt::write_all_at(&file, b"x", 17 << 20)
+        std::os::unix::fs::FileExt::write_all_at(&file, b"x", 37 << 20)
     };
     type Change = dyn Fn(&Path, u64) -> io::Result<()>;
-    let changes: [(&Change, u64); 3] = [(&resize, 1 << 20), (&resize, 30 << 20), (&rewrite, 0)];
+    let changes: [(&Change, u64); 3] = [(&resize, 1 << 20), (&resize, 60 << 20), (&rewrite, 0)];
     for (change, size) in changes {
-        let (dir, tree) = tree(|dir| fs::write(dir.join("log"), vec![0; 20 << 20]).unwrap());
+        let (dir, tree) = tree(|dir| fs::write(dir.join("log"), vec![0; 40 << 20]).unwrap());
         let path = dir.path().join("log");
         let mut changed = false;
-        // One thread is no more than a few frames ahead of the first report.
+        // Few threads are no more than some frames ahead of the first report.
         let options = LayerOptions { workers: Some(1), ..Default::default() };
         let error = write(&tree, &options, &mut io::sink(), &mut |_| {
             if !std::mem::replace(&mut changed, true) {
@@ -102,7 +102,7 @@ fn a_file_that_changes_while_it_is_read_is_named() {
             "{error}"
         );
     }
-    let (dir, tree) = tree(|dir| fs::write(dir.join("log"), vec![0; 20 << 20]).unwrap());
+    let (dir, tree) = tree(|dir| fs::write(dir.join("log"), vec![0; 40 << 20]).unwrap());
     let path = dir.path().join("log");
     write(&tree, &LayerOptions::default(), &mut io::sink(), &mut |_| touch(&path, 0).unwrap()).unwrap();
 }
@@ -186,4 +186,55 @@ fn every_length_of_a_pax_record_counts_itself() {
             [(&b"SCHILY.xattr.user.x"[..], xattr.1.as_slice())]
         );
     }
+}
+
+#[test]
+fn a_zstd_layer_is_read_from_the_middle_through_its_seek_table() {
+    let content: Vec<u8> = (0..5_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 20) as u8).collect();
+    let (_dir, tree) = tree(|dir| {
+        fs::write(dir.join("a"), &content).unwrap();
+        fs::write(dir.join("b"), "small").unwrap();
+    });
+    let (layer, bytes) = layer(&tree, &LayerOptions::default()).unwrap();
+    let tar = zstd::decode_all(bytes.as_slice()).unwrap();
+    let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+    let end = bytes.len();
+    assert_eq!((number(end - 4), bytes[end - 5]), (0x8F92_EAB1, 0));
+    let count = number(end - 9);
+    let table = end - 9 - 8 * count;
+    assert_eq!((number(table - 8), number(table - 4)), (0x184D_2A5E, 8 * count + 9));
+    assert!(count >= 5, "{count} frames");
+    let (mut from, mut offset) = (0, 0);
+    for frame in 0..count {
+        let (size, length) = (number(table + 8 * frame), number(table + 8 * frame + 4));
+        let part = zstd::bulk::decompress(&bytes[from..from + size], length).unwrap();
+        assert!(part == tar[offset..offset + length], "frame {frame}");
+        (from, offset) = (from + size, offset + length);
+    }
+    assert_eq!((from, offset as u64), (table - 8, layer.uncompressed_size));
+}
+
+#[test]
+fn a_sparse_file_of_many_gibibytes_is_read_through_its_holes() {
+    struct Sum(u64);
+    impl Write for Sum {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len() as u64;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let size = (8 << 30) + 12_345;
+    let (_dir, tree) = tree(|dir| {
+        let file = fs::File::create(dir.join("disk")).unwrap();
+        file.set_len(size).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"end", size - 3).unwrap();
+    });
+    let mut out = Sum(0);
+    let layer = write(&tree, &LayerOptions::default(), &mut out, &mut |_| {}).unwrap();
+    // PAX for the size, then the file in whole blocks, then the end.
+    assert_eq!(layer.uncompressed_size, 3 * 512 + size.next_multiple_of(512) + 1024);
+    assert!(out.0 == layer.size && layer.size < 2 << 20, "{} bytes", layer.size);
 }

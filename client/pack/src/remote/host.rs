@@ -135,6 +135,12 @@ pub(super) fn repository(reference: &Reference) -> String {
     }
 }
 
+/// `registry/repository` of a reference, one spelling for each: `docker.io/library/python`.
+pub fn full_name(reference: &Reference) -> String {
+    let registry = reference.registry.as_ref().map_or(DOCKER_HUB, |registry| registry.as_str());
+    format!("{}/{}", registry_key(registry), repository(reference))
+}
+
 /// One host that speaks `/v2/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Host {

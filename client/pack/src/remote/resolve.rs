@@ -184,27 +184,10 @@ fn pick(source: &Source, index: &Index, platform: &Platform) -> Result<Descripto
     if index.manifests.len() > MAX_CHILDREN {
         return Err(answer(source, "its index has more images than are looked at"));
     }
-    // Attestations stand beside images as manifests for an unknown platform.
-    let images = || {
-        index.manifests.iter().filter(|child| {
-            let unknown = child.platform.as_ref().is_some_and(|platform| platform.os == "unknown");
-            !unknown && (child.is_manifest() || child.is_index())
-        })
-    };
-    let declared = images().filter(|child| child.platform.is_some());
-    let best = platform.best(declared, |child| child.platform.as_ref()).or_else(|| {
-        // Nested indexes and lone images often say nothing; they are judged by their config.
-        let mut silent =
-            images().filter(|child| child.platform.as_ref().is_none_or(|p| p.architecture.is_empty()));
-        silent.next().filter(|_| silent.next().is_none())
-    });
-    best.cloned().ok_or_else(|| {
-        let mut found: Vec<String> =
-            images().filter_map(|child| child.platform.as_ref().map(Platform::to_string)).collect();
-        found.sort_unstable();
-        found.dedup();
-        let found = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
-        RemoteError::NoPlatform { reference: source.reference.clone(), wanted: platform.to_string(), found }
+    index.for_platform(platform).cloned().map_err(|found| RemoteError::NoPlatform {
+        reference: source.reference.clone(),
+        wanted: platform.to_string(),
+        found,
     })
 }
 

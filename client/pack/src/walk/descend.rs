@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::collections::hash_map;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
 
 use super::{Entry, EntryKind, WalkError, failed, shown};
@@ -34,6 +34,8 @@ pub(super) fn list(
         entries: Vec::new(),
         linked: HashMap::new(),
     };
+    // The position belongs to the open file, and an earlier walk may have moved it.
+    rustix::fs::seek(root, SeekFrom::Start(0)).map_err(failed("cannot list the directory", b"."))?;
     let fd = root.try_clone().map_err(|source| WalkError::Read {
         path: ".".to_owned(),
         action: "cannot open",
@@ -165,10 +167,12 @@ pub(super) fn open_dir(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<O
     rustix::fs::openat(dir, name, flags, Mode::empty())
 }
 
-/// The names in a directory, sorted by bytes.
+/// The names in a directory, sorted by bytes. Read from its start, once.
 fn names(dir: &OwnedFd) -> rustix::io::Result<std::vec::IntoIter<Vec<u8>>> {
     let mut names = Vec::new();
-    for entry in Dir::read_from(dir)? {
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 16 * 1024];
+    let mut listing = RawDir::new(dir, &mut buffer);
+    while let Some(entry) = listing.next() {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {

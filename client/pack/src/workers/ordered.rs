@@ -1,16 +1,21 @@
 //! Work done by several threads, its results taken in the order of the work.
 //!
-//! The calling thread takes results; the others draw pieces and work on them. No piece is drawn that is
-//! more than a window ahead of the result taken last, which bounds what lies in memory whatever the
-//! speeds are. The first failure in order is the one that is seen.
+//! The calling thread takes results, and works on pieces itself while the next result is not there, so that
+//! nobody waits for a thread to wake up. No piece is drawn that is more than a window ahead of the result
+//! taken last, which bounds what lies in memory whatever the speeds are. The first failure in order is the
+//! one that is seen.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::locked;
 
-/// Draws pieces from `pieces`, each worked on by one of `threads` workers made by `worker`, and gives the
-/// results to `take` in order, until the pieces or `take`'s patience end.
+/// Results that may wait beyond those in work: enough to go on for while the calling thread is held up.
+const SLACK: usize = 12;
+
+/// Draws pieces from `pieces`, each worked on by one of the workers made by `worker`, `threads` of them
+/// besides the calling thread's own, and gives the results to `take` in order, until it fails or all are
+/// taken.
 pub(crate) fn ordered<P, R, W, E>(
     threads: usize,
     pieces: impl Iterator<Item = P> + Send,
@@ -22,25 +27,36 @@ where
     R: Send,
     W: FnMut(P) -> R,
 {
-    let window = 2 * threads + 2;
+    let window = 2 * threads as u64 + SLACK as u64;
     let state = State { pieces, drawn: 0, taken: 0, results: VecDeque::new(), ended: false, stopped: false };
-    let desk = Desk { state: Mutex::new(state), room: Condvar::new(), result: Condvar::new() };
+    let desk = Desk { state: Mutex::new(state), window, room: Condvar::new(), result: Condvar::new() };
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 let _guard = StopOnPanic(&desk);
                 let mut work = worker();
-                while let Some((number, piece)) = desk.draw(window) {
+                while let Some((number, piece)) = desk.draw() {
                     desk.put(number, work(piece));
                 }
             });
         }
         let _guard = StopAtEnd(&desk);
-        while let Some(result) = desk.take() {
-            take(result)?;
+        let mut work = None;
+        loop {
+            match desk.next() {
+                Next::Result(result) => take(result)?,
+                Next::Piece(number, piece) => desk.put(number, work.get_or_insert_with(&worker)(piece)),
+                Next::End => return Ok(()),
+            }
         }
-        Ok(())
     })
+}
+
+/// What the calling thread does next.
+enum Next<P, R> {
+    Result(R),
+    Piece(u64, P),
+    End,
 }
 
 struct State<I, R> {
@@ -55,55 +71,75 @@ struct State<I, R> {
 
 struct Desk<I, R> {
     state: Mutex<State<I, R>>,
+    window: u64,
     /// The window moved on.
     room: Condvar,
-    /// A result was put down, or there will be no more.
+    /// The next result was put down, or there will be no more.
     result: Condvar,
 }
 
-impl<P, I: Iterator<Item = P>, R> Desk<I, R> {
-    fn draw(&self, window: usize) -> Option<(u64, P)> {
-        let mut state = locked(&self.state);
-        while !state.stopped && !state.ended && state.drawn - state.taken >= window as u64 {
-            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        if state.stopped || state.ended {
-            return None;
-        }
-        let Some(piece) = state.pieces.next() else {
-            state.ended = true;
-            self.room.notify_all();
-            self.result.notify_all();
+impl<P, I: Iterator<Item = P>, R> State<I, R> {
+    /// The next piece; none at the end of them.
+    fn draw(&mut self) -> Option<(u64, P)> {
+        let Some(piece) = self.pieces.next() else {
+            self.ended = true;
             return None;
         };
-        let number = state.drawn;
-        state.drawn += 1;
-        state.results.push_back(None);
+        let number = self.drawn;
+        self.drawn += 1;
+        self.results.push_back(None);
         Some((number, piece))
+    }
+}
+
+impl<P, I: Iterator<Item = P>, R> Desk<I, R> {
+    /// The next piece for a helper, once there is room for its result.
+    fn draw(&self) -> Option<(u64, P)> {
+        let mut state = locked(&self.state);
+        while !state.stopped && !state.ended && state.drawn - state.taken >= self.window {
+            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let drawn = if state.stopped || state.ended { None } else { state.draw() };
+        if drawn.is_none() {
+            self.room.notify_all();
+            self.result.notify_all();
+        }
+        drawn
     }
 
     fn put(&self, number: u64, result: R) {
         let mut state = locked(&self.state);
-        let place = usize::try_from(number - state.taken).unwrap_or(usize::MAX);
-        if let Some(place) = state.results.get_mut(place) {
-            *place = Some(result);
+        let place = number - state.taken;
+        if let Some(waiting) = usize::try_from(place).ok().and_then(|place| state.results.get_mut(place)) {
+            *waiting = Some(result);
         }
-        self.result.notify_all();
+        if place == 0 {
+            self.result.notify_all();
+        }
     }
 
-    fn take(&self) -> Option<R> {
+    fn next(&self) -> Next<P, R> {
         let mut state = locked(&self.state);
         loop {
-            if state.stopped || (state.ended && state.results.is_empty()) {
-                return None;
+            if state.stopped {
+                return Next::End;
             }
             if let Some(result) = state.results.front_mut().and_then(Option::take) {
                 state.results.pop_front();
                 state.taken += 1;
                 self.room.notify_one();
-                return Some(result);
+                return Next::Result(result);
             }
-            state = self.result.wait(state).unwrap_or_else(PoisonError::into_inner);
+            if !state.ended && state.drawn - state.taken < self.window {
+                match state.draw() {
+                    Some((number, piece)) => return Next::Piece(number, piece),
+                    None => self.room.notify_all(),
+                }
+            } else if state.ended && state.results.is_empty() {
+                return Next::End;
+            } else {
+                state = self.result.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
         }
     }
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use hearth_proto::v1::{BuildSecret, BuildSpec, RegistryCredential};
+use hearth_proto::v1::{BuildSecret, BuildSpec};
 use hearth_proto::value::{MountKind, MountSource, MountSpec, MountTarget, Reference, check_distinct};
 
+use super::super::registry::credential;
 use super::{BuildArgs, mount, tag};
 use crate::duration;
 use crate::error::Failure;
@@ -182,28 +183,6 @@ fn read_secret(path: &str) -> std::io::Result<Vec<u8>> {
     Ok(value)
 }
 
-fn credential(text: &str) -> Result<RegistryCredential, Failure> {
-    let parts: Vec<&str> = text.splitn(3, ',').collect();
-    let (registry, username, password) = match parts[..] {
-        [username, password] => ("", username, password),
-        [registry, username, password] => (registry, username, password),
-        // The text itself may hold a password: it is not shown.
-        _ => {
-            return Err(Failure::usage(
-                "--cred: expected `username,password` or `registry,username,password`",
-            ));
-        }
-    };
-    if username.is_empty() || password.is_empty() {
-        return Err(Failure::usage("--cred: user name and password must not be empty"));
-    }
-    Ok(RegistryCredential {
-        registry: registry.to_owned(),
-        username: username.to_owned(),
-        password: password.to_owned(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,13 +204,5 @@ mod tests {
         ] {
             assert_eq!(secret(wrong).unwrap_err().kind, crate::error::FailureKind::Usage, "{wrong}");
         }
-    }
-
-    #[test]
-    fn a_wrong_credential_is_not_repeated_in_its_error() {
-        assert_eq!(credential("r.example,u,p,w").unwrap().password, "p,w");
-        assert_eq!(credential("u,p").unwrap().registry, "");
-        let error = credential("hunter2").unwrap_err();
-        assert!(!error.detail.message.contains("hunter2"));
     }
 }

@@ -33,7 +33,8 @@ pub fn build_spec(
     context: &SpecContext<'_>,
 ) -> Result<(BuildSpec, BuildSecrets), Refusal> {
     let tags = tags(&wire, context.rooms)?;
-    let mounts = mounts(wire.mounts)?;
+    let names = Mounts { field: "spec.mounts", needs: "a build needs at least one mount" };
+    let mounts = mounts(wire.mounts, &names)?;
     let context_path = context_path(&wire.context_path, &mounts)?;
     let dockerfile = dockerfile(&wire.dockerfile_path, &context_path)?;
     let timeout = duration("spec.timeout", wire.timeout)?;
@@ -86,20 +87,7 @@ fn tags(wire: &v1::BuildSpec, rooms: &RoomRegistries) -> Result<Vec<Reference>, 
     let mut seen = BTreeSet::new();
     let mut tags = Vec::new();
     for (field, text) in std::iter::once(("spec.tag".to_owned(), &wire.tag)).chain(more) {
-        let reference = super::tag(&field, text)?;
-        if !rooms.owns_tag(&reference) {
-            let room = rooms.names().first().map_or("", |name| name.as_str());
-            return Err(Refusal::invalid(
-                &field,
-                "foreign_registry",
-                format!("tag `{text}` is not in this room's registry"),
-            )
-            .hint(format!(
-                "use {room}/{}; pushing to other registries is not part of this release",
-                reference.repository
-            )));
-        }
-        let reference = rooms.qualify(reference);
+        let reference = rooms.qualify(super::tag(&field, text)?);
         if seen.insert(reference.clone()) {
             tags.push(reference);
         }
@@ -107,21 +95,28 @@ fn tags(wire: &v1::BuildSpec, rooms: &RoomRegistries) -> Result<Vec<Reference>, 
     Ok(tags)
 }
 
-fn mounts(wire: Vec<v1::Mount>) -> Result<Vec<MountSpec>, Refusal> {
+/// How errors about mounts name what they are in.
+pub(super) struct Mounts<'a> {
+    pub field: &'a str,
+    pub needs: &'a str,
+}
+
+pub(super) fn mounts(wire: Vec<v1::Mount>, names: &Mounts<'_>) -> Result<Vec<MountSpec>, Refusal> {
+    let field = names.field;
     if wire.is_empty() {
-        return Err(Refusal::invalid("spec.mounts", "no_mounts", "a build needs at least one mount")
+        return Err(Refusal::invalid(field, "no_mounts", names.needs)
             .hint("name files of the room (--mount-room-path apps/my-app) or send some (--pack ./my-app)"));
     }
     if wire.len() > MAX_MOUNTS {
-        return Err(Refusal::invalid("spec.mounts", "too_many", format!("at most {MAX_MOUNTS} mounts")));
+        return Err(Refusal::invalid(field, "too_many", format!("at most {MAX_MOUNTS} mounts")));
     }
     let mut targets = BTreeSet::new();
     let mut mounts = Vec::with_capacity(wire.len());
     for (i, mount) in wire.into_iter().enumerate() {
-        let mount = self::mount(mount, &format!("spec.mounts[{i}]"))?;
+        let mount = self::mount(mount, &format!("{field}[{i}]"))?;
         if !targets.insert(mount.target.clone()) {
             return Err(Refusal::invalid(
-                format!("spec.mounts[{i}].target"),
+                format!("{field}[{i}].target"),
                 "duplicate_target",
                 format!("mount target `{}` is used twice; each target can be mounted once", mount.target),
             ));
@@ -305,7 +300,7 @@ pub fn to_wire(spec: BuildSpec) -> v1::BuildSpec {
     }
 }
 
-fn mount_to_wire(mount: MountSpec) -> v1::Mount {
+pub fn mount_to_wire(mount: MountSpec) -> v1::Mount {
     use v1::mount::Source;
     v1::Mount {
         source: match mount.source {

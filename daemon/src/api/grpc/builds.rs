@@ -7,12 +7,13 @@ use tonic::{Code, Request, Response, Status};
 
 use super::super::convert::{self, SpecContext, build_spec, page_size};
 use super::super::error::{Refusal, fault_detail};
+use super::transfer::{allow_pull_from, allow_push_to};
 use super::{allow_repository, allow_storage, caller, require};
 use crate::build::port::BuildQuery;
 use crate::build::{BuildError, Deny, Handle, LogQuery, SubmitBuild, SubmitError};
 use crate::model::access::{Caller, Patterns, RegistryVerb, StorageVerb};
 use crate::model::build::{BuildRecord, BuildSpec, EventKind};
-use crate::model::{MountSource, RoomRegistries};
+use crate::model::{MountSource, MountSpec, RoomRegistries};
 
 const MAX_KEY: usize = 256;
 
@@ -44,6 +45,7 @@ impl v1::builds_server::Builds for BuildsService {
             spec,
             secrets,
             may_pull: pull_grant(&caller),
+            may_pull_from: pull_from_grant(&caller),
             caller: caller.name,
             idempotency_key: Some(request.idempotency_key).filter(|key| !key.is_empty()),
         };
@@ -174,21 +176,32 @@ impl BuildsService {
 /// What a build reads and writes must be the caller's to read and write.
 fn allow(caller: &Caller, spec: &BuildSpec, rooms: &RoomRegistries) -> Result<(), Status> {
     for tag in &spec.tags {
+        if !rooms.owns_tag(tag) {
+            allow_push_to(caller, tag)?;
+        }
+        // A result for another registry is made here first.
         allow_repository(caller, RegistryVerb::Write, &tag.repository)?;
     }
-    for mount in &spec.mounts {
+    allow_mounts(caller, &spec.mounts, rooms)
+}
+
+/// What is mounted must be the caller's to read.
+pub(super) fn allow_mounts(
+    caller: &Caller,
+    mounts: &[MountSpec],
+    rooms: &RoomRegistries,
+) -> Result<(), Status> {
+    for mount in mounts {
         match &mount.source {
             MountSource::Room(path) | MountSource::Project(path) => {
                 allow_storage(caller, StorageVerb::Read, path)?;
             }
             MountSource::Image { reference, .. } => {
-                if !rooms.owns_tag(reference) {
-                    let message = format!("image `{reference}` is not in this room's registry");
-                    return Err(Refusal::invalid("spec.mounts", "foreign_registry", message)
-                        .hint("pack or load the image into the room first")
-                        .into());
+                if rooms.owns_tag(reference) {
+                    allow_repository(caller, RegistryVerb::Pull, &reference.repository)?;
+                } else {
+                    allow_pull_from(caller, reference)?;
                 }
-                allow_repository(caller, RegistryVerb::Pull, &reference.repository)?;
             }
             // Held for the caller's own name when the build is taken in.
             MountSource::Pack(_) | MountSource::EmptyDir => {}
@@ -199,6 +212,10 @@ fn allow(caller: &Caller, spec: &BuildSpec, rooms: &RoomRegistries) -> Result<()
 
 fn pull_grant(caller: &Caller) -> Patterns {
     caller.scope.containers.as_ref().map(|grant| grant.registry.pull.clone()).unwrap_or_default()
+}
+
+fn pull_from_grant(caller: &Caller) -> Patterns {
+    caller.scope.containers.as_ref().map(|grant| grant.pull.clone()).unwrap_or_default()
 }
 
 impl From<SubmitError> for Refusal {

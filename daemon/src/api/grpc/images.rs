@@ -1,31 +1,31 @@
-use std::io::{self, Read};
+use std::io::{Read as _, Seek as _, SeekFrom};
 
-use bytes::{Buf as _, Bytes};
-use hearth_proto::v1;
-use tokio::sync::mpsc;
+use hearth_pack::remote::RemoteError;
+use hearth_proto::{CHUNK_BYTES, v1};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::super::convert::{self, page_size};
 use super::super::error::Refusal;
-use super::upload::{FileUpload, begin_missing, checked, chunk_missing};
-use super::{allow_repository, allow_storage, caller, require};
-use crate::context::storage::{Storage, WriteOptions};
+use super::storage::{Answers, from_thread};
+use super::{allow_repository, caller};
+use crate::context::storage::Storage;
 use crate::image::port::TagQuery;
-use crate::image::{Destination, ImageError, Images, Inspected};
-use crate::model::access::{Caller, RegistryVerb, StorageVerb};
-use crate::model::{Reference, Repository, Tag};
-use crate::task;
-
-/// Chunks of an archive between the connection and the thread that reads it.
-const AHEAD: usize = 4;
+use crate::image::{Elsewhere, ImageError, Images, Inspected, OpenBlob};
+use crate::model::access::RegistryVerb;
+use crate::model::{Digest, Reference, Repository, Tag};
 
 pub struct ImagesService {
     pub images: Images,
     pub storage: Storage,
+    pub elsewhere: Elsewhere,
 }
 
 #[tonic::async_trait]
 impl v1::images_server::Images for ImagesService {
+    type ReadBlobStream = Answers<v1::ReadBlobResponse>;
+    type PullStream = Answers<v1::TransferEvent>;
+    type PushStream = Answers<v1::TransferEvent>;
+
     async fn list(
         &self,
         request: Request<v1::ListImagesRequest>,
@@ -103,78 +103,71 @@ impl v1::images_server::Images for ImagesService {
         &self,
         request: Request<Streaming<v1::LoadImageRequest>>,
     ) -> Result<Response<v1::LoadImageResponse>, Status> {
-        use v1::load_image_request::Message;
         let caller = caller(request.extensions())?;
-        let mut messages = request.into_inner();
-        let Some(v1::LoadImageRequest { message: Some(Message::Begin(begin)) }) = messages.message().await?
-        else {
-            return Err(begin_missing());
+        Ok(Response::new(self.take_archive(&caller, request.into_inner()).await?))
+    }
+
+    async fn pull(
+        &self,
+        request: Request<v1::PullImageRequest>,
+    ) -> Result<Response<Self::PullStream>, Status> {
+        let caller = caller(request.extensions())?;
+        Ok(Response::new(self.start_pull(&caller, request.into_inner())?))
+    }
+
+    async fn push(
+        &self,
+        request: Request<v1::PushImageRequest>,
+    ) -> Result<Response<Self::PushStream>, Status> {
+        let caller = caller(request.extensions())?;
+        Ok(Response::new(self.start_push(&caller, request.into_inner())?))
+    }
+
+    async fn read_blob(
+        &self,
+        request: Request<v1::ReadBlobRequest>,
+    ) -> Result<Response<Self::ReadBlobStream>, Status> {
+        use v1::read_blob_response::Message;
+        let caller = caller(request.extensions())?;
+        let request = request.into_inner();
+        let reference = reference("reference", &request.reference)?;
+        allow_repository(&caller, RegistryVerb::Pull, &reference.repository)?;
+        let digest = match request.digest.as_str() {
+            "" => None,
+            text => Some(
+                text.parse::<Digest>()
+                    .map_err(|error| Refusal::invalid("digest", "invalid_digest", error.to_string()))?,
+            ),
         };
-        let destination = destination(&caller, begin.destination)?;
-        let copy = self.room_copy(&caller, &begin.room_path)?;
-        let (send, arriving) = mpsc::channel(AHEAD);
-        let images = self.images.clone();
-        // A task of its own: when the client goes away, the archive is seen to be cut off and cleaned up after.
-        let load = task::spawn("load-image", async move {
-            images.load(Arriving { chunks: arriving, chunk: Bytes::new() }, destination).await
-        });
-        loop {
-            let chunk = match messages.message().await {
-                Ok(None) => break,
-                Ok(Some(v1::LoadImageRequest { message: Some(Message::Chunk(chunk)) })) => checked(chunk),
-                Ok(Some(_)) => Err(chunk_missing()),
-                Err(status) => Err(status),
-            };
-            match chunk {
-                Ok(chunk) => {
-                    if let Some(copy) = &copy
-                        && !copy.chunk(chunk.clone()).await
-                    {
-                        break;
-                    }
-                    // A load that has failed says why below.
-                    if send.send(Ok(chunk)).await.is_err() {
-                        break;
-                    }
+        let OpenBlob { blob, mut file } =
+            self.images.open_blob(&reference, digest).await.map_err(Refusal::from)?;
+        Ok(Response::new(from_thread(move |send| {
+            let message = |message| v1::ReadBlobResponse { message: Some(message) };
+            let mut next = file.seek(SeekFrom::Start(request.offset)).map(|_| {
+                message(Message::Head(v1::BlobHead {
+                    digest: blob.digest.to_string(),
+                    size_bytes: blob.size,
+                    media_type: blob.media_type.clone(),
+                }))
+            });
+            loop {
+                let failed = |error| Refusal::internal("the blob could not be read", error).into();
+                let ended = next.is_err();
+                if send.blocking_send(next.map_err(failed)).is_err() || ended {
+                    return;
                 }
-                Err(status) => {
-                    // The reader is told, so that it does not take what came for all there is.
-                    let cut = io::Error::new(io::ErrorKind::ConnectionAborted, "the upload was cut off");
-                    let _ = send.send(Err(cut)).await;
-                    drop(send);
-                    drop(load.await);
-                    return Err(status);
-                }
+                let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+                next = match file.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut chunk) {
+                    Ok(0) => return,
+                    Ok(_) => Ok(message(Message::Chunk(chunk.into()))),
+                    Err(error) => Err(error),
+                };
             }
-        }
-        drop(send);
-        let loaded = load.await.map_err(|error| Refusal::internal("the archive was not loaded", error))?;
-        let loaded = loaded.map_err(Refusal::from)?;
-        if let Some(copy) = copy {
-            copy.finish().await?;
-        }
-        Ok(Response::new(v1::LoadImageResponse {
-            digest: loaded.manifest.digest.to_string(),
-            size_bytes: loaded.size_bytes,
-            reused_bytes: loaded.reused_bytes,
-            pack_id: loaded.pack.map(|id| id.to_string()).unwrap_or_default(),
-            image: loaded.image.map(|image| convert::image(&image, self.images.room_registries())),
-        }))
+        })))
     }
 }
 
 impl ImagesService {
-    /// Where the archive is kept as a file too, when that was asked for.
-    fn room_copy(&self, caller: &Caller, path: &str) -> Result<Option<FileUpload>, Status> {
-        if path.is_empty() {
-            return Ok(None);
-        }
-        let path = hearth_proto::value::storage_path(path)
-            .map_err(|error| Refusal::invalid("begin.room_path", "invalid_path", error.to_string()))?;
-        allow_storage(caller, StorageVerb::Write, &path)?;
-        Ok(Some(FileUpload::start(self.storage.room.clone(), path.into(), WriteOptions::default())))
-    }
-
     fn inspected(&self, inspected: Inspected) -> v1::InspectImageResponse {
         let rooms = self.images.room_registries();
         let image = match inspected.tag {
@@ -203,25 +196,7 @@ impl ImagesService {
     }
 }
 
-fn destination(caller: &Caller, wire: Option<v1::load_begin::Destination>) -> Result<Destination, Status> {
-    match wire {
-        Some(v1::load_begin::Destination::Tag(text)) => {
-            let tag = convert::tag("begin.tag", &text)?;
-            allow_repository(caller, RegistryVerb::Write, &tag.repository)?;
-            Ok(Destination::Tag(tag))
-        }
-        Some(v1::load_begin::Destination::Temporary(true)) => {
-            require(caller.may_build(), "send packs for builds")?;
-            Ok(Destination::Pack { owner: caller.name.clone() })
-        }
-        Some(v1::load_begin::Destination::Temporary(false)) | None => {
-            Err(Refusal::invalid("begin.tag", "destination_missing", "give a tag, or `temporary` for a pack")
-                .into())
-        }
-    }
-}
-
-fn reference(field: &str, text: &str) -> Result<Reference, Refusal> {
+pub(super) fn reference(field: &str, text: &str) -> Result<Reference, Refusal> {
     text.parse::<Reference>().map_err(|error| Refusal::invalid(field, "invalid_reference", error.to_string()))
 }
 
@@ -233,26 +208,6 @@ fn page(token: &str) -> Result<Option<(Repository, Tag)>, Refusal> {
     let invalid = || Refusal::invalid("page_token", "invalid_page_token", "not a page token of this call");
     let (repository, tag) = token.rsplit_once(':').ok_or_else(invalid)?;
     Ok(Some((repository.parse().map_err(|_| invalid())?, tag.parse().map_err(|_| invalid())?)))
-}
-
-/// The chunks of an upload as a reader for a blocking thread.
-struct Arriving {
-    chunks: mpsc::Receiver<io::Result<Bytes>>,
-    chunk: Bytes,
-}
-
-impl Read for Arriving {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.chunk.is_empty() {
-            match self.chunks.blocking_recv() {
-                Some(chunk) => self.chunk = chunk?,
-                None => return Ok(0),
-            }
-        }
-        let count = self.chunk.len().min(buffer.len());
-        self.chunk.copy_to_slice(&mut buffer[..count]);
-        Ok(count)
-    }
 }
 
 impl From<ImageError> for Refusal {
@@ -269,12 +224,23 @@ impl From<ImageError> for Refusal {
             | ImageError::Archive(_) => Code::InvalidArgument,
             ImageError::BlobMissing { .. } | ImageError::NoPlatform { .. } => Code::FailedPrecondition,
             ImageError::NoSpace => Code::ResourceExhausted,
+            ImageError::TooManyBlobs { .. } => Code::InvalidArgument,
+            ImageError::Remote(RemoteError::Refused { status: 401 | 403, .. }) => Code::PermissionDenied,
+            ImageError::Remote(RemoteError::NotFound { .. }) => Code::NotFound,
+            ImageError::Remote(error) if error.retryable() => Code::Unavailable,
+            ImageError::Remote(_) => Code::FailedPrecondition,
+            ImageError::Credentials(error) => {
+                return Self::internal("the daemon's registry credentials cannot be used", error);
+            }
             ImageError::Catalog(_) | ImageError::Read { .. } | ImageError::Sweep(_) => {
                 return Self::internal("the room's images could not be used", &error);
             }
             ImageError::Ending => Code::Unavailable,
         };
-        let refusal = Self::new(status, error.code(), error.to_string());
+        let mut refusal = Self::new(status, error.code(), error.to_string());
+        if error.retryable() {
+            refusal = refusal.retryable(None);
+        }
         match error.hint() {
             Some(hint) => refusal.hint(hint),
             None => refusal,

@@ -22,7 +22,7 @@ pub struct StorageService {
     pub storage: Storage,
 }
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl v1::storage_server::Storage for StorageService {
@@ -147,7 +147,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// A stream of what a blocking thread sends; it ends when the receiver has gone.
-fn from_thread<T: Send + 'static>(
+pub(super) fn from_thread<T: Send + 'static>(
     work: impl FnOnce(mpsc::Sender<Result<T, Status>>) + Send + 'static,
 ) -> Answers<T> {
     let (send, receive) = mpsc::channel(AHEAD);

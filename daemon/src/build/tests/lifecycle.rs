@@ -221,6 +221,34 @@ async fn a_solver_that_dies_is_given_a_second_chance_and_no_third() {
 }
 
 #[tokio::test]
+async fn files_that_change_under_a_build_are_looked_at_again_and_not_for_ever() {
+    let room = Room::new(false);
+    let service = room.start().await;
+    let handle = service.handle();
+    let changed = |code| {
+        let message = "context file `f`: `/context/f` changed while it was read";
+        vec![started(1), Act::Fail(Box::new(Fault::new(Stage::Context, code, message).retryable()))]
+    };
+    room.script(changed("context_changed"));
+    room.script(changed("context_selection"));
+    let id = submit(&handle, spec("a")).await;
+    let record = ended(&handle, &id).await;
+    assert_eq!(record.state, BuildState::Succeeded);
+    assert!(record.context.is_some());
+    let all = events(&handle, &id, 1).await;
+    let warnings = all.iter().filter(|event| matches!(event.kind, EventKind::Warning { .. })).count();
+    assert_eq!(warnings, 2);
+
+    for _ in 0..3 {
+        room.script(changed("context_changed"));
+    }
+    let id = submit(&handle, spec("a")).await;
+    let fault = ended(&handle, &id).await.fault.unwrap();
+    assert!(fault.code == "context_changed" && fault.retryable && fault.message.contains("/context/f"));
+    assert!(room.solver.scripts.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_solver_that_stays_away_fails_the_build_after_the_wait() {
     let mut room = Room::new(false);
     room.options.solver_wait = Duration::from_millis(600);

@@ -68,6 +68,10 @@ fn is_below(path: &[u8], dir: &[u8]) -> bool {
 }
 
 /// Makes the stat of each shown entry. Remembers which file a hard link's first shown name is.
+///
+/// Sizes are what `lstat` will say of the receiver's copy, for links of both kinds too. A receiver that has an entry
+/// from an earlier transfer compares the two: where they differ it makes the entry again, and a hard link that it
+/// makes again beside itself leaves a file `.tmp.NUMBER` in the context for good.
 #[derive(Default)]
 pub(super) struct Stats {
     /// Index of a file in the tree -> path under which it was shown first.
@@ -89,17 +93,16 @@ impl Stats {
         let content = match &entry.kind {
             EntryKind::File | EntryKind::HardLink(_) => {
                 let file = if let EntryKind::HardLink(file) = entry.kind { file } else { index };
+                stat.size = i64::try_from(entry.size).unwrap_or(i64::MAX);
                 match self.first_names.get(&file) {
                     Some(first) => stat.link = first.clone(),
-                    None => {
-                        stat.size = i64::try_from(entry.size).unwrap_or(i64::MAX);
-                        self.first_names.insert(file, path);
-                    }
+                    None => drop(self.first_names.insert(file, path)),
                 }
                 Some(file)
             }
             EntryKind::Symlink(target) => {
                 stat.link = Bytes::copy_from_slice(target);
+                stat.size = i64::try_from(target.len()).unwrap_or(i64::MAX);
                 None
             }
             EntryKind::Device { major, minor, .. } => {

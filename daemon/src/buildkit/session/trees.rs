@@ -120,7 +120,7 @@ impl TreeSessions {
             .filter(|(_, slot)| slot.leases == 0)
             .map(|(id, slot)| (slot.idle_since, id.clone(), slot.entries))
             .collect();
-        idle.sort_unstable_by(|a, b| b.0.cmp(&a.0));
+        idle.sort_unstable_by_key(|(since, ..)| std::cmp::Reverse(*since));
         let mut entries = 0;
         for (place, (since, id, count)) in idle.into_iter().enumerate() {
             entries += count;

@@ -102,7 +102,7 @@ enum State {
     Content {
         file: Open,
         content: Content,
-        sum: ContentSum,
+        sum: Box<ContentSum>,
         left: u64,
     },
     Padding(u64),
@@ -395,7 +395,7 @@ impl TarParser {
         }
         let Some(sparse) = sparse else {
             let (left, content) = (file.stored, Content::At(self.at));
-            return Ok(State::Content { file, content, sum: ContentSum::plain(), left });
+            return Ok(State::Content { file, content, sum: Box::new(ContentSum::plain()), left });
         };
         let wrong = |what| entry_error(&file.path, what);
         let size = sparse.size.ok_or_else(|| wrong("a sparse file without its size"))?;
@@ -421,7 +421,7 @@ impl TarParser {
         }
         let left = file.stored.checked_sub(map).ok_or_else(damaged)?;
         let pieces = pieces(parts, file.size, left, self.at).ok_or_else(damaged)?;
-        let sum = ContentSum::sparse(&pieces, file.size, &mut self.hole_budget);
+        let sum = Box::new(ContentSum::sparse(&pieces, file.size, &mut self.hole_budget));
         Ok(State::Content { file, content: Content::Sparse(pieces), sum, left })
     }
 }

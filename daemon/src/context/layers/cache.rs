@@ -71,8 +71,8 @@ pub struct LayerCache {
 
 /// A layer that can be read anywhere.
 pub(super) struct OpenLayer {
-    pub diff_id: Digest,
     pub entries: Vec<u8>,
+    pub hides: bool,
     pub reader: LayerReader,
 }
 
@@ -117,13 +117,11 @@ impl LayerCache {
     /// Opens layers, several at once where their indexes have to be made.
     fn open_all(&self, layers: Vec<LayerBlob>) -> Vec<(Digest, Result<OpenLayer, LayerError>)> {
         let (next, total) = (AtomicUsize::new(0), AtomicU64::new(0));
-        let slots: Vec<Mutex<(Option<LayerBlob>, Option<Result<OpenLayer, LayerError>>)>> =
-            layers.into_iter().map(|layer| Mutex::new((Some(layer), None))).collect();
-        let digests: Vec<Option<Digest>> =
-            slots.iter().map(|slot| lock(slot).0.as_ref().map(|layer| layer.digest)).collect();
+        let slot = |layer: LayerBlob| Slot { digest: layer.digest, layer: Some(layer), opened: None };
+        let slots: Vec<Mutex<Slot>> = layers.into_iter().map(|layer| Mutex::new(slot(layer))).collect();
         let work = || {
             while let Some(slot) = slots.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let Some(layer) = lock(slot).0.take() else { continue };
+                let Some(layer) = lock(slot).layer.take() else { continue };
                 let mut opened = self.open_layer(layer);
                 if let Ok(layer) = &opened {
                     let size = layer.entries.len() as u64;
@@ -131,7 +129,7 @@ impl LayerCache {
                         opened = Err(LayerError::TooManyNames { limit: self.limits.index_bytes });
                     }
                 }
-                lock(slot).1 = Some(opened);
+                lock(slot).opened = Some(opened);
             }
         };
         let helpers = thread::available_parallelism().map_or(1, usize::from).min(slots.len());
@@ -145,9 +143,8 @@ impl LayerCache {
             }
             work();
         });
-        let results =
-            slots.into_iter().map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner).1);
-        digests.into_iter().zip(results).filter_map(|(digest, result)| Some((digest?, result?))).collect()
+        let slots = slots.into_iter().map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner));
+        slots.filter_map(|slot| Some((slot.digest, slot.opened?))).collect()
     }
 
     fn open_layer(&self, layer: LayerBlob) -> Result<OpenLayer, LayerError> {
@@ -167,9 +164,9 @@ impl LayerCache {
         drop(busy);
         lock(&self.busy).retain(|_, busy| Arc::strong_count(busy) > 1);
         let (index, file) = result?;
-        let LayerIndex { format, points, length, entries, .. } = index;
+        let LayerIndex { format, points, length, entries, hides, .. } = index;
         let reader = LayerReader::new(blob, Some(file), (format, points, length), Arc::clone(&self.decoded));
-        Ok(OpenLayer { diff_id, entries, reader })
+        Ok(OpenLayer { entries, hides, reader })
     }
 
     fn path(&self, diff_id: &Digest, blob: &Digest) -> PathBuf {
@@ -225,6 +222,7 @@ impl LayerCache {
             format,
             points: passed.points,
             entries: passed.entries,
+            hides: passed.hides,
         };
         file.as_file_mut().write_all(&index.encode())?;
         // Not synced: what a crash damages is found by its sum and made again.
@@ -269,6 +267,13 @@ impl LayerCache {
         }
         Ok(())
     }
+}
+
+/// A layer on its way to be opened.
+struct Slot {
+    digest: Digest,
+    layer: Option<LayerBlob>,
+    opened: Option<Result<OpenLayer, LayerError>>,
 }
 
 struct Kept {

@@ -22,6 +22,8 @@ const XATTRS: u8 = 0x80;
 pub(super) struct EntryWriter {
     pub bytes: Vec<u8>,
     pub count: usize,
+    /// Whether any path looks like a whiteout.
+    pub hides: bool,
     path: Vec<u8>,
 }
 
@@ -75,6 +77,7 @@ impl EntryWriter {
                 put_bytes(out, value);
             }
         }
+        self.hides |= path.windows(4).any(|part| part == b".wh.");
         self.path = path;
         self.count += 1;
     }

@@ -104,3 +104,18 @@ impl Read for Extract {
         Ok(count)
     }
 }
+
+/// In place of a sparse file that nobody should copy.
+pub(super) struct Refused {
+    pub limit: u64,
+}
+
+impl Read for Refused {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        let limit = self.limit;
+        let what = format!(
+            "the sparse files of its image have more than {limit} bytes of holes, which only a mount serves"
+        );
+        Err(io::Error::new(io::ErrorKind::FileTooLarge, what))
+    }
+}

@@ -12,7 +12,7 @@ use super::wire::{Damaged, Wire, put_bytes, put_number};
 use crate::model::Digest;
 
 /// Its last bytes are the version: another one makes every index anew.
-const MAGIC: &[u8; 16] = b"hearth layer 001";
+const MAGIC: &[u8; 16] = b"hearth layer 002";
 const TRAILER: usize = 8 + 32 + MAGIC.len();
 
 /// No layer within the limits has a larger one.
@@ -29,6 +29,8 @@ pub(super) struct LayerIndex {
     pub points: Vec<Point>,
     /// As [`EntryWriter`](super::entries::EntryWriter) wrote them.
     pub entries: Vec<u8>,
+    /// Whether any of them may be a whiteout.
+    pub hides: bool,
 }
 
 impl LayerIndex {
@@ -40,6 +42,7 @@ impl LayerIndex {
         put_number(&mut out, self.blob_length);
         put_number(&mut out, self.length);
         access::put(&mut out, self.format, &self.points);
+        out.push(u8::from(self.hides));
         put_bytes(&mut out, &self.entries);
         let length = (out.len() as u64).to_le_bytes();
         let sum = sum(&length, &out);
@@ -77,12 +80,13 @@ impl LayerIndex {
         let (diff_id, blob) = (Digest::from_sha256(wire.array()?), Digest::from_sha256(wire.array()?));
         let (blob_length, length) = (wire.number()?, wire.number()?);
         let (format, points) = access::get(&mut wire)?;
+        let hides = wire.array()? != [0];
         let entries = wire.bytes()?.to_vec();
         let is_inside = points.iter().all(|point| point.tar <= length && point.blob <= blob_length);
         if !wire.0.is_empty() || !is_inside {
             return Err(Damaged);
         }
-        Ok(Self { diff_id, blob, blob_length, length, format, points, entries })
+        Ok(Self { diff_id, blob, blob_length, length, format, points, entries, hides })
     }
 }
 

@@ -16,10 +16,9 @@ use hearth_pack::identity::ContentHash;
 use super::archive::{Content, TarEntry, TarKind};
 use super::cache::OpenLayer;
 use super::entries::EntryReader;
-use super::extract::{self, Extract};
+use super::extract::{self, Extract, Refused};
 use super::reader::LayerReader;
 use super::{LayerError, LayerLimits};
-use crate::model::Digest;
 
 const MAX_COMPONENT: usize = 255;
 const MAX_PATH: usize = crate::context::beneath::MAX_PATH;
@@ -34,7 +33,13 @@ pub struct ImageTree {
     limits: LayerLimits,
     nodes: Vec<Node>,
     contents: Vec<FileContent>,
-    layers: Vec<(Digest, Arc<LayerReader>)>,
+    layers: Vec<Arc<LayerReader>>,
+    /// The directory that the last entry was put in, for the next is most often put there too.
+    recent: Option<(Vec<Box<[u8]>>, u32)>,
+    /// Zeros of sparse files that are stored nowhere.
+    holes: u64,
+    /// Bytes that hard links to links and attributes were given.
+    copied: u64,
 }
 
 struct Node {
@@ -87,18 +92,29 @@ enum Name<'p> {
 
 impl ImageTree {
     pub(super) fn new(limits: LayerLimits) -> Self {
-        Self { limits, nodes: vec![Node::directory()], contents: Vec::new(), layers: Vec::new() }
+        let nodes = vec![Node::directory()];
+        Self { limits, nodes, contents: Vec::new(), layers: Vec::new(), recent: None, holes: 0, copied: 0 }
     }
 
     pub(super) fn add_layer(&mut self, layer: OpenLayer) -> Result<(), LayerError> {
-        let OpenLayer { diff_id, entries, reader } = layer;
+        let OpenLayer { entries, hides, reader } = layer;
         let index = u32::try_from(self.layers.len()).unwrap_or(u32::MAX);
-        self.layers.push((diff_id, Arc::new(reader)));
-        self.add_entries(index, &entries)
+        self.layers.push(Arc::new(reader));
+        // What hides comes first, wherever in the layer it stands.
+        if hides {
+            self.hide_all(&entries)?;
+        }
+        for entry in EntryReader::new(&entries) {
+            let entry = entry?;
+            if !hides || matches!(name(&components(&entry.path)?), Ok(Name::Entry)) {
+                self.add(index, entry)?;
+            }
+        }
+        self.recent = None;
+        Ok(())
     }
 
-    /// What hides comes first, wherever in the layer it stands.
-    fn add_entries(&mut self, layer: u32, entries: &[u8]) -> Result<(), LayerError> {
+    fn hide_all(&mut self, entries: &[u8]) -> Result<(), LayerError> {
         for entry in EntryReader::new(entries) {
             let entry = entry?;
             let path = components(&entry.path)?;
@@ -106,12 +122,6 @@ impl ImageTree {
                 Name::Entry | Name::Ignored => {}
                 Name::Opaque => self.hide(&path[..path.len() - 1], None),
                 Name::Whiteout(hidden) => self.hide(&path[..path.len() - 1], Some(hidden)),
-            }
-        }
-        for entry in EntryReader::new(entries) {
-            let entry = entry?;
-            if matches!(name(&components(&entry.path)?), Ok(Name::Entry)) {
-                self.add(layer, entry)?;
             }
         }
         Ok(())
@@ -151,6 +161,11 @@ impl ImageTree {
                 let missing = || LayerError::LinkTarget { entry: shown(), target: lossy(&target) };
                 let node = self.walk(ROOT, target_path.iter().copied()).ok_or_else(missing)?;
                 let linked = &self.nodes[node as usize];
+                let limit = self.limits.index_bytes;
+                self.copied += linked.copied();
+                if self.copied > limit {
+                    return Err(LayerError::TooManyNames { limit });
+                }
                 let (mode, mtime, xattrs) = (linked.mode, linked.mtime, linked.xattrs.clone());
                 let kind = match &linked.kind {
                     NodeKind::Directory(_) => return Err(missing()),
@@ -168,6 +183,10 @@ impl ImageTree {
                 Node { kind, mode, mtime, xattrs }
             }
             TarKind::File { size, content, hash } => {
+                if let Content::Sparse(pieces) = &content {
+                    let stored: u64 = pieces.iter().map(|piece| piece.length).sum();
+                    self.holes = self.holes.saturating_add(size.saturating_sub(stored));
+                }
                 let index = u32::try_from(self.contents.len()).unwrap_or(u32::MAX);
                 self.contents.push(FileContent { layer, content, size, hash, names: 1 });
                 Node { kind: NodeKind::File { content: index }, mode, mtime, xattrs }
@@ -182,11 +201,23 @@ impl ImageTree {
                 Node { kind: NodeKind::Device { character, major, minor }, mode, mtime, xattrs }
             }
         };
+        let directory = self.directory(parents)?;
+        self.place(directory, last, kind)
+    }
+
+    /// The directory with this path, made where it is not there.
+    fn directory(&mut self, path: &[&[u8]]) -> Result<u32, LayerError> {
+        if let Some((recent, node)) = &self.recent
+            && recent.iter().map(Box::as_ref).eq(path.iter().copied())
+        {
+            return Ok(*node);
+        }
         let mut directory = ROOT;
-        for &name in parents {
+        for &name in path {
             directory = self.make_directory(directory, name)?;
         }
-        self.place(directory, last, kind)
+        self.recent = Some((path.iter().map(|name| Box::from(*name)).collect(), directory));
+        Ok(directory)
     }
 
     /// The child `name` as a directory, which replaces whatever else is there.
@@ -211,6 +242,10 @@ impl ImageTree {
         }
         if self.nodes.len() > self.limits.entries {
             return Err(LayerError::TooManyEntries { limit: self.limits.entries });
+        }
+        // What is replaced may be that directory, or lie above it.
+        if self.child(parent, name).is_some() {
+            self.recent = None;
         }
         let index = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
         self.nodes.push(node);
@@ -314,19 +349,34 @@ impl ImageTree {
     pub fn read_at(&self, node: u32, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let NodeKind::File { content } = self.nodes[node as usize].kind else { return Ok(0) };
         let FileContent { layer, content, size, .. } = &self.contents[content as usize];
-        extract::read_at(&self.layers[*layer as usize].1, content, *size, buffer, offset)
+        extract::read_at(&self.layers[*layer as usize], content, *size, buffer, offset)
     }
 
     /// All of a file from its start. The last bytes come only when all of them are what was indexed.
+    /// Sparse files give nothing when the image's are so large that copies of them would fill a disk.
     pub fn open(&self, node: u32) -> Option<Box<dyn Read + Send>> {
         let NodeKind::File { content } = self.nodes[node as usize].kind else { return None };
         let FileContent { layer, content, size, hash, .. } = &self.contents[content as usize];
-        let reader = Arc::clone(&self.layers[*layer as usize].1);
+        let limit = self.limits.layer_bytes;
+        if self.holes > limit && matches!(content, Content::Sparse(_)) {
+            return Some(Box::new(Refused { limit }));
+        }
+        let reader = Arc::clone(&self.layers[*layer as usize]);
         Some(Box::new(Extract::new(reader, content.clone(), *size, *hash)))
     }
 }
 
 impl Node {
+    /// Bytes that another name of it takes.
+    fn copied(&self) -> u64 {
+        let target = match &self.kind {
+            NodeKind::Symlink(target) => target.len(),
+            _ => 0,
+        };
+        let xattrs: usize = self.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        (target + xattrs) as u64
+    }
+
     fn directory() -> Self {
         Self { kind: NodeKind::Directory(BTreeMap::new()), mode: 0o755, mtime: 0, xattrs: Box::default() }
     }

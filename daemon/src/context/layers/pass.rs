@@ -19,15 +19,17 @@ use super::access::{Format, Point, Within};
 use super::archive::TarParser;
 use super::blob::{Blob, Input};
 use super::entries::EntryWriter;
-use super::frames::{Unit, Zstd};
+use super::frames::{Unit, Whole, Zstd};
 use super::gzip::{Gzip, Step};
 use super::{LayerError, LayerLimits, frames};
 use crate::model::Digest;
 
 /// Bytes of a piece; one fits a core's cache.
 const PIECE: usize = 256 << 10;
+/// Of one that is a whole unit of zstd frames.
+const MAX_PIECE: u64 = 2 << 20;
 /// Pieces that wait between two threads.
-const WAITING: usize = 8;
+const WAITING: usize = 4;
 const MAX_DECODERS: usize = 8;
 /// Output between two places of a gzip member where a decoder can begin.
 const GZIP_STEP: u64 = 4 << 20;
@@ -51,6 +53,8 @@ pub(super) struct Passed {
     pub length: u64,
     pub points: Vec<Point>,
     pub entries: Vec<u8>,
+    /// Whether any entry may be a whiteout.
+    pub hides: bool,
 }
 
 /// Reads all of a blob. States of gzip decoders are written to `states`, from its start on.
@@ -88,7 +92,7 @@ pub(super) fn pass(
         drop(hashed);
         let diff_id = sum.join().map_err(|_| LayerError::Io(io::Error::other("a hash was not finished")))?;
         tar.finish()?;
-        Ok(Passed { diff_id, length, points, entries: entries.bytes })
+        Ok(Passed { diff_id, length, points, entries: entries.bytes, hides: entries.hides })
     })
 }
 
@@ -179,9 +183,11 @@ fn decode_units<'scope>(
         let (sender, said) = sync_channel(WAITING);
         let blob = Arc::clone(blob);
         spawn(scope, "layer-decode", move || {
-            let mine = units.iter().skip(first).step_by(decoders);
-            let mut each = mine.map(|unit| decode_unit(&blob, unit, &sender));
-            send_result(&sender, each.find(Result::is_err).unwrap_or(Ok(())));
+            let mut mine = units.iter().skip(first).step_by(decoders);
+            let result = Whole::new().map_err(DecodeError::from).and_then(|mut whole| {
+                mine.try_for_each(|unit| decode_unit(&blob, unit, &mut whole, &sender))
+            });
+            send_result(&sender, result);
         })?;
         receivers.push(said);
     }
@@ -196,8 +202,19 @@ fn decode_units<'scope>(
     Ok(())
 }
 
-fn decode_unit(blob: &Blob, unit: &Unit, sender: &SyncSender<Said>) -> Result<(), DecodeError> {
+fn decode_unit(
+    blob: &Blob,
+    unit: &Unit,
+    whole: &mut Whole,
+    sender: &SyncSender<Said>,
+) -> Result<(), DecodeError> {
     send(sender, Said::Begin(unit.range.start, None))?;
+    if let Some(content) = unit.content.filter(|content| *content <= MAX_PIECE)
+        && let Some(piece) = whole.read(&**blob, unit.range.clone(), content)?
+    {
+        send(sender, Said::Piece(piece))?;
+        return Ok(send(sender, Said::UnitEnd)?);
+    }
     let mut zstd = Zstd::new(Input::new(Arc::clone(blob), unit.range.start, unit.range.end))?;
     loop {
         let mut piece = vec![0; PIECE];

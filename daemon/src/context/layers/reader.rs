@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::access::{Format, Point, Within};
 use super::blob::{Blob, Input};
-use super::frames::Zstd;
+use super::frames::{Whole, Zstd};
 use super::gzip::{Gzip, Step};
 
 /// Stretches up to this are decompressed whole.
@@ -226,6 +226,15 @@ impl LayerReader {
         let _turn = self.decoded.turn((self.id, stretch));
         if let Some(block) = self.decoded.get((self.id, start)) {
             return Ok(block);
+        }
+        if is_short && self.format == Format::Zstd {
+            let next = self.points.get(point + 1).map_or(self.blob.length(), |next| next.blob);
+            let range = self.points[point].blob..next;
+            if let Some(block) = Whole::new()?.read(&*self.blob, range, end - start)? {
+                let block = Arc::new(block);
+                self.decoded.keep((self.id, start), &block);
+                return Ok(block);
+            }
         }
         let waiting = if is_short { None } else { self.decoded.waiting(self.id, stretch, start) };
         let mut decoder = match waiting {

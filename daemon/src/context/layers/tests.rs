@@ -259,6 +259,7 @@ fn subpaths_follow_links_inside_the_image() {
     assert_eq!(image.resolve(b"none"), None);
 }
 
+mod figures;
 mod hostile;
 mod kept;
 mod model;

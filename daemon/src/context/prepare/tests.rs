@@ -324,3 +324,68 @@ fn another_dockerfile_of_equal_size_has_another_time() {
     assert_eq!(of("FROM a"), of("FROM a"));
     assert_ne!(of("FROM a").2, of("FROM b").2);
 }
+
+#[tokio::test]
+async fn a_context_that_changed_under_its_transfer_never_has_that_name_again() {
+    let daemon = Daemon::new();
+    daemon.file("app/Dockerfile", "FROM x").file("app/f", "1");
+    let prepared = async || daemon.prepare(app()).await.unwrap();
+    let first = prepared().await;
+    let (id, identity) = (first.session.id.clone(), first.identity.clone());
+    let files = first.into_files(Vec::new());
+    files.watch.sent();
+    let unchanged = prepared().await.session.id;
+    fs::write(daemon.at("app/f"), "2").unwrap();
+    files.watch.sent();
+    fs::write(daemon.at("app/f"), "1").unwrap();
+    let time = fs::metadata(daemon.at("app/Dockerfile")).unwrap().modified().unwrap();
+    fs::File::options().write(true).open(daemon.at("app/f")).unwrap().set_modified(time).unwrap();
+    let after = prepared().await;
+    assert_eq!((unchanged, after.identity.digest), (id.clone(), identity.digest));
+    assert_ne!(after.session.id, id);
+    let restarted = Daemon::start(&daemon.directory).prepare(app()).await.unwrap();
+    assert_eq!(restarted.session.id, after.session.id);
+}
+
+#[tokio::test]
+async fn names_and_hashes_outlive_the_daemon_and_damage_only_costs_time() {
+    let daemon = Daemon::new();
+    daemon.file("app/Dockerfile", "FROM x").file("app/f", "1");
+    std::thread::sleep(std::time::Duration::from_millis(40));
+    let first = daemon.prepare(app()).await.unwrap();
+    daemon.contexts.save().await;
+    let state = daemon.directory.path().join("state/context");
+    assert!(fs::metadata(state.join("hashes")).unwrap().len() > 2 * 72);
+    let again = Daemon::start(&daemon.directory);
+    let next = again.prepare(app()).await.unwrap();
+    assert_eq!((&next.session, &next.identity), (&first.session, &first.identity));
+    assert!(!state.join("lineages").exists(), "true only between two runs");
+    again.save().await;
+    for name in ["hashes", "lineages"] {
+        fs::write(state.join(name), "damaged").unwrap();
+    }
+    let damaged = Daemon::start(&daemon.directory).prepare(app()).await.unwrap();
+    assert_eq!((&damaged.session.id, &damaged.identity), (&first.session.id, &first.identity));
+    assert_ne!(damaged.session.shared_key, first.session.shared_key);
+}
+
+#[tokio::test]
+async fn the_id_of_a_context_is_that_of_what_can_be_copied() {
+    let daemon = Daemon::new();
+    daemon.file("app/Dockerfile", "FROM x").file("app/src/f", "1").file("app/.git/index", "1");
+    daemon.file("app/.dockerignore", ".git\n");
+    let id = async |roots: Option<&[u8]>| {
+        let selection = roots.map_or_else(Selection::default, |root| Selection::of([root.to_vec()]));
+        let request = ContextRequest { selection: Box::new(move |_| selection), ..app() };
+        daemon.prepare(request).await.unwrap().session.id
+    };
+    let (all, src) = (id(None).await, id(Some(b"src")).await);
+    assert_ne!(all, src);
+    daemon.file("app/.git/index", "22");
+    assert_eq!((id(None).await, id(Some(b"src")).await), (all.clone(), src.clone()));
+    daemon.file("app/Dockerfile", "FROM y");
+    assert_ne!(id(None).await, all);
+    assert_eq!(id(Some(b"src")).await, src);
+    daemon.file("app/src/f", "2");
+    assert_ne!(id(Some(b"src")).await, src);
+}

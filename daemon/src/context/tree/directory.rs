@@ -33,11 +33,15 @@ impl DirectoryLayer {
         }
     }
 
-    fn hold(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+    pub(super) fn hold(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         if path.is_empty() {
             return rustix::io::fcntl_dupfd_cloexec(&self.source, 0);
         }
         if self.is_directory { beneath::hold(&self.source, path) } else { Err(Errno::NOTDIR) }
+    }
+
+    pub(super) fn open_directory(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        if self.is_directory { beneath::directory(&self.source, path) } else { Err(Errno::NOTDIR) }
     }
 
     /// What is at `path`; none when nothing is, or when it goes through a link.

@@ -51,7 +51,8 @@ impl ImageLayer {
     pub(super) fn children(&self, mount: u32, path: &[u8]) -> Children {
         let Some(directory) = self.image.lookup(self.top, path) else { return Children::default() };
         let child = |(name, node): (&[u8], u32)| Child { name: name.into(), found: self.found(mount, node) };
-        Children { children: self.image.children(directory).map(child).collect(), xattrs: Vec::new() }
+        let children = self.image.children(directory).map(child).collect();
+        Children { children, xattrs: self.image.xattrs(directory).to_vec() }
     }
 
     pub(super) fn link_group(&self, node: u32) -> Option<u64> {

@@ -17,7 +17,7 @@ use crate::context::ContextError;
 use crate::context::port::{EntryKind, Xattr};
 
 /// Entries that may wait.
-const AHEAD: usize = 50_000;
+const AHEAD: usize = 8_000;
 
 /// A directory to list.
 pub(super) struct Wish {

@@ -15,7 +15,7 @@ use crate::model::MountTarget;
 pub const MAX_LINKS: usize = 40;
 
 /// What [`resolve`] walks over. Paths are relative to its root, which stays the root for links too.
-trait Names {
+pub(super) trait Names {
     type Node: Clone;
     fn root(&self) -> Result<Self::Node, ContextError>;
     fn child(
@@ -32,10 +32,10 @@ trait Names {
 }
 
 /// A path without links, and what is there.
-type Resolved<N> = (Vec<u8>, N);
+pub(super) type Resolved<N> = (Vec<u8>, N);
 
 /// What `path` names. None when nothing is there, and no link was on the way.
-fn resolve<N: Names>(names: &N, path: &[u8]) -> Result<Option<Resolved<N::Node>>, ContextError> {
+pub(super) fn resolve<N: Names>(names: &N, path: &[u8]) -> Result<Option<Resolved<N::Node>>, ContextError> {
     let split = |path: &[u8]| -> Vec<Box<[u8]>> { path.split(|&byte| byte == b'/').map(Box::from).collect() };
     let mut pending: VecDeque<Box<[u8]>> = split(path).into();
     let mut nodes = vec![names.root()?];

@@ -1,5 +1,6 @@
 //! A pack that was sent by content, as a layer: a list of entries whose content hashes are known.
 
+use std::collections::HashSet;
 use std::io::{self, Read};
 use std::sync::Arc;
 
@@ -12,11 +13,18 @@ use crate::packs::port::PackTree;
 
 pub struct StoredLayer {
     pack: Arc<PackTree>,
+    /// Entries of files that have more names.
+    linked: HashSet<u32>,
 }
 
 impl StoredLayer {
-    pub const fn new(pack: Arc<PackTree>) -> Self {
-        Self { pack }
+    pub fn new(pack: Arc<PackTree>) -> Self {
+        let first = |entry: Listed<'_>| match entry.kind {
+            NodeKind::HardLink { to } => pack.listing.find(to).and_then(|first| u32::try_from(first).ok()),
+            _ => None,
+        };
+        let linked = pack.listing.entries().filter_map(first).collect();
+        Self { pack, linked }
     }
 
     /// The entry at `path`, below the root.
@@ -81,7 +89,7 @@ impl StoredLayer {
 
     /// What names of one file have in common.
     pub(super) fn link_group(&self, entry: u32) -> Option<u64> {
-        Some(entry.into())
+        self.linked.contains(&entry).then_some(entry.into())
     }
 
     /// Hash of a file's content, and its attributes.
@@ -91,8 +99,18 @@ impl StoredLayer {
         Some((hash, listed.xattrs))
     }
 
+    /// Of anything but the root, which has none.
+    pub(super) fn xattrs(&self, entry: u32) -> Vec<Xattr> {
+        if entry == u32::MAX { Vec::new() } else { self.entry(entry).xattrs }
+    }
+
     pub(super) fn open(&self, entry: u32) -> io::Result<Box<dyn Read + Send>> {
+        self.open_at(entry, 0)
+    }
+
+    /// Content from `offset` on.
+    pub(super) fn open_at(&self, entry: u32, offset: u64) -> io::Result<Box<dyn Read + Send>> {
         let (content, size) = self.entry(entry).content().ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Box::new(self.pack.open(&content, size)?))
+        Ok(Box::new(self.pack.open_at(&content, size, offset)?))
     }
 }

@@ -1,3 +1,5 @@
+mod identity;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;

@@ -19,7 +19,7 @@ fn rows_path(directory: &Path, number: u32) -> PathBuf {
     directory.join(format!("{number:08}.rows"))
 }
 
-/// Content, its length, and the rows that point into it.
+/// A segment's content, where that ends, and its rows.
 pub(super) type Reopened = (Arc<File>, u32, Vec<Row>);
 
 /// Opens a segment of an earlier run, cuts off what no row points to, and gives its rows. None when

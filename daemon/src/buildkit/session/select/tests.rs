@@ -96,13 +96,20 @@ fn a_hard_link_names_the_first_shown_name_of_its_file() {
     let (stat, content) = stats.of(&tree, 0);
     assert_eq!((stat.link.as_ref(), stat.size, content), (b"".as_slice(), 5, Some(0)));
     let (stat, _) = stats.of(&tree, 1);
-    assert_eq!((stat.link.as_ref(), stat.size), (b"a".as_slice(), 0));
+    assert_eq!((stat.link.as_ref(), stat.size), (b"a".as_slice(), 5), "the size that a receiver finds");
     // With the first name filtered out, the second becomes the file.
     let mut stats = Stats::default();
     let (stat, content) = stats.of(&tree, 1);
     assert_eq!((stat.link.as_ref(), stat.size, content), (b"".as_slice(), 5, Some(0)));
     let (stat, _) = stats.of(&tree, 2);
     assert_eq!(stat.link.as_ref(), b"b");
+}
+
+#[test]
+fn a_link_is_as_large_as_its_target_is_long() {
+    let tree = tree(vec![link("l", "some/where")]);
+    let (stat, content) = Stats::default().of(&tree, 0);
+    assert_eq!((stat.link.as_ref(), stat.size, content), (b"some/where".as_slice(), 10, None));
 }
 
 #[test]

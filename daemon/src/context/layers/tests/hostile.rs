@@ -278,7 +278,12 @@ fn names_and_attributes_have_a_limit_of_their_own() {
     let attributes: Vec<u8> = (0..2)
         .flat_map(|_| Tar::default().pax(&[("SCHILY.xattr.user.a", &value)]).raw(&header, b"").0)
         .collect();
-    for tars in [vec![one], layers, vec![attributes]] {
+    // Few bytes of the tar, many of memory: a hard link to a link copies what that says.
+    let links: Vec<u8> = long("l")
+        .into_iter()
+        .chain((0..40).flat_map(|n| Tar::default().hard_link(&n.to_string(), "l").0))
+        .collect();
+    for tars in [vec![one], layers, vec![attributes], vec![links]] {
         let result = image_within(limits, tars).map(|_| ());
         assert!(matches!(result, Err(LayerError::TooManyNames { limit: 100_000 })), "{result:?}");
     }

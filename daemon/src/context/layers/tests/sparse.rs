@@ -113,6 +113,9 @@ fn a_sparse_file_of_ten_terabytes_is_served_by_its_holes() {
             assert_eq!(bytes, expected, "{way} at {at}");
         }
         assert!(started.elapsed() < std::time::Duration::from_secs(20), "{way}: {:?}", started.elapsed());
+        // Nor is it copied into a build, whose disk it would fill.
+        let error = image.open(node).unwrap().read(&mut bytes).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::FileTooLarge, "{way}: {error}");
         hashes.push(image.content_hash(node));
     }
     assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{hashes:?}");

@@ -1,0 +1,21 @@
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use crate::new_file::{self, NewFile};
+
+/// As for any file that a person makes; the umask takes its part.
+const FILE_MODE: u32 = 0o666;
+
+/// Writes a file, which appears complete or not at all.
+pub fn write_whole(path: &Path, write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let dir = new_file::parent(path);
+    let new = NewFile::create(dir, FILE_MODE)?;
+    let mut out = BufWriter::with_capacity(256 * 1024, new.file());
+    write(&mut out)?;
+    out.flush()?;
+    drop(out);
+    new.file().sync_all()?;
+    new.put(path)?;
+    File::open(dir)?.sync_all()
+}

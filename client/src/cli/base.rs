@@ -1,0 +1,254 @@
+//! `--base`: an archive, an image of the room, or one of another registry, as files that are verified.
+//!
+//! Blobs come through `~/.cache/hearth/blobs`, one file each, so that nothing is held in memory and the next
+//! pack on the same base fetches nothing.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use hearth_pack::archive::sha256;
+use hearth_pack::image::{Descriptor, Index, Manifest, Platform};
+use hearth_pack::remote::{BlobReader, CHUNKS_AHEAD};
+use hearth_pack::{Base, BaseError, BlobCache};
+use hearth_proto::value::{Digest, Reference, RoomRegistries};
+use tokio::sync::mpsc;
+
+use super::registry::{self, RegistryArgs};
+use super::{Globals, connect};
+use crate::client::{Client, ClientError};
+use crate::error::Failure;
+use crate::{output, task};
+
+/// Layers that are fetched at the same time.
+const TOGETHER: usize = 3;
+/// What the cache may hold once a pack is through with it.
+const KEEP: u64 = 8 << 30;
+
+/// Opens the base that `text` names. `room` is the room that the pack goes to, when it goes to one.
+pub(super) async fn open(
+    text: &str,
+    platform: &Platform,
+    registries: &RegistryArgs,
+    room: Option<&Client>,
+    globals: &Globals,
+) -> Result<Base, Failure> {
+    if let Some(file) = text.strip_prefix("oci-archive:") {
+        let (path, platform, shown) = (PathBuf::from(file), platform.clone(), format!("--base {file}"));
+        let open = move || Base::from_archive(&path, &platform, cache().ok().as_ref());
+        return task::blocking("base", open).await?.map_err(|error| invalid(&shown, &error));
+    }
+    let reference: Reference = text.parse().map_err(|error| {
+        Failure::usage(format!("--base: {error}"))
+            .hint("name an image of the room or of a registry, or `oci-archive:FILE`")
+    })?;
+    let cache = cache().map_err(|(dir, error)| Failure::local("use the cache", &dir, &error))?;
+    let base = match room_of(&reference, room, globals).await? {
+        Some(room) => from_room(&room, &reference, platform, &cache).await?,
+        None => from_registry(&reference, platform, registries, &cache).await?,
+    };
+    let trimmed = task::blocking("cache", move || cache.trim(KEEP)).await?;
+    if let Err(error) = trimmed {
+        tracing::debug!(%error, "the cache of base images was not trimmed");
+    }
+    Ok(base)
+}
+
+/// Where blobs are kept, by the XDG rules; without a home, for this machine's next start.
+fn cache() -> Result<BlobCache, (PathBuf, std::io::Error)> {
+    let dir = |name| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let dir = dir("XDG_CACHE_HOME").or_else(|| dir("HOME").map(|home| home.join(".cache")));
+    let dir = dir.map_or_else(
+        || std::env::temp_dir().join(format!("hearth-{}", rustix::process::geteuid().as_raw())),
+        |dir| dir.join("hearth"),
+    );
+    let dir = dir.join("blobs");
+    BlobCache::open(&dir).map_err(|error| (dir, error))
+}
+
+/// The room whose image a reference names; none when it is one of another registry.
+async fn room_of(
+    reference: &Reference,
+    room: Option<&Client>,
+    globals: &Globals,
+) -> Result<Option<Client>, Failure> {
+    let names = |client: Client| async move {
+        let names = client.info().await?.room_registries;
+        let names = names.iter().filter_map(|name| name.parse().ok()).collect();
+        Ok::<_, Failure>(RoomRegistries::new(names).owns_source(reference).then_some(client))
+    };
+    match room {
+        Some(client) if reference.registry.is_some() => names(client.clone()).await,
+        // Nobody resolves this name: only a room has its images.
+        None if RoomRegistries::default().owns_source(reference) => names(connect(globals).await?).await,
+        _ => Ok(None),
+    }
+}
+
+async fn from_registry(
+    reference: &Reference,
+    platform: &Platform,
+    registries: &RegistryArgs,
+    cache: &BlobCache,
+) -> Result<Base, Failure> {
+    let remote = registries.remote(reference).await?;
+    let what = format!("--base {reference}");
+    let failed = |error| registry::failure(&what, &error);
+    let image = Box::pin(remote.image(reference, platform)).await.map_err(failed)?;
+    output::note(&format!("base {} ({})", image.source.name(), image.descriptor.digest));
+    let fetch = |layer: Descriptor, send: mpsc::Sender<Bytes>| {
+        let (remote, source, what) = (&remote, &image.source, &what);
+        async move {
+            let fetched = remote.blob(source, &layer, &send).await;
+            fetched.map_err(|error| registry::failure(what, &error))
+        }
+    };
+    let files = files(&image.manifest.layers, cache, fetch).await?;
+    assemble(&what, image.config, image.manifest.layers, files, cache).await
+}
+
+async fn from_room(
+    room: &Client,
+    reference: &Reference,
+    platform: &Platform,
+    cache: &BlobCache,
+) -> Result<Base, Failure> {
+    let what = format!("--base {reference}");
+    let (mut digest, mut json) = small(room, reference, None).await?;
+    let kind: Kind = parse(&what, &json)?;
+    if kind.manifests.is_some() {
+        let index: Index = parse(&what, &json)?;
+        let child = index.for_platform(platform).map_err(|found| {
+            Failure::failed(
+                "platform_missing",
+                format!("{what}: it has no image for {platform}; it has {found}"),
+            )
+            .hint("name another platform, such as --arch arm64")
+        })?;
+        (digest, json) = small(room, reference, Some(child.digest)).await?;
+    }
+    let manifest: Manifest = parse(&what, &json)?;
+    let (_, config) = small(room, reference, Some(manifest.config.digest)).await?;
+    let declared: Platform = parse(&what, &config)?;
+    if !declared.serves(platform) {
+        let message = format!("{what}: it is for {declared}, not for {platform}");
+        return Err(Failure::failed("platform_missing", message)
+            .hint(format!("add --arch {}", declared.architecture)));
+    }
+    output::note(&format!("base {reference} ({digest})"));
+    let fetch = |layer: Descriptor, send: mpsc::Sender<Bytes>| async move {
+        let mut content = room.read_blob(&reference.to_string(), Some(&layer.digest)).await?;
+        while let Some(chunk) = content.next().await? {
+            if send.send(chunk).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    };
+    let files = files(&manifest.layers, cache, fetch).await?;
+    assemble(&what, config, manifest.layers, files, cache).await
+}
+
+/// As much as is needed to tell an index from an image.
+#[derive(serde::Deserialize)]
+struct Kind {
+    manifests: Option<serde::de::IgnoredAny>,
+}
+
+/// A manifest or config of the room, verified.
+pub(super) async fn small(
+    room: &Client,
+    reference: &Reference,
+    digest: Option<Digest>,
+) -> Result<(Digest, Vec<u8>), Failure> {
+    let mut content = room.read_blob(&reference.to_string(), digest.as_ref()).await?;
+    let declared = digest.unwrap_or(content.digest);
+    let mut bytes = Vec::new();
+    while let Some(chunk) = content.next().await? {
+        if (bytes.len() + chunk.len()) as u64 > hearth_pack::archive::JSON_LIMIT {
+            return Err(
+                ClientError::Protocol(format!("{declared} is too large for a manifest or config")).into()
+            );
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    if sha256(&bytes) != declared {
+        return Err(ClientError::Protocol(format!("content of {declared} has another digest")).into());
+    }
+    Ok((declared, bytes))
+}
+
+/// All layers as files: from the cache, or fetched into it.
+async fn files<'a, F>(
+    layers: &[Descriptor],
+    cache: &BlobCache,
+    fetch: impl Fn(Descriptor, mpsc::Sender<Bytes>) -> F,
+) -> Result<HashMap<Digest, File>, Failure>
+where
+    F: Future<Output = Result<(), Failure>> + 'a,
+{
+    let mut layers = layers.to_vec();
+    layers.sort_by_key(|layer| layer.digest);
+    layers.dedup_by_key(|layer| layer.digest);
+    let fetch = &fetch;
+    let files = layers.into_iter().map(|layer| async move {
+        let digest = layer.digest;
+        let file = match known(cache, &layer).await? {
+            Some(file) => file,
+            None => fetched(cache, layer, fetch).await?,
+        };
+        Ok((digest, file))
+    });
+    stream::iter(files).buffer_unordered(TOGETHER).try_collect().await
+}
+
+async fn known(cache: &BlobCache, layer: &Descriptor) -> Result<Option<File>, Failure> {
+    let (cache, layer) = (cache.clone(), layer.clone());
+    let known = task::blocking("cache", move || cache.get(&layer)).await?;
+    known.map_err(|error| {
+        Failure::failed("local_io", format!("cannot read the cache of base images: {error}"))
+    })
+}
+
+async fn fetched<F: Future<Output = Result<(), Failure>>>(
+    cache: &BlobCache,
+    layer: Descriptor,
+    fetch: &impl Fn(Descriptor, mpsc::Sender<Bytes>) -> F,
+) -> Result<File, Failure> {
+    let (send, chunks) = mpsc::channel(CHUNKS_AHEAD);
+    let (keep, blob) = (cache.clone(), layer.clone());
+    let write = task::blocking("cache", move || keep.put(&blob, &mut BlobReader::new(chunks)));
+    let (fetched, written) = tokio::join!(fetch(layer, send), write);
+    let written = written?;
+    // What could not be written ends the fetch; what was not fetched whole cannot be kept.
+    match (fetched, written) {
+        (Ok(()), Ok(file)) => Ok(file),
+        (Err(failure), _) if failure.detail.code != "internal" => Err(failure),
+        (_, Err(error)) => {
+            Err(Failure::failed("local_io", format!("cannot keep a base image's layer: {error}")))
+        }
+        (Err(failure), Ok(_)) => Err(failure),
+    }
+}
+
+async fn assemble(
+    what: &str,
+    config: Vec<u8>,
+    layers: Vec<Descriptor>,
+    files: HashMap<Digest, File>,
+    cache: &BlobCache,
+) -> Result<Base, Failure> {
+    let cache = cache.clone();
+    let assemble = move || Base::from_files(&config, layers, files, Some(&cache));
+    task::blocking("base", assemble).await?.map_err(|error| invalid(what, &error))
+}
+
+fn parse<T: for<'de> serde::Deserialize<'de>>(what: &str, json: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(json).map_err(|error| Failure::failed("invalid_base", format!("{what}: {error}")))
+}
+
+fn invalid(what: &str, error: &BaseError) -> Failure {
+    Failure::failed("invalid_base", format!("{what}: {error}"))
+}

@@ -1,0 +1,477 @@
+//! `hearth context`
+
+use std::io::{self, Write as _};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use hearth_pack::walk::WalkOptions;
+use hearth_proto::v1::begin_pack_request::Destination;
+use hearth_proto::v1::diff_context_request::Left;
+use hearth_proto::v1::mount::Source;
+use hearth_proto::v1::{
+    ContextEntry, ContextMount, ContextSources, DiffContextRequest, Difference, FileKind, ListContextRequest,
+    Mount, MountContextRequest, ReadContextRequest, UnmountContextRequest,
+};
+use hearth_proto::value::{MountKind, MountSource, MountSpec, MountTarget, check_distinct};
+use serde::Serialize;
+
+use super::build::mount;
+use super::{Globals, connect, pack};
+use crate::client::Client;
+use crate::error::Failure;
+use crate::output;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ContextCommand {
+    /// List a directory of a context, as a build would see it
+    #[command(
+        visible_alias = "list",
+        after_help = "\
+Examples:
+  hearth context ls --mount-room-path apps/my-app
+  hearth context ls --mount-room-path apps/my-app --mount-image assets:2=/context/assets -r /context/assets"
+    )]
+    Ls {
+        #[command(flatten)]
+        sources: Sources,
+        /// With everything below it
+        #[arg(long, short)]
+        recursive: bool,
+        /// Absolute inside the mounts, or from the context's root
+        path: Option<PathBuf>,
+    },
+    /// Print a file of a context
+    Cat {
+        #[command(flatten)]
+        sources: Sources,
+        /// Absolute inside the mounts, or from the context's root
+        path: PathBuf,
+    },
+    /// Print what the files of a context are known by: equal for the same files, wherever they come from
+    Digest {
+        #[command(flatten)]
+        sources: Sources,
+    },
+    /// Show what is different between two contexts, or what was changed in a mounted one
+    ///
+    /// Each line is a letter and a path: `A` only in the second (or new), `D` only in the first (or
+    /// removed), `M` with another kind, mode or content (or written to).
+    #[command(after_help = "\
+Examples:
+  hearth context diff --mount-image my-app:1 --to-image my-app:2
+  hearth context diff --mount-room-path apps/my-app --to-image my-app:2,subpath=srv/app
+  hearth context diff /mnt/my-app
+      What was written in a context that is mounted there with --rw")]
+    Diff {
+        #[command(flatten)]
+        sources: Sources,
+        #[command(flatten)]
+        to: ToSources,
+        /// Directory that a context is mounted on
+        directory: Option<PathBuf>,
+    },
+    /// Mount a context on an empty directory of the daemon's machine
+    ///
+    /// It stays until it is unmounted or the daemon ends. With --rw it can be written: what is written
+    /// goes to a place of the daemon's own, the room's files never change, and mounting the same again
+    /// on the same directory shows it again.
+    #[command(after_help = "\
+Examples:
+  hearth context mount /mnt/my-app --mount-room-path apps/my-app
+  hearth context mount /mnt/work --rw --mount-image my-app:dev --mount-room-path data:/context/data --context-path /context")]
+    Mount {
+        /// Where it appears; absolute, or from here
+        directory: PathBuf,
+        #[command(flatten)]
+        sources: Sources,
+        /// Let it be written
+        #[arg(long)]
+        rw: bool,
+    },
+    /// Unmount a context; what was written in it is kept
+    Unmount {
+        directory: PathBuf,
+        /// Also when it is in use: who has files of it open can go on with them
+        #[arg(long)]
+        lazy: bool,
+        /// Throw away what was written in it
+        #[arg(long)]
+        discard: bool,
+    },
+    /// List what is mounted, and what changes are kept
+    Mounts,
+}
+
+/// The files of a context, as in `hearth build`.
+#[derive(Debug, Args)]
+pub(super) struct Sources {
+    /// Files of room storage, `<source>[:<mount>]`
+    #[arg(long, visible_alias = "room-mount", value_name = "MOUNT", help_heading = "Files")]
+    mount_room_path: Vec<String>,
+    /// Files of project storage, in the same form
+    #[arg(long, visible_alias = "project-mount", value_name = "MOUNT", help_heading = "Files")]
+    mount_project_path: Vec<String>,
+    /// Files of an image of the room, `<image>[=<mount>][,subpath=<path>]`
+    #[arg(long, visible_alias = "image-mount", value_name = "MOUNT", help_heading = "Files")]
+    mount_image: Vec<String>,
+    /// A directory of this machine, sent to the room for this, `<path>[:<mount>]`
+    #[arg(long, value_name = "PATH", help_heading = "Files")]
+    pack: Option<String>,
+    /// Directory inside the mounts that is the root [default: the one mount's place, or `/`]
+    #[arg(long, value_name = "PATH", help_heading = "Files")]
+    context_path: Option<String>,
+}
+
+/// What is on the other side of a comparison.
+#[derive(Debug, Args)]
+pub(super) struct ToSources {
+    /// Compare with files of room storage
+    #[arg(long, value_name = "MOUNT", help_heading = "Compare with")]
+    to_room_path: Vec<String>,
+    /// Compare with files of project storage
+    #[arg(long, value_name = "MOUNT", help_heading = "Compare with")]
+    to_project_path: Vec<String>,
+    /// Compare with files of an image
+    #[arg(long, value_name = "MOUNT", help_heading = "Compare with")]
+    to_image: Vec<String>,
+    /// Root of the other side
+    #[arg(long, value_name = "PATH", help_heading = "Compare with")]
+    to_context_path: Option<String>,
+}
+
+/// Flags that were read, not yet sent.
+struct Plan {
+    mounts: Vec<MountSpec>,
+    pack: Option<(PathBuf, String)>,
+    context_path: String,
+}
+
+fn plan(
+    flags: [(&str, MountKind, &[String]); 4],
+    context_path: Option<&String>,
+    needs: &str,
+) -> Result<Plan, Failure> {
+    let mut mounts = Vec::new();
+    for (flag, kind, texts) in flags {
+        for text in texts {
+            let parsed = MountSpec::parse_for_build(kind, text);
+            mounts.push(parsed.map_err(|error| Failure::usage(format!("{flag}: {error}")))?);
+        }
+    }
+    if mounts.is_empty() {
+        return Err(Failure::usage(needs).hint("such as --mount-room-path apps/my-app"));
+    }
+    check_distinct(&mounts).map_err(|error| Failure::usage(error.to_string()))?;
+    if let Some(path) = context_path {
+        let absolute = path.parse::<MountTarget>();
+        absolute.map_err(|_| Failure::usage(format!("the context path `{path}` is not absolute")))?;
+    }
+    let packed = mounts.iter().position(|mount| matches!(mount.source, MountSource::Pack(_)));
+    let pack = match packed.map(|index| mounts.remove(index)) {
+        Some(MountSpec { source: MountSource::Pack(path), target, .. }) => {
+            Some((PathBuf::from(path), target.to_string()))
+        }
+        _ => None,
+    };
+    Ok(Plan { mounts, pack, context_path: context_path.cloned().unwrap_or_default() })
+}
+
+impl Sources {
+    const fn is_empty(&self) -> bool {
+        self.mount_room_path.is_empty()
+            && self.mount_project_path.is_empty()
+            && self.mount_image.is_empty()
+            && self.pack.is_none()
+    }
+
+    fn plan(&self) -> Result<Plan, Failure> {
+        let flags = [
+            ("--mount-room-path", MountKind::Room, &self.mount_room_path[..]),
+            ("--mount-project-path", MountKind::Project, &self.mount_project_path[..]),
+            ("--mount-image", MountKind::Image, &self.mount_image[..]),
+            ("--pack", MountKind::Pack, self.pack.as_slice()),
+        ];
+        let plan = plan(flags, self.context_path.as_ref(), "a context needs files: at least one mount")?;
+        if let Some((path, _)) = &plan.pack {
+            pack::check_directory(path)?;
+        }
+        Ok(plan)
+    }
+}
+
+impl ToSources {
+    const fn is_empty(&self) -> bool {
+        self.to_room_path.is_empty() && self.to_project_path.is_empty() && self.to_image.is_empty()
+    }
+
+    fn plan(&self) -> Result<Plan, Failure> {
+        let flags = [
+            ("--to-room-path", MountKind::Room, &self.to_room_path[..]),
+            ("--to-project-path", MountKind::Project, &self.to_project_path[..]),
+            ("--to-image", MountKind::Image, &self.to_image[..]),
+            ("", MountKind::Pack, &[][..]),
+        ];
+        plan(
+            flags,
+            self.to_context_path.as_ref(),
+            "a comparison needs two sides: --to-room-path, --to-image ...",
+        )
+    }
+}
+
+impl Plan {
+    /// Sends the pack, if there is one.
+    async fn sources(self, client: &Client) -> Result<ContextSources, Failure> {
+        let mut mounts: Vec<Mount> = self.mounts.into_iter().map(mount).collect();
+        if let Some((path, target)) = self.pack {
+            let scanned = pack::send::scan(path, WalkOptions::default()).await?;
+            let sent = pack::send::send(client, &scanned, Destination::Temporary(true), None, None).await?;
+            let source = Some(Source::PackId(sent.result.pack_id));
+            mounts.push(Mount { source, target, ..Mount::default() });
+        }
+        Ok(ContextSources { mounts, context_path: self.context_path })
+    }
+}
+
+pub(super) async fn run(command: ContextCommand, globals: &Globals) -> Result<(), Failure> {
+    match command {
+        ContextCommand::Ls { sources, recursive, path } => {
+            list(&sources, recursive, path.unwrap_or_default(), globals).await
+        }
+        ContextCommand::Cat { sources, path } => cat(&sources, path, globals).await,
+        ContextCommand::Digest { sources } => digest(&sources, globals).await,
+        ContextCommand::Diff { sources, to, directory } => diff(&sources, &to, directory, globals).await,
+        ContextCommand::Mount { directory, sources, rw } => {
+            let (plan, directory) = (sources.plan()?, absolute(&directory)?);
+            let client = connect(globals).await?;
+            let context = Some(plan.sources(&client).await?);
+            let request = MountContextRequest { context, directory, writable: rw };
+            let mounted = client.mount_context(request).await?;
+            if mounted.resumed {
+                output::note("changes of an earlier mount are in it again");
+            }
+            if globals.json {
+                output::json(&MountView::from(&mounted))
+            } else {
+                output::line(&mounted.directory)
+            }
+        }
+        ContextCommand::Unmount { directory, lazy, discard } => {
+            let directory = absolute(&directory)?;
+            let client = connect(globals).await?;
+            let request = UnmountContextRequest { directory: directory.clone(), lazy, discard };
+            let kept = client.unmount_context(request).await?;
+            output::note(&format!("unmounted {}", output::printable(&directory)));
+            if kept {
+                output::note(
+                    "what was written is kept for the next mount of the same; --discard throws it away",
+                );
+            }
+            Ok(())
+        }
+        ContextCommand::Mounts => mounts(globals).await,
+    }
+}
+
+async fn list(sources: &Sources, recursive: bool, path: PathBuf, globals: &Globals) -> Result<(), Failure> {
+    let plan = sources.plan()?;
+    let client = connect(globals).await?;
+    let context = Some(plan.sources(&client).await?);
+    let path = path.into_os_string().into_vec().into();
+    let mut listing = client.list_context(ListContextRequest { context, path, recursive }).await?;
+    let mut views = Vec::new();
+    while let Some(entry) = listing.next().await? {
+        if globals.json {
+            views.push(EntryView::from(&entry));
+        } else {
+            output::line(&row(&entry))?;
+        }
+    }
+    if globals.json { output::json(&views) } else { Ok(()) }
+}
+
+fn shown(path: &[u8]) -> String {
+    let text = String::from_utf8_lossy(path);
+    if text.is_empty() { ".".to_owned() } else { output::printable(&text) }
+}
+
+fn row(entry: &ContextEntry) -> String {
+    let kind = match entry.kind() {
+        FileKind::Directory => 'd',
+        FileKind::Symlink => 'l',
+        FileKind::File => '-',
+        FileKind::Other | FileKind::Unspecified => '?',
+    };
+    let size = if entry.kind() == FileKind::File { output::size(entry.size_bytes) } else { "-".to_owned() };
+    let link = match entry.kind() {
+        FileKind::Symlink => format!(" -> {}", shown(&entry.link_target)),
+        _ => String::new(),
+    };
+    format!("{kind} {:04o} {size:>10}  {}{link}", entry.mode & 0o7777, shown(&entry.path))
+}
+
+async fn cat(sources: &Sources, path: PathBuf, globals: &Globals) -> Result<(), Failure> {
+    let plan = sources.plan()?;
+    let client = connect(globals).await?;
+    let context = Some(plan.sources(&client).await?);
+    let path = path.into_os_string().into_vec().into();
+    let mut file = client.read_context(ReadContextRequest { context, path }).await?;
+    while let Some(chunk) = file.next().await? {
+        io::stdout().lock().write_all(&chunk)?;
+    }
+    io::stdout().lock().flush()?;
+    Ok(())
+}
+
+async fn digest(sources: &Sources, globals: &Globals) -> Result<(), Failure> {
+    let plan = sources.plan()?;
+    let client = connect(globals).await?;
+    let context = plan.sources(&client).await?;
+    let found = client.digest_context(context).await?;
+    if globals.json {
+        return output::json(&serde_json::json!({
+            "digest": found.digest, "files": found.files, "bytes": found.bytes,
+        }));
+    }
+    output::note(&format!("{}, {}", output::count(found.files, "file"), output::size(found.bytes)));
+    output::line(&found.digest)
+}
+
+async fn diff(
+    sources: &Sources,
+    to: &ToSources,
+    directory: Option<PathBuf>,
+    globals: &Globals,
+) -> Result<(), Failure> {
+    let (client, request) = match directory {
+        Some(_) if !sources.is_empty() || !to.is_empty() => {
+            return Err(Failure::usage(
+                "a mounted directory is compared with what is below it: give no mounts",
+            ));
+        }
+        Some(directory) => {
+            let left = Some(Left::Mounted(absolute(&directory)?));
+            (connect(globals).await?, DiffContextRequest { left, right: None })
+        }
+        None => {
+            let (left, right) = (sources.plan()?, to.plan()?);
+            let client = connect(globals).await?;
+            let left = Some(Left::Context(left.sources(&client).await?));
+            let right = Some(right.sources(&client).await?);
+            (client, DiffContextRequest { left, right })
+        }
+    };
+    let mut differences = client.diff_contexts(request).await?;
+    let mut views = Vec::new();
+    while let Some(found) = differences.next().await? {
+        let (letter, word) = match found.difference() {
+            Difference::Added => ('A', "added"),
+            Difference::Removed => ('D', "removed"),
+            Difference::Changed | Difference::Unspecified => ('M', "changed"),
+        };
+        let path = shown(&found.path);
+        if globals.json {
+            views.push(serde_json::json!({"difference": word, "path": path}));
+        } else {
+            output::line(&format!("{letter} {path}"))?;
+        }
+    }
+    if globals.json { output::json(&views) } else { Ok(()) }
+}
+
+async fn mounts(globals: &Globals) -> Result<(), Failure> {
+    let mounts = connect(globals).await?.context_mounts().await?;
+    if globals.json {
+        return output::json(&mounts.iter().map(MountView::from).collect::<Vec<_>>());
+    }
+    let row = |mount: &ContextMount| {
+        let state = if mount.mounted { "mounted" } else { "changes kept" };
+        let mode = if mount.writable { "rw" } else { "ro" };
+        let view = MountView::from(mount);
+        vec![output::printable(&mount.directory), mode.to_owned(), state.to_owned(), view.sources.join(" ")]
+    };
+    output::table(&["DIRECTORY", "MODE", "STATE", "FILES"], &mounts.iter().map(row).collect::<Vec<_>>())
+}
+
+/// As the daemon takes it: the client may be in another directory.
+fn absolute(directory: &std::path::Path) -> Result<String, Failure> {
+    let absolute = std::path::absolute(directory)
+        .map_err(|error| Failure::usage(format!("`{}`: {error}", directory.display())))?;
+    let text = std::str::from_utf8(absolute.as_os_str().as_bytes());
+    Ok(text
+        .map_err(|_| Failure::usage(format!("the path `{}` is not UTF-8", directory.display())))?
+        .to_owned())
+}
+
+#[derive(Serialize)]
+struct EntryView {
+    path: String,
+    kind: &'static str,
+    size_bytes: u64,
+    /// Octal, such as "0644".
+    mode: String,
+    modified_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    link_target: Option<String>,
+}
+
+impl From<&ContextEntry> for EntryView {
+    fn from(entry: &ContextEntry) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self {
+            path: text(&entry.path),
+            kind: match entry.kind() {
+                FileKind::File => "file",
+                FileKind::Directory => "directory",
+                FileKind::Symlink => "symlink",
+                FileKind::Other | FileKind::Unspecified => "other",
+            },
+            size_bytes: entry.size_bytes,
+            mode: format!("{:04o}", entry.mode & 0o7777),
+            modified_at: output::timestamp(entry.modified_at.as_ref()).map(|time| time.to_string()),
+            link_target: (entry.kind() == FileKind::Symlink).then(|| text(&entry.link_target)),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct MountView {
+    directory: String,
+    writable: bool,
+    mounted: bool,
+    resumed: bool,
+    sources: Vec<String>,
+    context_path: String,
+    since: Option<String>,
+    mounted_by: String,
+}
+
+impl From<&ContextMount> for MountView {
+    fn from(mount: &ContextMount) -> Self {
+        let context = mount.context.clone().unwrap_or_default();
+        let source = |mount: &Mount| {
+            let source = match &mount.source {
+                Some(Source::RoomPath(path)) => format!("room:{path}"),
+                Some(Source::ProjectPath(path)) => format!("project:{path}"),
+                Some(Source::Image(image)) if image.subpath.is_empty() => {
+                    format!("image:{}", image.reference)
+                }
+                Some(Source::Image(image)) => format!("image:{}/{}", image.reference, image.subpath),
+                Some(Source::PackId(id)) => format!("pack:{id}"),
+                None => "empty".to_owned(),
+            };
+            format!("{source}={}", mount.target)
+        };
+        Self {
+            directory: mount.directory.clone(),
+            writable: mount.writable,
+            mounted: mount.mounted,
+            resumed: mount.resumed,
+            sources: context.mounts.iter().map(source).collect(),
+            context_path: context.context_path,
+            since: output::timestamp(mount.since.as_ref()).map(|time| time.to_string()),
+            mounted_by: mount.mounted_by.clone(),
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! `hearth images save`: the blobs of an image, as they are, in one archive.
+//!
+//! Manifests are read twice: once to know what belongs to the image, and so how long the archive is, and
+//! once more when they are written. Nothing but the smallest is held.
+
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use bytes::Bytes;
+use hearth_pack::archive::Layout;
+use hearth_pack::image::{Descriptor, Index, Manifest};
+use hearth_pack::remote::{BlobReader, CHUNKS_AHEAD};
+use hearth_proto::value::{Digest, Reference};
+use tokio::sync::mpsc;
+
+use super::super::base::small;
+use super::super::{Globals, connect};
+use crate::client::Client;
+use crate::error::Failure;
+use crate::{output, task};
+
+/// Blobs that wait for the writer: the one it wants next, and no other.
+type Wanted = mpsc::Receiver<(Digest, mpsc::Sender<Bytes>)>;
+
+pub(super) async fn run(image: &Reference, file: &Path, globals: &Globals) -> Result<(), Failure> {
+    if file.is_dir() {
+        return Err(Failure::usage(format!("`{}` is a directory; name a file", file.display())));
+    }
+    let room = connect(globals).await?;
+    let (top, blobs) = outline(&room, image).await?;
+    let digest = top.digest;
+    let tag = image.digest.is_none().then(|| qualified(image, &room));
+    let tag = match tag {
+        Some(tag) => Some(tag.await?),
+        None => None,
+    };
+    // What the tag names may change meanwhile: everything else is read by the digest.
+    let pinned =
+        Reference { registry: None, tag: None, digest: Some(digest), repository: image.repository.clone() };
+    let layout = Layout::of_stored(top, &blobs, tag.as_deref())
+        .map_err(|error| Failure::failed("internal", error.to_string()))?;
+    let size = layout.size();
+    let (send, wanted) = mpsc::channel(1);
+    let to = file.to_owned();
+    let writing = task::blocking("save", move || write(&layout, &to, &send));
+    let (served, written) = tokio::join!(serve(&room, &pinned, wanted), writing);
+    let written = written?;
+    served?;
+    written.map_err(|error| Failure::local("write", file, &error))?;
+    if file == Path::new("-") {
+        output::note(&format!("saved {image} ({}) {digest}", output::size(size)));
+        return Ok(());
+    }
+    output::note(&format!("saved {image} to {} ({})", file.display(), output::size(size)));
+    if globals.json {
+        return output::json(&serde_json::json!({"digest": digest.to_string(), "archive_bytes": size}));
+    }
+    output::line(&digest.to_string())
+}
+
+/// The name that is written into the archive.
+async fn qualified(image: &Reference, room: &Client) -> Result<String, Failure> {
+    let registry = match &image.registry {
+        Some(registry) => registry.to_string(),
+        None => room.info().await?.room_registries.into_iter().next().unwrap_or_default(),
+    };
+    let tag = image.tag_or_latest().map(|tag| tag.to_string()).unwrap_or_default();
+    Ok(format!("{registry}/{}:{tag}", image.repository))
+}
+
+/// What an image consists of: its top, and everything below, manifests first.
+async fn outline(room: &Client, image: &Reference) -> Result<(Descriptor, Vec<Descriptor>), Failure> {
+    let media_type = room.read_blob(&image.to_string(), None).await?.media_type;
+    let (digest, json) = small(room, image, None).await?;
+    let top = Descriptor::new(&media_type, digest, json.len() as u64);
+    let (mut manifests, mut blobs) = (Vec::new(), Vec::new());
+    if top.is_index() {
+        let index: Index = parse(image, &json)?;
+        let pinned = Reference { tag: None, digest: Some(digest), ..image.clone() };
+        for child in index.manifests {
+            let (_, json) = small(room, &pinned, Some(child.digest)).await?;
+            blobs.extend(parts(parse(image, &json)?));
+            manifests.push(child);
+        }
+    } else {
+        blobs.extend(parts(parse(image, &json)?));
+    }
+    manifests.extend(blobs);
+    Ok((top, manifests))
+}
+
+/// Config and layers; those that lie elsewhere by agreement are not in the room.
+fn parts(manifest: Manifest) -> impl Iterator<Item = Descriptor> {
+    let here = |layer: &Descriptor| {
+        !layer.media_type.contains("nondistributable") && !layer.media_type.contains("foreign")
+    };
+    std::iter::once(manifest.config).chain(manifest.layers.into_iter().filter(here))
+}
+
+fn parse<T: for<'de> serde::Deserialize<'de>>(image: &Reference, json: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(json)
+        .map_err(|error| Failure::failed("invalid_manifest", format!("{image}: {error}")))
+}
+
+/// Streams the blobs that the writer asks for, one after the other.
+async fn serve(room: &Client, image: &Reference, mut wanted: Wanted) -> Result<(), Failure> {
+    while let Some((digest, to)) = wanted.recv().await {
+        let mut content = room.read_blob(&image.to_string(), Some(&digest)).await?;
+        while let Some(chunk) = content.next().await? {
+            if to.send(chunk).await.is_err() {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes the archive, verifying each blob. A file appears complete or not at all.
+fn write(
+    layout: &Layout,
+    file: &Path,
+    wanted: &mpsc::Sender<(Digest, mpsc::Sender<Bytes>)>,
+) -> io::Result<()> {
+    let open = |digest: &Digest| -> io::Result<Box<dyn Read>> {
+        let (send, chunks) = mpsc::channel(CHUNKS_AHEAD);
+        let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "the room is not read any more");
+        wanted.blocking_send((*digest, send)).map_err(gone)?;
+        Ok(Box::new(BlobReader::new(chunks)))
+    };
+    if file == Path::new("-") {
+        return layout.write(&mut io::stdout().lock(), &open);
+    }
+    hearth_pack::archive::write_whole(file, &mut |out: &mut dyn Write| layout.write(out, &open))
+}

@@ -1,0 +1,109 @@
+//! `hearth images push` and `pull`: the daemon moves the image, this tells how it goes.
+
+use hearth_proto::v1::{PullImageRequest, PushImageRequest, TransferDone, TransferProgress};
+use hearth_proto::value::Reference;
+use serde::Serialize;
+
+use super::super::registry::for_reference;
+use super::super::{Globals, connect, pack};
+use super::reference;
+use crate::error::Failure;
+use crate::output;
+
+pub(super) struct Wanted {
+    pub(super) tag: Option<String>,
+    pub(super) arch: Option<String>,
+    pub(super) all_platforms: bool,
+}
+
+pub(super) async fn push(
+    image: &str,
+    target: Option<&str>,
+    cred: &[String],
+    globals: &Globals,
+) -> Result<(), Failure> {
+    let (source, target) = match target {
+        Some(target) => (reference(image)?, tag(target)?),
+        None => {
+            let target = tag(image)?;
+            if target.registry.is_none() {
+                return Err(Failure::usage(format!("`{image}` does not say which registry to push to"))
+                    .hint(format!("hearth images push {image} REGISTRY/{}", target.repository)));
+            }
+            (Reference { registry: None, ..target.clone() }, target)
+        }
+    };
+    let credentials = for_reference(cred, &target)?;
+    let request = PushImageRequest { reference: source.to_string(), target: target.to_string(), credentials };
+    let mut told = Told::default();
+    let done = connect(globals).await?.push_image(request, &mut |progress| told.tell(progress)).await?;
+    report("pushed", "was there", &done, globals)
+}
+
+pub(super) async fn pull(
+    image: &str,
+    wanted: Wanted,
+    cred: &[String],
+    globals: &Globals,
+) -> Result<(), Failure> {
+    let source = reference(image)?;
+    let platform = match &wanted.arch {
+        Some(arch) => pack::platform(Some(arch))?.to_string(),
+        None => String::new(),
+    };
+    let tag = wanted.tag.as_deref().map(tag).transpose()?;
+    let request = PullImageRequest {
+        reference: source.to_string(),
+        tag: tag.map(|tag| tag.to_string()).unwrap_or_default(),
+        platform,
+        all_platforms: wanted.all_platforms,
+        credentials: for_reference(cred, &source)?,
+    };
+    let mut told = Told::default();
+    let done = connect(globals).await?.pull_image(request, &mut |progress| told.tell(progress)).await?;
+    report("pulled", "known before", &done, globals)
+}
+
+fn tag(text: &str) -> Result<Reference, Failure> {
+    Reference::parse_tag(text).map_err(|error| Failure::usage(error.to_string()))
+}
+
+/// How far it is, told each time another tenth is done.
+#[derive(Default)]
+struct Told {
+    tenths: u64,
+}
+
+impl Told {
+    fn tell(&mut self, progress: &TransferProgress) {
+        let tenths = (progress.bytes * 10).checked_div(progress.total_bytes).unwrap_or(0);
+        if tenths > self.tenths {
+            self.tenths = tenths;
+            let (bytes, total) = (output::size(progress.bytes), output::size(progress.total_bytes));
+            let blobs = format!("{} of {} blobs", progress.blobs, progress.total_blobs);
+            output::note(&format!("{bytes} of {total}, {blobs}"));
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct DoneView<'a> {
+    digest: &'a str,
+    reference: &'a str,
+    sent_bytes: u64,
+    reused_bytes: u64,
+}
+
+fn report(did: &str, reused: &str, done: &TransferDone, globals: &Globals) -> Result<(), Failure> {
+    if globals.json {
+        return output::json(&DoneView {
+            digest: &done.digest,
+            reference: &done.reference,
+            sent_bytes: done.sent_bytes,
+            reused_bytes: done.reused_bytes,
+        });
+    }
+    let (sent, known) = (output::size(done.sent_bytes), output::size(done.reused_bytes));
+    output::note(&format!("{did} {} ({sent}, {known} {reused})", done.reference));
+    output::line(&done.digest)
+}

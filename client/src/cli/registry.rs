@@ -1,0 +1,140 @@
+//! What commands that speak to other registries have in common: credentials and mirrors.
+
+use std::time::Duration;
+
+use clap::Args;
+use hearth_pack::remote::{Credential, Credentials, Mirror, Mirrors, Remote, RemoteError, docker_config};
+use hearth_proto::v1::RegistryCredential;
+use hearth_proto::value::Reference;
+
+use crate::error::{Failure, FailureKind};
+use crate::{output, task};
+
+/// A credential helper may ask a person, who may have left.
+const HELPER_LIMIT: Duration = Duration::from_secs(30);
+
+/// Flags for other registries.
+#[derive(Debug, Args)]
+pub(super) struct RegistryArgs {
+    /// Credentials of a registry, `[registry,]username,password` [else: what `docker login` keeps]
+    #[arg(long, value_name = "CRED", help_heading = "Other registries")]
+    cred: Vec<String>,
+    /// Ask this URL before the registry HOST, such as `docker.io=https://mirror.example`
+    #[arg(
+        long,
+        value_name = "HOST=URL",
+        env = "HEARTH_REGISTRY_MIRROR",
+        value_delimiter = ',',
+        help_heading = "Other registries"
+    )]
+    registry_mirror: Vec<Mirror>,
+}
+
+impl RegistryArgs {
+    /// A client with the credentials that `reference` may need.
+    pub(super) async fn remote(&self, reference: &Reference) -> Result<Remote, Failure> {
+        let mirrors = Mirrors::new(self.registry_mirror.clone());
+        let hosts = mirrors.authorities(reference);
+        let given = for_reference(&self.cred, reference)?;
+        let mut credentials = given.into_iter().fold(Credentials::default(), |all, given| {
+            let RegistryCredential { registry, username, password } = given;
+            all.with(&registry, Credential::Password { username, password })
+        });
+        for host in hosts {
+            if credentials.get(&host).is_some() {
+                continue;
+            }
+            let asked = host.clone();
+            match task::bounded(HELPER_LIMIT, move || docker_config(&asked)).await {
+                Some(Ok(Some(credential))) => credentials = credentials.with(&host, credential),
+                Some(Ok(None)) => {}
+                // Public images need none.
+                Some(Err(reason)) => {
+                    output::note(&format!("warning: {reason}; asking {host} without credentials"));
+                }
+                None => output::note(&format!(
+                    "warning: Docker's credential helper gave no answer; asking {host} without credentials"
+                )),
+            }
+        }
+        Ok(Remote::new(mirrors).with_credentials(credentials))
+    }
+}
+
+/// The credentials of a command that speaks to one registry: where none is named, that one is meant.
+pub(super) fn for_reference(
+    texts: &[String],
+    reference: &Reference,
+) -> Result<Vec<RegistryCredential>, Failure> {
+    let registry = reference.registry.as_ref().map_or("docker.io", |registry| registry.as_str());
+    let one = |text: &String| {
+        let mut credential = credential(text)?;
+        if credential.registry.is_empty() {
+            registry.clone_into(&mut credential.registry);
+        }
+        Ok(credential)
+    };
+    texts.iter().map(one).collect()
+}
+
+/// `username,password` or `registry,username,password`.
+pub(super) fn credential(text: &str) -> Result<RegistryCredential, Failure> {
+    let parts: Vec<&str> = text.splitn(3, ',').collect();
+    let (registry, username, password) = match parts[..] {
+        [username, password] => ("", username, password),
+        [registry, username, password] => (registry, username, password),
+        // The text itself may hold a password: it is not shown.
+        _ => {
+            return Err(Failure::usage(
+                "--cred: expected `username,password` or `registry,username,password`",
+            ));
+        }
+    };
+    if username.is_empty() || password.is_empty() {
+        return Err(Failure::usage("--cred: user name and password must not be empty"));
+    }
+    Ok(RegistryCredential {
+        registry: registry.to_owned(),
+        username: username.to_owned(),
+        password: password.to_owned(),
+    })
+}
+
+/// What another registry said, as the failure of a command.
+pub(super) fn failure(what: &str, error: &RemoteError) -> Failure {
+    let kind = match error {
+        RemoteError::Refused { status: 401 | 403, .. } => FailureKind::Denied,
+        RemoteError::Unreachable { .. } | RemoteError::Silent { .. } => FailureKind::Unreachable,
+        _ => FailureKind::Failed,
+    };
+    let mut failure = Failure::new(kind, error.code(), format!("{what}: {error}"));
+    failure.detail.retryable = error.retryable();
+    match error.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_credential_is_not_repeated_in_its_error() {
+        assert_eq!(credential("r.example,u,p,w").unwrap().password, "p,w");
+        assert_eq!(credential("u,p").unwrap().registry, "");
+        let error = credential("hunter2").unwrap_err();
+        assert!(!error.detail.message.contains("hunter2"));
+    }
+
+    #[test]
+    fn a_credential_without_a_registry_is_for_the_one_that_is_spoken_to() {
+        let registries = |reference: &str| {
+            let texts = ["u,p".to_owned(), "other.example,u,p".to_owned()];
+            let found = for_reference(&texts, &reference.parse().unwrap()).unwrap();
+            found.into_iter().map(|credential| credential.registry).collect::<Vec<_>>()
+        };
+        assert_eq!(registries("ghcr.io/x"), ["ghcr.io", "other.example"]);
+        assert_eq!(registries("python"), ["docker.io", "other.example"]);
+    }
+}

@@ -1,0 +1,54 @@
+//! Content of the room's images, blob by blob.
+
+use bytes::Bytes;
+use hearth_proto::v1::{ReadBlobRequest, ReadBlobResponse, read_blob_response::Message};
+use hearth_proto::value::Digest;
+use tonic::{Request, Streaming};
+
+use super::{Client, ClientError};
+
+/// A blob as it comes. It is for the caller to verify.
+pub struct BlobContent {
+    pub digest: Digest,
+    pub size: u64,
+    /// Of a manifest or index; empty for blobs.
+    pub media_type: String,
+    stream: Streaming<ReadBlobResponse>,
+    address: String,
+}
+
+impl BlobContent {
+    /// The next piece, or none at the end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        let message = self.stream.message().await;
+        match message.map_err(|status| ClientError::from_status(&self.address, &status))?.map(|m| m.message) {
+            None => Ok(None),
+            Some(Some(Message::Chunk(chunk))) => Ok(Some(chunk)),
+            Some(_) => Err(ClientError::Protocol("a blob had a message that is not content".to_owned())),
+        }
+    }
+}
+
+impl Client {
+    /// A blob of an image of the room; without a digest, its manifest or index.
+    pub async fn read_blob(
+        &self,
+        reference: &str,
+        digest: Option<&Digest>,
+    ) -> Result<BlobContent, ClientError> {
+        let request = ReadBlobRequest {
+            reference: reference.to_owned(),
+            digest: digest.map(Digest::to_string).unwrap_or_default(),
+            offset: 0,
+        };
+        let mut stream = self.answer(self.images().read_blob(Request::new(request)).await)?;
+        let first = stream.message().await;
+        let first = first.map_err(|status| ClientError::from_status(&self.address, &status))?;
+        let Some(Message::Head(head)) = first.and_then(|message| message.message) else {
+            return Err(ClientError::Protocol("reading a blob did not begin with its head".to_owned()));
+        };
+        let digest = head.digest.parse().map_err(|error| ClientError::Protocol(format!("{error}")))?;
+        let address = self.address.clone();
+        Ok(BlobContent { digest, size: head.size_bytes, media_type: head.media_type, stream, address })
+    }
+}

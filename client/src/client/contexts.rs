@@ -1,0 +1,104 @@
+//! Calls on contexts: the files that a build would see.
+
+use bytes::Bytes;
+use hearth_proto::MAX_MESSAGE_BYTES;
+use hearth_proto::v1::contexts_client::ContextsClient;
+use hearth_proto::v1::{
+    ContextDifference, ContextEntry, ContextMount, ContextSources, DiffContextRequest, DigestContextRequest,
+    DigestContextResponse, ListContextMountsRequest, ListContextRequest, MountContextRequest,
+    ReadContextRequest, ReadContextResponse, UnmountContextRequest, read_context_response::Message,
+};
+use tonic::{Request, Streaming};
+
+use super::{Client, ClientError, Wire, limited};
+
+/// Messages of a call as they come.
+pub struct Answers<T> {
+    stream: Streaming<T>,
+    address: String,
+}
+
+impl<T> Answers<T> {
+    pub async fn next(&mut self) -> Result<Option<T>, ClientError> {
+        self.stream.message().await.map_err(|status| ClientError::from_status(&self.address, &status))
+    }
+}
+
+/// Content of a file of a context, chunk by chunk.
+pub struct ContextFile {
+    pub entry: ContextEntry,
+    chunks: Answers<ReadContextResponse>,
+}
+
+impl ContextFile {
+    /// The next piece, or none at the end of the file.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        match self.chunks.next().await?.map(|message| message.message) {
+            None => Ok(None),
+            Some(Some(Message::Chunk(chunk))) => Ok(Some(chunk)),
+            Some(_) => {
+                Err(ClientError::Protocol("a file's content had a message that is not content".to_owned()))
+            }
+        }
+    }
+}
+
+impl Client {
+    fn contexts(&self) -> ContextsClient<Wire> {
+        ContextsClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    fn answers<T>(&self, stream: Streaming<T>) -> Answers<T> {
+        Answers { stream, address: self.address.clone() }
+    }
+
+    pub async fn list_context(
+        &self,
+        request: ListContextRequest,
+    ) -> Result<Answers<ContextEntry>, ClientError> {
+        let stream = self.answer(self.contexts().list(Request::new(request)).await)?;
+        Ok(self.answers(stream))
+    }
+
+    pub async fn read_context(&self, request: ReadContextRequest) -> Result<ContextFile, ClientError> {
+        let stream = self.answer(self.contexts().read(Request::new(request)).await)?;
+        let mut chunks = self.answers(stream);
+        match chunks.next().await?.and_then(|message| message.message) {
+            Some(Message::Entry(entry)) => Ok(ContextFile { entry, chunks }),
+            _ => Err(ClientError::Protocol("reading did not begin with the file's entry".to_owned())),
+        }
+    }
+
+    /// Reads every byte of a tree, so it has no limit in time.
+    pub async fn digest_context(
+        &self,
+        context: ContextSources,
+    ) -> Result<DigestContextResponse, ClientError> {
+        let request = DigestContextRequest { context: Some(context) };
+        self.answer(self.contexts().digest(Request::new(request)).await)
+    }
+
+    pub async fn diff_contexts(
+        &self,
+        request: DiffContextRequest,
+    ) -> Result<Answers<ContextDifference>, ClientError> {
+        let stream = self.answer(self.contexts().diff(Request::new(request)).await)?;
+        Ok(self.answers(stream))
+    }
+
+    pub async fn mount_context(&self, request: MountContextRequest) -> Result<ContextMount, ClientError> {
+        self.answer(self.contexts().mount(limited(request)).await)
+    }
+
+    /// Gives whether changes are kept.
+    pub async fn unmount_context(&self, request: UnmountContextRequest) -> Result<bool, ClientError> {
+        self.answer(self.contexts().unmount(limited(request)).await).map(|answer| answer.kept)
+    }
+
+    pub async fn context_mounts(&self) -> Result<Vec<ContextMount>, ClientError> {
+        let request = limited(ListContextMountsRequest {});
+        self.answer(self.contexts().list_mounts(request).await).map(|answer| answer.mounts)
+    }
+}

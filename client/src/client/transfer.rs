@@ -1,0 +1,46 @@
+//! Images between the room and other registries; the daemon moves them.
+
+use hearth_proto::v1::transfer_event::Event;
+use hearth_proto::v1::{PullImageRequest, PushImageRequest, TransferDone, TransferEvent, TransferProgress};
+use tonic::{Request, Streaming};
+
+use super::{Client, ClientError};
+
+impl Client {
+    /// Brings an image of another registry into the room.
+    pub async fn pull_image(
+        &self,
+        request: PullImageRequest,
+        told: &mut dyn FnMut(&TransferProgress),
+    ) -> Result<TransferDone, ClientError> {
+        let events = self.answer(self.images().pull(Request::new(request)).await)?;
+        self.follow(events, told).await
+    }
+
+    /// Sends an image of the room to another registry.
+    pub async fn push_image(
+        &self,
+        request: PushImageRequest,
+        told: &mut dyn FnMut(&TransferProgress),
+    ) -> Result<TransferDone, ClientError> {
+        let events = self.answer(self.images().push(Request::new(request)).await)?;
+        self.follow(events, told).await
+    }
+
+    async fn follow(
+        &self,
+        mut events: Streaming<TransferEvent>,
+        told: &mut dyn FnMut(&TransferProgress),
+    ) -> Result<TransferDone, ClientError> {
+        loop {
+            let event = events.message().await;
+            let event = event.map_err(|status| ClientError::from_status(&self.address, &status))?;
+            match event.map(|event| event.event) {
+                Some(Some(Event::Done(done))) => return Ok(done),
+                Some(Some(Event::Progress(progress))) => told(&progress),
+                Some(None) => {}
+                None => return Err(ClientError::Protocol("a transfer ended without its end".to_owned())),
+            }
+        }
+    }
+}

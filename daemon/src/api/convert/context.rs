@@ -1,0 +1,50 @@
+//! What the `Contexts` service is asked, checked.
+
+use hearth_proto::v1;
+
+use super::super::error::Refusal;
+use super::spec::{Mounts, mounts};
+use crate::model::{MountSpec, MountTarget};
+
+/// Longest path that system calls take.
+const MAX_PATH: usize = 4095;
+
+/// The mounts of a context, by target, and the directory in them that is its root.
+pub fn context(
+    wire: Option<v1::ContextSources>,
+    field: &str,
+) -> Result<(Vec<MountSpec>, MountTarget), Refusal> {
+    let v1::ContextSources { mounts: wire, context_path } = wire.unwrap_or_default();
+    let names = Mounts { field: &format!("{field}.mounts"), needs: "a context needs at least one mount" };
+    let mut mounts = mounts(wire, &names)?;
+    mounts.sort_by(|a, b| a.target.cmp(&b.target));
+    let root = match (context_path.as_str(), &mounts[..]) {
+        ("", [mount]) => mount.target.to_string(),
+        ("", _) => "/".to_owned(),
+        (path, _) => path.to_owned(),
+    };
+    let root = root.parse().map_err(|error| {
+        Refusal::invalid(
+            format!("{field}.context_path"),
+            "invalid_context_path",
+            format!("context path: {error}"),
+        )
+    })?;
+    Ok((mounts, root))
+}
+
+/// A path in a context, from the root of all mounts: absolute as given, or below the context's root.
+pub fn path_in(root: &MountTarget, path: &[u8]) -> Result<Vec<u8>, Refusal> {
+    let invalid = |message: &str| Refusal::invalid("path", "invalid_path", message.to_owned());
+    if path.contains(&0) {
+        return Err(invalid("the path has a NUL byte"));
+    }
+    let whole = match path.strip_prefix(b"/") {
+        Some(absolute) => absolute.to_vec(),
+        None => [&root.as_str().as_bytes()[1..], b"/", path].concat(),
+    };
+    if whole.len() > MAX_PATH {
+        return Err(invalid("the path is too long"));
+    }
+    Ok(whole)
+}

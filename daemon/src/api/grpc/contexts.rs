@@ -1,0 +1,383 @@
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use axum::extract::connect_info::ConnectInfo;
+use hearth_proto::{CHUNK_BYTES, v1};
+use tokio::sync::mpsc;
+use tonic::{Code, Extensions, Request, Response, Status};
+
+use super::super::convert;
+use super::super::error::{Refusal, fault_detail};
+use super::super::serve::Peer;
+use super::builds::allow_mounts;
+use super::storage::{Answers, from_thread};
+use super::{caller, require};
+use crate::build::RoomContexts;
+use crate::context::ContextError;
+use crate::context::compare::{self, Difference};
+use crate::context::mounts::{MountError, MountRequest, MountState, Mounts};
+use crate::context::tree::{Located, Reader, Seen, Shown, Tree};
+use crate::model::access::Caller;
+use crate::model::{Digest, MountSpec, MountTarget, RoomRegistries};
+use crate::task;
+
+pub struct ContextsService {
+    pub contexts: RoomContexts,
+    pub mounts: Mounts,
+    pub rooms: RoomRegistries,
+}
+
+/// A context that the caller may read, open.
+struct Open {
+    tree: Tree,
+    mounts: Vec<MountSpec>,
+    manifests: Vec<Digest>,
+    root: MountTarget,
+}
+
+#[tonic::async_trait]
+impl v1::contexts_server::Contexts for ContextsService {
+    type ListStream = Answers<v1::ContextEntry>;
+    type ReadStream = Answers<v1::ReadContextResponse>;
+    type DiffStream = Answers<v1::ContextDifference>;
+
+    async fn list(
+        &self,
+        request: Request<v1::ListContextRequest>,
+    ) -> Result<Response<Self::ListStream>, Status> {
+        let caller = caller(request.extensions())?;
+        let request = request.into_inner();
+        let open = self.open(&caller, request.context, "context").await?;
+        let path = convert::path_in(&open.root, &request.path)?;
+        let (tree, found) = find(open.tree, path).await?;
+        let recursive = request.recursive;
+        Ok(Response::new(from_thread(move |send| {
+            end(&send, listing(&tree, found, recursive, &send));
+        })))
+    }
+
+    async fn read(
+        &self,
+        request: Request<v1::ReadContextRequest>,
+    ) -> Result<Response<Self::ReadStream>, Status> {
+        use v1::read_context_response::Message;
+        let caller = caller(request.extensions())?;
+        let request = request.into_inner();
+        let open = self.open(&caller, request.context, "context").await?;
+        let path = convert::path_in(&open.root, &request.path)?;
+        let (tree, (path, seen)) = find(open.tree, path).await?;
+        let mut reader = blocking(move || tree.reader(&path)).await?;
+        let message = |message| Ok(v1::ReadContextResponse { message: Some(message) });
+        let first = message(Message::Entry(entry(b"", &seen, None)));
+        Ok(Response::new(from_thread(move |send| {
+            if send.blocking_send(first).is_err() {
+                return;
+            }
+            loop {
+                let (ended, next) = match piece(&mut reader) {
+                    Ok(None) => return,
+                    Ok(Some(chunk)) => (false, message(Message::Chunk(chunk.into()))),
+                    Err(error) => (true, Err(Status::from(Refusal::from(error)))),
+                };
+                if send.blocking_send(next).is_err() || ended {
+                    return;
+                }
+            }
+        })))
+    }
+
+    async fn digest(
+        &self,
+        request: Request<v1::DigestContextRequest>,
+    ) -> Result<Response<v1::DigestContextResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let open = self.open(&caller, request.into_inner().context, "context").await?;
+        let identity = move || compare::identity(&open.tree, &open.tree.directory_at(&open.root)?);
+        let compare::Identity { digest, files, bytes } = blocking(identity).await?;
+        Ok(Response::new(v1::DigestContextResponse { digest: digest.to_string(), files, bytes }))
+    }
+
+    async fn diff(
+        &self,
+        request: Request<v1::DiffContextRequest>,
+    ) -> Result<Response<Self::DiffStream>, Status> {
+        use v1::diff_context_request::Left;
+        let extensions = request.extensions();
+        let caller = caller(extensions)?;
+        let local = on_this_machine(extensions);
+        let request = request.into_inner();
+        let left = match request.left {
+            None => {
+                let message = "what is to be compared is missing";
+                return Err(Refusal::invalid("left", "nothing_to_compare", message).into());
+            }
+            Some(Left::Mounted(directory)) => {
+                require(local, "look at what was changed in a mounted directory over the network")?;
+                return self.changes(directory.into()).await;
+            }
+            Some(Left::Context(context)) => self.open(&caller, Some(context), "left.context").await?,
+        };
+        let right = self.open(&caller, request.right, "right").await?;
+        let tops = move || {
+            let tops = (left.tree.directory_at(&left.root)?, right.tree.directory_at(&right.root)?);
+            Ok((left.tree, right.tree, tops))
+        };
+        let (left, right, tops) = blocking(tops).await?;
+        Ok(Response::new(from_thread(move |send| {
+            let compared = compare::compare((&left, &tops.0), (&right, &tops.1), |difference, path| {
+                send.blocking_send(Ok(difference_to_wire(difference, path))).is_ok()
+            });
+            end(&send, compared);
+        })))
+    }
+
+    async fn mount(
+        &self,
+        request: Request<v1::MountContextRequest>,
+    ) -> Result<Response<v1::ContextMount>, Status> {
+        let caller = caller(request.extensions())?;
+        require_this_machine(request.extensions(), "mount contexts")?;
+        let v1::MountContextRequest { context, directory, writable } = request.into_inner();
+        let Open { tree, mounts, manifests, root } = self.open(&caller, context, "context").await?;
+        let request = MountRequest {
+            directory: directory.into(),
+            mounts,
+            manifests,
+            context_path: root,
+            writable,
+            caller: caller.name,
+            tree,
+        };
+        Ok(Response::new(mount_to_wire(self.mounts.mount(request).await.map_err(Refusal::from)?)))
+    }
+
+    async fn unmount(
+        &self,
+        request: Request<v1::UnmountContextRequest>,
+    ) -> Result<Response<v1::UnmountContextResponse>, Status> {
+        caller(request.extensions())?;
+        require_this_machine(request.extensions(), "unmount contexts")?;
+        let v1::UnmountContextRequest { directory, lazy, discard } = request.into_inner();
+        let kept = self.mounts.unmount(directory.into(), lazy, discard).await.map_err(Refusal::from)?;
+        Ok(Response::new(v1::UnmountContextResponse { kept }))
+    }
+
+    async fn list_mounts(
+        &self,
+        request: Request<v1::ListContextMountsRequest>,
+    ) -> Result<Response<v1::ListContextMountsResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let mounts = self.mounts.list().await.map_err(Refusal::from)?;
+        let own = |state: &MountState| caller.is_admin() || state.record.caller == caller.name;
+        let mounts = mounts.into_iter().filter(own).map(mount_to_wire).collect();
+        Ok(Response::new(v1::ListContextMountsResponse { mounts }))
+    }
+}
+
+impl ContextsService {
+    async fn open(
+        &self,
+        caller: &Caller,
+        context: Option<v1::ContextSources>,
+        field: &str,
+    ) -> Result<Open, Status> {
+        let (mounts, root) = convert::context(context, field)?;
+        allow_mounts(caller, &mounts, &self.rooms)?;
+        let opened = self.contexts.open_mounts(&mounts, &caller.name, &BTreeMap::new()).await;
+        let opened = opened.map_err(|fault| {
+            let status = match fault.code.as_str() {
+                "pack_not_found" | "image_not_found" => Code::NotFound,
+                _ => Code::FailedPrecondition,
+            };
+            Refusal::with_detail(status, fault_detail(fault))
+        })?;
+        let manifests =
+            opened.iter().filter_map(|mount| mount.image.as_ref().map(|image| image.manifest)).collect();
+        let tree = self.contexts.contexts.open_tree(opened).await.map_err(Refusal::from)?;
+        Ok(Open { tree, mounts, manifests, root })
+    }
+
+    async fn changes(&self, directory: PathBuf) -> Result<Response<Answers<v1::ContextDifference>>, Status> {
+        let union = self.mounts.union(directory.clone()).await.map_err(Refusal::from)?;
+        Ok(Response::new(from_thread(move |send| {
+            let told = union.changes(&mut |difference, path| {
+                send.blocking_send(Ok(difference_to_wire(difference, path))).is_ok()
+            });
+            end(
+                &send,
+                told.map_err(|errno| ContextError::Io {
+                    path: directory.display().to_string(),
+                    source: errno.into(),
+                }),
+            );
+        })))
+    }
+}
+
+/// Whether the caller is root or the daemon's own user, on the unix socket.
+fn on_this_machine(extensions: &Extensions) -> bool {
+    match extensions.get::<ConnectInfo<Peer>>() {
+        Some(ConnectInfo(Peer::Unix { uid })) => *uid == 0 || *uid == rustix::process::geteuid().as_raw(),
+        Some(ConnectInfo(Peer::Tcp(_))) | None => false,
+    }
+}
+
+fn require_this_machine(extensions: &Extensions, what: &str) -> Result<(), Status> {
+    if on_this_machine(extensions) {
+        return Ok(());
+    }
+    let message = format!("only root and the daemon's own user may {what}, on the daemon's machine");
+    Err(Refusal::new(Code::PermissionDenied, "not_on_this_machine", message)
+        .hint("run it there, through the daemon's unix socket: hearth --addr unix:///run/hearth/hearth.sock ...")
+        .into())
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ContextError> + Send + 'static,
+) -> Result<T, Status> {
+    match task::blocking("context", work).await {
+        Ok(result) => Ok(result.map_err(Refusal::from)?),
+        Err(error) => Err(Refusal::internal("the context could not be read", error).into()),
+    }
+}
+
+/// What is at a path, and the tree again.
+async fn find(tree: Tree, path: Vec<u8>) -> Result<(Tree, Located), Status> {
+    let shown = String::from_utf8_lossy(&path).into_owned();
+    let (tree, found) = blocking(move || tree.find(&path).map(|found| (tree, found))).await?;
+    match found {
+        Some(found) => Ok((tree, found)),
+        None => {
+            let message = format!("there is no `/{}` in the context", shown.trim_start_matches('/'));
+            Err(Refusal::new(Code::NotFound, "not_found", message)
+                .hint("`hearth context ls` shows what is there")
+                .into())
+        }
+    }
+}
+
+/// Sends the entries of a directory, or the one file.
+fn listing(
+    tree: &Tree,
+    (path, seen): Located,
+    recursive: bool,
+    send: &mpsc::Sender<Result<v1::ContextEntry, Status>>,
+) -> Result<(), ContextError> {
+    let tell = |shown: &Shown| {
+        let entry = entry(&shown.path, &shown.seen, shown.target.as_deref());
+        send.blocking_send(Ok(entry)).is_ok()
+    };
+    if seen.attr.kind != rustix::fs::FileType::Directory {
+        let shown = tree.shown(&path.clone(), path, seen)?;
+        shown.iter().all(tell);
+        return Ok(());
+    }
+    for shown in tree.below(&path, recursive)? {
+        if !tell(&shown?) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Ends a stream with the error that ended the work, if one did.
+fn end<T>(send: &mpsc::Sender<Result<T, Status>>, result: Result<(), ContextError>) {
+    if let Err(error) = result {
+        // When nobody listens any more there is nobody to tell.
+        let _ = send.blocking_send(Err(Refusal::from(error).into()));
+    }
+}
+
+fn piece(reader: &mut Reader) -> Result<Option<Vec<u8>>, ContextError> {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let count = reader.read(&mut chunk)?;
+    chunk.truncate(count);
+    Ok(Some(chunk).filter(|chunk| !chunk.is_empty()))
+}
+
+fn entry(path: &[u8], seen: &Seen, target: Option<&[u8]>) -> v1::ContextEntry {
+    use rustix::fs::FileType;
+    let kind = match seen.attr.kind {
+        FileType::RegularFile => v1::FileKind::File,
+        FileType::Directory => v1::FileKind::Directory,
+        FileType::Symlink => v1::FileKind::Symlink,
+        _ => v1::FileKind::Other,
+    };
+    v1::ContextEntry {
+        path: path.to_vec().into(),
+        kind: kind.into(),
+        size_bytes: if kind == v1::FileKind::File { seen.attr.size } else { 0 },
+        mode: seen.attr.mode,
+        modified_at: Some(prost_types::Timestamp {
+            seconds: seen.attr.modified.seconds,
+            nanos: i32::try_from(seen.attr.modified.nanos).unwrap_or_default(),
+        }),
+        link_target: target.unwrap_or_default().to_vec().into(),
+    }
+}
+
+fn difference_to_wire(difference: Difference, path: &[u8]) -> v1::ContextDifference {
+    let difference = match difference {
+        Difference::Added => v1::Difference::Added,
+        Difference::Removed => v1::Difference::Removed,
+        Difference::Changed => v1::Difference::Changed,
+    };
+    v1::ContextDifference { difference: difference.into(), path: path.to_vec().into() }
+}
+
+fn mount_to_wire(state: MountState) -> v1::ContextMount {
+    let MountState { record, mounted, resumed } = state;
+    v1::ContextMount {
+        directory: record.directory.to_string_lossy().into_owned(),
+        context: Some(v1::ContextSources {
+            mounts: record.mounts.into_iter().map(convert::mount_to_wire).collect(),
+            context_path: record.context_path.to_string(),
+        }),
+        writable: record.writable,
+        mounted,
+        resumed,
+        since: Some(convert::timestamp(record.since)),
+        mounted_by: record.caller,
+    }
+}
+
+impl From<ContextError> for Refusal {
+    fn from(error: ContextError) -> Self {
+        let fault = error.fault();
+        let status = match &error {
+            ContextError::Changed { .. } => Code::Aborted,
+            ContextError::Ending => Code::Unavailable,
+            ContextError::ContextPathNotFound { .. } | ContextError::SubpathNotFound { .. } => Code::NotFound,
+            ContextError::Io { .. } | ContextError::Layer { .. } => Code::Internal,
+            _ => Code::FailedPrecondition,
+        };
+        Self::with_detail(status, fault_detail(fault))
+    }
+}
+
+impl From<MountError> for Refusal {
+    fn from(error: MountError) -> Self {
+        let (code, hint) = (error.code(), error.hint());
+        let message = error.to_string();
+        let refusal = match error {
+            MountError::Context(error) => return error.into(),
+            MountError::Relative { .. } => Self::invalid("directory", code, message),
+            MountError::NotFound { .. } | MountError::NotMounted { .. } => {
+                Self::new(Code::NotFound, code, message)
+            }
+            MountError::AlreadyMounted { .. } => Self::new(Code::AlreadyExists, code, message),
+            MountError::Ending => Self::new(Code::Unavailable, code, message).retryable(None),
+            MountError::Io { .. } => Self::new(Code::Internal, code, message),
+            MountError::NotADirectory { .. }
+            | MountError::NotEmpty { .. }
+            | MountError::Reserved { .. }
+            | MountError::Busy { .. }
+            | MountError::StillUsed { .. }
+            | MountError::OtherImages { .. } => Self::new(Code::FailedPrecondition, code, message),
+        };
+        match hint {
+            Some(hint) => refusal.hint(hint),
+            None => refusal,
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Images on their way between the room and other registries.
+//!
+//! A transfer is told as it goes, which also keeps its connection alive. When the client goes away, the
+//! transfer is dropped: it leaves no name, and content that nothing names is freed by the sweep.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use hearth_pack::remote::full_name;
+use hearth_proto::v1;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::super::convert;
+use super::super::error::Refusal;
+use super::images::{ImagesService, reference};
+use super::storage::Answers;
+use super::{allow_repository, require};
+use crate::image::{Destination, Platforms, Pull, Transfer};
+use crate::model::access::{Caller, RegistryVerb};
+use crate::model::image::Platform;
+use crate::model::secret::{Credential, Secret};
+use crate::model::{Reference, RoomRegistries};
+use crate::task;
+
+/// Between two words about a transfer.
+const TELL_EVERY: Duration = Duration::from_millis(500);
+const AHEAD: usize = 4;
+const MAX_CREDENTIALS: usize = 64;
+
+impl ImagesService {
+    pub(super) fn start_pull(
+        &self,
+        caller: &Caller,
+        request: v1::PullImageRequest,
+    ) -> Result<Answers<v1::TransferEvent>, Status> {
+        let source = reference("reference", &request.reference)?;
+        foreign("reference", &source, self.images.room_registries())?;
+        let tag = match request.tag.as_str() {
+            "" if source.tag.is_none() && source.digest.is_some() => {
+                let message = "an image that is named by its digest needs a tag in the room";
+                return Err(Refusal::invalid("tag", "tag_needed", message).into());
+            }
+            "" => {
+                let tag = source.tag_or_latest();
+                Reference { registry: None, repository: source.repository.clone(), tag, digest: None }
+            }
+            text => convert::tag("tag", text)?,
+        };
+        allow_pull_from(caller, &source)?;
+        allow_repository(caller, RegistryVerb::Write, &tag.repository)?;
+        let platforms = match (request.all_platforms, request.platform.as_str()) {
+            (true, _) => Platforms::All,
+            (false, "") => Platforms::One(Platform::host()),
+            (false, text) => Platforms::One(Platform::parse(text).ok_or_else(|| {
+                let message =
+                    format!("platform `{text}`: expected `os/arch[/variant]`, such as `linux/arm64`");
+                Refusal::invalid("platform", "invalid_platform", message)
+            })?),
+        };
+        let remote = self.elsewhere.remote(&credentials(request.credentials)?);
+        let remote = remote.map_err(|error| Refusal::from(crate::image::ImageError::from(error)))?;
+        let (images, transfer) = (self.images.clone(), Arc::new(Transfer::default()));
+        let shown = Arc::clone(&transfer);
+        Ok(events(shown, async move {
+            let name = images.room_registries().qualify(tag.clone()).to_string();
+            let destination = Destination::Tag(tag);
+            let pull = Pull { remote: &remote, reference: &source, platforms, destination };
+            let pulled = images.pull(pull, &transfer).await?;
+            tracing::info!(image.digest = %pulled.manifest.digest, from = full_name(&source), to = name, "image pulled");
+            Ok(v1::TransferDone {
+                digest: pulled.manifest.digest.to_string(),
+                reference: name,
+                sent_bytes: transfer.stand().bytes.saturating_sub(pulled.reused_bytes),
+                reused_bytes: pulled.reused_bytes,
+            })
+        }))
+    }
+
+    pub(super) fn start_push(
+        &self,
+        caller: &Caller,
+        request: v1::PushImageRequest,
+    ) -> Result<Answers<v1::TransferEvent>, Status> {
+        let source = reference("reference", &request.reference)?;
+        let target = convert::tag("target", &request.target)?;
+        foreign("target", &target, self.images.room_registries())?;
+        allow_repository(caller, RegistryVerb::Pull, &source.repository)?;
+        allow_push_to(caller, &target)?;
+        let remote = self.elsewhere.remote(&credentials(request.credentials)?);
+        let remote = remote.map_err(|error| Refusal::from(crate::image::ImageError::from(error)))?;
+        let (images, transfer) = (self.images.clone(), Arc::new(Transfer::default()));
+        let shown = Arc::clone(&transfer);
+        Ok(events(shown, async move {
+            let (manifest, sent) = images.push(&remote, &source, &target, &transfer).await?;
+            tracing::info!(image.digest = %manifest.digest, to = full_name(&target), "image pushed");
+            Ok(v1::TransferDone {
+                digest: manifest.digest.to_string(),
+                reference: target.to_string(),
+                sent_bytes: sent.sent_bytes,
+                reused_bytes: sent.reused_bytes,
+            })
+        }))
+    }
+}
+
+/// Denies an image of another registry that the caller's `containers.pull` does not name.
+pub(super) fn allow_pull_from(caller: &Caller, reference: &Reference) -> Result<(), Status> {
+    let name = full_name(reference);
+    require(caller.may_pull_from(&name), format_args!("pull `{name}` from its registry"))
+}
+
+/// Denies a push to another registry that the caller's `containers.registry.write` does not name.
+pub(super) fn allow_push_to(caller: &Caller, reference: &Reference) -> Result<(), Status> {
+    let name = full_name(reference);
+    require(caller.may_push_to(&name), format_args!("push to `{name}`"))
+}
+
+/// Refuses a name of this room where one of another registry is meant.
+fn foreign(field: &str, reference: &Reference, rooms: &RoomRegistries) -> Result<(), Refusal> {
+    if !rooms.owns_source(reference) {
+        return Ok(());
+    }
+    let message = format!("`{reference}` is in this room's registry, not in another");
+    Err(Refusal::invalid(field, "room_registry", message)
+        .hint("`hearth images tag` names an image of the room anew"))
+}
+
+fn credentials(wire: Vec<v1::RegistryCredential>) -> Result<BTreeMap<String, Credential>, Refusal> {
+    if wire.len() > MAX_CREDENTIALS {
+        return Err(Refusal::invalid(
+            "credentials",
+            "too_many",
+            format!("at most {MAX_CREDENTIALS} credentials"),
+        ));
+    }
+    let credential = |credential: v1::RegistryCredential| {
+        let password = Secret::new(credential.password);
+        (credential.registry, Credential { username: credential.username, password })
+    };
+    Ok(wire.into_iter().map(credential).collect())
+}
+
+/// The stream of a transfer: how it stands, then what it came to.
+fn events(
+    transfer: Arc<Transfer>,
+    work: impl Future<Output = Result<v1::TransferDone, crate::image::ImageError>> + Send + 'static,
+) -> Answers<v1::TransferEvent> {
+    use v1::transfer_event::Event;
+    let (send, receive) = mpsc::channel(AHEAD);
+    let event = |event| v1::TransferEvent { event: Some(event) };
+    task::spawn("image-transfer", async move {
+        let mut work = Box::pin(work);
+        let mut tick = tokio::time::interval(TELL_EVERY);
+        loop {
+            tokio::select! {
+                result = &mut work => {
+                    let last = result.map(|done| event(Event::Done(done)));
+                    // A client that has gone has not waited for this.
+                    let _ = send.send(last.map_err(|error| Refusal::from(error).into())).await;
+                    return;
+                }
+                () = send.closed() => {
+                    tracing::info!("a transfer was dropped: its client has gone");
+                    return;
+                }
+                _ = tick.tick() => {
+                    let stand = transfer.stand();
+                    let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+                    // One that cannot be taken now is old when it can.
+                    let _ = send.try_send(Ok(event(Event::Progress(v1::TransferProgress {
+                        blobs: small(stand.blobs),
+                        total_blobs: small(stand.total_blobs),
+                        bytes: stand.bytes,
+                        total_bytes: stand.total_bytes,
+                    }))));
+                }
+            }
+        }
+    });
+    ReceiverStream::new(receive).boxed()
+}

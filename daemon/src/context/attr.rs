@@ -1,0 +1,78 @@
+//! Everything that `stat` says of a file, and where its bytes can be had.
+
+use std::ffi::CStr;
+use std::os::fd::AsFd;
+
+use rustix::fs::{AtFlags, FileType, StatxFlags};
+use rustix::io::Errno;
+
+/// A moment, as file systems keep it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Time {
+    pub seconds: i64,
+    pub nanos: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attr {
+    pub kind: FileType,
+    /// Permission, setuid, setgid and sticky bits.
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Names of the file; 1 for every directory, as none of a union can count its subdirectories cheaply.
+    pub links: u32,
+    pub size: u64,
+    /// Of 512 bytes.
+    pub blocks: u64,
+    pub accessed: Time,
+    pub modified: Time,
+    pub changed: Time,
+    /// Major and minor number of a device.
+    pub device: (u32, u32),
+}
+
+/// A file of a file system: what is told of it, and what it is known by.
+#[derive(Clone, Copy, Debug)]
+pub struct Stat {
+    pub attr: Attr,
+    pub file_system: u64,
+    pub inode: u64,
+    /// Tells a file from an earlier one with the same inode number; zero where it is not kept.
+    pub born: Time,
+}
+
+impl Time {
+    pub const fn from_nanos(nanos: i64) -> Self {
+        Self { seconds: nanos.div_euclid(NANOS), nanos: nanos.rem_euclid(NANOS) as u32 }
+    }
+}
+
+const NANOS: i64 = 1_000_000_000;
+
+/// Of a name in a directory, or of the descriptor itself when the name is empty; no link is followed.
+pub fn stat_at(directory: impl AsFd, name: &CStr) -> Result<Stat, Errno> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
+    let found = rustix::fs::statx(directory, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?;
+    let time = |at: rustix::fs::StatxTimestamp| Time { seconds: at.tv_sec, nanos: at.tv_nsec };
+    let mode = u32::from(found.stx_mode);
+    let kind = FileType::from_raw_mode(mode);
+    Ok(Stat {
+        attr: Attr {
+            kind,
+            mode: mode & 0o7777,
+            uid: found.stx_uid,
+            gid: found.stx_gid,
+            links: if kind == FileType::Directory { 1 } else { found.stx_nlink },
+            size: found.stx_size,
+            blocks: found.stx_blocks,
+            accessed: time(found.stx_atime),
+            modified: time(found.stx_mtime),
+            changed: time(found.stx_ctime),
+            device: (found.stx_rdev_major, found.stx_rdev_minor),
+        },
+        file_system: u64::from(found.stx_dev_major) << 32 | u64::from(found.stx_dev_minor),
+        inode: found.stx_ino,
+        born: time(found.stx_btime),
+    })
+}

@@ -1,0 +1,549 @@
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use rustix::fs::{FallocateFlags, FileType, XattrFlags};
+use rustix::io::Errno;
+
+use super::passthrough::Passthrough;
+use super::wire;
+use crate::context::union::{Change, Found, Listing, MAX_NAME, Maker, ROOT, RenameMode, Union};
+
+/// How long the kernel may remember what changes only through it.
+const CONSTANT: Duration = Duration::from_secs(3600);
+/// The same where the room's files are below: they change under the mount.
+const CHANGING: Duration = Duration::from_millis(100);
+/// Read ahead, when reads are sequential; the kernel takes less where it has a smaller limit.
+const READ_AHEAD: u32 = 1 << 20;
+/// Requests that the kernel may have under way by itself.
+const BACKGROUND: u16 = 64;
+/// Of entries of the kernel's lists, `.` and `..`.
+const DOTS: usize = 2;
+
+const GENERATION: Generation = Generation(0);
+
+pub(super) struct Shell {
+    union: Arc<Union>,
+    /// How long the kernel may remember names and attributes.
+    remember: Duration,
+    directories: Mutex<HashMap<u64, Arc<Mutex<Reading>>>>,
+    next_directory: AtomicU64,
+    passthrough: Option<Passthrough>,
+}
+
+/// A directory that is being read: what it held when that began.
+#[derive(Default)]
+struct Reading {
+    listing: Option<Listing>,
+}
+
+thread_local! {
+    /// Bytes on their way to the kernel.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Shell {
+    pub fn new(union: Arc<Union>) -> Self {
+        let remember = if union.is_constant() { CONSTANT } else { CHANGING };
+        Self {
+            union,
+            remember,
+            directories: Mutex::default(),
+            next_directory: AtomicU64::new(1),
+            passthrough: None,
+        }
+    }
+
+    fn entry(&self, found: Result<Found, Errno>, reply: ReplyEntry) {
+        match found {
+            Ok(found) => reply.entry(&self.remember, &wire::attr(&found), GENERATION),
+            Err(errno) => reply.error(wire::errno(errno)),
+        }
+    }
+
+    /// For files that are not passed through: whether what the kernel has cached of them still holds.
+    fn cached(&self) -> FopenFlags {
+        if self.union.is_constant() { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
+    }
+
+    fn reading(&self, handle: FileHandle) -> Option<Arc<Mutex<Reading>>> {
+        self.directories.lock().unwrap_or_else(PoisonError::into_inner).get(&handle.0).cloned()
+    }
+
+    /// Gives the entries of a directory from `offset` on to `add`, until it says that it is full.
+    fn read_directory(
+        &self,
+        inode: u64,
+        handle: FileHandle,
+        offset: u64,
+        mut add: impl FnMut(Entry<'_>, u64) -> Result<bool, Errno>,
+    ) -> Result<(), Errno> {
+        let reading = self.reading(handle).ok_or(Errno::BADF)?;
+        let mut reading = reading.lock().unwrap_or_else(PoisonError::into_inner);
+        if offset == 0 || reading.listing.is_none() {
+            reading.listing = Some(self.union.list(inode)?);
+        }
+        let Some(listing) = &reading.listing else { return Err(Errno::BADF) };
+        let mut index = usize::try_from(offset).map_err(|_| Errno::INVAL)?;
+        while index < listing.entries().len() + DOTS {
+            let entry = match index {
+                0 => Entry::Dot { name: b".", inode },
+                1 => Entry::Dot { name: b"..", inode: self.union.parent(inode) },
+                index => Entry::Listed { listing, index: index - DOTS },
+            };
+            index += 1;
+            if add(entry, index as u64)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+enum Entry<'l> {
+    Dot { name: &'static [u8], inode: u64 },
+    Listed { listing: &'l Listing, index: usize },
+}
+
+fn done(result: Result<(), Errno>, reply: ReplyEmpty) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(wire::errno(errno)),
+    }
+}
+
+fn maker(request: &Request, mode: u32) -> Maker {
+    Maker { uid: request.uid(), gid: request.gid(), mode: mode & 0o7777 }
+}
+
+const fn writes(flags: OpenFlags) -> bool {
+    // `O_ACCMODE` of all Linux platforms.
+    flags.0 & 3 != 0
+}
+
+impl Filesystem for Shell {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_ASYNC_READ
+            | InitFlags::FUSE_ASYNC_DIO
+            | InitFlags::FUSE_BIG_WRITES
+            | InitFlags::FUSE_MAX_PAGES
+            | InitFlags::FUSE_AUTO_INVAL_DATA
+            | InitFlags::FUSE_NO_EXPORT_SUPPORT;
+        let mut wanted = wanted & config.capabilities();
+        if self.union.is_constant() && self.union.is_read_only() {
+            wanted |= InitFlags::FUSE_CACHE_SYMLINKS & config.capabilities();
+        }
+        // Two levels: what is below may lie on an overlay. A kernel that cannot is one without passthrough.
+        if self.union.is_read_only()
+            && !self.union.is_constant()
+            && config.capabilities().contains(InitFlags::FUSE_PASSTHROUGH)
+            && config.set_max_stack_depth(2).is_ok()
+        {
+            wanted |= InitFlags::FUSE_PASSTHROUGH;
+            self.passthrough = Some(Passthrough::default());
+        }
+        // All of these are among what the kernel has.
+        let _ = config.add_capabilities(wanted);
+        let ahead = config.set_max_readahead(READ_AHEAD).or_else(|most| config.set_max_readahead(most));
+        let background = config.set_max_background(BACKGROUND);
+        tracing::debug!(?ahead, ?background, passthrough = self.passthrough.is_some(), "mounted");
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.entry(self.union.look_up(parent.0, name.as_bytes()), reply);
+    }
+
+    fn forget(&self, _: &Request, inode: INodeNo, count: u64) {
+        self.union.forget(inode.0, count);
+    }
+
+    fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.union.attr(inode.0) {
+            Ok(attr) => reply.attr(&self.remember, &wire::attr(&Found { inode: inode.0, attr })),
+            Err(errno) => reply.error(wire::errno(errno)),
+        }
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        accessed: Option<TimeOrNow>,
+        modified: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let accessed = accessed.map(wire::new_time);
+        let modified = modified.map(wire::new_time);
+        let change = Change { mode, uid, gid, size, accessed, modified };
+        match self.union.set_attr(inode.0, &change) {
+            Ok(attr) => reply.attr(&self.remember, &wire::attr(&Found { inode: inode.0, attr })),
+            Err(errno) => reply.error(wire::errno(errno)),
+        }
+    }
+
+    fn readlink(&self, _: &Request, inode: INodeNo, reply: ReplyData) {
+        match self.union.read_link(inode.0) {
+            Ok(target) => reply.data(&target),
+            Err(errno) => reply.error(wire::errno(errno)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        _device: u32,
+        reply: ReplyEntry,
+    ) {
+        let kind = match FileType::from_raw_mode(mode) {
+            FileType::Unknown => FileType::RegularFile,
+            kind => kind,
+        };
+        self.entry(self.union.make_node(parent.0, name.as_bytes(), kind, &maker(request, mode)), reply);
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        self.entry(self.union.make_directory(parent.0, name.as_bytes(), &maker(request, mode)), reply);
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        done(self.union.unlink(parent.0, name.as_bytes()), reply);
+    }
+
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        done(self.union.remove_directory(parent.0, name.as_bytes()), reply);
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let target = target.as_os_str().as_bytes();
+        self.entry(self.union.make_link(parent.0, name.as_bytes(), target, &maker(request, 0o777)), reply);
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let mode = match flags {
+            flags if flags.is_empty() => RenameMode::Replace,
+            RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
+            RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
+            _ => return reply.error(fuser::Errno::EINVAL),
+        };
+        done(self.union.rename(parent.0, name.as_bytes(), new_parent.0, new_name.as_bytes(), mode), reply);
+    }
+
+    fn link(&self, _: &Request, inode: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.entry(self.union.make_hard_link(inode.0, parent.0, name.as_bytes()), reply);
+    }
+
+    fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match self.union.open(inode.0, writes(flags)) {
+            Ok(opened) => match (&self.passthrough, opened.file) {
+                (Some(passthrough), Some(file)) => {
+                    passthrough.open(inode.0, opened.handle, &file, self.cached(), reply);
+                }
+                _ => reply.opened(FileHandle(opened.handle), self.cached()),
+            },
+            Err(errno) => reply.error(wire::errno(errno)),
+        }
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let name = name.as_bytes();
+        let made = self.union.make_node(parent.0, name, FileType::RegularFile, &maker(request, mode));
+        let found = match made {
+            // Somebody was faster, and that is fine unless it had to be new.
+            Err(Errno::EXIST) if !creates_only(flags) => self.union.look_up(parent.0, name),
+            made => made,
+        };
+        let opened = found.and_then(|found| match self.union.open(found.inode, true) {
+            Ok(opened) => Ok((found, opened)),
+            Err(errno) => {
+                self.union.forget(found.inode, 1);
+                Err(errno)
+            }
+        });
+        match opened {
+            Ok((found, opened)) => reply.created(
+                &self.remember,
+                &wire::attr(&found),
+                GENERATION,
+                FileHandle(opened.handle),
+                FopenFlags::empty(),
+            ),
+            Err(errno) => reply.error(wire::errno(errno)),
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        BUFFER.with_borrow_mut(|buffer| {
+            let size = size as usize;
+            if buffer.len() < size {
+                buffer.resize(size, 0);
+            }
+            match self.union.read(handle.0, &mut buffer[..size], offset) {
+                Ok(count) => reply.data(&buffer[..count]),
+                Err(errno) => reply.error(wire::errno(errno)),
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        match (self.union.write(handle.0, data, offset), u32::try_from(data.len())) {
+            (Ok(()), Ok(count)) => reply.written(count),
+            (Err(errno), _) => reply.error(wire::errno(errno)),
+            (Ok(()), Err(_)) => reply.error(fuser::Errno::EIO),
+        }
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        // Nothing is held back here; the kernel does not ask again.
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        if let Some(passthrough) = &self.passthrough {
+            passthrough.release(inode.0);
+        }
+        self.union.release(handle.0);
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, inode: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        done(self.union.sync(inode.0, data_only), reply);
+    }
+
+    fn fsyncdir(&self, _: &Request, inode: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        done(self.union.sync(inode.0, data_only), reply);
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let mode = FallocateFlags::from_bits(mode.cast_unsigned()).ok_or(Errno::OPNOTSUPP);
+        done(mode.and_then(|mode| self.union.allocate(handle.0, offset, length, mode)), reply);
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let handle = self.next_directory.fetch_add(1, Ordering::Relaxed);
+        self.directories.lock().unwrap_or_else(PoisonError::into_inner).insert(handle, Arc::default());
+        reply.opened(FileHandle(handle), FopenFlags::empty());
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let read = self.read_directory(inode.0, handle, offset, |entry, next| {
+            let (name, inode, kind) = match entry {
+                Entry::Dot { name, inode } => (name, inode, FileType::Directory),
+                Entry::Listed { listing, index } => {
+                    let listed = &listing.entries()[index];
+                    (&*listed.name, listed.inode, listed.kind)
+                }
+            };
+            Ok(reply.add(INodeNo(inode), next, wire::kind(kind), OsStr::from_bytes(name)))
+        });
+        match read {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(wire::errno(errno)),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let read = self.read_directory(inode.0, handle, offset, |entry, next| {
+            let (name, found, counts) = match entry {
+                // The kernel takes their names only.
+                Entry::Dot { name, inode } => {
+                    let mut attr = self.union.attr(ROOT)?;
+                    attr.kind = FileType::Directory;
+                    (name, Found { inode, attr }, false)
+                }
+                Entry::Listed { listing, index } => {
+                    match self.union.look_up_listed(listing, index) {
+                        Ok(Some(found)) => (&*listing.entries()[index].name, found, true),
+                        // Gone since the listing was made.
+                        Ok(None) => return Ok(false),
+                        Err(errno) => return Err(errno),
+                    }
+                }
+            };
+            let attr = wire::attr(&found);
+            let name = OsStr::from_bytes(name);
+            let full = reply.add(INodeNo(found.inode), next, name, &self.remember, &attr, GENERATION);
+            if full && counts {
+                // It did not fit: the kernel never heard of it.
+                self.union.forget(found.inode, 1);
+            }
+            Ok(full)
+        });
+        match read {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(wire::errno(errno)),
+        }
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.directories.lock().unwrap_or_else(PoisonError::into_inner).remove(&handle.0);
+        reply.ok();
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        match self.union.stat_fs() {
+            Ok(Some(stat)) => reply.statfs(
+                stat.f_blocks,
+                stat.f_bfree,
+                stat.f_bavail,
+                stat.f_files,
+                stat.f_ffree,
+                u32::try_from(stat.f_bsize).unwrap_or(4096),
+                u32::try_from(stat.f_namemax).unwrap_or(MAX_NAME as u32),
+                u32::try_from(stat.f_frsize).unwrap_or(4096),
+            ),
+            Ok(None) => reply.statfs(0, 0, 0, 0, 0, 4096, MAX_NAME as u32, 4096),
+            Err(errno) => reply.error(wire::errno(errno)),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let flags = XattrFlags::from_bits(flags.cast_unsigned()).ok_or(Errno::INVAL);
+        done(flags.and_then(|flags| self.union.set_xattr(inode.0, name.as_bytes(), value, flags)), reply);
+    }
+
+    fn getxattr(&self, _: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        sized(self.union.xattr(inode.0, name.as_bytes()), size, reply);
+    }
+
+    fn listxattr(&self, _: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        sized(self.union.xattr_names(inode.0), size, reply);
+    }
+
+    fn removexattr(&self, _: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        done(self.union.remove_xattr(inode.0, name.as_bytes()), reply);
+    }
+}
+
+fn creates_only(flags: i32) -> bool {
+    flags.cast_unsigned() & rustix::fs::OFlags::EXCL.bits() != 0
+}
+
+/// The length is asked for first, with a size of 0.
+fn sized(value: Result<Vec<u8>, Errno>, size: u32, reply: ReplyXattr) {
+    match value {
+        Ok(value) if size == 0 => match u32::try_from(value.len()) {
+            Ok(length) => reply.size(length),
+            Err(_) => reply.error(fuser::Errno::E2BIG),
+        },
+        Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(errno) => reply.error(wire::errno(errno)),
+    }
+}

@@ -1,0 +1,308 @@
+//! Contexts that are mounted on this machine.
+//!
+//! ```text
+//! <state>/context/mounts/<id>/record.json   what is mounted where; written before, and told when it ended
+//!                             upper/        what was written, when it may be
+//! ```
+//!
+//! The id stands for the directory and the sources, so the same mount finds its upper again. A daemon
+//! that is killed leaves its mounts dead in the mount table; the next one takes them away as it starts
+//! ([`Mounts::clear_stale`]), and keeps the uppers. Nothing is mounted again by itself.
+
+mod error;
+mod place;
+mod record;
+mod table;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+
+use super::fuse::{self, Session};
+use super::tree::Tree;
+use super::union::Union;
+use super::union::upper::Upper;
+use crate::model::{Digest, MountSpec, MountTarget};
+use crate::task;
+
+pub use error::MountError;
+pub use record::Record;
+use record::Records;
+
+/// How long a mount may take to end after it was taken away.
+const END_LIMIT: Duration = Duration::from_secs(5);
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Mounts(Arc<Shared>);
+
+struct Shared {
+    records: Records,
+    /// Where nothing may be mounted: below the state, and below what would then contain itself.
+    reserved: Vec<PathBuf>,
+    active: Mutex<BTreeMap<PathBuf, Active>>,
+}
+
+struct Active {
+    record: Record,
+    session: Session,
+    union: Arc<Union>,
+}
+
+/// What to mount, and where. The tree is that of `mounts`.
+pub struct MountRequest {
+    pub directory: PathBuf,
+    pub mounts: Vec<MountSpec>,
+    /// Manifests of the images among the mounts, in their order.
+    pub manifests: Vec<Digest>,
+    pub context_path: MountTarget,
+    pub writable: bool,
+    pub caller: String,
+    pub tree: Tree,
+}
+
+#[derive(Debug)]
+pub struct MountState {
+    pub record: Record,
+    pub mounted: bool,
+    /// Changes of an earlier mount are in it.
+    pub resumed: bool,
+}
+
+impl Mounts {
+    /// `reserved` are directories that nothing may be mounted in.
+    pub fn open(state_dir: &Path, reserved: &[&Path]) -> io::Result<Self> {
+        let records = Records::open(&state_dir.join("context/mounts"))?;
+        let reserved =
+            reserved.iter().chain(&[state_dir]).map(|path| path.canonicalize()).collect::<Result<_, _>>()?;
+        Ok(Self(Arc::new(Shared { records, reserved, active: Mutex::default() })))
+    }
+
+    /// Takes away mounts that a daemon of this state left when it was killed.
+    pub async fn clear_stale(&self) {
+        self.blocking(|shared| {
+            shared.clear_stale();
+            Ok(())
+        })
+        .await
+        .unwrap_or_else(|error| tracing::warn!(%error, "stale mounts were not looked for"));
+    }
+
+    pub async fn mount(&self, request: MountRequest) -> Result<MountState, MountError> {
+        self.blocking(move |shared| shared.mount(request)).await
+    }
+
+    /// Gives whether changes are kept.
+    pub async fn unmount(&self, directory: PathBuf, lazy: bool, discard: bool) -> Result<bool, MountError> {
+        self.blocking(move |shared| shared.unmount(&directory, lazy, discard)).await
+    }
+
+    /// Everything that is mounted or kept, by directory.
+    pub async fn list(&self) -> Result<Vec<MountState>, MountError> {
+        self.blocking(|shared| shared.list()).await
+    }
+
+    /// The union that is mounted on a directory.
+    pub async fn union(&self, directory: PathBuf) -> Result<Arc<Union>, MountError> {
+        self.blocking(move |shared| match shared.active().get(&directory) {
+            Some(active) if !active.session.has_ended() => Ok(Arc::clone(&active.union)),
+            _ => Err(MountError::NotMounted { directory, kept: false }),
+        })
+        .await
+    }
+
+    /// Unmounts all, for the end of the daemon. Open files in them end with it.
+    pub async fn end(&self) {
+        self.blocking(|shared| {
+            shared.end();
+            Ok(())
+        })
+        .await
+        .unwrap_or_else(|error| tracing::warn!(%error, "mounts stay until the next start"));
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shared) -> Result<T, MountError> + Send + 'static,
+    ) -> Result<T, MountError> {
+        let shared = Arc::clone(&self.0);
+        task::blocking("context.mounts", move || work(&shared)).await.unwrap_or(Err(MountError::Ending))
+    }
+}
+
+impl Shared {
+    fn active(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Active>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn mount(&self, request: MountRequest) -> Result<MountState, MountError> {
+        let (held, directory) = place::open(&request.directory, &self.reserved)?;
+        // Held to the end: two mounts on one directory, or of one upper, would be in each other's way.
+        let mut active = self.active();
+        if let Some(other) = active.get(&directory) {
+            if !other.session.has_ended() {
+                return Err(MountError::AlreadyMounted { directory });
+            }
+            active.remove(&directory);
+        }
+        let MountRequest { mounts, manifests, context_path, writable, caller, tree, .. } = request;
+        let top = tree.directory_at(&context_path).map_err(MountError::Context)?;
+        let record = Record {
+            directory: directory.clone(),
+            mounts,
+            manifests,
+            context_path,
+            writable,
+            mounted: true,
+            since: Timestamp::now(),
+            caller,
+        };
+        let id = record.id();
+        let earlier = self.records.read(&id)?;
+        let resumed = writable && earlier.is_some();
+        if let Some(earlier) = earlier.filter(|earlier| writable && earlier.manifests != record.manifests) {
+            return Err(MountError::OtherImages { directory: earlier.directory });
+        }
+        let failed = |what, source| MountError::Io { what, source };
+        let upper = if writable {
+            let upper = Upper::open(&self.records.upper(&id)?);
+            Some(upper.map_err(|source| failed("the directory for changes cannot be used", source))?)
+        } else {
+            None
+        };
+        let union = Union::new(tree, &top, upper)
+            .map_err(|errno| failed("the directory for changes cannot be used", errno.into()))?;
+        let union = Arc::new(union);
+        self.records.write(&id, &record)?;
+        match fuse::mount(Arc::clone(&union), &held, &record.source()) {
+            Ok(session) => {
+                tracing::info!(directory = %directory.display(), mount.id = id, writable, "context mounted");
+                active.insert(directory, Active { record: record.clone(), session, union });
+                Ok(MountState { record, mounted: true, resumed })
+            }
+            Err(source) => {
+                self.settle(&record);
+                Err(failed("it cannot be mounted", source))
+            }
+        }
+    }
+
+    /// The record of a mount that has ended: kept with its upper, else forgotten.
+    fn settle(&self, record: &Record) {
+        let id = record.id();
+        let settled = if record.writable {
+            self.records.write(&id, &Record { mounted: false, ..record.clone() })
+        } else {
+            self.records.remove(&id)
+        };
+        if let Err(error) = settled {
+            tracing::warn!(%error, mount.id = id, "the record of a mount is behind until the next start");
+        }
+    }
+
+    fn unmount(&self, directory: &Path, lazy: bool, discard: bool) -> Result<bool, MountError> {
+        let mut active = self.active();
+        let named = active.keys().find(|mounted| *mounted == directory).cloned();
+        // As it may be written with links in it: what is mounted there has that name in the table.
+        let directory =
+            named.or_else(|| directory.canonicalize().ok()).unwrap_or_else(|| directory.to_owned());
+        if let Some(mounted) = active.get(&directory) {
+            if !mounted.session.has_ended() {
+                let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+                match rustix::mount::unmount(&directory, flags | UnmountFlags::NOFOLLOW) {
+                    Err(Errno::BUSY) => return Err(MountError::Busy { directory }),
+                    // Somebody else has unmounted it.
+                    Ok(()) | Err(Errno::INVAL) => {}
+                    Err(errno) => {
+                        return Err(MountError::Io { what: "it cannot be unmounted", source: errno.into() });
+                    }
+                }
+                if !lazy && !mounted.session.wait(END_LIMIT) {
+                    tracing::warn!(directory = %directory.display(), "unmounted, and still in use elsewhere");
+                }
+            }
+            let Some(mounted) = active.remove(&directory) else { return Ok(false) };
+            self.settle(&mounted.record);
+            tracing::info!(directory = %directory.display(), "context unmounted");
+            if discard {
+                if !mounted.session.has_ended() && !mounted.session.wait(END_LIMIT) {
+                    return Err(MountError::StillUsed { directory });
+                }
+                self.records.remove(&mounted.record.id())?;
+            }
+            return Ok(mounted.record.writable && !discard);
+        }
+        let kept: Vec<Record> =
+            self.records.all()?.into_iter().filter(|record| record.directory == directory).collect();
+        if kept.is_empty() || !discard {
+            return Err(MountError::NotMounted { directory, kept: !kept.is_empty() });
+        }
+        kept.iter().try_for_each(|record| self.records.remove(&record.id()))?;
+        Ok(false)
+    }
+
+    fn list(&self) -> Result<Vec<MountState>, MountError> {
+        let mut active = self.active();
+        let ended: Vec<PathBuf> = active
+            .iter()
+            .filter(|(_, active)| active.session.has_ended())
+            .map(|(path, _)| path.clone())
+            .collect();
+        for directory in ended {
+            if let Some(ended) = active.remove(&directory) {
+                self.settle(&ended.record);
+            }
+        }
+        let state = |record: Record| {
+            let mounted =
+                active.get(&record.directory).is_some_and(|active| active.record.id() == record.id());
+            MountState { record, mounted, resumed: false }
+        };
+        let mut states: Vec<MountState> = self.records.all()?.into_iter().map(state).collect();
+        states.sort_by(|a, b| a.record.directory.cmp(&b.record.directory));
+        Ok(states)
+    }
+
+    fn clear_stale(&self) {
+        let records = match self.records.all() {
+            Ok(records) => records,
+            Err(error) => return tracing::warn!(%error, "stale mounts were not looked for"),
+        };
+        for record in records.into_iter().filter(|record| record.mounted) {
+            if table::has(&record.directory, &record.source()) {
+                // Nobody answers behind it any more: only taking it out of the table is left.
+                match rustix::mount::unmount(&record.directory, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+                {
+                    Ok(()) => {
+                        tracing::info!(directory = %record.directory.display(), "stale mount taken away");
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, directory = %record.directory.display(), "a stale mount stays");
+                        continue;
+                    }
+                }
+            }
+            self.settle(&record);
+        }
+    }
+
+    fn end(&self) {
+        let active = std::mem::take(&mut *self.active());
+        for (directory, mounted) in active {
+            if !mounted.session.has_ended() {
+                let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+                if let Err(error) = rustix::mount::unmount(&directory, flags) {
+                    tracing::warn!(%error, directory = %directory.display(), "a mount stays until the next start");
+                    continue;
+                }
+            }
+            self.settle(&mounted.record);
+        }
+    }
+}

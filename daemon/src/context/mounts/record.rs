@@ -1,0 +1,112 @@
+//! What is known of a mount beyond the daemon's life, one directory each.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use hearth_pack::identity::ContentHash;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::MountError;
+use crate::model::{Digest, MountSpec, MountTarget};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Without links in it.
+    pub directory: PathBuf,
+    pub mounts: Vec<MountSpec>,
+    pub manifests: Vec<Digest>,
+    pub context_path: MountTarget,
+    pub writable: bool,
+    pub mounted: bool,
+    pub since: Timestamp,
+    pub caller: String,
+}
+
+impl Record {
+    /// Stands for the directory and what is mounted there.
+    pub fn id(&self) -> String {
+        let mut text = self.directory.as_os_str().as_bytes().to_vec();
+        for mount in &self.mounts {
+            text.extend_from_slice(format!("\0{:?} {}", mount.source, mount.target).as_bytes());
+        }
+        text.extend_from_slice(format!("\0{} {}", self.context_path, self.writable).as_bytes());
+        hex::encode(&ContentHash::of(&text).as_bytes()[..8])
+    }
+
+    /// As the mount table names it.
+    pub fn source(&self) -> String {
+        format!("hearth:{}", self.id())
+    }
+}
+
+pub(super) struct Records {
+    directory: PathBuf,
+}
+
+const RECORD: &str = "record.json";
+const UPPER: &str = "upper";
+
+impl Records {
+    pub fn open(directory: &Path) -> io::Result<Self> {
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        Ok(Self { directory: directory.to_owned() })
+    }
+
+    pub fn upper(&self, id: &str) -> Result<PathBuf, MountError> {
+        let path = self.directory.join(id).join(UPPER);
+        DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(unusable)?;
+        Ok(path)
+    }
+
+    pub fn read(&self, id: &str) -> Result<Option<Record>, MountError> {
+        let bytes = match fs::read(self.directory.join(id).join(RECORD)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(unusable)?,
+        };
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| unusable(error.into()))
+    }
+
+    /// Written whole or not at all.
+    pub fn write(&self, id: &str, record: &Record) -> Result<(), MountError> {
+        let directory = self.directory.join(id);
+        let write = || {
+            DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+            let mut file = tempfile::NamedTempFile::new_in(&directory)?;
+            file.write_all(&serde_json::to_vec(record)?)?;
+            file.as_file().sync_all()?;
+            file.persist(directory.join(RECORD)).map_err(|error| error.error)?;
+            File::open(&directory)?.sync_all()
+        };
+        write().map_err(unusable)
+    }
+
+    /// With what was written there.
+    pub fn remove(&self, id: &str) -> Result<(), MountError> {
+        match fs::remove_dir_all(self.directory.join(id)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(unusable(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// A record that cannot be read is a line of the log, and does not hide the others.
+    pub fn all(&self) -> Result<Vec<Record>, MountError> {
+        let mut records = Vec::new();
+        for entry in fs::read_dir(&self.directory).map_err(unusable)? {
+            let name = entry.map_err(unusable)?.file_name();
+            let Some(id) = name.to_str() else { continue };
+            match self.read(id) {
+                Ok(record) => records.extend(record),
+                Err(error) => tracing::warn!(%error, mount.id = id, "the record of a mount cannot be read"),
+            }
+        }
+        Ok(records)
+    }
+}
+
+fn unusable(source: io::Error) -> MountError {
+    MountError::Io { what: "the records of mounts cannot be used", source }
+}

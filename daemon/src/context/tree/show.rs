@@ -1,0 +1,170 @@
+//! The tree as people look at it: walked without a scan in memory, and single files.
+
+use std::collections::btree_map;
+use std::io::Read as _;
+
+use hearth_pack::identity::ContentHash;
+use rustix::fs::FileType;
+use rustix::io::Errno;
+
+use super::browse::{Content, LayerFile, Seen};
+use super::read::Verified;
+use super::scan::absolute;
+use super::{Layer, Origin, Tree, below};
+use crate::context::ContextError;
+use crate::context::error::text;
+
+/// A walk in the order of a tree's identity: depth first, a directory before what is in it, names
+/// sorted by their bytes. One directory of each level is in memory. Links are shown, never followed.
+pub struct Walk<'t> {
+    tree: &'t Tree,
+    top: Vec<u8>,
+    recursive: bool,
+    levels: Vec<Level>,
+    failed: bool,
+}
+
+/// A directory, and what is left of its entries.
+type Level = (Vec<u8>, btree_map::IntoIter<Box<[u8]>, Seen>);
+
+/// What a walk comes by.
+pub struct Shown {
+    /// From the walk's top.
+    pub path: Vec<u8>,
+    /// From the root of the tree.
+    pub whole: Box<[u8]>,
+    pub seen: Seen,
+    pub target: Option<Box<[u8]>>,
+}
+
+/// Content of one file, from its beginning to its end.
+pub struct Reader {
+    path: String,
+    content: Whole,
+}
+
+enum Whole {
+    /// An error when it changes before its end.
+    File(Verified),
+    Image(LayerFile, u64),
+}
+
+fn failed_at(path: &[u8]) -> impl Fn(Errno) -> ContextError + '_ {
+    |errno| ContextError::at(&absolute(path), errno)
+}
+
+impl Tree {
+    /// What is below the directory `path`, or only what is in it.
+    pub fn below(&self, path: &[u8], recursive: bool) -> Result<Walk<'_>, ContextError> {
+        let first = self.names(path).map_err(failed_at(path))?;
+        let levels = vec![(path.to_vec(), first.into_iter())];
+        Ok(Walk { tree: self, top: path.to_vec(), recursive, levels, failed: false })
+    }
+
+    /// What is at `path`, as a walk shows it. None when it is gone meanwhile.
+    pub fn shown(&self, top: &[u8], whole: Box<[u8]>, seen: Seen) -> Result<Option<Shown>, ContextError> {
+        let target = match seen.attr.kind {
+            FileType::Symlink => match self.link_target(&whole) {
+                Ok(target) => Some(target),
+                // No link any more, or gone, since the directory was read.
+                Err(Errno::NOENT | Errno::INVAL) => return Ok(None),
+                Err(errno) => return Err(failed_at(&whole)(errno)),
+            },
+            _ => None,
+        };
+        let path = below(top, &whole).unwrap_or(&whole).to_vec();
+        Ok(Some(Shown { path, whole, seen, target }))
+    }
+
+    /// Opens the regular file at `path`; nothing else is ever opened.
+    pub fn reader(&self, path: &[u8]) -> Result<Reader, ContextError> {
+        let shown = text(&absolute(path));
+        let failed = |errno| match errno {
+            Errno::ISDIR => ContextError::NotAFile { path: shown.clone(), what: "no file" },
+            errno => ContextError::at(&absolute(path), errno),
+        };
+        let (mount, inside) = self.covering(path).ok_or_else(|| failed(Errno::NOENT))?;
+        let content = match self.layer(mount) {
+            Layer::Directory(layer) => {
+                let (file, stat) = layer.open_file(inside).map_err(failed)?;
+                Whole::File(Verified::new(file, stat, shown.clone()))
+            }
+            _ => match self.content(path).map_err(failed)? {
+                Content::Layer(file) => Whole::Image(file, 0),
+                Content::File(_) => return Err(failed(Errno::ISDIR)),
+            },
+        };
+        Ok(Reader { path: shown, content })
+    }
+
+    /// The hash of a file's content, where it is known without reading it.
+    pub fn known_hash(&self, path: &[u8]) -> Option<ContentHash> {
+        let (mount, inside) = self.covering(path)?;
+        let Layer::Image(layer) = self.layer(mount) else { return None };
+        match layer.lookup(mount, inside)?.origin {
+            Origin::Image { node, .. } => Some(layer.content_hash(node)),
+            _ => None,
+        }
+    }
+}
+
+impl Walk<'_> {
+    fn step(&mut self) -> Result<Option<Shown>, ContextError> {
+        while let Some((directory, entries)) = self.levels.last_mut() {
+            let Some((name, seen)) = entries.next() else {
+                self.levels.pop();
+                continue;
+            };
+            let child = Tree::child_path(directory, &name).map_err(failed_at(directory))?;
+            if self.recursive && seen.attr.kind == FileType::Directory {
+                let entries = self.tree.names(&child).map_err(failed_at(&child))?;
+                self.levels.push((child.to_vec(), entries.into_iter()));
+            }
+            if let Some(shown) = self.tree.shown(&self.top, child, seen)? {
+                return Ok(Some(shown));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Ends after an error.
+impl Iterator for Walk<'_> {
+    type Item = Result<Shown, ContextError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        let step = self.step().transpose();
+        self.failed = matches!(step, Some(Err(_)));
+        step
+    }
+}
+
+impl Reader {
+    /// Fills the buffer, but at the end of the file.
+    pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, ContextError> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let read = match &mut self.content {
+                Whole::File(file) => file.read(&mut buffer[done..]),
+                Whole::Image(file, at) => {
+                    file.read_at(&mut buffer[done..], *at).inspect(|count| *at += *count as u64)
+                }
+            };
+            match read {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    return Err(match error.downcast::<ContextError>() {
+                        Ok(error) => error,
+                        Err(source) => ContextError::Io { path: self.path.clone(), source },
+                    });
+                }
+            }
+        }
+        Ok(done)
+    }
+}

@@ -1,0 +1,145 @@
+//! Making files, directories, links.
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Uid};
+use rustix::io::Errno;
+
+use super::look::Directory;
+use super::nodes::Place;
+use super::upper::{self, Upper};
+use super::{Found, Maker, Result, Union, checked};
+use crate::context::tree::Tree;
+
+const SET_GROUP: u32 = 0o2000;
+
+impl Union {
+    pub fn make_directory(&self, parent: u64, name: &[u8], maker: &Maker) -> Result<Found> {
+        self.make(parent, name, maker, FileType::Directory, |work, made| {
+            rustix::fs::mkdirat(work, made, Mode::from_raw_mode(0o700))
+        })
+    }
+
+    /// A regular file, a fifo or a socket; devices are refused.
+    pub fn make_node(&self, parent: u64, name: &[u8], kind: FileType, maker: &Maker) -> Result<Found> {
+        self.upper()?;
+        match kind {
+            FileType::RegularFile => self.make(parent, name, maker, kind, |work, made| {
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                rustix::fs::openat(work, made, flags, Mode::from_raw_mode(0o600)).map(|_| ())
+            }),
+            FileType::Fifo | FileType::Socket => self.make(parent, name, maker, kind, |work, made| {
+                rustix::fs::mknodat(work, made, kind, Mode::from_raw_mode(0o600), 0)
+            }),
+            _ => Err(Errno::PERM),
+        }
+    }
+
+    pub fn make_link(&self, parent: u64, name: &[u8], target: &[u8], maker: &Maker) -> Result<Found> {
+        self.make(parent, name, maker, FileType::Symlink, |work, made| {
+            rustix::fs::symlinkat(target, work, made)
+        })
+    }
+
+    fn make(
+        &self,
+        parent: u64,
+        name: &[u8],
+        maker: &Maker,
+        kind: FileType,
+        make: impl FnOnce(&OwnedFd, &[u8]) -> Result<()>,
+    ) -> Result<Found> {
+        let name = checked(name)?;
+        let upper = self.upper()?;
+        let _changing = self.changing_names();
+        if self.sight(&self.directory(parent)?, name)?.is_some() {
+            return Err(Errno::EXIST);
+        }
+        self.lift_directories(parent)?;
+        let directory = self.directory(parent)?;
+        let above = self.attr_of(parent)?;
+        let (mut gid, mut mode) = (maker.gid, maker.mode & 0o7777);
+        if above.mode & SET_GROUP != 0 {
+            gid = above.gid;
+            if kind == FileType::Directory {
+                mode |= SET_GROUP;
+            }
+        }
+        let (work, ()) = upper.make(|work, made| {
+            make(work, made)?;
+            let (uid, gid) = (Uid::from_raw(maker.uid), Gid::from_raw(gid));
+            rustix::fs::chownat(work, made, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+            if kind == FileType::Symlink {
+                return Ok(());
+            }
+            rustix::fs::chmodat(work, made, Mode::from_raw_mode(mode), AtFlags::empty())
+        })?;
+        if let Err(errno) = put(upper, &directory, name, &work, kind == FileType::Directory) {
+            upper.drop_work(&work);
+            return Err(errno);
+        }
+        let sight = self.sight(&directory, name)?.ok_or(Errno::IO)?;
+        self.meet(&sight, parent, name)
+    }
+
+    /// Another name for a file.
+    pub fn make_hard_link(&self, inode: u64, parent: u64, name: &[u8]) -> Result<Found> {
+        let name = checked(name)?;
+        let upper = self.upper()?;
+        {
+            let _reading = self.reading_names();
+            if self.sight(&self.directory(parent)?, name)?.is_some() {
+                return Err(Errno::EXIST);
+            }
+        }
+        if self.nodes().get(inode)?.kind == FileType::Directory {
+            return Err(Errno::PERM);
+        }
+        self.lift(inode, None)?;
+        let _changing = self.changing_names();
+        if self.sight(&self.directory(parent)?, name)?.is_some() {
+            return Err(Errno::EXIST);
+        }
+        let node = self.nodes().get(inode)?.clone();
+        // Its last name is gone: no new one may bring it back.
+        if node.orphan.is_some() || node.names.is_empty() && !matches!(node.place, Place::Linked(_)) {
+            return Err(Errno::NOENT);
+        }
+        self.lift_directories(parent)?;
+        let directory = self.directory(parent)?;
+        let (from, old) = self.locate(inode, &node)?;
+        let (work, ()) =
+            upper.make(|work, made| rustix::fs::linkat(&from, &*old, work, made, AtFlags::empty()))?;
+        if let Err(errno) = put(upper, &directory, name, &work, false) {
+            upper.drop_work(&work);
+            return Err(errno);
+        }
+        let sight = self.sight(&directory, name)?.ok_or(Errno::IO)?;
+        self.meet(&sight, parent, name)
+    }
+}
+
+/// Moves something new from `work/` to a name that shows nothing: there is none, or a whiteout.
+pub(super) fn put(
+    upper: &Upper,
+    directory: &Directory,
+    name: &[u8],
+    work: &[u8],
+    is_directory: bool,
+) -> Result<()> {
+    let path = directory.upper.as_deref().ok_or(Errno::STALE)?;
+    // Else nothing could be done with it later.
+    Tree::child_path(path, name)?;
+    let held = upper.hold(path)?;
+    match upper::stat(&held, name)? {
+        None => upper::rename(upper.work(), work, &held, name, RenameFlags::NOREPLACE),
+        Some(stat) if !upper::is_whiteout(&stat) => Err(Errno::EXIST),
+        // A directory replaces nothing but a directory: they change places.
+        Some(_) if is_directory => {
+            upper::rename(upper.work(), work, &held, name, RenameFlags::EXCHANGE)?;
+            upper.drop_work(work);
+            Ok(())
+        }
+        Some(_) => upper::rename(upper.work(), work, &held, name, RenameFlags::empty()),
+    }
+}

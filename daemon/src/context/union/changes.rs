@@ -1,0 +1,103 @@
+//! What was changed, told from the upper: whatever is only below is not even looked at.
+
+use std::collections::BTreeMap;
+
+use rustix::fs::FileType;
+use rustix::io::Errno;
+
+use super::look::Directory;
+use super::nodes::Place;
+use super::{ROOT, Result, Union};
+use crate::context::compare::Difference;
+use crate::context::tree::Tree;
+
+impl Union {
+    /// Tells `each` what is different from the lower, in walk order, until it says false. A file that was
+    /// written to counts as changed whatever was written, and a renamed one as removed and added.
+    pub fn changes(&self, each: &mut dyn FnMut(Difference, &[u8]) -> bool) -> Result<()> {
+        let root = {
+            let _reading = self.reading_names();
+            self.directory(ROOT)?
+        };
+        let below = root.lower.clone();
+        // What was to be looked at next, deepest last: directories and what is left of their entries.
+        let mut levels = vec![self.level(Vec::new(), &root, below.as_deref())?];
+        while let Some(level) = levels.last_mut() {
+            let Some((name, change)) = level.changes.pop_first() else {
+                levels.pop();
+                continue;
+            };
+            let path = Tree::child_path(&level.path, &name)?;
+            if let Some(difference) = change.difference
+                && !each(difference, &path)
+            {
+                return Ok(());
+            }
+            if let Some((directory, below)) = change.inside {
+                let next = self.level(path.into_vec(), &directory, below.as_deref())?;
+                levels.push(next);
+            }
+        }
+        Ok(())
+    }
+
+    fn level(&self, path: Vec<u8>, directory: &Directory, below: Option<&[u8]>) -> Result<Level> {
+        let _reading = self.reading_names();
+        let mut was = match below {
+            Some(below) => self.lower.names(below)?,
+            None => BTreeMap::new(),
+        };
+        let mut changes = BTreeMap::new();
+        for entry in self.entries(directory)? {
+            let old = was.remove(&entry.name);
+            let natural = match below {
+                Some(below) => Some(Tree::child_path(below, &entry.name)?),
+                None => None,
+            };
+            let sight = entry.sight();
+            if old.is_some() && sight.place == Place::Lower && sight.lower == natural {
+                continue;
+            }
+            let is_directory = entry.kind == FileType::Directory;
+            let was_directory = old.as_ref().is_some_and(|old| old.attr.kind == FileType::Directory);
+            let difference = match &old {
+                None => Some(Difference::Added),
+                Some(old) if is_directory && was_directory => {
+                    let same = (old.attr.mode, old.attr.uid, old.attr.gid)
+                        == (sight.attr.mode, sight.attr.uid, sight.attr.gid);
+                    (!same).then_some(Difference::Changed)
+                }
+                Some(_) => Some(Difference::Changed),
+            };
+            let inside = if is_directory {
+                let upper = match (&sight.place, &directory.upper) {
+                    (Place::Upper, Some(above)) => Some(Tree::child_path(above, &entry.name)?.into_vec()),
+                    _ => None,
+                };
+                let inside = Directory { upper, lower: sight.lower.clone() };
+                Some((inside, natural.filter(|_| was_directory)))
+            } else {
+                None
+            };
+            changes.insert(entry.name.clone(), Change { difference, inside });
+        }
+        let removed = Change { difference: Some(Difference::Removed), inside: None };
+        changes.extend(was.into_keys().map(|name| (name, removed.clone())));
+        if path.len() > crate::context::beneath::MAX_PATH {
+            return Err(Errno::NAMETOOLONG);
+        }
+        Ok(Level { path, changes })
+    }
+}
+
+struct Level {
+    path: Vec<u8>,
+    changes: BTreeMap<Box<[u8]>, Change>,
+}
+
+#[derive(Clone)]
+struct Change {
+    difference: Option<Difference>,
+    /// A directory to look into, and what it is compared with.
+    inside: Option<(Directory, Option<Box<[u8]>>)>,
+}

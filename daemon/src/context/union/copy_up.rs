@@ -1,0 +1,237 @@
+//! Moving files up: from then on the upper has them, with mode, owner, times, attributes and content.
+//!
+//! A copy is made in `work/` and appears by one rename, so it is complete or not there. Copying up
+//! changes nothing that anyone can see: the times of the directory that the copy appears in are put back.
+
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Uid};
+use rustix::io::Errno;
+
+use super::nodes::{Key, Node, Place};
+use super::upper::{self, Merge, Upper};
+use super::{ROOT, Result, Union};
+use crate::context::attr::{Attr, stat_at};
+use crate::context::tree::{Content, Seen, Source};
+
+/// How often a file of the lower that changes while it is copied is copied again.
+const ATTEMPTS: usize = 4;
+
+const BLOCK: usize = 128 * 1024;
+
+impl Union {
+    /// Makes sure that the upper has a node; of a file's content only the first `limit` bytes are needed.
+    /// No lock may be held.
+    pub(super) fn lift(&self, inode: u64, limit: Option<u64>) -> Result<()> {
+        let upper = self.upper()?;
+        for _ in 0..ATTEMPTS {
+            let node = self.nodes().get(inode)?.clone();
+            if node.place != Place::Lower {
+                return Ok(());
+            }
+            if node.kind == FileType::Directory {
+                let _changing = self.changing_names();
+                return self.lift_directories(inode);
+            }
+            let path = node.lower.as_deref().ok_or(Errno::STALE)?;
+            let seen = self.look_same(&node, path)?;
+            let (work, ()) = upper.make(|work, name| self.copy(upper, work, name, path, &seen, limit))?;
+            let after = self.look_same(&node, path);
+            if !after.is_ok_and(|after| same_content(&after.attr, &seen.attr)) {
+                upper.drop_work(&work);
+                continue;
+            }
+            let _changing = self.changing_names();
+            let now = self.nodes().get(inode)?.clone();
+            if now.key != node.key || now.lower != node.lower || now.place != Place::Lower {
+                upper.drop_work(&work);
+                continue;
+            }
+            let committed = self.commit(upper, inode, &now, &work, &seen);
+            if committed.is_err() {
+                upper.drop_work(&work);
+            }
+            return committed;
+        }
+        match self.nodes().get(inode)?.place {
+            Place::Lower => Err(Errno::STALE),
+            Place::Upper | Place::Linked(_) => Ok(()),
+        }
+    }
+
+    /// What the lower has at `path`, when it still is the file that the node stands for.
+    pub(super) fn look_same(&self, node: &Node, path: &[u8]) -> Result<Seen> {
+        let seen = self.lower.look(path)?.ok_or(Errno::STALE)?;
+        let same = match (&node.key, &seen.source) {
+            (Key::Made(made), Source::Made) => **made == *path,
+            (Key::Lower(known), found) => known == found,
+            _ => false,
+        };
+        if same { Ok(seen) } else { Err(Errno::STALE) }
+    }
+
+    fn copy(
+        &self,
+        upper: &Upper,
+        work: &OwnedFd,
+        name: &[u8],
+        path: &[u8],
+        seen: &Seen,
+        limit: Option<u64>,
+    ) -> Result<()> {
+        let attr = &seen.attr;
+        match attr.kind {
+            FileType::RegularFile => {
+                let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                let file = File::from(rustix::fs::openat(work, name, flags, Mode::from_raw_mode(0o600))?);
+                let bytes = limit.unwrap_or(u64::MAX).min(attr.size);
+                copy_content(self.lower.content(path)?, &file, bytes).map_err(|error| errno(&error))?;
+                upper.dress(&file, attr, &upper::user_xattrs(&self.lower, path)?)?;
+            }
+            FileType::Symlink => {
+                rustix::fs::symlinkat(&*self.lower.link_target(path)?, work, name)?;
+                own(work, name, attr)?;
+            }
+            kind @ (FileType::Fifo | FileType::Socket) => {
+                rustix::fs::mknodat(work, name, kind, Mode::from_raw_mode(0o600), 0)?;
+                own(work, name, attr)?;
+                rustix::fs::chmodat(work, name, Mode::from_raw_mode(attr.mode), AtFlags::empty())?;
+            }
+            // A device would become a real one on the daemon's disk.
+            _ => return Err(Errno::PERM),
+        }
+        if self.link_key(seen).is_some() {
+            upper.keep_names(name, attr.links)?;
+        }
+        let name = std::ffi::CString::new(name).map_err(|_| Errno::INVAL)?;
+        upper.stamp(work, &name, attr)
+    }
+
+    fn commit(&self, upper: &Upper, inode: u64, node: &Node, work: &[u8], seen: &Seen) -> Result<()> {
+        let copy = upper::stat(upper.work(), work)?.ok_or(Errno::IO)?;
+        let place = if let Some(key) = self.link_key(seen) {
+            upper::rename(upper.work(), work, upper.links(), key.as_bytes(), RenameFlags::NOREPLACE)?;
+            let mut linked = upper.linked();
+            let entry = linked.entry(key.clone()).or_default();
+            (entry.inode, entry.names) = (Some(copy.inode), seen.attr.links);
+            Place::Linked(key)
+        } else if let Some((parent, name)) = node.names.last() {
+            self.lift_directories(*parent)?;
+            let path = self.nodes().path(*parent)?;
+            self.put_quietly(upper, work, &path, name)?;
+            Place::Upper
+        } else {
+            self.nodes().get_mut(inode)?.orphan = Some(work.into());
+            Place::Upper
+        };
+        let mut nodes = self.nodes();
+        nodes.rekey(inode, Key::Upper(copy.inode), place);
+        nodes.get_mut(inode)?.lower = None;
+        Ok(())
+    }
+
+    /// Moves something from `work/` to its place without a trace in the directory's times.
+    fn put_quietly(&self, upper: &Upper, work: &[u8], directory: &[u8], name: &[u8]) -> Result<()> {
+        let held = upper.hold(directory)?;
+        let before = stat_at(&held, c"")?.attr;
+        upper::rename(upper.work(), work, &held, name, RenameFlags::NOREPLACE)?;
+        upper.stamp(&held, c".", &before)
+    }
+
+    /// Makes sure that the upper has a directory and all above it. Names must be locked.
+    pub(super) fn lift_directories(&self, inode: u64) -> Result<()> {
+        let upper = self.upper()?;
+        let mut missing = Vec::new();
+        let mut current = inode;
+        {
+            let nodes = self.nodes();
+            loop {
+                let node = nodes.get(current)?;
+                if node.place != Place::Lower {
+                    break;
+                }
+                let (parent, name) = node.names.last().ok_or(Errno::NOENT)?;
+                missing.push((current, *parent, name.clone(), node.clone()));
+                current = *parent;
+                if missing.len() > crate::context::beneath::MAX_PATH || current == ROOT {
+                    break;
+                }
+            }
+        }
+        while let Some((inode, parent, name, node)) = missing.pop() {
+            let path = node.lower.as_deref().ok_or(Errno::STALE)?;
+            let seen = self.look_same(&node, path)?;
+            let xattrs = upper::user_xattrs(&self.lower, path)?;
+            let (work, copy) = upper.make(|work, made| {
+                rustix::fs::mkdirat(work, made, Mode::from_raw_mode(0o700))?;
+                let directory = upper::open_at(work, made, OFlags::RDONLY | OFlags::DIRECTORY)?;
+                upper.dress(&directory, &seen.attr, &xattrs)?;
+                upper::set_merge(directory.as_fd(), &Merge::Same)?;
+                upper.stamp(&directory, c".", &seen.attr)?;
+                stat_at(&directory, c"")
+            })?;
+            let above = self.nodes().path(parent)?;
+            if let Err(errno) = self.put_quietly(upper, &work, &above, &name) {
+                upper.drop_work(&work);
+                return Err(errno);
+            }
+            self.nodes().rekey(inode, Key::Upper(copy.inode), Place::Upper);
+        }
+        Ok(())
+    }
+}
+
+fn own(directory: &OwnedFd, name: &[u8], attr: &Attr) -> Result<()> {
+    let (uid, gid) = (Uid::from_raw(attr.uid), Gid::from_raw(attr.gid));
+    rustix::fs::chownat(directory, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+}
+
+fn same_content(a: &Attr, b: &Attr) -> bool {
+    (a.size, a.modified, a.changed) == (b.size, b.modified, b.changed)
+}
+
+pub(super) fn errno(error: &io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+/// Copies the first `bytes` bytes; holes stay holes.
+fn copy_content(from: Content, to: &File, bytes: u64) -> io::Result<()> {
+    match from {
+        Content::File(from) => {
+            let mut at = 0;
+            while at < bytes {
+                let start = match rustix::fs::seek(&from, rustix::fs::SeekFrom::Data(at)) {
+                    Ok(start) if start < bytes => start,
+                    Ok(_) | Err(Errno::NXIO) => break,
+                    Err(errno) => return Err(errno.into()),
+                };
+                let end = rustix::fs::seek(&from, rustix::fs::SeekFrom::Hole(start))?.min(bytes);
+                (&from).seek(SeekFrom::Start(start))?;
+                (&mut &*to).seek(SeekFrom::Start(start))?;
+                if io::copy(&mut (&from).take(end - start), &mut &*to)? < end - start {
+                    return Err(Errno::STALE.into());
+                }
+                at = end;
+            }
+        }
+        Content::Layer(from) => {
+            let mut buffer = vec![0; BLOCK];
+            let mut at = 0;
+            while at < bytes {
+                let most = buffer.len().min(usize::try_from(bytes - at).unwrap_or(usize::MAX));
+                let count = from.read_at(&mut buffer[..most], at)?;
+                if count == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                if buffer[..count].iter().any(|&byte| byte != 0) {
+                    to.write_all_at(&buffer[..count], at)?;
+                }
+                at += count as u64;
+            }
+        }
+    }
+    to.set_len(bytes)
+}

@@ -1,0 +1,61 @@
+//! The union against a model in memory, and mounted against the kernel's own overlay.
+
+mod core;
+mod directed;
+mod disk;
+mod memory;
+mod mounted;
+mod operation;
+mod random;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::Union;
+use super::upper::Upper;
+use crate::context::storage::Root;
+use crate::context::tree::{DirectoryLayer, Layer, Mounted, Tree};
+
+/// A directory with a lower and an upper in it.
+struct Place {
+    directory: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["lower", "upper"] {
+            fs::create_dir(directory.path().join(name)).unwrap();
+        }
+        Self { directory }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn lower(&self) -> PathBuf {
+        self.path("lower")
+    }
+
+    fn tree(&self) -> Tree {
+        tree_of(&self.lower())
+    }
+
+    /// The union as a daemon opens it, also after another one had it.
+    fn union(&self) -> Arc<Union> {
+        let upper = Upper::open(&self.path("upper")).unwrap();
+        Arc::new(Union::new(self.tree(), b"", Some(upper)).unwrap())
+    }
+
+    fn read_only(&self) -> Arc<Union> {
+        Arc::new(Union::new(self.tree(), b"", None).unwrap())
+    }
+}
+
+fn tree_of(directory: &Path) -> Tree {
+    let root = Root::open(directory).unwrap();
+    let layer = Layer::Directory(DirectoryLayer::open(&root, Path::new("")).unwrap());
+    Tree::new(vec![Mounted { target: "/".parse().unwrap(), layer }]).unwrap()
+}

@@ -1,0 +1,341 @@
+//! The upper on disk.
+//!
+//! ```text
+//! <directory>/tree/    what was changed, at the paths that the union shows it at
+//!     a name that is a character device 0:0      a whiteout: the lower's entry of that name is gone
+//!     a directory without `trusted.hearth.lower` opaque: it shows only what is in it here
+//!     ... with the value `.`                     merged with the lower's directory of the same name
+//!     ... with a path                            merged with that directory of the lower: it was renamed
+//! <directory>/links/   files that have several names in the lower, once they were changed
+//!     <key>       the content all those names now have; further names in tree/ are hard links of it
+//!     <key>.gone  as many bytes long as there are names of the lower that were removed
+//! <directory>/work/    what is being made, and what lost its last name while it was open; emptied at start
+//! ```
+//!
+//! No name is special, so users may use all of them: a whiteout is a device that no user can make
+//! ([`mknod`](super::Union::make_node) refuses devices), and the attribute is in a name space that is
+//! shown to nobody.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
+
+use super::Result;
+use crate::context::attr::{Attr, Stat, Time, stat_at};
+use crate::context::beneath;
+use crate::context::tree::{Tree, read_xattr};
+
+/// Attribute of a merged directory.
+const LOWER: &str = "trusted.hearth.lower";
+/// Attribute of a file in `links/`: how many names the lower had for it.
+const NAMES: &str = "trusted.hearth.names";
+
+pub struct Upper {
+    directory: PathBuf,
+    tree: OwnedFd,
+    work: OwnedFd,
+    links: OwnedFd,
+    next: AtomicU64,
+    linked: Mutex<HashMap<LinkKey, Linked>>,
+}
+
+/// Stands for a file of the lower that has several names.
+pub type LinkKey = Box<str>;
+
+/// What is known of such a file.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Linked {
+    /// Inode number of its content in `links/`, once it was copied up.
+    pub inode: Option<u64>,
+    /// Names that the lower had when it was copied up.
+    pub names: u32,
+    /// Of those, the ones that were removed since.
+    pub gone: u32,
+}
+
+/// With which directory of the lower an upper one is merged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Merge {
+    Opaque,
+    /// The one of its own name below its parent's.
+    Same,
+    Other(Box<[u8]>),
+}
+
+impl Upper {
+    /// Opens an upper, or makes an empty one, and clears away what was unfinished when its last user ended.
+    pub fn open(directory: &Path) -> io::Result<Self> {
+        let make = |name: &str| {
+            let path = directory.join(name);
+            match DirBuilder::new().mode(0o700).recursive(true).create(&path) {
+                Ok(()) => open_directory(&path),
+                Err(error) => Err(error),
+            }
+        };
+        let work = directory.join("work");
+        match fs::remove_dir_all(&work) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let (work, links) = (make("work")?, make("links")?);
+        let tree = match open_directory(&directory.join("tree")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // Its attributes come from the lower: `prepare_root` puts them there before it gets its name.
+                DirBuilder::new().mode(0o700).create(directory.join("work/tree"))?;
+                open_directory(&directory.join("work/tree"))?
+            }
+            other => other?,
+        };
+        let upper = Self {
+            directory: directory.to_owned(),
+            tree,
+            work,
+            links,
+            next: AtomicU64::new(0),
+            linked: Mutex::default(),
+        };
+        upper.read_links()?;
+        Ok(upper)
+    }
+
+    fn read_links(&self) -> io::Result<()> {
+        let mut linked = self.linked();
+        for entry in fs::read_dir(self.directory.join("links"))? {
+            let entry = entry?;
+            let name = entry.file_name().into_string().map_err(|_| io::ErrorKind::InvalidData)?;
+            match name.strip_suffix(".gone") {
+                Some(key) => {
+                    let gone = u32::try_from(entry.metadata()?.len()).unwrap_or(u32::MAX);
+                    linked.entry(key.into()).or_default().gone = gone;
+                }
+                None => {
+                    let names = read_xattr(|buffer| rustix::fs::lgetxattr(entry.path(), NAMES, buffer))?;
+                    let names = String::from_utf8_lossy(&names).parse().unwrap_or(2);
+                    let inode = stat(&self.links, name.as_bytes())?.map(|stat| stat.inode);
+                    let entry = linked.entry(name.into()).or_default();
+                    (entry.inode, entry.names) = (inode, names);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a new upper's root what the lower's has, and its name.
+    pub(super) fn prepare_root(&self, lower: &Tree, top: &[u8], attr: &Attr) -> Result<()> {
+        let made = self.directory.join("tree");
+        if made.exists() {
+            return Ok(());
+        }
+        self.dress(&self.tree, attr, &user_xattrs(lower, top)?)?;
+        set_merge(&self.tree, &Merge::Same)?;
+        self.stamp(&self.work, c"tree", attr)?;
+        let above = open_directory(&self.directory).map_err(|error| super::copy_up::errno(&error))?;
+        rename(&self.work, b"tree", above, b"tree", RenameFlags::NOREPLACE)
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub(super) const fn work(&self) -> &OwnedFd {
+        &self.work
+    }
+
+    pub(super) const fn links(&self) -> &OwnedFd {
+        &self.links
+    }
+
+    pub(super) fn linked(&self) -> MutexGuard<'_, HashMap<LinkKey, Linked>> {
+        self.linked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A name in `work/` that nothing has.
+    pub(super) fn work_name(&self) -> Box<[u8]> {
+        format!("{}", self.next.fetch_add(1, Ordering::Relaxed)).into_bytes().into()
+    }
+
+    /// A directory of the tree, to do something in it.
+    pub(super) fn hold(&self, path: &[u8]) -> Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        beneath::open(&self.tree, path, flags, Mode::empty(), beneath::NO_LINKS)
+    }
+
+    /// The same, to read its names or to sync it.
+    pub(super) fn read_directory(&self, path: &[u8]) -> Result<OwnedFd> {
+        beneath::directory(&self.tree, path)
+    }
+
+    /// Makes something in `work/` with `make`; it is removed again when that fails.
+    pub(super) fn make<T>(&self, make: impl FnOnce(&OwnedFd, &[u8]) -> Result<T>) -> Result<(Box<[u8]>, T)> {
+        let name = self.work_name();
+        match make(&self.work, &name) {
+            Ok(made) => Ok((name, made)),
+            Err(errno) => {
+                self.drop_work(&name);
+                Err(errno)
+            }
+        }
+    }
+
+    /// Removes what is left of something in `work/`, with all below it. What cannot be removed goes at
+    /// the next start.
+    pub(super) fn drop_work(&self, name: &[u8]) {
+        let Ok(text) = std::str::from_utf8(name) else { return };
+        let path = self.directory.join("work").join(text);
+        let removed = match fs::symlink_metadata(&path) {
+            Ok(found) if found.is_dir() => fs::remove_dir_all(&path),
+            Ok(_) => fs::remove_file(&path),
+            Err(error) => Err(error),
+        };
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, path = %path.display(), "stays until the next start");
+            }
+            _ => {}
+        }
+    }
+
+    /// A new whiteout in `work/`.
+    pub(super) fn whiteout(&self) -> Result<Box<[u8]>> {
+        self.make(|work, name| make_whiteout(work, name)).map(|(name, ())| name)
+    }
+
+    /// Gives an open file or directory owner, attributes and mode, in the order in which one does not
+    /// undo the other.
+    pub(super) fn dress(&self, fd: impl AsFd, attr: &Attr, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
+        rustix::fs::fchown(&fd, Some(Uid::from_raw(attr.uid)), Some(Gid::from_raw(attr.gid)))?;
+        for (name, value) in xattrs {
+            rustix::fs::fsetxattr(&fd, name.as_slice(), value, XattrFlags::empty())?;
+        }
+        rustix::fs::fchmod(&fd, Mode::from_raw_mode(attr.mode))
+    }
+
+    pub(super) fn stamp(&self, directory: impl AsFd, name: &std::ffi::CStr, attr: &Attr) -> Result<()> {
+        let times = Timestamps { last_access: spec(attr.accessed), last_modification: spec(attr.modified) };
+        rustix::fs::utimensat(directory, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// Counts a removed name of a file that has several in the lower.
+    pub(super) fn count_gone(&self, key: &LinkKey) -> Result<()> {
+        let mut linked = self.linked();
+        let entry = linked.entry(key.clone()).or_default();
+        let name = format!("{key}.gone");
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::openat(&self.links, name, flags, Mode::from_raw_mode(0o600))?;
+        rustix::fs::ftruncate(&file, u64::from(entry.gone) + 1)?;
+        entry.gone += 1;
+        Ok(())
+    }
+
+    /// Remembers how many names the lower has for what `name` in `work/` is a copy of.
+    pub(super) fn keep_names(&self, name: &[u8], names: u32) -> Result<()> {
+        let path = [format!("/proc/self/fd/{}/", self.work.as_raw_fd()).as_bytes(), name].concat();
+        rustix::fs::lsetxattr(path, NAMES, names.to_string().as_bytes(), XattrFlags::empty())
+    }
+
+    /// The key of the file in `links/` with this inode number.
+    pub(super) fn key_of(&self, inode: u64) -> Option<(LinkKey, Linked)> {
+        let linked = self.linked();
+        let entry = linked.iter().find(|(_, linked)| linked.inode == Some(inode))?;
+        Some((entry.0.clone(), *entry.1))
+    }
+
+    pub(super) fn stat_fs(&self) -> Result<rustix::fs::StatVfs> {
+        rustix::fs::fstatvfs(&self.tree)
+    }
+}
+
+pub(super) fn make_whiteout(directory: impl AsFd, name: &[u8]) -> Result<()> {
+    rustix::fs::mknodat(directory, name, FileType::CharacterDevice, Mode::empty(), 0)
+}
+
+pub(super) fn is_whiteout(stat: &Stat) -> bool {
+    stat.attr.kind == FileType::CharacterDevice && stat.attr.device == (0, 0)
+}
+
+pub(super) fn rename(
+    from: impl AsFd,
+    old: &[u8],
+    to: impl AsFd,
+    new: &[u8],
+    flags: RenameFlags,
+) -> Result<()> {
+    rustix::fs::renameat_with(from, old, to, new, flags)
+}
+
+pub(super) fn unlink(directory: impl AsFd, name: &[u8]) -> Result<()> {
+    rustix::fs::unlinkat(directory, name, AtFlags::empty())
+}
+
+/// What is at a name of the upper, whiteouts included.
+pub(super) fn stat(directory: impl AsFd, name: &[u8]) -> Result<Option<Stat>> {
+    let name = CString::new(name).map_err(|_| Errno::INVAL)?;
+    match stat_at(directory, &name) {
+        Err(Errno::NOENT) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+pub(super) fn open_at(directory: impl AsFd, name: &[u8], flags: OFlags) -> Result<OwnedFd> {
+    rustix::fs::openat(directory, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
+
+pub(super) fn set_merge(directory: impl AsFd, merge: &Merge) -> Result<()> {
+    match merge {
+        Merge::Opaque => match rustix::fs::fremovexattr(directory, LOWER) {
+            Err(Errno::NODATA) => Ok(()),
+            other => other,
+        },
+        Merge::Same => rustix::fs::fsetxattr(directory, LOWER, b".", XattrFlags::empty()),
+        Merge::Other(path) => {
+            rustix::fs::fsetxattr(directory, LOWER, &[b"/", &path[..]].concat(), XattrFlags::empty())
+        }
+    }
+}
+
+/// Of the directory `name`.
+pub(super) fn merge_of(directory: &OwnedFd, name: &[u8]) -> Result<Merge> {
+    let held = open_at(directory, name, OFlags::PATH | OFlags::DIRECTORY)?;
+    let path = format!("/proc/self/fd/{}", held.as_raw_fd());
+    match read_xattr(|buffer| rustix::fs::getxattr(path.as_str(), LOWER, buffer)) {
+        Err(Errno::NODATA) => Ok(Merge::Opaque),
+        Err(errno) => Err(errno),
+        Ok(value) if value == b"." => Ok(Merge::Same),
+        Ok(value) => match value.strip_prefix(b"/") {
+            Some(path) => Ok(Merge::Other(path.into())),
+            None => Err(Errno::IO),
+        },
+    }
+}
+
+/// The attributes that are kept when a file is copied up.
+pub(in crate::context) fn user_xattrs(lower: &Tree, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut kept = Vec::new();
+    for name in lower.xattrs(path)?.split(|&byte| byte == 0).filter(|name| super::xattrs::is_shown(name)) {
+        match lower.xattr(path, name) {
+            Ok(value) => kept.push((name.to_vec(), value)),
+            // Removed since it was listed.
+            Err(Errno::NODATA) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(kept)
+}
+
+pub(super) fn spec(time: Time) -> Timespec {
+    Timespec { tv_sec: time.seconds, tv_nsec: i64::from(time.nanos) }
+}
+
+fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}

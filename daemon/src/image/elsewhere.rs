@@ -1,0 +1,146 @@
+//! Other registries, and the daemon's own credentials for them.
+//!
+//! The credentials lie in a file of their own, so that the configuration can be shown. It is read at each
+//! use: whoever renews a password there need not tell the daemon.
+//!
+//! ```toml
+//! ["ghcr.io"]
+//! username = "me"
+//! password = "token"
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use hearth_pack::remote::{self, Credentials, Mirrors, Remote, registry_key};
+use serde::Deserialize;
+
+use crate::model::secret::{Credential, Secret};
+
+const MAX_FILE: u64 = 1 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialsFileError {
+    #[error("registry credentials {}: {source}", .path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("registry credentials {}: mode {mode:04o} lets others read it; run chmod 600 {}", .path.display(), .path.display())]
+    Mode { path: PathBuf, mode: u32 },
+    #[error("registry credentials {}: it belongs to user {uid}, not to root or the daemon's own", .path.display())]
+    Owner { path: PathBuf, uid: u32 },
+    /// What is wrong is not shown: a parser repeats the line, and that may hold a password.
+    #[error("registry credentials {}: it is not TOML of the form [\"registry\"] username = .., password = ..", .path.display())]
+    Malformed { path: PathBuf },
+}
+
+/// How the daemon reaches other registries; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Elsewhere {
+    remote: Remote,
+    file: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    username: String,
+    password: String,
+}
+
+impl Elsewhere {
+    pub fn new(mirrors: Mirrors, credentials: Option<PathBuf>) -> Self {
+        Self { remote: Remote::new(mirrors), file: credentials }
+    }
+
+    /// A client with what the caller gave, and the daemon's own credentials beside it.
+    pub fn remote(&self, given: &BTreeMap<String, Credential>) -> Result<Remote, CredentialsFileError> {
+        let all = |from: &BTreeMap<String, Credential>| {
+            from.iter().fold(Credentials::default(), |all, (registry, credential)| {
+                let credential = remote::Credential::Password {
+                    username: credential.username.clone(),
+                    password: credential.password.reveal().clone(),
+                };
+                all.with(registry, credential)
+            })
+        };
+        Ok(self.remote.with_credentials(all(given).or(all(&self.configured()?))))
+    }
+
+    /// The daemon's credential for a registry.
+    pub fn credential(&self, registry: &str) -> Result<Option<Credential>, CredentialsFileError> {
+        Ok(self.configured()?.remove(&registry_key(registry)))
+    }
+
+    /// Checks the file, so that a wrong one is seen at the start.
+    pub fn check(&self) -> Result<(), CredentialsFileError> {
+        self.configured().map(drop)
+    }
+
+    fn configured(&self) -> Result<BTreeMap<String, Credential>, CredentialsFileError> {
+        self.file.as_deref().map_or_else(|| Ok(BTreeMap::new()), read)
+    }
+}
+
+fn read(path: &Path) -> Result<BTreeMap<String, Credential>, CredentialsFileError> {
+    let failed = |source| CredentialsFileError::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    let (mode, uid) = (metadata.mode() & 0o7777, metadata.uid());
+    if mode & 0o077 != 0 {
+        return Err(CredentialsFileError::Mode { path: path.to_owned(), mode });
+    }
+    if uid != 0 && uid != rustix::process::geteuid().as_raw() {
+        return Err(CredentialsFileError::Owner { path: path.to_owned(), uid });
+    }
+    let mut text = String::new();
+    file.take(MAX_FILE).read_to_string(&mut text).map_err(failed)?;
+    let entries: BTreeMap<String, Entry> =
+        toml::from_str(&text).map_err(|_| CredentialsFileError::Malformed { path: path.to_owned() })?;
+    let credential = |(registry, entry): (String, Entry)| {
+        let credential = Credential { username: entry.username, password: Secret::new(entry.password) };
+        (registry_key(&registry), credential)
+    };
+    Ok(entries.into_iter().map(credential).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn elsewhere(text: &str, mode: u32) -> (tempfile::TempDir, Elsewhere) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("credentials.toml");
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        (directory, Elsewhere::new(Mirrors::default(), Some(path)))
+    }
+
+    const FILE: &str = "['index.docker.io']\nusername = 'me'\npassword = 'hunter2'\n";
+
+    #[test]
+    fn credentials_are_found_by_any_name_of_their_registry_and_read_again_each_time() {
+        let (directory, elsewhere) = elsewhere(FILE, 0o600);
+        assert_eq!(elsewhere.credential("docker.io").unwrap().unwrap().username, "me");
+        assert!(elsewhere.credential("ghcr.io").unwrap().is_none());
+        std::fs::write(directory.path().join("credentials.toml"), FILE.replace("me", "other")).unwrap();
+        assert_eq!(elsewhere.credential("docker.io").unwrap().unwrap().username, "other");
+    }
+
+    #[test]
+    fn a_file_that_others_may_read_or_that_is_malformed_is_refused_and_shows_no_password() {
+        for mode in [0o640, 0o604, 0o660] {
+            let (_directory, elsewhere) = elsewhere(FILE, mode);
+            assert!(matches!(elsewhere.check(), Err(CredentialsFileError::Mode { .. })), "{mode:o}");
+        }
+        for text in ["['x']\nusername = 'a'\npasword = 'hunter2'", "hunter2", "['x']\npassword = 'hunter2'"] {
+            let (_directory, elsewhere) = elsewhere(text, 0o600);
+            let error = elsewhere.check().unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+        }
+        assert!(Elsewhere::new(Mirrors::default(), Some("/no/such/file".into())).check().is_err());
+    }
+}

@@ -1,0 +1,261 @@
+//! An image of another registry comes into the room: blobs first, each verified as it comes, names last.
+//!
+//! ```text
+//! manifest --(one platform, or all)--> parts --bring, a few at a time--> blobs --> manifests --> name
+//! ```
+//!
+//! A digest alone opens nothing: a hostile registry may list the blob of another repository in a manifest
+//! of its own. So content that the room has is fetched all the same, unless it came before to where it
+//! goes now: to the repository of the tag, or with a mount of the same participant.
+
+use std::collections::{BTreeSet, HashSet};
+use std::io::Cursor;
+use std::sync::Arc;
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use hearth_pack::image as oci;
+use hearth_pack::remote::{BlobReader, CHUNKS_AHEAD, Remote, RemoteError, Source};
+use tokio::sync::mpsc;
+
+use super::contents::Contents;
+use super::load::MAX_BLOBS;
+use super::port::{BlobError, Stored};
+use super::{Destination, ImageError, Images, Loaded, Transfer};
+use crate::model::image::{Descriptor, Platform};
+use crate::model::manifest::{Manifest, Part, PartKind};
+use crate::model::{Digest, Reference};
+use crate::task;
+
+/// Blobs on their way at the same time.
+const TOGETHER: usize = 3;
+/// Manifests below one index.
+const MAX_CHILDREN: usize = 256;
+
+/// Which images of an index are wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Platforms {
+    One(Platform),
+    /// The index and all that it lists.
+    All,
+}
+
+pub struct Pull<'a> {
+    /// With the credentials to use.
+    pub remote: &'a Remote,
+    pub reference: &'a Reference,
+    pub platforms: Platforms,
+    pub destination: Destination,
+}
+
+/// The JSON of an image: the top comes last.
+struct Outline {
+    source: Source,
+    manifests: Vec<(Descriptor, Vec<u8>)>,
+    blobs: BTreeSet<Part>,
+}
+
+impl Images {
+    /// Brings an image into the room. What is dropped midway leaves blobs that nothing names, and the
+    /// sweep frees those.
+    pub async fn pull(&self, pull: Pull<'_>, transfer: &Transfer) -> Result<Loaded, ImageError> {
+        let Pull { remote, reference, platforms, destination } = pull;
+        if let Destination::Tag(tag) = &destination {
+            self.own(tag)?;
+        }
+        let outline = outline(remote, reference, platforms).await?;
+        let Some((top, _)) = outline.manifests.last().cloned() else {
+            return Err(ImageError::NotFound { reference: reference.to_string() });
+        };
+        transfer.begin(outline.blobs.iter().map(|part| part.size));
+        let held = match &destination {
+            Destination::Pack { owner } => self.held_by(owner).await?,
+            Destination::Tag(_) => HashSet::new(),
+        };
+        let (source, held, place) = (&outline.source, &held, &destination);
+        let bring = outline.blobs.iter().cloned().map(|part| async move {
+            let stored = match self.here(&part, place, held).await? {
+                Some(stored) => stored,
+                None => self.bring(remote, source, &part).await?,
+            };
+            transfer.done(part.size);
+            Ok::<_, ImageError>(stored)
+        });
+        let mut stored: Vec<Stored> = stream::iter(bring).buffer_unordered(TOGETHER).try_collect().await?;
+        let (shared, manifests, manifest) = (Arc::clone(&self.shared), outline.manifests, top.clone());
+        let keep = task::blocking("store manifests", move || {
+            let mut kept = Vec::with_capacity(manifests.len());
+            for (descriptor, bytes) in manifests {
+                let digest = descriptor.digest;
+                let stored = shared.blobs.put(&digest, &mut Cursor::new(bytes));
+                kept.push(stored.map_err(|error| stored_error(digest, error))?);
+            }
+            Ok::<_, ImageError>((kept, Contents::keep(&*shared.blobs, &manifest)?))
+        });
+        let (kept, contents) = keep.await.map_err(|_| ImageError::Ending)??;
+        stored.extend(kept);
+        let reused = stored.iter().filter(|stored| stored.fresh.is_none());
+        let reused_bytes = reused.map(|stored| stored.size).sum();
+        match self.name(&top, contents, destination).await {
+            Ok((pack, image, size_bytes)) => {
+                Ok(Loaded { manifest: top, size_bytes, reused_bytes, pack, image })
+            }
+            Err(error) => {
+                self.take_back(stored).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Brings an image that a build of `caller` mounts. It has no name; what is fetched stays for an hour
+    /// after its last use, so that the next build fetches nothing.
+    pub async fn pull_for_mount(
+        &self,
+        remote: &Remote,
+        reference: &Reference,
+        caller: &str,
+    ) -> Result<Descriptor, ImageError> {
+        // No participant is given the id of such a pack, whatever their name.
+        let owner = format!("image mounts of {caller}");
+        let destination = Destination::Pack { owner: owner.clone() };
+        let platforms = Platforms::One(Platform::host());
+        let pull = Pull { remote, reference, platforms, destination };
+        let loaded = self.pull(pull, &Transfer::default()).await?;
+        // The newest stands for the older ones, so that they age together.
+        for pack in self.shared.catalog.packs().await? {
+            let image = pack.image().map(|image| image.digest);
+            let same = pack.owner == owner && image == Some(loaded.manifest.digest);
+            if same && Some(&pack.id) != loaded.pack.as_ref() {
+                self.shared.catalog.remove_pack(&pack.id).await?;
+            }
+        }
+        Ok(loaded.manifest)
+    }
+
+    /// Content that came with packs of `owner` before.
+    async fn held_by(&self, owner: &str) -> Result<HashSet<Digest>, ImageError> {
+        let mut held = HashSet::new();
+        for pack in self.shared.catalog.packs().await?.into_iter().filter(|pack| pack.owner == owner) {
+            let Some(image) = pack.image() else { continue };
+            match self.contents(image).await {
+                Ok(contents) => held.extend(contents.digests()),
+                Err(error) => tracing::warn!(pack.id = %pack.id, %error, "a pack is damaged"),
+            }
+        }
+        Ok(held)
+    }
+
+    /// A blob that need not be fetched.
+    async fn here(
+        &self,
+        part: &Part,
+        destination: &Destination,
+        held: &HashSet<Digest>,
+    ) -> Result<Option<Stored>, ImageError> {
+        let known = match destination {
+            Destination::Tag(tag) => self.shared.catalog.has_blob(&tag.repository, &part.digest).await?,
+            Destination::Pack { .. } => held.contains(&part.digest),
+        };
+        if !known {
+            return Ok(None);
+        }
+        let (shared, digest) = (Arc::clone(&self.shared), part.digest);
+        let touched = task::blocking("touch blob", move || shared.blobs.touch(&digest)).await;
+        let size = touched.map_err(|_| ImageError::Ending)?;
+        let size = size.map_err(|source| ImageError::Read { digest, source })?;
+        Ok(size.filter(|size| *size == part.size).map(|size| Stored { digest, size, fresh: None }))
+    }
+
+    async fn bring(&self, remote: &Remote, source: &Source, part: &Part) -> Result<Stored, ImageError> {
+        let (send, chunks) = mpsc::channel(CHUNKS_AHEAD);
+        let (shared, digest) = (Arc::clone(&self.shared), part.digest);
+        let keep = move || shared.blobs.put(&digest, &mut BlobReader::new(chunks));
+        let blob = oci::Descriptor::new("", digest, part.size);
+        let fetch = async {
+            let fetched = remote.blob(source, &blob, &send).await;
+            drop(send);
+            fetched
+        };
+        let (fetched, kept) = tokio::join!(fetch, task::blocking("pull blob", keep));
+        let kept = kept.map_err(|_| ImageError::Ending)?;
+        match (fetched, kept) {
+            (Ok(()), Ok(stored)) => Ok(stored),
+            // Whoever kept it has stopped, and says why.
+            (Ok(()) | Err(RemoteError::NotTaken { .. }), Err(error)) => Err(stored_error(digest, error)),
+            (Err(error), _) => Err(error.into()),
+        }
+    }
+}
+
+fn stored_error(digest: Digest, error: BlobError) -> ImageError {
+    let source = match error {
+        BlobError::DiskFull => return ImageError::NoSpace,
+        BlobError::Io(source) => source,
+        error @ BlobError::Mismatch { .. } => std::io::Error::other(error),
+    };
+    ImageError::Read { digest, source }
+}
+
+async fn outline(
+    remote: &Remote,
+    reference: &Reference,
+    platforms: Platforms,
+) -> Result<Outline, ImageError> {
+    let found = remote.manifest(reference).await?;
+    let mut outline = Outline { source: found.source, manifests: Vec::new(), blobs: BTreeSet::new() };
+    match platforms {
+        Platforms::One(platform) => {
+            let platform = platform_of(&platform);
+            let source = outline.source.clone();
+            let image = remote.image_of(source, found.descriptor, found.bytes, &platform).await?;
+            outline.add(&image.descriptor, image.manifest_bytes)?;
+        }
+        Platforms::All => {
+            if found.descriptor.is_index() {
+                let index: oci::Index = serde_json::from_slice(&found.bytes).map_err(|error| {
+                    ImageError::Remote(RemoteError::Answer {
+                        url: reference.to_string(),
+                        reason: error.to_string(),
+                    })
+                })?;
+                if index.manifests.len() > MAX_CHILDREN {
+                    return Err(ImageError::TooDeep { digest: found.descriptor.digest, limit: MAX_CHILDREN });
+                }
+                for child in &index.manifests {
+                    let bytes = remote.child(&outline.source, child).await?;
+                    outline.add(child, bytes)?;
+                }
+            }
+            outline.add(&found.descriptor, found.bytes)?;
+        }
+    }
+    Ok(outline)
+}
+
+impl Outline {
+    fn add(&mut self, descriptor: &oci::Descriptor, bytes: Vec<u8>) -> Result<(), ImageError> {
+        let manifest = Descriptor {
+            media_type: descriptor.media_type.clone(),
+            digest: descriptor.digest,
+            size: bytes.len() as u64,
+        };
+        let parsed = Manifest::parse(&manifest.media_type, &bytes)
+            .map_err(|source| ImageError::Manifest { digest: manifest.digest, source })?;
+        self.blobs.extend(parsed.parts().into_iter().filter(|part| part.kind == PartKind::Blob));
+        if self.blobs.len() > MAX_BLOBS {
+            let (digest, count) = (manifest.digest, self.blobs.len());
+            return Err(ImageError::TooManyBlobs { digest, count, limit: MAX_BLOBS });
+        }
+        self.manifests.push((manifest, bytes));
+        Ok(())
+    }
+}
+
+/// The same platform in the words of the client for registries.
+fn platform_of(platform: &Platform) -> oci::Platform {
+    let mut parts = platform.as_str().splitn(3, '/').map(str::to_owned);
+    oci::Platform {
+        os: parts.next().unwrap_or_default(),
+        architecture: parts.next().unwrap_or_default(),
+        variant: parts.next(),
+    }
+}

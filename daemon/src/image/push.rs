@@ -1,0 +1,131 @@
+//! An image of the room goes to another registry: content first, so that it can be stopped without a
+//! trace, the name last.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use hearth_pack::image as oci;
+use hearth_pack::remote::{OpenContent, Pushed, Remote};
+
+use super::contents::{self, Contents};
+use super::{ImageError, Images, Transfer};
+use crate::model::image::{Descriptor, VerifiedImage};
+use crate::model::manifest::{Part, PartKind};
+use crate::model::{Digest, Reference, Tag};
+use crate::task;
+
+/// Blobs on their way at the same time.
+const TOGETHER: usize = 3;
+
+/// What a push came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    pub sent_bytes: u64,
+    /// Bytes that the registry had.
+    pub reused_bytes: u64,
+}
+
+impl Images {
+    /// Sends an image of the room, and sets its name there.
+    pub async fn push(
+        &self,
+        remote: &Remote,
+        reference: &Reference,
+        target: &Reference,
+        transfer: &Transfer,
+    ) -> Result<(Descriptor, Sent), ImageError> {
+        let manifest = self.resolve(reference).await?;
+        let image = self.verify(&reference.repository, manifest.digest).await?;
+        let sent = self.push_content(remote, &image, std::slice::from_ref(target), transfer).await?;
+        self.push_names(remote, &image, std::slice::from_ref(target)).await?;
+        Ok((manifest, sent))
+    }
+
+    /// Everything but the names: blobs, and the manifests below an index.
+    pub async fn push_content(
+        &self,
+        remote: &Remote,
+        image: &VerifiedImage,
+        targets: &[Reference],
+        transfer: &Transfer,
+    ) -> Result<Sent, ImageError> {
+        let contents = self.contents(&image.manifest).await?;
+        let blobs: BTreeSet<Part> =
+            contents.parts().into_iter().filter(|part| part.kind == PartKind::Blob).collect();
+        let mut sent = Sent::default();
+        let mut done = Vec::new();
+        for target in targets {
+            let place = remote.target(target);
+            if done.contains(&place) {
+                continue;
+            }
+            transfer.begin(blobs.iter().map(|part| part.size));
+            // What a repository beside this one has just got need not be sent again.
+            let beside = done.iter().find(|other| place.is_beside(other));
+            let push = blobs.iter().cloned().map(|part| {
+                let place = &place;
+                async move {
+                    let blob = oci::Descriptor::new("", part.digest, part.size);
+                    let pushed = remote.push_blob(place, &blob, beside, &self.content(part.digest)).await?;
+                    transfer.done(part.size);
+                    Ok::<_, ImageError>((pushed, part.size))
+                }
+            });
+            let pushed: Vec<_> = stream::iter(push).buffer_unordered(TOGETHER).try_collect().await?;
+            for (pushed, size) in pushed {
+                match pushed {
+                    Pushed::Sent => sent.sent_bytes += size,
+                    Pushed::There | Pushed::Mounted => sent.reused_bytes += size,
+                }
+            }
+            for below in children(&contents, &image.manifest) {
+                let bytes = self.manifest_bytes(below).await?;
+                remote.push_manifest(&place, &below.digest.to_string(), &below.media_type, bytes).await?;
+            }
+            done.push(place);
+        }
+        Ok(sent)
+    }
+
+    /// Sets the names of an image whose content is there.
+    pub async fn push_names(
+        &self,
+        remote: &Remote,
+        image: &VerifiedImage,
+        targets: &[Reference],
+    ) -> Result<(), ImageError> {
+        let bytes = self.manifest_bytes(&image.manifest).await?;
+        for target in targets {
+            let tag = target.tag.clone().unwrap_or_else(Tag::latest);
+            let media_type = &image.manifest.media_type;
+            remote.push_manifest(&remote.target(target), tag.as_str(), media_type, bytes.clone()).await?;
+        }
+        Ok(())
+    }
+
+    fn content(&self, digest: Digest) -> OpenContent {
+        let shared = Arc::clone(&self.shared);
+        OpenContent::new(digest, move || {
+            let gone = || io::Error::new(io::ErrorKind::NotFound, "it is not in the room any more");
+            shared.blobs.open(&digest)?.ok_or_else(gone)
+        })
+    }
+
+    async fn manifest_bytes(&self, manifest: &Descriptor) -> Result<Vec<u8>, ImageError> {
+        let (shared, manifest) = (Arc::clone(&self.shared), manifest.clone());
+        let read = move || contents::read_json(&*shared.blobs, &manifest);
+        task::blocking("read manifest", read).await.map_err(|_| ImageError::Ending)?
+    }
+}
+
+/// The manifests below an index.
+fn children<'a>(contents: &'a Contents, top: &Descriptor) -> impl Iterator<Item = &'a Descriptor> {
+    let top = top.digest;
+    contents
+        .manifests
+        .iter()
+        .map(|manifest| &manifest.manifest)
+        .filter(move |manifest| manifest.digest != top)
+}

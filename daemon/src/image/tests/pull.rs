@@ -1,0 +1,127 @@
+//! A registry that lists in its manifest what is not its own.
+
+use axum::Router;
+use axum::http::{StatusCode, Uri};
+use axum::response::{IntoResponse as _, Response};
+use hearth_pack::image::{CONFIG, Descriptor as OciDescriptor, MANIFEST, Manifest as OciManifest};
+use hearth_pack::remote::{Mirrors, Remote, Retry};
+use sha2::{Digest as _, Sha256};
+
+use super::*;
+use crate::task;
+
+fn digest_of(bytes: &[u8]) -> Digest {
+    Digest::from_sha256(Sha256::digest(bytes).into())
+}
+
+/// Serves a manifest whose layer is `layer`, with that layer's content or without.
+async fn registry(layer: OciDescriptor, content: Option<Vec<u8>>) -> (String, task_handle::Server) {
+    let config =
+        br#"{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":[]}}"#.to_vec();
+    let wanted = layer.digest.to_string();
+    let manifest =
+        OciManifest::new(OciDescriptor::new(CONFIG, digest_of(&config), config.len() as u64), vec![layer]);
+    let manifest = serde_json::to_vec(&manifest).unwrap();
+    let app = Router::new().fallback(move |uri: Uri| {
+        let (config, manifest, wanted, content) =
+            (config.clone(), manifest.clone(), wanted.clone(), content.clone());
+        async move {
+            let path = uri.path();
+            let found: Option<Response> = if path.contains("/manifests/") {
+                Some(([("content-type", MANIFEST)], manifest).into_response())
+            } else if path.ends_with(&digest_of(&config).to_string()) {
+                Some(config.into_response())
+            } else if path.ends_with(&wanted) {
+                content.map(|content| content.into_response())
+            } else {
+                None
+            };
+            found.unwrap_or_else(|| StatusCode::NOT_FOUND.into_response())
+        }
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let server = task::spawn("registry", async move {
+        axum::serve(listener, app).await.unwrap();
+    });
+    (host, task_handle::Server(server))
+}
+
+mod task_handle {
+    /// Ends with the test.
+    pub(super) struct Server(pub(super) tokio::task::JoinHandle<()>);
+
+    impl Drop for Server {
+        fn drop(&mut self) {
+            self.0.abort();
+        }
+    }
+}
+
+fn remote() -> Remote {
+    let retry = Retry { attempts: 2, first_pause: Duration::from_millis(2), ..Retry::default() };
+    Remote::new(Mirrors::default()).with_retry(retry)
+}
+
+fn amd64() -> Platforms {
+    Platforms::One(Platform::parse("linux/amd64").unwrap())
+}
+
+async fn pull(room: &Room, host: &str, destination: Destination) -> Result<Loaded, ImageError> {
+    let reference = format!("{host}/theirs:1").parse().unwrap();
+    let pull = Pull { remote: &remote(), reference: &reference, platforms: amd64(), destination };
+    room.images.pull(pull, &Transfer::default()).await
+}
+
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+
+#[tokio::test]
+async fn a_manifest_of_another_registry_opens_no_blob_of_the_room() {
+    let room = room();
+    let secret = room.load(archive("the secret of another repository"), "secret:1").await.unwrap();
+    let layer = room.images.open_layers(&secret.manifest).await.unwrap().remove(0).layer;
+    let layer = OciDescriptor::new(LAYER, layer.digest, layer.size);
+    let (host, _server) = registry(layer, None).await;
+    let tag = Destination::Tag(Reference::parse_tag("mine:1").unwrap());
+    for destination in [tag, Destination::Pack { owner: "eve".to_owned() }] {
+        let error = pull(&room, &host, destination).await.unwrap_err();
+        assert_eq!(error.code(), "registry_refused", "{error}");
+    }
+    let error = room.images.pull_for_mount(&remote(), &format!("{host}/x:1").parse().unwrap(), "eve").await;
+    assert!(error.is_err());
+    assert!(room.images.resolve(&"mine:1".parse().unwrap()).await.is_err());
+}
+
+#[tokio::test]
+async fn what_a_mount_brought_is_reused_by_its_participant_and_by_nobody_else() {
+    let room = room();
+    let content = vec![7u8; 100_000];
+    let layer = OciDescriptor::new(LAYER, digest_of(&content), content.len() as u64);
+    let reused = async |owner: &str, host: &str| {
+        let destination = Destination::Pack { owner: format!("image mounts of {owner}") };
+        pull(&room, host, destination).await.map(|loaded| loaded.reused_bytes >= 100_000)
+    };
+    let (full, _server) = registry(layer.clone(), Some(content)).await;
+    assert!(!reused("ann", &full).await.unwrap());
+    // The content is gone there: only who has it already gets it again.
+    let (empty, _second) = registry(layer, None).await;
+    assert!(reused("ann", &empty).await.unwrap());
+    assert!(reused("bob", &empty).await.is_err());
+    let reference = format!("{empty}/theirs:1").parse().unwrap();
+    room.images.pull_for_mount(&remote(), &reference, "ann").await.unwrap();
+    room.images.pull_for_mount(&remote(), &reference, "ann").await.unwrap();
+    let packs = room.images.shared.catalog.packs().await.unwrap();
+    assert_eq!(packs.len(), 1, "one record for one image: {packs:?}");
+}
+
+#[tokio::test]
+async fn content_that_is_not_what_it_says_leaves_nothing() {
+    let room = room();
+    let layer = OciDescriptor::new(LAYER, digest_of(b"declared"), 8);
+    let (host, _server) = registry(layer, Some(b"decl4red".to_vec())).await;
+    let tag = Destination::Tag(Reference::parse_tag("mine:1").unwrap());
+    let error = pull(&room, &host, tag).await.unwrap_err();
+    assert_eq!(error.code(), "blob_mismatch", "{error}");
+    assert!(room.images.resolve(&"mine:1".parse().unwrap()).await.is_err());
+    assert!(room.blobs.size(&digest_of(b"declared")).unwrap().is_none());
+}

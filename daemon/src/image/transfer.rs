@@ -1,0 +1,43 @@
+//! How far an image is between here and another registry; whoever waits may look.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+#[derive(Debug, Default)]
+pub struct Transfer {
+    blobs: AtomicU64,
+    total_blobs: AtomicU64,
+    bytes: AtomicU64,
+    total_bytes: AtomicU64,
+}
+
+/// A look at a [`Transfer`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stand {
+    pub blobs: u64,
+    pub total_blobs: u64,
+    pub bytes: u64,
+    pub total_bytes: u64,
+}
+
+impl Transfer {
+    pub(super) fn begin(&self, sizes: impl Iterator<Item = u64>) {
+        for size in sizes {
+            self.total_blobs.fetch_add(1, Ordering::Relaxed);
+            self.total_bytes.fetch_add(size, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn done(&self, size: u64) {
+        self.blobs.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(size, Ordering::Relaxed);
+    }
+
+    pub fn stand(&self) -> Stand {
+        Stand {
+            blobs: self.blobs.load(Ordering::Relaxed),
+            total_blobs: self.total_blobs.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            total_bytes: self.total_bytes.load(Ordering::Relaxed),
+        }
+    }
+}

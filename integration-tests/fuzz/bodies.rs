@@ -1,0 +1,193 @@
+//! What is run with hostile bytes: by cargo-fuzz on nightly, and by daemon/tests/hostile.rs on stable.
+//!
+//! A body panics when something is wrong. An error of the reader is no fault; taking a second over a few KiB is.
+
+use std::io::{self, Read};
+
+use hearth_pack::archive::{self, ArchiveSink};
+use hearth_pack::ignore::Patterns;
+use hearth_proto::value::{Digest, MountKind, MountSource, MountSpec, Reference};
+use hearthd::context::layers::{ImageTree, LayerBlob, LayerCache, LayerLimits, NodeKind};
+use hearthd::model::manifest::{self, ImageConfig, Manifest};
+use sha2::{Digest as _, Sha256};
+
+/// An ignore file, asked about paths that are in it and about some that are nasty by themselves.
+pub fn ignore(bytes: &[u8]) {
+    let patterns = match Patterns::parse_file(bytes) {
+        Ok(patterns) => patterns,
+        Err(error) => {
+            assert!(error.line.is_some(), "an error names its line: {error}");
+            return;
+        }
+    };
+    let own = bytes.split(|&byte| byte == b'\n').take(8).map(|line| &line[..line.len().min(300)]);
+    let long = [b'a'; 4000];
+    let nasty: [&[u8]; 5] =
+        [b"a/b/c", b"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", b"\xff/\xfe", b"x\ny", &long];
+    for path in own.chain(nasty).filter(|path| !path.is_empty()) {
+        let alone = patterns.matches(path);
+        assert_eq!(alone, patterns.matches(path), "an answer stays the same");
+        let mut parent = hearth_pack::ignore::ParentMatch::default();
+        for end in
+            path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).chain([path.len()])
+        {
+            (_, parent) = patterns.matches_under(&path[..end], &parent);
+        }
+        if !patterns.has_negation() {
+            // Without exceptions, what is below something that matches, matches.
+            let below = [path, b"/below"].concat();
+            assert!(!alone || patterns.matches(&below), "{:?}", String::from_utf8_lossy(path));
+        }
+    }
+}
+
+/// A mount flag, for builds and for services.
+pub fn mount(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    for kind in [MountKind::Room, MountKind::Project, MountKind::Image, MountKind::EmptyDir, MountKind::Pack]
+    {
+        for parsed in [MountSpec::parse_for_build(kind, text), MountSpec::parse_for_service(kind, text)] {
+            match parsed {
+                Ok(spec) => {
+                    let target = spec.target.as_str();
+                    assert!(target.starts_with('/') && !target.contains('\0'), "{target:?}");
+                    assert!(target == "/" || !target.ends_with('/'), "{target:?}");
+                    assert!(target[1..].split('/').all(|part| part != ".." && part != "."), "{target:?}");
+                    assert_eq!(target.parse().as_ref(), Ok(&spec.target), "a target is in its normal form");
+                    match spec.source {
+                        MountSource::Room(path)
+                        | MountSource::Project(path)
+                        | MountSource::Image { subpath: path, .. } => {
+                            assert!(!path.starts_with('/') && !path.contains('\0'), "{path:?}");
+                            assert!(path.split('/').all(|part| part != ".."), "{path:?}");
+                        }
+                        MountSource::Pack(_) | MountSource::EmptyDir => {}
+                    }
+                }
+                Err(error) => assert!(!error.to_string().is_empty()),
+            }
+        }
+    }
+}
+
+/// A reference; one that is taken reads the same when it is written.
+pub fn reference(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(reference) = text.parse::<Reference>() {
+        let written = reference.to_string();
+        assert_eq!(written.parse::<Reference>().as_ref(), Ok(&reference), "{text:?} became {written:?}");
+        assert!(!written.contains(char::is_whitespace), "{written:?}");
+        assert!(
+            written.split('/').all(|part| !part.is_empty() && part != ".." && part != "."),
+            "{written:?}"
+        );
+    }
+    if let Ok(reference) = Reference::parse_tag(text) {
+        assert!(reference.digest.is_none() && reference.tag.is_some(), "{text:?}");
+    }
+}
+
+/// JSON of a registry: an image manifest, an index, an image config.
+pub fn image_json(bytes: &[u8]) {
+    for media_type in [
+        manifest::OCI_MANIFEST,
+        manifest::OCI_INDEX,
+        manifest::DOCKER_MANIFEST,
+        manifest::DOCKER_LIST,
+        "text/html",
+    ] {
+        if let Ok(manifest) = Manifest::parse(media_type, bytes) {
+            let parts = manifest.parts();
+            // Each part is named in the bytes, so there cannot be more of them than the bytes have room for.
+            assert!(parts.len() * "sha256:".len() <= bytes.len(), "{} parts", parts.len());
+            let _ = manifest.about();
+            if let Manifest::Index(index) = &manifest {
+                let _ = index.for_platform(&hearthd::model::image::Platform::host());
+            }
+        }
+    }
+    if let Ok(config) = ImageConfig::parse(bytes) {
+        assert!(config.diff_ids.len() * "sha256:".len() <= bytes.len());
+    }
+    let _ = serde_json::from_slice::<hearth_pack::image::Index>(bytes);
+    let _ = serde_json::from_slice::<hearth_pack::image::Manifest>(bytes);
+    let _ = serde_json::from_slice::<hearth_pack::image::ImageConfig>(bytes);
+}
+
+/// An OCI archive as a client sends one.
+pub fn archive(bytes: &[u8]) {
+    /// Takes some of a blob, as one does that has it already.
+    struct Taken {
+        bytes: u64,
+        blobs: u64,
+    }
+    impl ArchiveSink for Taken {
+        fn blob(&mut self, digest: &Digest, size: u64, content: &mut dyn Read) -> io::Result<()> {
+            self.blobs += 1;
+            if digest.hex().ends_with('0') {
+                return Ok(());
+            }
+            let mut all = Vec::new();
+            let count = content.read_to_end(&mut all)? as u64;
+            assert_eq!(count, size, "a blob that was read to its end is whole");
+            assert_eq!(
+                Digest::from_sha256(Sha256::digest(&all).into()),
+                *digest,
+                "and is what its name says"
+            );
+            self.bytes += count;
+            Ok(())
+        }
+    }
+    let mut taken = Taken { bytes: 0, blobs: 0 };
+    if let Ok(read) = archive::read(bytes, &mut taken) {
+        assert_eq!(read.blobs, taken.blobs);
+        assert!(read.blob_bytes <= bytes.len() as u64 && taken.bytes <= read.blob_bytes);
+    }
+}
+
+/// A layer of an image that becomes part of a context. Read as it lies, and compressed where it is a stream.
+pub fn layer(bytes: &[u8]) {
+    let gzip = bytes.starts_with(b"\x1f\x8b");
+    let zstd = bytes.starts_with(b"\x28\xb5\x2f\xfd");
+    let media_type = match (gzip, zstd) {
+        (true, _) => "application/vnd.oci.image.layer.v1.tar+gzip",
+        (_, true) => "application/vnd.oci.image.layer.v1.tar+zstd",
+        _ => "application/vnd.oci.image.layer.v1.tar",
+    };
+    let directory = tempfile::tempdir().expect("a directory");
+    let limits = LayerLimits { layer_bytes: 64 << 20, entries: 10_000, ..LayerLimits::default() };
+    let cache = LayerCache::open(directory.path(), limits).expect("a cache");
+    let mut file = tempfile::tempfile().expect("a file");
+    io::Write::write_all(&mut file, bytes).expect("written");
+    io::Seek::rewind(&mut file).expect("rewound");
+    let digest = Digest::from_sha256(Sha256::digest(bytes).into());
+    let blob = LayerBlob { digest, diff_id: digest, media_type: media_type.to_owned(), file };
+    if let Ok(tree) = cache.image(vec![blob]) {
+        let mut budget = 20_000;
+        look(&tree, 0, 0, &mut budget);
+    }
+}
+
+/// Walks a tree: names are names, and what is a file can be read or says why not.
+fn look(tree: &ImageTree, node: u32, depth: usize, budget: &mut usize) {
+    for (name, child) in tree.children(node) {
+        *budget = budget.checked_sub(1).expect("more names than the limit of entries");
+        assert!(!name.is_empty() && !name.contains(&b'/') && !name.contains(&0), "{name:?}");
+        assert!(name != b"." && name != b"..");
+        let stat = tree.stat(child);
+        assert_eq!(stat.mode & !0o7777, 0, "{:o}", stat.mode);
+        match stat.kind {
+            NodeKind::Directory(_) if depth < 500 => look(tree, child, depth + 1, budget),
+            NodeKind::File { .. } => {
+                let Some(content) = tree.open(child) else { continue };
+                let mut taken = Vec::new();
+                // A sparse file may say that it has terabytes.
+                if content.take(1 << 16).read_to_end(&mut taken).is_ok() {
+                    assert_eq!(taken.len() as u64, stat.size.min(1 << 16));
+                }
+            }
+            _ => {}
+        }
+    }
+}

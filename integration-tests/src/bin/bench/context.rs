@@ -1,0 +1,216 @@
+//! Large contexts from room mounts, beside `buildctl`'s own file sync on the same buildkitd.
+//!
+//! All of the context is sent and copied; the image that is pushed is small, so that the time is the context's.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::figures::{Figure, median};
+use super::side::Bench;
+use super::trees::{self, SourceTree};
+use super::turns::{alone, in_turns, in_turns_by};
+
+const DOCKERFILE: &str =
+    "FROM scratch AS all\nCOPY . /all/\nFROM scratch\nCOPY --from=all /all/unique /all/part/changed /\n";
+/// The step with which the context's own part is over.
+const FIRST_COPY: &str = "COPY . /all/";
+const SMALL_PART: &str = "FROM scratch\nCOPY part /part/\n";
+const FAILS: &str = "FROM scratch AS all\nCOPY . /all/\nFROM scratch\nCOPY not-there /\n";
+
+pub fn chapter(bench: &Bench) -> Vec<Figure> {
+    let mut figures = Vec::new();
+    for tree in [bench.small(), bench.large()] {
+        figures.extend(Contexts { bench, tree }.all());
+    }
+    figures.extend(scan(bench, bench.large()));
+    figures
+}
+
+struct Contexts<'a> {
+    bench: &'a Bench,
+    tree: &'a SourceTree,
+}
+
+impl Contexts<'_> {
+    fn room_path(&self, round: usize) -> String {
+        format!("contexts/{}-{round}", self.tree.name)
+    }
+
+    fn room(&self, round: usize) -> PathBuf {
+        self.bench.daemon.room_files().join(self.room_path(round))
+    }
+
+    fn plain(&self, round: usize) -> PathBuf {
+        self.bench.work.join(format!("contexts/{}-{round}", self.tree.name))
+    }
+
+    /// A copy that no build has met.
+    fn fresh(&self, to: &Path) {
+        trees::copy(&self.tree.path, to);
+        fs::write(to.join("Dockerfile"), DOCKERFILE).expect("Dockerfile");
+        // Without it the second copy's COPY would come from the cache.
+        fs::write(to.join("unique"), to.display().to_string()).expect("unique");
+        fs::write(to.join("part/changed"), "0").expect("changed");
+        let _ = fs::remove_file(to.join(".dockerignore"));
+        // Dirty pages that are written back meanwhile would hit whoever runs next.
+        rustix::fs::sync();
+    }
+
+    fn all(&self) -> Vec<Figure> {
+        let (bench, shown) = (self.bench, self.tree.shown());
+        let before = bench.idle_memory();
+        // One at a time on the disk; the last one stays, and everything below uses it.
+        let first = in_turns(
+            |round| {
+                let _ = round.checked_sub(1).map(|last| fs::remove_dir_all(self.room(last)));
+                self.fresh(&self.room(round));
+                let path = self.room_path(round);
+                move || bench.hearth_build("large:1", &path)
+            },
+            |round| {
+                let _ = round.checked_sub(1).map(|last| fs::remove_dir_all(self.plain(last)));
+                self.fresh(&self.plain(round));
+                let path = self.plain(round);
+                move || bench.buildctl_build("large:1", &path)
+            },
+        );
+        let one_build = median(&first.0);
+        let grown = (bench.idle_memory() - before).max(0.0) / self.tree.files as f64;
+        let last = super::figures::ROUNDS - 1;
+        let (room, plain, path) = (self.room(last), self.plain(last), self.room_path(last));
+        let unchanged = in_turns(
+            |_| || bench.hearth_build("large:1", &path),
+            |_| || bench.buildctl_build("large:1", &plain),
+        );
+        let mut number = 0;
+        let mut change = |directory: &Path| {
+            number += 1;
+            fs::write(directory.join("part/changed"), format!("{number}")).expect("write");
+        };
+        let mut changed = (Vec::new(), Vec::new());
+        let mut context_part = (Vec::new(), Vec::new());
+        for (target, part) in [(&mut changed, false), (&mut context_part, true)] {
+            *target = in_turns_by(
+                |_| {
+                    change(&room);
+                    match part {
+                        true => bench.hearth_until("large:1", &path, FIRST_COPY),
+                        false => super::turns::time(|| bench.hearth_build("large:1", &path)),
+                    }
+                },
+                |_| {
+                    // Another file's content than the other side's, so that no step is shared.
+                    fs::write(plain.join("part/changed"), format!("theirs {}", plain.display()))
+                        .expect("write");
+                    fs::write(plain.join("unique"), format!("{:?}", std::time::Instant::now()))
+                        .expect("write");
+                    match part {
+                        true => bench.buildctl_until("large:1", &plain, FIRST_COPY),
+                        false => super::turns::time(|| bench.buildctl_build("large:1", &plain)),
+                    }
+                },
+            );
+        }
+        let mut figures = vec![
+            Figure::ratio(format!("context of {shown}, first build"), first, "buildctl", Some(0.95)),
+            Figure::ratio("the same, nothing changed, scan included", unchanged, "buildctl", Some(0.10)),
+            Figure::ratio("the same, one file changed", changed, "buildctl", Some(0.90)),
+            Figure::ratio(
+                "its context part: until the first COPY begins",
+                context_part,
+                "buildctl",
+                Some(0.67),
+            ),
+            Figure::amount("memory of hearthd for each file of that context", grown, "bytes", 400.0),
+        ];
+        figures.push(self.small_part(&room, &plain, &path));
+        figures.extend(self.after_a_failure(&room, &path));
+        figures.push(self.two_at_once(last + 1, one_build));
+        for directory in [self.room(last + 1), room, plain] {
+            let _ = fs::remove_dir_all(directory);
+        }
+        figures
+    }
+
+    /// COPY uses a small directory of a large tree.
+    fn small_part(&self, room: &Path, plain: &Path, path: &str) -> Figure {
+        for directory in [room, plain] {
+            fs::write(directory.join("Dockerfile"), SMALL_PART).expect("Dockerfile");
+        }
+        let change = |directory: &Path, round: usize| {
+            fs::write(directory.join("part/changed"), format!("{} {round}", directory.display()))
+                .expect("write");
+        };
+        let times = in_turns(
+            |round| {
+                change(room, round);
+                || self.bench.hearth_build("part:1", path)
+            },
+            |round| {
+                change(plain, round);
+                || self.bench.buildctl_build("part:1", plain)
+            },
+        );
+        Figure::ratio(
+            "the same tree, COPY of a small directory in which a file changed",
+            times,
+            "buildctl",
+            Some(1.0),
+        )
+    }
+
+    /// A build fails on a COPY of what is not there; the next one, with that put right, sends nothing again.
+    fn after_a_failure(&self, room: &Path, path: &str) -> Vec<Figure> {
+        let what = "context bytes that hearthd reads for a build after a failed one, of all";
+        fs::write(room.join("Dockerfile"), DOCKERFILE).expect("Dockerfile");
+        fs::write(room.join("unique"), "after a failure").expect("unique");
+        fs::write(room.join("Dockerfile"), FAILS).expect("Dockerfile");
+        self.bench.hearth_build_fails("failed:1", path);
+        fs::write(room.join("Dockerfile"), DOCKERFILE).expect("Dockerfile");
+        let before = self.bench.bytes_read();
+        self.bench.hearth_build("failed:1", path);
+        let percent = (self.bench.bytes_read() - before) / self.tree.bytes as f64 * 100.0;
+        vec![Figure::amount(what, percent, "%", 2.0)]
+    }
+
+    /// Two builds of one context that nobody has built, started together.
+    fn two_at_once(&self, round: usize, one: Duration) -> Figure {
+        let path = self.room_path(round);
+        let times = alone(|_| {
+            let _ = fs::remove_dir_all(self.room(round));
+            self.fresh(&self.room(round));
+            fs::write(self.room(round).join("unique"), format!("{:?}", std::time::Instant::now()))
+                .expect("unique");
+            || {
+                std::thread::scope(|scope| {
+                    for tag in ["two:1", "two:2"] {
+                        scope.spawn(|| self.bench.hearth_build(tag, &path));
+                    }
+                });
+            }
+        });
+        let what = "two builds of one fresh context, started together";
+        Figure::ratio(what, (times, vec![one]), "one build of it", Some(1.2))
+    }
+}
+
+/// A scan of what was scanned before.
+fn scan(bench: &Bench, tree: &SourceTree) -> Vec<Figure> {
+    let what = format!("scan of {} that did not change", tree.shown());
+    if !bench.has_verb(&["context", "digest"]) {
+        return vec![Figure::not_measured(what, "`hearth context digest` is not there")];
+    }
+    let room = bench.daemon.room_files().join("contexts/scan");
+    trees::copy(&tree.path, &room);
+    let digest = || {
+        bench.hearth(&["context", "digest", "--mount-room-path", "contexts/scan:/context:ro"]);
+    };
+    digest();
+    // The first one hashes what was written a moment ago; from here on nothing is young.
+    std::thread::sleep(Duration::from_secs(1));
+    digest();
+    let times = alone(|_| digest);
+    let _ = fs::remove_dir_all(room);
+    vec![Figure::time(format!("{what}: `hearth context digest`"), &times, Duration::from_millis(150))]
+}

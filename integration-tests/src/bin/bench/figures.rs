@@ -1,0 +1,113 @@
+//! One row of the report: what was measured, on both sides, and whether it is good enough.
+
+use std::time::Duration;
+
+/// Timed runs of each side.
+pub const ROUNDS: usize = 5;
+
+pub struct Figure {
+    what: String,
+    ours: String,
+    beside: String,
+    ratio: Option<f64>,
+    bound: String,
+    met: Met,
+}
+
+#[derive(Clone, PartialEq)]
+enum Met {
+    Yes,
+    No,
+    /// Shown only, without a bound.
+    Open,
+    NotMeasured(String),
+}
+
+impl Figure {
+    /// Two sides timed in turns; good when the ratio of their medians is at most `bound`.
+    pub fn ratio(
+        what: impl Into<String>,
+        (ours, theirs): (Vec<Duration>, Vec<Duration>),
+        beside: &str,
+        bound: Option<f64>,
+    ) -> Self {
+        let ratio = median(&ours).as_secs_f64() / median(&theirs).as_secs_f64().max(1e-9);
+        let met = match bound {
+            Some(bound) if ratio <= bound => Met::Yes,
+            Some(_) => Met::No,
+            None => Met::Open,
+        };
+        Self {
+            what: what.into(),
+            ours: spread(&ours),
+            beside: format!("{} ({beside})", spread(&theirs)),
+            ratio: Some(ratio),
+            bound: bound.map_or_else(|| "-".to_owned(), |bound| format!("{bound:.2} x")),
+            met,
+        }
+    }
+
+    /// Times of one side, whose median has a bound of its own.
+    pub fn time(what: impl Into<String>, ours: &[Duration], bound: Duration) -> Self {
+        let milliseconds = bound.as_millis();
+        let met = if median(ours) <= bound { Met::Yes } else { Met::No };
+        let (what, ours) = (what.into(), spread(ours));
+        Self { what, ours, beside: "-".to_owned(), ratio: None, bound: format!("{milliseconds} ms"), met }
+    }
+
+    /// A number that is no time, such as bytes.
+    pub fn amount(what: impl Into<String>, ours: f64, unit: &str, bound: f64) -> Self {
+        let shown = |value: f64| format!("{value:.*} {unit}", if value < 100.0 { 1 } else { 0 });
+        Self {
+            what: what.into(),
+            ours: shown(ours),
+            beside: "-".to_owned(),
+            ratio: None,
+            bound: shown(bound),
+            met: if ours <= bound { Met::Yes } else { Met::No },
+        }
+    }
+
+    /// What could not be measured, and why. It counts neither as met nor as missed.
+    pub fn not_measured(what: impl Into<String>, why: impl Into<String>) -> Self {
+        let none = || "-".to_owned();
+        let met = Met::NotMeasured(why.into());
+        Self { what: what.into(), ours: none(), beside: none(), ratio: None, bound: none(), met }
+    }
+
+    pub fn is_missed(&self) -> bool {
+        self.met == Met::No
+    }
+
+    pub fn is_measured(&self) -> bool {
+        !matches!(self.met, Met::NotMeasured(_))
+    }
+
+    pub fn row(&self) -> String {
+        let met = match &self.met {
+            Met::Yes => "yes".to_owned(),
+            Met::No => "**no**".to_owned(),
+            Met::Open => "-".to_owned(),
+            Met::NotMeasured(why) => format!("not measured: {why}"),
+        };
+        let ratio = self.ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
+        format!("| {} | {} | {} | {ratio} | {} | {met} |", self.what, self.ours, self.beside, self.bound)
+    }
+}
+
+pub fn median(times: &[Duration]) -> Duration {
+    let mut sorted = times.to_vec();
+    sorted.sort();
+    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+}
+
+fn spread(times: &[Duration]) -> String {
+    let show = |time: Duration| format!("{:.0}", time.as_secs_f64() * 1000.0);
+    let (least, most) = (times.iter().min().copied(), times.iter().max().copied());
+    format!(
+        "{} ms ({}-{})",
+        show(median(times)),
+        show(least.unwrap_or_default()),
+        show(most.unwrap_or_default())
+    )
+}

@@ -1,0 +1,163 @@
+//! Both sides of the benchmarks: one daemon with its client, and `buildctl` on the daemon's buildkitd.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use integration_tests::daemon::{Daemon, Options};
+use integration_tests::process::{self, Output};
+use integration_tests::skopeo::skopeo;
+use integration_tests::wait::seconds;
+
+use super::registry;
+use super::trees::{self, SourceTree};
+
+const LIMIT: Duration = seconds(300);
+
+pub struct Bench {
+    pub daemon: Daemon,
+    /// The managed buildkitd's address, which buildctl uses too.
+    buildkit: String,
+    /// Where buildctl pushes to.
+    pub registry: SocketAddr,
+    pub work: PathBuf,
+    small: OnceLock<SourceTree>,
+    large: OnceLock<SourceTree>,
+}
+
+impl Bench {
+    pub fn start() -> Self {
+        let daemon = Daemon::start(Options::room("bench"));
+        let socket = daemon.buildkit_socket().expect("the managed buildkitd's socket");
+        let work = daemon.directory().join("bench");
+        fs::create_dir_all(&work).expect("directory");
+        let bench = Self {
+            buildkit: format!("unix://{}", socket.display()),
+            registry: registry::serve().expect("a registry"),
+            work,
+            daemon,
+            small: OnceLock::new(),
+            large: OnceLock::new(),
+        };
+        bench.base_images();
+        bench
+    }
+
+    pub fn small(&self) -> &SourceTree {
+        self.small.get_or_init(|| trees::small(&self.work))
+    }
+
+    pub fn large(&self) -> &SourceTree {
+        self.large.get_or_init(|| trees::large(&self.work))
+    }
+
+    /// Trees that were used so far, for the report.
+    pub fn used_trees(&self) -> Vec<&SourceTree> {
+        [self.small.get(), self.large.get()].into_iter().flatten().collect()
+    }
+
+    /// The same base image on both sides.
+    fn base_images(&self) {
+        let base = self.daemon.base_image();
+        let name = base.rsplit('/').next().expect("a name");
+        let source = format!("docker://{}/{name}", self.daemon.listen());
+        let target = format!("docker://{}/{name}", self.registry);
+        let credentials = format!("any:{}", self.daemon.token());
+        let flags =
+            ["copy", "--src-tls-verify=false", "--dest-tls-verify=false", "--src-creds", &credentials];
+        skopeo(&[&flags[..], &[&source, &target]].concat()).expect_code(0);
+    }
+
+    /// Whether the client has a verb; a benchmark of one that is not there yet says so.
+    pub fn has_verb(&self, verb: &[&str]) -> bool {
+        process::run(self.daemon.client().args(verb).arg("--help"), seconds(10)).code == 0
+    }
+
+    pub fn hearth(&self, arguments: &[&str]) -> Output {
+        let output = process::run(self.daemon.client().args(arguments), LIMIT);
+        output.expect_code(0);
+        output
+    }
+
+    fn hearth_command(&self, tag: &str, path: &str) -> Command {
+        let mount = format!("{path}:/context:ro");
+        let mut command = self.daemon.client();
+        command.args(["build", "--tag", tag, "--mount-room-path", &mount, "--context-path", "/context"]);
+        command
+    }
+
+    pub fn hearth_build(&self, tag: &str, path: &str) {
+        process::run(&mut self.hearth_command(tag, path), LIMIT).expect_code(0);
+    }
+
+    pub fn hearth_build_fails(&self, tag: &str, path: &str) {
+        let output = process::run(&mut self.hearth_command(tag, path), LIMIT);
+        assert_ne!(output.code, 0, "it was to fail\n{output}");
+    }
+
+    fn buildctl_command(&self, tag: &str, directory: &Path) -> Command {
+        let mut command = Command::new("buildctl");
+        let directory = directory.display();
+        command.args(["--addr", &self.buildkit, "build", "--progress", "plain"]);
+        command.args(["--frontend", "dockerfile.v0"]);
+        command.args(["--local", &format!("context={directory}")]);
+        command.args(["--local", &format!("dockerfile={directory}")]);
+        let output = format!("type=image,name={}/{tag},push=true", self.registry);
+        command.args(["--output", &output]).env("HOME", &self.work);
+        command
+    }
+
+    pub fn buildctl_build(&self, tag: &str, directory: &Path) {
+        process::run(&mut self.buildctl_command(tag, directory), LIMIT).expect_code(0);
+    }
+
+    /// The part of a build until a step begins: for the first `COPY`, that is what the context takes.
+    pub fn hearth_until(&self, tag: &str, path: &str, step: &str) -> Duration {
+        until(self.hearth_command(tag, path).args(["--progress", "plain"]), step)
+    }
+
+    pub fn buildctl_until(&self, tag: &str, directory: &Path, step: &str) -> Duration {
+        until(&mut self.buildctl_command(tag, directory), step)
+    }
+
+    /// Resident memory of hearthd alone, in bytes, after it has been left alone for a while.
+    pub fn idle_memory(&self) -> f64 {
+        std::thread::sleep(seconds(8));
+        self.memory()
+    }
+
+    pub fn memory(&self) -> f64 {
+        self.proc_number("status", "VmRSS:") * 1024.0
+    }
+
+    /// Bytes that hearthd has read by now, from files and sockets.
+    pub fn bytes_read(&self) -> f64 {
+        self.proc_number("io", "rchar:")
+    }
+
+    fn proc_number(&self, file: &str, field: &str) -> f64 {
+        let text = fs::read_to_string(format!("/proc/{}/{file}", self.daemon.pid())).expect("/proc");
+        let line = text.lines().find(|line| line.starts_with(field)).expect("the field");
+        line.split_whitespace().nth(1).and_then(|text| text.parse().ok()).expect("a number")
+    }
+}
+
+/// Time from the start of a command to the first line of its progress that has this text. The command then goes on
+/// to its end, which must be a good one.
+fn until(command: &mut Command, text: &str) -> Duration {
+    let start = Instant::now();
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("a command");
+    let mut found = None;
+    for line in BufReader::new(child.stderr.take().expect("piped")).lines() {
+        let line = line.expect("progress is text");
+        if found.is_none() && line.contains(text) {
+            found = Some(start.elapsed());
+        }
+    }
+    assert!(child.wait().expect("wait").success(), "{command:?}");
+    found.unwrap_or_else(|| panic!("no `{text}` in the progress of {command:?}"))
+}

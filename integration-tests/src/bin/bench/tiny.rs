@@ -1,0 +1,58 @@
+//! Builds so small that only the way to them counts.
+
+use std::fs;
+use std::path::Path;
+
+use integration_tests::sources::Tree;
+
+use super::figures::Figure;
+use super::side::Bench;
+use super::turns::in_turns;
+
+pub fn chapter(bench: &Bench) -> Vec<Figure> {
+    let tree = |base: &str| {
+        Tree::new()
+            .dockerfile(&format!(
+                "FROM {base}\nCOPY index.html /site/\nRUN sha256sum /site/index.html > /sum\n"
+            ))
+            .file("index.html", "<h1>hi</h1>\n")
+    };
+    let name = bench.daemon.base_image();
+    bench.daemon.put("tiny", &tree(name));
+    let theirs = bench.work.join("tiny");
+    tree(&format!("{}/{}", bench.registry, name.rsplit('/').next().expect("a name"))).write(&theirs);
+    bench.hearth_build("tiny:1", "tiny");
+    bench.buildctl_build("tiny:1", &theirs);
+
+    let warm =
+        in_turns(|_| || bench.hearth_build("tiny:1", "tiny"), |_| || bench.buildctl_build("tiny:1", &theirs));
+    let change = |directory: &Path, round: usize| {
+        fs::write(directory.join("index.html"), format!("<h1>{} {round}</h1>\n", directory.display()))
+            .expect("write");
+    };
+    let room = bench.daemon.room_files().join("tiny");
+    let changed = in_turns(
+        |round| {
+            change(&room, round);
+            || bench.hearth_build("tiny:1", "tiny")
+        },
+        |round| {
+            change(&theirs, round);
+            || bench.buildctl_build("tiny:1", &theirs)
+        },
+    );
+    vec![
+        Figure::ratio(
+            "tiny warm build from a room mount, submit to published tag",
+            warm,
+            "buildctl",
+            Some(1.2),
+        ),
+        Figure::ratio(
+            "the same after a change of its file: one COPY, one RUN, a new image",
+            changed,
+            "buildctl",
+            None,
+        ),
+    ]
+}

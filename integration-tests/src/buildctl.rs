@@ -1,0 +1,59 @@
+//! `buildctl`, BuildKit's own client: the other side of comparisons, on the same buildkitd.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::daemon::Daemon;
+use crate::process::{self, Output};
+use crate::wait::seconds;
+
+pub struct Buildctl {
+    /// `unix:///path` of buildkitd.
+    address: String,
+    /// With credentials for the room's registry.
+    home: PathBuf,
+}
+
+impl Buildctl {
+    /// Uses the buildkitd that the daemon owns, and may pull from the daemon's registry.
+    #[track_caller]
+    pub fn of(daemon: &Daemon) -> Self {
+        let socket = daemon.buildkit_socket().expect("the managed buildkitd's socket");
+        let home = daemon.directory().join("buildctl-home");
+        fs::create_dir_all(home.join(".docker")).expect("home");
+        let auth = STANDARD.encode(format!("any:{}", daemon.token()));
+        let config = serde_json::json!({ "auths": { daemon.listen(): { "auth": auth } } });
+        fs::write(home.join(".docker/config.json"), config.to_string()).expect("credentials");
+        Self { address: format!("unix://{}", socket.display()), home }
+    }
+
+    /// Builds with the Dockerfile frontend. `options` are `--opt` values; `output` is that of `--output`.
+    #[track_caller]
+    pub fn build(&self, context: &Path, dockerfile: &Path, options: &[String], output: &str) -> Output {
+        let mut command = self.command();
+        command.args(["build", "--progress", "plain", "--frontend", "dockerfile.v0"]);
+        command.arg("--local").arg(format!("context={}", context.display()));
+        command.arg("--local").arg(format!("dockerfile={}", dockerfile.display()));
+        command.args(options.iter().flat_map(|option| ["--opt", option]));
+        process::run(command.args(["--output", output]), seconds(120))
+    }
+
+    /// Makes BuildKit forget what it received of contexts, as far as no build uses it. All contexts of buildctl are one
+    /// to it: without this, the next transfer only brings the last context's copy up to date.
+    #[track_caller]
+    pub fn forget_contexts(&self) {
+        process::run(self.command().args(["prune", "--filter", "type==source.local"]), seconds(60))
+            .expect_code(0);
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("buildctl");
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", &self.home);
+        command.args(["--addr", &self.address]);
+        command
+    }
+}
