@@ -48,6 +48,10 @@ impl Union {
             None => BTreeMap::new(),
         };
         let mut changes = BTreeMap::new();
+        // A file with several names in the lower moved up by one of them: the others may be anywhere.
+        let has_linked =
+            |upper: &super::upper::Upper| upper.linked().values().any(|linked| linked.inode.is_some());
+        let linked = self.upper.as_ref().is_some_and(has_linked);
         for entry in self.entries(directory)? {
             let old = was.remove(&entry.name);
             let natural = match below {
@@ -55,10 +59,11 @@ impl Union {
                 None => None,
             };
             let sight = entry.sight();
-            if old.is_some() && sight.place == Place::Lower && sight.lower == natural {
+            let is_directory = entry.kind == FileType::Directory;
+            let below_only = old.is_some() && sight.place == Place::Lower && sight.lower == natural;
+            if below_only && !(is_directory && linked) {
                 continue;
             }
-            let is_directory = entry.kind == FileType::Directory;
             let was_directory = old.as_ref().is_some_and(|old| old.attr.kind == FileType::Directory);
             let difference = match &old {
                 None => Some(Difference::Added),
