@@ -126,7 +126,7 @@ mod tests {
         let (directory, elsewhere) = elsewhere(FILE, 0o600);
         assert_eq!(elsewhere.credential("docker.io").unwrap().unwrap().username, "me");
         assert!(elsewhere.credential("ghcr.io").unwrap().is_none());
-        std::fs::write(directory.path().join("credentials.toml"), FILE.replace("me", "other")).unwrap();
+        std::fs::write(directory.path().join("credentials.toml"), FILE.replace("'me'", "'other'")).unwrap();
         assert_eq!(elsewhere.credential("docker.io").unwrap().unwrap().username, "other");
     }
 

@@ -370,7 +370,6 @@ mod tests {
             ("spec.tag", |wire| wire.tag = "UPPER".to_owned()),
             ("spec.tag", |wire| wire.tag = String::new()),
             ("spec.tag", |wire| wire.tag = format!("a@sha256:{}", "0a".repeat(32))),
-            ("spec.tag", |wire| wire.tag = "example.com/a".to_owned()),
             ("spec.also_tags[0]", |wire| wire.also_tags = vec!["a:.b".to_owned()]),
             ("spec.mounts", |wire| wire.mounts.clear()),
             ("spec.mounts[0].target", |wire| wire.mounts[0].target = "relative".to_owned()),
