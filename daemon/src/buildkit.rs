@@ -104,6 +104,11 @@ impl BuildKit {
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.clone()
     }
+
+    /// Closes the sessions that are kept for later builds: BuildKit waits for open ones before it ends.
+    pub fn close_sessions(&self) {
+        self.trees.close_all();
+    }
 }
 
 /// Asks BuildKit for its version, and refuses one that is too old.

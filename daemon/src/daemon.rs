@@ -155,6 +155,7 @@ impl Daemon {
         tracing::info!("draining");
         builds.handle().drain(DRAIN_GRACE).await;
         contexts.save().await;
+        kit.close_sessions();
         closing.cancel();
         for server in servers {
             if let Err(error) = server.await {

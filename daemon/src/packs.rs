@@ -42,7 +42,7 @@ use store::{ContentStore, OwnerKey, Piece, Presence, StoreLimits, Swept};
 use trees::Trees;
 use upload::{Call, Piece64, Upload};
 
-pub use commit::Committed;
+pub use commit::{Committed, Ready};
 pub use error::PackError;
 pub use image::ImageOptions as PackImageOptions;
 pub use receive::{PieceData, Receiver, SentPiece};
@@ -89,7 +89,7 @@ pub struct Destination {
     /// An image of the room; none is a pack for builds.
     pub tag: Option<Reference>,
     /// The file of room storage that the OCI archive goes to, where it is wanted too. Whoever asks for it
-    /// writes it: see [`Committed::archive`].
+    /// writes it: see [`Ready::archive`].
     pub archive: Option<String>,
     pub image: ImageOptions,
     /// See [`PackContent::Tree`].
@@ -99,7 +99,7 @@ pub struct Destination {
 /// The answer to a digest.
 #[derive(Debug)]
 pub enum Begun {
-    Done(Box<Committed>),
+    Done(Box<Ready>),
     Upload(String),
 }
 
@@ -118,7 +118,7 @@ impl Packs {
         let owner = OwnerKey::of(&destination.owner);
         let known = self.blocking("find tree", move |shared| shared.known(&owner, &tree)).await?;
         if let Some(listing) = known {
-            return self.finish(listing, &destination).await.map(Box::new).map(Begun::Done);
+            return self.make(listing, &destination).await.map(Box::new).map(Begun::Done);
         }
         let id = format!("{:032x}", rand::random::<u128>());
         let mut uploads = self.0.uploads();
@@ -165,19 +165,14 @@ impl Packs {
         Ok(Receiver::new(self.clone(), call))
     }
 
-    /// Makes of an upload what it was begun for.
-    pub async fn commit(
-        &self,
-        caller: &str,
-        id: &str,
-        proof: Option<[u8; 32]>,
-    ) -> Result<Committed, PackError> {
+    /// Makes of an upload what it was begun for, but for its name.
+    pub async fn commit(&self, caller: &str, id: &str, proof: Option<[u8; 32]>) -> Result<Ready, PackError> {
         let call = self.0.call(caller, id)?;
         let upload = Arc::clone(&call);
         let list = self.blocking("commit upload", move |shared| shared.keep_tree(&upload, proof)).await?;
-        let committed = self.finish(list.listing.clone(), &call.destination).await?;
+        let ready = self.make(list.listing.clone(), &call.destination).await?;
         self.0.uploads().remove(id);
-        Ok(committed)
+        Ok(ready)
     }
 
     /// A tree that a pack of `owner` stands for.

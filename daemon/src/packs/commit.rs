@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hearth_pack::Packed;
-use hearth_pack::identity::ContentHash;
+use hearth_pack::identity::{ContentHash, TreeDigest};
 use hearth_pack::layer::Layer;
 use hearth_pack::listing::Listing;
 
@@ -26,8 +26,23 @@ pub struct Committed {
     pub image: Option<TaggedImage>,
     /// The image, where one was made.
     pub made: Option<Made>,
+}
+
+/// A tree that is kept, and its image where one is wanted. It has no name yet: whoever asked for an
+/// archive stores that first.
+#[derive(Debug)]
+pub struct Ready {
+    tree: TreeDigest,
+    destination: Destination,
+    packed: Option<Arc<Packed>>,
+}
+
+impl Ready {
     /// The archive, where it is wanted, and the file that it goes to.
-    pub archive: Option<(Arc<Packed>, String)>,
+    pub fn archive(&self) -> Option<(Arc<Packed>, &str)> {
+        let path = self.destination.archive.as_deref()?;
+        self.packed.as_ref().map(|packed| (Arc::clone(packed), path))
+    }
 }
 
 /// An image that was assembled.
@@ -40,12 +55,8 @@ pub struct Made {
 }
 
 impl Packs {
-    /// Makes of a tree that is kept what was asked for.
-    pub(super) async fn finish(
-        &self,
-        listing: Listing,
-        destination: &Destination,
-    ) -> Result<Committed, PackError> {
+    /// Makes the image of a tree that is kept, where one was asked for.
+    pub(super) async fn make(&self, listing: Listing, destination: &Destination) -> Result<Ready, PackError> {
         let tree = listing.digest();
         let mut packed = None;
         if destination.tag.is_some() || destination.archive.is_some() {
@@ -55,23 +66,26 @@ impl Packs {
             });
             packed = Some(Arc::new(assemble.await.map_err(|_| PackError::Ending)??));
         }
+        Ok(Ready { tree, destination: destination.clone(), packed })
+    }
+
+    /// Gives the image its tag, or the tree the id of a pack.
+    pub async fn name(&self, ready: Ready) -> Result<Committed, PackError> {
+        let Ready { tree, destination, packed } = ready;
         let made = packed.as_ref().map(|packed| Made {
             digest: packed.digest(),
             layer: packed.layer.clone(),
             archive_bytes: packed.archive_size(),
         });
-        let (mut pack, mut tagged) = (None, None);
-        match (&destination.tag, &packed) {
-            (Some(tag), Some(packed)) => {
-                tagged = self.0.images.store(Arc::clone(packed), tag.clone()).await?;
-            }
+        let (mut pack, mut image) = (None, None);
+        match (destination.tag, packed) {
+            (Some(tag), Some(packed)) => image = self.0.images.store(packed, tag).await?,
             _ => {
-                let lineage = destination.lineage.clone();
-                pack = Some(self.0.images.add_tree_pack(&destination.owner, tree, lineage).await?);
+                let Destination { owner, lineage, .. } = destination;
+                pack = Some(self.0.images.add_tree_pack(&owner, tree, lineage).await?);
             }
         }
-        let archive = packed.zip(destination.archive.clone());
-        Ok(Committed { pack, image: tagged, made, archive })
+        Ok(Committed { pack, image, made })
     }
 }
 

@@ -147,14 +147,15 @@ impl Local {
     async fn upload(&self, packs: &Packs, to: Destination) -> Result<(Committed, u64), PackError> {
         let owner = to.owner.clone();
         let id = match packs.begin(self.hashed.digest, to).await? {
-            Begun::Done(committed) => return Ok((*committed, 0)),
+            Begun::Done(ready) => return Ok((packs.name(*ready).await?, 0)),
             Begun::Upload(id) => id,
         };
         let list = self.list(packs, &owner, &id).await;
         let (count, _) = self.send(packs, &owner, &id, &list.missing).await?;
         let proof = pieces::prove(&self.tree, &list.prove, &list.proof_key).unwrap();
         let proof = (!list.prove.is_empty()).then_some(proof);
-        Ok((packs.commit(&owner, &id, proof).await?, count))
+        let ready = packs.commit(&owner, &id, proof).await?;
+        Ok((packs.name(ready).await?, count))
     }
 }
 
@@ -223,7 +224,7 @@ async fn a_tree_that_was_sent_is_there_whole_and_the_next_time_at_once() {
     tree.open_at(&hash, size, 5_000_000).unwrap().read_to_end(&mut middle).unwrap();
     assert_eq!(middle, noise(1, 6_000_000)[5_000_000..]);
     let again = match local.begin(&room.packs, "ann").await {
-        Begun::Done(committed) => *committed,
+        Begun::Done(ready) => room.packs.name(*ready).await.unwrap(),
         Begun::Upload(_) => panic!("it asks for what it has"),
     };
     assert_ne!(again.pack, committed.pack);
@@ -309,7 +310,9 @@ async fn two_at_once_with_the_same_tree_both_end_well() {
     local.send(&room.packs, "ann", &one, &lists.0.missing).await.unwrap();
     local.send(&room.packs, "ann", &two, &lists.1.missing).await.unwrap();
     let one = room.packs.commit("ann", &one, None).await.unwrap();
+    let one = room.packs.name(one).await.unwrap();
     let two = room.packs.commit("ann", &two, None).await.unwrap();
+    let two = room.packs.name(two).await.unwrap();
     assert!(one.pack.is_some() && two.pack.is_some() && one.pack != two.pack);
 }
 

@@ -17,7 +17,7 @@ use crate::context::storage::{Storage, StorageError, WriteOptions, Writer};
 use crate::model::Reference;
 use crate::model::access::{Caller, RegistryVerb, StorageVerb};
 use crate::packs::store::{AppendError, MAX_PIECE, Piece};
-use crate::packs::{Begun, Committed, Destination, List, Lister, PackError, PackImageOptions, Packs};
+use crate::packs::{Begun, Committed, Destination, List, Lister, PackError, PackImageOptions, Packs, Ready};
 use crate::packs::{PieceData, Receiver, SentPiece};
 use crate::task;
 
@@ -49,7 +49,7 @@ impl v1::packs_server::Packs for PacksService {
         let destination = destination(&caller, request)?;
         let begun = Box::pin(self.packs.begin(tree, destination)).await.map_err(Refusal::from)?;
         let answer = match begun {
-            Begun::Done(committed) => Answer::Done(self.result(*committed).await?),
+            Begun::Done(ready) => Answer::Done(self.result(*ready).await?),
             Begun::Upload(id) => Answer::UploadId(id),
         };
         Ok(Response::new(v1::BeginPackResponse { answer: Some(answer) }))
@@ -139,8 +139,8 @@ impl v1::packs_server::Packs for PacksService {
                 Refusal::invalid("proof", "invalid_proof", "a proof is a BLAKE3 hash: 32 bytes")
             })?),
         };
-        let committed = Box::pin(self.packs.commit(&caller.name, &request.upload_id, proof)).await;
-        let result = self.result(committed.map_err(Refusal::from)?).await?;
+        let ready = Box::pin(self.packs.commit(&caller.name, &request.upload_id, proof)).await;
+        let result = self.result(ready.map_err(Refusal::from)?).await?;
         Ok(Response::new(v1::CommitPackResponse { result: Some(result) }))
     }
 }
@@ -175,10 +175,11 @@ impl PacksService {
         Ok(())
     }
 
-    /// Stores the archive where that is wanted, and tells what there is.
-    async fn result(&self, committed: Committed) -> Result<v1::PackResult, Status> {
-        let Committed { pack, image, made, archive } = committed;
-        if let Some((packed, path)) = archive {
+    /// Stores the archive where that is wanted, then names what there is: an image whose archive was not
+    /// kept as asked has no name.
+    async fn result(&self, ready: Ready) -> Result<v1::PackResult, Status> {
+        if let Some((packed, path)) = ready.archive() {
+            let path = path.to_owned();
             let root = self.storage.room.clone();
             let write = move || {
                 let mut writer = root.write(path.as_ref(), WriteOptions::default())?;
@@ -196,6 +197,8 @@ impl PacksService {
                 .map_err(|error| Refusal::internal("the archive was not stored", error))?
                 .map_err(Refusal::from)?;
         }
+        let Committed { pack, image, made } =
+            Box::pin(self.packs.name(ready)).await.map_err(Refusal::from)?;
         Ok(v1::PackResult {
             pack_id: pack.map(|id| id.to_string()).unwrap_or_default(),
             image: image.map(|image| convert::image(&image, &self.rooms)),

@@ -111,6 +111,11 @@ impl TreeSessions {
         Ok(())
     }
 
+    /// Closes every session. Those of running builds, too: for the end of the daemon.
+    pub(in crate::buildkit) fn close_all(&self) {
+        self.lock().slots.clear();
+    }
+
     /// Closes sessions that nobody has used for a while, and those that are too many.
     pub(in crate::buildkit) fn close_idle(&self) {
         let mut state = self.lock();
