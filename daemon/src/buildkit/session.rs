@@ -127,7 +127,7 @@ impl Session {
             // The connection lives as long as its client.
             let (_control, _ended) = (control, ended);
             if let Some(Err(error)) = stopped.run_until_cancelled(serve).await {
-                tracing::debug!(session = name, %error, "session ended by BuildKit");
+                tracing::debug!(session = name, error = format!("{error:?}"), "session ended by BuildKit");
             }
         });
         Ok(Self { id, over, _stop: stop.drop_guard() })

@@ -27,6 +27,7 @@ pub fn group() -> Group {
             modes_links_and_empty_directories_survive,
             odd_names_survive,
             hard_links_and_large_files_survive,
+            as_many_files_as_are_asked_for_at_once_are_sent,
             building_never_changes_the_rooms_files,
             an_unchanged_context_takes_every_step_from_the_cache,
             an_image_of_the_room_can_be_a_mount,
@@ -279,6 +280,26 @@ fn hard_links_and_large_files_survive(daemon: &Daemon) {
     let image = daemon.image("large:1");
     assert!(image.files["all/large"].kind == Kind::File(large));
     assert_eq!((image.file("all/one"), image.file("all/two")), ("linked".to_owned(), "linked".to_owned()));
+}
+
+/// BuildKit asks for every file as soon as it hears of it. More small requests than HTTP/2 lets wait unread
+/// once ended the connection.
+fn as_many_files_as_are_asked_for_at_once_are_sent(daemon: &Daemon) {
+    const FILES: usize = 40_000;
+    daemon.put("many", &Tree::new().dockerfile("FROM scratch\nCOPY files /files/\n"));
+    let files = daemon.room_files().join("many/files");
+    for directory in 0..FILES / 1000 {
+        let directory = files.join(directory.to_string());
+        fs::create_dir_all(&directory).unwrap();
+        for file in 0..1000 {
+            fs::write(directory.join(file.to_string()), file.to_string()).unwrap();
+        }
+    }
+    daemon.build_ok("many:1", "many", &[]);
+    let image = daemon.image("many:1");
+    let missing = |number: &usize| !image.has(&format!("files/{}/{}", number / 1000, number % 1000));
+    assert_eq!((0..FILES).find(missing), None);
+    assert_eq!(image.file("files/39/999"), "999");
 }
 
 fn building_never_changes_the_rooms_files(daemon: &Daemon) {

@@ -33,8 +33,6 @@ const READERS: usize = 4;
 const QUEUE: usize = 8;
 /// Stats in one batch.
 const STATS: usize = 256;
-/// Requests taken from the receiver and not yet read.
-const REQUESTS: usize = 256;
 
 type Batch = Vec<Packet>;
 
@@ -176,7 +174,9 @@ where
     }
     let shown: Arc<[usize]> = shown.into();
     let stats = send_stats(Arc::clone(&tree), Arc::clone(&shown), packets.clone());
-    let (ask, asked) = mpsc::channel::<(u32, usize)>(REQUESTS);
+    // Requests are taken as they come, since HTTP/2 ends a connection on which many small frames wait unread.
+    // Bounded all the same: a file may be asked for once.
+    let (ask, asked) = mpsc::unbounded_channel::<(u32, usize)>();
     let asked = Arc::new(Mutex::new(asked));
     let readers = futures::future::try_join_all((0..READERS).map(|_| {
         let (tree, asked, packets) = (Arc::clone(&tree), Arc::clone(&asked), packets.clone());
@@ -200,7 +200,7 @@ where
                         return Err(Status::invalid_argument(format!("file {} was not offered", packet.id)));
                     }
                     taken[place] = true;
-                    ask.send((packet.id, shown[place])).await.map_err(closed)?;
+                    ask.send((packet.id, shown[place])).map_err(closed)?;
                 }
                 Ok(PacketKind::Fin) => return Ok(()),
                 Ok(PacketKind::Err) => {
@@ -233,7 +233,7 @@ async fn send_stats(
 /// Reads files as they are asked for until no more come. Blocking.
 fn read_loop(
     tree: &dyn FileTree,
-    asked: &Mutex<mpsc::Receiver<(u32, usize)>>,
+    asked: &Mutex<mpsc::UnboundedReceiver<(u32, usize)>>,
     packets: &mpsc::Sender<Result<Batch, Status>>,
 ) -> Result<(), Status> {
     loop {
