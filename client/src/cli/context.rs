@@ -17,6 +17,7 @@ use hearth_proto::value::{MountKind, MountSource, MountSpec, MountTarget, check_
 use serde::Serialize;
 
 use super::build::mount;
+use super::views::kind_word;
 use super::{Globals, connect, pack};
 use crate::client::Client;
 use crate::error::Failure;
@@ -421,12 +422,7 @@ impl From<&ContextEntry> for EntryView {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Self {
             path: text(&entry.path),
-            kind: match entry.kind() {
-                FileKind::File => "file",
-                FileKind::Directory => "directory",
-                FileKind::Symlink => "symlink",
-                FileKind::Other | FileKind::Unspecified => "other",
-            },
+            kind: kind_word(entry.kind()),
             size_bytes: entry.size_bytes,
             mode: format!("{:04o}", entry.mode & 0o7777),
             modified_at: output::timestamp(entry.modified_at.as_ref()).map(|time| time.to_string()),

@@ -190,16 +190,21 @@ pub(super) struct FileView {
     link_target: Option<String>,
 }
 
+/// As `--json` says it.
+pub(super) const fn kind_word(kind: FileKind) -> &'static str {
+    match kind {
+        FileKind::File => "file",
+        FileKind::Directory => "directory",
+        FileKind::Symlink => "symlink",
+        FileKind::Other | FileKind::Unspecified => "other",
+    }
+}
+
 impl From<&FileEntry> for FileView {
     fn from(entry: &FileEntry) -> Self {
         Self {
             path: entry.path.clone(),
-            kind: match entry.kind() {
-                FileKind::File => "file",
-                FileKind::Directory => "directory",
-                FileKind::Symlink => "symlink",
-                FileKind::Other | FileKind::Unspecified => "other",
-            },
+            kind: kind_word(entry.kind()),
             size_bytes: entry.size_bytes,
             mode: format!("{:04o}", entry.mode & 0o7777),
             modified_at: output::timestamp(entry.modified_at.as_ref()).map(|time| time.to_string()),

@@ -41,6 +41,15 @@ enum Content {
     Blob { digest: Digest, size: u64 },
 }
 
+/// Writes an image's name where readers of an index look for it.
+fn name(descriptor: &mut Descriptor, tag: Option<&str>) {
+    if let Some(tag) = tag {
+        for key in [REF_NAME, IMAGE_NAME] {
+            descriptor.annotations.insert(key.to_owned(), tag.to_owned());
+        }
+    }
+}
+
 impl Layout {
     /// Lays out one image. `config` and `manifest` are the exact bytes, `parsed` is the manifest's
     /// value; `tag` is the whole reference; `docker` adds what `docker load` looks for.
@@ -55,11 +64,7 @@ impl Layout {
         let digest = sha256(manifest);
         let mut descriptor = Descriptor::new(&parsed.media_type, digest, manifest.len() as u64);
         descriptor.platform = Some(platform.clone());
-        if let Some(tag) = tag {
-            for key in [REF_NAME, IMAGE_NAME] {
-                descriptor.annotations.insert(key.to_owned(), tag.to_owned());
-            }
-        }
+        name(&mut descriptor, tag);
         let index = serde_json::to_vec(&Index::new(vec![descriptor.clone()]))?;
 
         let bytes = |path: &str, bytes: &[u8]| Planned {
@@ -89,11 +94,7 @@ impl Layout {
     /// everything below it, manifests first. Equal lists give equal bytes.
     pub fn of_stored(top: Descriptor, blobs: &[Descriptor], tag: Option<&str>) -> serde_json::Result<Self> {
         let mut descriptor = top;
-        if let Some(tag) = tag {
-            for key in [REF_NAME, IMAGE_NAME] {
-                descriptor.annotations.insert(key.to_owned(), tag.to_owned());
-            }
-        }
+        name(&mut descriptor, tag);
         let index = serde_json::to_vec(&Index::new(vec![descriptor.clone()]))?;
         let bytes = |path: &str, bytes: &[u8]| Planned {
             path: path.to_owned(),
