@@ -13,6 +13,7 @@
 mod access;
 mod archive;
 mod blob;
+mod buffers;
 mod cache;
 mod content;
 mod entries;

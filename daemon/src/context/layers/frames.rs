@@ -166,28 +166,30 @@ impl Whole {
         Ok(Self { context, stored: Vec::new() })
     }
 
-    /// The frames in a range of the blob, which hold `content` bytes. None when that is too much at once.
+    /// The frames in a range of the blob, which hold `content` bytes, put into `out`, which is empty. False when that
+    /// is too much at once.
     pub(super) fn read(
         &mut self,
         blob: &dyn Bytes,
         range: Range<u64>,
         content: u64,
-    ) -> io::Result<Option<Vec<u8>>> {
+        out: &mut Vec<u8>,
+    ) -> io::Result<bool> {
         let length = range.end.saturating_sub(range.start);
         if length > Self::LIMIT || content > Self::LIMIT {
-            return Ok(None);
+            return Ok(false);
         }
         self.stored.resize(length as usize, 0);
         blob.read_exact_at(&mut self.stored, range.start)?;
-        let mut out = Vec::with_capacity(content as usize);
-        self.context.decompress(&mut out, &self.stored).map_err(error)?;
+        out.reserve(content as usize);
+        self.context.decompress(out, &self.stored).map_err(error)?;
         if out.len() as u64 != content {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "a zstd frame does not hold what it says",
             ));
         }
-        Ok(Some(out))
+        Ok(true)
     }
 }
 

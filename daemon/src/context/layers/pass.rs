@@ -18,6 +18,7 @@ use sha2::{Digest as _, Sha256};
 use super::access::{Format, Point, Within};
 use super::archive::TarParser;
 use super::blob::{Blob, Input};
+use super::buffers::{self, Buffers};
 use super::entries::EntryWriter;
 use super::frames::{Unit, Whole, Zstd};
 use super::gzip::{Gzip, Step};
@@ -69,10 +70,10 @@ pub(super) fn pass(
         Format::Plain | Format::Gzip => Vec::new(),
     };
     thread::scope(|scope| {
-        let (hashed, to_hash) = sync_channel::<Arc<Vec<u8>>>(WAITING);
+        let (hashed, to_hash) = sync_channel::<Arc<buffers::Piece>>(WAITING);
         let sum = spawn(scope, "layer-sum", move || {
             let mut sum = Sha256::new();
-            to_hash.iter().for_each(|piece| sum.update(piece.as_slice()));
+            to_hash.iter().for_each(|piece| sum.update(&**piece));
             Digest::from_sha256(sum.finalize().into())
         })?;
         let mut taker = Taker::new(blob.length(), limits, states, hashed);
@@ -181,11 +182,11 @@ fn decode_units<'scope>(
     let mut receivers: Vec<Receiver<Said>> = Vec::with_capacity(decoders);
     for first in 0..decoders {
         let (sender, said) = sync_channel(WAITING);
-        let blob = Arc::clone(blob);
+        let (blob, buffers) = (Arc::clone(blob), taker.buffers.clone());
         spawn(scope, "layer-decode", move || {
             let mut mine = units.iter().skip(first).step_by(decoders);
             let result = Whole::new().map_err(DecodeError::from).and_then(|mut whole| {
-                mine.try_for_each(|unit| decode_unit(&blob, unit, &mut whole, &sender))
+                mine.try_for_each(|unit| decode_unit(&blob, unit, &mut whole, &buffers, &sender))
             });
             send_result(&sender, result);
         })?;
@@ -206,14 +207,16 @@ fn decode_unit(
     blob: &Blob,
     unit: &Unit,
     whole: &mut Whole,
+    buffers: &Buffers,
     sender: &SyncSender<Said>,
 ) -> Result<(), DecodeError> {
     send(sender, Said::Begin(unit.range.start, None))?;
-    if let Some(content) = unit.content.filter(|content| *content <= MAX_PIECE)
-        && let Some(piece) = whole.read(&**blob, unit.range.clone(), content)?
-    {
-        send(sender, Said::Piece(piece))?;
-        return Ok(send(sender, Said::UnitEnd)?);
+    if let Some(content) = unit.content.filter(|content| *content <= MAX_PIECE) {
+        let mut piece = buffers.take(content as usize);
+        if whole.read(&**blob, unit.range.clone(), content, &mut piece)? {
+            send(sender, Said::Piece(piece))?;
+            return Ok(send(sender, Said::UnitEnd)?);
+        }
     }
     let mut zstd = Zstd::new(Input::new(Arc::clone(blob), unit.range.start, unit.range.end))?;
     loop {
@@ -233,7 +236,8 @@ struct Taker<'w> {
     limits: LayerLimits,
     states: &'w mut dyn Write,
     states_length: u64,
-    hashed: SyncSender<Arc<Vec<u8>>>,
+    buffers: Buffers,
+    hashed: SyncSender<Arc<buffers::Piece>>,
     tar: TarParser,
     entries: EntryWriter,
     points: Vec<Point>,
@@ -245,13 +249,14 @@ impl<'w> Taker<'w> {
         blob_length: u64,
         limits: &LayerLimits,
         states: &'w mut dyn Write,
-        hashed: SyncSender<Arc<Vec<u8>>>,
+        hashed: SyncSender<Arc<buffers::Piece>>,
     ) -> Self {
         Self {
             blob_length,
             limits: *limits,
             states,
             states_length: 0,
+            buffers: Buffers::default(),
             hashed,
             tar: TarParser::new(),
             entries: EntryWriter::default(),
@@ -298,7 +303,7 @@ impl<'w> Taker<'w> {
         if self.length > ratio_floor && self.length / ratio > self.blob_length {
             return Err(LayerError::Bomb { ratio });
         }
-        let piece = Arc::new(piece);
+        let piece = self.buffers.share(piece);
         if self.hashed.send(Arc::clone(&piece)).is_err() {
             return Err(LayerError::Io(io::Error::other("a hash was not finished")));
         }

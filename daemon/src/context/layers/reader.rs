@@ -230,7 +230,8 @@ impl LayerReader {
         if is_short && self.format == Format::Zstd {
             let next = self.points.get(point + 1).map_or(self.blob.length(), |next| next.blob);
             let range = self.points[point].blob..next;
-            if let Some(block) = Whole::new()?.read(&*self.blob, range, end - start)? {
+            let mut block = Vec::new();
+            if Whole::new()?.read(&*self.blob, range, end - start, &mut block)? {
                 let block = Arc::new(block);
                 self.decoded.keep((self.id, start), &block);
                 return Ok(block);
