@@ -1,11 +1,11 @@
-//! Trees looked at as wholes: their identity, and what is different between two of them.
+//! What is different between two trees.
 //!
-//! Both walk the trees; memory does not grow with their files, but for names of files that have several.
+//! They are walked side by side; memory does not grow with their files, but for names of files that have several.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
-use hearth_pack::identity::{ContentHash, Node, NodeKind, TreeDigest, TreeHasher};
+use hearth_pack::identity::ContentHash;
 use rustix::fs::FileType;
 
 use super::ContextError;
@@ -17,15 +17,6 @@ pub enum Difference {
     Added,
     Removed,
     Changed,
-}
-
-/// A tree below a directory of it, and what that is known by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
-    pub digest: TreeDigest,
-    /// Regular files, each hard link counted once, and their bytes.
-    pub files: u64,
-    pub bytes: u64,
 }
 
 /// Reads content in pieces of this size.
@@ -63,31 +54,6 @@ enum Kind {
     Fifo,
     Socket,
     Device { character: bool, major: u32, minor: u32 },
-}
-
-/// The identity of what is below `top`. Every byte that is not known by its hash already is read.
-pub fn identity(tree: &Tree, top: &[u8]) -> Result<Identity, ContextError> {
-    let (mut hasher, mut firsts) = (TreeHasher::default(), Firsts::default());
-    let (mut files, mut bytes) = (0, 0);
-    for shown in tree.below(top, true)? {
-        let shown = shown?;
-        let Nature { mode, kind, xattrs } = nature(tree, &shown, &mut firsts)?;
-        if let Kind::File { size, .. } = kind {
-            files += 1;
-            bytes += size;
-        }
-        let kind = match &kind {
-            Kind::Directory => NodeKind::Directory,
-            &Kind::File { size, content } => NodeKind::File { size, content },
-            Kind::Symlink(target) => NodeKind::Symlink { target },
-            Kind::HardLink(to) => NodeKind::HardLink { to },
-            Kind::Fifo => NodeKind::Fifo,
-            Kind::Socket => NodeKind::Socket,
-            &Kind::Device { character, major, minor } => NodeKind::Device { character, major, minor },
-        };
-        hasher.node(&Node { path: &shown.path, mode, kind, xattrs: &xattrs });
-    }
-    Ok(Identity { digest: hasher.finish(), files, bytes })
 }
 
 fn nature(tree: &Tree, shown: &Shown, firsts: &mut Firsts) -> Result<Nature, ContextError> {

@@ -28,6 +28,13 @@ pub trait FileTree: Send + Sync + 'static {
         true
     }
 
+    /// Whether what is in the directory at `index` is among the entries. One that is not listed is not covered:
+    /// something below it may be there all the same.
+    fn is_listed(&self, index: usize) -> bool {
+        let _ = index;
+        true
+    }
+
     /// Content of the regular file at `index`. Blocking.
     ///
     /// Gives exactly `size` bytes, or an error that names the path when the file is no longer what

@@ -27,8 +27,8 @@ use super::lineage::{LineageId, LineageName, Seen, lineage_name};
 use super::port::{ContextFiles, FileTree, SessionName};
 use super::storage::Storage;
 use super::tree::{
-    DirectoryLayer, Identified, ImageLayer, Layer, Mounted, Selection, Snapshot, StoredLayer, Tree,
-    TreeIdentity,
+    Bounds, DirectoryLayer, Identified, ImageLayer, Layer, Mounted, NamedEntry, Selection, Snapshot,
+    StoredLayer, Tree, TreeIdentity,
 };
 use crate::model::build::DockerfilePath;
 use crate::model::{Digest, MountSource, MountSpec, MountTarget};
@@ -42,6 +42,9 @@ use watch::Watch;
 
 /// How often a tree that changes while it is hashed is scanned again.
 const ATTEMPTS: usize = 3;
+
+/// The ignore file of a context, at its root.
+const IGNORE: &[u8] = b".dockerignore";
 
 /// Size limit of a Dockerfile, and of each ignore file.
 pub const MAX_DOCKERFILE: u64 = 1 << 20;
@@ -162,6 +165,25 @@ impl Contexts {
         task::blocking("context.open", open).await.unwrap_or(Err(ContextError::Ending))
     }
 
+    /// The identity of all that is below a directory of a tree, and its regular files: their number and bytes.
+    pub async fn identity(
+        &self,
+        tree: Tree,
+        directory: MountTarget,
+    ) -> Result<(TreeIdentity, usize, u64), ContextError> {
+        let shared = Arc::clone(&self.0);
+        let identify = move || {
+            again_when_changed(|| {
+                let mut snapshot = tree.scan(&directory, &Bounds::default())?;
+                let covered = snapshot.covered(&Selection::default(), None);
+                let identity = snapshot.identify(covered, shared.memory.hashes())?.identity;
+                let (files, bytes) = snapshot.files();
+                Ok((identity, files, bytes))
+            })
+        };
+        task::blocking("context.identity", identify).await.unwrap_or(Err(ContextError::Ending))
+    }
+
     /// Removes what is kept of layers that are not needed any more.
     pub async fn forget_layers(&self, diff_ids: Vec<Digest>) {
         let shared = Arc::clone(&self.0);
@@ -246,6 +268,16 @@ impl Shared {
     }
 }
 
+fn again_when_changed<T>(mut look: impl FnMut() -> Result<T, ContextError>) -> Result<T, ContextError> {
+    for _ in 1..ATTEMPTS {
+        match look() {
+            Err(ContextError::Changed { .. }) => {}
+            other => return other,
+        }
+    }
+    look()
+}
+
 /// A build's context, as far as it can be looked at again.
 struct View {
     tree: Tree,
@@ -258,29 +290,47 @@ struct View {
 impl View {
     /// Scans and identifies, again when something changed under it.
     fn look(&self, memory: &Memory) -> Result<(Snapshot, Identified), ContextError> {
-        for _ in 1..ATTEMPTS {
-            match self.look_once(memory) {
-                Err(ContextError::Changed { .. }) => {}
-                other => return other,
-            }
-        }
-        self.look_once(memory)
+        again_when_changed(|| self.look_once(memory))
     }
 
     fn look_once(&self, memory: &Memory) -> Result<(Snapshot, Identified), ContextError> {
-        let mut context = self.tree.scan(&self.context_path)?;
-        let ignore = match &self.own_ignore {
-            Some(own) => Some(own.clone()),
-            None => {
-                context.check_readable(b".dockerignore", MAX_DOCKERFILE)?;
-                dockerfile::context_ignore(&context)?
-            }
+        let given = self.ignore_file()?;
+        // A link, or what only its reader in BuildKit can tell: it hides nothing here.
+        let text = match &given {
+            NamedEntry::File(text) => Some(text),
+            NamedEntry::Absent | NamedEntry::Other => None,
         };
-        // A file that cannot be understood hides nothing here, and fails the build in its frontend.
-        let ignore = ignore.and_then(|text| Patterns::parse_file(&text).ok());
-        let covered = context.covered(&self.selection, ignore);
+        // One that cannot be understood hides nothing either, and fails the build in its frontend.
+        let patterns = text.and_then(|text| Patterns::parse_file(text).ok());
+        let everything = Selection::default();
+        let scan = |selection: &Selection| {
+            let bounds = match &given {
+                // It may lead anywhere in the context.
+                NamedEntry::Other => Bounds::default(),
+                _ => Bounds::new(selection, patterns.as_ref()),
+            };
+            self.tree.scan(&self.context_path, &bounds)
+        };
+        let mut context = scan(&self.selection)?;
+        if !context.is_plain(&self.selection) {
+            context = scan(&everything)?;
+        }
+        if self.own_ignore.is_none() {
+            context.check_readable(IGNORE, MAX_DOCKERFILE)?;
+        }
+        if self.ignore_file()? != given {
+            return Err(ContextError::Changed { path: String::from_utf8_lossy(IGNORE).into_owned() });
+        }
+        let covered = context.covered(&self.selection, patterns);
         let identified = context.identify(covered, memory.hashes())?;
         Ok((context, identified))
+    }
+
+    fn ignore_file(&self) -> Result<NamedEntry, ContextError> {
+        match &self.own_ignore {
+            Some(own) => Ok(NamedEntry::File(own.clone())),
+            None => self.tree.entry_of(&self.context_path, IGNORE, MAX_DOCKERFILE),
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //! something that is no directory, gets parents of mode 0755 and time 0 that hold only what is
 //! mounted below them. Links are entries like any other: a scan never follows one.
 
+mod bounds;
 mod browse;
 mod directory;
 mod identify;
@@ -27,11 +28,12 @@ use super::ContextError;
 use super::port::{EntryKind, Xattr};
 use crate::model::MountTarget;
 
+pub use bounds::Bounds;
 pub use browse::{Content, LayerFile, Located, MAX_NAMES, Seen, Source, read_xattr};
 pub use directory::DirectoryLayer;
 pub use identify::{Covered, Identified, Selection, TreeIdentity};
 pub use image::ImageLayer;
-pub use resolve::MAX_LINKS;
+pub use resolve::{MAX_LINKS, NamedEntry};
 pub use show::{Reader, Shown, Walk};
 pub use snapshot::Snapshot;
 pub use stored::StoredLayer;

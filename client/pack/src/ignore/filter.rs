@@ -85,6 +85,13 @@ impl Filter {
         FilterWalk { filter: self, above: Vec::new() }
     }
 
+    /// Whether a directory may hold something that the include patterns show. Never wrongly no.
+    pub fn may_show_below(&self, directory: &[u8]) -> bool {
+        self.includes
+            .as_ref()
+            .is_none_or(|list| list.iter().any(|pattern| pattern.may_match_below(directory)))
+    }
+
     /// Whether a single path may be opened, by the same patterns.
     pub fn allows(&self, path: &[u8]) -> bool {
         self.includes.as_ref().is_none_or(|list| list.matches(path))

@@ -76,6 +76,24 @@ impl Pattern {
         stem.strip_suffix("/*").unwrap_or(stem)
     }
 
+    /// Whether something below a directory may match, or that directory itself. Never wrongly no: it looks at the
+    /// components before the first that is not plain letters.
+    pub(super) fn may_match_below(&self, directory: &[u8]) -> bool {
+        let is_letter = |c: char| c.is_alphanumeric() || matches!(c, '/' | '.' | '-' | '_' | ' ');
+        // Syntax of regular expressions shows through, alternatives among it.
+        if self.text.contains(['|', '(', ')', '{', '}', '+']) {
+            return true;
+        }
+        let plain = self.text.find(|c: char| !is_letter(c)).map_or(self.text.as_str(), |end| {
+            let plain = &self.text[..end];
+            plain.rsplit_once('/').map_or("", |(directory, _)| directory)
+        });
+        let leads = |from: &[u8], to: &[u8]| {
+            to.strip_prefix(from).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+        };
+        plain.is_empty() || leads(plain.as_bytes(), directory) || leads(directory, plain.as_bytes())
+    }
+
     /// Whether the stem is a plain path, so that it tells which directories can hold a match.
     pub(super) fn is_plain(&self) -> bool {
         !self.stem().contains(['*', '[', ']', '?', '^', '\\'])

@@ -92,9 +92,10 @@ impl v1::contexts_server::Contexts for ContextsService {
     ) -> Result<Response<v1::DigestContextResponse>, Status> {
         let caller = caller(request.extensions())?;
         let open = self.open(&caller, request.into_inner().context, "context").await?;
-        let identity = move || compare::identity(&open.tree, &open.tree.directory_at(&open.root)?);
-        let compare::Identity { digest, files, bytes } = blocking(identity).await?;
-        Ok(Response::new(v1::DigestContextResponse { digest: digest.to_string(), files, bytes }))
+        let identified = self.contexts.contexts.identity(open.tree, open.root).await;
+        let (identity, files, bytes) = identified.map_err(Refusal::from)?;
+        let digest = identity.digest.to_string();
+        Ok(Response::new(v1::DigestContextResponse { digest, files: files as u64, bytes }))
     }
 
     async fn diff(

@@ -33,7 +33,8 @@ mod go {
 }
 
 /// Entries to show, as indexes in the order they are sent: a directory comes before what is in it
-/// also when it is shown only for that.
+/// also when it is shown only for that. Among them is each directory that is not listed and may hold something to
+/// show; it is not covered, so that nothing is sent.
 pub(super) fn select(tree: &dyn FileTree, wanted: &Wanted) -> Result<Vec<usize>, IgnoreError> {
     let mut includes = wanted.includes.clone();
     if !wanted.follow.is_empty() {
@@ -56,7 +57,12 @@ pub(super) fn select(tree: &dyn FileTree, wanted: &Wanted) -> Result<Vec<usize>,
                 shown.extend(late);
                 shown.push(index);
             }
-            Visit::Hide => {}
+            Visit::Hide => {
+                let is_open = entry.kind == EntryKind::Directory && !tree.is_listed(index);
+                if is_open && filter.may_show_below(entry.path) {
+                    shown.push(index);
+                }
+            }
             Visit::Prune => pruned = Some(entry.path),
         }
     }

@@ -5,7 +5,7 @@ use sha2::{Digest as _, Sha256};
 use super::MAX_DOCKERFILE;
 use crate::context::ContextError;
 use crate::context::port::{Entry, EntryKind, FileTree};
-use crate::context::tree::{Snapshot, Tree, path_order};
+use crate::context::tree::{Tree, path_order};
 use crate::model::MountTarget;
 use crate::model::build::DockerfilePath;
 
@@ -36,25 +36,6 @@ pub(super) fn read_ignore(tree: &Tree, dockerfile: &MountTarget) -> Result<Optio
         return Ok(None);
     }
     tree.read_small(&path, MAX_DOCKERFILE)
-}
-
-/// The ignore file of a context. None when there is none, or when only its reader in BuildKit can tell
-/// what it is: a link, for one.
-pub(super) fn context_ignore(context: &Snapshot) -> Result<Option<Vec<u8>>, ContextError> {
-    let Some(index) = context.find(b".dockerignore") else { return Ok(None) };
-    if !matches!(context.entry(index).kind, EntryKind::File | EntryKind::HardLink(_)) {
-        return Ok(None);
-    }
-    let failed = |error: io::Error| match error.downcast::<ContextError>() {
-        Ok(error) => error,
-        Err(source) => ContextError::Io { path: ".dockerignore".to_owned(), source },
-    };
-    let mut bytes = Vec::new();
-    context
-        .open(index)
-        .and_then(|content| content.take(MAX_DOCKERFILE).read_to_end(&mut bytes))
-        .map_err(failed)?;
-    Ok(Some(bytes))
 }
 
 pub(super) fn ignore_name(dockerfile: &str) -> String {

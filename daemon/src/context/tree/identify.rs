@@ -92,7 +92,7 @@ const UNREAD: ContentHash = ContentHash::from_bytes([0; 32]);
 impl Snapshot {
     /// The entries that a selection and an ignore file leave. `.dockerignore` is always among them.
     pub fn covered(&self, selection: &Selection, ignore: Option<Patterns>) -> Covered {
-        let roots = selection.roots.as_ref().filter(|roots| roots.iter().all(|root| self.is_plain(root)));
+        let roots = selection.roots.as_ref().filter(|_| self.is_plain(selection));
         let filter = Filter::from_patterns(None, ignore.filter(|ignore| !ignore.is_empty()));
         let mut covered = vec![false; self.len()];
         let mut walk = filter.walk();
@@ -126,8 +126,12 @@ impl Snapshot {
         Covered(covered)
     }
 
-    /// Whether no link is on the way to a path: what it names is then what is at or below it.
-    fn is_plain(&self, path: &[u8]) -> bool {
+    /// Whether no link is on the way to what is selected: each path is then what is at or below it.
+    pub fn is_plain(&self, selection: &Selection) -> bool {
+        selection.roots.iter().flatten().all(|root| self.is_plain_path(root))
+    }
+
+    fn is_plain_path(&self, path: &[u8]) -> bool {
         let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
         ends.chain([path.len()]).all(|end| match self.find(&path[..end]) {
             Some(index) => !matches!(self.entry(index).kind, EntryKind::Symlink(_)),

@@ -11,6 +11,7 @@
 use std::mem;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::bounds::Bounds;
 use super::directory::child_path;
 use super::{Child, Children, Found, Origin, Tree, bare, below};
 use crate::context::ContextError;
@@ -32,8 +33,8 @@ pub(super) struct Wish {
 /// A directory's content, sorted by name.
 pub(super) struct Listed {
     pub children: Vec<Child>,
-    /// For each directory among the children, in order: what to take its content by. None where its
-    /// path is too long.
+    /// For each directory among the children, in order: what to take its content by. None for one that is not
+    /// looked into, and where its path is too long.
     pub directories: Vec<Option<usize>>,
     /// Of the directory itself.
     pub xattrs: Vec<Xattr>,
@@ -42,6 +43,9 @@ pub(super) struct Listed {
 /// Listings under way.
 pub(super) struct Listings<'t> {
     tree: &'t Tree,
+    /// Of the context.
+    top: &'t [u8],
+    bounds: &'t Bounds<'t>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -65,8 +69,8 @@ enum Slot {
 }
 
 impl<'t> Listings<'t> {
-    pub(super) fn new(tree: &'t Tree) -> Self {
-        Self { tree, state: Mutex::default(), changed: Condvar::new() }
+    pub(super) fn new(tree: &'t Tree, top: &'t [u8], bounds: &'t Bounds<'t>) -> Self {
+        Self { tree, top, bounds, state: Mutex::default(), changed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -143,6 +147,9 @@ impl<'t> Listings<'t> {
         let wishes: Vec<Option<Wish>> = directories
             .map(|child| {
                 let path = child_path(&wish.path, &child.name).ok()?;
+                if below(self.top, &path).is_some_and(|inside| !self.bounds.hold(inside)) {
+                    return None;
+                }
                 let mounts = if wish.mounts.is_empty() { Vec::new() } else { self.tree.mounts_below(&path) };
                 let backed = child.found.origin != Origin::Made || self.tree.is_mounted(&path);
                 Some(Wish { path, backed, mounts })

@@ -31,6 +31,15 @@ pub(super) trait Names {
     fn shown(&self, path: &[u8]) -> String;
 }
 
+/// What [`Tree::entry_of`] finds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NamedEntry {
+    Absent,
+    File(Vec<u8>),
+    /// A link, a directory, something that is never opened, or a larger file.
+    Other,
+}
+
 /// A path without links, and what is there.
 pub(super) type Resolved<N> = (Vec<u8>, N);
 
@@ -199,6 +208,32 @@ impl Tree {
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
         content.take(limit).read_to_end(&mut bytes).map_err(|error| read_error(error, shown))?;
         Ok(Some(bytes))
+    }
+
+    /// What a directory has under a name, links not followed: all of a regular file up to a limit, or another kind.
+    pub fn entry_of(
+        &self,
+        directory: &MountTarget,
+        name: &[u8],
+        limit: u64,
+    ) -> Result<NamedEntry, ContextError> {
+        let (top, _) = self.context_directory(directory)?;
+        let path = joined(&top, name);
+        let found = match resolve(self, &top)? {
+            Some((_, node)) => self.child(&top, &node, name)?,
+            None => None,
+        };
+        let Some(found) = found else { return Ok(NamedEntry::Absent) };
+        if found.kind != EntryKind::File || found.size > limit {
+            return Ok(NamedEntry::Other);
+        }
+        let mut bytes = Vec::new();
+        let content = self.open_found(&path, &found)?;
+        content
+            .take(limit)
+            .read_to_end(&mut bytes)
+            .map_err(|error| read_error(error, text(&absolute(&path))))?;
+        Ok(NamedEntry::File(bytes))
     }
 
     /// Whether `path` is a directory, with links followed inside the tree.

@@ -10,6 +10,7 @@ use std::vec::IntoIter;
 use hearth_pack::identity::is_settled;
 use rustix::io::Errno;
 
+use super::bounds::Bounds;
 use super::directory::child_path;
 use super::listing::{Listed, Listings, Wish};
 use super::snapshot::Snapshot;
@@ -57,9 +58,11 @@ impl Tree {
     /// Files that were written within the last 20 ms are looked at twice, so that a later write
     /// cannot hide behind an equal time stamp. A tree that keeps changing is an error that names a
     /// path which did.
-    pub fn scan(&self, context_path: &MountTarget) -> Result<Snapshot, ContextError> {
+    ///
+    /// Directories beyond `bounds` are not looked into.
+    pub fn scan(&self, context_path: &MountTarget, bounds: &Bounds<'_>) -> Result<Snapshot, ContextError> {
         for _ in 1..ATTEMPTS {
-            match self.walk(context_path) {
+            match self.walk(context_path, bounds) {
                 Err(ContextError::Changed { .. }) => {}
                 Err(error) => return Err(error),
                 Ok(mut snapshot) => {
@@ -69,12 +72,12 @@ impl Tree {
                 }
             }
         }
-        self.walk(context_path)
+        self.walk(context_path, bounds)
     }
 
-    fn walk(&self, context_path: &MountTarget) -> Result<Snapshot, ContextError> {
+    fn walk(&self, context_path: &MountTarget, bounds: &Bounds<'_>) -> Result<Snapshot, ContextError> {
         let (top, backed) = self.context_directory(context_path)?;
-        let listings = Listings::new(self);
+        let listings = Listings::new(self, &top, bounds);
         let walked = Mutex::new(Err(ContextError::Ending));
         task::in_parallel("context.scan", threads() - 1, |number| {
             if number > 0 {
@@ -152,11 +155,14 @@ impl Walk<'_> {
                 EntryKind::Directory => level.directories.next().flatten(),
                 _ => None,
             };
+            let is_directory = found.kind == EntryKind::Directory;
             let index = self.push(&path, found)?;
             if let Some(directory) = directory {
                 let mut listed = self.listings.take(directory)?;
                 self.snapshot.set_xattrs(index, std::mem::take(&mut listed.xattrs));
                 levels.push(Level::new(path.len(), listed));
+            } else if is_directory {
+                self.snapshot.set_unlisted(index);
             }
         }
         self.snapshot.finish();

@@ -26,6 +26,8 @@ pub struct Snapshot {
     /// Numbers of devices that nodes refer to.
     devices: Vec<u64>,
     xattrs: HashMap<u32, Vec<Xattr>>,
+    /// Directories that were not looked into.
+    unlisted: HashSet<u32>,
     /// Files that could change once more without a trace in their times, in order.
     unsure: Vec<u32>,
     /// Their content, once it is known.
@@ -89,6 +91,7 @@ impl Snapshot {
             nodes: Vec::new(),
             devices: Vec::new(),
             xattrs: HashMap::new(),
+            unlisted: HashSet::new(),
             unsure: Vec::new(),
             unsure_contents: HashMap::new(),
             linked: HashSet::new(),
@@ -167,6 +170,10 @@ impl Snapshot {
         if !xattrs.is_empty() {
             self.xattrs.insert(index as u32, xattrs);
         }
+    }
+
+    pub(super) fn set_unlisted(&mut self, index: usize) {
+        self.unlisted.insert(index as u32);
     }
 
     /// Index of the entry at `path`, relative to the root.
@@ -347,6 +354,10 @@ impl FileTree for Snapshot {
 
     fn is_covered(&self, index: usize) -> bool {
         self.covered.as_ref().is_none_or(|covered| covered.has(index))
+    }
+
+    fn is_listed(&self, index: usize) -> bool {
+        !self.unlisted.contains(&(index as u32))
     }
 
     fn open(&self, index: usize) -> io::Result<Box<dyn Read + Send>> {

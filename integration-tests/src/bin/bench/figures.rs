@@ -1,4 +1,5 @@
-//! One row of the report: what was measured, on both sides, and whether it is good enough.
+//! One row of the report: what was measured, on both sides, and whether it is good enough. It is told as soon as it
+//! is known: a whole run takes its time.
 
 use std::time::Duration;
 
@@ -45,6 +46,7 @@ impl Figure {
             bound: bound.map_or_else(|| "-".to_owned(), |bound| format!("{bound:.2} x")),
             met,
         }
+        .told()
     }
 
     /// Times of one side, whose median has a bound of its own.
@@ -53,6 +55,7 @@ impl Figure {
         let met = if median(ours) <= bound { Met::Yes } else { Met::No };
         let (what, ours) = (what.into(), spread(ours));
         Self { what, ours, beside: "-".to_owned(), ratio: None, bound: format!("{milliseconds} ms"), met }
+            .told()
     }
 
     /// A number that is no time, such as bytes.
@@ -66,13 +69,19 @@ impl Figure {
             bound: shown(bound),
             met: if ours <= bound { Met::Yes } else { Met::No },
         }
+        .told()
     }
 
     /// What could not be measured, and why. It counts neither as met nor as missed.
     pub fn not_measured(what: impl Into<String>, why: impl Into<String>) -> Self {
         let none = || "-".to_owned();
         let met = Met::NotMeasured(why.into());
-        Self { what: what.into(), ours: none(), beside: none(), ratio: None, bound: none(), met }
+        Self { what: what.into(), ours: none(), beside: none(), ratio: None, bound: none(), met }.told()
+    }
+
+    fn told(self) -> Self {
+        println!("{}", self.row());
+        self
     }
 
     pub fn is_missed(&self) -> bool {

@@ -1,6 +1,6 @@
 use super::*;
 
-/// A tree without content.
+/// A tree without content. Directories called `unlisted` were not looked into.
 pub(in super::super) struct Listed(Vec<Entry<'static>>);
 
 impl FileTree for Listed {
@@ -10,6 +10,10 @@ impl FileTree for Listed {
 
     fn entry(&self, index: usize) -> Entry<'_> {
         self.0[index].clone()
+    }
+
+    fn is_listed(&self, index: usize) -> bool {
+        self.0[index].path != b"unlisted"
     }
 
     fn xattrs(&self, index: usize) -> &[Xattr] {
@@ -126,4 +130,18 @@ fn what_is_large_or_odd_crosses_the_wire_as_it_is() {
     assert_eq!((huge.size, huge.xattrs.len()), (9 << 30, 1));
     assert_eq!((huge.xattrs[0].name.as_ref(), huge.xattrs[0].value.as_ref()), (&b"user.k"[..], &b"v"[..]));
     assert_eq!(stat(2).path.len(), 255);
+}
+
+#[test]
+fn a_directory_that_was_not_looked_into_is_shown_where_it_may_hold_something() {
+    let tree = tree(vec![dir("a"), file("a/x.go"), dir("unlisted")]);
+    for (includes, excludes) in
+        [(&["a"][..], &[][..]), (&["a/*.go"], &[]), (&["a", "a/**"], &[]), (&["unlisted-not"], &[])]
+    {
+        assert!(!shown(&tree, includes, excludes, &[]).contains(&"unlisted".to_owned()), "{includes:?}");
+    }
+    for includes in [&["unlisted/b"][..], &["unlisted/*.go"], &["**/*.go"], &["*/b"], &["unlisted"]] {
+        assert!(shown(&tree, includes, &[], &[]).contains(&"unlisted".to_owned()), "{includes:?}");
+    }
+    assert_eq!(shown(&tree, &["**/*.go"], &["unlisted"], &[]), ["a", "a/x.go"]);
 }

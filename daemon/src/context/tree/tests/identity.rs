@@ -16,7 +16,7 @@ fn identify(tree: &Tree, hashes: &Mutex<HashCache>) -> TreeIdentity {
 }
 
 fn covered(tree: &Tree, hashes: &Mutex<HashCache>, selection: &Selection, ignore: &str) -> TreeIdentity {
-    let mut snapshot = tree.scan(&target("/context")).unwrap();
+    let mut snapshot = tree.scan(&target("/context"), &Bounds::default()).unwrap();
     let covered = snapshot.covered(selection, Some(Patterns::parse_file(ignore.as_bytes()).unwrap()));
     snapshot.identify(covered, hashes).unwrap().identity
 }
@@ -111,7 +111,7 @@ fn files_with_attributes_are_looked_at_each_time() {
     assert_eq!(hashes.lock().unwrap().len(), 1);
     xattr::set(room.at("b"), "user.k", b"v").unwrap();
     assert_ne!(identify(&tree, &hashes).digest, before.digest, "the change time told");
-    let mut snapshot = tree.scan(&target("/context")).unwrap();
+    let mut snapshot = tree.scan(&target("/context"), &Bounds::default()).unwrap();
     let all = snapshot.covered(&Selection::default(), None);
     snapshot.identify(all, &hashes).unwrap();
     assert_eq!(snapshot.xattrs(snapshot.find(b"a").unwrap()), [(b"user.k".to_vec(), b"v".to_vec())]);
@@ -144,7 +144,7 @@ fn what_is_ignored_or_not_copied_is_neither_read_nor_counted() {
 fn only_what_is_covered_may_be_sent() {
     let room = Room::new();
     room.file("src/keep", "1").file("src/no/deep", "2").file("src/no/back", "3").file("x", "4");
-    let mut snapshot = room.tree(&[("", "/context")]).scan(&target("/context")).unwrap();
+    let mut snapshot = room.tree(&[("", "/context")]).scan(&target("/context"), &Bounds::default()).unwrap();
     let ignore = Patterns::parse_file(b"src/no\n!src/no/back\n").unwrap();
     let covered = snapshot.covered(&Selection::of([b"src".to_vec()]), Some(ignore));
     assert!(snapshot.is_covered(snapshot.find(b"x").unwrap()), "before anything is known");
@@ -152,6 +152,42 @@ fn only_what_is_covered_may_be_sent() {
     let shown = (0..snapshot.len()).filter(|index| snapshot.is_covered(*index));
     let shown: Vec<_> = shown.map(|index| String::from_utf8_lossy(snapshot.entry(index).path)).collect();
     assert_eq!(shown, ["src", "src/keep", "src/no", "src/no/back"]);
+}
+
+#[test]
+fn a_scan_within_bounds_finds_the_same_as_a_whole_one() {
+    let room = Room::new();
+    for name in ["src/app/a", "src/app/deep/b", "src/other/c", "lib/d", "lib/.git/e", "node_modules/x/f", "g"]
+    {
+        room.file(name, name);
+    }
+    room.link("ln", "lib");
+    settle();
+    let (tree, hashes) = (room.tree(&[("", "/context"), ("lib", "/context/src/mounted")]), Mutex::default());
+    for roots in
+        [None, Some(vec!["src/app"]), Some(vec!["lib", "g"]), Some(vec!["src/mounted/d"]), Some(vec![])]
+    {
+        for ignore in ["", "**/.git\nnode_modules\n", "src\n!src/app/deep\n"] {
+            let selection = match &roots {
+                None => Selection::default(),
+                Some(roots) => Selection::of(roots.iter().map(|root| root.as_bytes().to_vec())),
+            };
+            let patterns = Patterns::parse_file(ignore.as_bytes()).unwrap();
+            let look = |bounds: &Bounds<'_>| {
+                let mut snapshot = tree.scan(&target("/context"), bounds).unwrap();
+                let covered = snapshot.covered(&selection, Some(patterns.clone()));
+                let identity = snapshot.identify(covered, &hashes).unwrap().identity;
+                (identity, snapshot.len())
+            };
+            let (whole, all) = look(&Bounds::default());
+            let (bounded, fewer) = look(&Bounds::new(&selection, Some(&patterns)));
+            assert_eq!(bounded, whole, "{roots:?} {ignore:?}");
+            assert!(fewer <= all);
+            if roots.as_ref().is_some_and(Vec::is_empty) {
+                assert_eq!(fewer, 5, "only what lies at the root");
+            }
+        }
+    }
 }
 
 #[test]
@@ -197,7 +233,7 @@ fn a_file_that_cannot_be_told_from_a_later_write_is_compared_by_content() {
     let room = Room::new();
     room.file("a", "1111");
     // A change time in the future is what a clock that was set back leaves.
-    let mut snapshot = room.tree(&[("", "/context")]).scan(&target("/context")).unwrap();
+    let mut snapshot = room.tree(&[("", "/context")]).scan(&target("/context"), &Bounds::default()).unwrap();
     snapshot.set_unsure(vec![0]);
     let all = snapshot.covered(&Selection::default(), None);
     snapshot.identify(all, &Mutex::default()).unwrap();
@@ -214,7 +250,7 @@ fn an_error_of_hashing_names_the_first_file() {
     for n in 0..300 {
         room.file(&format!("f{n:03}"), "1");
     }
-    let mut snapshot = room.tree(&[("", "/context")]).scan(&target("/context")).unwrap();
+    let mut snapshot = room.tree(&[("", "/context")]).scan(&target("/context"), &Bounds::default()).unwrap();
     for n in [17, 250] {
         room.file(&format!("f{n:03}"), "other");
     }
