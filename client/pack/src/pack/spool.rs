@@ -16,7 +16,7 @@ use std::sync::Mutex;
 use super::{FILE_MODE, PackError, PackOptions, Progress};
 use crate::archive::FileRange;
 use crate::cache::{Cache, LayerKey, copy_layer};
-use crate::identity::{HashCache, HashedTree, hash_tree, now};
+use crate::identity::{HashCache, HashedTree, hash_tree, now, remember};
 use crate::layer::{self, Layer, LayerError, LayerProgress, Source};
 use crate::new_file::{self, NewFile};
 use crate::walk::{EntryKind, Tree};
@@ -297,9 +297,7 @@ impl Maker<'_> {
         self.note(trouble.map_or(Ok(()), Err));
         for (entry, hashed) in self.source.entries().iter().zip(hashed.iter().flat_map(|tree| &tree.entries))
         {
-            if let Some(hash) = hashed.content {
-                self.hashes.put(&entry.stamp, read_at, hash);
-            }
+            remember(&mut self.hashes, entry, read_at, hashed);
         }
         Ok((layer, hashed))
     }
