@@ -16,6 +16,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::SystemTime;
 
 use sha2::Digest as _;
@@ -145,24 +146,50 @@ impl Cache {
     }
 }
 
-/// Copies a kept layer to `out`; whether it was what its digest says.
+/// Pieces of a kept layer that are copied and hashed at the same time, of this size.
+const PIECES: usize = 4;
+const PIECE: usize = 1 << 20;
+
+/// Copies a kept layer to `out`; whether it was what its digest says. The very bytes that are written are
+/// hashed, by another thread.
 pub(crate) fn copy_layer(layer: &Layer, file: &File, out: &mut dyn Write) -> io::Result<bool> {
-    let mut from = FileRange { file, position: 0, left: layer.size };
-    let mut sum = sha2::Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match from.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => {
-                sum.update(&buffer[..count]);
-                out.write_all(&buffer[..count])?;
+    let (hash, written) = mpsc::sync_channel::<(Vec<u8>, usize)>(PIECES);
+    let (give_back, free) = mpsc::sync_channel(PIECES);
+    let mut unused = PIECES;
+    std::thread::scope(|scope| {
+        let hasher = scope.spawn(move || {
+            let mut sum = sha2::Sha256::new();
+            for (piece, used) in written {
+                sum.update(&piece[..used]);
+                // Nobody takes it back at the end.
+                let _ = give_back.send(piece);
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Not readable is not usable: it is made again.
-            Err(_) => return Ok(false),
+            hearth_proto::value::Digest::from_sha256(sum.finalize().into())
+        });
+        let mut from = FileRange { file, position: 0, left: layer.size };
+        loop {
+            let mut piece = match unused.checked_sub(1) {
+                Some(left) => {
+                    unused = left;
+                    vec![0; PIECE]
+                }
+                None => free.recv().map_err(io::Error::other)?,
+            };
+            match from.read(&mut piece) {
+                Ok(0) => break,
+                Ok(count) => {
+                    out.write_all(&piece[..count])?;
+                    hash.send((piece, count)).map_err(io::Error::other)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => unused += 1,
+                // Not readable is not usable: it is made again.
+                Err(_) => return Ok(false),
+            }
         }
-    }
-    Ok(hearth_proto::value::Digest::from_sha256(sum.finalize().into()) == layer.digest)
+        drop(hash);
+        let digest = hasher.join().map_err(|_| io::Error::other("the thread that hashes panicked"))?;
+        Ok(digest == layer.digest)
+    })
 }
 
 /// Removes the files that were used least recently until the rest has at most `limit` bytes.

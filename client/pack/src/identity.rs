@@ -13,9 +13,9 @@ mod tree;
 use std::fmt;
 use std::str::FromStr;
 
-pub use cache::{CacheError, FileStamp, HashCache, is_settled};
-pub(crate) use tree::now;
+pub use cache::{CacheError, FileStamp, HashCache, Remembered, is_settled};
 pub use tree::{HashedEntry, HashedTree, hash_tree};
+pub(crate) use tree::{now, remember};
 
 /// Hash of a file's content.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

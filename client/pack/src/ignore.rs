@@ -20,6 +20,7 @@ mod regex;
 
 pub use clean::clean;
 pub use filter::{Filter, FilterWalk, Visit};
+pub(crate) use filter::{Matched, Verdict};
 
 use pattern::Pattern;
 

@@ -27,6 +27,7 @@ pub use compress::Compression;
 use compress::Envelope;
 use frame::{Filler, Frame};
 use plan::{Cut, Cuts};
+pub(crate) use source::has_xattrs;
 pub use source::{ContentReader, Source};
 
 /// How the layer is written.

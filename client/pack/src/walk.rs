@@ -6,8 +6,10 @@
 //!
 //! Order: each directory before its content, names in byte order.
 
+mod ahead;
 mod content;
 mod descend;
+mod directory;
 mod ignore_file;
 mod open;
 mod xattr;

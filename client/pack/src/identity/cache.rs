@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::ContentHash;
@@ -56,8 +56,19 @@ struct Known {
     modified: i64,
     changed: i64,
     hash: ContentHash,
+    bare: bool,
     /// Round in which it was last asked for.
     round: u32,
+}
+
+/// What is remembered of a file in one state. A change of its attributes is another state: it shows in the
+/// change time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    /// Of a directory, that of nothing.
+    pub hash: ContentHash,
+    /// It has none of the attributes that an image keeps. Otherwise that is not known.
+    pub bare: bool,
 }
 
 /// Hashes by file. About 110 bytes a file.
@@ -77,28 +88,42 @@ pub enum CacheError {
     Damaged { path: PathBuf },
 }
 
-const MAGIC: &[u8; 16] = b"hearth-hashes-1\n";
-const RECORD: usize = 5 * 8 + 32;
+const MAGIC: &[u8; 16] = b"hearth-hashes-2\n";
+/// Five numbers, the hash, and whether the file is bare.
+const RECORD: usize = 5 * 8 + 32 + 1;
+/// Records that are read or written at a time.
+const PIECE: usize = 4096;
 /// More files than this are not remembered: some 220 MB of memory.
 const MOST: usize = 2_000_000;
 
 impl HashCache {
     /// The hash of a file in just this state.
     pub fn get(&mut self, stamp: &FileStamp) -> Option<ContentHash> {
+        self.remembered(stamp).map(|remembered| remembered.hash)
+    }
+
+    /// All that is known of a file in just this state.
+    pub fn remembered(&mut self, stamp: &FileStamp) -> Option<Remembered> {
         let known = self.files.get_mut(&(stamp.device, stamp.inode))?;
         let same = (known.size, known.modified, known.changed) == (stamp.size, stamp.modified, stamp.changed);
         known.round = self.round;
-        same.then_some(known.hash)
+        same.then_some(Remembered { hash: known.hash, bare: known.bare })
     }
 
     /// Remembers the hash of content that was read whole while the file was in this state, beginning at
     /// `read_at` (nanoseconds since 1970). Does nothing when the file was too young then.
     pub fn put(&mut self, stamp: &FileStamp, read_at: i64, hash: ContentHash) {
+        self.remember(stamp, read_at, Remembered { hash, bare: false });
+    }
+
+    /// The same with what its attributes were found to be in that time.
+    pub fn remember(&mut self, stamp: &FileStamp, read_at: i64, found: Remembered) {
         if !is_settled(stamp.changed, read_at) || self.files.len() >= MOST {
             return;
         }
         let &FileStamp { device, inode, size, modified, changed } = stamp;
-        let known = Known { size, modified, changed, hash, round: self.round };
+        let Remembered { hash, bare } = found;
+        let known = Known { size, modified, changed, hash, bare, round: self.round };
         self.files.insert((device, inode), known);
         self.changed = true;
     }
@@ -139,7 +164,7 @@ impl HashCache {
             return Err(damaged());
         }
         let count = usize::try_from(body / RECORD as u64).map_err(|_| damaged())?;
-        let mut from = BufReader::with_capacity(256 << 10, file);
+        let mut from = file;
         let mut magic = [0; MAGIC.len()];
         from.read_exact(&mut magic).map_err(failed)?;
         if &magic != MAGIC {
@@ -147,12 +172,14 @@ impl HashCache {
         }
         let mut cache = Self { files: HashMap::with_capacity(count), round: 1, changed: false };
         let mut sum = blake3::Hasher::new();
-        let mut record = [0; RECORD];
-        for _ in 0..count {
-            from.read_exact(&mut record).map_err(failed)?;
-            sum.update(&record);
-            let (key, known) = decode(&record);
-            cache.files.insert(key, known);
+        let mut piece = vec![0; count.min(PIECE) * RECORD];
+        let mut left = count;
+        while left > 0 {
+            let piece = &mut piece[..left.min(PIECE) * RECORD];
+            from.read_exact(piece).map_err(failed)?;
+            sum.update(piece);
+            left -= piece.len() / RECORD;
+            cache.files.extend(piece.as_chunks().0.iter().map(decode));
         }
         let mut expected = [0; 32];
         from.read_exact(&mut expected).map_err(failed)?;
@@ -167,17 +194,20 @@ impl HashCache {
         let failed = |source| CacheError::Io { path: path.to_owned(), source };
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
         let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
-        let mut out = BufWriter::with_capacity(256 << 10, file.as_file_mut());
+        let out = file.as_file_mut();
         let mut sum = blake3::Hasher::new();
         out.write_all(MAGIC).map_err(failed)?;
-        for (key, known) in &self.files {
-            let record = encode(*key, known);
-            sum.update(&record);
-            out.write_all(&record).map_err(failed)?;
+        let mut piece = Vec::with_capacity(self.files.len().min(PIECE) * RECORD);
+        let mut files = self.files.iter().peekable();
+        while files.peek().is_some() {
+            piece.clear();
+            for (key, known) in files.by_ref().take(PIECE) {
+                piece.extend_from_slice(&encode(*key, known));
+            }
+            sum.update(&piece);
+            out.write_all(&piece).map_err(failed)?;
         }
         out.write_all(sum.finalize().as_bytes()).map_err(failed)?;
-        out.flush().map_err(failed)?;
-        drop(out);
         file.persist(path).map_err(|error| failed(error.error))?;
         self.changed = false;
         Ok(())
@@ -190,7 +220,8 @@ fn encode((device, inode): (u64, u64), known: &Known) -> [u8; RECORD] {
     for (place, number) in record.chunks_exact_mut(8).zip(numbers) {
         place.copy_from_slice(&number.to_le_bytes());
     }
-    record[40..].copy_from_slice(known.hash.as_bytes());
+    record[40..72].copy_from_slice(known.hash.as_bytes());
+    record[72] = known.bare.into();
     record
 }
 
@@ -201,12 +232,13 @@ fn decode(record: &[u8; RECORD]) -> ((u64, u64), Known) {
         u64::from_le_bytes(bytes)
     };
     let mut hash = [0; 32];
-    hash.copy_from_slice(&record[40..]);
+    hash.copy_from_slice(&record[40..72]);
     let known = Known {
         size: number(2),
         modified: number(3).cast_signed(),
         changed: number(4).cast_signed(),
         hash: ContentHash::from_bytes(hash),
+        bare: record[72] == 1,
         round: 0,
     };
     ((number(0), number(1)), known)

@@ -105,11 +105,16 @@ fn a_cache_comes_back_as_it_was_saved_and_damage_is_seen() {
         let seen = FileStamp { inode, ..stamp(SECOND + 1) };
         cache.put(&seen, 9 * SECOND, ContentHash::of(&inode.to_le_bytes()));
     }
+    let bare = FileStamp { inode: 200, ..stamp(SECOND + 1) };
+    let remembered = Remembered { hash: ContentHash::of(b"bare"), bare: true };
+    cache.remember(&bare, 9 * SECOND, remembered);
     cache.save(&path).unwrap();
     let mut back = HashCache::load(&path).unwrap();
-    assert_eq!(back.len(), 100);
+    assert_eq!(back.len(), 101);
+    assert_eq!(back.remembered(&bare), Some(remembered));
     let seen = FileStamp { inode: 42, ..stamp(SECOND + 1) };
     assert_eq!(back.get(&seen), Some(ContentHash::of(&42u64.to_le_bytes())));
+    assert!(back.remembered(&seen).is_some_and(|seen| !seen.bare));
 
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[1000] ^= 1;

@@ -1,10 +1,11 @@
 //! The identity of a walked directory: its files hashed by several threads, or known from the cache.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{ContentHash, HashCache, Node, NodeKind, TreeDigest, TreeHasher};
+use super::{ContentHash, HashCache, Node, NodeKind, Remembered, TreeDigest, TreeHasher};
+use crate::layer::has_xattrs;
 use crate::walk::{ContentError, DiskReader, Entry, EntryKind, Tree, Xattrs};
 use crate::workers;
 
@@ -25,9 +26,9 @@ pub struct HashedEntry {
     pub xattrs: Xattrs,
 }
 
-/// Hashes `tree`. Files that `cache` knows in their present state are not read; what is read is put into
-/// the cache. `workers` is the number of threads, none: one for each core; `progress` is told of bytes
-/// that were read or need not be, in no order.
+/// Hashes `tree`. What `cache` knows in its present state is not looked at; what is read is put into the
+/// cache. `workers` is the number of threads, none: one for each core; `progress` is told of bytes that were
+/// read or need not be, in no order.
 pub fn hash_tree(
     tree: &Tree,
     cache: &mut HashCache,
@@ -35,19 +36,43 @@ pub fn hash_tree(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<HashedTree, ContentError> {
     let read_at = now();
-    let known: Vec<Option<ContentHash>> = tree
-        .entries
-        .iter()
-        .map(|entry| if entry.kind == EntryKind::File { cache.get(&entry.stamp) } else { None })
-        .collect();
-    let work = Work { entries: &tree.entries, known: &known, progress };
-    let entries = work.run(tree, workers::count(workers))?;
-    for ((entry, hashed), known) in tree.entries.iter().zip(&entries).zip(&known) {
-        if let (Some(hash), None) = (hashed.content, known) {
-            cache.put(&entry.stamp, read_at, hash);
+    let mut entries = vec![HashedEntry::default(); tree.entries.len()];
+    let mut missing = Vec::new();
+    for (index, (entry, hashed)) in tree.entries.iter().zip(&mut entries).enumerate() {
+        if !has_xattrs(entry) {
+            continue;
+        }
+        let known = cache.remembered(&entry.stamp);
+        if entry.kind == EntryKind::File {
+            hashed.content = known.map(|known| known.hash);
+        }
+        if known.is_some_and(|known| known.bare) {
+            progress(entry.size);
+        } else {
+            missing.push((index, std::mem::take(hashed)));
         }
     }
+    Work { entries: &tree.entries, progress }.run(tree, &mut missing, workers::count(workers))?;
+    for (index, hashed) in missing {
+        remember(cache, &tree.entries[index], read_at, &hashed);
+        entries[index] = hashed;
+    }
     Ok(HashedTree::new(&tree.entries, entries))
+}
+
+/// Puts into the cache what was found of an entry in the time since `read_at`.
+///
+/// A file was verified when it was read. Of another entry, or of attributes alone, it is not certain that it
+/// was the listed one; but then that one was renamed after `read_at`, and has another change time for it.
+pub(crate) fn remember(cache: &mut HashCache, entry: &Entry, read_at: i64, found: &HashedEntry) {
+    let bare = found.xattrs.is_empty();
+    match (&entry.kind, found.content) {
+        (EntryKind::File, Some(hash)) => cache.remember(&entry.stamp, read_at, Remembered { hash, bare }),
+        (EntryKind::Dir, _) if bare => {
+            cache.remember(&entry.stamp, read_at, Remembered { hash: ContentHash::of(b""), bare });
+        }
+        _ => {}
+    }
 }
 
 /// The clock that files are dated by, in nanoseconds since 1970.
@@ -88,49 +113,46 @@ const BUFFER: usize = 256 * 1024;
 
 struct Work<'a> {
     entries: &'a [Entry],
-    known: &'a [Option<ContentHash>],
     progress: &'a (dyn Fn(u64) + Sync),
 }
 
 impl Work<'_> {
-    fn run(&self, tree: &Tree, workers: usize) -> Result<Vec<HashedEntry>, ContentError> {
-        let mut hashed = vec![HashedEntry::default(); self.entries.len()];
-        let next = AtomicUsize::new(0);
+    /// Completes what is known of the entries of `missing`, which are in rising order.
+    fn run(
+        &self,
+        tree: &Tree,
+        missing: &mut [(usize, HashedEntry)],
+        workers: usize,
+    ) -> Result<(), ContentError> {
+        let count = missing.len().div_ceil(CHUNK);
         let stop = AtomicBool::new(false);
         // The error of the first entry in order, so that it does not depend on the threads' luck.
         let failed: Mutex<Option<(usize, ContentError)>> = Mutex::new(None);
-        let chunks: Mutex<Vec<_>> = Mutex::new(hashed.chunks_mut(CHUNK).map(Some).collect());
+        let chunks = Mutex::new(missing.chunks_mut(CHUNK));
         std::thread::scope(|scope| {
-            for _ in 0..workers.min(self.entries.len().div_ceil(CHUNK)) {
+            for _ in 0..workers.min(count) {
                 scope.spawn(|| {
                     let mut reader = tree.reader();
                     let mut buffer = vec![0; BUFFER];
                     while !stop.load(Ordering::Relaxed) {
-                        let number = next.fetch_add(1, Ordering::Relaxed);
-                        let chunk = workers::locked(&chunks).get_mut(number).and_then(Option::take);
-                        let Some(chunk) = chunk else { break };
-                        let first = number * CHUNK;
-                        for (index, place) in (first..).zip(chunk) {
-                            match self.one(&mut reader, &mut buffer, index) {
-                                Ok(found) => *place = found,
-                                Err(error) => {
-                                    stop.store(true, Ordering::Relaxed);
-                                    let mut failed = workers::locked(&failed);
-                                    if failed.as_ref().is_none_or(|(earlier, _)| index < *earlier) {
-                                        *failed = Some((index, error));
-                                    }
-                                    return;
+                        let Some(chunk) = workers::locked(&chunks).next() else { break };
+                        for (index, hashed) in chunk {
+                            if let Err(error) = self.one(&mut reader, &mut buffer, *index, hashed) {
+                                stop.store(true, Ordering::Relaxed);
+                                let mut failed = workers::locked(&failed);
+                                if failed.as_ref().is_none_or(|(earlier, _)| *index < *earlier) {
+                                    *failed = Some((*index, error));
                                 }
+                                return;
                             }
                         }
                     }
                 });
             }
         });
-        drop(chunks);
         match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
             Some((_, error)) => Err(error),
-            None => Ok(hashed),
+            None => Ok(()),
         }
     }
 
@@ -139,31 +161,27 @@ impl Work<'_> {
         reader: &mut DiskReader<'t>,
         buffer: &mut [u8],
         index: usize,
-    ) -> Result<HashedEntry, ContentError> {
+        hashed: &mut HashedEntry,
+    ) -> Result<(), ContentError> {
         let entry = &self.entries[index];
-        let hashed = match (&entry.kind, self.known[index]) {
-            (EntryKind::Symlink { .. } | EntryKind::Hardlink { .. }, _) => HashedEntry::default(),
-            (EntryKind::Dir, _) => HashedEntry { content: None, xattrs: reader.xattrs(entry)? },
-            (EntryKind::File, Some(known)) => {
-                HashedEntry { content: Some(known), xattrs: reader.xattrs(entry)? }
+        if entry.kind != EntryKind::File || hashed.content.is_some() {
+            hashed.xattrs = reader.xattrs(entry)?;
+        } else {
+            hashed.xattrs = reader.open(entry)?;
+            let mut sum = blake3::Hasher::new();
+            let mut offset = 0;
+            while offset < entry.size {
+                let left = usize::try_from(entry.size - offset).unwrap_or(usize::MAX);
+                let part = &mut buffer[..left.min(BUFFER)];
+                reader.read(offset, part)?;
+                sum.update(part);
+                offset += part.len() as u64;
             }
-            (EntryKind::File, None) => {
-                let xattrs = reader.open(entry)?;
-                let mut sum = blake3::Hasher::new();
-                let mut offset = 0;
-                while offset < entry.size {
-                    let left = usize::try_from(entry.size - offset).unwrap_or(usize::MAX);
-                    let part = &mut buffer[..left.min(BUFFER)];
-                    reader.read(offset, part)?;
-                    sum.update(part);
-                    offset += part.len() as u64;
-                }
-                reader.verify()?;
-                HashedEntry { content: Some(ContentHash::from_bytes(sum.finalize().into())), xattrs }
-            }
-        };
+            reader.verify()?;
+            hashed.content = Some(ContentHash::from_bytes(sum.finalize().into()));
+        }
         (self.progress)(entry.size);
-        Ok(hashed)
+        Ok(())
     }
 }
 

@@ -29,6 +29,23 @@ impl<T> Visit<T> {
     }
 }
 
+/// What the patterns say of an entry by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Show,
+    /// As [`Visit::Hide`].
+    Hide,
+    /// As [`Visit::Prune`].
+    Prune,
+}
+
+/// What a directory matched, for the entries in it. The default stands above the top.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Matched {
+    include: ParentMatch,
+    exclude: ParentMatch,
+}
+
 /// A walk under way: entries come parents first, each directory's content together.
 #[derive(Debug)]
 pub struct FilterWalk<'a, T> {
@@ -40,8 +57,7 @@ pub struct FilterWalk<'a, T> {
 struct Above<T> {
     /// Path of the directory with a final `/`.
     prefix: Vec<u8>,
-    include: ParentMatch,
-    exclude: ParentMatch,
+    matched: Matched,
     /// Taken when the directory is shown.
     token: Option<T>,
 }
@@ -92,6 +108,34 @@ impl Filter {
             .is_none_or(|list| list.iter().any(|pattern| pattern.may_match_below(directory)))
     }
 
+    /// Decides about an entry by what the directory that it is in matched: no other entry plays a part, so a
+    /// tree may be gone through in any order.
+    pub(crate) fn judge(&self, path: &[u8], is_dir: bool, above: &Matched) -> (Verdict, Matched) {
+        let mut own = Matched::default();
+        let mut verdict = Verdict::Show;
+        if let Some(list) = &self.includes {
+            let (matched, below) = list.matches_under(path, &above.include);
+            own.include = below;
+            if !matched {
+                if is_dir && self.plain_includes && !leads_to(list, false, path) {
+                    return (Verdict::Prune, own);
+                }
+                verdict = Verdict::Hide;
+            }
+        }
+        if let Some(list) = &self.excludes {
+            let (matched, below) = list.matches_under(path, &above.exclude);
+            own.exclude = below;
+            if matched {
+                if is_dir && self.plain_exceptions && !leads_to(list, true, path) {
+                    return (Verdict::Prune, own);
+                }
+                verdict = Verdict::Hide;
+            }
+        }
+        (verdict, own)
+    }
+
     /// Whether a single path may be opened, by the same patterns.
     pub fn allows(&self, path: &[u8]) -> bool {
         self.includes.as_ref().is_none_or(|list| list.matches(path))
@@ -105,38 +149,17 @@ impl<T> FilterWalk<'_, T> {
         while self.above.last().is_some_and(|dir| !path.starts_with(&dir.prefix)) {
             self.above.pop();
         }
-        let prefix = [path, b"/"].concat();
-        let (mut include, mut exclude) = (ParentMatch::default(), ParentMatch::default());
-        let mut hidden = false;
-        if let Some(list) = &self.filter.includes {
-            let parent = self.above.last().map(|dir| &dir.include).unwrap_or(&include);
-            let (matched, below) = list.matches_under(path, parent);
-            include = below;
-            if !matched {
-                if is_dir && self.filter.plain_includes && !leads_to(list, false, &prefix) {
-                    return Visit::Prune;
-                }
-                hidden = true;
-            }
+        let top = Matched::default();
+        let above = self.above.last().map_or(&top, |dir| &dir.matched);
+        let (verdict, matched) = self.filter.judge(path, is_dir, above);
+        if verdict == Verdict::Prune {
+            return Visit::Prune;
         }
-        if let Some(list) = &self.filter.excludes {
-            let parent = self.above.last().map(|dir| &dir.exclude).unwrap_or(&exclude);
-            let (matched, below) = list.matches_under(path, parent);
-            exclude = below;
-            if matched {
-                if is_dir && self.filter.plain_exceptions && !leads_to(list, true, &prefix) {
-                    return Visit::Prune;
-                }
-                hidden = true;
-            }
-        }
+        let hidden = verdict == Verdict::Hide;
         let late = if hidden { Vec::new() } else { self.show_above() };
-        let mut token = Some(token);
         if is_dir {
-            if !hidden {
-                token = None;
-            }
-            self.above.push(Above { prefix, include, exclude, token });
+            let prefix = [path, b"/"].concat();
+            self.above.push(Above { prefix, matched, token: hidden.then_some(token) });
         }
         if hidden { Visit::Hide } else { Visit::Keep { late } }
     }
@@ -148,10 +171,10 @@ impl<T> FilterWalk<'_, T> {
     }
 }
 
-/// Whether a pattern of the given kind could match something below the directory `prefix`.
-fn leads_to(list: &Patterns, negated: bool, prefix: &[u8]) -> bool {
+/// Whether a pattern of the given kind could match something below the directory `path`.
+fn leads_to(list: &Patterns, negated: bool, path: &[u8]) -> bool {
     list.iter().filter(|pattern| pattern.negated() == negated).any(|pattern| {
         let stem = pattern.stem().as_bytes();
-        stem.starts_with(prefix) || (stem.len() + 1 == prefix.len() && prefix.starts_with(stem))
+        stem.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
     })
 }

@@ -56,6 +56,6 @@ impl ContentReader for TreeReader<'_> {
 }
 
 /// Whether an image keeps attributes of such an entry.
-pub(super) fn has_xattrs(entry: &Entry) -> bool {
+pub(crate) fn has_xattrs(entry: &Entry) -> bool {
     matches!(entry.kind, EntryKind::File | EntryKind::Dir)
 }

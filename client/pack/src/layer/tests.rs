@@ -1,5 +1,6 @@
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::header::Record;
@@ -56,6 +57,46 @@ fn the_number_of_workers_does_not_show_in_a_layer_of_many_blocks() {
     };
     let one = digest(1);
     assert_eq!([digest(0), digest(2), digest(3), digest(7)], [one; 4]);
+}
+
+/// Pins the bytes: a room and a laptop, this version and the next, make one layer of one tree. Where they must
+/// become others, so must `LAYER_FORMAT` of the cache.
+#[test]
+fn a_small_tree_is_the_layer_that_it_always_was() {
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let mode = |name: &str, mode| fs::set_permissions(at(name), fs::Permissions::from_mode(mode)).unwrap();
+    fs::create_dir_all(at("dir/empty")).unwrap();
+    let large: Vec<u8> =
+        (0..2_500_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8 & 0x3f).collect();
+    let files: [(&str, &[u8], u32); 6] = [
+        ("a", b"text\n", 0o644),
+        ("dir/run", b"#!/bin/sh\n", 0o755),
+        ("dir/setuid", &[b'x'; 513], 0o4750),
+        ("dir/none", b"", 0o600),
+        (&"n".repeat(150), b"long", 0o644),
+        ("large", &large, 0o444),
+    ];
+    for (name, content, bits) in files {
+        fs::write(at(name), content).unwrap();
+        mode(name, bits);
+    }
+    fs::hard_link(at("a"), at("dir/same")).unwrap();
+    std::os::unix::fs::symlink("../a", at("dir/link")).unwrap();
+    xattr::set(at("a"), "user.note", b"a=1\n").unwrap();
+    mode("dir/empty", 0o1777);
+    mode("dir", 0o755);
+    let tree = walk(dir.path(), &WalkOptions::default()).unwrap();
+    let digests = [
+        (Compression::Zstd, "19ae1548d2b3b864f73a82d8d63afaaaab8ba8dfe6d28b7df8eead3b1383034d"),
+        (Compression::Gzip, "037b9022681546d998deb94e7b7d29d42c52b80df5cb51dd26fcfc00b8bef651"),
+        (Compression::None, "b85daa11e98c61d48f5fadc10d02ab0c20ba461c908d56912df28a14b119b7fc"),
+    ];
+    for (compression, digest) in digests {
+        let (layer, _) = layer(&tree, &LayerOptions { compression, ..Default::default() }).unwrap();
+        assert_eq!(layer.digest.hex().to_string(), digest, "{}", compression.name());
+        assert_eq!(layer.diff_id.hex().to_string(), digests[2].1);
+    }
 }
 
 #[test]

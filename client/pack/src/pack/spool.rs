@@ -9,14 +9,17 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use rustix::fs::Advice;
+
 use super::{FILE_MODE, PackError, PackOptions, Progress};
 use crate::archive::FileRange;
 use crate::cache::{Cache, LayerKey, copy_layer};
-use crate::identity::{HashCache, HashedTree, hash_tree, now};
+use crate::identity::{HashCache, HashedTree, hash_tree, now, remember};
 use crate::layer::{self, Layer, LayerError, LayerProgress, Source};
 use crate::new_file::{self, NewFile};
 use crate::walk::{EntryKind, Tree};
@@ -77,7 +80,9 @@ impl Spool {
     }
 
     fn out(&self) -> At<'_> {
-        At { file: self.file(), position: self.position }
+        // Only an archive is synced at its end.
+        let begun = matches!(self.place, Place::Archive { .. }).then_some(self.position);
+        At { file: self.file(), position: self.position, begun }
     }
 
     fn failed(&self, source: io::Error) -> PackError {
@@ -91,16 +96,35 @@ impl Spool {
     }
 }
 
+/// The disk is given so much at a time, so that the sync at the end finds little to wait for.
+const BEHIND: u64 = 16 << 20;
+
 /// Writes to a place in a file. The layer comes in large pieces; no buffer is needed.
 struct At<'a> {
     file: &'a File,
     position: u64,
+    /// Up to where the disk was given the bytes; none where that can take its time.
+    begun: Option<u64>,
+}
+
+impl At<'_> {
+    fn write_behind(&mut self) {
+        let Some(begun) = &mut self.begun else { return };
+        let length = NonZeroU64::new(self.position - *begun);
+        if let Some(length) = length.filter(|length| length.get() >= BEHIND) {
+            // What is not needed in memory is written out at once, without a wait; unwritten bytes stay in
+            // memory all the same. Where that is refused, the sync does all of it.
+            let _ = rustix::fs::fadvise(self.file, *begun, Some(length), Advice::DontNeed);
+            *begun = self.position;
+        }
+    }
 }
 
 impl Write for At<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.file.write_at(bytes, self.position)?;
         self.position += count as u64;
+        self.write_behind();
         Ok(count)
     }
 
@@ -276,7 +300,7 @@ impl Maker<'_> {
         copy: Option<&NewFile>,
         hash: bool,
     ) -> Result<(Layer, Option<HashedTree>), PackError> {
-        let copy = copy.map(|new| At { file: new.file(), position: 0 });
+        let copy = copy.map(|new| At { file: new.file(), position: 0, begun: None });
         let mut out = Both { out: spool.out(), copy, trouble: None };
         let mut progress = |at: LayerProgress| {
             (self.progress)(Progress::Read { entries: at.entries, bytes: at.bytes });
@@ -297,9 +321,7 @@ impl Maker<'_> {
         self.note(trouble.map_or(Ok(()), Err));
         for (entry, hashed) in self.source.entries().iter().zip(hashed.iter().flat_map(|tree| &tree.entries))
         {
-            if let Some(hash) = hashed.content {
-                self.hashes.put(&entry.stamp, read_at, hash);
-            }
+            remember(&mut self.hashes, entry, read_at, hashed);
         }
         Ok((layer, hashed))
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::descend::open_dir;
+use super::directory::open_dir;
 use super::xattr::{self, Xattrs};
 
 /// Opens the entries of a tree, component by component and never through a link. Paths may be

@@ -3,6 +3,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 
 use super::*;
+use crate::ignore::{Filter, Visit};
 
 fn tree(make: impl FnOnce(&Path)) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -159,4 +160,103 @@ fn what_is_kept_survives_every_rule_with_the_directories_above_it() {
     let keep = vec![b"deep/down/Dockerfile".to_vec(), b".dockerignore".to_vec(), b"x/z".to_vec()];
     let paths = listed(dir.path(), &WalkOptions { keep, ..Default::default() });
     assert_eq!(paths, [".dockerignore", "deep", "deep/down", "deep/down/Dockerfile", "x", "x/y", "x/z"]);
+}
+
+#[test]
+fn a_directory_that_is_kept_against_the_rules_is_listed_once() {
+    let dir = tree(|dir| {
+        write(dir, ".dockerignore", "**\n!*/y");
+        write(dir, "kept/y", "");
+        write(dir, "kept/z", "");
+    });
+    let keep = vec![b"kept".to_vec()];
+    assert_eq!(listed(dir.path(), &WalkOptions { keep, ..Default::default() }), ["kept", "kept/y"]);
+}
+
+#[test]
+fn the_first_trouble_in_the_order_of_the_list_is_named_whatever_is_found_first() {
+    let dir = tree(|dir| {
+        for number in 0..60 {
+            write(dir, &format!("d{number:02}/deep/file"), "");
+        }
+    });
+    let _sockets: Vec<_> = (7..60)
+        .map(|number| UnixListener::bind(dir.path().join(format!("d{number:02}/deep/s"))).unwrap())
+        .collect();
+    for _ in 0..20 {
+        let error = walk(dir.path(), &WalkOptions::default()).unwrap_err().to_string();
+        assert!(error.starts_with("d07/deep/s: is a socket"), "{error}");
+    }
+}
+
+#[test]
+fn a_tree_of_many_and_deep_directories_is_listed_whole_and_in_order() {
+    let mut expected = Vec::new();
+    let dir = tree(|dir| {
+        for top in 0..30 {
+            let mut path = format!("t{top:02}");
+            expected.push(path.clone());
+            for _ in 0..top * 2 {
+                path.push_str("/d");
+                expected.push(path.clone());
+            }
+            fs::create_dir_all(dir.join(&path)).unwrap();
+            for file in 0..300 {
+                let path = format!("{path}/f{file:03}");
+                fs::write(dir.join(&path), "").unwrap();
+                expected.push(path);
+            }
+        }
+    });
+    for _ in 0..5 {
+        assert_eq!(listed(dir.path(), &WalkOptions::default()), expected);
+    }
+}
+
+#[test]
+fn a_walk_by_rules_lists_what_their_filter_shows_of_the_whole_list() {
+    let dir = tree(|dir| {
+        for top in ["a", "b", "c.d"] {
+            for path in ["x/y/z.go", "x/y/z.md", "x/keep", "w/x.go", "f"] {
+                write(dir, &format!("{top}/{path}"), "");
+            }
+            fs::create_dir(dir.join(top).join("empty")).unwrap();
+        }
+    });
+    let rules: [&[&str]; 9] = [
+        &["a"],
+        &["*"],
+        &["**", "!**/*.go"],
+        &["**", "!a/x/y/z.go", "!b/f"],
+        &["a", "!a/x", "a/x/y/*.md"],
+        &["**/x", "!b/x/keep"],
+        &["**/*.go", "!keep"],
+        &["*/x/y", "!c.d"],
+        &["a/**", "b/*", "!b/empty"],
+    ];
+    let whole = walk(dir.path(), &WalkOptions { rules: Rules::Nothing, keep: Vec::new() }).unwrap();
+    for list in rules {
+        let patterns = Patterns::from_list(list).unwrap();
+        let filter = Filter::from_patterns(None, Some(patterns.clone()));
+        let mut by_filter = filter.walk();
+        let (mut expected, mut pruned) = (Vec::new(), None);
+        for entry in &whole.entries {
+            let inside = |dir: &Vec<u8>| {
+                entry.path.strip_prefix(dir.as_slice()).is_some_and(|rest| rest.starts_with(b"/"))
+            };
+            if pruned.as_ref().is_some_and(inside) {
+                continue;
+            }
+            match by_filter.visit(&entry.path, entry.is_dir(), shown(&entry.path)) {
+                Visit::Keep { late } => {
+                    expected.extend(late);
+                    expected.push(shown(&entry.path));
+                }
+                Visit::Hide => {}
+                Visit::Prune => pruned = Some(entry.path.clone()),
+            }
+        }
+        let options = WalkOptions { rules: Rules::Given(patterns), keep: Vec::new() };
+        assert_eq!(listed(dir.path(), &options), expected, "{list:?}");
+    }
 }

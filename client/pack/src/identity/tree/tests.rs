@@ -36,7 +36,8 @@ fn threads_and_the_cache_do_not_show_in_the_result() {
     settle();
     let mut cache = HashCache::default();
     let first = hashed(dir.path(), &mut cache, 1);
-    assert_eq!(cache.len(), 301);
+    // With the two directories.
+    assert_eq!(cache.len(), 303);
     for workers in [1, 2, 5] {
         assert_eq!(hashed(dir.path(), &mut cache, workers), first);
         assert_eq!(hashed(dir.path(), &mut HashCache::default(), workers), first);
@@ -112,6 +113,48 @@ fn attributes_count_also_of_a_file_that_the_cache_knows() {
     assert_eq!(hashed(dir.path(), &mut cache, 1), first);
     xattr::set(dir.path().join("dir"), "user.b", b"3").unwrap();
     assert_ne!(hashed(dir.path(), &mut cache, 1).digest, first.digest);
+}
+
+#[test]
+fn an_attribute_that_comes_or_goes_is_seen_through_the_cache() {
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    fs::write(dir.path().join("file"), "x").unwrap();
+    fs::create_dir(dir.path().join("dir")).unwrap();
+    settle();
+    let mut cache = HashCache::default();
+    let bare = hashed(dir.path(), &mut cache, 1);
+    assert_eq!(cache.len(), 2);
+    for name in ["file", "dir"] {
+        let path = dir.path().join(name);
+        let time = fs::metadata(&path).unwrap().modified().unwrap();
+        xattr::set(&path, "user.a", b"1").unwrap();
+        assert_eq!(
+            fs::metadata(&path).unwrap().modified().unwrap(),
+            time,
+            "the time of its content is as before"
+        );
+        let with = hashed(dir.path(), &mut cache, 1);
+        assert_ne!(with.digest, bare.digest);
+        settle();
+        assert_eq!(hashed(dir.path(), &mut cache, 1), with);
+        xattr::remove(&path, "user.a").unwrap();
+        assert_eq!(hashed(dir.path(), &mut cache, 1), bare);
+        settle();
+        assert_eq!(hashed(dir.path(), &mut cache, 1), bare);
+    }
+}
+
+#[test]
+fn what_is_known_and_bare_is_not_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    sample(dir.path());
+    settle();
+    let mut cache = HashCache::default();
+    let first = hashed(dir.path(), &mut cache, 1);
+    let tree = walk(dir.path(), &WalkOptions::default()).unwrap();
+    fs::remove_file(dir.path().join("f3")).unwrap();
+    assert_eq!(hash_tree(&tree, &mut cache, Some(1), &|_| {}).unwrap(), first);
+    assert!(hash_tree(&tree, &mut HashCache::default(), Some(1), &|_| {}).is_err());
 }
 
 #[test]

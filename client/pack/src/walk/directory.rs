@@ -1,0 +1,151 @@
+//! One directory as it is found: the names in it, what each of them is, and what the rules say of it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
+
+use crate::identity::FileStamp;
+use crate::ignore::{Filter, Matched, Verdict};
+
+/// What is left out, and what is listed all the same.
+pub(super) struct Selection<'a> {
+    pub(super) filter: Filter,
+    pub(super) keep: &'a [Vec<u8>],
+}
+
+/// A directory to list.
+pub(super) struct Wish {
+    /// The directory that it is in; of the root, itself.
+    pub(super) above: Arc<OwnedFd>,
+    /// Empty for the root.
+    pub(super) path: Vec<u8>,
+    pub(super) matched: Matched,
+    /// Excluded as a whole; listed only for the sake of paths that are kept all the same.
+    pub(super) pruned: bool,
+}
+
+/// A name in a directory.
+pub(super) struct Child {
+    pub(super) path: Vec<u8>,
+    pub(super) found: rustix::io::Result<Found>,
+    pub(super) shown: bool,
+    pub(super) content: Content,
+}
+
+/// What is in a [`Child`].
+pub(super) enum Content {
+    /// Nothing, or nothing that is to be listed.
+    None,
+    Wish(Box<Wish>),
+    /// The wish was asked, and has this number.
+    Asked {
+        slot: usize,
+        pruned: bool,
+    },
+}
+
+/// What lies under a name.
+pub(super) struct Found {
+    pub(super) file_type: FileType,
+    pub(super) mode: u32,
+    pub(super) stamp: FileStamp,
+    pub(super) sparse: bool,
+    /// Whether it may have other names.
+    pub(super) is_linked: bool,
+    /// Of a symbolic link.
+    pub(super) target: Option<rustix::io::Result<Vec<u8>>>,
+}
+
+impl Wish {
+    /// Lists the directory, sorted by the bytes of the names.
+    pub(super) fn list(&self, selection: &Selection<'_>) -> rustix::io::Result<Vec<Child>> {
+        let dir = match self.name() {
+            b"" => Arc::clone(&self.above),
+            name => Arc::new(open_dir(self.above.as_fd(), name)?),
+        };
+        let mut children = Vec::new();
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 32 * 1024];
+        let mut listing = RawDir::new(&dir, &mut buffer);
+        while let Some(entry) = listing.next() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name != c"." && name != c".." {
+                let path = self.below(name.to_bytes());
+                children.push(self.child(&dir, name, path, selection));
+            }
+        }
+        children.sort_unstable_by(|one, other| one.path.cmp(&other.path));
+        Ok(children)
+    }
+
+    fn name(&self) -> &[u8] {
+        let start = self.path.iter().rposition(|&byte| byte == b'/').map_or(0, |at| at + 1);
+        &self.path[start..]
+    }
+
+    fn below(&self, name: &[u8]) -> Vec<u8> {
+        let mut path = Vec::with_capacity(self.path.len() + 1 + name.len());
+        path.extend_from_slice(&self.path);
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name);
+        path
+    }
+
+    fn child(
+        &self,
+        dir: &Arc<OwnedFd>,
+        name: &std::ffi::CStr,
+        path: Vec<u8>,
+        selection: &Selection<'_>,
+    ) -> Child {
+        let found = match look(dir.as_fd(), name) {
+            Ok(found) => found,
+            // Whatever the rules say of it: what it is, is not known.
+            Err(errno) => return Child { path, found: Err(errno), shown: true, content: Content::None },
+        };
+        let is_dir = found.file_type == FileType::Directory;
+        let (verdict, matched) = match self.pruned {
+            true => (Verdict::Prune, Matched::default()),
+            false => selection.filter.judge(&path, is_dir, &self.matched),
+        };
+        let pruned = verdict == Verdict::Prune;
+        let shown = verdict == Verdict::Show || selection.keep.contains(&path);
+        let enter = is_dir && (!pruned || selection.leads_to_kept(&path));
+        let content = match enter {
+            true => {
+                Content::Wish(Box::new(Self { above: Arc::clone(dir), path: path.clone(), matched, pruned }))
+            }
+            false => Content::None,
+        };
+        Child { path, found: Ok(found), shown, content }
+    }
+}
+
+impl Selection<'_> {
+    fn leads_to_kept(&self, dir: &[u8]) -> bool {
+        self.keep.iter().any(|path| path.strip_prefix(dir).is_some_and(|rest| rest.starts_with(b"/")))
+    }
+}
+
+fn look(dir: BorrowedFd<'_>, name: &std::ffi::CStr) -> rustix::io::Result<Found> {
+    let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let file_type = FileType::from_raw_mode(stat.st_mode);
+    let target = (file_type == FileType::Symlink)
+        .then(|| rustix::fs::readlinkat(dir, name, Vec::new()).map(std::ffi::CString::into_bytes));
+    Ok(Found {
+        file_type,
+        mode: stat.st_mode & 0o7777,
+        stamp: FileStamp::of(&stat),
+        sparse: stat.st_blocks.cast_unsigned().saturating_mul(512) < stat.st_size.cast_unsigned(),
+        is_linked: stat.st_nlink > 1,
+        target,
+    })
+}
+
+pub(super) fn open_dir(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, Mode::empty())
+}
