@@ -50,6 +50,26 @@ impl Time {
 
 const NANOS: i64 = 1_000_000_000;
 
+impl Attr {
+    /// A directory that is on no disk.
+    pub const MADE_DIRECTORY: Self = {
+        let time = Time { seconds: 0, nanos: 0 };
+        Self {
+            kind: FileType::Directory,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            links: 1,
+            size: 0,
+            blocks: 0,
+            accessed: time,
+            modified: time,
+            changed: time,
+            device: (0, 0),
+        }
+    };
+}
+
 /// Of a name in a directory, or of the descriptor itself when the name is empty; no link is followed.
 pub fn stat_at(directory: impl AsFd, name: &CStr) -> Result<Stat, Errno> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;

@@ -7,6 +7,8 @@
 //! Nothing here decides anything but how long the kernel may remember an answer, and which files it may
 //! read by itself (passthrough). No thread of the async runtime is ever used or waited for.
 
+mod ask;
+mod directories;
 mod passthrough;
 mod shell;
 mod wire;

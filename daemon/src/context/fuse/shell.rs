@@ -1,51 +1,36 @@
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags,
-    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    FileHandle, Filesystem, FopenFlags, INodeNo, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use rustix::fs::{FallocateFlags, FileType, XattrFlags};
 use rustix::io::Errno;
 
+use super::ask;
+use super::directories::Directories;
 use super::passthrough::Passthrough;
-use super::wire;
-use crate::context::union::{Change, Found, Listing, MAX_NAME, Maker, ROOT, RenameMode, Union};
+use super::wire::{self, GENERATION};
+use crate::context::union::{Change, Found, MAX_NAME, Maker, RenameMode, Union};
 
 /// How long the kernel may remember what changes only through it.
 const CONSTANT: Duration = Duration::from_secs(3600);
 /// The same where the room's files are below: they change under the mount.
 const CHANGING: Duration = Duration::from_millis(100);
-/// Read ahead, when reads are sequential; the kernel takes less where it has a smaller limit.
-const READ_AHEAD: u32 = 1 << 20;
-/// Requests that the kernel may have under way by itself.
-const BACKGROUND: u16 = 64;
-/// Of entries of the kernel's lists, `.` and `..`.
-const DOTS: usize = 2;
-
-const GENERATION: Generation = Generation(0);
 
 pub(super) struct Shell {
     union: Arc<Union>,
     /// How long the kernel may remember names and attributes.
     remember: Duration,
-    directories: Mutex<HashMap<u64, Arc<Mutex<Reading>>>>,
-    next_directory: AtomicU64,
+    directories: Directories,
     passthrough: Option<Passthrough>,
-}
-
-/// A directory that is being read: what it held when that began.
-#[derive(Default)]
-struct Reading {
-    listing: Option<Listing>,
 }
 
 thread_local! {
@@ -56,13 +41,8 @@ thread_local! {
 impl Shell {
     pub fn new(union: Arc<Union>) -> Self {
         let remember = if union.is_constant() { CONSTANT } else { CHANGING };
-        Self {
-            union,
-            remember,
-            directories: Mutex::default(),
-            next_directory: AtomicU64::new(1),
-            passthrough: None,
-        }
+        let directories = Directories::new(Arc::clone(&union), remember);
+        Self { union, remember, directories, passthrough: None }
     }
 
     fn entry(&self, found: Result<Found, Errno>, reply: ReplyEntry) {
@@ -76,44 +56,6 @@ impl Shell {
     fn cached(&self) -> FopenFlags {
         if self.union.is_constant() { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
     }
-
-    fn reading(&self, handle: FileHandle) -> Option<Arc<Mutex<Reading>>> {
-        self.directories.lock().unwrap_or_else(PoisonError::into_inner).get(&handle.0).cloned()
-    }
-
-    /// Gives the entries of a directory from `offset` on to `add`, until it says that it is full.
-    fn read_directory(
-        &self,
-        inode: u64,
-        handle: FileHandle,
-        offset: u64,
-        mut add: impl FnMut(Entry<'_>, u64) -> Result<bool, Errno>,
-    ) -> Result<(), Errno> {
-        let reading = self.reading(handle).ok_or(Errno::BADF)?;
-        let mut reading = reading.lock().unwrap_or_else(PoisonError::into_inner);
-        if offset == 0 || reading.listing.is_none() {
-            reading.listing = Some(self.union.list(inode)?);
-        }
-        let Some(listing) = &reading.listing else { return Err(Errno::BADF) };
-        let mut index = usize::try_from(offset).map_err(|_| Errno::INVAL)?;
-        while index < listing.entries().len() + DOTS {
-            let entry = match index {
-                0 => Entry::Dot { name: b".", inode },
-                1 => Entry::Dot { name: b"..", inode: self.union.parent(inode) },
-                index => Entry::Listed { listing, index: index - DOTS },
-            };
-            index += 1;
-            if add(entry, index as u64)? {
-                break;
-            }
-        }
-        Ok(())
-    }
-}
-
-enum Entry<'l> {
-    Dot { name: &'static [u8], inode: u64 },
-    Listed { listing: &'l Listing, index: usize },
 }
 
 fn done(result: Result<(), Errno>, reply: ReplyEmpty) {
@@ -134,33 +76,9 @@ const fn writes(flags: OpenFlags) -> bool {
 
 impl Filesystem for Shell {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let wanted = InitFlags::FUSE_DO_READDIRPLUS
-            | InitFlags::FUSE_READDIRPLUS_AUTO
-            | InitFlags::FUSE_PARALLEL_DIROPS
-            | InitFlags::FUSE_ASYNC_READ
-            | InitFlags::FUSE_ASYNC_DIO
-            | InitFlags::FUSE_BIG_WRITES
-            | InitFlags::FUSE_MAX_PAGES
-            | InitFlags::FUSE_AUTO_INVAL_DATA
-            | InitFlags::FUSE_NO_EXPORT_SUPPORT;
-        let mut wanted = wanted & config.capabilities();
-        if self.union.is_constant() && self.union.is_read_only() {
-            wanted |= InitFlags::FUSE_CACHE_SYMLINKS & config.capabilities();
-        }
-        // Two levels: what is below may lie on an overlay. A kernel that cannot is one without passthrough.
-        if self.union.is_read_only()
-            && !self.union.is_constant()
-            && config.capabilities().contains(InitFlags::FUSE_PASSTHROUGH)
-            && config.set_max_stack_depth(2).is_ok()
-        {
-            wanted |= InitFlags::FUSE_PASSTHROUGH;
+        if ask::features(&self.union, config) {
             self.passthrough = Some(Passthrough::default());
         }
-        // All of these are among what the kernel has.
-        let _ = config.add_capabilities(wanted);
-        let ahead = config.set_max_readahead(READ_AHEAD).or_else(|most| config.set_max_readahead(most));
-        let background = config.set_max_background(BACKGROUND);
-        tracing::debug!(?ahead, ?background, passthrough = self.passthrough.is_some(), "mounted");
         Ok(())
     }
 
@@ -413,33 +331,11 @@ impl Filesystem for Shell {
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let handle = self.next_directory.fetch_add(1, Ordering::Relaxed);
-        self.directories.lock().unwrap_or_else(PoisonError::into_inner).insert(handle, Arc::default());
-        reply.opened(FileHandle(handle), FopenFlags::empty());
+        self.directories.open(reply);
     }
 
-    fn readdir(
-        &self,
-        _: &Request,
-        inode: INodeNo,
-        handle: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectory,
-    ) {
-        let read = self.read_directory(inode.0, handle, offset, |entry, next| {
-            let (name, inode, kind) = match entry {
-                Entry::Dot { name, inode } => (name, inode, FileType::Directory),
-                Entry::Listed { listing, index } => {
-                    let listed = &listing.entries()[index];
-                    (&*listed.name, listed.inode, listed.kind)
-                }
-            };
-            Ok(reply.add(INodeNo(inode), next, wire::kind(kind), OsStr::from_bytes(name)))
-        });
-        match read {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(wire::errno(errno)),
-        }
+    fn readdir(&self, _: &Request, inode: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.directories.read(inode.0, handle, offset, reply);
     }
 
     fn readdirplus(
@@ -448,42 +344,13 @@ impl Filesystem for Shell {
         inode: INodeNo,
         handle: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        let read = self.read_directory(inode.0, handle, offset, |entry, next| {
-            let (name, found, counts) = match entry {
-                // The kernel takes their names only.
-                Entry::Dot { name, inode } => {
-                    let mut attr = self.union.attr(ROOT)?;
-                    attr.kind = FileType::Directory;
-                    (name, Found { inode, attr }, false)
-                }
-                Entry::Listed { listing, index } => {
-                    match self.union.look_up_listed(listing, index) {
-                        Ok(Some(found)) => (&*listing.entries()[index].name, found, true),
-                        // Gone since the listing was made.
-                        Ok(None) => return Ok(false),
-                        Err(errno) => return Err(errno),
-                    }
-                }
-            };
-            let attr = wire::attr(&found);
-            let name = OsStr::from_bytes(name);
-            let full = reply.add(INodeNo(found.inode), next, name, &self.remember, &attr, GENERATION);
-            if full && counts {
-                // It did not fit: the kernel never heard of it.
-                self.union.forget(found.inode, 1);
-            }
-            Ok(full)
-        });
-        match read {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(wire::errno(errno)),
-        }
+        self.directories.read_plus(inode.0, handle, offset, reply);
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.directories.lock().unwrap_or_else(PoisonError::into_inner).remove(&handle.0);
+        self.directories.close(handle);
         reply.ok();
     }
 

@@ -2,11 +2,13 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{FileAttr, INodeNo};
+use fuser::{FileAttr, Generation, INodeNo};
 use rustix::fs::FileType;
 
 use crate::context::attr::{Attr, Time};
 use crate::context::union::{Found, NewTime};
+
+pub(super) const GENERATION: Generation = Generation(0);
 
 pub(super) fn errno(errno: rustix::io::Errno) -> fuser::Errno {
     fuser::Errno::from_i32(errno.raw_os_error())

@@ -336,22 +336,8 @@ fn from_layer(found: &Found, links: Option<u64>) -> Seen {
     Seen { attr, source }
 }
 
-fn made() -> Seen {
-    let time = Time::default();
-    let attr = Attr {
-        kind: FileType::Directory,
-        mode: 0o755,
-        uid: 0,
-        gid: 0,
-        links: 1,
-        size: 0,
-        blocks: 0,
-        accessed: time,
-        modified: time,
-        changed: time,
-        device: (0, 0),
-    };
-    Seen { attr, source: Source::Made }
+const fn made() -> Seen {
+    Seen { attr: Attr::MADE_DIRECTORY, source: Source::Made }
 }
 
 fn proc_path(held: &OwnedFd) -> String {

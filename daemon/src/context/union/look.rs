@@ -212,7 +212,8 @@ impl Union {
 
     /// A file with several names may have moved up by another one.
     fn lower_or_linked(&self, path: &[u8], seen: Seen) -> Result<Sight> {
-        if let (Some(upper), Some(key)) = (&self.upper, self.link_key(&seen))
+        if let Some(upper) = &self.upper
+            && let Some(key) = self.link_key(&seen)
             && upper.linked().get(&key).is_some_and(|linked| linked.inode.is_some())
         {
             let stat = upper::stat(upper.links(), key.as_bytes())?.ok_or(Errno::IO)?;
@@ -223,7 +224,9 @@ impl Union {
 
     fn sight_below(&self, path: &[u8], seen: Seen) -> Sight {
         let mut attr = seen.attr;
-        if let (Some(upper), Some(key)) = (&self.upper, self.link_key(&seen)) {
+        if let Some(upper) = &self.upper
+            && let Some(key) = self.link_key(&seen)
+        {
             let gone = upper.linked().get(&key).map_or(0, |linked| linked.gone);
             attr.links = attr.links.saturating_sub(gone).max(1);
         }

@@ -4,10 +4,12 @@ use std::ffi::CString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::Place;
@@ -17,6 +19,7 @@ use crate::context::fuse;
 use crate::context::union::Union;
 
 const CASES: u32 = 60;
+const MOUNT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Unmounts at the end, however that comes.
 pub struct Point(PathBuf);
@@ -41,8 +44,16 @@ impl Point {
             place.path("overlay-work").display()
         );
         let options = CString::new(options).unwrap();
-        rustix::mount::mount("overlay", directory, "overlay", MountFlags::empty(), options.as_c_str())
-            .expect("overlay mounts need root");
+        let start = Instant::now();
+        loop {
+            match rustix::mount::mount("overlay", directory, "overlay", MountFlags::empty(), &*options) {
+                // One before it has the upper until all that a process had open in it is closed.
+                Err(Errno::BUSY) if start.elapsed() < MOUNT_LIMIT => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                mounted => break mounted.expect("overlay mounts need root"),
+            }
+        }
         Self(directory.to_owned())
     }
 }
