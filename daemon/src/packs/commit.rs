@@ -21,7 +21,7 @@ impl Packs {
         if destination.wants_image() {
             let (packs, asked) = (self.clone(), destination.clone());
             let assemble = task::blocking("assemble image", move || {
-                image::assemble(listing, packs.0.store.clone(), &asked, &packs.0.directory)
+                image::assemble(listing, &packs.0.store, &asked, &packs.0.directory)
             });
             let packed = assemble.await.map_err(|_| PackError::Ending)??;
             image = Some(ReadyImage::Assembled(Arc::new(packed)));

@@ -49,7 +49,7 @@ impl ImageOptions {
 /// Blocking. The layer is spooled to an unnamed file in `directory`.
 pub(super) fn assemble(
     listing: Listing,
-    store: ContentStore,
+    store: &ContentStore,
     destination: &Destination,
     directory: &Path,
 ) -> Result<Packed, PackError> {

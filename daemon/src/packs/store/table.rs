@@ -130,7 +130,7 @@ mod tests {
     }
 
     fn known(number: u32) -> Known {
-        Known::new(number, number % 1000, number, number % 7 == 0, 0)
+        Known::new(number, number % 1000, number, number.is_multiple_of(7), 0)
     }
 
     #[test]
