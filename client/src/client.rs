@@ -61,6 +61,8 @@ const PING_LIMIT: Duration = Duration::from_secs(20);
 pub struct Client {
     channel: Wire,
     address: String,
+    /// Whether the daemon runs on this machine.
+    near: bool,
 }
 
 type Wire = InterceptedService<Channel, Bearer>;
@@ -99,7 +101,8 @@ impl Client {
             .await
             .map_err(|_| unreachable(format!("no connection within {} s", CONNECT_LIMIT.as_secs())))?
             .map_err(|error| unreachable(error::reason(&error)))?;
-        Ok(Self { channel: InterceptedService::new(connected, Bearer(bearer)), address })
+        let near = matches!(target.address, Address::Unix(_));
+        Ok(Self { channel: InterceptedService::new(connected, Bearer(bearer)), address, near })
     }
 
     /// The address as `hearth --addr` takes it.

@@ -1,7 +1,7 @@
 //! Packs that are sent by content: a client names a tree, says what is in it, and sends what the room lacks.
 //!
 //! ```text
-//! begin --> the room has the tree of this participant: done
+//! begin --> the room has the tree of this participant, or the image that is made of it: done
 //!       '-> upload -- list --> what is missing -- receive* --> commit --> tree kept --> pack or image
 //! ```
 //!
@@ -18,6 +18,7 @@ mod error;
 mod image;
 mod memory;
 pub mod port;
+mod ready;
 mod receive;
 pub mod store;
 mod trees;
@@ -33,7 +34,7 @@ use hearth_pack::listing::{Listing, ListingLimits, ListingWriter};
 
 use self::image::ImageOptions;
 use crate::image::Images;
-use crate::image::port::PackContent;
+use crate::image::port::{Origin, PackContent};
 use crate::model::Reference;
 use crate::task;
 use memory::{Memory, Share};
@@ -42,9 +43,9 @@ use store::{ContentStore, OwnerKey, Piece, Presence, StoreLimits, Swept};
 use trees::Trees;
 use upload::{Call, Piece64, Upload};
 
-pub use commit::{Committed, Ready};
 pub use error::PackError;
 pub use image::ImageOptions as PackImageOptions;
+pub use ready::{Committed, Ready};
 pub use receive::{PieceData, Receiver, SentPiece};
 pub use upload::List;
 
@@ -96,6 +97,17 @@ pub struct Destination {
     pub lineage: String,
 }
 
+impl Destination {
+    const fn wants_image(&self) -> bool {
+        self.tag.is_some() || self.archive.is_some()
+    }
+
+    /// What the image of `tree` is made of.
+    fn origin(&self, tree: TreeDigest) -> Origin {
+        Origin { owner: self.owner.clone(), tree, way: self.image.way() }
+    }
+}
+
 /// The answer to a digest.
 #[derive(Debug)]
 pub enum Begun {
@@ -113,8 +125,11 @@ impl Packs {
         Ok(Self(Arc::new(Shared { directory, keep, store, trees, images, uploads, memory })))
     }
 
-    /// Ends at once when the room has this tree of this participant.
+    /// Ends at once when the room has this tree of this participant, or the image that is made of it.
     pub async fn begin(&self, tree: TreeDigest, destination: Destination) -> Result<Begun, PackError> {
+        if let Some(ready) = self.made_before(tree, &destination).await? {
+            return Ok(Begun::Done(Box::new(ready)));
+        }
         let owner = OwnerKey::of(&destination.owner);
         let known = self.blocking("find tree", move |shared| shared.known(&owner, &tree)).await?;
         if let Some(listing) = known {
@@ -180,7 +195,7 @@ impl Packs {
         let owner = OwnerKey::of(owner);
         let listing = self.blocking("open tree", move |shared| Ok(shared.trees.get(&owner, &tree)?)).await?;
         let listing = listing.ok_or(PackError::TreeGone { tree: tree.to_string() })?;
-        Ok(PackTree::new(listing, Arc::new(self.0.store.clone())))
+        Ok(PackTree::new(listing, Arc::new(self.0.store.reader())))
     }
 
     /// Forgets uploads that are idle, trees that nobody used for long, and content that nothing needs.

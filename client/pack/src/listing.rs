@@ -12,6 +12,7 @@
 //! Numbers are little-endian. About 130 bytes an entry, 4 more for finding it.
 
 mod check;
+mod sealed;
 
 use std::cmp::Ordering;
 

@@ -19,8 +19,24 @@ pub const LARGE: u64 = 1 << 20;
 const BATCH: u64 = 1 << 20;
 /// Sizes of the pieces of large files: least, wanted, most. Part of what makes two pieces the same.
 const SIZES: (usize, usize, usize) = (256 << 10, 1 << 20, 4 << 20);
-/// As fast as content is read; more costs more time than it saves on any but a slow line.
-const LEVEL: i32 = 3;
+
+/// How hard content is compressed on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// To a room on this machine: the line costs nothing, and the room shares the cores.
+    Near,
+    /// More than this costs more time than it saves on any but a slow line.
+    Far,
+}
+
+impl Effort {
+    const fn level(self) -> i32 {
+        match self {
+            Self::Near => 1,
+            Self::Far => 3,
+        }
+    }
+}
 
 /// A piece of a file's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,14 +111,14 @@ pub fn plan(pieces: Vec<Piece>) -> Vec<Vec<Piece>> {
 pub fn read(
     source: &dyn Source,
     batches: &[Vec<Piece>],
-    workers: Option<u32>,
+    (workers, effort): (Option<u32>, Effort),
     send: &(dyn Fn(usize, Batch) -> bool + Sync),
 ) -> Result<(), PieceError> {
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     let work = |worker: usize| -> Result<(), PieceError> {
         let mut reader = source.reader();
         let mut content = Vec::new();
-        let mut compressor = zstd::bulk::Compressor::new(LEVEL).map_err(PieceError::Compress)?;
+        let mut compressor = zstd::bulk::Compressor::new(effort.level()).map_err(PieceError::Compress)?;
         while !stop.load(Ordering::Relaxed) {
             let Some(pieces) = batches.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
             content.clear();

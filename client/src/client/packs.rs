@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::future;
 use hearth_pack::identity::{ContentHash, HashedEntry, HashedTree};
 use hearth_pack::layer::Source as _;
-use hearth_pack::pieces::{self, Batch, LARGE, Piece, PieceError};
+use hearth_pack::pieces::{self, Batch, Effort, LARGE, Piece, PieceError};
 use hearth_pack::walk::{Entry, EntryKind, Tree};
 use hearth_proto::v1::packs_client::PacksClient;
 use hearth_proto::v1::{
@@ -224,8 +224,9 @@ impl Client {
         let wire = Arc::new(AtomicU64::new(0));
         let (offered, count, upload_id, told) =
             (Arc::clone(offer), Arc::clone(&wire), upload_id.to_owned(), Arc::clone(sent));
+        let effort = if self.near { Effort::Near } else { Effort::Far };
         let reading = task::blocking("pieces", move || {
-            let read = pieces::read(&offered.tree, &batches, None, &|worker, batch| {
+            let read = pieces::read(&offered.tree, &batches, (None, effort), &|worker, batch| {
                 let bytes: u64 = batch.pieces.iter().map(|piece| u64::from(piece.size)).sum();
                 let message = message(&upload_id, batch);
                 count.fetch_add(message.encoded_len() as u64, Ordering::Relaxed);

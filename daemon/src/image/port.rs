@@ -14,7 +14,7 @@ use std::io;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use hearth_pack::identity::TreeDigest;
+use hearth_pack::identity::{ContentHash, TreeDigest};
 use jiff::Timestamp;
 
 use crate::model::id::PackId;
@@ -130,6 +130,16 @@ pub trait Catalog: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<Repository>, CatalogError>;
 
+    /// Notes what a manifest was made of, for as long as it is known.
+    async fn put_origin(
+        &self,
+        repository: &Repository,
+        manifest: &Digest,
+        origin: Origin,
+    ) -> Result<(), CatalogError>;
+    /// The manifests that were made of this.
+    async fn made_of(&self, origin: Origin) -> Result<Vec<(Repository, Digest)>, CatalogError>;
+
     /// Packs: images without a tag that builds use.
     async fn put_pack(&self, pack: Pack) -> Result<(), CatalogError>;
     async fn pack(&self, id: &PackId) -> Result<Option<Pack>, CatalogError>;
@@ -149,6 +159,16 @@ pub struct NewManifest {
     pub parts: Vec<Part>,
     pub subject: Option<Digest>,
     pub artifact_type: Option<String>,
+}
+
+/// What an image was made of. The same origin gives the same image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Name of the participant whose the tree is.
+    pub owner: String,
+    pub tree: TreeDigest,
+    /// Hash of the way in which it became an image.
+    pub way: ContentHash,
 }
 
 #[derive(Clone, Debug, Default)]

@@ -3,89 +3,71 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hearth_pack::Packed;
 use hearth_pack::identity::{ContentHash, TreeDigest};
-use hearth_pack::layer::Layer;
 use hearth_pack::listing::Listing;
 
 use super::port::Contents;
-use super::store::{ContentStore, OwnerKey, Piece, Presence};
+use super::ready::{Committed, Ready, ReadyImage, StoredImage};
+use super::store::{OwnerKey, Piece, Presence, Reader};
 use super::upload::{List, Upload, Whole, path};
 use super::{Destination, PackError, Packs, Shared, image};
-use crate::model::Digest;
-use crate::model::id::PackId;
-use crate::model::image::TaggedImage;
 use crate::task;
-
-/// What an upload became.
-#[derive(Debug)]
-pub struct Committed {
-    /// Of a pack for builds.
-    pub pack: Option<PackId>,
-    /// Of an image.
-    pub image: Option<TaggedImage>,
-    /// The image, where one was made.
-    pub made: Option<Made>,
-}
-
-/// A tree that is kept, and its image where one is wanted. It has no name yet: whoever asked for an
-/// archive stores that first.
-#[derive(Debug)]
-pub struct Ready {
-    tree: TreeDigest,
-    destination: Destination,
-    packed: Option<Arc<Packed>>,
-}
-
-impl Ready {
-    /// The archive, where it is wanted, and the file that it goes to.
-    pub fn archive(&self) -> Option<(Arc<Packed>, &str)> {
-        let path = self.destination.archive.as_deref()?;
-        self.packed.as_ref().map(|packed| (Arc::clone(packed), path))
-    }
-}
-
-/// An image that was assembled.
-#[derive(Debug)]
-pub struct Made {
-    /// Of its manifest.
-    pub digest: Digest,
-    pub layer: Layer,
-    pub archive_bytes: u64,
-}
 
 impl Packs {
     /// Makes the image of a tree that is kept, where one was asked for.
     pub(super) async fn make(&self, listing: Listing, destination: &Destination) -> Result<Ready, PackError> {
         let tree = listing.digest();
-        let mut packed = None;
-        if destination.tag.is_some() || destination.archive.is_some() {
+        let mut image = None;
+        if destination.wants_image() {
             let (packs, asked) = (self.clone(), destination.clone());
             let assemble = task::blocking("assemble image", move || {
-                image::assemble(listing, packs.0.store.clone(), &asked, &packs.0.directory)
+                image::assemble(listing, &packs.0.store, &asked, &packs.0.directory)
             });
-            packed = Some(Arc::new(assemble.await.map_err(|_| PackError::Ending)??));
+            let packed = assemble.await.map_err(|_| PackError::Ending)??;
+            image = Some(ReadyImage::Assembled(Arc::new(packed)));
         }
-        Ok(Ready { tree, destination: destination.clone(), packed })
+        Ok(Ready { tree, destination: destination.clone(), image })
+    }
+
+    /// The image that was made of a tree before, in the way that is asked for, where that is still there.
+    pub(super) async fn made_before(
+        &self,
+        tree: TreeDigest,
+        destination: &Destination,
+    ) -> Result<Option<Ready>, PackError> {
+        if !destination.wants_image() {
+            return Ok(None);
+        }
+        let found = self.0.images.made_of(destination.origin(tree)).await?;
+        let Some(stored) = found.and_then(|found| StoredImage::of(found, destination)) else {
+            return Ok(None);
+        };
+        let owner = OwnerKey::of(&destination.owner);
+        self.blocking("use tree", move |shared| Ok(shared.trees.touch(&owner, &tree)?)).await?;
+        let image = Some(ReadyImage::Stored(Arc::new(stored)));
+        Ok(Some(Ready { tree, destination: destination.clone(), image }))
     }
 
     /// Gives the image its tag, or the tree the id of a pack.
     pub async fn name(&self, ready: Ready) -> Result<Committed, PackError> {
-        let Ready { tree, destination, packed } = ready;
-        let made = packed.as_ref().map(|packed| Made {
-            digest: packed.digest(),
-            layer: packed.layer.clone(),
-            archive_bytes: packed.archive_size(),
-        });
+        let Ready { tree, destination, image: made } = ready;
         let (mut pack, mut image) = (None, None);
-        match (destination.tag, packed) {
-            (Some(tag), Some(packed)) => image = self.0.images.store(packed, tag).await?,
+        match (&destination.tag, &made) {
+            (Some(tag), Some(ReadyImage::Assembled(packed))) => {
+                image = self.0.images.store(Arc::clone(packed), tag.clone()).await?;
+                let origin = destination.origin(tree);
+                self.0.images.note_origin(&tag.repository, packed.digest(), origin).await?;
+            }
+            (Some(tag), Some(ReadyImage::Stored(stored))) => {
+                let named = self.0.images.publish(stored.image(), std::slice::from_ref(tag)).await?;
+                image = named.into_iter().next();
+            }
             _ => {
                 let Destination { owner, lineage, .. } = destination;
                 pack = Some(self.0.images.add_tree_pack(&owner, tree, lineage).await?);
             }
         }
-        Ok(Committed { pack, image, made })
+        Ok(Committed { pack, image, made: made.map(|made| made.made()) })
     }
 }
 
@@ -114,8 +96,9 @@ impl Shared {
     /// A large file is what its pieces are one after the other, or it is refused.
     fn keep_whole(&self, owner: &OwnerKey, list: &List, whole: &Whole) -> Result<(), PackError> {
         let mut sum = blake3::Hasher::new();
+        let reader = self.store.reader();
         for piece in &whole.pieces {
-            let content = self.store.piece(&piece.hash)?;
+            let content = reader.piece(&piece.hash)?;
             let content =
                 content.ok_or_else(|| PackError::ContentGone { path: path(&list.listing, whole.entry) })?;
             sum.update(&content);
@@ -129,12 +112,13 @@ impl Shared {
     fn check_proof(&self, owner: &OwnerKey, list: &List, proof: [u8; 32]) -> Result<(), PackError> {
         let mut sum = blake3::Hasher::new_keyed(&list.proof_key);
         let mut proven = Vec::new();
+        let reader = self.store.reader();
         for &entry in &list.prove {
             let gone = || PackError::ContentGone { path: path(&list.listing, entry) };
             let Some((content, _)) = list.listing.entry(entry as usize).content() else { continue };
             proven.push(content);
-            for piece in self.store.pieces(&content)?.ok_or_else(gone)? {
-                sum.update(&self.store.piece(&piece.hash)?.ok_or_else(gone)?);
+            for piece in reader.pieces(&content)?.ok_or_else(gone)? {
+                sum.update(&reader.piece(&piece.hash)?.ok_or_else(gone)?);
                 proven.push(piece.hash);
             }
         }
@@ -146,7 +130,7 @@ impl Shared {
     }
 }
 
-impl Contents for ContentStore {
+impl Contents for Reader {
     fn pieces(&self, content: &ContentHash) -> std::io::Result<Option<Vec<Piece>>> {
         Self::pieces(self, content)
     }

@@ -25,10 +25,31 @@ pub struct ImageOptions {
     pub docker: bool,
 }
 
+impl ImageOptions {
+    /// Names the way in which a tree becomes an image: equal trees become equal images in it. An archive is
+    /// not the image; what is said of it here does not count.
+    pub(super) fn way(&self) -> ContentHash {
+        let Self { layer, config, platform, docker: _ } = self;
+        let LayerOptions { compression, mtime, workers: _ } = layer;
+        let ConfigFlags { entrypoint, cmd, env, workdir, user, labels, expose, volumes } = config;
+        // Another release may compress to other bytes.
+        let way = serde_json::json!([
+            env!("CARGO_PKG_VERSION"),
+            [compression.name()],
+            mtime,
+            platform,
+            [entrypoint, cmd],
+            [env, labels, expose, volumes],
+            [workdir, user],
+        ]);
+        ContentHash::of(way.to_string().as_bytes())
+    }
+}
+
 /// Blocking. The layer is spooled to an unnamed file in `directory`.
 pub(super) fn assemble(
     listing: Listing,
-    store: ContentStore,
+    store: &ContentStore,
     destination: &Destination,
     directory: &Path,
 ) -> Result<Packed, PackError> {
@@ -42,7 +63,7 @@ pub(super) fn assemble(
         spool_dir: Some(directory.to_owned()),
         ..PackOptions::default()
     };
-    let stored = StoredSource::new(PackTree::new(listing, Arc::new(store)));
+    let stored = StoredSource::new(PackTree::new(listing, Arc::new(store.reader())));
     pack_source(&stored, Summary::default(), &options, &mut |_| {}).map_err(|error| {
         let full = matches!(&error, hearth_pack::PackError::Layer(hearth_pack::layer::LayerError::Write { source })
             if source.kind() == io::ErrorKind::StorageFull);

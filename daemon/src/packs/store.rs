@@ -18,12 +18,13 @@
 
 mod append;
 mod frames;
+mod index;
 mod rows;
 mod segment;
 mod sweep;
+mod table;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -34,8 +35,10 @@ use bytes::Bytes;
 use hearth_pack::identity::ContentHash;
 
 use frames::Frames;
-use rows::{Kind, Place, Row};
+use index::{Index, Lying, Segment};
+use rows::Place;
 use segment::Writer;
+use table::Key;
 
 pub use append::{AppendError, Batch, StoreLimits};
 pub use sweep::Swept;
@@ -87,34 +90,13 @@ struct Inner {
     /// Taken before `index` where both are needed.
     writer: Mutex<Option<Writer>>,
     index: Mutex<Index>,
-    frames: Frames,
 }
 
-#[derive(Debug, Default)]
-struct Index {
-    contents: HashMap<ContentHash, Known>,
-    /// Owners beside the first.
-    owners: HashSet<(ContentHash, OwnerKey)>,
-    segments: BTreeMap<u32, Segment>,
-    /// Bytes of frames, by who sent them.
-    sent: HashMap<OwnerKey, u64>,
-    next: u32,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Known {
-    segment: u32,
-    place: Place,
-    recipe: bool,
-    owner: OwnerKey,
-    /// Seconds since the store was opened when it was last asked for.
-    touched: u32,
-}
-
+/// Reads contents one after the other. It keeps the latest few frames: neighbours in a tree mostly lie in one.
 #[derive(Debug)]
-struct Segment {
-    content: Arc<File>,
-    length: u32,
+pub struct Reader {
+    store: ContentStore,
+    frames: Frames,
 }
 
 impl ContentStore {
@@ -133,7 +115,7 @@ impl ContentStore {
             index.next = number + 1;
             if let Some((content, length, rows)) = segment::reopen(directory, number)? {
                 index.segments.insert(number, Segment { content, length });
-                rows.iter().for_each(|row| index.take(number, row, 0));
+                index.reopen(number, &rows);
             }
         }
         index.count_sent();
@@ -143,7 +125,6 @@ impl ContentStore {
             opened: Instant::now(),
             writer: Mutex::new(None),
             index: Mutex::new(index),
-            frames: Frames::default(),
         })))
     }
 
@@ -159,15 +140,16 @@ impl ContentStore {
         let mut index = self.0.index();
         let look = |(hash, size): (&'a ContentHash, u64)| {
             number += 1;
-            let Some(known) = index.contents.get_mut(hash) else { return Presence::Missing };
-            if known.recipe {
+            let key = Key::of(hash);
+            let Some(known) = index.contents.get_mut(&key) else { return Presence::Missing };
+            if known.is_recipe() {
                 recipes.push((number - 1, *hash, size));
-            } else if u64::from(known.place.size) != size {
+            } else if u64::from(known.size) != size {
                 return Presence::Missing;
             }
             known.touched = now;
-            let own = known.owner == *owner || index.owners.contains(&(*hash, *owner));
-            if own { Presence::Own } else { Presence::Foreign }
+            let known = *known;
+            if index.is_own(&key, &known, owner) { Presence::Own } else { Presence::Foreign }
         };
         let mut found: Vec<Presence> = contents.map(look).collect();
         drop(index);
@@ -180,21 +162,18 @@ impl ContentStore {
         Ok(found)
     }
 
-    /// A content that is one piece; none when it is not there.
-    pub fn piece(&self, hash: &ContentHash) -> io::Result<Option<Bytes>> {
-        match self.0.place(hash) {
-            Some((file, known)) if !known.recipe => self.0.read(hash, &file, &known).map(Some),
-            _ => Ok(None),
-        }
+    /// Reads contents from now on.
+    pub fn reader(&self) -> Reader {
+        Reader { store: self.clone(), frames: Frames::default() }
     }
 
     /// The pieces of a content; a small one is its own only piece. None when it is not there.
     pub fn pieces(&self, hash: &ContentHash) -> io::Result<Option<Vec<Piece>>> {
-        let Some((file, known)) = self.0.place(hash) else { return Ok(None) };
-        if !known.recipe {
-            return Ok(Some(vec![Piece { hash: *hash, size: known.place.size }]));
+        let Some(lying) = self.0.lying(hash) else { return Ok(None) };
+        if !lying.recipe {
+            return Ok(Some(vec![Piece { hash: *hash, size: lying.place.size }]));
         }
-        let list = self.0.part(&file, &known)?;
+        let list = part(&frames::read(&lying)?, &lying.place)?;
         let piece = |bytes: &[u8]| {
             let (hash, size) = bytes.split_at(32);
             Some(Piece {
@@ -225,66 +204,36 @@ impl Inner {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn place(&self, hash: &ContentHash) -> Option<(Arc<File>, Known)> {
-        let index = self.index();
-        let known = *index.contents.get(hash)?;
-        Some((Arc::clone(&index.segments.get(&known.segment)?.content), known))
-    }
-
-    fn read(&self, hash: &ContentHash, file: &File, known: &Known) -> io::Result<Bytes> {
-        let part = self.part(file, known)?;
-        if ContentHash::of(&part) != *hash {
-            return Err(damaged(hash));
-        }
-        Ok(part)
-    }
-
-    fn part(&self, file: &File, known: &Known) -> io::Result<Bytes> {
-        let Place { inside, size, .. } = known.place;
-        let whole = self.frames.get(known.segment, file, &known.place)?;
-        let (start, end) = (inside as usize, inside as usize + size as usize);
-        if end > whole.len() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame is shorter than its row says"));
-        }
-        Ok(whole.slice(start..end))
+    fn lying(&self, hash: &ContentHash) -> Option<Lying> {
+        self.index().lying(&Key::of(hash))
     }
 }
 
-fn damaged(hash: &ContentHash) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("stored content {hash} is damaged"))
+impl Reader {
+    /// A content that is one piece; none when it is not there.
+    pub fn piece(&self, hash: &ContentHash) -> io::Result<Option<Bytes>> {
+        let Some(lying) = self.store.0.lying(hash).filter(|lying| !lying.recipe) else { return Ok(None) };
+        let content = part(&self.frames.get(&lying)?, &lying.place)?;
+        if ContentHash::of(&content) != *hash {
+            let what = format!("stored content {hash} is damaged");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        Ok(Some(content))
+    }
+
+    /// See [`ContentStore::pieces`].
+    pub fn pieces(&self, hash: &ContentHash) -> io::Result<Option<Vec<Piece>>> {
+        self.store.pieces(hash)
+    }
 }
 
-impl Index {
-    fn take(&mut self, segment: u32, row: &Row, touched: u32) {
-        let &Row { hash, owner, kind, place } = row;
-        if kind == Kind::Owner {
-            self.owners.insert((hash, owner));
-            return;
-        }
-        let known = Known { segment, place, recipe: kind == Kind::Recipe, owner, touched };
-        // A place in a later segment is a move there.
-        if let Some(before) = self.contents.insert(hash, known)
-            && before.owner != owner
-        {
-            self.owners.insert((hash, before.owner));
-        }
+fn part(frame: &Bytes, place: &Place) -> io::Result<Bytes> {
+    let Place { inside, size, .. } = *place;
+    let (start, end) = (inside as usize, inside as usize + size as usize);
+    if end > frame.len() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame is shorter than its row says"));
     }
-
-    fn used(&self) -> u64 {
-        self.segments.values().map(|segment| u64::from(segment.length)).sum()
-    }
-
-    fn count_sent(&mut self) {
-        let frames: HashMap<(u32, u32), (OwnerKey, u32)> = self
-            .contents
-            .values()
-            .map(|known| ((known.segment, known.place.frame), (known.owner, known.place.length)))
-            .collect();
-        self.sent.clear();
-        for (owner, length) in frames.into_values() {
-            *self.sent.entry(owner).or_default() += u64::from(length);
-        }
-    }
+    Ok(frame.slice(start..end))
 }
 
 /// As seconds of the store's own clock; what is longer ago than the store was opened is its opening.

@@ -1,7 +1,7 @@
 //! Trees that were committed, one file each, by owner and digest.
 //!
 //! ```text
-//! <root>/<owner>/<64 digits>      the list as `hearth_pack::listing` writes it; its mtime is its last use
+//! <root>/<owner>/<64 digits>      the list, sealed (`hearth_pack::listing`); its mtime is its last use
 //! <root>/<owner>/new-<random>     being written
 //! ```
 //!
@@ -61,13 +61,22 @@ impl Trees {
             return Err(AppendError::OwnerQuota { limit: OWNER_BYTES });
         }
         let draft = directory.join(format!("new-{:016x}", rand::random::<u64>()));
-        let written = write_new(&draft, listing.bytes()).and_then(|()| fs::rename(&draft, &path));
+        let written = write_new(&draft, listing).and_then(|()| fs::rename(&draft, &path));
         if let Err(error) = written {
             let _ = fs::remove_file(&draft);
             return Err(error.into());
         }
         File::open(&directory)?.sync_all()?;
         Ok(File::open(&self.directory)?.sync_all()?)
+    }
+
+    /// Counts a tree as used now, where it is there.
+    pub(super) fn touch(&self, owner: &OwnerKey, tree: &TreeDigest) -> io::Result<()> {
+        match File::open(self.path(owner, tree)) {
+            Ok(file) => file.set_times(FileTimes::new().set_modified(SystemTime::now())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// A tree of this owner; it counts as used now.
@@ -83,13 +92,18 @@ impl Trees {
         let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
         file.read_to_end(&mut bytes)?;
         file.set_times(FileTimes::new().set_modified(SystemTime::now()))?;
-        match Listing::parse(&bytes, self.limits) {
-            Ok(listing) if listing.digest() == *tree => Ok(Some(listing)),
+        match self.read(bytes) {
+            Some(listing) if listing.digest() == *tree => Ok(Some(listing)),
             _ => {
                 tracing::warn!(%tree, "the list of a tree is damaged; it counts as not there");
                 Ok(None)
             }
         }
+    }
+
+    /// Lists that an earlier release has written have no seal.
+    fn read(&self, bytes: Vec<u8>) -> Option<Listing> {
+        Listing::unseal(bytes).or_else(|bytes| Listing::parse(&bytes, self.limits)).ok()
     }
 
     /// Removes trees that are not in use and were not for `keep`, and of one owner's trees that are not in
@@ -117,7 +131,7 @@ impl Trees {
                     removed += 1;
                 } else if !is_unfinished(&path) {
                     // A tree that cannot be read keeps nothing, and counts as not there.
-                    if let Ok(listing) = Listing::parse(&fs::read(&path)?, self.limits) {
+                    if let Some(listing) = self.read(fs::read(&path)?) {
                         live.extend(listing.entries().filter_map(|entry| Some(entry.content()?.0)));
                     }
                 }
@@ -139,9 +153,10 @@ fn make_directory(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write_new(path: &Path, listing: &Listing) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
+    file.write_all(listing.bytes())?;
+    file.write_all(&listing.seal())?;
     file.sync_all()
 }
 
@@ -168,8 +183,14 @@ mod tests {
         assert_eq!(trees.get(&ann, &tree.digest()).unwrap().unwrap().digest(), tree.digest());
         assert!(trees.get(&bob, &tree.digest()).unwrap().is_none());
         let path = trees.path(&ann, &tree.digest());
-        fs::write(&path, listing("b").bytes()).unwrap();
-        assert!(trees.get(&ann, &tree.digest()).unwrap().is_none());
+        // Without a seal it is looked at as a whole.
+        fs::write(&path, tree.bytes()).unwrap();
+        assert!(trees.get(&ann, &tree.digest()).unwrap().is_some());
+        let other = listing("b");
+        for wrong in [other.bytes().to_vec(), [other.bytes(), &other.seal()].concat(), b"f".to_vec()] {
+            fs::write(&path, wrong).unwrap();
+            assert!(trees.get(&ann, &tree.digest()).unwrap().is_none());
+        }
         fs::write(path.with_file_name("new-1"), "half").unwrap();
         Trees::open(directory.path(), ListingLimits::default()).unwrap();
         assert!(!path.with_file_name("new-1").exists());

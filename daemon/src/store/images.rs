@@ -1,7 +1,8 @@
-//! Names of images in SQLite: manifests and what they need, links of blobs, tags, packs.
+//! Names of images in SQLite: manifests and what they need, links of blobs, tags, origins, packs.
 
 mod forget;
 mod manifests;
+mod origins;
 mod packs;
 mod tags;
 
@@ -15,7 +16,7 @@ use rusqlite::{OptionalExtension as _, Row, Transaction};
 
 use super::{Store, StoreError};
 use crate::image::port::{
-    Catalog, CatalogError, Forgotten, NewManifest, Pack, ReferrerQuery, Removal, TagQuery,
+    Catalog, CatalogError, Forgotten, NewManifest, Origin, Pack, ReferrerQuery, Removal, TagQuery,
 };
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, TaggedImage};
@@ -187,6 +188,22 @@ impl Catalog for Store {
         Ok(self
             .transaction(move |transaction| manifests::repositories(transaction, after.as_ref(), limit))
             .await?)
+    }
+
+    async fn put_origin(
+        &self,
+        repository: &Repository,
+        manifest: &Digest,
+        origin: Origin,
+    ) -> Result<(), CatalogError> {
+        let (repository, manifest) = (repository.clone(), *manifest);
+        Ok(self
+            .transaction(move |transaction| origins::put(transaction, &repository, &manifest, &origin))
+            .await?)
+    }
+
+    async fn made_of(&self, origin: Origin) -> Result<Vec<(Repository, Digest)>, CatalogError> {
+        Ok(self.transaction(move |transaction| origins::find(transaction, &origin)).await?)
     }
 
     async fn put_pack(&self, pack: Pack) -> Result<(), CatalogError> {

@@ -46,6 +46,23 @@ fn a_list_gives_back_what_was_put_in_and_has_the_digest_of_the_tree() {
 }
 
 #[test]
+fn a_sealed_list_comes_back_as_it_was_and_a_damaged_one_does_not() {
+    for nodes in [vec![], vec![directory(b"d"), file(b"d/f"), hard_link(b"d/g", b"d/f"), file(b"e")]] {
+        let listing = list(&nodes).unwrap();
+        let sealed = [listing.bytes(), &listing.seal()].concat();
+        let again = Listing::unseal(sealed.clone()).unwrap();
+        assert_eq!((again.digest(), again.bytes()), (listing.digest(), listing.bytes()));
+        assert!(again.entries().eq(listing.entries()));
+        assert!(Listing::unseal(listing.bytes().to_vec()).is_err(), "it has no seal");
+        for at in 0..sealed.len() {
+            let mut damaged = sealed.clone();
+            damaged[at] ^= 1;
+            assert_eq!(Listing::unseal(damaged.clone()).unwrap_err(), damaged, "{at}");
+        }
+    }
+}
+
+#[test]
 fn what_leads_out_of_the_tree_or_stands_twice_or_in_disorder_is_refused() {
     let refused = |nodes: &[Node<'_>]| list(nodes).unwrap_err().to_string();
     for path in [&b"../a"[..], b"a/../b", b"/etc/passwd", b"a//b", b"a/", b".", b"a\0b", b"", &[b'n'; 256]] {

@@ -27,7 +27,7 @@ fn whole(tree: &Tree, hashed: &HashedTree, entry: usize) -> Piece {
 
 fn all_content(tree: &Tree, batches: &[Vec<Piece>]) -> BTreeMap<(u32, u32), Vec<u8>> {
     let found = Mutex::new(BTreeMap::new());
-    read(tree, batches, Some(3), &|_, batch| {
+    read(tree, batches, (Some(3), Effort::Near), &|_, batch| {
         let content = zstd::decode_all(batch.frame.as_slice()).unwrap();
         let mut rest = content.as_slice();
         for piece in &batch.pieces {
@@ -88,7 +88,7 @@ fn a_file_that_changed_since_it_was_hashed_is_named() {
     let (tree, hashed) = hashed(dir.path());
     let batches = plan(vec![whole(&tree, &hashed, 0)]);
     fs::write(dir.path().join("f"), "after!").unwrap();
-    let error = read(&tree, &batches, None, &|_, _| true).unwrap_err();
+    let error = read(&tree, &batches, (None, Effort::Far), &|_, _| true).unwrap_err();
     assert!(
         matches!(&error, PieceError::Content(ContentError::Changed { path, .. }) if path == "f"),
         "{error}"

@@ -178,14 +178,14 @@ impl PacksService {
     /// Stores the archive where that is wanted, then names what there is: an image whose archive was not
     /// kept as asked has no name.
     async fn result(&self, ready: Ready) -> Result<v1::PackResult, Status> {
-        if let Some((packed, path)) = ready.archive() {
+        if let Some((image, path)) = ready.archive() {
             let path = path.to_owned();
             let root = self.storage.room.clone();
             let write = move || {
                 let mut writer = root.write(path.as_ref(), WriteOptions::default())?;
                 let mut failed = None;
                 let written =
-                    packed.write_archive(&mut Appending { writer: &mut writer, failed: &mut failed });
+                    image.write_archive(&mut Appending { writer: &mut writer, failed: &mut failed });
                 match (failed, written) {
                     (Some(error), _) => Err(error),
                     (None, Err(source)) => Err(StorageError::Io { path: path.into(), source }),
@@ -203,8 +203,8 @@ impl PacksService {
             pack_id: pack.map(|id| id.to_string()).unwrap_or_default(),
             image: image.map(|image| convert::image(&image, &self.rooms)),
             digest: made.as_ref().map(|made| made.digest.to_string()).unwrap_or_default(),
-            layer: made.as_ref().map(|made| made.layer.digest.to_string()).unwrap_or_default(),
-            diff_id: made.as_ref().map(|made| made.layer.diff_id.to_string()).unwrap_or_default(),
+            layer: made.as_ref().map(|made| made.layer.to_string()).unwrap_or_default(),
+            diff_id: made.as_ref().map(|made| made.diff_id.to_string()).unwrap_or_default(),
             archive_bytes: made.map(|made| made.archive_bytes).unwrap_or_default(),
         })
     }

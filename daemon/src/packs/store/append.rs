@@ -3,9 +3,11 @@ use std::sync::Arc;
 
 use hearth_pack::identity::ContentHash;
 
+use super::index::{Frame, Index, Segment};
 use super::rows::{Kind, Place, Row};
 use super::segment::Writer;
-use super::{ContentStore, Index, Inner, Known, OwnerKey, Piece, Segment};
+use super::table::Key;
+use super::{ContentStore, Inner, OwnerKey, Piece};
 
 /// What the store may take of the disk.
 #[derive(Clone, Copy, Debug)]
@@ -111,7 +113,7 @@ impl Inner {
             let mut index = self.index();
             let mut anything_new = false;
             for (hash, _) in &contents {
-                match index.contents.get_mut(hash) {
+                match index.contents.get_mut(&Key::of(hash)) {
                     Some(known) => known.touched = now,
                     None => anything_new = true,
                 }
@@ -129,11 +131,12 @@ impl Inner {
         let segment = Segment { content: Arc::clone(&writer.content), length: writer.end };
         index.segments.insert(number, segment);
         *index.sent.entry(*owner).or_default() += u64::from(length);
+        let frame = index.add_frame(Frame { segment: number, start, length, owner: *owner });
         for (hash, place) in contents {
-            if !index.contents.contains_key(&hash) {
+            if index.contents.get(&Key::of(&hash)).is_none() {
                 let place = Place { frame: start, length, ..place };
                 let row = Row { hash, owner: *owner, kind, place };
-                index.take(number, &row, now);
+                index.take(&row, frame, now);
                 writer.row(row);
             }
         }
@@ -177,9 +180,10 @@ impl Inner {
 impl Index {
     /// Makes known content `owner`'s too.
     fn share(&mut self, writer: &mut Writer, hash: &ContentHash, owner: &OwnerKey) {
-        let Some(&Known { owner: first, place, .. }) = self.contents.get(hash) else { return };
-        if first != *owner && self.owners.insert((*hash, *owner)) {
-            writer.row(Row { hash: *hash, owner: *owner, kind: Kind::Owner, place });
+        let key = Key::of(hash);
+        let Some(known) = self.contents.get(&key) else { return };
+        if self.frame(known).owner != *owner && self.owners.insert((key, *owner)) {
+            writer.row(Row { hash: *hash, owner: *owner, kind: Kind::Owner, place: Place::default() });
         }
     }
 }

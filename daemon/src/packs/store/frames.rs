@@ -1,6 +1,5 @@
-//! Decompressed frames, the latest few: neighbours in a tree mostly lie in one frame.
+//! Decompressed frames, the latest few.
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes;
 
 use super::MAX_PIECE;
-use super::rows::Place;
+use super::index::Lying;
 
 /// 32 MiB at worst.
 const KEPT: usize = 8;
@@ -20,8 +19,8 @@ pub(super) struct Frames(Mutex<Vec<(Key, Bytes)>>);
 type Key = (u32, u32);
 
 impl Frames {
-    pub(super) fn get(&self, segment: u32, file: &File, place: &Place) -> io::Result<Bytes> {
-        let key = (segment, place.frame);
+    pub(super) fn get(&self, lying: &Lying) -> io::Result<Bytes> {
+        let key = (lying.segment, lying.place.frame);
         {
             let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(at) = kept.iter().position(|(known, _)| *known == key) {
@@ -31,9 +30,7 @@ impl Frames {
                 return Ok(bytes);
             }
         }
-        let mut frame = vec![0; place.length as usize];
-        file.read_exact_at(&mut frame, place.frame.into())?;
-        let bytes = Bytes::from(zstd::bulk::decompress(&frame, MAX_PIECE as usize)?);
+        let bytes = read(lying)?;
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= KEPT {
             kept.remove(0);
@@ -41,4 +38,11 @@ impl Frames {
         kept.push((key, bytes.clone()));
         Ok(bytes)
     }
+}
+
+/// The frame that a content lies in.
+pub(super) fn read(lying: &Lying) -> io::Result<Bytes> {
+    let mut frame = vec![0; lying.place.length as usize];
+    lying.file.read_exact_at(&mut frame, lying.place.frame.into())?;
+    Ok(Bytes::from(zstd::bulk::decompress(&frame, MAX_PIECE as usize)?))
 }

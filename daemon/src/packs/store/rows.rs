@@ -12,7 +12,7 @@ use super::OwnerKey;
 pub(super) const ROW: usize = 76;
 
 /// Where content lies: a part of what a zstd frame of a segment decompresses to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Place {
     /// Where the frame begins in its segment, and its length.
     pub frame: u32,

@@ -25,14 +25,7 @@ pub(super) type Reopened = (Arc<File>, u32, Vec<Row>);
 /// Opens a segment of an earlier run, cuts off what no row points to, and gives its rows. None when
 /// it has none: then its files are gone.
 pub(super) fn reopen(directory: &Path, number: u32) -> io::Result<Option<Reopened>> {
-    let mut bytes = Vec::new();
-    match File::open(rows_path(directory, number)) {
-        Ok(mut file) => file.read_to_end(&mut bytes).map(|_| ())?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    let whole = bytes.chunks_exact(ROW).map_while(|row| Row::decode(row.try_into().ok()?));
-    let rows: Vec<Row> = whole.collect();
+    let rows = rows(directory, number)?;
     let content = content_path(directory, number);
     let file = match OpenOptions::new().read(true).write(true).open(&content) {
         Ok(file) if !rows.is_empty() => file,
@@ -50,6 +43,18 @@ pub(super) fn reopen(directory: &Path, number: u32) -> io::Result<Option<Reopene
     }
     // Rows past the end of the file cannot be of ours; reading them fails, and their content is then sent again.
     Ok(Some((Arc::new(file), end, rows)))
+}
+
+/// The rows of a segment as they are on disk.
+pub(super) fn rows(directory: &Path, number: u32) -> io::Result<Vec<Row>> {
+    let mut bytes = Vec::new();
+    match File::open(rows_path(directory, number)) {
+        Ok(mut file) => file.read_to_end(&mut bytes).map(|_| ())?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let whole = bytes.chunks_exact(ROW).map_while(|row| Row::decode(row.try_into().ok()?));
+    Ok(whole.collect())
 }
 
 pub(super) fn remove(directory: &Path, number: u32) -> io::Result<()> {
@@ -127,7 +132,8 @@ impl Writer {
             return Err(error);
         }
         self.rows.sync_data()?;
-        self.waiting.clear();
+        // Not cleared: the room of many rows is not needed between uploads.
+        self.waiting = Vec::new();
         Ok(())
     }
 }

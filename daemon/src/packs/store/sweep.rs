@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use hearth_pack::identity::ContentHash;
 
+use super::index::{Frame, Index, Segment};
 use super::rows::{Kind, Place, Row};
 use super::segment::Writer;
-use super::{ContentStore, Index, Inner, Known, Segment, seconds_before, segment};
+use super::table::Key;
+use super::{ContentStore, Inner, seconds_before, segment};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
@@ -27,16 +29,10 @@ impl ContentStore {
         let live = self.with_pieces(live)?;
         let before = self.used();
         let oldest = seconds_before(self.0.now(), grace);
-        let contents = {
-            let mut index = self.0.index();
-            let count = index.contents.len();
-            index
-                .contents
-                .retain(|hash, known| live.contains(hash) || (known.touched >= oldest && !grace.is_zero()));
-            let Index { contents, owners, .. } = &mut *index;
-            owners.retain(|(hash, _)| contents.contains_key(hash));
-            (count - index.contents.len()) as u64
-        };
+        let contents = self
+            .0
+            .index()
+            .retain(|key, known| live.contains(key) || (known.touched >= oldest && !grace.is_zero()));
         if grace.is_zero()
             && let Some(mut writer) = self.0.writer().take()
         {
@@ -48,22 +44,19 @@ impl ContentStore {
         Ok(Swept { contents, bytes: before.saturating_sub(index.used()) })
     }
 
-    fn with_pieces(&self, live: &HashSet<ContentHash>) -> io::Result<HashSet<ContentHash>> {
-        let recipes: Vec<ContentHash> = {
+    fn with_pieces(&self, live: &HashSet<ContentHash>) -> io::Result<HashSet<Key>> {
+        let is_recipe = |hash: &&ContentHash| {
             let index = self.0.index();
-            let is_recipe = |(hash, known): (&ContentHash, &Known)| known.recipe.then_some(*hash);
-            index.contents.iter().filter_map(is_recipe).collect()
+            index.contents.get(&Key::of(hash)).is_some_and(|known| known.is_recipe())
         };
-        let mut all = live.clone();
-        for recipe in recipes.iter().filter(|recipe| live.contains(recipe)) {
-            all.extend(self.pieces(recipe)?.unwrap_or_default().iter().map(|piece| piece.hash));
+        let recipes: Vec<&ContentHash> = live.iter().filter(is_recipe).collect();
+        let mut all: HashSet<Key> = live.iter().map(Key::of).collect();
+        for recipe in recipes {
+            all.extend(self.pieces(recipe)?.unwrap_or_default().iter().map(|piece| Key::of(&piece.hash)));
         }
         Ok(all)
     }
 }
-
-/// A frame that is needed: its segment and where it begins there.
-type FrameAt = (u32, u32);
 
 impl Inner {
     /// Removes segments that hold nothing, and moves what little others hold. Who else has content is said
@@ -80,24 +73,42 @@ impl Inner {
         };
         // Those that hold nothing first: what is moved needs space.
         let (moving, empty): (Vec<u32>, Vec<u32>) =
-            sparse.into_iter().partition(|number| frames.keys().any(|(segment, _)| segment == number));
+            sparse.into_iter().partition(|number| frames.contains_key(number));
         self.remove_segments(&empty)?;
-        let mut moved = HashSet::new();
-        for ((segment, frame), (length, contents)) in frames {
-            let writer = self.open_writer(&mut held)?;
-            self.move_frame(writer, (segment, frame), length, &contents)?;
-            moved.extend(contents);
+        let mut moved = HashMap::new();
+        for (number, frames) in &frames {
+            // The whole hashes are in the rows alone.
+            let mut rows: HashMap<u32, Vec<Row>> = HashMap::new();
+            for row in segment::rows(&self.directory, *number)? {
+                if row.kind != Kind::Owner && self.lies_at(&row, *number) {
+                    moved.insert(Key::of(&row.hash), row.hash);
+                    rows.entry(row.place.frame).or_default().push(row);
+                }
+            }
+            for (frame, at) in frames {
+                let writer = self.open_writer(&mut held)?;
+                self.move_frame(writer, *frame, at, rows.get(&at.start).map_or(&[], Vec::as_slice))?;
+            }
         }
         if let Some(writer) = held.as_mut() {
-            let place = Place { frame: 0, length: 0, inside: 0, size: 0 };
             let index = self.index();
-            for &(hash, owner) in index.owners.iter().filter(|(hash, _)| moved.contains(hash)) {
-                writer.row(Row { hash, owner, kind: Kind::Owner, place });
+            for (key, owner) in &index.owners {
+                let Some(&hash) = moved.get(key) else { continue };
+                writer.row(Row { hash, owner: *owner, kind: Kind::Owner, place: Place::default() });
             }
             drop(index);
             writer.sync()?;
         }
         self.remove_segments(&moving)
+    }
+
+    /// Whether a row says where its content lies now.
+    fn lies_at(&self, row: &Row, segment: u32) -> bool {
+        let index = self.index();
+        index.contents.get(&Key::of(&row.hash)).is_some_and(|known| {
+            let frame = index.frame(known);
+            (frame.segment, frame.start) == (segment, row.place.frame)
+        })
     }
 
     fn remove_segments(&self, numbers: &[u32]) -> io::Result<()> {
@@ -108,27 +119,18 @@ impl Inner {
         Ok(())
     }
 
-    fn move_frame(
-        &self,
-        writer: &mut Writer,
-        (from, frame): FrameAt,
-        length: u32,
-        contents: &[ContentHash],
-    ) -> io::Result<()> {
-        let file = self.index().segments.get(&from).map(|segment| Arc::clone(&segment.content));
+    fn move_frame(&self, writer: &mut Writer, number: u32, from: &Frame, rows: &[Row]) -> io::Result<()> {
+        let file = self.index().segments.get(&from.segment).map(|segment| Arc::clone(&segment.content));
         let Some(file) = file else { return Ok(()) };
-        let mut bytes = vec![0; length as usize];
-        file.read_exact_at(&mut bytes, frame.into())?;
+        let mut bytes = vec![0; from.length as usize];
+        file.read_exact_at(&mut bytes, from.start.into())?;
         let start = writer.frame(&bytes)?;
         let mut index = self.index();
         let segment = Segment { content: Arc::clone(&writer.content), length: writer.end };
         index.segments.insert(writer.number, segment);
-        for hash in contents {
-            let Some(known) = index.contents.get_mut(hash) else { continue };
-            known.segment = writer.number;
-            known.place.frame = start;
-            let kind = if known.recipe { Kind::Recipe } else { Kind::Piece };
-            writer.row(Row { hash: *hash, owner: known.owner, kind, place: known.place });
+        index.move_frame(number, writer.number, start);
+        for row in rows {
+            writer.row(Row { place: Place { frame: start, ..row.place }, owner: from.owner, ..*row });
         }
         Ok(())
     }
@@ -137,14 +139,9 @@ impl Inner {
 impl Index {
     /// Segments of which less than half is needed, the one that is written to aside.
     fn sparse_segments(&self, current: Option<u32>) -> HashSet<u32> {
-        let frames: HashSet<(FrameAt, u32)> = self
-            .contents
-            .values()
-            .map(|known| ((known.segment, known.place.frame), known.place.length))
-            .collect();
         let mut needed: HashMap<u32, u64> = HashMap::new();
-        for ((segment, _), length) in frames {
-            *needed.entry(segment).or_default() += u64::from(length);
+        for (_, frame) in self.frames() {
+            *needed.entry(frame.segment).or_default() += u64::from(frame.length);
         }
         let is_sparse = |(number, segment): (&u32, &Segment)| {
             let needed = needed.get(number).copied().unwrap_or_default();
@@ -153,13 +150,11 @@ impl Index {
         self.segments.iter().filter_map(is_sparse).collect()
     }
 
-    /// What of these segments is needed.
-    fn frames_of(&self, segments: &HashSet<u32>) -> HashMap<FrameAt, (u32, Vec<ContentHash>)> {
-        let mut frames: HashMap<FrameAt, (u32, Vec<ContentHash>)> = HashMap::new();
-        for (hash, known) in self.contents.iter().filter(|(_, known)| segments.contains(&known.segment)) {
-            let frame = frames.entry((known.segment, known.place.frame)).or_default();
-            frame.0 = known.place.length;
-            frame.1.push(*hash);
+    /// What of these segments is needed, by segment.
+    fn frames_of(&self, segments: &HashSet<u32>) -> HashMap<u32, Vec<(u32, Frame)>> {
+        let mut frames: HashMap<u32, Vec<(u32, Frame)>> = HashMap::new();
+        for (number, frame) in self.frames().filter(|(_, frame)| segments.contains(&frame.segment)) {
+            frames.entry(frame.segment).or_default().push((number, *frame));
         }
         frames
     }

@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::io::Write as _;
 
@@ -39,7 +40,7 @@ fn presence(store: &ContentStore, owner: &str, content: &[u8]) -> Presence {
 }
 
 fn read(store: &ContentStore, content: &[u8]) -> Option<Bytes> {
-    store.piece(&ContentHash::of(content)).unwrap()
+    store.reader().piece(&ContentHash::of(content)).unwrap()
 }
 
 /// Content that does not compress.
@@ -101,7 +102,7 @@ fn damaged_content_is_an_error_and_never_another_content() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&path, bytes).unwrap();
-    assert!(fixture.reopened().piece(&ContentHash::of(&content)).is_err());
+    assert!(fixture.reopened().reader().piece(&ContentHash::of(&content)).is_err());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use hearth_pack::identity::TreeDigest;
+use hearth_pack::identity::{ContentHash, TreeDigest};
 
 use super::*;
 use crate::image::port::PackContent;
@@ -173,4 +173,36 @@ async fn packs_come_back_as_they_were_put() {
         room.store.remove_pack(&pack.id).await.unwrap();
         assert_eq!(room.store.pack(&pack.id).await.unwrap(), None);
     }
+}
+
+#[tokio::test]
+async fn what_an_image_was_made_of_is_known_for_as_long_as_the_image() {
+    let room = fixture();
+    let origin = |owner: &str, tree: u8, way: u8| Origin {
+        owner: owner.to_owned(),
+        tree: TreeDigest::from_bytes([tree; 32]),
+        way: ContentHash::from_bytes([way; 32]),
+    };
+    let made_of = async |origin: Origin| room.store.made_of(origin).await.unwrap();
+    room.store.put_origin(&name("x"), &digest(101), origin("ann", 1, 1)).await.unwrap();
+    assert_eq!(made_of(origin("ann", 1, 1)).await, [], "of an image that is not there, nothing is noted");
+    room.put("x", vec![image(101, &[1])], Some("1")).await;
+    room.put("y", vec![image(101, &[1])], None).await;
+    for (repository, owner) in [("x", "ann"), ("y", "ann"), ("x", "bob")] {
+        room.store.put_origin(&name(repository), &digest(101), origin(owner, 1, 1)).await.unwrap();
+    }
+    assert_eq!(made_of(origin("ann", 1, 1)).await, [(name("x"), digest(101)), (name("y"), digest(101))]);
+    for other in [origin("eve", 1, 1), origin("ann", 2, 1), origin("ann", 1, 2)] {
+        assert_eq!(made_of(other).await, []);
+    }
+    room.age().await;
+    assert_eq!(room.forget().await.0, 1);
+    assert_eq!(made_of(origin("ann", 1, 1)).await, [(name("x"), digest(101))]);
+    // Of one image and owner, what it was made of last: records do not pile up.
+    room.store.put_origin(&name("x"), &digest(101), origin("ann", 3, 3)).await.unwrap();
+    assert_eq!(made_of(origin("ann", 1, 1)).await, []);
+    assert_eq!(made_of(origin("ann", 3, 3)).await, [(name("x"), digest(101))]);
+    room.store.remove_manifest(&name("x"), &digest(101)).await.unwrap();
+    assert_eq!(made_of(origin("ann", 3, 3)).await, []);
+    assert_eq!(made_of(origin("bob", 1, 1)).await, []);
 }

@@ -58,6 +58,12 @@ impl Figure {
             .told()
     }
 
+    /// The same without a bound.
+    pub fn shown(what: impl Into<String>, ours: &[Duration]) -> Self {
+        let bound = "-".to_owned();
+        Self { bound, met: Met::Open, ..Self::time(what, ours, Duration::MAX) }
+    }
+
     /// A number that is no time, such as bytes.
     pub fn amount(what: impl Into<String>, ours: f64, unit: &str, bound: f64) -> Self {
         let shown = |value: f64| format!("{value:.*} {unit}", if value < 100.0 { 1 } else { 0 });

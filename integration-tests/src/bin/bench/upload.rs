@@ -1,4 +1,8 @@
-//! A directory of a client becomes an image of the room: what crosses the wire, and how long it takes.
+//! A directory of a client as a build's context, and as an image of the room: what crosses the wire, and how long it
+//! takes.
+//!
+//! What has bounds is the pack for a build, which the daemon keeps as it comes, as it does the one file that is sent
+//! beside it. Of a pack with a tag it makes an image too: those rows are shown.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -17,70 +21,108 @@ use integration_tests::wait::seconds;
 use super::figures::Figure;
 use super::side::Bench;
 use super::trees;
-use super::turns::{alone, in_turns};
+use super::turns::{alone, in_turns, time};
 
 /// As [`super::pack::TAR`], then sent over the same connection: what one would do without `hearth pack`.
 const TAR_AND_SEND: &str = "set -o pipefail; tar -C \"$0\" -cf - . | zstd -3 -T2 -q -f -o \"$1\" && \"$2\" storage put \"$1\" sent.tar.zst";
+
+/// The build itself is to be small: its time counts.
+const DOCKERFILE: &str = "FROM scratch\nCOPY part/changed /\n";
 
 pub fn chapter(bench: &Bench) -> Vec<Figure> {
     let tree = bench.large();
     let source = bench.work.join("upload-source");
     trees::copy(&tree.path, &source);
-    let wire = Wire::before(bench);
-    let send = |tag: &str| {
-        let mut command = bench.daemon.client();
-        command.env("HEARTH_ADDR", wire.address()).args(["pack", "--tag", tag]).arg(&source);
-        process::run(&mut command, seconds(300)).expect_code(0);
-    };
+    // One that hides files here would hide none from tar.
+    let _ = fs::remove_file(source.join(".dockerignore"));
+    let upload = Upload { bench, wire: Wire::before(bench), source };
     let archive = bench.work.join("sent.tar.zst");
     // Each first upload is of content that the room has not met: every file is another than before.
-    let first = in_turns(
+    let (first, beside) = in_turns(
         |round| {
-            mark_all(&source, round);
-            rustix::fs::sync();
-            move || send("upload:1")
+            upload.change_all(&format!("build {round}"));
+            || upload.build()
         },
         |_| {
             || {
                 let mut command = Command::new("bash");
-                command.args(["-c", TAR_AND_SEND]).arg(&source).arg(&archive).arg(&binaries().hearth);
-                command.env("HEARTH_ADDR", wire.address());
+                command.args(["-c", TAR_AND_SEND]).arg(&upload.source).arg(&archive).arg(&binaries().hearth);
+                command.env("HEARTH_ADDR", upload.wire.address());
                 process::run(&mut command, seconds(300)).expect_code(0);
                 bench.hearth(&["storage", "rm", "sent.tar.zst"]);
             }
         },
     );
-    let unchanged = alone(|_| || send("upload:1"));
-    let mut sent = Vec::new();
+    let unchanged = alone(|_| || upload.build());
+    let mut sent = 0;
     let changed = alone(|round| {
-        fs::write(source.join("part/changed"), format!("change {round}")).expect("write");
-        let before = wire.sent();
-        sent.push(before);
-        || send("upload:1")
+        upload.change_one(&format!("one of them, build {round}"));
+        sent = upload.wire.sent();
+        || upload.build()
     });
-    let last = wire.sent() - sent.last().copied().unwrap_or_default();
-    let percent = last as f64 / tree.bytes as f64 * 100.0;
-    let _ = fs::remove_dir_all(&source);
-    let shown = tree.shown();
+    let percent = (upload.wire.sent() - sent) as f64 / tree.bytes as f64 * 100.0;
+    // Once: every content that the room has met costs it some memory, which is measured in the end.
+    upload.change_all("tag");
+    let tagged_first = time(|| upload.tag());
+    let tagged_unchanged = alone(|_| || upload.tag());
+    let tagged_changed = alone(|round| {
+        upload.change_one(&format!("one of them, tag {round}"));
+        || upload.tag()
+    });
+    let _ = fs::remove_dir_all(&upload.source);
+    let (shown, file) = (tree.shown(), "`tar \\| zstd -3 -T2`, then one file sent");
     vec![
         Figure::ratio(
-            format!("upload of {shown}, first"),
-            first,
-            "`tar \\| zstd -3 -T2`, then one file sent",
+            format!("upload of {shown} for a build, first; with the build, a COPY of one file"),
+            (first, beside),
+            file,
             Some(1.2),
         ),
         Figure::time("the same, unchanged", &unchanged, Duration::from_millis(500)),
         Figure::time("the same, one file changed", &changed, Duration::from_secs(1)),
         Figure::amount("bytes on the wire for that, of all", percent, "%", 1.0),
+        Figure::shown("upload of it to a tag, its image made by the room, first (one run)", &[tagged_first]),
+        Figure::shown("the same, unchanged", &tagged_unchanged),
+        Figure::shown("the same, one file changed", &tagged_changed),
     ]
 }
 
-/// Gives every file other content than before.
-fn mark_all(directory: &std::path::Path, round: usize) {
-    let mut find = Command::new("find");
-    let script = format!("for file; do echo '// round {round}' >> \"$file\"; done");
-    find.arg(directory).args(["-type", "f", "-exec", "sh", "-c", &script, "sh", "{}", "+"]);
-    process::run(&mut find, seconds(120)).expect_code(0);
+struct Upload<'a> {
+    bench: &'a Bench,
+    wire: Wire,
+    source: PathBuf,
+}
+
+impl Upload<'_> {
+    fn build(&self) {
+        self.run(&["build", "--tag", "upload-build:1", "--pack"]);
+    }
+
+    fn tag(&self) {
+        self.run(&["pack", "--tag", "upload:1"]);
+    }
+
+    fn run(&self, arguments: &[&str]) {
+        let mut command = self.bench.daemon.client();
+        command.env("HEARTH_ADDR", self.wire.address()).args(arguments).arg(&self.source);
+        process::run(&mut command, seconds(300)).expect_code(0);
+    }
+
+    /// Gives every file other content than before.
+    fn change_all(&self, mark: &str) {
+        let mut find = Command::new("find");
+        let script = format!("for file; do echo '// {mark}' >> \"$file\"; done");
+        find.arg(&self.source).args(["-type", "f", "-exec", "sh", "-c", &script, "sh", "{}", "+"]);
+        process::run(&mut find, seconds(120)).expect_code(0);
+        fs::write(self.source.join("Dockerfile"), DOCKERFILE).expect("Dockerfile");
+        self.change_one(mark);
+        // Pages that are written back meanwhile would hit whoever runs next.
+        rustix::fs::sync();
+    }
+
+    fn change_one(&self, mark: &str) {
+        fs::write(self.source.join("part/changed"), mark).expect("write");
+    }
 }
 
 /// A socket in front of the daemon's that counts what clients send.

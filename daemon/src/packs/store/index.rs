@@ -1,0 +1,155 @@
+//! What the store knows of its contents, in memory: about 40 bytes for each.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::sync::Arc;
+
+use super::OwnerKey;
+use super::rows::{Kind, Place, Row};
+use super::table::{Key, Known, Table};
+
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    pub contents: Table,
+    /// By the number that contents know them by.
+    frames: Vec<Frame>,
+    /// Numbers that no content has.
+    free: Vec<u32>,
+    /// Owners beside the first.
+    pub owners: HashSet<(Key, OwnerKey)>,
+    pub segments: BTreeMap<u32, Segment>,
+    /// Bytes of frames, by who sent them.
+    pub sent: HashMap<OwnerKey, u64>,
+    /// Number of the next segment.
+    pub next: u32,
+}
+
+/// Contents that came together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Frame {
+    pub segment: u32,
+    /// Where it begins in its segment.
+    pub start: u32,
+    pub length: u32,
+    pub owner: OwnerKey,
+}
+
+#[derive(Debug)]
+pub(super) struct Segment {
+    pub content: Arc<File>,
+    pub length: u32,
+}
+
+/// Where a content can be read.
+pub(super) struct Lying {
+    pub file: Arc<File>,
+    pub segment: u32,
+    pub place: Place,
+    pub recipe: bool,
+}
+
+impl Index {
+    pub(super) fn frame(&self, known: &Known) -> &Frame {
+        &self.frames[known.frame as usize]
+    }
+
+    pub(super) fn is_own(&self, key: &Key, known: &Known, owner: &OwnerKey) -> bool {
+        self.frame(known).owner == *owner || self.owners.contains(&(*key, *owner))
+    }
+
+    pub(super) fn lying(&self, key: &Key) -> Option<Lying> {
+        let known = self.contents.get(key)?;
+        let Frame { segment, start, length, .. } = *self.frame(known);
+        let place = Place { frame: start, length, inside: known.inside(), size: known.size };
+        let file = Arc::clone(&self.segments.get(&segment)?.content);
+        Some(Lying { file, segment, place, recipe: known.is_recipe() })
+    }
+
+    /// Takes note of a frame; gives its number.
+    pub(super) fn add_frame(&mut self, frame: Frame) -> u32 {
+        match self.free.pop() {
+            Some(number) => {
+                self.frames[number as usize] = frame;
+                number
+            }
+            None => {
+                self.frames.push(frame);
+                u32::try_from(self.frames.len() - 1).unwrap_or(u32::MAX)
+            }
+        }
+    }
+
+    /// Takes the rows of a segment of an earlier run.
+    pub(super) fn reopen(&mut self, segment: u32, rows: &[Row]) {
+        let mut numbers = HashMap::new();
+        for row in rows {
+            let Row { hash, owner, kind, place: Place { frame: start, length, .. } } = *row;
+            if kind == Kind::Owner {
+                self.owners.insert((Key::of(&hash), owner));
+                continue;
+            }
+            let frame = Frame { segment, start, length, owner };
+            let number = *numbers.entry(start).or_insert_with(|| self.add_frame(frame));
+            self.take(row, number, 0);
+        }
+    }
+
+    /// Takes a content that lies in the frame with this number.
+    pub(super) fn take(&mut self, row: &Row, frame: u32, touched: u32) {
+        let (key, Place { inside, size, .. }) = (Key::of(&row.hash), row.place);
+        let known = Known::new(frame, inside, size, row.kind == Kind::Recipe, touched);
+        // A place in a later segment is a move there.
+        if let Some(before) = self.contents.insert(key, known) {
+            let first = self.frame(&before).owner;
+            if first != row.owner {
+                self.owners.insert((key, first));
+            }
+        }
+    }
+
+    /// Forgets the contents of which `stays` says so; gives their number.
+    pub(super) fn retain(&mut self, mut stays: impl FnMut(&Key, &Known) -> bool) -> u64 {
+        let before = self.contents.len();
+        self.contents.retain(|key, known| stays(key, known));
+        let Self { contents, owners, .. } = self;
+        owners.retain(|(key, _)| contents.get(key).is_some());
+        self.free_frames();
+        (before - self.contents.len()) as u64
+    }
+
+    /// Lets the numbers of frames that hold nothing be given again.
+    fn free_frames(&mut self) {
+        let mut used = vec![false; self.frames.len()];
+        self.contents.iter().for_each(|(_, known)| used[known.frame as usize] = true);
+        let last = used.iter().rposition(|used| *used).map_or(0, |last| last + 1);
+        self.frames.truncate(last);
+        self.frames.shrink_to(last + last / 8);
+        self.free = (0..).zip(&used[..last]).filter_map(|(number, used)| (!used).then_some(number)).collect();
+    }
+
+    /// The frames that hold something, with their numbers.
+    pub(super) fn frames(&self) -> impl Iterator<Item = (u32, &Frame)> {
+        let free: HashSet<u32> = self.free.iter().copied().collect();
+        (0..).zip(&self.frames).filter(move |(number, _)| !free.contains(number))
+    }
+
+    /// Says that a frame lies elsewhere now.
+    pub(super) fn move_frame(&mut self, number: u32, segment: u32, start: u32) {
+        if let Some(frame) = self.frames.get_mut(number as usize) {
+            frame.segment = segment;
+            frame.start = start;
+        }
+    }
+
+    pub(super) fn used(&self) -> u64 {
+        self.segments.values().map(|segment| u64::from(segment.length)).sum()
+    }
+
+    pub(super) fn count_sent(&mut self) {
+        let mut sent: HashMap<OwnerKey, u64> = HashMap::new();
+        for (_, frame) in self.frames() {
+            *sent.entry(frame.owner).or_default() += u64::from(frame.length);
+        }
+        self.sent = sent;
+    }
+}
