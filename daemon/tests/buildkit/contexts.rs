@@ -74,6 +74,10 @@ impl FileTree for Observed {
         self.files.context.is_covered(index)
     }
 
+    fn is_listed(&self, index: usize) -> bool {
+        self.files.context.is_listed(index)
+    }
+
     fn open(&self, index: usize) -> io::Result<Box<dyn Read + Send>> {
         let path = self.entry(index).path;
         if path != b".dockerignore" {
