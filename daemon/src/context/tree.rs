@@ -22,6 +22,7 @@ mod show;
 mod snapshot;
 mod stored;
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::ContextError;
@@ -105,6 +106,8 @@ struct Children {
     children: Vec<Child>,
     /// Of the directory itself.
     xattrs: Vec<Xattr>,
+    /// Itself, where it is one on disk.
+    directory: Option<Arc<OwnedFd>>,
 }
 
 impl Found {

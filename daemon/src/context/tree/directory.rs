@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
@@ -55,8 +56,19 @@ impl DirectoryLayer {
     }
 
     /// What a directory holds, in no order. What vanishes meanwhile is left out; `limit` bounds the answer.
-    pub(super) fn children(&self, mount: u32, path: &[u8], limit: usize) -> Result<Children, Errno> {
-        let directory = beneath::directory(&self.source, path)?;
+    /// `above` is the directory that it is in, where that is at hand.
+    pub(super) fn children(
+        &self,
+        mount: u32,
+        path: &[u8],
+        above: Option<&OwnedFd>,
+        limit: usize,
+    ) -> Result<Children, Errno> {
+        let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or(path);
+        let directory = match above {
+            Some(above) if !name.is_empty() => beneath::directory(above, name)?,
+            _ => beneath::directory(&self.source, path)?,
+        };
         let xattrs = beneath::xattrs(&directory)?;
         let mut children = Vec::new();
         let mut failed = None;
@@ -75,7 +87,7 @@ impl DirectoryLayer {
         })?;
         match failed {
             Some((errno, _)) => Err(errno),
-            None => Ok(Children { children, xattrs }),
+            None => Ok(Children { children, xattrs, directory: Some(Arc::new(directory)) }),
         }
     }
 

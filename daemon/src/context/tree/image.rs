@@ -52,7 +52,7 @@ impl ImageLayer {
         let Some(directory) = self.image.lookup(self.top, path) else { return Children::default() };
         let child = |(name, node): (&[u8], u32)| Child { name: name.into(), found: self.found(mount, node) };
         let children = self.image.children(directory).map(child).collect();
-        Children { children, xattrs: self.image.xattrs(directory).to_vec() }
+        Children { children, xattrs: self.image.xattrs(directory).to_vec(), directory: None }
     }
 
     pub(super) fn link_group(&self, node: u32) -> Option<u64> {

@@ -9,7 +9,8 @@
 //! for the walk, so what is held does not grow with the tree.
 
 use std::mem;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::bounds::Bounds;
 use super::directory::child_path;
@@ -19,6 +20,11 @@ use crate::context::port::{EntryKind, Xattr};
 
 /// Entries that may wait.
 const AHEAD: usize = 8_000;
+/// What a directory that waits counts beside its entries.
+const DIRECTORY: usize = 8;
+/// Directories are held open for those in them down to this depth: there are about as many open at once as the tree
+/// is deep.
+const HELD_DEPTH: usize = 64;
 
 /// A directory to list.
 pub(super) struct Wish {
@@ -28,6 +34,8 @@ pub(super) struct Wish {
     pub backed: bool,
     /// Mounts with targets strictly below it.
     pub mounts: Vec<u32>,
+    /// The directory that it is in, and its mount.
+    pub above: Option<(u32, Arc<OwnedFd>)>,
 }
 
 /// A directory's content, sorted by name.
@@ -56,8 +64,10 @@ struct State {
     free: Vec<usize>,
     /// Slots with a wish, the newest last; some may have been taken meanwhile.
     wishes: Vec<usize>,
-    /// Entries that wait.
+    /// What waits, see [`weight`].
     ahead: usize,
+    /// Threads that wait for a change.
+    resting: usize,
     over: bool,
 }
 
@@ -94,15 +104,11 @@ impl<'t> Listings<'t> {
                 Slot::Ready(listed) => {
                     state.slots[slot] = Slot::Free;
                     state.free.push(slot);
-                    if let Ok(listed) = &listed {
-                        state.ahead -= listed.children.len();
-                    }
-                    self.changed.notify_all();
+                    state.ahead -= weight(&listed);
+                    self.wake(&state);
                     return listed;
                 }
-                Slot::Running | Slot::Free => {
-                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-                }
+                Slot::Running | Slot::Free => state = self.one(state),
             }
         }
     }
@@ -111,19 +117,26 @@ impl<'t> Listings<'t> {
     pub(super) fn help(&self) {
         let mut state = self.lock();
         while !state.over {
-            let next = if state.ahead < AHEAD { state.wishes.pop() } else { None };
-            let Some(slot) = next else {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            if !matches!(state.slots[slot], Slot::Wish(_)) {
-                continue;
-            }
-            if let Slot::Wish(wish) = mem::replace(&mut state.slots[slot], Slot::Running) {
-                drop(state);
-                self.run(slot, &wish);
-                state = self.lock();
-            }
+            state = self.one(state);
+        }
+    }
+
+    /// Lists the directory that was asked for last, or waits for a change.
+    fn one<'s>(&'s self, mut state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
+        if let Some((slot, wish)) = state.next() {
+            drop(state);
+            self.run(slot, &wish);
+            return self.lock();
+        }
+        state.resting += 1;
+        state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        state.resting -= 1;
+        state
+    }
+
+    fn wake(&self, state: &State) {
+        if state.resting > 0 {
+            self.changed.notify_all();
         }
     }
 
@@ -136,13 +149,20 @@ impl<'t> Listings<'t> {
     fn run(&self, slot: usize, wish: &Wish) {
         // Whoever waits for this slot is told also when listing panics.
         let mut answer = Answer { listings: self, slot, result: Err(ContextError::Ending) };
-        answer.result = self.tree.list(wish).map(|Children { children, xattrs }| {
-            let directories = self.ask_all(wish, &children);
+        answer.result = self.tree.list(wish).map(|Children { children, xattrs, directory }| {
+            let directories = self.ask_all(wish, &children, directory.as_ref());
             Listed { children, directories, xattrs }
         });
     }
 
-    fn ask_all(&self, wish: &Wish, children: &[Child]) -> Vec<Option<usize>> {
+    fn ask_all(
+        &self,
+        wish: &Wish,
+        children: &[Child],
+        directory: Option<&Arc<OwnedFd>>,
+    ) -> Vec<Option<usize>> {
+        let is_deep = wish.path.iter().filter(|&&byte| byte == b'/').count() >= HELD_DEPTH;
+        let directory = directory.filter(|_| !is_deep);
         let directories = children.iter().filter(|child| child.found.kind == EntryKind::Directory);
         let wishes: Vec<Option<Wish>> = directories
             .map(|child| {
@@ -152,7 +172,11 @@ impl<'t> Listings<'t> {
                 }
                 let mounts = if wish.mounts.is_empty() { Vec::new() } else { self.tree.mounts_below(&path) };
                 let backed = child.found.origin != Origin::Made || self.tree.is_mounted(&path);
-                Some(Wish { path, backed, mounts })
+                let above = match child.found.origin {
+                    Origin::Disk { mount, .. } => directory.map(|directory| (mount, Arc::clone(directory))),
+                    _ => None,
+                };
+                Some(Wish { path, backed, mounts, above })
             })
             .collect();
         if wishes.is_empty() {
@@ -163,13 +187,28 @@ impl<'t> Listings<'t> {
         let mut slots: Vec<Option<usize>> =
             wishes.into_iter().rev().map(|wish| Some(state.ask(wish?))).collect();
         slots.reverse();
-        drop(state);
-        self.changed.notify_all();
+        self.wake(&state);
         slots
     }
 }
 
+fn weight(listed: &Result<Listed, ContextError>) -> usize {
+    DIRECTORY + listed.as_ref().map_or(0, |listed| listed.children.len())
+}
+
 impl State {
+    /// The newest wish, unless enough waits already.
+    fn next(&mut self) -> Option<(usize, Wish)> {
+        while self.ahead < AHEAD {
+            let slot = self.wishes.pop()?;
+            match mem::replace(&mut self.slots[slot], Slot::Running) {
+                Slot::Wish(wish) => return Some((slot, wish)),
+                taken => self.slots[slot] = taken,
+            }
+        }
+        None
+    }
+
     fn ask(&mut self, wish: Wish) -> usize {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::Free);
@@ -192,12 +231,9 @@ impl Drop for Answer<'_, '_> {
     fn drop(&mut self) {
         let result = mem::replace(&mut self.result, Err(ContextError::Ending));
         let mut state = self.listings.lock();
-        if let Ok(listed) = &result {
-            state.ahead += listed.children.len();
-        }
+        state.ahead += weight(&result);
         state.slots[self.slot] = Slot::Ready(result);
-        drop(state);
-        self.listings.changed.notify_all();
+        self.listings.wake(&state);
     }
 }
 
@@ -205,7 +241,12 @@ impl Tree {
     /// What a directory of the union holds, in order.
     fn list(&self, wish: &Wish) -> Result<Children, ContextError> {
         let mut listed = match self.covering(&wish.path) {
-            Some((mount, inside)) if wish.backed => self.children(mount, inside, &wish.path)?,
+            Some((mount, inside)) if wish.backed => {
+                // Only where the directory above is of the same mount is it the one that this is in; the root of a
+                // mount has no name there.
+                let above = wish.above.as_ref().filter(|(of, _)| *of == mount);
+                self.children(mount, inside, above.map(|(_, directory)| &**directory), &wish.path)?
+            }
             _ => Children::default(),
         };
         let children = &mut listed.children;

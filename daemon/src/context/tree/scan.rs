@@ -3,6 +3,7 @@
 //! reads directories ahead of it on other threads.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::vec::IntoIter;
@@ -141,7 +142,7 @@ impl Walk<'_> {
     fn run(mut self, backed: bool) -> Result<Snapshot, ContextError> {
         let mut path = self.top.clone();
         let mounts = self.tree.mounts_below(&path);
-        let top = self.listings.ask(Wish { path: path.clone(), backed, mounts });
+        let top = self.listings.ask(Wish { path: path.clone(), backed, mounts, above: None });
         let mut levels = vec![Level::new(path.len(), self.listings.take(top)?)];
         while let Some(level) = levels.last_mut() {
             path.truncate(level.path);
@@ -223,10 +224,16 @@ impl Tree {
         }
     }
 
-    pub(super) fn children(&self, mount: u32, inside: &[u8], shown: &[u8]) -> Result<Children, ContextError> {
+    pub(super) fn children(
+        &self,
+        mount: u32,
+        inside: &[u8],
+        above: Option<&OwnedFd>,
+        shown: &[u8],
+    ) -> Result<Children, ContextError> {
         let children = match self.layer(mount) {
             Layer::Directory(layer) => layer
-                .children(mount, inside, MAX_FILES)
+                .children(mount, inside, above, MAX_FILES)
                 .map_err(|errno| ContextError::at(&absolute(shown), errno))?,
             Layer::Image(layer) => layer.children(mount, inside),
             Layer::Stored(layer) => layer.children(mount, inside),

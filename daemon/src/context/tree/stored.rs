@@ -84,7 +84,7 @@ impl StoredLayer {
             at = if found.kind == EntryKind::Directory { listing.end_of(at) } else { at + 1 };
             children.push(Child { name, found });
         }
-        Children { children, xattrs }
+        Children { children, xattrs, directory: None }
     }
 
     /// What names of one file have in common.

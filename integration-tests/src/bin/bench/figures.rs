@@ -51,17 +51,17 @@ impl Figure {
 
     /// Times of one side, whose median has a bound of its own.
     pub fn time(what: impl Into<String>, ours: &[Duration], bound: Duration) -> Self {
-        let milliseconds = bound.as_millis();
         let met = if median(ours) <= bound { Met::Yes } else { Met::No };
-        let (what, ours) = (what.into(), spread(ours));
-        Self { what, ours, beside: "-".to_owned(), ratio: None, bound: format!("{milliseconds} ms"), met }
-            .told()
+        Self::of_times(what.into(), ours, format!("{} ms", bound.as_millis()), met)
     }
 
     /// The same without a bound.
     pub fn shown(what: impl Into<String>, ours: &[Duration]) -> Self {
-        let bound = "-".to_owned();
-        Self { bound, met: Met::Open, ..Self::time(what, ours, Duration::MAX) }
+        Self::of_times(what.into(), ours, "-".to_owned(), Met::Open)
+    }
+
+    fn of_times(what: String, ours: &[Duration], bound: String, met: Met) -> Self {
+        Self { what, ours: spread(ours), beside: "-".to_owned(), ratio: None, bound, met }.told()
     }
 
     /// A number that is no time, such as bytes.
