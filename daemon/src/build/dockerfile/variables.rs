@@ -1,0 +1,86 @@
+//! What the variables of a stage are known to hold.
+//!
+//! ENV wins over ARG wherever it stands. What the image of a FROM sets is not known, so ARGs count only in a
+//! stage that begins with nothing.
+
+use std::collections::BTreeMap;
+
+use super::{Arguments, words};
+
+#[derive(Clone, Default)]
+pub(super) struct Variables {
+    /// None where a value cannot be told.
+    environment: BTreeMap<String, Option<String>>,
+    arguments: BTreeMap<String, Option<String>>,
+    /// There is no ENV beside these.
+    is_whole: bool,
+}
+
+impl Variables {
+    /// Of a stage that begins with nothing, where only the frontend's own PATH may be set.
+    pub(super) fn of_nothing() -> Self {
+        Self {
+            environment: BTreeMap::from([("PATH".to_owned(), None)]),
+            arguments: BTreeMap::new(),
+            is_whole: true,
+        }
+    }
+
+    /// `word` with quotes and escapes removed and variables filled in. None where a value is not known.
+    pub(super) fn expand(&self, word: &str, escape: char) -> Option<String> {
+        words::expand_known(word, &self.known(), escape).ok()
+    }
+
+    /// Takes an ENV into account.
+    pub(super) fn set(&mut self, rest: &str, escape: char) {
+        let words = words::split_raw(rest, escape);
+        let pairs: Vec<(&str, &str)> = match words.first() {
+            Some(first) if first.contains('=') => {
+                words.iter().map(|word| word.split_once('=').unwrap_or_default()).collect()
+            }
+            // All that follows the name is the value.
+            _ => vec![rest.split_once(char::is_whitespace).unwrap_or_default()],
+        };
+        // No value of the line sees another one of it.
+        let before = self.known();
+        for (name, value) in pairs {
+            if !is_name(name) {
+                return *self = Self::default();
+            }
+            let value = words::expand_known(value.trim_start(), &before, escape).ok();
+            self.environment.insert(name.to_owned(), value);
+        }
+    }
+
+    /// Takes an ARG into account.
+    pub(super) fn declare(&mut self, rest: &str, global: &Arguments<'_>, escape: char) {
+        for word in words::split_raw(rest, escape) {
+            let (name, default) = match word.split_once('=') {
+                Some((name, default)) => (name, Some(default)),
+                None => (word.as_str(), None),
+            };
+            if !is_name(name) {
+                return *self = Self::default();
+            }
+            let value = match (global.given.get(name), default) {
+                (Some(given), _) => Some(given.clone()),
+                (None, Some(default)) => self.expand(default, escape),
+                (None, None) => global.values.get(name).cloned(),
+            };
+            self.arguments.insert(name.to_owned(), value);
+        }
+    }
+
+    fn known(&self) -> BTreeMap<String, String> {
+        let arguments = self.arguments.iter().filter(|_| self.is_whole);
+        let mut all: BTreeMap<&String, &Option<String>> = arguments.collect();
+        all.extend(&self.environment);
+        all.into_iter().filter_map(|(name, value)| Some((name.clone(), value.clone()?))).collect()
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty()
+        && !text.starts_with(|c: char| c.is_ascii_digit())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
