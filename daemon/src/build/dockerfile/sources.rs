@@ -8,11 +8,9 @@ use std::collections::BTreeMap;
 
 use hearth_pack::ignore::clean;
 
-use super::Arguments;
 use super::lines::{self, Instruction};
 use super::stages::{self, Base, Stage};
 use super::variables::Variables;
-use crate::model::image::Platform;
 
 /// A COPY or ADD that takes files from the context.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,13 +37,11 @@ pub struct Source {
 pub fn sources(
     dockerfile: &[u8],
     build_args: &BTreeMap<String, String>,
-    platform: &Platform,
     target: Option<&str>,
 ) -> Vec<Copied> {
     let text = String::from_utf8_lossy(dockerfile);
     let (instructions, escape) = lines::instructions(&text);
-    let mut arguments = Arguments::new(build_args, platform, target);
-    let Some(stages) = stages::stages(&instructions, &mut arguments, escape) else { return Vec::new() };
+    let Some((stages, global)) = stages::stages(&instructions, build_args, escape) else { return Vec::new() };
     let Some(needed) = stages::needed(&stages, target) else { return Vec::new() };
     let mut copied = Vec::new();
     let mut ends: Vec<Variables> = Vec::with_capacity(stages.len());
@@ -59,7 +55,7 @@ pub fn sources(
         for instruction in stage.instructions {
             match instruction.keyword.as_str() {
                 "env" => variables.set(&instruction.rest, escape),
-                "arg" => variables.declare(&instruction.rest, &arguments, escape),
+                "arg" => variables.declare(&instruction.rest, build_args, Some(&global), escape),
                 "copy" | "add" if needed => {
                     let sources = of(instruction, &variables, escape);
                     if !sources.is_empty() {

@@ -2,8 +2,10 @@
 //!
 //! What is not certain is left out: a stage that counts as needed is one that BuildKit runs.
 
+use std::collections::BTreeMap;
+
 use super::lines::{self, Instruction};
-use super::{Arguments, words};
+use super::variables::Variables;
 
 /// A FROM and the instructions below it.
 pub(super) struct Stage<'i> {
@@ -23,12 +25,14 @@ pub(super) enum Base {
     Image,
 }
 
-/// The stages in order, and the global ARGs. None where the frontend refuses the Dockerfile, or a name stands for two.
+/// The stages in order, and the ARGs above them. None where the frontend refuses the Dockerfile, or a name stands
+/// for two.
 pub(super) fn stages<'i>(
     instructions: &'i [Instruction],
-    arguments: &mut Arguments<'_>,
+    build_args: &BTreeMap<String, String>,
     escape: char,
-) -> Option<Vec<Stage<'i>>> {
+) -> Option<(Vec<Stage<'i>>, Variables)> {
+    let mut global = Variables::of_nothing();
     let mut stages: Vec<Stage<'i>> = Vec::new();
     if !instructions.iter().all(|instruction| KEYWORDS.contains(&instruction.keyword.as_str())) {
         return None;
@@ -37,7 +41,7 @@ pub(super) fn stages<'i>(
         (0..instructions.len()).filter(|&at| instructions[at].keyword == "from").collect();
     for instruction in &instructions[..*froms.first()?] {
         match instruction.keyword.as_str() {
-            "arg" => arguments.declare(&instruction.rest, escape),
+            "arg" => global.declare(&instruction.rest, build_args, None, escape),
             _ => return None,
         }
     }
@@ -51,18 +55,18 @@ pub(super) fn stages<'i>(
         if name.is_some() && stages.iter().any(|stage| stage.name == name) {
             return None;
         }
-        let base = match words::expand_known(base, &arguments.values, escape) {
-            Ok(base) => match named(&stages, &base) {
+        let base = match global.expand(base, escape) {
+            Some(base) => match named(&stages, &base) {
                 Some(stage) => Base::Stage(stage),
                 None if base == "scratch" => Base::Nothing,
                 None => Base::Image,
             },
-            Err(words::Unreadable) => Base::Image,
+            None => Base::Image,
         };
         let end = froms.get(number + 1).copied().unwrap_or(instructions.len());
         stages.push(Stage { name, base, instructions: &instructions[from + 1..end] });
     }
-    Some(stages)
+    Some((stages, global))
 }
 
 /// Every instruction that the frontend knows.

@@ -1,11 +1,11 @@
 //! What the variables of a stage are known to hold.
 //!
 //! ENV wins over ARG wherever it stands. What the image of a FROM sets is not known, so ARGs count only in a
-//! stage that begins with nothing.
+//! stage that begins with nothing. Of what the builder's platform decides nothing is known either.
 
 use std::collections::BTreeMap;
 
-use super::{Arguments, words};
+use super::words;
 
 #[derive(Clone, Default)]
 pub(super) struct Variables {
@@ -17,7 +17,8 @@ pub(super) struct Variables {
 }
 
 impl Variables {
-    /// Of a stage that begins with nothing, where only the frontend's own PATH may be set.
+    /// Of a stage that begins with nothing, where only the frontend's own PATH may be set. Also of what stands
+    /// above all stages.
     pub(super) fn of_nothing() -> Self {
         Self {
             environment: BTreeMap::from([("PATH".to_owned(), None)]),
@@ -52,8 +53,14 @@ impl Variables {
         }
     }
 
-    /// Takes an ARG into account.
-    pub(super) fn declare(&mut self, rest: &str, global: &Arguments<'_>, escape: char) {
+    /// Takes an ARG into account. `given` are the build's arguments, `global` the ARGs above all stages.
+    pub(super) fn declare(
+        &mut self,
+        rest: &str,
+        given: &BTreeMap<String, String>,
+        global: Option<&Self>,
+        escape: char,
+    ) {
         for word in words::split_raw(rest, escape) {
             let (name, default) = match word.split_once('=') {
                 Some((name, default)) => (name, Some(default)),
@@ -62,10 +69,11 @@ impl Variables {
             if !is_name(name) {
                 return *self = Self::default();
             }
-            let value = match (global.given.get(name), default) {
+            let value = match (given.get(name), default) {
+                _ if is_predefined(name) => None,
                 (Some(given), _) => Some(given.clone()),
                 (None, Some(default)) => self.expand(default, escape),
-                (None, None) => global.values.get(name).cloned(),
+                (None, None) => global.and_then(|global| global.arguments.get(name).cloned().flatten()),
             };
             self.arguments.insert(name.to_owned(), value);
         }
@@ -77,6 +85,12 @@ impl Variables {
         all.extend(&self.environment);
         all.into_iter().filter_map(|(name, value)| Some((name.clone(), value.clone()?))).collect()
     }
+}
+
+/// Whether the frontend gives it a value, which depends on where it runs.
+fn is_predefined(name: &str) -> bool {
+    let rest = name.strip_prefix("BUILD").or_else(|| name.strip_prefix("TARGET"));
+    rest.is_some_and(|rest| ["PLATFORM", "OS", "OSVERSION", "ARCH", "VARIANT", "STAGE"].contains(&rest))
 }
 
 fn is_name(text: &str) -> bool {

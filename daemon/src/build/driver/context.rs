@@ -51,7 +51,7 @@ impl Shared {
             room_images.push(RoomImage { name: named.name, repository: named.reference.repository, digest });
         }
         let identity = prepared.identity();
-        let copied = dockerfile::sources(&settled, &spec.build_args, &platform, spec.target.as_deref());
+        let copied = dockerfile::sources(&settled, &spec.build_args, spec.target.as_deref());
         let files = prepared.into_files(settled);
         if let Some(fault) = missing_source(&files, copied, &path).await {
             return Err(fault);
