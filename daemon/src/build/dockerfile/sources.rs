@@ -48,7 +48,7 @@ pub fn sources(
     for (stage, needed) in stages.iter().zip(needed) {
         let mut variables = match stage.base {
             Base::Stage(base) if has_triggers(&stages[base]) => Variables::default(),
-            Base::Stage(base) => ends[base].clone(),
+            Base::Stage(base) => ends[base].inherited(),
             Base::Nothing => Variables::of_nothing(),
             Base::Image => Variables::default(),
         };

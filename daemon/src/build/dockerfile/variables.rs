@@ -1,17 +1,21 @@
 //! What the variables of a stage are known to hold.
 //!
-//! ENV wins over ARG wherever it stands. What the image of a FROM sets is not known, so ARGs count only in a
-//! stage that begins with nothing. Of what the builder's platform decides nothing is known either.
+//! In a stage, the last ENV or ARG of a name counts. A stage that begins with another one gets its ENVs, and its
+//! ARGs where no ENV has that name, the image's own among them: those are known only where all began with nothing.
+//! Of what the builder's platform decides nothing is known either.
 
 use std::collections::BTreeMap;
 
 use super::words;
 
+/// None where a value cannot be told.
+type Values = BTreeMap<String, Option<String>>;
+
 #[derive(Clone, Default)]
 pub(super) struct Variables {
-    /// None where a value cannot be told.
-    environment: BTreeMap<String, Option<String>>,
-    arguments: BTreeMap<String, Option<String>>,
+    now: Values,
+    /// Set by ENV.
+    environment: Values,
     /// There is no ENV beside these.
     is_whole: bool,
 }
@@ -20,11 +24,15 @@ impl Variables {
     /// Of a stage that begins with nothing, where only the frontend's own PATH may be set. Also of what stands
     /// above all stages.
     pub(super) fn of_nothing() -> Self {
-        Self {
-            environment: BTreeMap::from([("PATH".to_owned(), None)]),
-            arguments: BTreeMap::new(),
-            is_whole: true,
-        }
+        let path = Values::from([("PATH".to_owned(), None)]);
+        Self { now: path.clone(), environment: path, is_whole: true }
+    }
+
+    /// At the begin of a stage that goes on from here.
+    pub(super) fn inherited(&self) -> Self {
+        let mut now = if self.is_whole { self.now.clone() } else { Values::new() };
+        now.extend(self.environment.clone());
+        Self { now, ..self.clone() }
     }
 
     /// `word` with quotes and escapes removed and variables filled in. None where a value is not known.
@@ -49,7 +57,8 @@ impl Variables {
                 return *self = Self::default();
             }
             let value = words::expand_known(value.trim_start(), &before, escape).ok();
-            self.environment.insert(name.to_owned(), value);
+            self.environment.insert(name.to_owned(), value.clone());
+            self.now.insert(name.to_owned(), value);
         }
     }
 
@@ -73,17 +82,18 @@ impl Variables {
                 _ if is_predefined(name) => None,
                 (Some(given), _) => Some(given.clone()),
                 (None, Some(default)) => self.expand(default, escape),
-                (None, None) => global.and_then(|global| global.arguments.get(name).cloned().flatten()),
+                (None, None) => match global.and_then(|global| global.now.get(name)) {
+                    Some(value) => value.clone(),
+                    // It stays what it is.
+                    None => continue,
+                },
             };
-            self.arguments.insert(name.to_owned(), value);
+            self.now.insert(name.to_owned(), value);
         }
     }
 
     fn known(&self) -> BTreeMap<String, String> {
-        let arguments = self.arguments.iter().filter(|_| self.is_whole);
-        let mut all: BTreeMap<&String, &Option<String>> = arguments.collect();
-        all.extend(&self.environment);
-        all.into_iter().filter_map(|(name, value)| Some((name.clone(), value.clone()?))).collect()
+        self.now.iter().filter_map(|(name, value)| Some((name.clone(), value.clone()?))).collect()
     }
 }
 

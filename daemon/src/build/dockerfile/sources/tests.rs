@@ -124,10 +124,16 @@ fn a_variable_counts_where_its_value_is_certain() {
         ("FROM x\nENV X=a\nENV X=b Y=$X\nENV X=$Y", "a"),
         ("FROM x\nENV X=\"a\\\"b\"", "a\"b"),
         ("FROM x AS u\nENV X=a\nFROM u", "a"),
-        ("FROM x\nENV X=a\nARG X=b", "a"),
-        ("FROM scratch\nARG X=a", "a"),
-        ("FROM scratch\nARG X=a\nENV X=b", "b"),
-        ("FROM scratch\nENV X=b\nARG X=a", "b"),
+        ("FROM x\nENV X=a\nARG X=b", "b"),
+        ("FROM x\nENV X=a\nARG X", "a"),
+        ("FROM x\nARG X=a\nENV X=b", "b"),
+        ("FROM x\nARG X=a", "a"),
+        ("ARG X=b\nFROM x\nENV X=a\nARG X", "b"),
+        ("FROM x AS u\nENV X=a\nARG X=b\nFROM u", "a"),
+        ("FROM scratch AS u\nENV X=a\nARG X=b\nFROM u", "a"),
+        ("FROM scratch AS u\nARG X=a\nFROM u AS v\nFROM v", "a"),
+        ("FROM scratch\nARG X=a\nARG X", "a"),
+        ("FROM $NO\nARG X=a", "a"),
         ("FROM scratch\nARG Y=b X=${Y}c", "bc"),
         ("FROM scratch\nARG Z", "given"),
         ("FROM scratch\nARG Z=a", "given"),
@@ -143,25 +149,25 @@ fn a_variable_counts_where_its_value_is_certain() {
     }
     for head in [
         "FROM x",
-        "FROM x\nARG X=a",
         "FROM scratch",
         "ARG X=a\nFROM scratch",
         "FROM scratch\nARG X",
-        "FROM scratch\nARG X=a\nARG X",
+        "FROM x AS u\nARG X=a\nFROM u",
+        "FROM scratch AS u\nARG X=$NO\nFROM u",
         "FROM scratch\nARG X=$NO",
         "FROM scratch\nARG X=a\nENV X=$NO",
         "FROM scratch\nARG X=no*",
         "FROM scratch\nENV X=a\nENV $N=b",
         "FROM scratch\nENV X=a\nENV Y=b Z",
         "FROM scratch AS u\nENV X=a\nONBUILD ENV X=b\nFROM u",
-        "FROM $NO\nARG X=a",
         "FROM scratch\nARG TARGETOS X=$TARGETOS",
         "ARG X=$TARGETARCH\nFROM scratch\nARG X",
         "ARG TARGETARCH=a X=$TARGETARCH\nFROM scratch\nARG X",
     ] {
         assert_eq!(found(&format!("{head}\nCOPY $X ${{X:-y}} /\n"), "", None), [""; 0], "{head}");
     }
-    assert_eq!(one("ARG PATH=a\nCOPY $PATH /"), [""; 0]);
+    assert_eq!(one("COPY $PATH /"), [""; 0]);
+    assert_eq!(found("FROM scratch AS u\nARG PATH=a\nFROM u\nCOPY $PATH /\n", "", None), [""; 0]);
     assert_eq!(one("ENV X=a\nCOPY '$X' \\$X \"$X\" ${X:+b} ${X#a}c /"), ["$X", "$X", "a", "b", "c"]);
 }
 
