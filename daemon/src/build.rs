@@ -14,6 +14,7 @@ mod fake;
 mod log;
 mod mask;
 pub mod port;
+mod presence;
 mod publisher;
 mod recovery;
 mod retention;

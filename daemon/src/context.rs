@@ -27,5 +27,6 @@ mod versions;
 
 pub use error::ContextError;
 pub use prepare::{
-    ContextMount, ContextOptions, ContextRequest, Contexts, OpenedImage, OpenedPack, Prepared,
+    ContextMount, ContextOptions, ContextRequest, Contexts, MAX_DOCKERFILE, MemoryTree, OpenedImage,
+    OpenedPack, Prepared,
 };

@@ -43,6 +43,8 @@ mod pack;
 mod pack_faults;
 #[path = "e2e/pack_readers.rs"]
 mod pack_readers;
+#[path = "e2e/presence.rs"]
+mod presence;
 #[path = "e2e/python.rs"]
 mod python;
 #[path = "e2e/registry.rs"]
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
         access::group(),
         builds::group(),
         bad_input::group(),
+        presence::group(),
         moving::group(),
         secrets::group(),
         observability::group(),

@@ -98,13 +98,18 @@ impl Patterns {
 
     /// Whether `path` or a directory above it matches, and no later `!` pattern brings it back.
     pub fn matches(&self, path: &[u8]) -> bool {
-        let mut matched = false;
+        self.matching(path).is_some()
+    }
+
+    /// The pattern by which `path` [`matches`](Self::matches), or a directory above it.
+    pub fn matching(&self, path: &[u8]) -> Option<&str> {
+        let mut by: Option<&Pattern> = None;
         for pattern in &self.list {
-            if pattern.negated() == matched && pattern.matches_at_or_above(path) {
-                matched = !pattern.negated();
+            if pattern.negated() == by.is_some() && pattern.matches_at_or_above(path) {
+                by = Some(pattern).filter(|pattern| !pattern.negated());
             }
         }
-        matched
+        by.map(Pattern::text)
     }
 
     /// The same decision during a walk: `parent` is what the directory of `path` gave.

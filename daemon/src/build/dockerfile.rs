@@ -2,18 +2,22 @@
 //!
 //! This only looks; the frontend decides. Where the reader here cannot follow, it stops and the
 //! Dockerfile goes on as it is, so that every error about its contents is BuildKit's, with
-//! BuildKit's words. Two things are settled here, since they decide what is fetched from where:
+//! BuildKit's words. Three things are settled here, since they decide what is fetched from where:
 //!
 //! - references that name this room ([`room_references`]): they become named contexts, pinned by digest;
 //! - the frontend that a `# syntax=` line asks for ([`settle_frontend`]): the built-in one serves
-//!   `docker/dockerfile:1` and its like, nothing else runs, nothing is fetched.
+//!   `docker/dockerfile:1` and its like, nothing else runs, nothing is fetched;
+//! - the files that must be in the context ([`sources`]): without one of them nothing is sent.
 //!
 //! The reading rules (directives, continuations, comments, heredocs, flags) are those of BuildKit's
 //! `frontend/dockerfile/parser`, the expansion those of its `shell` package.
 
 mod copies;
 mod lines;
+mod sources;
+mod stages;
 mod syntax;
+mod variables;
 mod words;
 
 use std::collections::BTreeMap;
@@ -22,6 +26,7 @@ use crate::model::image::Platform;
 use crate::model::{Reference, RoomRegistries};
 
 pub use copies::selection;
+pub use sources::{Copied, Source, sources};
 pub use syntax::{FrontendRefused, settle_frontend, settle_frontend_argument};
 
 use lines::Instruction;

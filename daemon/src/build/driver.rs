@@ -12,6 +12,8 @@
 //!
 //! The task is the only writer of its build's record from the moment the build got a slot.
 
+mod context;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,17 +23,17 @@ use tracing::Instrument as _;
 
 use super::credentials::{BuildCredentials, OwnCredential, RegistryAccess};
 use super::decision::Verdict;
-use super::dockerfile;
 use super::mask::Mask;
-use super::port::{RoomImage, SolveError, SolveOutcome, SolveRequest};
+use super::port::{SolveError, SolveOutcome, SolveRequest};
 use super::publisher::Publisher;
 use super::service::{Active, Shared};
-use crate::context::port::ContextFiles;
-use crate::model::build::{BuildOutcome, BuildRecord, BuildResult, BuildState, ContextIdentity, EventKind};
-use crate::model::fault::{DockerfileRange, Fault, Stage};
-use crate::model::image::{Platform, VerifiedImage};
+use crate::model::build::{BuildOutcome, BuildRecord, BuildResult, BuildState, EventKind};
+use crate::model::fault::{Fault, Stage};
+use crate::model::image::VerifiedImage;
 use crate::model::{MountTarget, Reference};
 use crate::task;
+
+use context::{Context, FRONTEND_ARGUMENT};
 
 /// Events on their way from the solver to the log.
 const EVENTS: usize = 256;
@@ -43,14 +45,6 @@ const SOLVER_PAUSE: Duration = Duration::from_millis(500);
 const CONTEXT_TRIES: u32 = 3;
 /// Tries to store how a build ended, with a growing pause between them.
 const STORE_TRIES: u32 = 6;
-
-/// A build's files, and what was found in its Dockerfile.
-struct Context {
-    files: ContextFiles,
-    identity: ContextIdentity,
-    room_images: Vec<RoomImage>,
-    dockerfile: MountTarget,
-}
 
 /// Runs a build that has a slot, to its end.
 pub(super) async fn run(shared: Arc<Shared>, active: Arc<Active>) {
@@ -228,35 +222,6 @@ impl Shared {
             let warning = EventKind::Warning { message, url: None, dockerfile: None };
             publisher.publish(warning).await.map_err(|error| log_fault_of(&error))?;
         }
-    }
-
-    async fn context(&self, active: &Active, record: &BuildRecord) -> Result<Context, Fault> {
-        let spec = &record.spec;
-        let given = &active.secrets.credentials;
-        let prepared = self.ports.contexts.prepare(spec, &record.submitted_by, given).await?;
-        let path = prepared.dockerfile_path().clone();
-        let refused =
-            |refused: dockerfile::FrontendRefused| frontend_fault(&refused, &path, prepared.dockerfile());
-        let settled = dockerfile::settle_frontend(prepared.dockerfile().to_vec()).map_err(refused)?;
-        if let Some(image) = spec.build_args.get(FRONTEND_ARGUMENT) {
-            dockerfile::settle_frontend_argument(image).map_err(refused)?;
-        }
-        let platform = spec.platform.clone().unwrap_or_else(Platform::host);
-        let rooms = &self.options.room_registries;
-        let named =
-            dockerfile::room_references(&settled, &spec.build_args, &platform, spec.target.as_deref(), rooms);
-        let mut room_images = Vec::with_capacity(named.len());
-        for named in named {
-            if !record.may_pull.allow(named.reference.repository.as_str()) {
-                return Err(denied_fault(named, path));
-            }
-            let Some(digest) = self.ports.images.resolve(&named.reference).await? else {
-                return Err(image_fault(named, path));
-            };
-            room_images.push(RoomImage { name: named.name, repository: named.reference.repository, digest });
-        }
-        let identity = prepared.identity();
-        Ok(Context { files: prepared.into_files(settled), identity, room_images, dockerfile: path })
     }
 
     /// The daemon's own credentials open a registry to whoever may pull all of it: what BuildKit asks of
@@ -480,9 +445,6 @@ impl Shared {
     }
 }
 
-/// Overrides a `# syntax=` line when it is among the build arguments.
-const FRONTEND_ARGUMENT: &str = "BUILDKIT_SYNTAX";
-
 /// Whether a solve failed by what its files became since they were looked at.
 fn is_unsettled(fault: &Fault) -> bool {
     matches!(fault.code.as_str(), "context_changed" | "context_selection")
@@ -526,45 +488,5 @@ fn push_fault(mut fault: Fault, image: &VerifiedImage, targets: &[Reference]) ->
     let kept = format!("the image is kept for an hour; push it again with: {}", again.join("; "));
     fault.message = format!("the image was built and could not be pushed: {}", fault.message);
     fault.hint = Some(fault.hint.map_or_else(|| kept.clone(), |hint| format!("{hint}; {kept}")));
-    fault
-}
-
-fn image_fault(named: dockerfile::RoomReference, path: MountTarget) -> Fault {
-    let message = format!("line {}: there is no image `{}` in this room", named.start_line, named.name);
-    let fault = Fault::new(Stage::Context, "image_not_found", message)
-        .hint("see `hearth images list`, or build or load the image first");
-    at(fault, named, path)
-}
-
-fn denied_fault(named: dockerfile::RoomReference, path: MountTarget) -> Fault {
-    let message = format!("line {}: the token of this build may not pull `{}`", named.start_line, named.name);
-    let fault = Fault::new(Stage::Context, "image_denied", message)
-        .hint("use a token whose `containers.registry.pull` grant names the image");
-    at(fault, named, path)
-}
-
-fn at(mut fault: Fault, named: dockerfile::RoomReference, path: MountTarget) -> Fault {
-    fault.dockerfile = Some(DockerfileRange {
-        path,
-        start_line: named.start_line,
-        end_line: named.end_line,
-        text: named.text,
-    });
-    fault
-}
-
-fn frontend_fault(refused: &dockerfile::FrontendRefused, path: &MountTarget, dockerfile: &[u8]) -> Fault {
-    let mut fault = Fault::new(Stage::Context, "frontend_not_allowed", refused.to_string())
-        .hint("leave the `# syntax=` line out, or write `# syntax=docker/dockerfile:1`");
-    if refused.line > 0 {
-        let text = String::from_utf8_lossy(dockerfile);
-        let line = text.lines().nth(refused.line as usize - 1).unwrap_or_default();
-        fault.dockerfile = Some(DockerfileRange {
-            path: path.clone(),
-            start_line: refused.line,
-            end_line: refused.line,
-            text: line.chars().take(500).collect(),
-        });
-    }
     fault
 }

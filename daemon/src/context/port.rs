@@ -1,7 +1,10 @@
 //! What the rest of the daemon sees of a build's files.
 
+use std::cmp::Ordering;
 use std::io::{self, Read};
 use std::sync::Arc;
+
+use super::tree::path_order;
 
 /// A tree of files at one moment: the stat of every entry is known, content is read on demand.
 ///
@@ -45,6 +48,20 @@ pub trait FileTree: Send + Sync + 'static {
 impl dyn FileTree {
     pub fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
         (0..self.len()).map(|index| self.entry(index))
+    }
+
+    /// Index of the entry at `path`.
+    pub fn find(&self, path: &[u8]) -> Option<usize> {
+        let (mut start, mut end) = (0, self.len());
+        while start < end {
+            let middle = usize::midpoint(start, end);
+            match path_order(self.entry(middle).path, path) {
+                Ordering::Equal => return Some(middle),
+                Ordering::Less => start = middle + 1,
+                Ordering::Greater => end = middle,
+            }
+        }
+        None
     }
 }
 

@@ -39,6 +39,11 @@ impl Pattern {
         Ok(Some(Self { text, negated, form }))
     }
 
+    /// As it was cleaned, without its `!`.
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
     pub(super) fn negated(&self) -> bool {
         self.negated
     }

@@ -160,3 +160,18 @@ fn repeats_of_many_patterns_together_are_bounded() {
     assert_eq!(error.line, Some(2), "{error}");
     assert!(Patterns::from_list(vec!["*a*b*c*d*e*f*g"; 5_000]).is_ok(), "what is written out may be long");
 }
+
+#[test]
+fn the_pattern_that_hides_a_path_is_the_last_one_that_does() {
+    let patterns = Patterns::parse_file(b"*\n!src\nsrc/*.o\n  ./src//gen/\n!src/keep.o\n").unwrap();
+    for (path, by) in [
+        ("a", Some("*")),
+        ("src/a.c", None),
+        ("src/a.o", Some("src/*.o")),
+        ("src/keep.o", None),
+        ("src/gen/deep/x.c", Some("src/gen")),
+    ] {
+        assert_eq!(patterns.matching(path.as_bytes()), by, "{path}");
+        assert_eq!(patterns.matches(path.as_bytes()), by.is_some(), "{path}");
+    }
+}

@@ -76,6 +76,11 @@ pub(super) fn text_of(text: &str, start: u32, end: u32) -> String {
     text.lines().skip(start.saturating_sub(1) as usize).take(count).collect::<Vec<_>>().join("\n")
 }
 
+/// Words as the frontend separates those of FROM, COPY and ADD: quotes and escapes do not matter.
+pub(super) fn blank_separated(text: &str) -> impl Iterator<Item = &str> {
+    text.split(['\t', '\u{b}', '\u{c}', '\r', ' ']).filter(|word| !word.is_empty())
+}
+
 /// A line without the escape character that joins the next one to it, and whether there was one.
 fn without_continuation(line: &str, escape: char) -> (&str, bool) {
     match line.trim_end_matches([' ', '\t']).strip_suffix(escape) {

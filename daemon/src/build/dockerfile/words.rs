@@ -12,7 +12,12 @@ type Values = BTreeMap<String, String>;
 
 /// One word with quotes and escapes removed and variables filled in; unset ones are empty.
 pub(super) fn expand(word: &str, values: &Values, escape: char) -> Result<String, Unreadable> {
-    Expander { rest: word.chars().peekable(), values, escape }.until(None, false)
+    Expander { rest: word.chars().peekable(), values, escape, all_known: true }.until(None, false)
+}
+
+/// The same where not every variable is in `values`: a word that needs another one is unreadable.
+pub(super) fn expand_known(word: &str, values: &Values, escape: char) -> Result<String, Unreadable> {
+    Expander { rest: word.chars().peekable(), values, escape, all_known: false }.until(None, false)
 }
 
 /// A word without its quotes; variables stay as they are. None where a quote has no end.
@@ -36,6 +41,8 @@ struct Expander<'a> {
     rest: Peekable<Chars<'a>>,
     values: &'a Values,
     escape: char,
+    /// What is not in `values` is unset.
+    all_known: bool,
 }
 
 impl Expander<'_> {
@@ -86,14 +93,17 @@ impl Expander<'_> {
     fn dollar(&mut self) -> Result<String, Unreadable> {
         if self.rest.peek() != Some(&'{') {
             let name = self.name();
-            return Ok(if name.is_empty() { "$".to_owned() } else { self.value(&name).unwrap_or_default() });
+            return match name.is_empty() {
+                true => Ok("$".to_owned()),
+                false => Ok(self.value(&name)?.unwrap_or_default()),
+            };
         }
         self.rest.next();
         let name = self.name();
         if name.is_empty() {
             return Err(Unreadable);
         }
-        let value = self.value(&name);
+        let value = self.value(&name)?;
         match self.rest.next().ok_or(Unreadable)? {
             '}' => Ok(value.unwrap_or_default()),
             ':' => {
@@ -148,8 +158,11 @@ impl Expander<'_> {
         Ok(out + rest)
     }
 
-    fn value(&self, name: &str) -> Option<String> {
-        self.values.get(name).cloned()
+    fn value(&self, name: &str) -> Result<Option<String>, Unreadable> {
+        match self.values.get(name) {
+            None if !self.all_known => Err(Unreadable),
+            value => Ok(value.cloned()),
+        }
     }
 
     fn name(&mut self) -> String {

@@ -170,6 +170,24 @@ async fn images_of_the_room_are_pinned_and_unknown_ones_are_named() {
 }
 
 #[tokio::test]
+async fn a_missing_copy_source_fails_the_build_before_the_solver_hears_of_it() {
+    let room = Room::new(false);
+    let service = room.start().await;
+    let handle = service.handle();
+    *room.contexts.dockerfile.lock().unwrap() =
+        "FROM scratch AS unused\nCOPY other /\nFROM scratch\nARG F=other\nCOPY $F /\n".to_owned();
+    let mut missing = spec("a");
+    missing.build_args.insert("F".to_owned(), "dir/file".to_owned());
+    let id = submit(&handle, missing).await;
+    let fault = ended(&handle, &id).await.fault.unwrap();
+    assert_eq!((fault.code.as_str(), fault.stage), ("copy_source_missing", Stage::Context));
+    assert_eq!(fault.message, "line 5: \"/dir/file\": not found in the build context");
+    let range = fault.dockerfile.unwrap();
+    assert_eq!((range.path.as_str(), range.text.as_str()), ("/context/docker/Dockerfile", "COPY $F /"));
+    assert!(room.solver.requests.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn no_frontend_but_the_built_in_one_runs() {
     let room = Room::new(false);
     let service = room.start().await;

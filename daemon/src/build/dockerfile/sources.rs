@@ -1,0 +1,123 @@
+//! The files of the context that a build cannot do without.
+//!
+//! Named here is only what BuildKit is certain to look up, and to fail without: plain paths that COPY or
+//! ADD take from the context, in stages that the target needs. A path with a wildcard may match nothing,
+//! one whose variables cannot be told may be any.
+
+use std::collections::BTreeMap;
+
+use hearth_pack::ignore::clean;
+
+use super::lines::{self, Instruction};
+use super::stages::{self, Base, Stage};
+use super::variables::Variables;
+
+/// A COPY or ADD that takes files from the context.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copied {
+    pub sources: Vec<Source>,
+    /// The instruction without its flags.
+    pub step: String,
+    /// Counted from 1.
+    pub start_line: u32,
+    pub end_line: u32,
+    /// The text of those lines.
+    pub text: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Relative to the context and clean.
+    pub path: String,
+    /// With quotes and escapes removed and variables filled in.
+    pub written: String,
+}
+
+/// What must be there, in the order of the Dockerfile.
+pub fn sources(
+    dockerfile: &[u8],
+    build_args: &BTreeMap<String, String>,
+    target: Option<&str>,
+) -> Vec<Copied> {
+    let text = String::from_utf8_lossy(dockerfile);
+    let (instructions, escape) = lines::instructions(&text);
+    let Some((stages, global)) = stages::stages(&instructions, build_args, escape) else { return Vec::new() };
+    let Some(needed) = stages::needed(&stages, target) else { return Vec::new() };
+    let mut copied = Vec::new();
+    let mut ends: Vec<Variables> = Vec::with_capacity(stages.len());
+    for (stage, needed) in stages.iter().zip(needed) {
+        let mut variables = match stage.base {
+            Base::Stage(base) if has_triggers(&stages[base]) => Variables::default(),
+            Base::Stage(base) => ends[base].inherited(),
+            Base::Nothing => Variables::of_nothing(),
+            Base::Image => Variables::default(),
+        };
+        for instruction in stage.instructions {
+            match instruction.keyword.as_str() {
+                "env" => variables.set(&instruction.rest, escape),
+                "arg" => variables.declare(&instruction.rest, build_args, Some(&global), escape),
+                "copy" | "add" if needed => {
+                    let sources = of(instruction, &variables, escape);
+                    if !sources.is_empty() {
+                        copied.push(Copied {
+                            sources,
+                            step: format!("{} {}", instruction.keyword.to_uppercase(), instruction.rest),
+                            start_line: instruction.start_line,
+                            end_line: instruction.end_line,
+                            text: lines::text_of(&text, instruction.start_line, instruction.end_line),
+                        });
+                    }
+                }
+                _ => {}
+            }
+        }
+        ends.push(variables);
+    }
+    copied
+}
+
+/// Whether a stage leaves instructions to those that begin with it: they may set variables.
+fn has_triggers(stage: &Stage<'_>) -> bool {
+    stage.instructions.iter().any(|instruction| instruction.keyword == "onbuild")
+}
+
+fn of(instruction: &Instruction, variables: &Variables, escape: char) -> Vec<Source> {
+    let rest = &instruction.rest;
+    if rest.contains("<<") || !instruction.flags.iter().all(|flag| is_understood(flag)) {
+        return Vec::new();
+    }
+    let mut words: Vec<String> = match rest.starts_with('[') {
+        true => serde_json::from_str(rest).unwrap_or_default(),
+        // Quotes do not keep words together here.
+        false => lines::blank_separated(rest).map(str::to_owned).collect(),
+    };
+    // The destination.
+    words.pop();
+    words.iter().filter_map(|word| source(variables.expand(word, escape)?)).collect()
+}
+
+/// Flags that leave it at paths of the context, of which each must be there.
+fn is_understood(flag: &str) -> bool {
+    let (name, value) = flag.split_once('=').unwrap_or((flag, "true"));
+    match name {
+        "--chown" | "--chmod" | "--exclude" => true,
+        "--link" | "--keep-git-dir" | "--unpack" => matches!(value, "true" | "false"),
+        _ => false,
+    }
+}
+
+/// None for what may be a pattern, a URL or a repository, and for all of the context.
+fn source(written: String) -> Option<Source> {
+    let is_plain = |c: char| {
+        !matches!(c, '*' | '?' | '[' | '\\' | ':' | '#' | '@' | char::REPLACEMENT_CHARACTER)
+            && !c.is_control()
+            && (c == ' ' || !c.is_whitespace())
+    };
+    // `..` at the top stays at the top.
+    let path = clean(&format!("/{written}")).trim_start_matches('/').to_owned();
+    (written.chars().all(is_plain) && written.trim() == written && !path.is_empty())
+        .then_some(Source { path, written })
+}
+
+#[cfg(test)]
+mod tests;

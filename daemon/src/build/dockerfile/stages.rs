@@ -1,0 +1,131 @@
+//! Stages of a Dockerfile, and which of them a target needs.
+//!
+//! What is not certain is left out: a stage that counts as needed is one that BuildKit runs.
+
+use std::collections::BTreeMap;
+
+use super::lines::{self, Instruction};
+use super::variables::Variables;
+
+/// A FROM and the instructions below it.
+pub(super) struct Stage<'i> {
+    /// In lower case.
+    name: Option<String>,
+    pub(super) base: Base,
+    pub(super) instructions: &'i [Instruction],
+}
+
+/// What a stage begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Base {
+    /// An earlier one.
+    Stage(usize),
+    Nothing,
+    /// An image, or what cannot be told.
+    Image,
+}
+
+/// The stages in order, and the ARGs above them. None where the frontend refuses the Dockerfile, or a name stands
+/// for two.
+pub(super) fn stages<'i>(
+    instructions: &'i [Instruction],
+    build_args: &BTreeMap<String, String>,
+    escape: char,
+) -> Option<(Vec<Stage<'i>>, Variables)> {
+    let mut global = Variables::of_nothing();
+    let mut stages: Vec<Stage<'i>> = Vec::new();
+    if !instructions.iter().all(|instruction| KEYWORDS.contains(&instruction.keyword.as_str())) {
+        return None;
+    }
+    let froms: Vec<usize> =
+        (0..instructions.len()).filter(|&at| instructions[at].keyword == "from").collect();
+    for instruction in &instructions[..*froms.first()?] {
+        match instruction.keyword.as_str() {
+            "arg" => global.declare(&instruction.rest, build_args, None, escape),
+            _ => return None,
+        }
+    }
+    for (number, &from) in froms.iter().enumerate() {
+        let words: Vec<&str> = lines::blank_separated(&instructions[from].rest).collect();
+        let (base, name) = match words.as_slice() {
+            [base] => (base, None),
+            [base, by, name] if by.eq_ignore_ascii_case("as") => (base, Some(name.to_lowercase())),
+            _ => return None,
+        };
+        if name.is_some() && stages.iter().any(|stage| stage.name == name) {
+            return None;
+        }
+        let base = match global.expand(base, escape) {
+            Some(base) => match named(&stages, &base) {
+                Some(stage) => Base::Stage(stage),
+                None if base == "scratch" => Base::Nothing,
+                None => Base::Image,
+            },
+            None => Base::Image,
+        };
+        let end = froms.get(number + 1).copied().unwrap_or(instructions.len());
+        stages.push(Stage { name, base, instructions: &instructions[from + 1..end] });
+    }
+    Some((stages, global))
+}
+
+/// Every instruction that the frontend knows.
+const KEYWORDS: [&str; 18] = [
+    "add",
+    "arg",
+    "cmd",
+    "copy",
+    "entrypoint",
+    "env",
+    "expose",
+    "from",
+    "healthcheck",
+    "label",
+    "maintainer",
+    "onbuild",
+    "run",
+    "shell",
+    "stopsignal",
+    "user",
+    "volume",
+    "workdir",
+];
+
+/// For each stage whether building `target`, or the last one, runs it. None when there is no such stage.
+pub(super) fn needed(stages: &[Stage<'_>], target: Option<&str>) -> Option<Vec<bool>> {
+    let mut needed = vec![false; stages.len()];
+    let target = match target {
+        Some(target) => named(stages, target)?,
+        None => stages.len().checked_sub(1)?,
+    };
+    let mut pending = vec![target];
+    while let Some(index) = pending.pop() {
+        if std::mem::replace(&mut needed[index], true) {
+            continue;
+        }
+        if let Base::Stage(base) = stages[index].base {
+            pending.push(base);
+        }
+        for instruction in stages[index].instructions {
+            match instruction.keyword.as_str() {
+                "copy" => pending.extend(instruction.flag_values("from").filter_map(|from| {
+                    // A number counts where it is no name.
+                    named(stages, from).or_else(|| from.parse().ok()).filter(|&from| from < index)
+                })),
+                "run" => pending.extend(
+                    instruction
+                        .flag_values("mount")
+                        .filter_map(|mount| named(stages, &lines::mount_source(mount)?))
+                        .filter(|&from| from < index),
+                ),
+                _ => {}
+            }
+        }
+    }
+    Some(needed)
+}
+
+fn named(stages: &[Stage<'_>], name: &str) -> Option<usize> {
+    let name = name.to_lowercase();
+    stages.iter().position(|stage| stage.name.as_ref() == Some(&name))
+}

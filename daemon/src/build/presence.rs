@@ -1,0 +1,183 @@
+//! Whether what COPY and ADD name is in the context, before anything of it is sent.
+//!
+//! BuildKit finds that out when all of the context has been sent, and a build that fails there keeps
+//! BuildKit from using what it received for the next one, which is then sent everything again. So a file
+//! that is certainly missing fails the build here, in BuildKit's words. What a link leads to, and whatever
+//! else is not plain, is left to BuildKit: a build that it could run must never fail here.
+
+use std::io::Read as _;
+
+use hearth_pack::ignore::Patterns;
+
+use super::dockerfile::{Copied, Source};
+use crate::context::MAX_DOCKERFILE;
+use crate::context::port::{ContextFiles, EntryKind, FileTree};
+use crate::model::MountTarget;
+use crate::model::fault::{DockerfileRange, Fault, Stage};
+
+/// Names that a hint gives at most.
+const SIMILAR: usize = 3;
+/// Bytes of a name that is compared with others.
+const LONGEST: usize = 64;
+
+/// Why a build fails whose sources are not all among the files. Blocking.
+pub(super) fn missing(files: &ContextFiles, copied: &[Copied], dockerfile: &MountTarget) -> Option<Fault> {
+    let tree = &*files.context;
+    for instruction in copied {
+        for source in &instruction.sources {
+            let hint = match place(tree, source.path.as_bytes()) {
+                Place::Unjudged => continue,
+                Place::Hidden => match hidden_hint(files, source, dockerfile) {
+                    Some(hint) => hint,
+                    // It is not the ignore file that keeps it away.
+                    None => continue,
+                },
+                Place::Missing { known } => missing_hint(tree, source, known),
+            };
+            let message = format!(
+                "line {}: \"/{}\": not found in the build context",
+                instruction.start_line, source.path
+            );
+            let mut fault = Fault::new(Stage::Context, "copy_source_missing", message).hint(hint);
+            fault.step = Some(instruction.step.clone());
+            fault.dockerfile = Some(DockerfileRange {
+                path: dockerfile.clone(),
+                start_line: instruction.start_line,
+                end_line: instruction.end_line,
+                text: instruction.text.clone(),
+            });
+            return Some(fault);
+        }
+    }
+    None
+}
+
+enum Place {
+    /// It is there, or BuildKit has to say.
+    Unjudged,
+    /// It is there and will not be sent.
+    Hidden,
+    /// It is there up to this length of its path.
+    Missing { known: usize },
+}
+
+fn place(tree: &dyn FileTree, path: &[u8]) -> Place {
+    let mut known = 0;
+    let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+    for end in slashes.chain([path.len()]) {
+        let Some(index) = tree.find(&path[..end]) else { return Place::Missing { known } };
+        let is_last = end == path.len();
+        match tree.entry(index).kind {
+            EntryKind::Symlink(_) => return Place::Unjudged,
+            EntryKind::Directory => {}
+            _ if !is_last => return Place::Missing { known: end },
+            _ => {}
+        }
+        if is_last && !tree.is_covered(index) {
+            return Place::Hidden;
+        }
+        known = end;
+    }
+    Place::Unjudged
+}
+
+/// None where no pattern says that it is left out.
+fn hidden_hint(files: &ContextFiles, source: &Source, dockerfile: &MountTarget) -> Option<String> {
+    let own = format!("{}.dockerignore", files.dockerfile_name);
+    let (text, name) = match read(&*files.dockerfile, own.as_bytes()) {
+        Some(text) => (text, format!("{dockerfile}.dockerignore")),
+        None => (read(&*files.context, b".dockerignore")?, ".dockerignore".to_owned()),
+    };
+    let patterns = Patterns::parse_file(&text).ok()?;
+    let pattern = patterns.matching(source.path.as_bytes())?;
+    let path = &source.path;
+    Some(format!(
+        "`{path}` is there, and the pattern `{pattern}` of `{name}` leaves it out; take the pattern away, or add `!{path}` below it"
+    ))
+}
+
+/// None where there is none that can be read: then nothing is said about it here.
+fn read(tree: &dyn FileTree, path: &[u8]) -> Option<Vec<u8>> {
+    let index = tree.find(path)?;
+    if !matches!(tree.entry(index).kind, EntryKind::File | EntryKind::HardLink(_)) {
+        return None;
+    }
+    let mut text = Vec::new();
+    tree.open(index).ok()?.take(MAX_DOCKERFILE).read_to_end(&mut text).ok()?;
+    Some(text)
+}
+
+fn missing_hint(tree: &dyn FileTree, source: &Source, known: usize) -> String {
+    let path = source.path.as_bytes();
+    let (parent, below) = path.split_at(known);
+    let below = below.strip_prefix(b"/").unwrap_or(below);
+    let name = below.split(|&byte| byte == b'/').next().unwrap_or_default();
+    let shown = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
+    if let Some(index) = tree.find(parent)
+        && tree.entry(index).kind != EntryKind::Directory
+    {
+        return format!("`{}` is not a directory", shown(parent));
+    }
+    let similar = similar(tree, parent, name);
+    if !similar.is_empty() {
+        let names: Vec<String> = similar.iter().map(|path| format!("`{}`", shown(path))).collect();
+        return format!("did you mean {}?", names.join(" or "));
+    }
+    if source.written.split('/').any(|part| part == "..") {
+        return format!(
+            "`{}` cannot lead out of the context, where it is `{}`; mount what it should be, or give another context path",
+            source.written, source.path
+        );
+    }
+    match parent {
+        b"" => format!("there is no `{}` in the context; add it, or correct the path", shown(name)),
+        parent => {
+            format!("there is no `{}` in `{}`; add it, or correct the path", shown(name), shown(parent))
+        }
+    }
+}
+
+/// Paths in a directory with names that `name` may have meant, the nearest first.
+fn similar<'t>(tree: &'t dyn FileTree, directory: &[u8], name: &[u8]) -> Vec<&'t [u8]> {
+    let (first, prefix) = match tree.find(directory) {
+        Some(index) => (index + 1, [directory, b"/"].concat()),
+        None => (0, Vec::new()),
+    };
+    let most = match name.len() {
+        0..=3 => 1,
+        4..=LONGEST => 2,
+        _ => return Vec::new(),
+    };
+    let mut found: Vec<(usize, &[u8])> = Vec::new();
+    for index in first..tree.len() {
+        let path = tree.entry(index).path;
+        let Some(other) = path.strip_prefix(prefix.as_slice()) else { break };
+        if other.contains(&b'/') || !tree.is_covered(index) || other.len().abs_diff(name.len()) > most {
+            continue;
+        }
+        let distance = distance(name, other);
+        if distance <= most && distance < name.len() {
+            found.push((distance, path));
+        }
+    }
+    found.sort();
+    found.truncate(SIMILAR);
+    found.into_iter().map(|(_, path)| path).collect()
+}
+
+/// Bytes to change, add or take away, letter case aside.
+fn distance(a: &[u8], b: &[u8]) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let changed = diagonal + usize::from(!x.eq_ignore_ascii_case(y));
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests;
