@@ -55,7 +55,7 @@ pub(super) fn missing(files: &ContextFiles, copied: &[Copied], dockerfile: &Moun
 enum Place {
     /// It is there, or BuildKit has to say.
     Unjudged,
-    /// It is there and will not be sent.
+    /// It will not be sent: it is there, or in a directory that was not looked into.
     Hidden,
     /// It is there up to this length of its path.
     Missing { known: usize },
@@ -73,7 +73,7 @@ fn place(tree: &dyn FileTree, path: &[u8]) -> Place {
             _ if !is_last => return Place::Missing { known: end },
             _ => {}
         }
-        if is_last && !tree.is_covered(index) {
+        if (is_last && !tree.is_covered(index)) || !tree.is_listed(index) {
             return Place::Hidden;
         }
         known = end;
@@ -92,7 +92,7 @@ fn hidden_hint(files: &ContextFiles, source: &Source, dockerfile: &MountTarget) 
     let pattern = patterns.matching(source.path.as_bytes())?;
     let path = &source.path;
     Some(format!(
-        "`{path}` is there, and the pattern `{pattern}` of `{name}` leaves it out; take the pattern away, or add `!{path}` below it"
+        "the pattern `{pattern}` of `{name}` leaves `{path}` out; take the pattern away, or add `!{path}` below it"
     ))
 }
 
