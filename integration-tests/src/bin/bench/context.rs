@@ -4,7 +4,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
+
+use integration_tests::process;
+use integration_tests::wait::seconds;
 
 use super::figures::Figure;
 use super::side::Bench;
@@ -45,9 +49,18 @@ impl Contexts<'_> {
         self.bench.work.join(format!("contexts/{}-{round}", self.tree.name))
     }
 
-    /// A copy that no build has met.
-    fn fresh(&self, to: &Path) {
-        trees::copy(&self.tree.path, to);
+    /// A tree that no build has met: at a path of its own, with times of its own. That of the last round, where
+    /// there is one, since to copy tens of thousands of files takes longer than all that is measured.
+    fn fresh(&self, last: Option<&Path>, to: &Path) {
+        match last {
+            Some(last) => {
+                fs::rename(last, to).expect("rename");
+                let mut find = Command::new("find");
+                find.arg(to).args(["-exec", "touch", "--no-dereference", "{}", "+"]);
+                process::run(&mut find, seconds(120)).expect_code(0);
+            }
+            None => trees::copy(&self.tree.path, to),
+        }
         fs::write(to.join("Dockerfile"), DOCKERFILE).expect("Dockerfile");
         // Without it the second copy's COPY would come from the cache.
         fs::write(to.join("unique"), to.display().to_string()).expect("unique");
@@ -63,15 +76,15 @@ impl Contexts<'_> {
         // One at a time on the disk; the last one stays, and everything below uses it.
         let first = in_turns(
             |round| {
-                let _ = round.checked_sub(1).map(|last| fs::remove_dir_all(self.room(last)));
-                self.fresh(&self.room(round));
+                let last = round.checked_sub(1).map(|last| self.room(last));
+                self.fresh(last.as_deref(), &self.room(round));
                 let path = self.room_path(round);
                 memory.push(bench.idle_memory());
                 move || bench.hearth_build("large:1", &path)
             },
             |round| {
-                let _ = round.checked_sub(1).map(|last| fs::remove_dir_all(self.plain(last)));
-                self.fresh(&self.plain(round));
+                let last = round.checked_sub(1).map(|last| self.plain(last));
+                self.fresh(last.as_deref(), &self.plain(round));
                 let path = self.plain(round);
                 move || bench.buildctl_build("large:1", &path)
             },
@@ -130,8 +143,8 @@ impl Contexts<'_> {
         ];
         figures.push(self.small_part(&room, &plain, &path));
         figures.extend(self.after_a_failure(&room, &path));
-        figures.push(self.two_at_once(last + 1));
-        for directory in [self.room(last + 1), room, plain] {
+        figures.push(self.two_at_once(last));
+        for directory in [room, plain] {
             let _ = fs::remove_dir_all(directory);
         }
         figures
@@ -181,11 +194,12 @@ impl Contexts<'_> {
     /// Two builds of one context that nobody has built, started together, beside one.
     fn two_at_once(&self, round: usize) -> Figure {
         let path = self.room_path(round);
+        let room = self.room(round);
+        let aside = self.room(round + 1);
         let prepare = || {
-            let _ = fs::remove_dir_all(self.room(round));
-            self.fresh(&self.room(round));
-            fs::write(self.room(round).join("unique"), format!("{:?}", std::time::Instant::now()))
-                .expect("unique");
+            fs::rename(&room, &aside).expect("rename");
+            self.fresh(Some(&aside), &room);
+            fs::write(room.join("unique"), format!("{:?}", std::time::Instant::now())).expect("unique");
         };
         let times = in_turns(
             |_| {
