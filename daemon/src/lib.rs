@@ -16,6 +16,7 @@ pub mod deploy;
 pub mod image;
 pub mod ingress;
 pub mod model;
+pub mod network;
 pub mod packs;
 pub mod registry;
 pub mod shutdown;
