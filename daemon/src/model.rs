@@ -8,6 +8,7 @@ pub mod id;
 pub mod image;
 pub mod manifest;
 pub mod secret;
+pub mod service;
 
 pub use hearth_proto::value::{
     Digest, MountMode, MountSource, MountSpec, MountTarget, Reference, Registry, Repository, RoomRegistries,

@@ -21,6 +21,20 @@ where
     });
 }
 
+/// Runs `work` on a thread of its own that ends with it: for work that leaves its thread changed. Blocking.
+pub fn apart<T, F>(name: &'static str, work: F) -> std::io::Result<T>
+where
+    T: Send,
+    F: FnOnce() -> T + Send,
+{
+    let span = tracing::debug_span!("apart", name);
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        let running = thread.spawn_scoped(scope, move || span.in_scope(work))?;
+        running.join().map_err(|_| std::io::Error::other(format!("thread `{name}` panicked")))
+    })
+}
+
 /// Spawns a task whose owner keeps the handle.
 #[expect(clippy::disallowed_methods, reason = "this is the place that spawns")]
 pub fn spawn<F>(name: &'static str, future: F) -> JoinHandle<F::Output>

@@ -14,17 +14,24 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("shutdown", &["task"]),
     ("config", &["model"]),
     ("access", &["model"]),
-    ("ingress", &["model", "task"]),
+    ("ingress", &["model", "task", "access", "deploy::port"]),
     ("supervise", &["model", "task"]),
     ("context", &["model", "task", "image::port", "packs::port"]),
     ("image", &["model", "task"]),
     ("packs", &["model", "task", "image"]),
     ("build", &["model", "task", "context", "image", "packs"]),
+    ("deploy", &["model", "task", "context", "image", "access"]),
+    ("containerd", &["model", "task", "deploy::port", "image::port", "supervise::port", "instance_log"]),
+    ("instance_log", &["model", "task"]),
+    ("network", &["model", "task", "deploy::port"]),
     ("buildkit", &["model", "task", "build::port", "context::port", "supervise::port"]),
     ("registry", &["model", "task", "image::port"]),
-    ("store", &["model", "task", "build::port", "image::port"]),
+    ("store", &["model", "task", "build::port", "deploy::port", "image::port"]),
     // `registry::unauthorized` and its router are mounted by the API beside gRPC.
-    ("api", &["model", "task", "access", "build", "image", "packs", "context", "ingress", "registry"]),
+    (
+        "api",
+        &["model", "task", "access", "build", "deploy", "image", "packs", "context", "ingress", "registry"],
+    ),
 ];
 
 /// The composition root: nothing sees them, they see everything.

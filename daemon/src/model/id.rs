@@ -66,3 +66,5 @@ pub struct InvalidId {
 
 id!(BuildId, "build");
 id!(PackId, "pack");
+id!(ServiceId, "service");
+id!(InstanceId, "instance");

@@ -1,0 +1,3 @@
+//! Deploys: images of the room that run as its services.
+
+pub mod port;

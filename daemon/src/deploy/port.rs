@@ -1,0 +1,261 @@
+//! What deploys need from the outside.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, watch};
+
+use crate::model::id::InstanceId;
+use crate::model::secret::Secret;
+use crate::model::service::{Domain, Exit, InstanceLabel, ResourceLimits, Service, ServiceName};
+use crate::model::{Digest, MountTarget, Repository};
+
+/// Runs instances: one container each. The real one is containerd.
+///
+/// Instances outlive the daemon and the runtime's own process. Nothing is remembered here: what runs
+/// is what [`list`](Self::list) finds, by the labels that [`start`](Self::start) gave.
+#[async_trait]
+pub trait Runtime: Send + Sync + 'static {
+    /// Brings the image's files to where instances start from them. May take long; a later start of the
+    /// same image does not. They stay while an instance uses them or [`keep_images`](Self::keep_images) names them.
+    async fn prepare(&self, image: &InstanceImage) -> Result<(), RuntimeError>;
+
+    /// Names all images that are wanted; files of others may go.
+    async fn keep_images(&self, wanted: &BTreeSet<Digest>) -> Result<(), RuntimeError>;
+
+    /// Starts an instance of a prepared image. When this fails, nothing of the instance is left.
+    async fn start(&self, spec: InstanceSpec) -> Result<(), RuntimeError>;
+
+    /// The image's stop signal, or SIGTERM; `grace` later SIGKILL. Its record, log and exit stay. Nothing to do for
+    /// one that has ended.
+    async fn stop(&self, instance: &InstanceId, grace: Duration) -> Result<(), RuntimeError>;
+
+    /// Takes away all that there is of an instance but its log, killing it where it runs. Nothing to do for one that is
+    /// not there.
+    async fn remove(&self, instance: &InstanceId) -> Result<(), RuntimeError>;
+
+    /// Every instance of this daemon that there is something of, running or not.
+    async fn list(&self) -> Result<Vec<Observed>, RuntimeError>;
+
+    /// Changes whenever something may have happened: an instance ended, the runtime came back. Only
+    /// to wake who compares; [`list`](Self::list) is the truth.
+    fn changes(&self) -> watch::Receiver<u64>;
+
+    /// Runs one more process in an instance.
+    async fn exec(&self, instance: &InstanceId, exec: ExecSpec) -> Result<Exec, RuntimeError>;
+}
+
+/// The image of one platform: a manifest in the room's registry, its config and its layers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstanceImage {
+    pub repository: Repository,
+    /// Of the manifest of the platform, never of an index.
+    pub manifest: Digest,
+}
+
+/// All that an instance is started with.
+#[derive(Clone, Debug)]
+pub struct InstanceSpec {
+    pub label: InstanceLabel,
+    pub image: InstanceImage,
+    /// In place of the image's entrypoint and command.
+    pub command: Option<Vec<String>>,
+    /// Over the image's own. Tokens and secrets among it: shown nowhere.
+    pub env: BTreeMap<String, Secret<String>>,
+    pub workdir: Option<MountTarget>,
+    pub mounts: Vec<BindMount>,
+    pub limits: ResourceLimits,
+    pub network: Attached,
+    /// Directory of its log, made by whoever starts it.
+    pub log: PathBuf,
+}
+
+/// A directory or file of the host that an instance sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BindMount {
+    pub source: PathBuf,
+    pub target: MountTarget,
+    pub read_only: bool,
+}
+
+/// What there is of an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    pub label: InstanceLabel,
+    pub state: InstanceState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InstanceState {
+    /// Parts of it are there, and no process: a start that was cut short.
+    Incomplete,
+    Running {
+        pid: u32,
+    },
+    Ended(Exit),
+}
+
+#[derive(Clone, Debug)]
+pub struct ExecSpec {
+    pub command: Vec<String>,
+    pub env: BTreeMap<String, String>,
+    pub workdir: Option<MountTarget>,
+    pub terminal: Option<TerminalSize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TerminalSize {
+    pub columns: u16,
+    pub rows: u16,
+}
+
+/// A process that runs beside an instance's own. Dropping this kills it.
+pub struct Exec {
+    pub input: mpsc::Sender<ExecInput>,
+    /// Ends with [`ExecOutput::Exited`].
+    pub output: mpsc::Receiver<ExecOutput>,
+}
+
+#[derive(Clone, Debug)]
+pub enum ExecInput {
+    Stdin(bytes::Bytes),
+    StdinEnd,
+    Resize(TerminalSize),
+    Signal(i32),
+}
+
+#[derive(Clone, Debug)]
+pub enum ExecOutput {
+    Stdout(bytes::Bytes),
+    Stderr(bytes::Bytes),
+    Exited(Exit),
+    /// The runtime went away.
+    Lost(String),
+}
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// It cannot be reached; the same call may succeed later.
+    #[error("the container runtime is away: {0}")]
+    Unavailable(String),
+    #[error("there is no instance `{0}`")]
+    NotFound(InstanceId),
+    #[error("instance `{0}` does not run")]
+    NotRunning(InstanceId),
+    #[error("the image is not usable: {0}")]
+    Image(String),
+    /// The process cannot be started: no such program, not executable, no such user or directory.
+    #[error("{message}")]
+    Start { code: &'static str, message: String },
+    #[error("no space is left for the image's files")]
+    DiskFull,
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Gives each instance an address. The real one is netlink and one nft table.
+#[async_trait]
+pub trait Network: Send + Sync + 'static {
+    /// A network of its own for an instance; for one that has it already, the same again.
+    async fn attach(&self, instance: &InstanceId, name: &ServiceName) -> Result<Attached, NetworkError>;
+
+    /// Takes it away. Nothing to do for one that has none.
+    async fn detach(&self, instance: &InstanceId) -> Result<(), NetworkError>;
+
+    /// What the room's services are called by each other: in the hosts files of all instances, at once.
+    async fn set_names(&self, names: BTreeMap<ServiceName, Ipv4Addr>) -> Result<(), NetworkError>;
+
+    /// Mends the networks of these instances and takes away every other one that is this daemon's.
+    async fn reconcile(&self, instances: &BTreeSet<InstanceId>) -> Result<(), NetworkError>;
+
+    /// Where instances reach this daemon.
+    fn gateway(&self) -> Ipv4Addr;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    pub address: Ipv4Addr,
+    /// The network namespace, bound to a file.
+    pub namespace: PathBuf,
+    pub hostname: String,
+    /// Files to be seen as `/etc/hosts`, `/etc/resolv.conf` and `/etc/hostname`.
+    pub hosts: PathBuf,
+    pub resolv_conf: PathBuf,
+    pub hostname_file: PathBuf,
+}
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum NetworkError {
+    #[error("no address is left in {subnet}")]
+    Exhausted { subnet: String },
+    #[error("network: {0}")]
+    Other(String),
+}
+
+/// Leads traffic to instances. The real one is the ingress.
+#[async_trait]
+pub trait Router: Send + Sync + 'static {
+    /// Replaces all routes at once. Requests in flight go on where they are.
+    fn set(&self, routes: Vec<Route>);
+
+    /// Returns when no request to this backend is in flight, or `limit` later, when what is left has
+    /// been closed (a WebSocket with 1001). Gives how many were cut. Only for one that no route leads to.
+    async fn drain(&self, backend: SocketAddr, limit: Duration) -> usize;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub domain: Domain,
+    pub service: ServiceName,
+    pub revision: u32,
+    /// None while the service has no healthy instance: requests are held for a moment, then told 503.
+    pub backend: Option<SocketAddr>,
+    /// Whether a participant token is asked for, and kept from the service.
+    pub private: bool,
+}
+
+/// Makes an instance's mounts. The real one opens storage beneath its root and mounts images.
+#[async_trait]
+pub trait MountSource: Send + Sync + 'static {
+    /// Opens what `mounts` name, below a directory of the instance's own.
+    async fn open(
+        &self,
+        instance: &InstanceLabel,
+        mounts: &[crate::model::MountSpec],
+    ) -> Result<Vec<BindMount>, MountFault>;
+    /// Takes them away; what was written to empty directories and writable images goes with `discard`.
+    async fn close(&self, instance: &InstanceId) -> Result<(), MountFault>;
+    /// Takes away those of all other instances.
+    async fn reconcile(&self, instances: &BTreeSet<InstanceId>) -> Result<(), MountFault>;
+}
+
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("mount at `{target}`: {reason}")]
+pub struct MountFault {
+    pub target: String,
+    pub code: &'static str,
+    pub reason: String,
+}
+
+/// Where services are kept. The real one is SQLite.
+#[async_trait]
+pub trait ServiceStore: Send + Sync + 'static {
+    async fn services(&self) -> Result<Vec<Service>, StoreError>;
+    /// Replaces what is stored of a service; durable when this returns. A domain that another service
+    /// has is [`StoreError::DomainTaken`], and nothing is stored.
+    async fn put(&self, service: &Service) -> Result<(), StoreError>;
+    async fn remove(&self, service: &Service) -> Result<(), StoreError>;
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("domain `{domain}` belongs to service `{holder}`")]
+    DomainTaken { domain: Domain, holder: ServiceName },
+    #[error("service name `{0}` is taken")]
+    NameTaken(ServiceName),
+    #[error("state database: {0}")]
+    Database(String),
+}

@@ -1,0 +1,351 @@
+//! Services: images of the room that run, and what is known of them.
+//!
+//! ```text
+//! Service --has--> Revision (numbered, what to run) --runs as--> Instance (one container)
+//!    '--- live: the revision that takes traffic; desired: the one that it shall be
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use hearth_proto::value::{Digest, MountSpec, MountTarget, Reference, Repository};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::fault::Fault;
+use super::id::{InstanceId, ServiceId};
+
+/// The reserved port of a service: nothing may be published on it.
+pub const RESERVED_PORT: u16 = 8078;
+/// Revisions of a service that are kept, with their images.
+pub const KEPT_REVISIONS: usize = 10;
+/// Longest label of a host name (RFC 1035).
+const MAX_NAME: usize = 63;
+
+/// A service's name, which is also its host name for the other services of the room: a DNS label.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ServiceName(String);
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ServiceNameError {
+    #[error("service name `{given}` has {length} letters, more than the {MAX_NAME} of a host name's label")]
+    TooLong { given: String, length: usize },
+    #[error(
+        "service name `{given}`: expected lower-case letters, digits and dashes, with a letter or digit at both ends"
+    )]
+    Malformed { given: String },
+}
+
+impl ServiceName {
+    /// The name of a repository's service where none is given: `repo/web` is `repo-web`.
+    pub fn of_repository(repository: &Repository) -> Result<Self, ServiceNameError> {
+        let dashed = |c: char| if matches!(c, '/' | '.' | '_') { '-' } else { c };
+        repository.as_str().chars().map(dashed).collect::<String>().parse()
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ServiceName {
+    type Err = ServiceNameError;
+
+    fn from_str(text: &str) -> Result<Self, ServiceNameError> {
+        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        let well_formed =
+            !text.is_empty() && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-');
+        if !well_formed {
+            return Err(ServiceNameError::Malformed { given: text.chars().take(100).collect() });
+        }
+        if text.len() > MAX_NAME {
+            let given = text.chars().take(100).collect();
+            return Err(ServiceNameError::TooLong { given, length: text.len() });
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for ServiceName {
+    type Error = ServiceNameError;
+    fn try_from(text: String) -> Result<Self, ServiceNameError> {
+        text.parse()
+    }
+}
+
+impl From<ServiceName> for String {
+    fn from(name: ServiceName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A host name that traffic comes in for: exact, or every name below one (`*.example.com`).
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Domain(String);
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("domain `{given}`: expected a host name such as `www.example.com` or `*.example.com`")]
+pub struct DomainError {
+    given: String,
+}
+
+impl Domain {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What `*.` stands before; none for an exact name.
+    pub fn suffix(&self) -> Option<&str> {
+        self.0.strip_prefix("*.")
+    }
+}
+
+impl FromStr for Domain {
+    type Err = DomainError;
+
+    /// Host names are compared in lower case and without the dot of the root.
+    fn from_str(text: &str) -> Result<Self, DomainError> {
+        let lower = text.trim().trim_end_matches('.').to_ascii_lowercase();
+        let host = lower.strip_prefix("*.").unwrap_or(&lower);
+        let label = |label: &str| {
+            (1..=MAX_NAME).contains(&label.len())
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        if host.len() <= 253 && host.split('.').all(label) {
+            Ok(Self(lower))
+        } else {
+            Err(DomainError { given: text.chars().take(300).collect() })
+        }
+    }
+}
+
+impl TryFrom<String> for Domain {
+    type Error = DomainError;
+    fn try_from(text: String) -> Result<Self, DomainError> {
+        text.parse()
+    }
+}
+
+impl From<Domain> for String {
+    fn from(domain: Domain) -> Self {
+        domain.0
+    }
+}
+
+impl fmt::Display for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A service as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    pub id: ServiceId,
+    pub name: ServiceName,
+    /// Whose images it runs; another repository must take another name.
+    pub repository: Repository,
+    pub created_at: Timestamp,
+    pub created_by: String,
+    /// The revision that shall run.
+    pub desired: u32,
+    /// The revision that takes traffic.
+    pub live: Option<u32>,
+    /// Newest last, at most [`KEPT_REVISIONS`].
+    pub revisions: Vec<Revision>,
+    /// Set while it is being removed: nothing of it shall run.
+    #[serde(default)]
+    pub removing: bool,
+}
+
+/// One numbered state of what a service runs. Never changed, but for its outcome.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revision {
+    pub number: u32,
+    pub spec: ServiceSpec,
+    pub created_at: Timestamp,
+    pub created_by: String,
+    pub outcome: RevisionOutcome,
+    /// Grows with each `restart`: instances of an earlier generation are replaced.
+    #[serde(default)]
+    pub generation: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RevisionOutcome {
+    /// Not yet live.
+    Pending,
+    /// It became live, at some time.
+    Live { at: Timestamp },
+    /// It never took traffic.
+    Failed(Box<Fault>),
+    /// Another came before it was live.
+    Superseded { by: u32 },
+}
+
+/// What one revision runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSpec {
+    /// As it was asked for.
+    pub image: Reference,
+    /// Where in the room's registry it lies; an image of another registry was brought there.
+    pub repository: Repository,
+    /// Manifest or index: moving the tag changes nothing.
+    pub digest: Digest,
+    pub env: BTreeMap<String, EnvValue>,
+    /// Room, project, image and empty directories; `VOLUME`s without a mount are among the last.
+    pub mounts: Vec<MountSpec>,
+    pub ports: Vec<Port>,
+    /// Takes the place of the image's entrypoint and command.
+    pub command: Option<Vec<String>>,
+    pub workdir: Option<MountTarget>,
+    /// Name in the tokens that are made for it; the service's where none is set.
+    pub identity: Option<String>,
+    pub limits: ResourceLimits,
+    pub health: HealthCheck,
+    pub strategy: Strategy,
+    pub domains: Vec<Domain>,
+    /// Whether traffic for its domains needs no participant token.
+    pub public: bool,
+    #[serde(default)]
+    pub description: String,
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EnvValue {
+    Plain(String),
+    /// A participant token with this scope, made when an instance starts.
+    Token {
+        scope: String,
+    },
+    /// A secret of the room, read when an instance starts.
+    Secret {
+        name: String,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    pub number: u16,
+    pub kind: PortKind,
+    /// Whether the ingress may lead to it.
+    pub published: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PortKind {
+    Http,
+    Tcp,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceLimits {
+    pub memory_bytes: Option<u64>,
+    /// Thousandths of a processor.
+    pub cpu_millis: Option<u32>,
+}
+
+/// How it is told from outside the container that an instance serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// Path of an HTTP port that answers 200 to 399. Without one, an HTTP port's `/` may answer anything, and a TCP
+    /// port must take connections.
+    pub path: Option<String>,
+    /// For the first success.
+    pub start_limit: Duration,
+    /// Between probes of an instance that is healthy.
+    pub interval: Duration,
+    /// Of one probe.
+    pub timeout: Duration,
+    /// Failures in a row that make a healthy instance unhealthy.
+    pub failures: u32,
+    /// How long a new instance must stay healthy before an older one goes.
+    pub settle: Duration,
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        Self {
+            path: None,
+            start_limit: Duration::from_secs(60),
+            interval: Duration::from_secs(10),
+            timeout: Duration::from_secs(5),
+            failures: 3,
+            settle: Duration::from_secs(2),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// The new instance is healthy before the old one goes.
+    #[default]
+    Rolling,
+    /// The old one ends before the new one starts.
+    Recreate,
+}
+
+/// A container of a revision, as it is labelled.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct InstanceLabel {
+    pub instance: InstanceId,
+    pub service: ServiceId,
+    pub name: ServiceName,
+    pub revision: u32,
+    pub generation: u32,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// 128 + the signal's number for a process that a signal ended, as shells say it.
+    /// None when nobody saw it: the runtime was down.
+    pub code: Option<i32>,
+    /// The kernel ended it for want of memory.
+    pub out_of_memory: bool,
+    pub at: Timestamp,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_gives_a_name_that_dns_takes() {
+        let name = |text: &str| ServiceName::of_repository(&text.parse().unwrap()).map(String::from);
+        assert_eq!(name("repo/web").unwrap(), "repo-web");
+        assert_eq!(name("a.b/c__d").unwrap(), "a-b-c--d");
+        assert!(matches!(name(&"a".repeat(64)), Err(ServiceNameError::TooLong { length: 64, .. })));
+        for bad in ["", "-a", "a-", "A", "a b", "a.b"] {
+            assert!(bad.parse::<ServiceName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_domain_is_a_host_name_or_all_names_below_one() {
+        let domain = |text: &str| text.parse::<Domain>().map(String::from);
+        assert_eq!(domain(" WWW.Example.com. ").unwrap(), "www.example.com");
+        assert_eq!("*.example.com".parse::<Domain>().unwrap().suffix(), Some("example.com"));
+        for bad in ["", ".", "*", "*.", "a..b", "a*.b", "http://a", "a:80", "-a.b", "a/b"] {
+            assert!(domain(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! The network of instances: one bridge per daemon with a subnet of its own, one namespace and one pair of links per
+//! instance, by netlink from this process; one nft table (`network/firewall.rs`).
+//!
+//! ```text
+//! <state>/network/
+//!   leases.json              the subnet, and who has which address
+//!   netns/<instance>         its network namespace, bound to this file
+//!   instances/<instance>/    hosts, resolv.conf, hostname
+//! ```
+//!
+//! Instances reach each other, the world behind the host, and one port of the [gateway](Network::gateway), which is
+//! this daemon's. They do not reach the host otherwise, nor another daemon's instances; nobody reaches them but the host.
+//!
+//! Namespaces are bound below the state directory, where all that is one daemon's lies, and not in `/run`: nothing
+//! has to be found again by a name that others use too. After a reboot the files there are plain, and
+//! [`reconcile`](Network::reconcile) clears them. The runtime must see this daemon's mounts: it may not run in a mount
+//! namespace that was made before them, or is private.
+//!
+//! All of it outlives the daemon, as instances do. [`RoomNetwork::close`] takes it away.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use ipnet::Ipv4Net;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use crate::deploy::port::{Attached, Network, NetworkError};
+use crate::model::id::InstanceId;
+use crate::model::service::ServiceName;
+use crate::task;
+
+mod capability;
+mod files;
+mod firewall;
+mod leases;
+mod links;
+mod namespace;
+mod netlink;
+mod subnet;
+#[cfg(test)]
+mod tests;
+mod wiring;
+
+use firewall::{Firewall, Rules};
+use leases::Leases;
+use netlink::Netlink;
+use wiring::Wiring;
+
+/// Links of instances are named so, and with a dash behind it, bridges and tables.
+const PREFIX: &str = "hth";
+/// Daemons that start at once may choose the same subnet; then each chooses again.
+const CHOICES: u32 = 16;
+const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The daemon's; the network's files are in `network` below it.
+    pub state_dir: PathBuf,
+    /// In place of one that is chosen. Instances of another subnet lose their network.
+    pub subnet: Option<Ipv4Net>,
+    /// `nft`, looked up in `PATH` unless it has a `/`.
+    pub nft: PathBuf,
+    pub resolv_conf: PathBuf,
+    /// Where the host has no resolver that instances can reach.
+    pub fallback_resolvers: Vec<Ipv4Addr>,
+}
+
+impl Options {
+    pub fn new(state_dir: PathBuf) -> Self {
+        Self {
+            state_dir,
+            subnet: None,
+            nft: "nft".into(),
+            resolv_conf: "/etc/resolv.conf".into(),
+            fallback_resolvers: vec![Ipv4Addr::new(1, 1, 1, 1), Ipv4Addr::new(8, 8, 8, 8)],
+        }
+    }
+}
+
+/// One daemon's network.
+#[derive(Clone)]
+pub struct RoomNetwork {
+    gateway: Ipv4Addr,
+    bridge: String,
+    /// One change at a time: the kernel has one lock for them too.
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    wiring: Wiring,
+    firewall: Firewall,
+    options: Options,
+}
+
+impl RoomNetwork {
+    /// Makes the bridge and the table, or takes back those of an earlier run. An error names what is missing here.
+    pub async fn open(options: Options) -> Result<Self, NetworkError> {
+        // Before anything is made: there may be no nft, or none in the kernel.
+        let dropping = firewall::dropping(&options.nft).await?;
+        let given = options.clone();
+        let wiring = blocking(move || wire(&given)).await?;
+        let bridge = wiring.bridge.clone();
+        let gateway = subnet::gateway(wiring.subnet);
+        for chain in dropping.iter().filter(|chain| chain.table != bridge) {
+            tracing::warn!(
+                chain = %chain,
+                "this chain drops what is forwarded: services reach nothing outside of the room unless it has rules \
+                 that accept what comes from and goes to `{bridge}`"
+            );
+        }
+        let rules = Rules {
+            name: bridge.clone(),
+            subnet: wiring.subnet,
+            gateway,
+            port: None,
+            resolvers: BTreeSet::new(),
+        };
+        let firewall = Firewall::new(options.nft.clone(), rules);
+        let mut state = State { wiring, firewall, options };
+        let rules = Rules { resolvers: state.local_resolvers()?, ..state.firewall.rules().clone() };
+        state.firewall.set(rules).await?;
+        tracing::info!(bridge, subnet = %state.wiring.subnet, "network of instances is up");
+        Ok(Self { gateway, bridge, state: Arc::new(Mutex::new(state)) })
+    }
+
+    /// Instances reach this port of the gateway, and no other.
+    pub async fn allow_port(&self, port: u16) -> Result<(), NetworkError> {
+        let mut state = self.state.lock().await;
+        let rules = Rules { port: Some(port), ..state.firewall.rules().clone() };
+        state.firewall.set(rules).await
+    }
+
+    /// The bridge's name, which the table has too.
+    pub fn bridge(&self) -> &str {
+        &self.bridge
+    }
+
+    /// Takes everything away: networks of all instances, bridge, table and files.
+    pub async fn close(self) -> Result<(), NetworkError> {
+        let state = self.state.clone().lock_owned().await;
+        let state = changed(state, |state| {
+            let first = state.wiring.reconcile(&BTreeSet::new());
+            let bridge = links::delete(&state.wiring.bridge);
+            let gone = state.wiring.netlink.run(vec![bridge]).map_err(|error| other("bridge", &error));
+            first.and(gone)
+        })
+        .await?;
+        state.firewall.remove().await?;
+        changed(state, |state| {
+            fs::remove_dir_all(&state.wiring.dir).map_err(|error| at(&state.wiring.dir, &error))
+        })
+        .await
+        .map(drop)
+    }
+
+    async fn change<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Wiring) -> Result<T, NetworkError> + Send + 'static,
+    ) -> Result<T, NetworkError> {
+        // Goes with the work: a caller that goes away does not let another one in before it is done.
+        let mut state = self.state.clone().lock_owned().await;
+        blocking(move || work(&mut state.wiring)).await
+    }
+}
+
+#[async_trait]
+impl Network for RoomNetwork {
+    async fn attach(&self, instance: &InstanceId, name: &ServiceName) -> Result<Attached, NetworkError> {
+        let (instance, name) = (instance.clone(), name.clone());
+        self.change(move |wiring| wiring.attach(&instance, &name)).await
+    }
+
+    async fn detach(&self, instance: &InstanceId) -> Result<(), NetworkError> {
+        // The kernel takes some 35 ms for this, most of it waiting: nobody else waits for it. Whatever comes between,
+        // the detach that follows finds it.
+        let link = wiring::link_of(instance);
+        blocking(move || {
+            let gone = Netlink::open().and_then(|mut netlink| netlink.run(vec![links::delete(&link)]));
+            gone.map_err(|error| other("links", &error))
+        })
+        .await?;
+        let instance = instance.clone();
+        self.change(move |wiring| wiring.detach(&instance)).await
+    }
+
+    async fn set_names(&self, names: BTreeMap<ServiceName, Ipv4Addr>) -> Result<(), NetworkError> {
+        self.change(move |wiring| wiring.set_names(names)).await
+    }
+
+    async fn reconcile(&self, instances: &BTreeSet<InstanceId>) -> Result<(), NetworkError> {
+        let instances = instances.clone();
+        let state = self.state.clone().lock_owned().await;
+        let mut state = changed(state, move |state| {
+            forward()?;
+            state.wiring.resolvers =
+                files::resolvers(&state.options.resolv_conf, &state.options.fallback_resolvers);
+            links::ensure_bridge(&mut state.wiring.netlink, &state.wiring.bridge, state.wiring.subnet)
+                .map_err(|error| other("bridge", &error))?;
+            state.wiring.reconcile(&instances)
+        })
+        .await?;
+        let resolvers = state.local_resolvers()?;
+        if resolvers == state.firewall.rules().resolvers {
+            return state.firewall.mend().await;
+        }
+        let rules = Rules { resolvers, ..state.firewall.rules().clone() };
+        state.firewall.set(rules).await
+    }
+
+    fn gateway(&self) -> Ipv4Addr {
+        self.gateway
+    }
+}
+
+impl State {
+    /// The resolvers that are addresses of this host.
+    fn local_resolvers(&mut self) -> Result<BTreeSet<Ipv4Addr>, NetworkError> {
+        let addresses =
+            links::addresses(&mut self.wiring.netlink).map_err(|error| other("addresses", &error))?;
+        let servers = self.wiring.resolvers.servers.iter().copied();
+        Ok(servers.filter(|server| addresses.iter().any(|one| one.address == *server)).collect())
+    }
+}
+
+/// Directories, leases, subnet and bridge.
+fn wire(options: &Options) -> Result<Wiring, NetworkError> {
+    capability::check().map_err(NetworkError::Other)?;
+    let dir = options.state_dir.join("network");
+    for part in [wiring::namespaces(&dir), wiring::instances(&dir)] {
+        fs::create_dir_all(&part).map_err(|error| at(&part, &error))?;
+    }
+    let dir = dir.canonicalize().map_err(|error| at(&dir, &error))?;
+    let bridge = name_of(&dir).map_err(|error| at(&dir, &error))?;
+    let leases = dir.join("leases.json");
+    let leases = Leases::read(leases.clone()).map_err(|error| at(&leases, &error))?;
+    let netlink = Netlink::open().map_err(|error| other("netlink", &error))?;
+    forward()?;
+    let resolvers = files::resolvers(&options.resolv_conf, &options.fallback_resolvers);
+    let mut wiring = Wiring {
+        netlink,
+        leases,
+        bridge,
+        // Replaced before anything is made of it.
+        subnet: Ipv4Net::default(),
+        resolvers,
+        names: BTreeMap::new(),
+        dir,
+    };
+    links::check_pairs(&mut wiring.netlink, &wiring.bridge).map_err(|error| other("links", &error))?;
+    settle(&mut wiring, options.subnet)?;
+    Ok(wiring)
+}
+
+/// The inode and not the path: two daemons in two containers on the host's network may share the path.
+fn name_of(dir: &Path) -> io::Result<String> {
+    let stat = fs::metadata(dir)?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&stat.dev().to_le_bytes()).update(&stat.ino().to_le_bytes());
+    Ok(format!("{PREFIX}-{}", &hasher.finalize().to_hex()[..8]))
+}
+
+/// Gives the bridge its subnet: the one that is asked for, or the one that it has, or had before the last reboot, or
+/// one that overlaps nothing that this host reaches.
+fn settle(wiring: &mut Wiring, wanted: Option<Ipv4Net>) -> Result<(), NetworkError> {
+    let failed = |error: io::Error| other("subnet", &error);
+    if let Some(wanted) = wanted.map(|net| net.trunc()) {
+        if wanted.prefix_len() > 30 {
+            return Err(NetworkError::Other(format!(
+                "subnet {wanted} has no room for an instance; give a /30 or larger"
+            )));
+        }
+        if let Some(taken) =
+            taken(wiring).map_err(failed)?.iter().find(|net| subnet::overlaps(wanted, &[**net]))
+        {
+            return Err(NetworkError::Other(format!(
+                "subnet {wanted} overlaps {taken}, which this host reaches otherwise"
+            )));
+        }
+        return adopt(wiring, wanted).map_err(failed);
+    }
+    if let Some(last) = wiring.leases.subnet() {
+        let running = links::link(&mut wiring.netlink, &wiring.bridge).map_err(failed)?.is_some();
+        if running || !subnet::overlaps(last, &taken(wiring).map_err(failed)?) {
+            return adopt(wiring, last).map_err(failed);
+        }
+        tracing::warn!(subnet = %last, "the room's subnet is in use by others now; the room gets another one");
+    }
+    let mut seed = u32::from_str_radix(&wiring.bridge[PREFIX.len() + 1..], 16).unwrap_or_default();
+    for _ in 0..CHOICES {
+        let chosen = subnet::choose(seed, &taken(wiring).map_err(failed)?).ok_or_else(|| {
+            NetworkError::Other(
+                "this host reaches all private addresses otherwise; give a subnet that is free".to_owned(),
+            )
+        })?;
+        adopt(wiring, chosen).map_err(failed)?;
+        // Another daemon may have looked at the same moment.
+        if !subnet::overlaps(chosen, &taken(wiring).map_err(failed)?) {
+            return Ok(());
+        }
+        wiring.netlink.run(vec![links::delete(&wiring.bridge)]).map_err(failed)?;
+        seed = rand::random();
+    }
+    Err(NetworkError::Other("no subnet stays free: others take each that is chosen".to_owned()))
+}
+
+fn adopt(wiring: &mut Wiring, subnet: Ipv4Net) -> io::Result<()> {
+    links::ensure_bridge(&mut wiring.netlink, &wiring.bridge, subnet)?;
+    wiring.leases.set_subnet(subnet)?;
+    wiring.subnet = subnet;
+    Ok(())
+}
+
+/// Where this host reaches other networks, and its resolvers, which lie behind the default route.
+fn taken(wiring: &mut Wiring) -> io::Result<Vec<Ipv4Net>> {
+    let own = links::link(&mut wiring.netlink, &wiring.bridge)?.map(|link| link.index);
+    let routes = links::routes(&mut wiring.netlink)?.into_iter();
+    let routes = routes.filter(|route| route.net.prefix_len() > 0 && (own.is_none() || route.link != own));
+    let mut taken: Vec<_> = routes.map(|route| route.net).collect();
+    let addresses = links::addresses(&mut wiring.netlink)?.into_iter();
+    taken.extend(addresses.filter(|one| Some(one.link) != own).map(|one| one.net));
+    taken.extend(wiring.resolvers.servers.iter().map(|server| Ipv4Net::from(*server)));
+    Ok(taken)
+}
+
+/// Lets the host pass on what is not its own. Not undone: others may count on it by then.
+fn forward() -> Result<(), NetworkError> {
+    let path = Path::new(FORWARD);
+    let now = fs::read_to_string(path).map_err(|error| at(path, &error))?;
+    if now.trim() == "0" {
+        fs::write(path, "1").map_err(|error| at(path, &error))?;
+        tracing::info!("net.ipv4.ip_forward was off and is on now, so that services reach other networks");
+    }
+    Ok(())
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
+) -> Result<T, NetworkError> {
+    task::blocking("network", work).await.unwrap_or_else(|error| Err(NetworkError::Other(error.to_string())))
+}
+
+/// Changes the state on a blocking thread, and gives it back still locked.
+async fn changed(
+    mut state: OwnedMutexGuard<State>,
+    work: impl FnOnce(&mut State) -> Result<(), NetworkError> + Send + 'static,
+) -> Result<OwnedMutexGuard<State>, NetworkError> {
+    blocking(move || work(&mut state).map(|()| state)).await
+}
+
+fn other(what: &str, error: &io::Error) -> NetworkError {
+    NetworkError::Other(format!("{what}: {error}"))
+}
+
+fn at(path: &Path, error: &io::Error) -> NetworkError {
+    NetworkError::Other(format!("{}: {error}", path.display()))
+}

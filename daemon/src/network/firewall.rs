@@ -1,0 +1,251 @@
+//! One nft table per daemon: who may reach whom. It is replaced whole, in one transaction of the kernel.
+//!
+//! By the `nft` program, and not over netlink: the crates for that need C libraries or are young, and the table is
+//! written when the daemon starts, when its port is known, and when somebody has taken the table away (`nft flush
+//! ruleset`), never for an instance.
+//!
+//! A verdict of one table does not lift that of another. Where another one drops what is forwarded (Docker sets the
+//! policy of iptables' FORWARD so), instances do not reach other networks until that table has a rule for the bridge:
+//! this is looked for and said, and left to whoever owns the table. Rules of iptables' legacy kind are not seen.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use serde::Deserialize;
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::Command;
+
+use super::PREFIX;
+use crate::deploy::port::NetworkError;
+
+/// `nft` takes some milliseconds; longer where somebody else changes rules.
+const LIMIT: Duration = Duration::from_secs(20);
+
+pub(super) struct Firewall {
+    program: PathBuf,
+    /// What lets everything else follow.
+    rules: Rules,
+    /// The table as `nft` prints it after it was written.
+    applied: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rules {
+    /// Name of the bridge and of the table.
+    pub(super) name: String,
+    pub(super) subnet: Ipv4Net,
+    pub(super) gateway: Ipv4Addr,
+    /// The one port of the gateway that instances reach.
+    pub(super) port: Option<u16>,
+    /// Addresses of the host where a resolver listens.
+    pub(super) resolvers: BTreeSet<Ipv4Addr>,
+}
+
+impl Rules {
+    /// `add` before `delete`, so that both work where there is no table.
+    fn removal(&self) -> String {
+        format!("add table inet {name}\ndelete table inet {name}\n", name = self.name)
+    }
+
+    fn script(&self) -> String {
+        let Self { name, subnet, gateway, .. } = self;
+        let port =
+            self.port.map(|port| format!("ip daddr {gateway} tcp dport {port} accept")).unwrap_or_default();
+        let resolvers: String = self
+            .resolvers
+            .iter()
+            .map(|server| {
+                format!(
+                    "ip daddr {server} udp dport 53 accept\n    ip daddr {server} tcp dport 53 accept\n    "
+                )
+            })
+            .collect();
+        format!(
+            "{removal}table inet {name} {{
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    ip saddr {subnet} oifname != \"{name}\" masquerade
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy accept;
+    iifname != \"{name}\" oifname != \"{name}\" accept
+    ct state established,related accept
+    iifname \"{name}\" meta nfproto ipv6 drop
+    iifname \"{name}\" ip saddr != {subnet} drop
+    iifname \"{name}\" oifname \"{name}\" accept
+    iifname \"{name}\" oifname \"{PREFIX}-*\" reject
+    iifname \"{name}\" accept
+    reject
+  }}
+  chain input {{
+    type filter hook input priority filter; policy accept;
+    iifname != \"{name}\" accept
+    ct state established,related accept
+    {port}
+    {resolvers}
+    reject
+  }}
+}}
+",
+            removal = self.removal()
+        )
+    }
+}
+
+impl Firewall {
+    pub(super) fn new(program: PathBuf, rules: Rules) -> Self {
+        Self { program, rules, applied: String::new() }
+    }
+
+    pub(super) fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    pub(super) async fn set(&mut self, rules: Rules) -> Result<(), NetworkError> {
+        self.rules = rules;
+        self.run(&["-f", "-"], &self.rules.script()).await?;
+        self.applied = self.list().await?;
+        Ok(())
+    }
+
+    /// Writes the table again where it is not as it was written.
+    pub(super) async fn mend(&mut self) -> Result<(), NetworkError> {
+        // No table is an error of `nft`.
+        if self.list().await.is_ok_and(|now| now == self.applied) {
+            return Ok(());
+        }
+        tracing::warn!(table = self.rules.name, "somebody changed the room's nft table; it is written again");
+        self.set(self.rules.clone()).await
+    }
+
+    pub(super) async fn remove(&self) -> Result<(), NetworkError> {
+        self.run(&["-f", "-"], &self.rules.removal()).await.map(drop)
+    }
+
+    async fn list(&self) -> Result<String, NetworkError> {
+        self.run(&["list", "table", "inet", &self.rules.name], "").await
+    }
+
+    async fn run(&self, args: &[&str], input: &str) -> Result<String, NetworkError> {
+        run(&self.program, args, input).await
+    }
+}
+
+/// Chains of all tables that drop by default what is forwarded.
+pub(super) async fn dropping(program: &Path) -> Result<Vec<Chain>, NetworkError> {
+    let listing = run(program, &["-j", "list", "chains"], "").await?;
+    in_listing(&listing)
+        .map_err(|error| NetworkError::Other(format!("{} -j list chains: {error}", program.display())))
+}
+
+async fn run(program: &Path, args: &[&str], input: &str) -> Result<String, NetworkError> {
+    let failed =
+        |reason: String| NetworkError::Other(format!("{} {}: {reason}", program.display(), args.join(" ")));
+    let mut child = Command::new(program)
+        .args(args)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                failed("no such program; install nftables (Debian's package `nftables`)".to_owned())
+            }
+            _ => failed(error.to_string()),
+        })?;
+    let work = async {
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(input.as_bytes()).await?;
+        }
+        child.wait_with_output().await
+    };
+    let output = tokio::time::timeout(LIMIT, work)
+        .await
+        .map_err(|_| failed(format!("no end after {} s", LIMIT.as_secs())))?
+        .map_err(|error| failed(error.to_string()))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let reason: String = String::from_utf8_lossy(&output.stderr).trim().chars().take(1000).collect();
+    Err(failed(format!("{}: {reason}", output.status)))
+}
+
+#[derive(Deserialize)]
+struct Listing {
+    nftables: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    chain: Option<Chain>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Chain {
+    family: String,
+    pub(super) table: String,
+    name: String,
+    hook: Option<String>,
+    policy: Option<String>,
+}
+
+impl fmt::Display for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.family, self.table, self.name)
+    }
+}
+
+fn in_listing(listing: &str) -> Result<Vec<Chain>, serde_json::Error> {
+    let listing: Listing = serde_json::from_str(listing)?;
+    let drops = |chain: &Chain| {
+        chain.hook.as_deref() == Some("forward")
+            && chain.policy.as_deref() == Some("drop")
+            && matches!(chain.family.as_str(), "ip" | "inet")
+    };
+    Ok(listing.nftables.into_iter().filter_map(|entry| entry.chain).filter(drops).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_chains_that_drop_forwarded_traffic_are_named() {
+        let listing = r#"{"nftables": [{"metainfo": {"version": "1.0.6"}},
+            {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "handle": 1, "hook": "forward", "policy": "drop"}},
+            {"chain": {"family": "ip", "table": "filter", "name": "INPUT", "handle": 1, "hook": "input", "policy": "drop"}},
+            {"chain": {"family": "ip6", "table": "filter", "name": "FORWARD", "handle": 1, "hook": "forward", "policy": "drop"}},
+            {"chain": {"family": "inet", "table": "x", "name": "forward", "handle": 1, "hook": "forward", "policy": "accept"}},
+            {"chain": {"family": "inet", "table": "x", "name": "plain", "handle": 1}}]}"#;
+        let found: Vec<String> = in_listing(listing).unwrap().iter().map(Chain::to_string).collect();
+        assert_eq!(found, ["ip filter FORWARD"]);
+        assert!(in_listing(r#"{"nftables": []}"#).unwrap().is_empty());
+        assert!(in_listing("nonsense").is_err());
+    }
+
+    #[test]
+    fn a_table_without_port_and_resolvers_lets_nobody_in() {
+        let mut rules = Rules {
+            name: "hth-1".to_owned(),
+            subnet: "10.1.2.0/24".parse().unwrap(),
+            gateway: "10.1.2.1".parse().unwrap(),
+            port: None,
+            resolvers: BTreeSet::new(),
+        };
+        let accepts = |rules: &Rules| {
+            rules.script().lines().filter(|line| line.trim_start().starts_with("ip daddr")).count()
+        };
+        assert_eq!(accepts(&rules), 0);
+        rules.port = Some(80);
+        rules.resolvers.insert("192.0.2.1".parse().unwrap());
+        assert_eq!(accepts(&rules), 3);
+        assert!(rules.script().contains("ip daddr 10.1.2.1 tcp dport 80 accept"));
+    }
+}

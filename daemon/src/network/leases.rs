@@ -1,0 +1,153 @@
+//! Who has which address: one file of the state, written before an address is used and after it is free, so that
+//! nothing of an instance can exist that this does not name.
+//!
+//! Replaced by rename, without a flush: a process that is killed loses nothing by that, and a power cut ends every
+//! namespace that a lost line could have named.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use super::subnet;
+use crate::deploy::port::NetworkError;
+use crate::model::id::InstanceId;
+use crate::model::service::ServiceName;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Lease {
+    pub(super) address: Ipv4Addr,
+    pub(super) name: ServiceName,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    /// None before the first.
+    subnet: Option<String>,
+    /// The address that was given last.
+    last: Option<Ipv4Addr>,
+    leases: BTreeMap<InstanceId, Lease>,
+}
+
+pub(super) struct Leases {
+    path: PathBuf,
+    record: Record,
+}
+
+impl Leases {
+    /// One that cannot be read is as good as none: every instance is then given its network anew.
+    pub(super) fn read(path: PathBuf) -> io::Result<Self> {
+        let record = match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
+                tracing::warn!(path = %path.display(), %error, "leases of addresses are damaged and begin anew");
+                Record::default()
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Record::default(),
+            Err(error) => return Err(error),
+        };
+        Ok(Self { path, record })
+    }
+
+    /// The subnet that they are of.
+    pub(super) fn subnet(&self) -> Option<Ipv4Net> {
+        self.record.subnet.as_ref()?.parse().ok()
+    }
+
+    /// Begins with another subnet: leases of the one before end.
+    pub(super) fn set_subnet(&mut self, subnet: Ipv4Net) -> io::Result<()> {
+        if self.subnet() == Some(subnet) {
+            return Ok(());
+        }
+        self.record = Record { subnet: Some(subnet.to_string()), ..Record::default() };
+        self.write()
+    }
+
+    /// The instance's lease, made if it has none.
+    pub(super) fn take(
+        &mut self,
+        instance: &InstanceId,
+        name: &ServiceName,
+        subnet: Ipv4Net,
+    ) -> Result<Lease, NetworkError> {
+        if let Some(lease) = self.record.leases.get(instance) {
+            return Ok(lease.clone());
+        }
+        let taken: BTreeSet<_> = self.record.leases.values().map(|lease| lease.address).collect();
+        let address = subnet::next_free(subnet, self.record.last, |address| taken.contains(&address))
+            .ok_or_else(|| NetworkError::Exhausted { subnet: subnet.to_string() })?;
+        let lease = Lease { address, name: name.clone() };
+        self.record.leases.insert(instance.clone(), lease.clone());
+        self.record.last = Some(address);
+        if let Err(error) = self.write() {
+            self.record.leases.remove(instance);
+            return Err(NetworkError::Other(format!("{}: {error}", self.path.display())));
+        }
+        Ok(lease)
+    }
+
+    pub(super) fn release(&mut self, instance: &InstanceId) -> io::Result<()> {
+        if self.record.leases.remove(instance).is_none() { Ok(()) } else { self.write() }
+    }
+
+    pub(super) fn get(&self, instance: &InstanceId) -> Option<&Lease> {
+        self.record.leases.get(instance)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&InstanceId, &Lease)> {
+        self.record.leases.iter()
+    }
+
+    /// There is one writer, so the draft has a name that the next one replaces.
+    fn write(&self) -> io::Result<()> {
+        let draft = self.path.with_extension("json.new");
+        fs::write(&draft, serde_json::to_vec(&self.record)?)?;
+        fs::rename(&draft, &self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_kept_over_a_restart_and_ends_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("leases.json");
+        let subnet: Ipv4Net = "10.9.8.0/30".parse().unwrap();
+        let (one, two) = (InstanceId::random(), InstanceId::random());
+        let name: ServiceName = "web".parse().unwrap();
+        let mut leases = Leases::read(path.clone()).unwrap();
+        leases.set_subnet(subnet).unwrap();
+        let lease = leases.take(&one, &name, subnet).unwrap();
+
+        let mut leases = Leases::read(path.clone()).unwrap();
+        assert_eq!(leases.subnet(), Some(subnet));
+        assert_eq!(leases.take(&one, &name, subnet).unwrap(), lease);
+        let error = leases.take(&two, &name, subnet).unwrap_err();
+        assert!(matches!(error, NetworkError::Exhausted { subnet } if subnet == "10.9.8.0/30"));
+        leases.release(&one).unwrap();
+        leases.release(&one).unwrap();
+        assert_eq!(leases.take(&two, &name, subnet).unwrap().address, lease.address);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_damaged_file_and_another_subnet_begin_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("leases.json");
+        fs::write(&path, "{\"subnet\":\"10.1").unwrap();
+        let mut leases = Leases::read(path).unwrap();
+        assert_eq!(leases.subnet(), None);
+        let subnet: Ipv4Net = "10.9.8.0/24".parse().unwrap();
+        leases.set_subnet(subnet).unwrap();
+        let instance = InstanceId::random();
+        leases.take(&instance, &"web".parse().unwrap(), subnet).unwrap();
+        leases.set_subnet("10.9.9.0/24".parse().unwrap()).unwrap();
+        assert!(leases.get(&instance).is_none());
+    }
+}

@@ -1,0 +1,136 @@
+//! On the real kernel, as root: each test has a network of its own, takes it away, and proves that.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::wiring::{STEPS, link_of};
+use super::*;
+
+mod healing;
+mod reach;
+
+/// As long as one that is not answered may take; those that are take well under a millisecond.
+const LIMIT: Duration = Duration::from_secs(2);
+
+struct Room {
+    network: RoomNetwork,
+    options: Options,
+    _dir: tempfile::TempDir,
+}
+
+impl Room {
+    async fn open() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    async fn with(change: impl FnOnce(&mut Options)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut options = Options::new(dir.path().to_owned());
+        change(&mut options);
+        let network = RoomNetwork::open(options.clone()).await.unwrap();
+        Self { network, options, _dir: dir }
+    }
+
+    /// What a daemon finds that starts after another was killed.
+    async fn again(&mut self) {
+        self.network = RoomNetwork::open(self.options.clone()).await.unwrap();
+    }
+
+    async fn attach(&self, name: &str) -> (InstanceId, Attached) {
+        let id = InstanceId::random();
+        let attached = self.network.attach(&id, &name.parse().unwrap()).await.unwrap();
+        (id, attached)
+    }
+
+    async fn close(self) {
+        let bridge = self.network.bridge().to_owned();
+        self.network.clone().close().await.unwrap();
+        assert!(!tables().contains(&bridge), "nft table {bridge} is left");
+        assert_eq!(ports_and_bridge(&bridge), Vec::<String>::new());
+        assert_eq!(mounts_below(&self.options.state_dir), Vec::<String>::new());
+        assert_eq!(fs::read_dir(&self.options.state_dir).unwrap().count(), 0);
+    }
+
+    /// All that there is of instances: links, files, namespaces, leases, neighbours.
+    async fn remains(&self) -> Vec<String> {
+        let mut state = self.network.state.lock().await;
+        let wiring = &mut state.wiring;
+        let bridge = links::link(&mut wiring.netlink, &wiring.bridge).unwrap().unwrap().index;
+        let mut found: Vec<String> = wiring.leases.iter().map(|(id, _)| format!("lease {id}")).collect();
+        found.extend(names(&wiring.namespaces()).into_iter().map(|name| format!("netns {name}")));
+        found.extend(names(&wiring.instances()).into_iter().map(|name| format!("files {name}")));
+        found.extend(mounts_below(&wiring.dir));
+        found.extend(ports_and_bridge(&wiring.bridge).into_iter().filter(|name| *name != wiring.bridge));
+        let neighbours = links::neighbours(&mut wiring.netlink, bridge).unwrap();
+        found.extend(neighbours.iter().map(|address| format!("neighbour {address}")));
+        let file = fs::read_to_string(wiring.dir.join("leases.json")).unwrap();
+        if !file.contains(r#""leases":{}"#) {
+            found.push(file);
+        }
+        found
+    }
+}
+
+/// For a test that failed: the machine is not to keep what it made.
+impl Drop for Room {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let bridge = self.network.bridge();
+            for link in ports_and_bridge(bridge) {
+                let _ = Netlink::open().and_then(|mut netlink| netlink.run(vec![links::delete(&link)]));
+            }
+            for mount in mounts_below(&self.options.state_dir) {
+                let _ = namespace::remove(Path::new(&mount));
+            }
+            let _ =
+                Command::new("nft").args(["delete", "table", "inet", bridge]).stderr(Stdio::null()).status();
+        }
+    }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+fn tables() -> String {
+    String::from_utf8(Command::new("nft").args(["list", "tables"]).output().unwrap().stdout).unwrap()
+}
+
+fn ports_and_bridge(bridge: &str) -> Vec<String> {
+    let all = links::links(&mut Netlink::open().unwrap()).unwrap();
+    let index = all.iter().find(|link| link.name == bridge).map(|link| link.index);
+    let ours =
+        |link: &&links::Link| link.name.starts_with(bridge) || (index.is_some() && link.bridge == index);
+    all.iter().filter(ours).map(|link| link.name.clone()).collect()
+}
+
+fn mounts_below(dir: &Path) -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let targets = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    targets.filter(|target| Path::new(target).starts_with(dir)).map(str::to_owned).collect()
+}
+
+/// Listens inside; what connects waits in the socket's queue.
+fn listen(namespace: &Path, port: u16) -> TcpListener {
+    namespace::within(namespace, || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap().unwrap()
+}
+
+fn connect(to: impl Into<SocketAddr>) -> io::Result<TcpStream> {
+    TcpStream::connect_timeout(&to.into(), LIMIT)
+}
+
+fn connect_inside(namespace: &Path, to: impl Into<SocketAddr>) -> io::Result<TcpStream> {
+    let to = to.into();
+    namespace::within(namespace, || connect(to)).unwrap()
+}
+
+fn at(attached: &Attached, port: u16) -> SocketAddr {
+    (attached.address, port).into()
+}
