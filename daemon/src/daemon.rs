@@ -25,6 +25,7 @@ use crate::context::mounts::Mounts;
 use crate::context::storage::{Root, Storage};
 use crate::context::{ContextOptions, Contexts};
 use crate::image::{Elsewhere, Images};
+use crate::ingress::{self, Ingress};
 use crate::model::access::{ApiScope, ContainersGrant, Patterns, RegistryGrant};
 use crate::model::component::Component;
 use crate::model::id::BuildId;
@@ -120,6 +121,7 @@ impl Daemon {
             contexts: Arc::new(room.clone()),
             images: Arc::new(room.clone()),
         };
+        let ingress = Arc::new(Ingress::new(ingress::Options::default(), Arc::clone(&access)));
         let options = build_options(&config, &listeners.addresses, Arc::clone(&access))?;
         let builds = build::Service::start(options, ports).await?;
 
@@ -142,7 +144,7 @@ impl Daemon {
         })?;
         let closing = CancellationToken::new();
         let addresses = listeners.addresses.clone();
-        let servers = listeners.serve(app, &closing, REQUEST_GRACE);
+        let servers = listeners.serve(app, ingress, &closing, REQUEST_GRACE);
         addresses.write(&config.state_dir)?;
         tracing::info!(
             room = config.room, listen = %addresses.listen, ingress = %addresses.ingress,

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -15,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::serve::serve;
 use crate::config::Config;
-use crate::{ingress, task};
+use crate::ingress::Ingress;
+use crate::task;
 
 const ADDRESSES: &str = "addresses.json";
 
@@ -60,14 +62,20 @@ impl Listeners {
         Ok(Self { addresses, tcp, unix, ingress })
     }
 
-    pub(super) fn serve(self, app: Router, stop: &CancellationToken, grace: Duration) -> Vec<JoinHandle<()>> {
+    pub(super) fn serve(
+        self,
+        app: Router,
+        ingress: Arc<Ingress>,
+        stop: &CancellationToken,
+        grace: Duration,
+    ) -> Vec<JoinHandle<()>> {
         let mut servers: Vec<_> = self
             .tcp
             .into_iter()
             .map(|listener| task::spawn("tcp", serve(listener, app.clone(), stop.clone(), grace)))
             .collect();
         servers.push(task::spawn("unix", serve(self.unix, app, stop.clone(), grace)));
-        servers.push(task::spawn("ingress", serve(self.ingress, ingress::router(), stop.clone(), grace)));
+        servers.push(task::spawn("ingress", ingress.serve(self.ingress, None, stop.clone(), grace)));
         servers
     }
 }

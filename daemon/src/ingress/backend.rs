@@ -1,0 +1,230 @@
+//! An instance that requests are led to: what is in flight, and the connections that are kept.
+//!
+//! ```text
+//! routed --retire--> retired: no request enters; those inside go on --drain's limit--> cut
+//! ```
+//!
+//! A request reads the table, then enters. Between the two the route may have been switched and the
+//! backend drained, so entering one that has retired fails, and the request reads the table again.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::net::Shutdown;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::upstream::Upstream;
+
+/// What was cut has this long to see it.
+const CUT_LIMIT: Duration = Duration::from_secs(1);
+
+pub(super) struct Backend {
+    pub(super) address: SocketAddr,
+    in_flight: AtomicUsize,
+    retired: AtomicBool,
+    /// Told when the last request has left a retired backend.
+    empty: Notify,
+    /// Ends upgraded connections.
+    cut: CancellationToken,
+    kept: Mutex<Vec<Kept>>,
+    sockets: Arc<Sockets>,
+}
+
+struct Kept {
+    upstream: Box<Upstream>,
+    since: Instant,
+}
+
+/// A request that counts as in flight while this lives.
+pub(super) struct InFlight {
+    backend: Arc<Backend>,
+}
+
+/// The sockets of open connections, so that they can be shut down under whoever uses them.
+#[derive(Default)]
+struct Sockets {
+    open: Mutex<(u64, HashMap<u64, OwnedFd>)>,
+}
+
+/// A connection's place among the sockets.
+pub(super) struct OpenSocket {
+    sockets: Arc<Sockets>,
+    number: u64,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Backend {
+    pub(super) fn new(address: SocketAddr) -> Self {
+        Self {
+            address,
+            in_flight: AtomicUsize::new(0),
+            retired: AtomicBool::new(false),
+            empty: Notify::new(),
+            cut: CancellationToken::new(),
+            kept: Mutex::default(),
+            sockets: Arc::default(),
+        }
+    }
+
+    /// None once it has retired.
+    pub(super) fn enter(self: &Arc<Self>) -> Option<InFlight> {
+        self.in_flight.fetch_add(1, Ordering::SeqCst);
+        let entered = InFlight { backend: Arc::clone(self) };
+        // Counted first, asked second; retiring does it the other way round: one of both sees the other.
+        (!self.retired.load(Ordering::SeqCst)).then_some(entered)
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::SeqCst)
+    }
+
+    /// No request enters from now on.
+    pub(super) fn retire(&self) {
+        self.retired.store(true, Ordering::SeqCst);
+        locked(&self.kept).clear();
+    }
+
+    /// Waits until nothing is in flight, at most for `limit`; then cuts what is. Gives how many were cut.
+    pub(super) async fn drain(&self, limit: Duration) -> usize {
+        self.retire();
+        if tokio::time::timeout(limit, self.emptied()).await.is_ok() {
+            return 0;
+        }
+        let left = self.in_flight();
+        self.cut.cancel();
+        self.sockets.shut_down();
+        if tokio::time::timeout(CUT_LIMIT, self.emptied()).await.is_err() {
+            tracing::warn!(backend = %self.address, left = self.in_flight(), "requests outlive their cut");
+        }
+        left
+    }
+
+    async fn emptied(&self) {
+        loop {
+            let told = self.empty.notified();
+            if self.in_flight() == 0 {
+                return;
+            }
+            told.await;
+        }
+    }
+
+    /// The connection that was used last, unless it has been idle for longer than `idle`.
+    pub(super) fn take_kept(&self, idle: Duration) -> Option<Box<Upstream>> {
+        let kept = locked(&self.kept).pop()?;
+        // The one below is older still; the sweep takes them.
+        (kept.since.elapsed() < idle).then_some(kept.upstream)
+    }
+
+    /// Keeps a connection for the next request, if it may be used again and there is room.
+    pub(super) fn keep(&self, mut upstream: Box<Upstream>, room: usize) {
+        if !upstream.is_reusable() {
+            return;
+        }
+        let mut kept = locked(&self.kept);
+        if kept.len() < room && !self.is_retired() {
+            kept.push(Kept { upstream, since: Instant::now() });
+        }
+    }
+
+    /// Closes kept connections that are too old, and those that the instance has closed.
+    pub(super) fn sweep(&self, idle: Duration) {
+        locked(&self.kept).retain_mut(|kept| kept.since.elapsed() < idle && kept.upstream.is_reusable());
+    }
+
+    pub(super) fn register(&self, stream: &TcpStream) -> std::io::Result<OpenSocket> {
+        let second = stream.as_fd().try_clone_to_owned()?;
+        let mut open = locked(&self.sockets.open);
+        open.0 += 1;
+        let number = open.0;
+        open.1.insert(number, second);
+        Ok(OpenSocket { sockets: Arc::clone(&self.sockets), number })
+    }
+}
+
+impl Sockets {
+    fn shut_down(&self) {
+        for socket in locked(&self.open).1.values() {
+            // Fails for one that has just been closed by the other side, which is as well.
+            if let Err(error) = rustix::net::shutdown(socket, Shutdown::Both) {
+                tracing::debug!(%error, "shut down a connection to an instance");
+            }
+        }
+    }
+}
+
+impl Drop for OpenSocket {
+    fn drop(&mut self) {
+        locked(&self.sockets.open).1.remove(&self.number);
+    }
+}
+
+impl InFlight {
+    pub(super) fn backend(&self) -> &Arc<Backend> {
+        &self.backend
+    }
+
+    pub(super) fn cut(&self) -> &CancellationToken {
+        &self.backend.cut
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if self.backend.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 && self.backend.is_retired() {
+            self.backend.empty.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn backend() -> Arc<Backend> {
+        Arc::new(Backend::new("127.0.0.1:1".parse().unwrap()))
+    }
+
+    #[tokio::test]
+    async fn a_drain_ends_with_the_last_request_in_flight() {
+        let backend = backend();
+        let first = backend.enter().unwrap();
+        let second = backend.enter().unwrap();
+        let draining = backend.drain(Duration::from_secs(60));
+        tokio::pin!(draining);
+        assert!(futures::poll!(&mut draining).is_pending());
+        assert!(backend.enter().is_none(), "nothing enters a retired backend");
+        drop(first);
+        assert!(futures::poll!(&mut draining).is_pending());
+        drop(second);
+        assert_eq!(draining.await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_drain_tells_how_many_it_cut() {
+        let backend = backend();
+        let entered = backend.enter().unwrap();
+        let cut = entered.cut().clone();
+        let left = crate::task::spawn("exchange", async move {
+            entered.cut().cancelled().await;
+            drop(entered);
+        });
+        assert_eq!(backend.drain(Duration::from_millis(50)).await, 1);
+        left.await.unwrap();
+        assert!(cut.is_cancelled());
+        assert_eq!(backend.in_flight(), 0);
+    }
+}

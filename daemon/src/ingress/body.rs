@@ -1,0 +1,150 @@
+//! Bodies on their way through: streamed, never gathered, with the reader's pace as the only buffer.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+
+use super::backend::InFlight;
+use super::upstream::Upstream;
+
+/// What goes to an instance.
+#[derive(Debug)]
+pub(super) enum RequestBody {
+    None,
+    /// Small, and sent again where the first attempt met a closed connection.
+    Whole(Option<Bytes>),
+    Streamed {
+        body: Incoming,
+        /// Frames that have been read of it.
+        moved: Arc<AtomicU64>,
+    },
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::None => Poll::Ready(None),
+            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Streamed { body, moved } => {
+                let frame = Pin::new(body).poll_frame(cx);
+                if frame.is_ready() {
+                    moved.fetch_add(1, Ordering::Relaxed);
+                }
+                frame
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::None => true,
+            Self::Whole(bytes) => bytes.is_none(),
+            Self::Streamed { body, .. } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::None => SizeHint::with_exact(0),
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Streamed { body, .. } => body.size_hint(),
+        }
+    }
+}
+
+/// What goes to a client.
+pub(super) enum AnswerBody {
+    /// A page of our own.
+    Page(Option<Bytes>),
+    Streamed(Streamed),
+}
+
+/// An instance's answer. Reading it moves the connection that it comes over; at its end the
+/// connection is kept for the next request.
+pub(super) struct Streamed {
+    body: Incoming,
+    upstream: Option<Box<Upstream>>,
+    entered: InFlight,
+    /// Connections that are kept to one instance.
+    room: usize,
+}
+
+impl Streamed {
+    pub(super) fn new(body: Incoming, upstream: Box<Upstream>, entered: InFlight, room: usize) -> Self {
+        Self { body, upstream: Some(upstream), entered, room }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        // Only driving the connection brings frames, so the body itself needs no waker.
+        let quietly = &mut Context::from_waker(Waker::noop());
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(quietly) {
+            return Poll::Ready(frame);
+        }
+        if let Some(upstream) = &mut self.upstream
+            && upstream.drive(cx).is_ready()
+        {
+            self.upstream = None;
+        }
+        Pin::new(&mut self.body).poll_frame(quietly)
+    }
+
+    fn release(&mut self) {
+        if let Some(upstream) = self.upstream.take() {
+            self.entered.backend().keep(upstream, self.room);
+        }
+    }
+}
+
+impl Drop for Streamed {
+    /// Nobody reads a body that is known to be at its end, so this is where its connection is released.
+    fn drop(&mut self) {
+        if self.body.is_end_stream() {
+            self.release();
+        }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Page(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Streamed(streamed) => {
+                let frame = streamed.poll(cx);
+                if let Poll::Ready(None) = frame {
+                    streamed.release();
+                }
+                frame
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Page(bytes) => bytes.is_none(),
+            Self::Streamed(streamed) => streamed.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Page(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Streamed(streamed) => streamed.body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! One request, from its head to the head of its answer.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Incoming};
+use hyper::upgrade::OnUpgrade;
+use tokio::time::Instant;
+
+use super::backend::InFlight;
+use super::body::{AnswerBody, RequestBody, Streamed};
+use super::page::Refusal;
+use super::serve::Connection;
+use super::table::Entry;
+use super::tunnel::Tunnel;
+use super::upstream::{ConnectFailure, SendFailure, Upstream};
+use super::{Ingress, headers, host, token, tunnel};
+use crate::task;
+
+/// Largest body that is kept to be sent once more.
+const REPLAYED: u64 = 64 * 1024;
+/// A request that cannot be sent twice takes a kept connection only while it is this fresh: an instance closes
+/// the ones that have been idle.
+const FRESH: Duration = Duration::from_secs(1);
+/// Between two looks at a service without an instance; doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+/// Attempts at one request on connections that close before it is written.
+const ATTEMPTS: u32 = 4;
+
+/// A request as it goes to an instance.
+type Outgoing = Request<RequestBody>;
+
+/// What becomes of a request that was not answered.
+enum Unanswered {
+    /// It is sent again, on a new connection.
+    Again(Box<Outgoing>),
+    /// It waits until the instance, or another one, takes connections.
+    Held(Box<Outgoing>, Refusal),
+    Over(Refusal),
+}
+
+/// What is needed to send a request once more.
+struct Copy {
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Option<Bytes>,
+}
+
+impl Ingress {
+    /// Answers in any case, if only with a page that says why not.
+    pub(super) async fn answer(
+        &self,
+        connection: &Arc<Connection>,
+        request: Request<Incoming>,
+    ) -> Response<AnswerBody> {
+        let accept = request.headers().get(header::ACCEPT).cloned();
+        let told = tracing::enabled!(tracing::Level::DEBUG).then(|| {
+            (request.method().clone(), request.headers().get(header::HOST).cloned(), Instant::now())
+        });
+        let response = match self.forward(connection, request).await {
+            Ok(response) => response,
+            Err(refusal) => {
+                tracing::debug!(client = %connection.client.address, ?refusal, "request not led to an instance");
+                refusal.page(accept.as_ref())
+            }
+        };
+        let class = usize::from(response.status().as_u16() / 100);
+        if let Some(counter) = self.answers.get(class.wrapping_sub(1)) {
+            counter.increment(1);
+        }
+        if let Some((method, host, start)) = told {
+            tracing::debug!(%method, ?host, status = response.status().as_u16(), head = ?start.elapsed(), "request");
+        }
+        response
+    }
+
+    async fn forward(
+        &self,
+        connection: &Arc<Connection>,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<AnswerBody>, Refusal> {
+        if request.method() == Method::CONNECT {
+            return Err(Refusal::Method);
+        }
+        let host = host::written(&request)?;
+        let name = host::name(&host)?;
+        let version = self.version();
+        let entry = self.find(&name).ok_or_else(|| Refusal::UnknownHost(name.clone().into_owned()))?;
+        if entry.private {
+            token::admit(request.headers_mut(), &self.access).map_err(Refusal::Token)?;
+        }
+        token::strip_cookie(request.headers_mut());
+        let has_body = !request.body().is_end_stream();
+        let upgrade = headers::to_instance(&mut request, &connection.client, host.clone(), has_body)?;
+        let mut switching = upgrade.map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
+        let outgoing = self.outgoing(request, has_body).await?;
+        let admitted = entry.private;
+        self.send(connection, &name, (version, entry), admitted, outgoing, &mut switching).await
+    }
+
+    /// Streams the body, or gathers it where it is small and may have to be sent again.
+    async fn outgoing(&self, request: Request<Incoming>, has_body: bool) -> Result<Box<Outgoing>, Refusal> {
+        let (mut head, body) = request.into_parts();
+        head.version = Version::HTTP_11;
+        head.extensions.clear();
+        if head.uri.authority().is_some() {
+            head.uri = head.uri.path_and_query().cloned().map(Uri::from).unwrap_or_default();
+        }
+        let small = || body.size_hint().exact().is_some_and(|length| length <= REPLAYED);
+        let body = if !has_body {
+            RequestBody::None
+        } else if is_idempotent(&head.method, &head.headers) && small() {
+            let whole = tokio::time::timeout(self.options.first_byte, body.collect()).await;
+            let whole = whole.map_err(|_| Refusal::SlowBody)?.map_err(|_| Refusal::BrokenBody)?;
+            RequestBody::Whole(Some(whole.to_bytes()))
+        } else {
+            RequestBody::Streamed { body, moved: Arc::new(AtomicU64::new(0)) }
+        };
+        Ok(Box::new(Request::from_parts(head, body)))
+    }
+
+    async fn send(
+        &self,
+        connection: &Arc<Connection>,
+        name: &str,
+        (mut version, mut entry): (u64, Arc<Entry>),
+        admitted: bool,
+        mut request: Box<Outgoing>,
+        switching: &mut Option<(HeaderValue, OnUpgrade)>,
+    ) -> Result<Response<AnswerBody>, Refusal> {
+        let mut held_since = None;
+        let mut pause = FIRST_PAUSE;
+        let mut attempt = 0;
+        loop {
+            let unanswered = match entry.backend.as_ref().and_then(super::Backend::enter) {
+                Some(entered) => {
+                    attempt += 1;
+                    self.attempt(connection, &entry, entered, request, attempt, switching).await
+                }
+                None => Err(Unanswered::Held(request, Refusal::NoInstance(entry.service.clone()))),
+            };
+            match unanswered {
+                Ok(response) => return Ok(response),
+                Err(Unanswered::Over(refusal)) => return Err(refusal),
+                Err(Unanswered::Again(again)) => request = again,
+                Err(Unanswered::Held(held, refusal)) => {
+                    let since = *held_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= self.options.hold {
+                        return Err(refusal);
+                    }
+                    request = held;
+                    self.wait_for_change(version, pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+            version = self.version();
+            entry = self.find(name).ok_or_else(|| Refusal::UnknownHost(name.to_owned()))?;
+            if entry.private && !admitted {
+                return Err(Refusal::NoInstance(entry.service.clone()));
+            }
+        }
+    }
+
+    /// Returns when there is another table than `version`, or after `pause`.
+    async fn wait_for_change(&self, version: u64, pause: Duration) {
+        let told = self.changed.notified();
+        if self.version() == version {
+            // Whether it was told or not makes no difference to what comes next.
+            let _ = tokio::time::timeout(pause, told).await;
+        }
+    }
+
+    async fn attempt(
+        &self,
+        connection: &Arc<Connection>,
+        entry: &Entry,
+        entered: InFlight,
+        request: Box<Outgoing>,
+        attempt: u32,
+        switching: &mut Option<(HeaderValue, OnUpgrade)>,
+    ) -> Result<Response<AnswerBody>, Unanswered> {
+        let service = &entry.service;
+        let replayed = replayed(&request);
+        let idle = if replayed { self.options.kept_idle } else { self.options.kept_idle.min(FRESH) };
+        let kept = if attempt == 1 { entered.backend().take_kept(idle) } else { None };
+        let (mut upstream, copy) = match kept {
+            Some(upstream) => (upstream, replayed.then(|| Copy::of(&request))),
+            None => match Upstream::connect(entered.backend(), self.options.connect).await {
+                Ok(upstream) => (upstream, None),
+                Err(failure) => {
+                    tracing::debug!(%service, backend = %entered.backend().address, %failure, "connect");
+                    return Err(match failure {
+                        ConnectFailure::Refused(_) => {
+                            Unanswered::Held(request, Refusal::Unreachable(service.clone()))
+                        }
+                        ConnectFailure::TimedOut => {
+                            Unanswered::Held(request, Refusal::TimedOut(service.clone()))
+                        }
+                        ConnectFailure::Other(_) => Unanswered::Over(Refusal::Unreachable(service.clone())),
+                    });
+                }
+            },
+        };
+        let moved = match request.body() {
+            RequestBody::Streamed { moved, .. } => Some(Arc::clone(moved)),
+            RequestBody::None | RequestBody::Whole(_) => None,
+        };
+        match upstream.send(*request, self.options.first_byte, moved.as_deref()).await {
+            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                let switching =
+                    switching.take().ok_or_else(|| Unanswered::Over(Refusal::NoAnswer(service.clone())))?;
+                Ok(self.switch(connection, response, switching, upstream, entered))
+            }
+            Ok(mut response) => {
+                headers::to_client(response.headers_mut(), false);
+                *response.version_mut() = Version::HTTP_11;
+                let room = self.options.kept;
+                Ok(response.map(|body| AnswerBody::Streamed(Streamed::new(body, upstream, entered, room))))
+            }
+            Err(SendFailure::NotSent(request)) if attempt < ATTEMPTS => Err(Unanswered::Again(request)),
+            Err(SendFailure::NoAnswer(error)) => {
+                tracing::debug!(%service, %error, again = copy.is_some(), "no answer on a connection");
+                Err(match copy {
+                    Some(copy) => Unanswered::Again(Box::new(copy.into())),
+                    None => Unanswered::Over(Refusal::NoAnswer(service.clone())),
+                })
+            }
+            Err(SendFailure::NotSent(_)) => Err(Unanswered::Over(Refusal::NoAnswer(service.clone()))),
+            Err(SendFailure::Broken(error)) if error.is_user() => Err(Unanswered::Over(Refusal::BrokenBody)),
+            Err(SendFailure::Broken(error)) => {
+                tracing::debug!(%service, %error, "not an answer");
+                Err(Unanswered::Over(Refusal::NoAnswer(service.clone())))
+            }
+            Err(SendFailure::TimedOut) => Err(Unanswered::Over(Refusal::TimedOut(service.clone()))),
+        }
+    }
+
+    /// Passes an instance's 101 on, and leads both ends together once the client has it.
+    fn switch(
+        &self,
+        connection: &Arc<Connection>,
+        mut response: Response<Incoming>,
+        (protocol, client): (HeaderValue, OnUpgrade),
+        upstream: Box<Upstream>,
+        entered: InFlight,
+    ) -> Response<AnswerBody> {
+        headers::to_client(response.headers_mut(), true);
+        let tunnel = Tunnel {
+            entered,
+            connection: Arc::clone(connection),
+            websocket: protocol.as_bytes().eq_ignore_ascii_case(b"websocket"),
+            idle: self.options.upgrade_idle,
+        };
+        task::spawn("tunnel", async move {
+            if let Err(error) = tunnel::run(tunnel, client, upstream).await {
+                tracing::debug!(%error, "upgraded connection");
+            }
+        });
+        response.map(|_| AnswerBody::Page(None))
+    }
+}
+
+/// Sending it twice has the effect of sending it once (RFC 9110, 9.2.2).
+fn is_idempotent(method: &Method, headers: &HeaderMap) -> bool {
+    method.is_idempotent() || headers.contains_key("idempotency-key")
+}
+
+fn replayed(request: &Outgoing) -> bool {
+    !matches!(request.body(), RequestBody::Streamed { .. })
+        && is_idempotent(request.method(), request.headers())
+}
+
+impl Copy {
+    fn of(request: &Outgoing) -> Self {
+        let body = match request.body() {
+            RequestBody::Whole(bytes) => bytes.clone(),
+            RequestBody::None | RequestBody::Streamed { .. } => None,
+        };
+        Self {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            headers: request.headers().clone(),
+            body,
+        }
+    }
+}
+
+impl From<Copy> for Outgoing {
+    fn from(copy: Copy) -> Self {
+        let body = match copy.body {
+            Some(bytes) => RequestBody::Whole(Some(bytes)),
+            None => RequestBody::None,
+        };
+        let mut request = Request::new(body);
+        *request.method_mut() = copy.method;
+        *request.uri_mut() = copy.uri;
+        *request.headers_mut() = copy.headers;
+        request
+    }
+}

@@ -1,0 +1,220 @@
+//! What a proxy changes in the heads that pass it.
+//!
+//! Out: what is meant for one connection only (RFC 9110, 7.6.1), and what says who the client is, unless
+//! a trusted proxy says it. In: `X-Forwarded-For`, `-Proto` and `-Host`. Names with `_` for `-` count as the
+//! same: many frameworks cannot tell them apart.
+
+use std::net::IpAddr;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Version};
+
+use super::page::Refusal;
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
+
+/// The other end of a client's connection.
+pub(super) struct Client {
+    pub(super) address: IpAddr,
+    /// The same as a header's value.
+    forwarded_for: HeaderValue,
+    proto: HeaderValue,
+    /// What it says of those before it is believed.
+    trusted: bool,
+}
+
+impl Client {
+    pub(super) fn new(address: IpAddr, secure: bool, trusted: bool) -> Self {
+        let address = address.to_canonical();
+        Self {
+            address,
+            // An address is visible ASCII.
+            forwarded_for: HeaderValue::from_str(&address.to_string())
+                .unwrap_or(HeaderValue::from_static("unknown")),
+            proto: HeaderValue::from_static(if secure { "https" } else { "http" }),
+            trusted,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// For one connection.
+    Hop,
+    Connection,
+    TransferEncoding,
+    /// Says who the client is.
+    Origin,
+    Other,
+}
+
+fn kind(name: &str) -> Kind {
+    match name {
+        "connection" => Kind::Connection,
+        "transfer-encoding" => Kind::TransferEncoding,
+        "keep-alive"
+        | "proxy-connection"
+        | "proxy-authenticate"
+        | "proxy-authorization"
+        | "te"
+        | "upgrade"
+        | "expect"
+        | "http2-settings" => Kind::Hop,
+        _ if tells_origin(name) => Kind::Origin,
+        _ => Kind::Other,
+    }
+}
+
+fn tells_origin(name: &str) -> bool {
+    const PREFIX: &[u8] = b"x-forwarded-";
+    let same = |a: &[u8], b: &[u8]| {
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a == b || (*a == b'_' && *b == b'-'))
+    };
+    let name = name.as_bytes();
+    match name.first() {
+        Some(b'f') => name == b"forwarded",
+        Some(b'x') => {
+            name.get(..PREFIX.len()).is_some_and(|start| same(start, PREFIX)) || same(name, b"x-real-ip")
+        }
+        _ => false,
+    }
+}
+
+/// Makes the head of a client's request the one that an instance gets. Gives the protocol that the
+/// client asks to switch to.
+pub(super) fn to_instance<B>(
+    request: &mut Request<B>,
+    client: &Client,
+    host: HeaderValue,
+    has_body: bool,
+) -> Result<Option<HeaderValue>, Refusal> {
+    let (http11, get) = (request.version() == Version::HTTP_11, request.method() == Method::GET);
+    let headers = request.headers_mut();
+    let mut out: Vec<HeaderName> = Vec::new();
+    let mut upgrade = None;
+    let mut trailers = false;
+    for name in headers.keys() {
+        match kind(name.as_str()) {
+            Kind::Other => continue,
+            Kind::Origin if client.trusted && !name.as_str().contains('_') => continue,
+            Kind::Origin => {}
+            Kind::TransferEncoding => only_chunked(headers)?,
+            Kind::Connection => {
+                for named in connection_names(headers) {
+                    if named == header::UPGRADE {
+                        upgrade = headers.get(header::UPGRADE).filter(|_| http11 && get).cloned();
+                    } else if !matches!(named, header::HOST | header::CONTENT_LENGTH) {
+                        out.push(named);
+                    }
+                }
+            }
+            Kind::Hop if *name == header::TE => trailers = names(headers, &header::TE, "trailers"),
+            Kind::Hop => {}
+        }
+        out.push(name.clone());
+    }
+    for name in out {
+        headers.remove(name);
+    }
+    // Not ours to lead: a switch to HTTP/2 in clear text is between two neighbours.
+    upgrade = upgrade.filter(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"));
+    if let Some(protocol) = &upgrade {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, protocol.clone());
+    }
+    if trailers {
+        headers.insert(header::TE, TRAILERS);
+    }
+    if has_body && !headers.contains_key(header::CONTENT_LENGTH) {
+        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    forwarded(headers, client, &host);
+    headers.insert(header::HOST, host);
+    one_cookie(headers);
+    Ok(upgrade)
+}
+
+fn forwarded(headers: &mut HeaderMap, client: &Client, host: &HeaderValue) {
+    if client.trusted {
+        let mut chain = Vec::new();
+        for before in headers.get_all(&FORWARDED_FOR) {
+            chain.extend_from_slice(before.as_bytes());
+            chain.extend_from_slice(b", ");
+        }
+        chain.extend_from_slice(client.forwarded_for.as_bytes());
+        headers.insert(
+            FORWARDED_FOR,
+            HeaderValue::from_bytes(&chain).unwrap_or_else(|_| client.forwarded_for.clone()),
+        );
+        headers.entry(FORWARDED_PROTO).or_insert_with(|| client.proto.clone());
+        headers.entry(FORWARDED_HOST).or_insert_with(|| host.clone());
+    } else {
+        headers.insert(FORWARDED_FOR, client.forwarded_for.clone());
+        headers.insert(FORWARDED_PROTO, client.proto.clone());
+        headers.insert(FORWARDED_HOST, host.clone());
+    }
+}
+
+/// HTTP/2 may part a cookie header into several, HTTP/1.1 may not (RFC 9113, 8.2.3).
+fn one_cookie(headers: &mut HeaderMap) {
+    let mut parts = headers.get_all(header::COOKIE).iter();
+    if parts.next().is_none() || parts.next().is_none() {
+        return;
+    }
+    let all: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+/// Makes the head of an instance's answer the one that the client gets.
+pub(super) fn to_client(headers: &mut HeaderMap, switched: bool) {
+    let mut out: Vec<HeaderName> = Vec::new();
+    for name in headers.keys() {
+        match kind(name.as_str()) {
+            Kind::Connection if switched => continue,
+            Kind::Hop if switched && *name == header::UPGRADE => continue,
+            Kind::Connection => out.extend(
+                connection_names(headers)
+                    .filter(|named| !matches!(*named, header::CONTENT_LENGTH | header::SET_COOKIE)),
+            ),
+            Kind::Hop | Kind::TransferEncoding => {}
+            Kind::Origin | Kind::Other => continue,
+        }
+        out.push(name.clone());
+    }
+    for name in out {
+        headers.remove(name);
+    }
+}
+
+/// Another coding than `chunked` would be lost with the header.
+fn only_chunked(headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (Some(coding), None) if coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        _ => Err(Refusal::TransferCoding),
+    }
+}
+
+fn connection_names(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> + '_ {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+}
+
+fn names(headers: &HeaderMap, header: &HeaderName, word: &str) -> bool {
+    headers
+        .get_all(header)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+        .any(|part| part.trim_ascii().eq_ignore_ascii_case(word.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests;

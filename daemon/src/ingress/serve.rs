@@ -1,0 +1,232 @@
+//! Accepts clients' connections and serves them, HTTP/1.1 or HTTP/2.
+//!
+//! In clear text the first bytes tell which (HTTP/2's preface, with prior knowledge), within TLS the handshake.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+
+use super::headers::Client;
+use super::tls::Tls;
+use super::{Ingress, Options};
+use crate::task;
+
+/// What a client with prior knowledge begins HTTP/2 with (RFC 9113, 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Between two looks at a preface that came in parts.
+const PREFACE_PAUSE: Duration = Duration::from_millis(5);
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// After a failed accept, which is mostly "too many open files".
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Between two looks at the connections to instances that are kept.
+const SWEEP: Duration = Duration::from_secs(5);
+/// HTTP/2: a connection that does not answer a ping for this long is closed.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// HTTP/2: bytes in flight per stream and connection, and streams at once.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+const MAX_STREAMS: u32 = 200;
+
+/// A client's connection.
+pub(super) struct Connection {
+    pub(super) client: Client,
+    /// The daemon drains.
+    pub(super) stop: CancellationToken,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Ingress {
+    /// Serves a listener until `stop`; what is in flight then has `grace` to end, and upgraded connections are
+    /// told at once. With `tls`, every connection begins with its handshake.
+    pub async fn serve(
+        self: Arc<Self>,
+        listener: TcpListener,
+        tls: Option<Arc<Tls>>,
+        stop: CancellationToken,
+        grace: Duration,
+    ) {
+        prepare(&listener);
+        let abort = CancellationToken::new();
+        let _abort = abort.clone().drop_guard();
+        let mut sweep = tokio::time::interval(SWEEP);
+        loop {
+            let slot = Arc::clone(&self.connections).acquire_owned();
+            let accepted = tokio::select! {
+                accepted = accept(&listener, slot) => accepted,
+                () = stop.cancelled() => break,
+                _ = sweep.tick() => {
+                    self.sweep();
+                    continue;
+                }
+            };
+            match accepted {
+                Ok((stream, peer, slot)) => {
+                    let trusted = self.options.trusted_proxies.iter().any(|block| block.contains(peer.ip()));
+                    let connection = Connection {
+                        client: Client::new(peer.ip(), tls.is_some(), trusted),
+                        stop: stop.clone(),
+                        _slot: slot,
+                    };
+                    let serving = serve_one(Arc::clone(&self), stream, tls.clone(), connection);
+                    let abort = abort.clone();
+                    task::spawn("ingress connection", async move {
+                        let outcome = tokio::select! {
+                            biased;
+                            outcome = serving => outcome,
+                            () = abort.cancelled() => Err(io::Error::other("cut at the end of the grace period")),
+                        };
+                        if let Err(error) = outcome {
+                            tracing::debug!(%peer, %error, "connection ended");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        drop(listener);
+        // Each connection has one slot: with all of them here, none is left.
+        let slots = u32::try_from(self.options.connections).unwrap_or(u32::MAX);
+        if tokio::time::timeout(grace, self.connections.acquire_many(slots)).await.is_err() {
+            tracing::warn!("requests to services were still running at the end of the grace period");
+        }
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    slot: impl Future<Output = Result<OwnedSemaphorePermit, tokio::sync::AcquireError>>,
+) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    let slot = slot.await.map_err(io::Error::other)?;
+    let (stream, peer) = listener.accept().await?;
+    Ok((stream, peer, slot))
+}
+
+/// Connections inherit these from their listener, which saves the calls for each.
+fn prepare(listener: &TcpListener) {
+    use rustix::net::sockopt;
+    let set =
+        sockopt::set_tcp_nodelay(listener, true).and_then(|()| sockopt::set_socket_keepalive(listener, true));
+    if let Err(error) = set {
+        tracing::warn!(%error, "options of the ingress's listener");
+    }
+}
+
+async fn serve_one(
+    ingress: Arc<Ingress>,
+    stream: TcpStream,
+    tls: Option<Arc<Tls>>,
+    connection: Connection,
+) -> io::Result<()> {
+    let late = |_| io::Error::from(io::ErrorKind::TimedOut);
+    match tls {
+        Some(tls) => {
+            let stream = tokio::time::timeout(HANDSHAKE_LIMIT, tls.accept(stream)).await.map_err(late)??;
+            if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                serve_http2(ingress, stream, connection).await
+            } else {
+                serve_http1(ingress, stream, connection).await
+            }
+        }
+        None => {
+            let begins = begins_http2(&stream);
+            if tokio::time::timeout(ingress.options.head, begins).await.map_err(late)?? {
+                serve_http2(ingress, stream, connection).await
+            } else {
+                serve_http1(ingress, stream, connection).await
+            }
+        }
+    }
+}
+
+/// Looks at the first bytes, and leaves them.
+async fn begins_http2(stream: &TcpStream) -> io::Result<bool> {
+    let mut start = [0; PREFACE.len()];
+    loop {
+        let read = stream.peek(&mut start).await?;
+        if read == 0 || start[..read] != PREFACE[..read] {
+            return Ok(false);
+        }
+        if read == PREFACE.len() {
+            return Ok(true);
+        }
+        tokio::time::sleep(PREFACE_PAUSE).await;
+    }
+}
+
+async fn serve_http1<S>(ingress: Arc<Ingress>, stream: S, connection: Connection) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let stop = connection.stop.clone();
+    let builder = http1_builder(&ingress.options);
+    let connection = Arc::new(connection);
+    let service = service_fn(move |request| {
+        let (ingress, connection) = (Arc::clone(&ingress), Arc::clone(&connection));
+        async move { Ok::<_, Infallible>(ingress.answer(&connection, request).await) }
+    });
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
+    tokio::select! {
+        biased;
+        outcome = &mut serving => return outcome.map_err(io::Error::other),
+        () = stop.cancelled() => {}
+    }
+    serving.as_mut().graceful_shutdown();
+    serving.await.map_err(io::Error::other)
+}
+
+async fn serve_http2<S>(ingress: Arc<Ingress>, stream: S, connection: Connection) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let stop = connection.stop.clone();
+    let builder = http2_builder(&ingress.options);
+    let connection = Arc::new(connection);
+    let service = service_fn(move |request| {
+        let (ingress, connection) = (Arc::clone(&ingress), Arc::clone(&connection));
+        async move { Ok::<_, Infallible>(ingress.answer(&connection, request).await) }
+    });
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    tokio::select! {
+        biased;
+        outcome = &mut serving => return outcome.map_err(io::Error::other),
+        () = stop.cancelled() => {}
+    }
+    serving.as_mut().graceful_shutdown();
+    serving.await.map_err(io::Error::other)
+}
+
+fn http1_builder(options: &Options) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(options.head)
+        .max_header_size(options.max_head_bytes);
+    builder
+}
+
+fn http2_builder(options: &Options) -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(u32::try_from(options.max_head_bytes).unwrap_or(u32::MAX))
+        .max_concurrent_streams(MAX_STREAMS);
+    builder
+}

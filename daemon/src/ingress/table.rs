@@ -1,0 +1,98 @@
+//! Routes by host: an exact name first, then the longest `*.suffix`.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
+use std::sync::Arc;
+
+use super::backend::Backend;
+use crate::model::service::{Domain, ServiceName};
+
+/// A snapshot: replaced as a whole, never changed.
+#[derive(Default)]
+pub(super) struct Table {
+    exact: HashMap<Box<str>, Arc<Entry>>,
+    suffixes: HashMap<Box<str>, Arc<Entry>>,
+}
+
+pub(super) struct Entry {
+    pub(super) domain: Domain,
+    pub(super) service: ServiceName,
+    pub(super) revision: u32,
+    pub(super) private: bool,
+    pub(super) backend: Option<Arc<Backend>>,
+}
+
+impl Table {
+    pub(super) fn new(entries: impl IntoIterator<Item = Entry>) -> Self {
+        let mut table = Self::default();
+        for entry in entries {
+            let (map, name) = match entry.domain.suffix() {
+                Some(suffix) => (&mut table.suffixes, suffix),
+                None => (&mut table.exact, entry.domain.as_str()),
+            };
+            match map.entry(name.into()) {
+                Slot::Vacant(slot) => {
+                    slot.insert(Arc::new(entry));
+                }
+                // Domains are exclusive where they are stored; this one came from somewhere else.
+                Slot::Occupied(first) => tracing::error!(
+                    domain = %entry.domain, service = %entry.service, holder = %first.get().service,
+                    "a second route for a domain is left out"
+                ),
+            }
+        }
+        table
+    }
+
+    /// `host` is in lower case, without port.
+    pub(super) fn find(&self, host: &str) -> Option<&Arc<Entry>> {
+        if let Some(entry) = self.exact.get(host) {
+            return Some(entry);
+        }
+        if self.suffixes.is_empty() {
+            return None;
+        }
+        host.match_indices('.').find_map(|(dot, _)| self.suffixes.get(&host[dot + 1..]))
+    }
+
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.exact.values().chain(self.suffixes.values())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(domains: &[&str]) -> Table {
+        Table::new(domains.iter().enumerate().map(|(number, domain)| Entry {
+            domain: domain.parse().unwrap(),
+            service: format!("s{number}").parse().unwrap(),
+            revision: 1,
+            private: false,
+            backend: None,
+        }))
+    }
+
+    #[test]
+    fn an_exact_name_comes_first_and_then_the_longest_suffix() {
+        let table = table(&["a.example.com", "*.example.com", "*.b.example.com", "*.com"]);
+        let service = |host: &str| table.find(host).map(|entry| entry.service.as_str());
+        assert_eq!(service("a.example.com"), Some("s0"));
+        assert_eq!(service("x.example.com"), Some("s1"));
+        assert_eq!(service("x.y.example.com"), Some("s1"));
+        assert_eq!(service("x.b.example.com"), Some("s2"));
+        assert_eq!(service("b.example.com"), Some("s1"));
+        assert_eq!(service("example.com"), Some("s3"), "a suffix does not stand for itself");
+        for unknown in ["com", "", ".", "org", "xexample.org"] {
+            assert_eq!(service(unknown), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn the_first_of_two_routes_for_a_domain_stays() {
+        let table = table(&["a.example", "a.example"]);
+        assert_eq!(table.find("a.example").unwrap().service.as_str(), "s0");
+        assert_eq!(table.entries().count(), 1);
+    }
+}

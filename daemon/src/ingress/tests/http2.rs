@@ -1,0 +1,117 @@
+//! HTTP/2 from clients, with prior knowledge and within TLS.
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsConnector;
+
+use super::*;
+use crate::task;
+
+async fn text(response: Response<Incoming>) -> String {
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    String::from_utf8(body.to_vec()).unwrap()
+}
+
+async fn http2_client<S>(stream: S) -> http2::SendRequest<Full<Bytes>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    task::spawn("client", async move {
+        // Ends with its sender.
+        let _ = connection.await;
+    });
+    sender
+}
+
+fn request(uri: &str) -> Request<Full<Bytes>> {
+    Request::builder()
+        .method("PUT")
+        .uri(uri)
+        .header("cookie", "a=1")
+        .header("cookie", "b=2")
+        .body(Full::new(Bytes::from_static(b"body")))
+        .unwrap()
+}
+
+#[tokio::test]
+async fn prior_knowledge_is_enough_and_streams_run_side_by_side() {
+    let scene = Scene::new(Options::default()).await;
+    let web = Instance::serving(echo).await;
+    scene.route(Some(web.address));
+    let sender = http2_client(scene.connect().await).await;
+    let asked = (0..50).map(|number| {
+        let mut sender = sender.clone();
+        async move {
+            sender.ready().await.unwrap();
+            text(sender.send_request(request(&format!("http://a.example/{number}"))).await.unwrap()).await
+        }
+    });
+    for (number, echoed) in futures::future::join_all(asked).await.into_iter().enumerate() {
+        assert!(echoed.starts_with(&format!("PUT /{number} HTTP/1.1\n")), "{echoed}");
+        assert!(echoed.contains("host: a.example\n") && echoed.contains("cookie: a=1; b=2\n"), "{echoed}");
+        assert!(echoed.contains("body: body\n"), "{echoed}");
+    }
+}
+
+fn connector(certificate: &std::path::Path, protocol: &str) -> TlsConnector {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(certificate).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+    TlsConnector::from(Arc::new(config))
+}
+
+#[tokio::test]
+async fn within_tls_both_versions_are_offered_and_the_service_is_told_https() {
+    let directory = tempfile::tempdir().unwrap();
+    let files =
+        CertificateFiles { certificate: directory.path().join("a.crt"), key: directory.path().join("a.key") };
+    let made = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
+    std::fs::write(&files.certificate, made.cert.pem()).unwrap();
+    std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
+    let tls = Tls::open(TlsSource::Files(vec![files.clone()])).unwrap();
+    let scene = Scene::with_tls(Options::default(), Some(Arc::new(tls))).await;
+    let web = Instance::serving(echo).await;
+    scene.route(Some(web.address));
+    let name = ServerName::try_from("a.example").unwrap();
+
+    let second =
+        connector(&files.certificate, "h2").connect(name.clone(), scene.connect().await).await.unwrap();
+    assert_eq!(second.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let mut sender = http2_client(second).await;
+    let echoed = text(sender.send_request(request("https://a.example/2")).await.unwrap()).await;
+    assert!(echoed.contains("x-forwarded-proto: https\n"), "{echoed}");
+
+    let first = connector(&files.certificate, "http/1.1").connect(name, scene.connect().await).await.unwrap();
+    let (mut sender, connection) = http1::handshake(TokioIo::new(first)).await.unwrap();
+    task::spawn("client", async move {
+        // Ends with its sender.
+        let _ = connection.await;
+    });
+    let asked = Request::get("/1").header("host", "a.example").body(Full::<Bytes>::default()).unwrap();
+    let echoed = text(sender.send_request(asked).await.unwrap()).await;
+    assert!(
+        echoed.contains("GET /1 HTTP/1.1\n") && echoed.contains("x-forwarded-proto: https\n"),
+        "{echoed}"
+    );
+}
+
+#[tokio::test]
+async fn a_client_without_tls_gets_nothing_where_tls_is_spoken() {
+    let tls = Tls::open(TlsSource::SelfSigned).unwrap();
+    let scene = Scene::with_tls(Options::default(), Some(Arc::new(tls))).await;
+    let answer = scene.get("/").await;
+    assert!(!answer.contains("HTTP"), "{answer}");
+}

@@ -1,0 +1,99 @@
+//! Clients and instances that are slow, or too much.
+
+use super::*;
+
+fn short() -> Options {
+    Options { head: Duration::from_millis(300), first_byte: Duration::from_millis(300), ..Options::default() }
+}
+
+#[tokio::test]
+async fn a_head_that_comes_byte_by_byte_is_cut_at_its_limit() {
+    let scene = Scene::new(short()).await;
+    scene.route(None);
+    for start in ["GET / HTTP/1.1\r\nHost: a.example\r\nX: ", "PRI * HT"] {
+        let mut stream = scene.connect().await;
+        stream.write_all(start.as_bytes()).await.unwrap();
+        let begun = std::time::Instant::now();
+        let dripping = async {
+            // Ends with an error once the other end has closed.
+            while stream.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if start.starts_with("PRI") {
+            let mut rest = Vec::new();
+            let mut quiet = scene.connect().await;
+            quiet.write_all(start.as_bytes()).await.unwrap();
+            // An end or a reset, as the kernel sees fit.
+            let _ = tokio::time::timeout(LONG, quiet.read_to_end(&mut rest)).await.expect("cut");
+        } else {
+            tokio::time::timeout(LONG, dripping).await.expect("cut");
+        }
+        assert!(begun.elapsed() < Duration::from_secs(5));
+    }
+}
+
+#[tokio::test]
+async fn a_connection_without_a_request_is_closed() {
+    let scene = Scene::new(short()).await;
+    let mut idle = scene.connect().await;
+    assert_eq!(tokio::time::timeout(LONG, idle.read(&mut [0])).await.unwrap().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_431() {
+    let scene = Scene::new(Options::default()).await;
+    let large = "x".repeat(70_000);
+    let mut stream = scene.connect().await;
+    let request = format!("GET / HTTP/1.1\r\nHost: a.example\r\nX: {large}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    assert!(read_until(&mut stream, "\r\n").await.starts_with("HTTP/1.1 431"));
+}
+
+#[tokio::test]
+async fn an_instance_that_does_not_answer_is_a_504() {
+    let scene = Scene::new(short()).await;
+    let web = Instance::scripted(|stream, _| async move {
+        tokio::time::sleep(LONG).await;
+        drop(stream);
+    })
+    .await;
+    scene.route(Some(web.address));
+    let answer = scene.get("/").await;
+    assert_eq!(status(&answer), "504", "{answer}");
+    assert!(answer.contains("answer_timeout"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_upload_that_takes_longer_than_the_limit_goes_on_while_it_moves() {
+    let scene = Scene::new(short()).await;
+    let web = Instance::serving(echo).await;
+    scene.route(Some(web.address));
+    let mut stream = scene.connect().await;
+    stream
+        .write_all(
+            b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n",
+        )
+        .await
+        .unwrap();
+    for _ in 0..8 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        stream.write_all(b"1\r\nx\r\n").await.unwrap();
+    }
+    stream.write_all(b"0\r\n\r\n").await.unwrap();
+    assert!(read_until(&mut stream, "end of request").await.contains("body: xxxxxxxx\n"));
+}
+
+#[tokio::test]
+async fn one_connection_more_than_the_limit_waits_for_its_turn() {
+    let scene = Scene::new(Options { connections: 1, ..Options::default() }).await;
+    let web = Instance::serving(echo).await;
+    scene.route(Some(web.address));
+    let first = scene.connect().await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let waiting = scene.get("/");
+    tokio::pin!(waiting);
+    assert!(tokio::time::timeout(Duration::from_millis(200), &mut waiting).await.is_err());
+    drop(first);
+    assert_eq!(status(&waiting.await), "200");
+}

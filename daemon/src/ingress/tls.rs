@@ -1,0 +1,262 @@
+//! Certificates: read from files, watched, and chosen by the name that a client asks for.
+//!
+//! A pair that cannot be read never takes the others down: at the start it is left out with a warning
+//! (only when none is left is that an error), later the one that was in force stays.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use rustls::ServerConfig;
+use rustls::client::verify_server_name;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use super::options::{CertificateFiles, TlsSource};
+use crate::task;
+
+/// Between two looks at the files.
+const RELOAD: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("{path}: {reason}")]
+    File { path: PathBuf, reason: String },
+    #[error("no certificate can be used; the last was wrong: {0}")]
+    None(Box<TlsError>),
+    #[error("no certificate is named")]
+    Empty,
+    #[error("TLS: {0}")]
+    Other(String),
+}
+
+/// Makes TLS of accepted connections.
+pub struct Tls {
+    acceptor: TlsAcceptor,
+    certificates: Arc<Certificates>,
+}
+
+#[derive(Debug)]
+struct Certificates {
+    pairs: Vec<CertificateFiles>,
+    loaded: RwLock<Vec<Loaded>>,
+}
+
+/// One pair; `key` is none while it has never been readable.
+#[derive(Clone, Debug)]
+struct Loaded {
+    stamp: Option<[SystemTime; 2]>,
+    key: Option<Arc<CertifiedKey>>,
+}
+
+impl Tls {
+    /// Blocking: reads the files.
+    pub fn open(source: TlsSource) -> Result<Self, TlsError> {
+        let (pairs, loaded) = match source {
+            TlsSource::Files(pairs) => {
+                let loaded = load_all(&pairs)?;
+                (pairs, loaded)
+            }
+            TlsSource::SelfSigned => {
+                (Vec::new(), vec![Loaded { stamp: None, key: Some(Arc::new(self_signed()?)) }])
+            }
+        };
+        let certificates = Arc::new(Certificates { pairs, loaded: RwLock::new(loaded) });
+        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| TlsError::Other(error.to_string()))?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::clone(&certificates) as Arc<dyn ResolvesServerCert>);
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), certificates })
+    }
+
+    pub(super) async fn accept(
+        &self,
+        stream: TcpStream,
+    ) -> io::Result<tokio_rustls::server::TlsStream<TcpStream>> {
+        self.acceptor.accept(stream).await
+    }
+
+    /// Reads the files again whenever they have changed, until `stop`.
+    pub async fn watch(&self, stop: CancellationToken) {
+        if self.certificates.pairs.is_empty() {
+            return;
+        }
+        while stop.run_until_cancelled(tokio::time::sleep(RELOAD)).await.is_some() {
+            let certificates = Arc::clone(&self.certificates);
+            if let Err(error) = task::blocking("certificates", move || certificates.reload()).await {
+                tracing::error!(%error, "certificates are not watched any more");
+                return;
+            }
+        }
+    }
+}
+
+impl Certificates {
+    fn reload(&self) {
+        let before = self.loaded.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut after = before.clone();
+        let mut changed = false;
+        for (files, loaded) in self.pairs.iter().zip(&mut after) {
+            let stamp = stamp(files);
+            if stamp == loaded.stamp {
+                continue;
+            }
+            // Set in any case: a pair that is wrong is told of once for each change.
+            loaded.stamp = stamp;
+            changed = true;
+            match load(files) {
+                Ok(key) => {
+                    tracing::info!(certificate = %files.certificate.display(), "certificate read again");
+                    loaded.key = Some(Arc::new(key));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a changed certificate is not usable; the one before stays")
+                }
+            }
+        }
+        if changed {
+            *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = after;
+        }
+    }
+}
+
+impl ResolvesServerCert for Certificates {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let name = hello.server_name().and_then(|name| ServerName::try_from(name).ok());
+        let loaded = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
+        let mut keys = loaded.iter().filter_map(|loaded| loaded.key.as_ref());
+        let named = name.and_then(|name| keys.clone().find(|key| is_for(key, &name)));
+        named.or_else(|| keys.next()).cloned()
+    }
+}
+
+fn is_for(key: &CertifiedKey, name: &ServerName<'_>) -> bool {
+    key.cert
+        .first()
+        .and_then(|certificate| ParsedCertificate::try_from(certificate).ok())
+        .is_some_and(|certificate| verify_server_name(&certificate, name).is_ok())
+}
+
+fn load_all(pairs: &[CertificateFiles]) -> Result<Vec<Loaded>, TlsError> {
+    let mut last = None;
+    let loaded: Vec<_> = pairs
+        .iter()
+        .map(|files| {
+            // Before it is read: a change in between is then seen at the next look.
+            let stamp = stamp(files);
+            let key = match load(files) {
+                Ok(key) => Some(Arc::new(key)),
+                Err(error) => {
+                    tracing::warn!(%error, "a certificate is left out");
+                    last = Some(error);
+                    None
+                }
+            };
+            Loaded { stamp, key }
+        })
+        .collect();
+    if loaded.iter().all(|loaded| loaded.key.is_none()) {
+        return Err(last.map_or(TlsError::Empty, |last| TlsError::None(Box::new(last))));
+    }
+    Ok(loaded)
+}
+
+fn stamp(files: &CertificateFiles) -> Option<[SystemTime; 2]> {
+    let modified = |path: &Path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    Some([modified(&files.certificate)?, modified(&files.key)?])
+}
+
+fn load(files: &CertificateFiles) -> Result<CertifiedKey, TlsError> {
+    let wrong = |path: &Path, reason: &dyn std::fmt::Display| TlsError::File {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    };
+    let chain = CertificateDer::pem_file_iter(&files.certificate)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| wrong(&files.certificate, &error))?;
+    if chain.is_empty() {
+        return Err(wrong(&files.certificate, &"no certificate is in it"));
+    }
+    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| wrong(&files.key, &error))?;
+    CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(|error| wrong(&files.key, &error))
+}
+
+fn self_signed() -> Result<CertifiedKey, TlsError> {
+    let wrong = |error: &dyn std::fmt::Display| TlsError::Other(error.to_string());
+    let names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
+    let made = rcgen::generate_simple_self_signed(names).map_err(|error| wrong(&error))?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    CertifiedKey::from_der(vec![made.cert.der().clone()], key, &ring::default_provider())
+        .map_err(|error| wrong(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(directory: &Path, name: &str, host: &str) -> CertificateFiles {
+        let made = rcgen::generate_simple_self_signed([host.to_owned()]).unwrap();
+        let files = CertificateFiles {
+            certificate: directory.join(format!("{name}.crt")),
+            key: directory.join(format!("{name}.key")),
+        };
+        std::fs::write(&files.certificate, made.cert.pem()).unwrap();
+        std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
+        files
+    }
+
+    fn shown(tls: &Tls, host: &str) -> usize {
+        let name = ServerName::try_from(host).unwrap();
+        let loaded = tls.certificates.loaded.read().unwrap();
+        loaded.iter().position(|loaded| loaded.key.as_ref().is_some_and(|key| is_for(key, &name))).unwrap()
+    }
+
+    #[test]
+    fn one_unreadable_certificate_does_not_take_the_others_down() {
+        let directory = tempfile::tempdir().unwrap();
+        let good = write(directory.path(), "good", "a.example");
+        let bad = write(directory.path(), "bad", "b.example");
+        std::fs::write(&bad.certificate, "no certificate").unwrap();
+        let other = write(directory.path(), "other", "c.example");
+        let tls = Tls::open(TlsSource::Files(vec![bad.clone(), good, other])).unwrap();
+        assert_eq!((shown(&tls, "a.example"), shown(&tls, "c.example")), (1, 2));
+        let error = Tls::open(TlsSource::Files(vec![bad])).err().unwrap();
+        assert!(error.to_string().contains("bad.crt"), "{error}");
+        assert!(matches!(Tls::open(TlsSource::Files(Vec::new())), Err(TlsError::Empty)));
+    }
+
+    #[test]
+    fn a_changed_pair_is_read_again_and_a_broken_one_leaves_the_one_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = write(directory.path(), "a", "a.example");
+        let tls = Tls::open(TlsSource::Files(vec![files.clone()])).unwrap();
+        let key = || tls.certificates.loaded.read().unwrap()[0].key.clone().unwrap();
+        let first = key();
+        tls.certificates.reload();
+        assert!(Arc::ptr_eq(&first, &key()), "nothing has changed");
+        std::thread::sleep(Duration::from_millis(20));
+        write(directory.path(), "a", "b.example");
+        tls.certificates.reload();
+        assert_eq!(shown(&tls, "b.example"), 0);
+        let second = key();
+        std::thread::sleep(Duration::from_millis(20));
+        std::fs::write(&files.key, "cut").unwrap();
+        tls.certificates.reload();
+        assert!(Arc::ptr_eq(&second, &key()));
+    }
+
+    #[test]
+    fn a_self_signed_one_is_for_localhost() {
+        let tls = Tls::open(TlsSource::SelfSigned).unwrap();
+        assert_eq!((shown(&tls, "localhost"), shown(&tls, "127.0.0.1")), (0, 0));
+    }
+}

@@ -1,0 +1,182 @@
+//! One connection to an instance.
+//!
+//! Whoever uses it drives it: the task of the client's connection polls it while it waits for the
+//! answer's head, then for its body, so that a request needs no second task and no wake-up between
+//! two. While it is kept nobody polls it; that the instance has closed it shows at the next use, or
+//! at the sweep.
+
+use std::io;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use super::backend::{Backend, OpenSocket};
+use super::body::RequestBody;
+
+type Connection = hyper::client::conn::http1::Connection<TokioIo<TcpStream>, RequestBody>;
+
+/// Largest head of an answer.
+const MAX_HEAD: usize = 128 * 1024;
+
+pub(super) struct Upstream {
+    sender: SendRequest<RequestBody>,
+    connection: Connection,
+    /// The connection has ended, and is not to be polled again.
+    ended: bool,
+    socket: OpenSocket,
+}
+
+/// What is left of a connection whose instance has switched protocols.
+pub(super) struct Switched {
+    pub(super) stream: TcpStream,
+    /// What came after the answer's head.
+    pub(super) first: bytes::Bytes,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectFailure {
+    /// Nothing listens there, or nothing is there: it may come.
+    #[error("{0}")]
+    Refused(io::Error),
+    #[error("no connection in time")]
+    TimedOut,
+    #[error("{0}")]
+    Other(io::Error),
+}
+
+#[derive(Debug)]
+pub(super) enum SendFailure {
+    /// The connection was closed before anything of the request was written: here it is again.
+    NotSent(Box<Request<RequestBody>>),
+    /// The connection ended without an answer.
+    NoAnswer(hyper::Error),
+    /// What came is no answer, or the client's body broke off.
+    Broken(hyper::Error),
+    TimedOut,
+}
+
+impl Upstream {
+    pub(super) async fn connect(backend: &Backend, limit: Duration) -> Result<Box<Self>, ConnectFailure> {
+        use io::ErrorKind::{ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable};
+        let connected = async {
+            let stream = TcpStream::connect(backend.address).await?;
+            stream.set_nodelay(true)?;
+            let socket = backend.register(&stream)?;
+            Ok::<_, io::Error>((stream, socket))
+        };
+        let (stream, socket) = match tokio::time::timeout(limit, connected).await {
+            Err(_) => return Err(ConnectFailure::TimedOut),
+            Ok(Err(error)) => {
+                return Err(match error.kind() {
+                    ConnectionRefused | ConnectionReset | HostUnreachable | NetworkUnreachable => {
+                        ConnectFailure::Refused(error)
+                    }
+                    _ => ConnectFailure::Other(error),
+                });
+            }
+            Ok(Ok(connected)) => connected,
+        };
+        let mut builder = http1::Builder::new();
+        builder.max_header_size(MAX_HEAD);
+        let (sender, connection) = builder
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| ConnectFailure::Other(io::Error::other(error)))?;
+        Ok(Box::new(Self { sender, connection, ended: false, socket }))
+    }
+
+    /// Moves what can be moved. Ready when the connection has ended.
+    pub(super) fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.ended {
+            if let Err(error) = ready!(self.connection.poll_without_shutdown(cx)) {
+                tracing::debug!(%error, "connection to an instance");
+            }
+            self.ended = true;
+        }
+        Poll::Ready(())
+    }
+
+    /// Whether one more request may be sent. Sees it when the instance has closed the connection.
+    pub(super) fn is_reusable(&mut self) -> bool {
+        self.drive(&mut Context::from_waker(Waker::noop())).is_pending() && self.sender.is_ready()
+    }
+
+    /// Sends a request and waits for the head of its answer. `limit` starts again whenever `moved`,
+    /// what has been read of the request's body, has changed.
+    pub(super) async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+        limit: Duration,
+        moved: Option<&AtomicU64>,
+    ) -> Result<Response<Incoming>, SendFailure> {
+        // Only driving the connection can make the answer ready, so it has no use for a waker; and for
+        // a budget neither, at whose end it would ask to be woken.
+        let mut answer = pin!(tokio::task::unconstrained(self.sender.try_send_request(request)));
+        let mut passed = pin!(tokio::time::sleep(limit));
+        let mut seen = 0;
+        std::future::poll_fn(|cx| {
+            let ended = match self.ended {
+                true => true,
+                false => match self.connection.poll_without_shutdown(cx) {
+                    Poll::Pending => false,
+                    Poll::Ready(_) => {
+                        self.ended = true;
+                        true
+                    }
+                },
+            };
+            if let Poll::Ready(answer) = answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                return Poll::Ready(answer.map_err(SendFailure::from));
+            }
+            if ended {
+                // The answer comes before the end; this keeps a fault of that from waiting for ever.
+                return Poll::Ready(Err(SendFailure::TimedOut));
+            }
+            loop {
+                ready!(passed.as_mut().poll(cx));
+                let now = moved.map_or(0, |moved| moved.load(Ordering::Relaxed));
+                if now == seen {
+                    return Poll::Ready(Err(SendFailure::TimedOut));
+                }
+                seen = now;
+                passed.as_mut().reset(tokio::time::Instant::now() + limit);
+            }
+        })
+        .await
+    }
+
+    /// Takes the connection out of HTTP, after an answer of 101.
+    pub(super) async fn switched(mut self: Box<Self>) -> (Switched, OpenSocket) {
+        std::future::poll_fn(|cx| self.drive(cx)).await;
+        let parts = self.connection.into_parts();
+        (Switched { stream: parts.io.into_inner(), first: parts.read_buf }, self.socket)
+    }
+}
+
+impl From<hyper::client::conn::TrySendError<Request<RequestBody>>> for SendFailure {
+    fn from(mut failure: hyper::client::conn::TrySendError<Request<RequestBody>>) -> Self {
+        if let Some(request) = failure.take_message() {
+            return Self::NotSent(Box::new(request));
+        }
+        let error = failure.into_error();
+        // A reset, or an end of what is read before the first byte.
+        let reset = std::error::Error::source(&error)
+            .and_then(|source| source.downcast_ref::<io::Error>())
+            .is_some_and(|source| {
+                use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+                matches!(source.kind(), ConnectionReset | BrokenPipe | ConnectionAborted)
+            });
+        if error.is_incomplete_message() || error.is_closed() || error.is_canceled() || reset {
+            Self::NoAnswer(error)
+        } else {
+            Self::Broken(error)
+        }
+    }
+}
