@@ -4,6 +4,7 @@
 
 mod builds;
 mod images;
+mod services;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -14,8 +15,11 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use crate::task;
 
 /// Each entry brings the schema one version further; entries are only ever added.
-const MIGRATIONS: &[&str] =
-    &[include_str!("store/schema-1.sql"), include_str!("store/schema-tree-packs.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("store/schema-1.sql"),
+    include_str!("store/schema-tree-packs.sql"),
+    include_str!("store/schema-services.sql"),
+];
 
 /// How long a statement waits for another process that has the database open, such as a backup.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
