@@ -41,7 +41,7 @@ mod view;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use images::RoomServiceImages;
 pub use merge::MergeError;

@@ -14,7 +14,7 @@ use super::backoff::Backoff;
 use super::plan::{ActualInstance, ActualService, Health, InstanceStage};
 use super::port::{ServiceStore, StoreError};
 use super::progress::Progress;
-use crate::model::deploy::ProbeResult;
+use crate::model::deploy::{Action, ProbeResult};
 use crate::model::fault::Fault;
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::{Exit, InstanceLabel, RevisionOutcome, Service};
@@ -51,6 +51,8 @@ pub(super) struct EntryState {
     /// Why the last start or instance was no success.
     pub(super) last_fault: Option<Fault>,
     pub(super) progress: BTreeMap<u32, Arc<Progress>>,
+    /// The step that those who watch were told of last.
+    pub(super) last_told: Option<Action>,
     /// Instances that were taken away lately: a list that was made before may still have them.
     pub(super) gone: VecDeque<InstanceId>,
     /// How a removal stops instances.
@@ -125,6 +127,7 @@ impl Entry {
             last_exit: None,
             last_fault: None,
             progress: progress.into_iter().collect(),
+            last_told: None,
             gone: VecDeque::new(),
             remove_grace: Duration::ZERO,
             service,

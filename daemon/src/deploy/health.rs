@@ -33,6 +33,8 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(200);
 const PORTLESS: Duration = Duration::from_secs(1);
 /// Bytes of an answer that are read.
 const MAX_ANSWER: usize = 8 << 10;
+/// For each part of a body.
+const BODY_LIMIT: Duration = Duration::from_millis(200);
 /// Bytes of a body that are shown.
 const MAX_BODY: usize = 512;
 
@@ -117,12 +119,13 @@ impl Question {
         let mut answer = Vec::with_capacity(1024);
         let mut chunk = [0; 2048];
         while answer.len() < MAX_ANSWER && !is_enough(&answer) {
-            // What came before an error or the end is judged all the same.
-            match stream.read(&mut chunk).await {
-                Ok(0) => break,
-                Ok(count) => answer.extend_from_slice(&chunk[..count]),
-                Err(error) if answer.is_empty() => return Err(error),
-                Err(_) => break,
+            // What came before an error or the end is judged all the same; a body is for showing only.
+            let limit = if head_end(&answer).is_some() { BODY_LIMIT } else { self.timeout };
+            match tokio::time::timeout(limit, stream.read(&mut chunk)).await {
+                Ok(Ok(0)) | Err(_) => break,
+                Ok(Ok(count)) => answer.extend_from_slice(&chunk[..count]),
+                Ok(Err(error)) if answer.is_empty() => return Err(error),
+                Ok(Err(_)) => break,
             }
         }
         Ok(read_answer(&answer))

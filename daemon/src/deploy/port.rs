@@ -215,7 +215,7 @@ pub struct Route {
     pub domain: Domain,
     pub service: ServiceName,
     pub revision: u32,
-    /// None while the service has no healthy instance: requests are held for a moment, then told 503.
+    /// None while no instance of the service has the traffic: requests are held for a moment, then told 503.
     pub backend: Option<SocketAddr>,
     /// Whether a participant token is asked for, and kept from the service.
     pub private: bool,

@@ -103,6 +103,7 @@ pub(super) async fn reconcile_one(shared: &Arc<Shared>, entry: &Arc<Entry>) -> R
         let mut next = never;
         let mut acted = false;
         for action in actions {
+            tell(entry, &action);
             match action {
                 Action::AwaitHealthy { instance, .. } => {
                     let state = entry.state();
@@ -168,7 +169,10 @@ async fn observe(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<(), PassErr
         );
     }
     for stranger in strangers {
-        adopt(shared, entry, stranger).await;
+        let instance = stranger.label.instance.clone();
+        if adopt(shared, entry, stranger, Health::Unproven { since: Timestamp::now() }).await {
+            shared.watch_over(entry, &instance);
+        }
     }
     for (instance, exit) in ended {
         end(shared, entry, &instance, exit).await;
@@ -176,8 +180,9 @@ async fn observe(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<(), PassErr
     Ok(())
 }
 
-/// Takes an instance in that an earlier run of the daemon started.
-pub(super) async fn adopt(shared: &Arc<Shared>, entry: &Arc<Entry>, observed: Observed) {
+/// Takes an instance in that an earlier run of the daemon started, and says whether it runs: then `health` is its
+/// health, and it is to be watched over.
+pub(super) async fn adopt(shared: &Shared, entry: &Entry, observed: Observed, health: Health) -> bool {
     let Observed { label, state } = observed;
     let instance = label.instance.clone();
     let mut known = Known::new(label, InstanceStage::Incomplete);
@@ -194,7 +199,7 @@ pub(super) async fn adopt(shared: &Arc<Shared>, entry: &Arc<Entry>, observed: Ob
                 Ok(Ok(attached)) => {
                     known.pid = Some(pid);
                     known.address = Some(attached.address);
-                    known.stage = InstanceStage::Running(Health::Unproven { since: Timestamp::now() });
+                    known.stage = InstanceStage::Running(health);
                 }
                 // Nobody reaches it: it is replaced.
                 Ok(Err(error)) => {
@@ -206,10 +211,8 @@ pub(super) async fn adopt(shared: &Arc<Shared>, entry: &Arc<Entry>, observed: Ob
         }
     }
     let runs = known.health().is_some();
-    entry.state().instances.insert(instance.clone(), known);
-    if runs {
-        shared.watch_over(entry, &instance);
-    }
+    entry.state().instances.insert(instance, known);
+    runs
 }
 
 /// Whether an instance ended by something else than its own doing, as far as can be told: nobody saw the exit, or it
@@ -266,7 +269,6 @@ fn lost(entry: &Entry, revision: u32, fault: Fault) {
 /// Does one step. It is done, or begun, when this returns; after an error nothing of it has happened.
 async fn apply(shared: &Arc<Shared>, entry: &Arc<Entry>, action: Action) -> Result<(), PassError> {
     tracing::debug!(service.name = %shared.name_of(entry), %action, "step");
-    tell(entry, &action);
     match action {
         Action::Start { revision, generation } => shared.begin_start(entry, revision, generation),
         Action::Abort { instance, .. } => {
@@ -308,12 +310,13 @@ async fn apply(shared: &Arc<Shared>, entry: &Arc<Entry>, action: Action) -> Resu
     Ok(())
 }
 
-/// Those who watch a deploy see each step. A start tells of itself.
+/// Those who watch a deploy see each step, and what is waited for once. A start tells of itself.
 fn tell(entry: &Entry, action: &Action) {
-    if matches!(action, Action::Start { .. }) {
+    let mut state = entry.state();
+    if matches!(action, Action::Start { .. }) || state.last_told.as_ref() == Some(action) {
         return;
     }
-    let state = entry.state();
+    state.last_told = Some(action.clone());
     let wanted = state.service.wanted().map(|revision| revision.number);
     if let Some(progress) = wanted.and_then(|revision| state.progress(revision)) {
         progress.tell(DeployEventKind::Started(action.clone()));

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+
 use super::entry::Entry;
-use super::plan::{Health, InstanceStage};
+use super::plan::Health;
 use super::port::{InstanceState, Observed};
 use super::reconcile::adopt;
 use super::service::Shared;
@@ -107,22 +109,24 @@ async fn take_back(
         if entry.state().instances.contains_key(&instance) {
             continue;
         }
-        adopt(shared, entry, observed).await;
-        let mut state = entry.state();
-        let Some(known) = state.instances.get_mut(&instance) else { continue };
-        if known.health().is_none() {
+        let is_serving = serving.as_ref() == Some(&instance);
+        let is_broken = broken.contains(&instance);
+        let health = match (is_broken, is_serving) {
+            (true, _) => Health::Unhealthy,
+            (false, true) => Health::Presumed,
+            (false, false) => Health::Unproven { since: Timestamp::now() },
+        };
+        if !adopt(shared, entry, observed, health).await {
             continue;
         }
-        if broken.contains(&instance) {
+        if is_serving {
+            entry.state().routed = Some(instance.clone());
+        }
+        if is_broken {
             // It keeps the traffic until another has it. What it answers to probes says nothing of its mounts.
             tracing::warn!(instance.id = %instance, "an instance has lost its mounts and is replaced");
-            known.stop.cancel();
-            known.stage = InstanceStage::Running(Health::Unhealthy);
-        } else if serving.as_ref() == Some(&instance) {
-            known.stage = InstanceStage::Running(Health::Presumed);
-        }
-        if serving.as_ref() == Some(&instance) {
-            state.routed = Some(instance);
+        } else {
+            shared.watch_over(entry, &instance);
         }
     }
 }

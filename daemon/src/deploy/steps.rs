@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::entry::{Entry, Known, StartFailed};
 use super::failure::{StartFault, StartFaultKind};
 use super::health;
-use super::plan::{Health, InstanceStage, MAX_OUTSIDE_ENDS};
+use super::plan::{Health, InstanceStage, MAX_OUTSIDE_ENDS, after};
 use super::port::{InstanceImage, InstanceSpec};
 use super::progress::Progress;
 use super::service::Shared;
@@ -23,6 +23,8 @@ use crate::model::id::InstanceId;
 use crate::model::service::{InstanceLabel, Revision};
 use crate::task;
 
+/// Before the next start while the runtime is away.
+const AWAY_PAUSE: Duration = Duration::from_millis(500);
 /// Between tries to take an instance away.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -92,6 +94,7 @@ impl Shared {
                         "an instance could not be started"
                     );
                     self.not_started(entry, &label, fault);
+                    entry.wake.notify_one();
                 }
                 if let Some(known) = entry.state().instances.get_mut(&label.instance) {
                     known.stage = InstanceStage::Going;
@@ -196,7 +199,12 @@ impl Shared {
     fn not_started(&self, entry: &Entry, label: &InstanceLabel, failed: StartFault) {
         let mut state = entry.state();
         let StartFault { fault, kind } = failed;
-        state.count_end(label, None, kind == StartFaultKind::Passing);
+        if kind == StartFaultKind::Away {
+            // Nobody's failure: it is asked again soon, however long it is away.
+            state.backoff.not_before = Some(after(Timestamp::now(), AWAY_PAUSE));
+        } else {
+            state.count_end(label, None, kind == StartFaultKind::Passing);
+        }
         let lasts = match kind {
             StartFaultKind::Lasting => true,
             StartFaultKind::Passing => state.outside_ends.1 >= MAX_OUTSIDE_ENDS,
