@@ -52,6 +52,7 @@ pub struct World {
     /// The daemon dies at this call.
     dies_at: AtomicUsize,
     dead: Mutex<CancellationToken>,
+    pub directory: Option<tempfile::TempDir>,
 }
 
 #[derive(Default)]
@@ -95,7 +96,7 @@ impl Drop for Container {
 
 impl World {
     pub fn new() -> Arc<Self> {
-        let world = Self::default();
+        let world = Self { directory: Some(tempfile::tempdir().unwrap()), ..Self::default() };
         world.dies_at.store(usize::MAX, Ordering::SeqCst);
         Arc::new(world)
     }
@@ -443,6 +444,9 @@ impl ServiceImages for World {
 #[async_trait]
 impl InstanceLogs for World {
     async fn read(&self, directory: &Path, query: LogQuery) -> Result<LogLines, LogError> {
+        if !directory.is_dir() {
+            return Ok(Box::pin(futures::stream::empty()));
+        }
         let name = directory.file_name().unwrap().to_str().unwrap().to_owned();
         let line = |text: String| LogLine {
             at: Timestamp::now(),
@@ -453,7 +457,14 @@ impl InstanceLogs for World {
         let lines = futures::stream::iter([Ok(line("begins".to_owned())), Ok(line(format!("I am {name}")))]);
         if query.follow {
             use futures::StreamExt as _;
-            return Ok(Box::pin(lines.chain(futures::stream::pending())));
+            let ended = self.dead.lock().unwrap().clone();
+            let runs = self.state().instances.get(&name.parse().unwrap()).is_some_and(Container::runs);
+            let rest = futures::stream::once(async move {
+                if runs {
+                    ended.cancelled().await;
+                }
+            });
+            return Ok(Box::pin(lines.chain(rest.filter_map(|()| async { None }))));
         }
         Ok(Box::pin(lines))
     }

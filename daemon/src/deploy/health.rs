@@ -120,12 +120,17 @@ impl Question {
         let mut chunk = [0; 2048];
         while answer.len() < MAX_ANSWER && !is_enough(&answer) {
             // What came before an error or the end is judged all the same; a body is for showing only.
-            let limit = if head_end(&answer).is_some() { BODY_LIMIT } else { self.timeout };
-            match tokio::time::timeout(limit, stream.read(&mut chunk)).await {
-                Ok(Ok(0)) | Err(_) => break,
-                Ok(Ok(count)) => answer.extend_from_slice(&chunk[..count]),
-                Ok(Err(error)) if answer.is_empty() => return Err(error),
-                Ok(Err(_)) => break,
+            let read = stream.read(&mut chunk);
+            let read = if head_end(&answer).is_some() {
+                tokio::time::timeout(BODY_LIMIT, read).await.unwrap_or(Ok(0))
+            } else {
+                read.await
+            };
+            match read {
+                Ok(0) => break,
+                Ok(count) => answer.extend_from_slice(&chunk[..count]),
+                Err(error) if answer.is_empty() => return Err(error),
+                Err(_) => break,
             }
         }
         Ok(read_answer(&answer))

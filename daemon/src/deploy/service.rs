@@ -203,6 +203,8 @@ pub(super) struct Shared {
     pub(super) submitting: tokio::sync::Mutex<()>,
     /// One change of the routes at a time, so that the last one is the newest.
     pub(super) routing: tokio::sync::Mutex<()>,
+    /// Held for reading from when an image's files are brought until an instance uses them.
+    pub(super) images: tokio::sync::RwLock<()>,
     /// The names of services are not yet what they shall be.
     pub(super) names_stale: AtomicBool,
     /// What runs has been compared with what shall run.
@@ -239,6 +241,7 @@ impl Service {
             entries: Mutex::default(),
             submitting: tokio::sync::Mutex::default(),
             routing: tokio::sync::Mutex::default(),
+            images: tokio::sync::RwLock::default(),
             names_stale: AtomicBool::new(false),
             compared: watch::Sender::new(false),
             stop: CancellationToken::new(),

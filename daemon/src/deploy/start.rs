@@ -47,8 +47,7 @@ pub(super) async fn compare_loop(shared: Arc<Shared>) {
             shared.publish_routes().await;
         }
         if images.is_none_or(|at| at.elapsed() >= IMAGES) {
-            shared.keep_images().await;
-            images = Some(Instant::now());
+            images = shared.keep_images().await.then(Instant::now);
         }
         tokio::time::sleep(HOUSEKEEPING).await;
     }
@@ -132,8 +131,10 @@ async fn take_back(
 }
 
 impl Shared {
-    /// Tells the runtime which images' files it may drop.
-    async fn keep_images(&self) {
+    /// Tells the runtime which images' files it may drop. Not while an instance is being started: its image may be
+    /// newer than what is told. False when it has to be done later.
+    async fn keep_images(&self) -> bool {
+        let Ok(_images) = self.images.try_write() else { return false };
         let of = |entry: &Arc<Entry>| {
             let state = entry.state();
             state.service.revisions.iter().map(|revision| revision.spec.manifest).collect::<Vec<_>>()
@@ -146,5 +147,6 @@ impl Shared {
             Ok(Err(error)) => tracing::warn!(%error, "files of old images stay"),
             Err(_) => tracing::warn!("files of old images stay: the runtime takes too long"),
         }
+        true
     }
 }

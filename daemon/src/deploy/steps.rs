@@ -122,6 +122,8 @@ impl Shared {
         made.map_err(std::io::Error::other)
             .flatten()
             .map_err(|error| super::port::RuntimeError::Other(format!("log directory: {error}")))?;
+        // What is brought now stays until it is in use.
+        let _images = self.images.read().await;
         let prepare_limit = self.options.prepare_limit;
         within("bringing the image's files", prepare_limit, self.ports.runtime.prepare(&image)).await?;
         clock.lap("image");

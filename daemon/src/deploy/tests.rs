@@ -92,7 +92,7 @@ fn world() -> Arc<World> {
 }
 
 async fn start(world: &Arc<World>) -> Services {
-    let directory = std::env::temp_dir().join("hearth-deploy-tests").join(InstanceId::random().as_str());
+    let directory = world.directory.as_ref().unwrap().path().to_owned();
     let mut options = Options::new("den".to_owned(), "http://10.0.0.1:4327".to_owned(), directory);
     options.stop_grace = Duration::from_millis(50);
     options.drain_limit = Duration::from_millis(500);

@@ -95,3 +95,45 @@ async fn revisions_beyond_ten_are_forgotten_but_never_the_live_one() {
     assert_eq!((service.revisions.len(), service.live, service.desired), (10, Some(1), 13));
     assert!(only_serves(&world, 1));
 }
+
+#[tokio::test]
+async fn the_log_is_that_of_the_instance_that_serves_and_outlives_it() {
+    use crate::model::deploy::LogQuery;
+    let world = world();
+    let services = start(&world).await;
+    let handle = services.handle();
+    live(&handle, "1").await;
+    let instance = world.running().pop().unwrap().instance;
+    let lines = handle.logs("web", LogQuery::default()).await.unwrap();
+    let lines: Vec<String> = lines.map(|line| line.unwrap().text).collect().await;
+    assert_eq!(lines, ["begins".to_owned(), format!("I am {instance}")]);
+    // A failed first deploy leaves its log to be read.
+    world.app("exits", App::Exits(1));
+    let mut other = DeployRequest::new("web:exits".parse().unwrap());
+    other.name = Some("other".parse().unwrap());
+    deploy(&handle, other).await;
+    until("it failed and is gone", || {
+        let shown = handle.get("other").unwrap();
+        shown.status.as_str() == "failed" && shown.instances.is_empty()
+    })
+    .await;
+    let lines = handle.logs("other", LogQuery::default()).await.unwrap();
+    assert_eq!(lines.count().await, 2);
+    assert_eq!(handle.logs("nobody", LogQuery::default()).await.err().unwrap().code(), "service_not_found");
+}
+
+#[tokio::test]
+async fn whoever_watches_later_is_told_all_of_it_and_after_a_restart_the_end() {
+    let world = world();
+    let services = start(&world).await;
+    live(&services.handle(), "1").await;
+    let all = events(&services.handle(), 1).await;
+    assert_eq!(events(&services.handle(), 1).await, all);
+    let from = services.handle().watch("web", 1, 3).unwrap().next().await.unwrap();
+    assert_eq!(from, all[2]);
+    services.handle().drain(LIMIT).await;
+    let services = start(&world).await;
+    let told = events(&services.handle(), 1).await;
+    assert!(matches!(told.as_slice(), [DeployEvent { sequence: 1, kind: DeployEventKind::Live { .. }, .. }]));
+    assert_eq!(services.handle().watch("web", 9, 1).err().unwrap().code(), "revision_not_found");
+}
