@@ -5,6 +5,14 @@
 //! does it, `steps` are the single steps, `health` looks from outside whether an instance serves, `progress` tells
 //! what happens.
 //!
+//! # Numbers
+//!
+//! A new instance is probed after 10, 20, 40 ms and so on up to every second, and has 60 s for its first healthy
+//! answer; where another one serves it then has to stay healthy for 2 s before it takes the traffic. After that it is
+//! probed every 10 s, each probe has 5 s, and 3 failures in a row make it unhealthy: it is replaced. An instance that
+//! ends is started again after 100 ms, doubled with each end up to 30 s, and after 100 ms again when it was healthy for
+//! a minute. An instance that goes has 30 s for its requests in flight, and 10 s from its stop signal to SIGKILL.
+//!
 //! # What an instance finds in its environment
 //!
 //! Beside what the service's user set, and never over it:

@@ -92,8 +92,10 @@ fn hinted(fault: Fault) -> Fault {
         "not_executable" => {
             "set the executable bit of the file in the image, and see that it is for this platform"
         }
+        "exec_format" => "build the image for this machine's platform, or begin the script with a #! line",
+        "memory_limit" => "give it more with --memory",
         "user_not_found" => "add the user to the image's /etc/passwd, or name one by number",
-        "workdir_not_found" => "make the directory in the image, or name another with --workdir",
+        "workdir_invalid" => "make the directory in the image, or name another with --workdir",
         _ => return fault,
     };
     fault.hint(hint)

@@ -8,15 +8,18 @@ use std::time::Duration;
 use futures::{StreamExt as _, stream};
 
 use super::entry::{Entry, EntryState};
+use super::plan::InstanceStage;
 use super::port::{LogError, LogLines};
 use super::service::{DeployError, Handle, Shared};
-use crate::model::deploy::LogQuery;
+use crate::model::deploy::{LogLine, LogQuery};
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::InstanceLabel;
 use crate::task;
 
 /// Between looks for the instance that comes after the one whose log ended.
 const NEXT_INSTANCE: Duration = Duration::from_millis(200);
+/// An instance that has ended writes no more after so many of these without a line.
+const QUIET_LOOKS: usize = 3;
 /// Logs of earlier instances that are kept of one service.
 const KEPT_LOGS: usize = 5;
 
@@ -40,8 +43,8 @@ impl Handle {
         if !query.follow {
             return Ok(lines);
         }
-        let seen = first.into_iter().collect();
-        let follower = Follower { shared, entry, lines, seen, query };
+        let seen = first.iter().cloned().collect();
+        let follower = Follower { shared, entry, lines, current: first, seen, query };
         Ok(Box::pin(stream::unfold(Some(follower), |follower| async move {
             let mut follower = follower?;
             match follower.next().await {
@@ -57,14 +60,31 @@ struct Follower {
     shared: Arc<Shared>,
     entry: Arc<Entry>,
     lines: LogLines,
+    current: Option<InstanceId>,
     seen: BTreeSet<InstanceId>,
     query: LogQuery,
 }
 
 impl Follower {
-    async fn next(&mut self) -> Option<Result<crate::model::deploy::LogLine, LogError>> {
+    /// None when the instance runs no more and its last lines have been read.
+    async fn next_of_current(&mut self) -> Option<Result<LogLine, LogError>> {
+        let mut quiet = 0;
+        while quiet < QUIET_LOOKS {
+            tokio::select! {
+                line = self.lines.next() => return line,
+                () = tokio::time::sleep(NEXT_INSTANCE) => {}
+            }
+            let state = self.entry.state();
+            let known = self.current.as_ref().and_then(|instance| state.instances.get(instance));
+            let writes = known.is_some_and(|known| !matches!(known.stage, InstanceStage::Ended { .. }));
+            quiet = if writes { 0 } else { quiet + 1 };
+        }
+        None
+    }
+
+    async fn next(&mut self) -> Option<Result<LogLine, LogError>> {
         loop {
-            if let Some(line) = self.lines.next().await {
+            if let Some(line) = self.next_of_current().await {
                 return Some(line);
             }
             let instance = loop {
@@ -79,6 +99,7 @@ impl Follower {
                 }
             };
             self.seen.insert(instance.clone());
+            self.current = Some(instance.clone());
             let directory = self.shared.log_directory(&self.entry.id, &instance);
             let query = LogQuery { tail: None, since: None, ..self.query.clone() };
             match self.shared.ports.logs.read(&directory, query).await {

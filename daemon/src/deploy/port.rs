@@ -270,7 +270,7 @@ pub enum StoreError {
 #[async_trait]
 pub trait InstanceLogs: Send + Sync + 'static {
     /// Lines of the log in this directory, oldest first. No log, or none yet, gives no lines.
-    /// With `follow` the stream ends when no more can come.
+    /// With `follow` it may go on for as long as somebody reads: who follows knows when the instance is gone.
     async fn read(&self, directory: &Path, query: LogQuery) -> Result<LogLines, LogError>;
 }
 

@@ -242,7 +242,7 @@ pub struct LogQuery {
     pub since: Option<Timestamp>,
     /// Only lines that have this text in them.
     pub grep: Option<String>,
-    /// Waits for more until the instance has ended.
+    /// Waits for more.
     pub follow: bool,
 }
 

@@ -137,3 +137,25 @@ async fn whoever_watches_later_is_told_all_of_it_and_after_a_restart_the_end() {
     assert!(matches!(told.as_slice(), [DeployEvent { sequence: 1, kind: DeployEventKind::Live { .. }, .. }]));
     assert_eq!(services.handle().watch("web", 9, 1).err().unwrap().code(), "revision_not_found");
 }
+
+#[tokio::test]
+async fn who_follows_a_log_sees_that_of_the_next_instance_too() {
+    use crate::model::deploy::LogQuery;
+    let world = world();
+    let services = start(&world).await;
+    let handle = services.handle();
+    live(&handle, "1").await;
+    let first = world.running().pop().unwrap().instance;
+    let query = LogQuery { follow: true, ..LogQuery::default() };
+    let mut lines = handle.logs("web", query).await.unwrap();
+    let mut next = async || {
+        let line = tokio::time::timeout(LIMIT, lines.next()).await.expect("no line comes");
+        line.unwrap().unwrap().text
+    };
+    assert_eq!((next().await, next().await), ("begins".to_owned(), format!("I am {first}")));
+    world.exits(&first, 1);
+    assert_eq!(next().await, "begins");
+    assert_ne!(next().await, format!("I am {first}"));
+    handle.remove("web", Duration::ZERO, LIMIT).await.unwrap();
+    assert!(tokio::time::timeout(LIMIT, lines.next()).await.expect("it does not end").is_none());
+}
