@@ -13,6 +13,7 @@ mod packs;
 pub mod port;
 mod pull;
 mod push;
+mod runnable;
 mod transfer;
 
 use std::sync::Arc;

@@ -3,6 +3,7 @@
 pub mod access;
 pub mod build;
 pub mod component;
+pub mod deploy;
 pub mod fault;
 pub mod id;
 pub mod image;

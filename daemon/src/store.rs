@@ -4,6 +4,7 @@
 
 mod builds;
 mod images;
+mod services;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -18,6 +19,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("store/schema-1.sql"),
     include_str!("store/schema-tree-packs.sql"),
     include_str!("store/schema-image-origins.sql"),
+    include_str!("store/schema-services.sql"),
 ];
 
 /// How long a statement waits for another process that has the database open, such as a backup.

@@ -2,16 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::Stream;
 use tokio::sync::{mpsc, watch};
 
+use crate::model::deploy::{ImageFacts, LogLine, LogQuery};
+use crate::model::fault::Fault;
 use crate::model::id::InstanceId;
-use crate::model::secret::Secret;
+use crate::model::secret::{Credential, Secret};
 use crate::model::service::{Domain, Exit, InstanceLabel, ResourceLimits, Service, ServiceName};
-use crate::model::{Digest, MountTarget, Repository};
+use crate::model::{Digest, MountTarget, Reference, Repository};
 
 /// Runs instances: one container each. The real one is containerd.
 ///
@@ -211,7 +215,7 @@ pub struct Route {
     pub domain: Domain,
     pub service: ServiceName,
     pub revision: u32,
-    /// None while the service has no healthy instance: requests are held for a moment, then told 503.
+    /// None while no instance of the service has the traffic: requests are held for a moment, then told 503.
     pub backend: Option<SocketAddr>,
     /// Whether a participant token is asked for, and kept from the service.
     pub private: bool,
@@ -228,8 +232,8 @@ pub trait MountSource: Send + Sync + 'static {
     ) -> Result<Vec<BindMount>, MountFault>;
     /// Takes them away; what was written to empty directories and writable images goes with `discard`.
     async fn close(&self, instance: &InstanceId) -> Result<(), MountFault>;
-    /// Takes away those of all other instances.
-    async fn reconcile(&self, instances: &BTreeSet<InstanceId>) -> Result<(), MountFault>;
+    /// Takes away those of all other instances, and gives those of these whose mounts are dead: they must be replaced.
+    async fn reconcile(&self, instances: &BTreeSet<InstanceId>) -> Result<BTreeSet<InstanceId>, MountFault>;
 }
 
 #[derive(Clone, Debug, thiserror::Error)]
@@ -241,6 +245,8 @@ pub struct MountFault {
 }
 
 /// Where services are kept. The real one is SQLite.
+///
+/// What is stored pins the images of all revisions: the registry forgets and deletes none of them.
 #[async_trait]
 pub trait ServiceStore: Send + Sync + 'static {
     async fn services(&self) -> Result<Vec<Service>, StoreError>;
@@ -258,4 +264,42 @@ pub enum StoreError {
     NameTaken(ServiceName),
     #[error("state database: {0}")]
     Database(String),
+}
+
+/// Reads the logs of instances. The real one reads the files that the runtime writes.
+#[async_trait]
+pub trait InstanceLogs: Send + Sync + 'static {
+    /// Lines of the log in this directory, oldest first. No log, or none yet, gives no lines.
+    /// With `follow` it may go on for as long as somebody reads: who follows knows when the instance is gone.
+    async fn read(&self, directory: &Path, query: LogQuery) -> Result<LogLines, LogError>;
+}
+
+pub type LogLines = Pin<Box<dyn Stream<Item = Result<LogLine, LogError>> + Send>>;
+
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("log of the instance: {0}")]
+pub struct LogError(pub String);
+
+/// Images that services run. The real one is [`crate::image::Images`] with the other registries behind it.
+#[async_trait]
+pub trait ServiceImages: Send + Sync + 'static {
+    /// What a reference names now, for this machine. One of another registry is brought into the room first.
+    async fn resolve(
+        &self,
+        reference: &Reference,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<ImageFacts, Fault>;
+}
+
+/// Makes participant tokens for instances. The real one is [`crate::access::Access`].
+pub trait Tokens: Send + Sync + 'static {
+    /// `scope` is a word or JSON, as `--env-token` takes it.
+    fn mint(&self, name: &str, scope: &str) -> Result<Secret<String>, String>;
+}
+
+/// Secrets of the room.
+#[async_trait]
+pub trait Secrets: Send + Sync + 'static {
+    /// None where there is no secret of that name.
+    async fn reveal(&self, name: &str) -> Result<Option<Secret<String>>, String>;
 }

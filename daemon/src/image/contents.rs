@@ -124,14 +124,23 @@ pub(super) fn image_for(
     top: &Descriptor,
     platform: &Platform,
 ) -> Result<ImageManifest, ImageError> {
+    manifest_for(blobs, top, platform).map(|(_, image)| image)
+}
+
+/// The same, with the digest of its manifest.
+pub(super) fn manifest_for(
+    blobs: &dyn Blobs,
+    top: &Descriptor,
+    platform: &Platform,
+) -> Result<(Digest, ImageManifest), ImageError> {
     let index = match parse(top, &read_json(blobs, top)?)? {
-        Manifest::Image(image) => return Ok(image),
+        Manifest::Image(image) => return Ok((top.digest, image)),
         Manifest::Index(index) => index,
     };
     let none = || ImageError::NoPlatform { digest: top.digest, platform: platform.as_str().to_owned() };
     let child = &index.for_platform(platform).ok_or_else(none)?.manifest;
     match parse(child, &read_json(blobs, child)?)? {
-        Manifest::Image(image) => Ok(image),
+        Manifest::Image(image) => Ok((child.digest, image)),
         Manifest::Index(_) => Err(ImageError::TooDeep { digest: top.digest, limit: MAX_CHILDREN }),
     }
 }

@@ -27,6 +27,8 @@ pub enum ImageError {
     TooDeep { digest: Digest, limit: usize },
     #[error("index {digest} has no image for {platform}")]
     NoPlatform { digest: Digest, platform: String },
+    #[error("image `{reference}` is for {found}, and this machine runs {wanted}")]
+    OtherPlatform { reference: String, found: String, wanted: String },
     #[error("config {digest} of the image is not valid: {reason}")]
     Config { digest: Digest, reason: String },
     #[error("the archive has {count} images; an archive with one is taken")]
@@ -63,6 +65,7 @@ impl ImageError {
             Self::BlobMissing { .. } => "blob_missing",
             Self::Manifest { .. } | Self::TooLarge { .. } | Self::TooDeep { .. } => "invalid_manifest",
             Self::NoPlatform { .. } => "platform_missing",
+            Self::OtherPlatform { .. } => "platform_mismatch",
             Self::Config { .. } => "invalid_config",
             Self::ImageCount { .. } => "invalid_archive",
             Self::Archive(ArchiveError::Truncated) => "archive_truncated",
@@ -92,6 +95,9 @@ impl ImageError {
             Self::Foreign { .. } => Some("pack or load the image into the room first"),
             Self::Archive(ArchiveError::Truncated) => Some("send it again; nothing of it was kept"),
             Self::Remote(error) => error.hint(),
+            Self::OtherPlatform { .. } | Self::NoPlatform { .. } => {
+                Some("build or pull it for this machine's platform, such as with --platform")
+            }
             Self::NoSpace => {
                 Some("remove images that are not needed, or give the state directory more space")
             }

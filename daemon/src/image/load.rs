@@ -15,7 +15,7 @@ use super::port::{BlobError, Blobs, Pack, PackContent, Stored};
 use super::{ImageError, Images};
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, TaggedImage};
-use crate::model::{Digest, Reference, Tag};
+use crate::model::{Digest, Reference, Repository, Tag};
 use crate::task;
 
 /// An image has tens of blobs; each one is a file.
@@ -29,6 +29,8 @@ const LONG: Duration = Duration::from_secs(1200);
 pub enum Destination {
     /// An image of the room with this tag.
     Tag(Reference),
+    /// An image of this repository without a tag: it stays for an hour, or for as long as something pins it.
+    Untagged(Repository),
     /// A pack for builds of this participant.
     Pack { owner: String },
 }
@@ -133,6 +135,10 @@ impl Images {
                 let content = PackContent::Image(manifest.clone());
                 catalog.put_pack(Pack { id: id.clone(), content, owner, created_at }).await?;
                 Ok((Some(id), None, size_bytes))
+            }
+            Destination::Untagged(repository) => {
+                catalog.put_manifests(&repository, contents.manifests, None).await?;
+                Ok((None, None, size_bytes))
             }
             Destination::Tag(reference) => {
                 let tag = reference.tag.clone().unwrap_or_else(Tag::latest);

@@ -2,8 +2,8 @@
 //!
 //! # What keeps content from being swept away while it is in use
 //!
-//! Content is live when the catalog reaches it from a tag, a pack, or a manifest or link that is
-//! younger than the grace period. Whoever is about to make content reachable *touches* it first
+//! Content is live when the catalog reaches it from a tag, a pack, a revision of a service, or a manifest or link
+//! that is younger than the grace period. Whoever is about to make content reachable *touches* it first
 //! ([`Blobs::touch`]; every lookup in the catalog does the same for its row), and only then writes to the
 //! catalog. The sweep reads what is live, then removes a file only if it is neither live nor
 //! touched within the grace period, and it decides that last part under the lock that `touch` takes.
@@ -188,12 +188,14 @@ pub struct ReferrerQuery {
     pub limit: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Removal {
     Removed,
     Unknown,
     /// This manifest of the same repository needs it.
     NeededBy(Digest),
+    /// This service runs it, or may go back to it.
+    Deployed(String),
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 //!
 //! A digest alone opens nothing: a hostile registry may list the blob of another repository in a manifest
 //! of its own. So content that the room has is fetched all the same, unless it came before to where it
-//! goes now: to the repository of the tag, or with a mount of the same participant.
+//! goes now: to the same repository, or with a mount of the same participant.
 
 use std::collections::{BTreeSet, HashSet};
 use std::io::Cursor;
@@ -69,7 +69,7 @@ impl Images {
         transfer.begin(outline.blobs.iter().map(|part| part.size));
         let held = match &destination {
             Destination::Pack { owner } => self.held_by(owner).await?,
-            Destination::Tag(_) => HashSet::new(),
+            Destination::Tag(_) | Destination::Untagged(_) => HashSet::new(),
         };
         let (source, held, place) = (&outline.source, &held, &destination);
         let bring = outline.blobs.iter().cloned().map(|part| async move {
@@ -152,7 +152,9 @@ impl Images {
         held: &HashSet<Digest>,
     ) -> Result<Option<Stored>, ImageError> {
         let known = match destination {
-            Destination::Tag(tag) => self.shared.catalog.has_blob(&tag.repository, &part.digest).await?,
+            Destination::Tag(Reference { repository, .. }) | Destination::Untagged(repository) => {
+                self.shared.catalog.has_blob(repository, &part.digest).await?
+            }
             Destination::Pack { .. } => held.contains(&part.digest),
         };
         if !known {

@@ -8,26 +8,32 @@ use crate::registry::blobs::BlobStore;
 use crate::store::Store;
 
 mod pull;
+mod runnable;
 
 struct Room {
     directory: tempfile::TempDir,
     images: Images,
     blobs: BlobStore,
+    store: Store,
 }
 
 fn room() -> Room {
     let directory = tempfile::tempdir().unwrap();
     let blobs = BlobStore::open(&directory.path().join("registry")).unwrap();
     let store = Store::open(&directory.path().join("state.db")).unwrap();
-    let images = Images::new(RoomRegistries::default(), Arc::new(blobs.clone()), Arc::new(store));
-    Room { directory, images, blobs }
+    let images = Images::new(RoomRegistries::default(), Arc::new(blobs.clone()), Arc::new(store.clone()));
+    Room { directory, images, blobs, store }
 }
 
 /// An archive of one file, as `hearth pack` makes it.
 fn archive(content: &str) -> Vec<u8> {
+    archive_with(content, &hearth_pack::PackOptions::default())
+}
+
+fn archive_with(content: &str, options: &hearth_pack::PackOptions) -> Vec<u8> {
     let tree = tempfile::tempdir().unwrap();
     std::fs::write(tree.path().join("file"), content).unwrap();
-    let packed = hearth_pack::pack(tree.path(), &hearth_pack::PackOptions::default(), &mut |_| {}).unwrap();
+    let packed = hearth_pack::pack(tree.path(), options, &mut |_| {}).unwrap();
     let mut archive = Vec::new();
     packed.write_archive(&mut archive).unwrap();
     archive

@@ -25,7 +25,7 @@ pub struct Fault {
     pub log_tail: Vec<String>,
 }
 
-/// The stage of a build that failed.
+/// The stage of a build, or the deploy, that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
@@ -34,6 +34,7 @@ pub enum Stage {
     Solve,
     Export,
     Publish,
+    Deploy,
 }
 
 impl Stage {
@@ -44,6 +45,7 @@ impl Stage {
             Self::Solve => "solve",
             Self::Export => "export",
             Self::Publish => "publish",
+            Self::Deploy => "deploy",
         }
     }
 }

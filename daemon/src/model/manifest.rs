@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hearth_proto::value::Digest;
+use hearth_proto::value::{Digest, MountTarget};
 use serde::Deserialize;
 
 use super::image::{Descriptor, Platform};
@@ -265,6 +265,10 @@ pub struct ImageConfig {
     pub platform: Option<Platform>,
     /// Digests of the uncompressed layers, in the order of the manifest's layers.
     pub diff_ids: Vec<Digest>,
+    /// TCP ports of `ExposedPorts`, ascending; others and what is no port are left out.
+    pub exposed: Vec<u16>,
+    /// Paths of `Volumes`; what is no path of a file system is left out.
+    pub volumes: Vec<MountTarget>,
 }
 
 impl ImageConfig {
@@ -274,17 +278,41 @@ impl ImageConfig {
             #[serde(flatten)]
             platform: PlatformJson,
             rootfs: Option<RootFs>,
+            config: Option<Run>,
+        }
+        /// Maps whose values mean nothing.
+        #[derive(Default, Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Run {
+            exposed_ports: Option<BTreeMap<String, serde::de::IgnoredAny>>,
+            volumes: Option<BTreeMap<String, serde::de::IgnoredAny>>,
         }
         #[derive(Deserialize)]
         struct RootFs {
             diff_ids: Option<Vec<Digest>>,
         }
         let config: Json = serde_json::from_slice(bytes)?;
+        let run = config.config.unwrap_or_default();
+        let exposed: BTreeSet<u16> =
+            run.exposed_ports.unwrap_or_default().keys().filter_map(|port| tcp_port(port)).collect();
+        let volumes = run.volumes.unwrap_or_default();
         Ok(Self {
             platform: config.platform.platform(),
             diff_ids: config.rootfs.and_then(|rootfs| rootfs.diff_ids).unwrap_or_default(),
+            exposed: exposed.into_iter().collect(),
+            volumes: volumes.keys().filter_map(|path| path.parse().ok()).collect(),
         })
     }
+}
+
+/// `80` or `80/tcp`.
+fn tcp_port(text: &str) -> Option<u16> {
+    let number = match text.split_once('/') {
+        Some((number, protocol)) if protocol.eq_ignore_ascii_case("tcp") => number,
+        Some(_) => return None,
+        None => text,
+    };
+    number.parse().ok().filter(|number| *number > 0)
 }
 
 #[cfg(test)]
@@ -312,6 +340,21 @@ mod tests {
             json!({"os": "linux", "architecture": "amd64", "rootfs": {"diff_ids": null}, "history": null});
         let config = ImageConfig::parse(config.to_string().as_bytes()).unwrap();
         assert_eq!((config.platform, config.diff_ids), (Platform::parse("linux/amd64"), vec![]));
+    }
+
+    #[test]
+    fn udp_ports_and_what_is_no_port_are_not_exposed() {
+        let config = json!({"os": "linux", "architecture": "amd64", "config": {
+            "ExposedPorts": {"8080/tcp": {}, "53/udp": {}, "80": {}, "0/tcp": {}, "x/tcp": {}, "70000/tcp": {}},
+            "Volumes": {"/data": {}, "relative": {}, "/a/../b": {}, "/var/lib/x/": {}}}});
+        let config = ImageConfig::parse(config.to_string().as_bytes()).unwrap();
+        assert_eq!(config.exposed, [80, 8080]);
+        let volumes: Vec<&str> = config.volumes.iter().map(MountTarget::as_str).collect();
+        assert_eq!(volumes, ["/data", "/var/lib/x"]);
+        for none in [json!({}), json!({"config": null}), json!({"config": {"ExposedPorts": null}})] {
+            let config = ImageConfig::parse(none.to_string().as_bytes()).unwrap();
+            assert!(config.exposed.is_empty() && config.volumes.is_empty());
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //!    '--- live: the revision that takes traffic; desired: the one that it shall be
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -170,6 +170,47 @@ pub struct Service {
     pub removing: bool,
 }
 
+impl Service {
+    pub fn revision(&self, number: u32) -> Option<&Revision> {
+        self.revisions.iter().find(|revision| revision.number == number)
+    }
+
+    pub fn revision_mut(&mut self, number: u32) -> Option<&mut Revision> {
+        self.revisions.iter_mut().find(|revision| revision.number == number)
+    }
+
+    /// The revision that is to run: the desired one, or while that has failed the one that was live.
+    pub fn wanted(&self) -> Option<&Revision> {
+        let desired = self.revision(self.desired)?;
+        match desired.outcome {
+            RevisionOutcome::Failed(_) => self.live_revision(),
+            _ => Some(desired),
+        }
+    }
+
+    pub fn live_revision(&self) -> Option<&Revision> {
+        self.live.and_then(|live| self.revision(live))
+    }
+
+    /// Domains that are this service's alone: those of what serves, and of what is about to.
+    pub fn domains(&self) -> BTreeSet<&Domain> {
+        let revisions = self.wanted().into_iter().chain(self.live_revision());
+        revisions.flat_map(|revision| &revision.spec.domains).collect()
+    }
+
+    /// Forgets the oldest revisions beyond [`KEPT_REVISIONS`], never one that runs or shall.
+    pub fn trim(&mut self) {
+        let excess = self.revisions.len().saturating_sub(KEPT_REVISIONS);
+        let mut left = excess;
+        let (desired, live) = (self.desired, self.live);
+        self.revisions.retain(|revision| {
+            let goes = left > 0 && revision.number != desired && Some(revision.number) != live;
+            left -= usize::from(goes);
+            !goes
+        });
+    }
+}
+
 /// One numbered state of what a service runs. Never changed, but for its outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revision {
@@ -205,6 +246,8 @@ pub struct ServiceSpec {
     pub repository: Repository,
     /// Manifest or index: moving the tag changes nothing.
     pub digest: Digest,
+    /// Of the manifest that this machine runs: the same, or one of the index.
+    pub manifest: Digest,
     pub env: BTreeMap<String, EnvValue>,
     /// Room, project, image and empty directories; `VOLUME`s without a mount are among the last.
     pub mounts: Vec<MountSpec>,
@@ -265,8 +308,8 @@ pub struct ResourceLimits {
 /// How it is told from outside the container that an instance serves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthCheck {
-    /// Path of an HTTP port that answers 200 to 399. Without one, an HTTP port's `/` may answer anything, and a TCP
-    /// port must take connections.
+    /// Path of an HTTP port that answers 200 to 399. Without one, an HTTP port's `/` may answer anything below 500, or
+    /// in another protocol, and a TCP port must take connections.
     pub path: Option<String>,
     /// For the first success.
     pub start_limit: Duration,
@@ -276,7 +319,7 @@ pub struct HealthCheck {
     pub timeout: Duration,
     /// Failures in a row that make a healthy instance unhealthy.
     pub failures: u32,
-    /// How long a new instance must stay healthy before an older one goes.
+    /// How long a new instance must stay healthy before it takes the traffic of an older one that serves.
     pub settle: Duration,
 }
 

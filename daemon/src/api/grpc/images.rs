@@ -222,7 +222,9 @@ impl From<ImageError> for Refusal {
             | ImageError::Config { .. }
             | ImageError::ImageCount { .. }
             | ImageError::Archive(_) => Code::InvalidArgument,
-            ImageError::BlobMissing { .. } | ImageError::NoPlatform { .. } => Code::FailedPrecondition,
+            ImageError::BlobMissing { .. }
+            | ImageError::NoPlatform { .. }
+            | ImageError::OtherPlatform { .. } => Code::FailedPrecondition,
             ImageError::NoSpace => Code::ResourceExhausted,
             ImageError::TooManyBlobs { .. } => Code::InvalidArgument,
             ImageError::Remote(RemoteError::Refused { status: 401 | 403, .. }) => Code::PermissionDenied,

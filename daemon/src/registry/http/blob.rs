@@ -85,6 +85,11 @@ impl Registry {
         match self.catalog.unlink_blob(repository, digest).await? {
             Removal::Removed => Ok(empty(StatusCode::ACCEPTED)),
             Removal::Unknown => Err(Refusal::blob_unknown(repository, digest)),
+            Removal::Deployed(service) => Err(Refusal::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "UNSUPPORTED",
+                format!("service `{service}` runs an image that needs blob {digest}"),
+            )),
             Removal::NeededBy(manifest) => Err(Refusal::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "UNSUPPORTED",

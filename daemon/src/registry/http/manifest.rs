@@ -184,6 +184,13 @@ impl Registry {
         match removal {
             Removal::Removed => Ok(empty(StatusCode::ACCEPTED)),
             Removal::Unknown => Err(unknown(repository, name)),
+            Removal::Deployed(service) => Err(Refusal::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "UNSUPPORTED",
+                format!(
+                    "service `{service}` runs this image, or may go back to it; remove the service first"
+                ),
+            )),
             Removal::NeededBy(index) => Err(Refusal::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "UNSUPPORTED",

@@ -1,6 +1,6 @@
 //! What the registry may forget, and what is left.
 //!
-//! A manifest stays while it is tagged, while it was touched lately, while an index that stays needs
+//! A manifest stays while it is tagged, while a revision of a service runs it, while it was touched lately, while an index that stays needs
 //! it, and while the manifest that it refers to (its subject) stays. A link stays while it was
 //! touched lately or a manifest of its repository needs it.
 
@@ -18,6 +18,7 @@ pub(super) fn forget(transaction: &Transaction<'_>, before_ms: i64) -> Result<Fo
         .prepare_cached(
             "WITH RECURSIVE staying (repository, digest) AS (
                  SELECT repository, digest FROM tags
+                 UNION SELECT repository, digest FROM service_images
                  UNION SELECT repository, digest FROM manifests WHERE touched_at >= ?1
                  UNION SELECT part.repository, part.digest FROM staying
                        JOIN manifest_parts part

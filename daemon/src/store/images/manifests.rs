@@ -98,6 +98,9 @@ pub(super) fn remove(
     if let Some(index) = needed_by(transaction, repository, digest)? {
         return Ok(Removal::NeededBy(index));
     }
+    if let Some(service) = deployed_by(transaction, repository, digest)? {
+        return Ok(Removal::Deployed(service));
+    }
     let removed = transaction
         .prepare_cached("DELETE FROM manifests WHERE repository = ?1 AND digest = ?2")?
         .execute((repository.as_str(), digest.to_string()))?;
@@ -112,6 +115,20 @@ fn needed_by(
     Ok(transaction
         .prepare_cached("SELECT manifest FROM manifest_parts WHERE repository = ?1 AND digest = ?2 LIMIT 1")?
         .query_row((repository.as_str(), digest.to_string()), |row| parsed(row, 0))
+        .optional()?)
+}
+
+fn deployed_by(
+    transaction: &Transaction<'_>,
+    repository: &Repository,
+    digest: &Digest,
+) -> Result<Option<String>, StoreError> {
+    Ok(transaction
+        .prepare_cached(
+            "SELECT services.name FROM service_images JOIN services ON services.id = service_images.service
+             WHERE repository = ?1 AND digest = ?2 LIMIT 1",
+        )?
+        .query_row((repository.as_str(), digest.to_string()), |row| row.get(0))
         .optional()?)
 }
 

@@ -1,0 +1,365 @@
+//! Why an instance is no success, in the words of whoever has to mend it: the cause, the exit code, the last lines of
+//! the log, the last probes, and what to do next.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+
+use super::entry::Entry;
+use super::listening::{self, Listener};
+use super::port::{MountFault, NetworkError, RuntimeError};
+use super::service::Shared;
+use crate::model::deploy::{LogQuery, ProbeAnswer, ProbeResult};
+use crate::model::fault::{Fault, Stage};
+use crate::model::id::InstanceId;
+use crate::model::service::{Exit, ServiceSpec};
+use crate::task;
+
+/// Lines of the log in a report.
+const TAIL: usize = 50;
+/// Characters of one of them.
+const MAX_LINE: usize = 2000;
+/// The log is waited for no longer.
+const LOG_LIMIT: Duration = Duration::from_secs(2);
+/// What a process wrote last comes to its log a moment after its end.
+const LOG_PAUSE: Duration = Duration::from_millis(100);
+/// Probes in a report.
+const SHOWN_PROBES: usize = 3;
+
+/// Why a start did not come to an instance.
+pub(super) struct StartFault {
+    pub(super) fault: Fault,
+    pub(super) kind: StartFaultKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StartFaultKind {
+    /// The same start will fail again.
+    Lasting,
+    /// Another start may succeed, and a few are tried.
+    Passing,
+    /// A neighbour is away, and is waited for.
+    Away,
+}
+
+impl StartFault {
+    const fn new(fault: Fault, kind: StartFaultKind) -> Self {
+        Self { fault, kind }
+    }
+
+    pub(super) fn timeout(what: &str, limit: Duration) -> Self {
+        let message = format!("{what} took longer than {} s", limit.as_secs());
+        Self::new(Fault::new(Stage::Deploy, "timeout", message).retryable(), StartFaultKind::Passing)
+    }
+}
+
+impl From<Fault> for StartFault {
+    fn from(fault: Fault) -> Self {
+        Self::new(fault, StartFaultKind::Lasting)
+    }
+}
+
+impl From<RuntimeError> for StartFault {
+    fn from(error: RuntimeError) -> Self {
+        let message = error.to_string();
+        match error {
+            RuntimeError::Unavailable(_) => {
+                let fault = Fault::new(Stage::Deploy, "runtime_unavailable", message).retryable();
+                Self::new(fault, StartFaultKind::Away)
+            }
+            RuntimeError::Start { code, .. } => Self::from(hinted(Fault::new(Stage::Deploy, code, message))),
+            RuntimeError::Image(_) => Self::from(Fault::new(Stage::Deploy, "image_unusable", message)),
+            RuntimeError::DiskFull => {
+                let fault = Fault::new(Stage::Deploy, "no_space", message)
+                    .hint("remove images that are not needed, or give the state directory more space")
+                    .retryable();
+                Self::new(fault, StartFaultKind::Lasting)
+            }
+            RuntimeError::NotFound(_) | RuntimeError::NotRunning(_) | RuntimeError::Other(_) => {
+                Self::new(Fault::new(Stage::Deploy, "not_started", message), StartFaultKind::Passing)
+            }
+        }
+    }
+}
+
+/// What to do about a process that could not be started.
+fn hinted(fault: Fault) -> Fault {
+    let hint = match fault.code.as_str() {
+        "command_not_found" => {
+            "see the image's entry point with `hearth images inspect`, or give one with --command"
+        }
+        "not_executable" => {
+            "set the executable bit of the file in the image, and see that it is for this platform"
+        }
+        "exec_format" => "build the image for this machine's platform, or begin the script with a #! line",
+        "memory_limit" => "give it more with --memory",
+        "user_not_found" => "add the user to the image's /etc/passwd, or name one by number",
+        "workdir_invalid" => "make the directory in the image, or name another with --workdir",
+        _ => return fault,
+    };
+    fault.hint(hint)
+}
+
+impl From<NetworkError> for StartFault {
+    fn from(error: NetworkError) -> Self {
+        let fault = Fault::new(Stage::Deploy, "network", error.to_string());
+        match error {
+            NetworkError::Exhausted { .. } => Self::from(
+                fault.hint("remove services that are not needed, or give the daemon a larger subnet"),
+            ),
+            NetworkError::Other(_) => Self::new(fault.retryable(), StartFaultKind::Passing),
+        }
+    }
+}
+
+impl From<MountFault> for StartFault {
+    fn from(error: MountFault) -> Self {
+        Self::from(Fault::new(Stage::Deploy, error.code, error.to_string()))
+    }
+}
+
+/// What is known of an instance that is no success.
+struct Findings {
+    spec: ServiceSpec,
+    exit: Option<Exit>,
+    probes: VecDeque<ProbeResult>,
+    listeners: BTreeSet<Listener>,
+}
+
+impl Shared {
+    /// The report about an instance that ended.
+    pub(super) async fn report_end(&self, entry: &Entry, instance: &InstanceId) -> Fault {
+        let findings = self.findings(entry, instance).await;
+        let fault = findings.as_ref().map_or_else(gone, ended);
+        self.complete(entry, instance, fault, findings).await
+    }
+
+    /// The report about an instance that runs and is not healthy.
+    pub(super) async fn report_unhealthy(&self, entry: &Entry, instance: &InstanceId, never: bool) -> Fault {
+        let findings = self.findings(entry, instance).await;
+        let fault = findings.as_ref().map_or_else(gone, |findings| unhealthy(findings, never));
+        self.complete(entry, instance, fault, findings).await
+    }
+
+    async fn findings(&self, entry: &Entry, instance: &InstanceId) -> Option<Findings> {
+        let (mut findings, pid) = {
+            let state = entry.state();
+            let known = state.instances.get(instance)?;
+            let spec = state.service.revision(known.label.revision)?.spec.clone();
+            let findings =
+                Findings { spec, exit: known.exit, probes: known.probes.clone(), listeners: BTreeSet::new() };
+            (findings, known.pid.filter(|_| known.health().is_some()))
+        };
+        if let Some(pid) = pid {
+            let read = task::blocking("listeners", move || listening::of_process(pid)).await;
+            findings.listeners = read.unwrap_or_default();
+        }
+        Some(findings)
+    }
+
+    async fn complete(
+        &self,
+        entry: &Entry,
+        instance: &InstanceId,
+        mut fault: Fault,
+        findings: Option<Findings>,
+    ) -> Fault {
+        fault.log_tail = self.log_tail(entry, instance).await;
+        if let Some(findings) = findings {
+            fault.exit_code = findings.exit.and_then(|exit| exit.code);
+            let skipped = findings.probes.len().saturating_sub(SHOWN_PROBES);
+            let probes: Vec<String> = findings.probes.iter().skip(skipped).map(ToString::to_string).collect();
+            if !probes.is_empty() {
+                fault.message = format!("{}; last probes: {}", fault.message, probes.join("; "));
+            }
+        }
+        fault
+    }
+
+    async fn log_tail(&self, entry: &Entry, instance: &InstanceId) -> Vec<String> {
+        let directory = self.log_directory(&entry.id, instance);
+        let read = async {
+            let query = LogQuery { tail: Some(TAIL), ..LogQuery::default() };
+            let lines = self.ports.logs.read(&directory, query).await?;
+            Ok::<_, super::port::LogError>(
+                lines
+                    .take(TAIL)
+                    .filter_map(|line| async { Some(line.ok()?.text.chars().take(MAX_LINE).collect()) })
+                    .collect::<Vec<String>>()
+                    .await,
+            )
+        };
+        tokio::time::sleep(LOG_PAUSE).await;
+        match tokio::time::timeout(LOG_LIMIT, read).await {
+            Ok(Ok(lines)) => lines,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, instance.id = %instance, "no lines of the log for a report");
+                Vec::new()
+            }
+            Err(_) => Vec::new(),
+        }
+    }
+}
+
+fn gone() -> Fault {
+    Fault::new(Stage::Deploy, "instance_gone", "the instance is gone")
+}
+
+fn ended(findings: &Findings) -> Fault {
+    let fault = |code: &str, message: String| Fault::new(Stage::Deploy, code, message);
+    let Some(exit) = findings.exit else {
+        return fault("instance_gone", "the instance was taken away by something else".to_owned())
+            .retryable();
+    };
+    if exit.out_of_memory {
+        return match findings.spec.limits.memory_bytes {
+            Some(limit) => fault(
+                "out_of_memory",
+                format!("the app needs more memory than its limit of {}", bytes(limit)),
+            )
+            .hint("give it more with --memory"),
+            None => fault("out_of_memory", "the machine had no memory left for the app".to_owned())
+                .hint("free memory on the machine, or set a limit with --memory"),
+        };
+    }
+    match exit.code {
+        None => {
+            fault("exit_unseen", "the app ended while the runtime was down, and nobody saw how".to_owned())
+        }
+        Some(0) => fault("exited", "the app ended with exit code 0 instead of serving".to_owned())
+            .hint("let its command stay in the foreground"),
+        Some(127) => {
+            fault("exited", "the app ended with exit code 127: its shell found no such command".to_owned())
+                .hint("see the command in the last lines of the log")
+        }
+        Some(126) => {
+            fault("exited", "the app ended with exit code 126: its command is not executable".to_owned())
+                .hint("see the command in the last lines of the log")
+        }
+        Some(code) if code > 128 => {
+            fault("exited", format!("the app was ended by signal {} (exit code {code})", code - 128))
+        }
+        Some(code) => fault("exited", format!("the app ended with exit code {code}")),
+    }
+}
+
+fn unhealthy(findings: &Findings, never: bool) -> Fault {
+    let fault = |code: &str, message: String| Fault::new(Stage::Deploy, code, message);
+    let health = &findings.spec.health;
+    let asked = asked_port(&findings.spec);
+    let refused = matches!(findings.probes.back().map(|probe| &probe.answer), Some(ProbeAnswer::Refused));
+    if let (true, Some(port)) = (refused, asked) {
+        let on_port = findings.listeners.iter().find(|listener| listener.port == port);
+        if let Some(listener) = on_port.filter(|listener| listener.is_local()) {
+            let message = format!(
+                "the app listens on {}:{port} only, where nothing outside reaches it",
+                listener.address
+            );
+            return fault("listens_locally", message).hint("let it listen on 0.0.0.0");
+        }
+        let open: Vec<u16> =
+            findings.listeners.iter().filter(|listener| !listener.is_local()).map(|l| l.port).collect();
+        return match open.as_slice() {
+            [] => fault("port_not_listening", format!("nothing in the app listens on port {port}"))
+                .hint("see its log for why; a slow start gets more time with --timeout"),
+            ports => {
+                let list: Vec<String> = ports.iter().map(u16::to_string).collect();
+                let message = format!("the app listens on port {}, not on {port}", list.join(", "));
+                fault("port_not_listening", message).hint(format!("deploy it with --port {}", ports[0]))
+            }
+        };
+    }
+    let path = health.path.as_deref();
+    if !never {
+        return fault("became_unhealthy", "the app answered well, and then did not any more".to_owned());
+    }
+    let message = format!("the app was not healthy within {} s", health.start_limit.as_secs());
+    let fault = fault("never_healthy", message);
+    match findings.probes.back().map(|probe| &probe.answer) {
+        Some(ProbeAnswer::Http { status: 301..=308, location, .. }) => fault.hint(match location {
+            Some(location) => {
+                format!("it redirects to {location}; name a path that answers itself with --liveness")
+            }
+            None => "name a path that answers itself with --liveness".to_owned(),
+        }),
+        Some(ProbeAnswer::Http { status: 401 | 403, .. }) => {
+            fault.hint("name a path that needs no login with --liveness")
+        }
+        Some(ProbeAnswer::Http { status: 404, .. }) => {
+            fault.hint(format!("the app has no {}; name another path with --liveness", path.unwrap_or("/")))
+        }
+        Some(ProbeAnswer::Closed) => fault.hint("if the app speaks no http, write the port as --port N/tcp"),
+        _ => fault.hint("see its log for why; a slow start gets more time with --timeout"),
+    }
+}
+
+fn asked_port(spec: &ServiceSpec) -> Option<u16> {
+    super::health::port_of(spec).map(|port| port.number)
+}
+
+/// In the unit that `--memory` takes.
+fn bytes(count: u64) -> String {
+    match count {
+        count if count % (1 << 30) == 0 => format!("{} GiB", count >> 30),
+        count if count % (1 << 20) == 0 => format!("{} MiB", count >> 20),
+        count => format!("{count} bytes"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::deploy::tests::{probe, spec};
+
+    fn findings(exit: Option<Exit>, answer: Option<ProbeAnswer>, listeners: &[&str]) -> Findings {
+        let listener = |text: &&str| {
+            let address: std::net::SocketAddr = text.parse().unwrap();
+            Listener { address: address.ip(), port: address.port() }
+        };
+        Findings {
+            spec: spec(8080),
+            exit,
+            probes: answer.into_iter().map(probe).collect(),
+            listeners: listeners.iter().map(listener).collect(),
+        }
+    }
+
+    fn exit(code: Option<i32>, out_of_memory: bool) -> Option<Exit> {
+        Some(Exit { code, out_of_memory, at: Timestamp::UNIX_EPOCH })
+    }
+
+    #[test]
+    fn an_end_for_want_of_memory_names_the_limit() {
+        let mut found = findings(exit(Some(137), true), None, &[]);
+        found.spec.limits.memory_bytes = Some(64 << 20);
+        let fault = ended(&found);
+        assert_eq!(fault.code, "out_of_memory");
+        assert!(fault.message.contains("64 MiB"), "{}", fault.message);
+        assert!(ended(&findings(exit(Some(137), false), None, &[])).message.contains("signal 9"));
+    }
+
+    #[test]
+    fn an_app_that_listens_inside_only_or_elsewhere_is_told_so() {
+        let refused = Some(ProbeAnswer::Refused);
+        let local = unhealthy(&findings(None, refused.clone(), &["127.0.0.1:8080"]), true);
+        assert_eq!(local.code, "listens_locally");
+        let elsewhere = unhealthy(&findings(None, refused.clone(), &["0.0.0.0:3000", "127.0.0.1:9"]), true);
+        assert_eq!(elsewhere.hint.as_deref(), Some("deploy it with --port 3000"));
+        let nowhere = unhealthy(&findings(None, refused, &[]), true);
+        assert_eq!((nowhere.code.as_str(), nowhere.hint.is_some()), ("port_not_listening", true));
+    }
+
+    #[test]
+    fn a_redirect_or_a_login_at_the_health_path_is_told_with_what_to_do() {
+        let http = |status, location: Option<&str>| {
+            Some(ProbeAnswer::Http { status, location: location.map(str::to_owned), body: "x".to_owned() })
+        };
+        let redirect = unhealthy(&findings(None, http(301, Some("/login")), &[]), true);
+        assert!(redirect.hint.unwrap().contains("/login"));
+        let login = unhealthy(&findings(None, http(401, None), &[]), true);
+        assert!(login.hint.unwrap().contains("login"));
+    }
+}

@@ -1,0 +1,482 @@
+//! The neighbours of deploys as one scripted world. It outlives the daemon, as the real one does.
+//!
+//! Every call of a neighbour is a point at which the daemon can be made to die: before the call, or right after it
+//! has done its work.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::port::{
+    Attached, BindMount, Exec, ExecSpec, InstanceImage, InstanceLogs, InstanceSpec, InstanceState, LogError,
+    LogLines, MountFault, MountSource, Network, NetworkError, Observed, Route, Router, Runtime, RuntimeError,
+    Secrets, ServiceImages, ServiceStore, StoreError, Tokens,
+};
+use super::service::Ports;
+use crate::model::build::LogStream;
+use crate::model::deploy::{ImageFacts, LogLine, LogQuery};
+use crate::model::fault::{Fault, Stage};
+use crate::model::id::InstanceId;
+use crate::model::secret::{Credential, Secret};
+use crate::model::service::{Exit, InstanceLabel, Service, ServiceName};
+use crate::model::{Digest, MountSpec, Reference};
+use crate::task;
+
+/// What the app of an image does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum App {
+    /// Answers with this status.
+    Serves(u16),
+    /// Never listens.
+    Silent,
+    Exits(i32),
+    /// For want of memory.
+    Hungry,
+    NotFound,
+}
+
+#[derive(Default)]
+pub struct World {
+    state: Mutex<WorldState>,
+    changes: watch::Sender<u64>,
+    /// Calls of neighbours since the daemon was started.
+    calls: AtomicUsize,
+    /// The daemon dies at this call.
+    dies_at: AtomicUsize,
+    dead: Mutex<CancellationToken>,
+    pub directory: Option<tempfile::TempDir>,
+}
+
+#[derive(Default)]
+pub struct WorldState {
+    /// Apps by the tag of their image.
+    pub apps: BTreeMap<String, App>,
+    pub by_digest: BTreeMap<Digest, App>,
+    pub instances: BTreeMap<InstanceId, Container>,
+    pub networks: BTreeSet<InstanceId>,
+    pub mounts: BTreeSet<InstanceId>,
+    pub broken_mounts: BTreeSet<InstanceId>,
+    pub services: BTreeMap<String, Service>,
+    pub secrets: BTreeMap<String, String>,
+    pub routes: Vec<Route>,
+    pub names: BTreeMap<ServiceName, Ipv4Addr>,
+    /// Routes with a backend, as they were set.
+    pub history: Vec<(u32, SocketAddr)>,
+    /// What was done to instances and routes, by revision.
+    pub journal: Vec<String>,
+    /// The last environment of each instance.
+    pub env: BTreeMap<InstanceId, BTreeMap<String, String>>,
+    pub minted: usize,
+    pub away: bool,
+    /// Most instances of one service at a time.
+    pub peak: usize,
+}
+
+pub struct Container {
+    pub label: InstanceLabel,
+    pub state: InstanceState,
+    listener: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        if let Some(listener) = &self.listener {
+            listener.abort();
+        }
+    }
+}
+
+impl World {
+    pub fn new() -> Arc<Self> {
+        let world = Self { directory: Some(tempfile::tempdir().unwrap()), ..Self::default() };
+        world.dies_at.store(usize::MAX, Ordering::SeqCst);
+        Arc::new(world)
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, WorldState> {
+        self.state.lock().unwrap()
+    }
+
+    pub fn app(&self, tag: &str, app: App) {
+        self.state().apps.insert(tag.to_owned(), app);
+    }
+
+    /// A new run of the daemon, that dies at its n-th call of a neighbour.
+    pub fn begin_run(&self, dies_at: usize) -> CancellationToken {
+        let dead = CancellationToken::new();
+        *self.dead.lock().unwrap() = dead.clone();
+        self.calls.store(0, Ordering::SeqCst);
+        self.dies_at.store(dies_at, Ordering::SeqCst);
+        dead
+    }
+
+    /// Stops a call for ever where the daemon dies at it.
+    async fn live_or_die(&self) {
+        let dead = self.dead.lock().unwrap().clone();
+        if self.calls.fetch_add(1, Ordering::SeqCst) + 1 >= self.dies_at.load(Ordering::SeqCst) {
+            dead.cancel();
+        }
+        if dead.is_cancelled() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    pub fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    fn end_instance(&self, id: &InstanceId, code: Option<i32>, out_of_memory: bool) {
+        let mut state = self.state();
+        if let Some(container) = state.instances.get_mut(id).filter(|container| container.runs()) {
+            let exit = Exit { code, out_of_memory, at: Timestamp::now() };
+            container.state = InstanceState::Ended(exit);
+            container.listener.take().into_iter().for_each(|listener| listener.abort());
+        }
+        drop(state);
+        self.changed();
+    }
+
+    /// Ends the instance that has the traffic, or one that runs.
+    pub fn kill(&self, id: &InstanceId) {
+        self.end_instance(id, Some(137), false);
+    }
+
+    pub fn exits(&self, id: &InstanceId, code: i32) {
+        self.end_instance(id, Some(code), false);
+    }
+
+    pub fn running(&self) -> Vec<InstanceLabel> {
+        let state = self.state();
+        let running = state.instances.values().filter(|container| container.runs());
+        running.map(|container| container.label.clone()).collect()
+    }
+
+    pub fn ports(self: &Arc<Self>) -> Ports {
+        Ports {
+            runtime: Arc::clone(self) as _,
+            network: Arc::clone(self) as _,
+            router: Arc::clone(self) as _,
+            mounts: Arc::clone(self) as _,
+            store: Arc::clone(self) as _,
+            images: Arc::clone(self) as _,
+            logs: Arc::clone(self) as _,
+            tokens: Arc::clone(self) as _,
+            secrets: Arc::clone(self) as _,
+        }
+    }
+}
+
+impl Container {
+    pub const fn runs(&self) -> bool {
+        matches!(self.state, InstanceState::Running { .. })
+    }
+}
+
+/// Each instance has a loopback address of its own.
+fn address(id: &InstanceId) -> Ipv4Addr {
+    let sum = id.as_str().bytes().fold(7u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte)));
+    let [_, b, c, d] = sum.to_be_bytes();
+    Ipv4Addr::new(127, b.max(1), c, d.clamp(1, 254))
+}
+
+async fn serve(address: SocketAddr, status: u16) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = [0; 2048];
+        let _ = stream.read(&mut request).await;
+        let answer = format!("HTTP/1.1 {status} X\r\nConnection: close\r\n\r\nhello");
+        let _ = stream.write_all(answer.as_bytes()).await;
+    }
+}
+
+#[async_trait]
+impl Runtime for World {
+    async fn prepare(&self, _image: &InstanceImage) -> Result<(), RuntimeError> {
+        self.live_or_die().await;
+        if self.state().away { Err(RuntimeError::Unavailable("gone".to_owned())) } else { Ok(()) }
+    }
+
+    async fn keep_images(&self, _wanted: &BTreeSet<Digest>) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
+    async fn start(&self, spec: InstanceSpec) -> Result<(), RuntimeError> {
+        self.live_or_die().await;
+        let id = spec.label.instance.clone();
+        let app = self.state().by_digest[&spec.image.manifest];
+        if app == App::NotFound {
+            let message = "exec: \"nope\": not found".to_owned();
+            return Err(RuntimeError::Start { code: "command_not_found", message });
+        }
+        {
+            let mut state = self.state();
+            assert!(state.networks.contains(&id) && state.mounts.contains(&id), "started without its parts");
+            let label = spec.label.clone();
+            state
+                .instances
+                .insert(id.clone(), Container { label, state: InstanceState::Incomplete, listener: None });
+            let env = spec.env.iter().map(|(name, value)| (name.clone(), value.reveal().clone())).collect();
+            state.env.insert(id.clone(), env);
+        }
+        // The daemon may die with the instance half made.
+        self.live_or_die().await;
+        {
+            let mut state = self.state();
+            let revision = spec.label.revision;
+            state.journal.push(format!("start {revision}"));
+            let of_service = |container: &&Container| container.label.service == spec.label.service;
+            let count = state.instances.values().filter(of_service).count();
+            state.peak = state.peak.max(count);
+            let target = SocketAddr::from((spec.network.address, 8080));
+            let status = match app {
+                App::Serves(status) => Some(status),
+                _ => None,
+            };
+            let listener = status.map(|status| task::spawn("app", serve(target, status)));
+            let container = state.instances.get_mut(&id).unwrap();
+            container.listener = listener;
+            container.state = InstanceState::Running { pid: u32::MAX };
+        }
+        match app {
+            App::Exits(code) => self.end_instance(&id, Some(code), false),
+            App::Hungry => self.end_instance(&id, Some(137), true),
+            _ => {}
+        }
+        // Or with the instance running.
+        self.live_or_die().await;
+        Ok(())
+    }
+
+    async fn stop(&self, instance: &InstanceId, _grace: Duration) -> Result<(), RuntimeError> {
+        self.live_or_die().await;
+        {
+            let mut state = self.state();
+            if let Some(revision) = state.instances.get(instance).map(|container| container.label.revision) {
+                state.journal.push(format!("stop {revision}"));
+            }
+        }
+        self.end_instance(instance, Some(0), false);
+        self.live_or_die().await;
+        Ok(())
+    }
+
+    async fn remove(&self, instance: &InstanceId) -> Result<(), RuntimeError> {
+        self.live_or_die().await;
+        self.state().instances.remove(instance);
+        self.changed();
+        self.live_or_die().await;
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<Observed>, RuntimeError> {
+        self.live_or_die().await;
+        let state = self.state();
+        if state.away {
+            return Err(RuntimeError::Unavailable("gone".to_owned()));
+        }
+        let observed =
+            |container: &Container| Observed { label: container.label.clone(), state: container.state };
+        Ok(state.instances.values().map(observed).collect())
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    async fn exec(&self, instance: &InstanceId, _exec: ExecSpec) -> Result<Exec, RuntimeError> {
+        Err(RuntimeError::NotRunning(instance.clone()))
+    }
+}
+
+#[async_trait]
+impl Network for World {
+    async fn attach(&self, instance: &InstanceId, name: &ServiceName) -> Result<Attached, NetworkError> {
+        self.live_or_die().await;
+        self.state().networks.insert(instance.clone());
+        self.live_or_die().await;
+        let path = std::path::PathBuf::from("/nowhere");
+        Ok(Attached {
+            address: address(instance),
+            namespace: path.clone(),
+            hostname: name.to_string(),
+            hosts: path.clone(),
+            resolv_conf: path.clone(),
+            hostname_file: path,
+        })
+    }
+
+    async fn detach(&self, instance: &InstanceId) -> Result<(), NetworkError> {
+        self.live_or_die().await;
+        let mut state = self.state();
+        assert!(!state.instances.contains_key(instance), "the network goes from under a process");
+        state.networks.remove(instance);
+        Ok(())
+    }
+
+    async fn set_names(&self, names: BTreeMap<ServiceName, Ipv4Addr>) -> Result<(), NetworkError> {
+        self.live_or_die().await;
+        self.state().names = names;
+        Ok(())
+    }
+
+    async fn reconcile(&self, instances: &BTreeSet<InstanceId>) -> Result<(), NetworkError> {
+        self.live_or_die().await;
+        self.state().networks.retain(|instance| instances.contains(instance));
+        Ok(())
+    }
+
+    fn gateway(&self) -> Ipv4Addr {
+        Ipv4Addr::LOCALHOST
+    }
+}
+
+#[async_trait]
+impl Router for World {
+    fn set(&self, routes: Vec<Route>) {
+        if self.dead.lock().unwrap().is_cancelled() {
+            return;
+        }
+        let mut state = self.state();
+        for route in &routes {
+            let Some(backend) = route.backend else { continue };
+            if state.history.last() != Some(&(route.revision, backend)) {
+                state.history.push((route.revision, backend));
+                state.journal.push(format!("route {}", route.revision));
+            }
+        }
+        let mut domains = BTreeSet::new();
+        assert!(routes.iter().all(|route| domains.insert(route.domain.clone())), "two routes for a domain");
+        state.routes = routes;
+    }
+
+    async fn drain(&self, backend: SocketAddr, _limit: Duration) -> usize {
+        self.live_or_die().await;
+        let mut state = self.state();
+        assert!(state.routes.iter().all(|route| route.backend != Some(backend)), "drained while routed");
+        state.journal.push("drain".to_owned());
+        0
+    }
+}
+
+#[async_trait]
+impl MountSource for World {
+    async fn open(&self, label: &InstanceLabel, _mounts: &[MountSpec]) -> Result<Vec<BindMount>, MountFault> {
+        self.live_or_die().await;
+        self.state().mounts.insert(label.instance.clone());
+        self.live_or_die().await;
+        Ok(Vec::new())
+    }
+
+    async fn close(&self, instance: &InstanceId) -> Result<(), MountFault> {
+        self.live_or_die().await;
+        let mut state = self.state();
+        assert!(!state.instances.contains_key(instance), "mounts go from under a process");
+        state.mounts.remove(instance);
+        Ok(())
+    }
+
+    async fn reconcile(&self, instances: &BTreeSet<InstanceId>) -> Result<BTreeSet<InstanceId>, MountFault> {
+        self.live_or_die().await;
+        let mut state = self.state();
+        state.mounts.retain(|instance| instances.contains(instance));
+        Ok(state.broken_mounts.clone())
+    }
+}
+
+#[async_trait]
+impl ServiceStore for World {
+    async fn services(&self) -> Result<Vec<Service>, StoreError> {
+        Ok(self.state().services.values().cloned().collect())
+    }
+
+    async fn put(&self, service: &Service) -> Result<(), StoreError> {
+        self.live_or_die().await;
+        self.state().services.insert(service.id.to_string(), service.clone());
+        self.live_or_die().await;
+        Ok(())
+    }
+
+    async fn remove(&self, service: &Service) -> Result<(), StoreError> {
+        self.live_or_die().await;
+        self.state().services.remove(service.id.as_str());
+        self.live_or_die().await;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl ServiceImages for World {
+    async fn resolve(
+        &self,
+        reference: &Reference,
+        _given: &BTreeMap<String, Credential>,
+    ) -> Result<ImageFacts, Fault> {
+        let mut state = self.state();
+        let tag = reference.tag_or_latest().unwrap().as_str().to_owned();
+        let Some(app) = state.apps.get(&tag).copied() else {
+            return Err(Fault::new(
+                Stage::Deploy,
+                "image_not_found",
+                format!("there is no image `{reference}`"),
+            ));
+        };
+        let mut sum = [9; 32];
+        for (place, byte) in sum.iter_mut().zip(tag.bytes()) {
+            *place = byte;
+        }
+        let digest = Digest::from_sha256(sum);
+        state.by_digest.insert(digest, app);
+        let repository = reference.repository.clone();
+        Ok(ImageFacts { repository, digest, manifest: digest, exposed: vec![8080], volumes: Vec::new() })
+    }
+}
+
+#[async_trait]
+impl InstanceLogs for World {
+    async fn read(&self, directory: &Path, query: LogQuery) -> Result<LogLines, LogError> {
+        if !directory.is_dir() {
+            return Ok(Box::pin(futures::stream::empty()));
+        }
+        let name = directory.file_name().unwrap().to_str().unwrap().to_owned();
+        let line = |text: String| LogLine {
+            at: Timestamp::now(),
+            stream: LogStream::Stderr,
+            text,
+            dropped_bytes: 0,
+        };
+        let lines = futures::stream::iter([Ok(line("begins".to_owned())), Ok(line(format!("I am {name}")))]);
+        if query.follow {
+            use futures::StreamExt as _;
+            return Ok(Box::pin(lines.chain(futures::stream::pending())));
+        }
+        Ok(Box::pin(lines))
+    }
+}
+
+impl Tokens for World {
+    fn mint(&self, name: &str, scope: &str) -> Result<Secret<String>, String> {
+        if scope == "wrong" {
+            return Err("no such scope".to_owned());
+        }
+        let mut state = self.state();
+        state.minted += 1;
+        Ok(Secret::new(format!("token {} of {name} for {scope}", state.minted)))
+    }
+}
+
+#[async_trait]
+impl Secrets for World {
+    async fn reveal(&self, name: &str) -> Result<Option<Secret<String>>, String> {
+        Ok(self.state().secrets.get(name).cloned().map(Secret::new))
+    }
+}

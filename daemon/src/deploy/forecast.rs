@@ -1,0 +1,143 @@
+//! What a deploy would do: the plan, carried on as if every step went well.
+
+use jiff::Timestamp;
+
+use super::plan::{ActualInstance, ActualService, DesiredService, Health, InstanceStage, plan};
+use crate::model::deploy::Action;
+use crate::model::id::InstanceId;
+
+/// More than any plan has; one that went round in a circle would end here.
+const MAX_STEPS: usize = 100;
+
+pub fn forecast(mut desired: DesiredService, mut actual: ActualService, mut now: Timestamp) -> Vec<Action> {
+    let mut steps: Vec<Action> = Vec::new();
+    while steps.len() < MAX_STEPS {
+        let actions = plan(&desired, &actual, now);
+        if actions.is_empty() {
+            // What is under way ends.
+            let before = actual.instances.len();
+            actual.instances.retain(|instance| instance.stage != InstanceStage::Going);
+            if actual.instances.len() == before {
+                break;
+            }
+            continue;
+        }
+        for action in actions {
+            take(&action, &mut desired, &mut actual, &mut now);
+            steps.push(action);
+        }
+    }
+    steps
+}
+
+fn take(action: &Action, desired: &mut DesiredService, actual: &mut ActualService, now: &mut Timestamp) {
+    let set = |actual: &mut ActualService, id: &InstanceId, stage| {
+        for instance in actual.instances.iter_mut().filter(|instance| instance.id == *id) {
+            instance.stage = stage;
+        }
+    };
+    match action {
+        Action::Start { revision, generation } => actual.instances.push(ActualInstance {
+            id: InstanceId::random(),
+            revision: *revision,
+            generation: *generation,
+            stage: InstanceStage::Running(Health::Unproven { since: *now }),
+        }),
+        Action::AwaitHealthy { instance, .. } => {
+            set(actual, instance, InstanceStage::Running(Health::Healthy { since: *now }));
+        }
+        Action::Settle { until, .. } | Action::Backoff { until } => {
+            *now = *until;
+        }
+        Action::Route { instance, .. } => actual.routed = Some(instance.clone()),
+        Action::Unroute => actual.routed = None,
+        Action::Abort { instance, .. }
+        | Action::Retire { instance, .. }
+        | Action::Remove { instance, .. } => {
+            set(actual, instance, InstanceStage::Going);
+        }
+        Action::MarkLive { revision } => {
+            desired.serving = Some(*revision);
+            if let Some(want) = &mut desired.want {
+                want.pending = false;
+            }
+        }
+        Action::MarkFailed { .. } => desired.want = None,
+        Action::Forget => *desired = DesiredService { removing: false, want: None, serving: None },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::deploy::plan::Target;
+    use crate::model::service::Strategy;
+
+    fn lines(desired: DesiredService, actual: ActualService) -> Vec<String> {
+        let steps = forecast(desired, actual, Timestamp::UNIX_EPOCH);
+        steps.iter().map(ToString::to_string).collect()
+    }
+
+    fn running(revision: u32, strategy: Strategy) -> (DesiredService, ActualService) {
+        let id = InstanceId::random();
+        let old = ActualInstance {
+            id: id.clone(),
+            revision,
+            generation: 0,
+            stage: InstanceStage::Running(Health::Healthy { since: Timestamp::UNIX_EPOCH }),
+        };
+        let want = Target {
+            revision: revision + 1,
+            generation: 0,
+            pending: true,
+            strategy,
+            settle: Duration::from_secs(2),
+            start_limit: Duration::from_secs(60),
+        };
+        let desired = DesiredService { removing: false, want: Some(want), serving: Some(revision) };
+        (desired, ActualService { instances: vec![old], routed: Some(id), ..ActualService::default() })
+    }
+
+    #[test]
+    fn a_rolling_update_switches_before_the_old_one_goes() {
+        let (desired, actual) = running(1, Strategy::Rolling);
+        assert_eq!(
+            lines(desired, actual),
+            [
+                "start an instance of revision 2",
+                "wait until revision 2 is healthy",
+                "watch that revision 2 stays healthy",
+                "lead the traffic to revision 2",
+                "revision 2 is live",
+                "drain and stop the instance of revision 1",
+            ]
+        );
+    }
+
+    #[test]
+    fn recreate_stops_the_old_one_first() {
+        let (desired, actual) = running(1, Strategy::Recreate);
+        assert_eq!(
+            lines(desired, actual),
+            [
+                "lead the traffic nowhere",
+                "drain and stop the instance of revision 1",
+                "start an instance of revision 2",
+                "wait until revision 2 is healthy",
+                "lead the traffic to revision 2",
+                "revision 2 is live",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_removal_leaves_nothing() {
+        let (mut desired, actual) = running(1, Strategy::Rolling);
+        desired.removing = true;
+        let expected =
+            ["lead the traffic nowhere", "remove the instance of revision 1", "forget the service"];
+        assert_eq!(lines(desired, actual), expected);
+    }
+}

@@ -1,0 +1,320 @@
+//! Whether an instance serves, looked at from outside its container.
+//!
+//! ```text
+//! Unproven --first good answer--> Healthy --`failures` bad ones in a row--> Unhealthy --good one--> Healthy
+//!    probed after 10, 20, 40 ms .. every second     every 200 ms while it settles, then every `interval`
+//! ```
+//!
+//! What counts as good: with a path, an answer of 200 to 399 from the first http port. Without one, of an http port
+//! any answer below 500 to `/`, and any bytes that are no HTTP (whatever the app speaks, it speaks); of a tcp port a
+//! connection. A published port is asked before others. An app without ports is good when it has run for a second.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::entry::Entry;
+use super::plan::{Health, InstanceStage, after};
+use super::service::Shared;
+use crate::model::deploy::{DeployEventKind, ProbeAnswer, ProbeResult};
+use crate::model::id::InstanceId;
+use crate::model::service::{HealthCheck, Port, PortKind, ServiceSpec};
+
+/// Before the first probe; doubled for each one after it.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Between probes of an instance that has just become healthy.
+const SETTLE_PAUSE: Duration = Duration::from_millis(200);
+/// An app without ports is taken for healthy after this.
+const PORTLESS: Duration = Duration::from_secs(1);
+/// Bytes of an answer that are read.
+const MAX_ANSWER: usize = 8 << 10;
+/// For each part of a body.
+const BODY_LIMIT: Duration = Duration::from_millis(200);
+/// Bytes of a body that are shown.
+const MAX_BODY: usize = 512;
+
+/// What is asked, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Question {
+    address: SocketAddr,
+    kind: PortKind,
+    /// Where none was given, the rules for `/` are easier.
+    path: Option<String>,
+    host: String,
+    timeout: Duration,
+}
+
+impl Question {
+    /// None for a service without ports.
+    pub(super) fn of(spec: &ServiceSpec, name: &str, address: Ipv4Addr) -> Option<Self> {
+        let port = port_of(spec)?;
+        // Apps that check the name they are called by are called by a name that they know.
+        let host = spec.domains.iter().find(|domain| domain.suffix().is_none());
+        Some(Self {
+            address: SocketAddr::from((address, port.number)),
+            kind: port.kind,
+            path: spec.health.path.clone(),
+            host: host.map_or(name, |domain| domain.as_str()).to_owned(),
+            timeout: spec.health.timeout,
+        })
+    }
+
+    fn target(&self) -> String {
+        match self.kind {
+            PortKind::Http => format!("http://{}{}", self.address, self.path.as_deref().unwrap_or("/")),
+            PortKind::Tcp => format!("tcp://{}", self.address),
+        }
+    }
+
+    pub(super) async fn ask(&self, instance: &InstanceId) -> ProbeResult {
+        let begun = Instant::now();
+        let answer = tokio::time::timeout(self.timeout, self.exchange()).await;
+        let answer = match answer {
+            Err(_) => ProbeAnswer::Timeout,
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => match error.kind() {
+                std::io::ErrorKind::ConnectionRefused => ProbeAnswer::Refused,
+                std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe => ProbeAnswer::Closed,
+                _ => ProbeAnswer::Failed(error.to_string()),
+            },
+        };
+        ProbeResult {
+            at: Timestamp::now(),
+            instance: instance.clone(),
+            target: self.target(),
+            took: begun.elapsed(),
+            healthy: self.is_good(&answer),
+            answer,
+        }
+    }
+
+    const fn is_good(&self, answer: &ProbeAnswer) -> bool {
+        match answer {
+            ProbeAnswer::Http { status, .. } if self.path.is_some() => *status >= 200 && *status < 400,
+            ProbeAnswer::Http { status, .. } => *status < 500,
+            ProbeAnswer::Other => self.path.is_none(),
+            ProbeAnswer::Connected | ProbeAnswer::Running => true,
+            ProbeAnswer::Refused | ProbeAnswer::Timeout | ProbeAnswer::Closed | ProbeAnswer::Failed(_) => {
+                false
+            }
+        }
+    }
+
+    async fn exchange(&self) -> std::io::Result<ProbeAnswer> {
+        let mut stream = TcpStream::connect(self.address).await?;
+        if self.kind == PortKind::Tcp {
+            return Ok(ProbeAnswer::Connected);
+        }
+        let path = self.path.as_deref().unwrap_or("/");
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: {}\r\nUser-Agent: hearth-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n",
+            self.host
+        );
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::with_capacity(1024);
+        let mut chunk = [0; 2048];
+        while answer.len() < MAX_ANSWER && !is_enough(&answer) {
+            // What came before an error or the end is judged all the same; a body is for showing only.
+            let read = stream.read(&mut chunk);
+            let read = if head_end(&answer).is_some() {
+                tokio::time::timeout(BODY_LIMIT, read).await.unwrap_or(Ok(0))
+            } else {
+                read.await
+            };
+            match read {
+                Ok(0) => break,
+                Ok(count) => answer.extend_from_slice(&chunk[..count]),
+                Err(error) if answer.is_empty() => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(read_answer(&answer))
+    }
+}
+
+/// The port that is asked.
+pub(super) fn port_of(spec: &ServiceSpec) -> Option<&Port> {
+    let fits = |port: &&Port| spec.health.path.is_none() || port.kind == PortKind::Http;
+    let mut ports = spec.ports.iter().filter(fits);
+    ports.clone().find(|port| port.published).or_else(|| ports.next())
+}
+
+/// Whether there is a status, and the body if the answer is a bad one, or bytes that are no HTTP.
+fn is_enough(answer: &[u8]) -> bool {
+    let begins = answer.len().min(5);
+    if answer[..begins] != b"HTTP/"[..begins] {
+        return true;
+    }
+    match (status_of(answer), head_end(answer)) {
+        (Some(200..=299), Some(_)) => true,
+        (_, Some(end)) => answer.len() - end >= MAX_BODY,
+        (_, None) => false,
+    }
+}
+
+fn head_end(answer: &[u8]) -> Option<usize> {
+    answer.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4)
+}
+
+fn status_of(answer: &[u8]) -> Option<u16> {
+    let line = answer.split(|byte| *byte == b'\n').next()?;
+    let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
+    words.next().filter(|version| version.starts_with("HTTP/"))?;
+    words.next()?.parse().ok().filter(|status| (100..=599).contains(status))
+}
+
+fn read_answer(answer: &[u8]) -> ProbeAnswer {
+    if answer.is_empty() {
+        return ProbeAnswer::Closed;
+    }
+    let Some(status) = status_of(answer) else { return ProbeAnswer::Other };
+    let end = head_end(answer).unwrap_or(answer.len());
+    let head = String::from_utf8_lossy(&answer[..end]);
+    let location = head.lines().skip(1).find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("location").then(|| value.trim().chars().take(300).collect())
+    });
+    let body = &answer[end..];
+    let body = String::from_utf8_lossy(&body[..body.len().min(MAX_BODY)]);
+    // One line, in which nothing acts on a terminal.
+    let body = body.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
+    ProbeAnswer::Http { status, location, body: body.trim().to_owned() }
+}
+
+/// What a run of probe results makes of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Judge {
+    pub(super) health: Health,
+    failed: u32,
+}
+
+impl Judge {
+    pub(super) const fn new(health: Health) -> Self {
+        Self { health, failed: 0 }
+    }
+
+    pub(super) fn take(&mut self, result: &ProbeResult, check: &HealthCheck) {
+        if result.healthy {
+            self.failed = 0;
+            if !matches!(self.health, Health::Healthy { .. }) {
+                self.health = Health::Healthy { since: result.at };
+            }
+            return;
+        }
+        self.failed = self.failed.saturating_add(1);
+        if matches!(self.health, Health::Healthy { .. } | Health::Presumed)
+            && self.failed >= check.failures.max(1)
+        {
+            self.health = Health::Unhealthy;
+        }
+    }
+
+    /// Until the next probe, after `probes` of them.
+    fn pause(&self, probes: u32, check: &HealthCheck) -> Duration {
+        match self.health {
+            Health::Unproven { .. } => FIRST_PAUSE.saturating_mul(1 << probes.min(10)).min(LONGEST_PAUSE),
+            Health::Healthy { since } if self.failed == 0 => {
+                let settled = Timestamp::now() >= after(since, check.settle);
+                if settled { check.interval.max(SETTLE_PAUSE) } else { SETTLE_PAUSE }
+            }
+            Health::Healthy { since } if Timestamp::now() < after(since, check.settle) => SETTLE_PAUSE,
+            // At once after the start, then as often as when it is well.
+            Health::Presumed if probes == 0 => FIRST_PAUSE,
+            _ => LONGEST_PAUSE.min(check.interval.max(SETTLE_PAUSE)),
+        }
+    }
+}
+
+/// Watches an instance that runs until it does not, and wakes its service when its health changes.
+pub(super) async fn monitor(shared: Arc<Shared>, entry: Arc<Entry>, instance: InstanceId) {
+    let (stop, health, revision) = {
+        let state = entry.state();
+        let Some(known) = state.instances.get(&instance) else { return };
+        let Some(health) = known.health() else { return };
+        (known.stop.clone(), health, known.label.revision)
+    };
+    let watch = watch(&shared, &entry, &instance, revision, health);
+    tokio::select! {
+        () = watch => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+async fn watch(shared: &Shared, entry: &Entry, instance: &InstanceId, revision: u32, health: Health) {
+    let mut judge = Judge::new(health);
+    let mut probes = 0;
+    loop {
+        let (question, check) = {
+            let state = entry.state();
+            let Some(spec) = state.service.revision(revision).map(|revision| &revision.spec) else { return };
+            let Some(known) = state.instances.get(instance) else { return };
+            let name = state.service.name.as_str();
+            (known.address.map(|address| Question::of(spec, name, address)), spec.health.clone())
+        };
+        let pause = match &question {
+            Some(None) => PORTLESS,
+            _ => judge.pause(probes, &check),
+        };
+        tokio::time::sleep(pause).await;
+        let result = match question {
+            Some(Some(question)) => question.ask(instance).await,
+            Some(None) => running(instance),
+            // Its address is not known yet.
+            None => continue,
+        };
+        probes += 1;
+        let before = judge.health;
+        judge.take(&result, &check);
+        let progress = {
+            let mut state = entry.state();
+            let progress = state.progress(revision);
+            let Some(known) = state.instances.get_mut(instance) else { return };
+            known.probed(result.clone());
+            if !matches!(known.stage, InstanceStage::Running(_)) {
+                return;
+            }
+            let (label, since) = (known.label.clone(), known.healthy_since());
+            // Its monitor may be told to end while a probe is under way.
+            if known.stop.is_cancelled() {
+                return;
+            }
+            known.stage = InstanceStage::Running(judge.health);
+            if judge.health == Health::Unhealthy && before != judge.health && state.is_wanted(&label) {
+                state.count_end(&label, since, false);
+            }
+            progress
+        };
+        if let Some(progress) = progress.filter(|_| before != judge.health || !result.healthy) {
+            progress.tell(DeployEventKind::Probed(result.clone()));
+        }
+        if before != judge.health {
+            tracing::info!(
+                service.name = %shared.name_of(entry),
+                instance.id = %instance,
+                health = ?judge.health,
+                probe = %result,
+                "health of an instance changed"
+            );
+            entry.wake.notify_one();
+        }
+    }
+}
+
+fn running(instance: &InstanceId) -> ProbeResult {
+    ProbeResult {
+        at: Timestamp::now(),
+        instance: instance.clone(),
+        target: "process".to_owned(),
+        took: Duration::ZERO,
+        healthy: true,
+        answer: ProbeAnswer::Running,
+    }
+}
+
+#[cfg(test)]
+mod tests;

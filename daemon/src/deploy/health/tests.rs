@@ -1,0 +1,113 @@
+use super::*;
+use crate::deploy::tests::spec;
+use crate::task;
+
+/// Answers one connection with these bytes, and holds it open or closes it.
+async fn app(answer: &'static [u8], holds: bool) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(task::spawn("app", async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = [0; 1024];
+        let _ = stream.read(&mut request).await;
+        stream.write_all(answer).await.unwrap();
+        if holds {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+        }
+    }));
+    address
+}
+
+fn question(address: SocketAddr, path: Option<&str>) -> Question {
+    let mut spec = spec(address.port());
+    spec.health.path = path.map(str::to_owned);
+    spec.health.timeout = Duration::from_millis(500);
+    Question::of(&spec, "web", "127.0.0.1".parse().unwrap()).unwrap()
+}
+
+async fn ask(answer: &'static [u8], path: Option<&str>) -> ProbeResult {
+    question(app(answer, false).await, path).ask(&InstanceId::random()).await
+}
+
+#[tokio::test]
+async fn without_a_path_anything_but_a_server_error_is_healthy() {
+    assert!(ask(b"HTTP/1.1 200 OK\r\n\r\nhi", None).await.healthy);
+    assert!(ask(b"HTTP/1.1 404 Not Found\r\n\r\n", None).await.healthy);
+    assert!(ask(b"-ERR unknown command\r\n", None).await.healthy);
+    assert!(!ask(b"HTTP/1.1 500 Oh\r\n\r\n", None).await.healthy);
+    let closed = ask(b"", None).await;
+    assert_eq!((closed.healthy, closed.answer), (false, ProbeAnswer::Closed));
+}
+
+#[tokio::test]
+async fn with_a_path_status_location_and_body_decide_and_are_kept() {
+    assert!(ask(b"HTTP/1.1 204 No Content\r\n\r\n", Some("/up")).await.healthy);
+    assert!(ask(b"HTTP/1.1 302 Found\r\nLocation: /login\r\n\r\n", Some("/up")).await.healthy);
+    let denied =
+        ask(b"HTTP/1.0 401 No\r\nlocation:  /login \r\n\r\nwho are\r\n\x1b[31myou?", Some("/up")).await;
+    assert!(!denied.healthy);
+    let ProbeAnswer::Http { status: 401, location: Some(location), body } = &denied.answer else {
+        panic!("{denied}");
+    };
+    assert_eq!((location.as_str(), body.as_str()), ("/login", "who are   [31myou?"));
+    assert!(denied.target.ends_with("/up"), "{}", denied.target);
+    assert!(!ask(b"-ERR\r\n", Some("/up")).await.healthy);
+}
+
+#[tokio::test]
+async fn an_app_that_keeps_the_connection_open_is_judged_by_its_status() {
+    let address = app(b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\nnot found", true).await;
+    let result = question(address, None).ask(&InstanceId::random()).await;
+    assert!(result.healthy, "{result}");
+}
+
+#[tokio::test]
+async fn silence_and_a_closed_port_are_told_apart() {
+    let silent = question(app(b"", true).await, None).ask(&InstanceId::random()).await;
+    assert_eq!((silent.healthy, silent.answer), (false, ProbeAnswer::Timeout));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let refused = question(address, None).ask(&InstanceId::random()).await;
+    assert_eq!((refused.healthy, refused.answer), (false, ProbeAnswer::Refused));
+}
+
+#[test]
+fn the_published_port_is_asked_and_a_path_asks_an_http_port() {
+    let mut spec = spec(80);
+    spec.ports.insert(0, Port { number: 9, kind: PortKind::Tcp, published: false });
+    assert_eq!(port_of(&spec).unwrap().number, 80);
+    spec.ports[1].published = false;
+    assert_eq!(port_of(&spec).unwrap().number, 9);
+    spec.health.path = Some("/".to_owned());
+    assert_eq!(port_of(&spec).unwrap().number, 80);
+    spec.ports.clear();
+    assert!(port_of(&spec).is_none());
+}
+
+#[test]
+fn only_failures_in_a_row_make_a_healthy_instance_unhealthy() {
+    let check = HealthCheck::default();
+    let result = |healthy| ProbeResult { healthy, ..running(&InstanceId::random()) };
+    let mut judge = Judge::new(Health::Unproven { since: Timestamp::UNIX_EPOCH });
+    for _ in 0..10 {
+        judge.take(&result(false), &check);
+    }
+    assert!(matches!(judge.health, Health::Unproven { .. }));
+    for healthy in [true, false, false, true, false, false] {
+        judge.take(&result(healthy), &check);
+        assert!(matches!(judge.health, Health::Healthy { .. }));
+    }
+    judge.take(&result(false), &check);
+    assert_eq!(judge.health, Health::Unhealthy);
+    judge.take(&result(true), &check);
+    assert!(matches!(judge.health, Health::Healthy { .. }));
+}
+
+#[test]
+fn first_probes_come_after_10_20_40_ms_up_to_a_second() {
+    let check = HealthCheck::default();
+    let judge = Judge::new(Health::Unproven { since: Timestamp::UNIX_EPOCH });
+    let pauses: Vec<u128> = (0..9).map(|probes| judge.pause(probes, &check).as_millis()).collect();
+    assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
+}

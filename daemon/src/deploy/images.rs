@@ -1,0 +1,36 @@
+//! The real one behind [`ServiceImages`]: the room's images, and the other registries.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+
+use super::port::ServiceImages;
+use crate::image::{Elsewhere, Images};
+use crate::model::Reference;
+use crate::model::deploy::ImageFacts;
+use crate::model::fault::{Fault, Stage};
+use crate::model::image::Platform;
+use crate::model::secret::Credential;
+
+#[derive(Clone)]
+pub struct RoomServiceImages {
+    pub images: Images,
+    pub elsewhere: Elsewhere,
+}
+
+#[async_trait]
+impl ServiceImages for RoomServiceImages {
+    async fn resolve(
+        &self,
+        reference: &Reference,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<ImageFacts, Fault> {
+        let found = self.images.runnable(reference, &Platform::host(), &self.elsewhere, given).await;
+        found.map_err(|error| {
+            let mut fault = Fault::new(Stage::Deploy, error.code(), error.to_string());
+            fault.retryable = error.retryable();
+            fault.hint = error.hint().map(str::to_owned);
+            fault
+        })
+    }
+}

@@ -1,0 +1,354 @@
+//! A deploy's request over the service that is there: what the next revision runs.
+//!
+//! What is not mentioned is kept. Environment merges by name, a mount kind that is given replaces that kind,
+//! ports are those given, else those kept, else what the image exposes.
+
+use std::collections::BTreeSet;
+
+use crate::model::deploy::{DeployRequest, ImageFacts};
+use crate::model::service::{
+    Domain, HealthCheck, Port, PortKind, RESERVED_PORT, ResourceLimits, Service, ServiceName,
+    ServiceNameError, ServiceSpec, Strategy,
+};
+use crate::model::{MountMode, MountSource, MountSpec, MountTarget, Repository};
+
+/// Values above are refused: nothing of a service's description is meant to be a store.
+const MAX_ENV: usize = 512;
+const MAX_ENV_BYTES: usize = 128 << 10;
+const MAX_MOUNTS: usize = 64;
+const MAX_PORTS: usize = 64;
+const MAX_DOMAINS: usize = 64;
+/// Less is not enough to start any process (runc needs about 4 MiB).
+const MIN_MEMORY: u64 = 6 << 20;
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MergeError {
+    #[error("{0}")]
+    Name(#[from] ServiceNameError),
+    #[error("service `{name}` runs images of `{holder}`, not of `{given}`")]
+    OtherRepository { name: ServiceName, holder: Repository, given: Repository },
+    #[error("port {RESERVED_PORT} is reserved")]
+    ReservedPort,
+    #[error("port 0 is no port")]
+    ZeroPort,
+    #[error("port {0} is given twice")]
+    PortTwice(u16),
+    #[error("a domain needs exactly one published port, and the service has {}", ports_in_words(.ports))]
+    DomainPorts { ports: Vec<u16> },
+    #[error("a domain needs an http port; port {0} is tcp")]
+    DomainTcp(u16),
+    #[error("`{0}` is not the name of an environment variable")]
+    EnvName(String),
+    #[error("environment variable `{0}` has a NUL byte")]
+    EnvNul(String),
+    #[error("the environment is larger than {MAX_ENV} variables or {} KiB", MAX_ENV_BYTES >> 10)]
+    EnvSize,
+    #[error("mount target `{0}` is used twice; each target can be mounted once")]
+    MountTwice(MountTarget),
+    #[error("mount target `/` would hide the image")]
+    MountRoot,
+    #[error("a pack cannot be mounted into a service")]
+    MountPack,
+    #[error("more than {limit} {what}")]
+    TooMany { what: &'static str, limit: usize },
+    #[error("path `{0}` of the health check does not start with `/`, or has blanks in it")]
+    Liveness(String),
+    #[error("a health check by path needs an http port")]
+    LivenessPort,
+    #[error("the command is empty")]
+    EmptyCommand,
+    #[error("a memory limit of {0} bytes is less than the {MIN_MEMORY} that a process needs to start")]
+    Memory(u64),
+    #[error("a processor limit of 0 lets nothing run")]
+    Cpus,
+}
+
+impl MergeError {
+    /// The flag, as it is typed, that the error is about.
+    pub const fn flag(&self) -> &'static str {
+        match self {
+            Self::Name(_) | Self::OtherRepository { .. } => "--name",
+            Self::ReservedPort | Self::ZeroPort | Self::PortTwice(_) => "--port",
+            Self::DomainPorts { .. } | Self::DomainTcp(_) => "--domain",
+            Self::EnvName(_) | Self::EnvNul(_) | Self::EnvSize => "--env",
+            Self::MountTwice(_) | Self::MountRoot | Self::MountPack => "--mount",
+            Self::TooMany { what, .. } => what,
+            Self::Liveness(_) | Self::LivenessPort => "--liveness",
+            Self::EmptyCommand => "--command",
+            Self::Memory(_) => "--memory",
+            Self::Cpus => "--cpus",
+        }
+    }
+
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Name(_) => "invalid_name",
+            Self::OtherRepository { .. } => "name_taken",
+            Self::ReservedPort => "reserved_port",
+            Self::DomainPorts { .. } | Self::DomainTcp(_) => "domain_port",
+            _ => "invalid_request",
+        }
+    }
+
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Name(_) => "give the service a name of its own with --name".to_owned(),
+            Self::OtherRepository { name, .. } => {
+                format!(
+                    "give this one another name with --name, or remove the other with: hearth services rm {name}"
+                )
+            }
+            Self::ReservedPort => "let the app listen on another port".to_owned(),
+            Self::DomainPorts { ports } if ports.is_empty() => {
+                "say where the app listens with --port, or have the image say it with EXPOSE".to_owned()
+            }
+            Self::DomainPorts { .. } => "say which one is to be reached with --port".to_owned(),
+            Self::DomainTcp(port) => format!("write --port {port}"),
+            Self::LivenessPort => "say where the app answers http with --port".to_owned(),
+            _ => return None,
+        })
+    }
+}
+
+fn ports_in_words(ports: &[u16]) -> String {
+    match ports {
+        [] => "none".to_owned(),
+        ports => {
+            let list: Vec<String> = ports.iter().map(u16::to_string).collect();
+            format!("{} ({})", ports.len(), list.join(", "))
+        }
+    }
+}
+
+/// What a revision is to run, and what was chosen where nothing was said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Merged {
+    pub spec: ServiceSpec,
+    pub notes: Vec<String>,
+}
+
+/// The name of the service that a request is about. An image of another registry gives the same name as one of the room.
+pub fn name_of(request: &DeployRequest) -> Result<ServiceName, MergeError> {
+    match &request.name {
+        Some(name) => Ok(name.clone()),
+        None => Ok(ServiceName::of_repository(&request.image.repository)?),
+    }
+}
+
+/// `existing` is the service of the request's name. What is kept is that of its desired revision, failed or not:
+/// who corrects one flag need not say the others again.
+pub fn merge(
+    existing: Option<&Service>,
+    request: &DeployRequest,
+    image: &ImageFacts,
+) -> Result<Merged, MergeError> {
+    if let Some(service) = existing.filter(|service| service.repository != image.repository) {
+        return Err(MergeError::OtherRepository {
+            name: service.name.clone(),
+            holder: service.repository.clone(),
+            given: image.repository.clone(),
+        });
+    }
+    let before =
+        existing.and_then(|service| service.revision(service.desired)).map(|revision| &revision.spec);
+    let kept = before.filter(|_| !request.replace);
+    let mut notes = Vec::new();
+    let mut env = kept.map(|spec| spec.env.clone()).unwrap_or_default();
+    env.extend(request.env.clone());
+    let ports = ports(request, kept, image, &mut notes);
+    let mounts = mounts(request, kept, image, &mut notes)?;
+    let mut health = kept.map_or_else(HealthCheck::default, |spec| spec.health.clone());
+    if let Some(path) = &request.liveness {
+        health.path = Some(path.clone());
+    }
+    if let Some(limit) = request.start_limit {
+        health.start_limit = limit;
+    }
+    let limits = kept.map(|spec| spec.limits).unwrap_or_default();
+    let spec = ServiceSpec {
+        image: request.image.clone(),
+        repository: image.repository.clone(),
+        digest: image.digest,
+        manifest: image.manifest,
+        env,
+        mounts,
+        ports,
+        command: request.command.clone().or_else(|| kept?.command.clone()),
+        workdir: request.workdir.clone().or_else(|| kept?.workdir.clone()),
+        // Kept even by a whole manifest: tokens of a service keep their name.
+        identity: request.identity.clone().or_else(|| before?.identity.clone()),
+        limits: ResourceLimits {
+            memory_bytes: request.memory_bytes.or(limits.memory_bytes),
+            cpu_millis: request.cpu_millis.or(limits.cpu_millis),
+        },
+        health,
+        strategy: request.strategy.or(kept.map(|spec| spec.strategy)).unwrap_or(Strategy::Rolling),
+        domains: domains(request, kept),
+        public: request.public.or(kept.map(|spec| spec.public)).unwrap_or(false),
+        description: request
+            .description
+            .clone()
+            .or_else(|| Some(kept?.description.clone()))
+            .unwrap_or_default(),
+        annotations: request
+            .annotations
+            .clone()
+            .or_else(|| Some(kept?.annotations.clone()))
+            .unwrap_or_default(),
+    };
+    check(&spec)?;
+    Ok(Merged { spec, notes })
+}
+
+fn ports(
+    request: &DeployRequest,
+    kept: Option<&ServiceSpec>,
+    image: &ImageFacts,
+    notes: &mut Vec<String>,
+) -> Vec<Port> {
+    if let Some(ports) = &request.ports {
+        return ports.clone();
+    }
+    if let Some(spec) = kept.filter(|spec| !spec.ports.is_empty()) {
+        return spec.ports.clone();
+    }
+    let exposed = image.exposed.iter();
+    let ports: Vec<Port> =
+        exposed.map(|number| Port { number: *number, kind: PortKind::Http, published: true }).collect();
+    for port in &ports {
+        notes.push(format!("port {} is taken from the image's EXPOSE", port.number));
+    }
+    ports
+}
+
+fn mounts(
+    request: &DeployRequest,
+    kept: Option<&ServiceSpec>,
+    image: &ImageFacts,
+    notes: &mut Vec<String>,
+) -> Result<Vec<MountSpec>, MergeError> {
+    let given: BTreeSet<u8> = request.mounts.iter().map(|mount| kind(&mount.source)).collect();
+    let mut mounts = request.mounts.clone();
+    let kept = kept.map(|spec| spec.mounts.as_slice()).unwrap_or_default();
+    let taken: BTreeSet<MountTarget> = mounts.iter().map(|mount| mount.target.clone()).collect();
+    // A kept mount gives way to one of another kind at the same place.
+    mounts.extend(
+        kept.iter()
+            .filter(|mount| !given.contains(&kind(&mount.source)) && !taken.contains(&mount.target))
+            .cloned(),
+    );
+    let mut seen = BTreeSet::new();
+    for mount in &mounts {
+        if mount.target.as_str() == "/" {
+            return Err(MergeError::MountRoot);
+        }
+        if matches!(mount.source, MountSource::Pack(_)) {
+            return Err(MergeError::MountPack);
+        }
+        if !seen.insert(mount.target.clone()) {
+            return Err(MergeError::MountTwice(mount.target.clone()));
+        }
+    }
+    for volume in &image.volumes {
+        if volume.as_str() != "/" && seen.insert(volume.clone()) {
+            notes.push(format!("volume {volume} of the image is an empty directory"));
+            mounts.push(MountSpec {
+                source: MountSource::EmptyDir,
+                target: volume.clone(),
+                mode: MountMode::ReadWrite,
+            });
+        }
+    }
+    Ok(mounts)
+}
+
+/// The mount flags, as numbers.
+const fn kind(source: &MountSource) -> u8 {
+    match source {
+        MountSource::Room(_) => 0,
+        MountSource::Project(_) => 1,
+        MountSource::Image { .. } => 2,
+        MountSource::Pack(_) => 3,
+        MountSource::EmptyDir => 4,
+    }
+}
+
+fn domains(request: &DeployRequest, kept: Option<&ServiceSpec>) -> Vec<Domain> {
+    let domains = request.domains.clone().or_else(|| Some(kept?.domains.clone())).unwrap_or_default();
+    let mut seen = BTreeSet::new();
+    domains.into_iter().filter(|domain| seen.insert(domain.clone())).collect()
+}
+
+fn check(spec: &ServiceSpec) -> Result<(), MergeError> {
+    let mut numbers = BTreeSet::new();
+    for port in &spec.ports {
+        match port.number {
+            0 => return Err(MergeError::ZeroPort),
+            RESERVED_PORT => return Err(MergeError::ReservedPort),
+            number if !numbers.insert(number) => return Err(MergeError::PortTwice(number)),
+            _ => {}
+        }
+    }
+    if !spec.domains.is_empty() {
+        let published: Vec<&Port> = spec.ports.iter().filter(|port| port.published).collect();
+        match published.as_slice() {
+            [Port { kind: PortKind::Http, .. }] => {}
+            [port] => return Err(MergeError::DomainTcp(port.number)),
+            ports => {
+                return Err(MergeError::DomainPorts {
+                    ports: ports.iter().map(|port| port.number).collect(),
+                });
+            }
+        }
+    }
+    if let Some(path) = &spec.health.path {
+        if !path.starts_with('/') || path.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
+            return Err(MergeError::Liveness(path.chars().take(200).collect()));
+        }
+        if !spec.ports.iter().any(|port| port.kind == PortKind::Http) {
+            return Err(MergeError::LivenessPort);
+        }
+    }
+    if spec.command.as_ref().is_some_and(|command| command.first().is_none_or(String::is_empty)) {
+        return Err(MergeError::EmptyCommand);
+    }
+    match spec.limits {
+        ResourceLimits { memory_bytes: Some(bytes), .. } if bytes < MIN_MEMORY => {
+            return Err(MergeError::Memory(bytes));
+        }
+        ResourceLimits { cpu_millis: Some(0), .. } => return Err(MergeError::Cpus),
+        _ => {}
+    }
+    check_env(spec)?;
+    for (what, count, limit) in [
+        ("mounts", spec.mounts.len(), MAX_MOUNTS),
+        ("ports", spec.ports.len(), MAX_PORTS),
+        ("domains", spec.domains.len(), MAX_DOMAINS),
+    ] {
+        if count > limit {
+            return Err(MergeError::TooMany { what, limit });
+        }
+    }
+    Ok(())
+}
+
+fn check_env(spec: &ServiceSpec) -> Result<(), MergeError> {
+    use crate::model::service::EnvValue;
+    let mut bytes = 0;
+    for (name, value) in &spec.env {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return Err(MergeError::EnvName(name.chars().take(100).collect()));
+        }
+        let text = match value {
+            EnvValue::Plain(text) | EnvValue::Token { scope: text } | EnvValue::Secret { name: text } => text,
+        };
+        if text.contains('\0') {
+            return Err(MergeError::EnvNul(name.clone()));
+        }
+        bytes += name.len() + text.len();
+    }
+    if spec.env.len() > MAX_ENV || bytes > MAX_ENV_BYTES { Err(MergeError::EnvSize) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+use super::*;
+use crate::deploy::tests::{service, spec};
+use crate::model::Digest;
+use crate::model::service::EnvValue;
+
+fn image(exposed: &[u16], volumes: &[&str]) -> ImageFacts {
+    ImageFacts {
+        repository: "web".parse().unwrap(),
+        digest: Digest::from_sha256([1; 32]),
+        manifest: Digest::from_sha256([2; 32]),
+        exposed: exposed.to_vec(),
+        volumes: volumes.iter().map(|path| path.parse().unwrap()).collect(),
+    }
+}
+
+fn request() -> DeployRequest {
+    DeployRequest::new("room.meshagent.com/web:2".parse().unwrap())
+}
+
+fn plain(pairs: &[(&str, &str)]) -> std::collections::BTreeMap<String, EnvValue> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), EnvValue::Plain((*value).to_owned()))).collect()
+}
+
+fn mount(source: MountSource, target: &str) -> MountSpec {
+    MountSpec { source, target: target.parse().unwrap(), mode: MountMode::ReadWrite }
+}
+
+fn http(number: u16) -> Port {
+    Port { number, kind: PortKind::Http, published: true }
+}
+
+#[test]
+fn what_is_not_mentioned_is_kept() {
+    let mut kept = spec(8000);
+    kept.env = plain(&[("A", "1"), ("B", "2")]);
+    kept.command = Some(vec!["serve".to_owned()]);
+    kept.description = "the web".to_owned();
+    kept.identity = Some("me".to_owned());
+    kept.limits.memory_bytes = Some(64 << 20);
+    kept.domains = vec!["a.test".parse().unwrap()];
+    kept.public = true;
+    kept.mounts = vec![mount(MountSource::Room("a".to_owned()), "/a"), mount(MountSource::EmptyDir, "/tmp")];
+    let existing = service(kept.clone());
+    let mut request = request();
+    request.env = plain(&[("B", "3"), ("C", "4")]);
+    request.mounts = vec![mount(MountSource::Room("b".to_owned()), "/b")];
+    let merged = merge(Some(&existing), &request, &image(&[1], &[])).unwrap().spec;
+    assert_eq!(merged.env, plain(&[("A", "1"), ("B", "3"), ("C", "4")]));
+    assert_eq!(
+        merged.mounts,
+        [mount(MountSource::Room("b".to_owned()), "/b"), mount(MountSource::EmptyDir, "/tmp")]
+    );
+    assert_eq!((merged.digest, merged.manifest), (image(&[], &[]).digest, image(&[], &[]).manifest));
+    let expected = ServiceSpec {
+        image: merged.image.clone(),
+        digest: merged.digest,
+        manifest: merged.manifest,
+        env: merged.env.clone(),
+        mounts: merged.mounts.clone(),
+        ..kept
+    };
+    assert_eq!(merged, expected);
+}
+
+#[test]
+fn a_whole_manifest_keeps_nothing_but_the_identity() {
+    let mut kept = spec(8000);
+    kept.env = plain(&[("A", "1")]);
+    kept.identity = Some("me".to_owned());
+    kept.domains = vec!["a.test".parse().unwrap()];
+    let request = DeployRequest { replace: true, ..request() };
+    let merged = merge(Some(&service(kept)), &request, &image(&[9], &[])).unwrap().spec;
+    assert!(merged.env.is_empty() && merged.domains.is_empty());
+    assert_eq!((merged.ports, merged.identity.as_deref()), (vec![http(9)], Some("me")));
+}
+
+#[test]
+fn ports_are_those_given_else_kept_else_exposed() {
+    let ports = |existing: Option<&Service>, given: Option<Vec<Port>>| {
+        let request = DeployRequest { ports: given, ..request() };
+        merge(existing, &request, &image(&[80, 443], &[])).unwrap().spec.ports
+    };
+    assert_eq!(ports(None, None), [http(80), http(443)]);
+    let kept = service(spec(8000));
+    assert_eq!(ports(Some(&kept), None), [http(8000)]);
+    assert_eq!(ports(Some(&kept), Some(vec![http(1)])), [http(1)]);
+    let mut portless = spec(1);
+    portless.ports.clear();
+    assert_eq!(ports(Some(&service(portless)), None), [http(80), http(443)]);
+}
+
+#[test]
+fn volumes_without_a_mount_get_an_empty_directory_and_are_told() {
+    let request =
+        DeployRequest { mounts: vec![mount(MountSource::Room("d".to_owned()), "/data")], ..request() };
+    let merged = merge(None, &request, &image(&[80], &["/data", "/cache"])).unwrap();
+    assert_eq!(
+        merged.spec.mounts,
+        [mount(MountSource::Room("d".to_owned()), "/data"), mount(MountSource::EmptyDir, "/cache")]
+    );
+    assert!(merged.notes.iter().any(|note| note.contains("/cache")), "{:?}", merged.notes);
+}
+
+#[test]
+fn what_cannot_be_is_refused_by_its_flag() {
+    let refused = |change: &dyn Fn(&mut DeployRequest), exposed: &[u16]| {
+        let mut request = request();
+        change(&mut request);
+        merge(None, &request, &image(exposed, &[])).unwrap_err()
+    };
+    let domain = |request: &mut DeployRequest| request.domains = Some(vec!["a.test".parse().unwrap()]);
+    for (error, flag) in [
+        (refused(&|request| request.ports = Some(vec![http(8078)]), &[]), "--port"),
+        (refused(&|_| {}, &[8078]), "--port"),
+        (refused(&|request| request.ports = Some(vec![http(0)]), &[]), "--port"),
+        (refused(&|request| request.ports = Some(vec![http(1), http(1)]), &[]), "--port"),
+        (refused(&domain, &[]), "--domain"),
+        (refused(&domain, &[1, 2]), "--domain"),
+        (refused(&|request| request.env = plain(&[("A=B", "")]), &[]), "--env"),
+        (refused(&|request| request.env = plain(&[("A", "x\0")]), &[]), "--env"),
+        (refused(&|request| request.env = plain(&[("A", &"x".repeat(200_000))]), &[]), "--env"),
+        (refused(&|request| request.mounts = vec![mount(MountSource::EmptyDir, "/")], &[]), "--mount"),
+        (refused(&|request| request.liveness = Some("x".to_owned()), &[1]), "--liveness"),
+        (refused(&|request| request.liveness = Some("/a b".to_owned()), &[1]), "--liveness"),
+        (refused(&|request| request.liveness = Some("/\r\nX: y".to_owned()), &[1]), "--liveness"),
+        (refused(&|request| request.liveness = Some("/".to_owned()), &[]), "--liveness"),
+        (refused(&|request| request.command = Some(Vec::new()), &[]), "--command"),
+        (refused(&|request| request.memory_bytes = Some(1000), &[]), "--memory"),
+        (refused(&|request| request.cpu_millis = Some(0), &[]), "--cpus"),
+    ] {
+        assert_eq!(error.flag(), flag, "{error}");
+    }
+    let tcp = Port { kind: PortKind::Tcp, ..http(5432) };
+    let both = |request: &mut DeployRequest| {
+        domain(request);
+        request.ports = Some(vec![tcp.clone()]);
+    };
+    assert_eq!(refused(&both, &[]), MergeError::DomainTcp(5432));
+}
+
+#[test]
+fn a_second_repository_of_one_name_is_refused_and_told_about_the_flag() {
+    let other = ImageFacts { repository: "we/b".parse().unwrap(), ..image(&[80], &[]) };
+    let error = merge(Some(&service(spec(80))), &request(), &other).unwrap_err();
+    assert_eq!((error.code(), error.flag()), ("name_taken", "--name"));
+    assert!(error.hint().unwrap().contains("--name"));
+}
+
+#[test]
+fn the_name_comes_from_the_repository_whatever_the_registry() {
+    let name = |text: &str| name_of(&DeployRequest::new(text.parse().unwrap())).map(String::from);
+    assert_eq!(name("room.meshagent.com/repo/web:1").unwrap(), "repo-web");
+    assert_eq!(name("docker.io/library/nginx").unwrap(), "library-nginx");
+    assert_eq!(name(&"a".repeat(64)).unwrap_err().flag(), "--name");
+}

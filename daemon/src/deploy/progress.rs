@@ -1,0 +1,218 @@
+//! What happens in a deploy leaves by one door, numbered, and can be told again from any number on.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::{Stream, stream};
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::service::{DeployError, Handle};
+use crate::model::deploy::{DeployEvent, DeployEventKind, LogLine};
+use crate::model::fault::{Fault, Stage};
+use crate::model::id::InstanceId;
+use crate::model::service::RevisionOutcome;
+
+/// Events kept of one revision. The last one always is.
+const MAX_EVENTS: usize = 4000;
+/// Lines of the service's log among them.
+const MAX_LINES: usize = 2000;
+/// Bytes of a line; the log itself has all of it.
+const MAX_LINE: usize = 8 << 10;
+
+/// Ends with the deploy's last event.
+pub type DeployEvents = Pin<Box<dyn Stream<Item = DeployEvent> + Send>>;
+
+pub(super) struct Progress {
+    begun: Timestamp,
+    told: Mutex<Told>,
+    newest: watch::Sender<u64>,
+    /// Fires with the last event.
+    pub(super) ended: CancellationToken,
+}
+
+#[derive(Default)]
+struct Told {
+    events: Vec<DeployEvent>,
+    lines: usize,
+    skipped: u64,
+    ended: bool,
+}
+
+impl Progress {
+    pub(super) fn new(begun: Timestamp) -> Self {
+        Self { begun, told: Mutex::default(), newest: watch::Sender::new(0), ended: CancellationToken::new() }
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        // Nothing under this lock leaves the list half changed.
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_ended(&self) -> bool {
+        self.told().ended
+    }
+
+    /// Tells something, unless the last event has been told.
+    pub(super) fn tell(&self, kind: DeployEventKind) {
+        let is_last = kind.is_last();
+        let newest = {
+            let mut told = self.told();
+            if told.ended || (told.events.len() >= MAX_EVENTS && !kind.is_last()) {
+                return;
+            }
+            if kind.is_last() {
+                told.ended = true;
+                if told.skipped > 0 {
+                    let lines = told.skipped;
+                    told.push(DeployEventKind::Skipped { lines });
+                }
+            }
+            told.push(kind)
+        };
+        self.newest.send_replace(newest);
+        if is_last {
+            self.ended.cancel();
+        }
+    }
+
+    pub(super) fn tell_line(&self, instance: InstanceId, mut line: LogLine) {
+        {
+            let mut told = self.told();
+            if told.lines >= MAX_LINES {
+                told.skipped += 1;
+                return;
+            }
+            told.lines += 1;
+        }
+        if line.text.len() > MAX_LINE {
+            let cut = (0..=MAX_LINE).rev().find(|at| line.text.is_char_boundary(*at)).unwrap_or(0);
+            line.dropped_bytes += (line.text.len() - cut) as u64;
+            line.text.truncate(cut);
+        }
+        self.tell(DeployEventKind::Log { instance, line });
+    }
+
+    pub(super) fn live(&self) {
+        let took = Timestamp::now().duration_since(self.begun).unsigned_abs();
+        if !self.is_ended() {
+            metrics::counter!("hearth_deploys_total", "outcome" => "live").increment(1);
+            metrics::histogram!("hearth_deploy_duration_seconds").record(took.as_secs_f64());
+        }
+        self.tell(DeployEventKind::Live { took });
+    }
+
+    pub(super) fn fail(&self, fault: Fault) {
+        if !self.is_ended() {
+            metrics::counter!("hearth_deploys_total", "outcome" => "failed").increment(1);
+        }
+        self.tell(DeployEventKind::Failed(Box::new(fault)));
+    }
+
+    pub(super) fn supersede(&self, by: u32) {
+        if !self.is_ended() {
+            metrics::counter!("hearth_deploys_total", "outcome" => "superseded").increment(1);
+        }
+        self.tell(DeployEventKind::Superseded { by });
+    }
+
+    fn read(&self, from: u64) -> Option<DeployEvent> {
+        let index = usize::try_from(from.saturating_sub(1)).ok()?;
+        self.told().events.get(index).cloned()
+    }
+}
+
+impl Told {
+    fn push(&mut self, kind: DeployEventKind) -> u64 {
+        let sequence = self.events.len() as u64 + 1;
+        self.events.push(DeployEvent { sequence, at: Timestamp::now(), kind });
+        sequence
+    }
+}
+
+impl Handle {
+    /// What happens in the deploy, or the restart, of a revision, from a number on, to its end. Of one that ended
+    /// before this run of the daemon, only the end is told.
+    pub fn watch(&self, service: &str, revision: u32, from: u64) -> Result<DeployEvents, DeployError> {
+        let entry = self.shared.find(service)?;
+        let (progress, outcome) = {
+            let state = entry.state();
+            let name = &state.service.name;
+            let kept = || state.service.revisions.iter().map(|revision| revision.number).collect();
+            let found = state.service.revision(revision).ok_or_else(|| DeployError::NoRevision {
+                name: name.clone(),
+                revision,
+                kept: kept(),
+            })?;
+            (state.progress(revision), found.outcome.clone())
+        };
+        let progress = progress.unwrap_or_else(|| {
+            let progress = Progress::new(Timestamp::now());
+            progress.tell(end_of(outcome));
+            Arc::new(progress)
+        });
+        let newest = progress.newest.subscribe();
+        let watcher = (progress, newest, from.max(1), false);
+        Ok(Box::pin(stream::unfold(watcher, |(progress, mut newest, next, done)| async move {
+            if done {
+                return None;
+            }
+            loop {
+                if let Some(event) = progress.read(next) {
+                    let done = event.kind.is_last();
+                    return Some((event, (progress, newest, next + 1, done)));
+                }
+                // A number beyond the end never comes.
+                if progress.is_ended() && progress.read(next).is_none() {
+                    return None;
+                }
+                newest.wait_for(|newest| *newest >= next).await.ok()?;
+            }
+        })))
+    }
+}
+
+fn end_of(outcome: RevisionOutcome) -> DeployEventKind {
+    match outcome {
+        RevisionOutcome::Live { .. } => DeployEventKind::Live { took: std::time::Duration::ZERO },
+        RevisionOutcome::Failed(fault) => DeployEventKind::Failed(fault),
+        RevisionOutcome::Superseded { by } => DeployEventKind::Superseded { by },
+        // The one that shall run has its progress; another one never will be live.
+        RevisionOutcome::Pending => DeployEventKind::Failed(Box::new(Fault::new(
+            Stage::Deploy,
+            "interrupted",
+            "the deploy was given up before it was live",
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::build::LogStream;
+
+    #[test]
+    fn a_flood_of_log_lines_is_cut_and_counted_and_never_hides_the_end() {
+        let progress = Progress::new(Timestamp::now());
+        for _ in 0..MAX_LINES + 7 {
+            let line = LogLine {
+                at: Timestamp::UNIX_EPOCH,
+                stream: LogStream::Stdout,
+                text: "é".repeat(MAX_LINE),
+                dropped_bytes: 0,
+            };
+            progress.tell_line(InstanceId::random(), line);
+        }
+        progress.live();
+        progress.fail(Fault::new(Stage::Deploy, "late", "after the end"));
+        let last = MAX_LINES as u64 + 2;
+        assert_eq!(progress.read(last - 1).unwrap().kind, DeployEventKind::Skipped { lines: 7 });
+        assert!(matches!(progress.read(last).unwrap().kind, DeployEventKind::Live { .. }));
+        assert_eq!(progress.read(last + 1), None);
+        let Some(DeployEventKind::Log { line, .. }) = progress.read(1).map(|event| event.kind) else {
+            panic!("no line");
+        };
+        assert_eq!((line.text.len(), line.dropped_bytes), (MAX_LINE, MAX_LINE as u64));
+    }
+}

@@ -1,0 +1,426 @@
+//! The loop of a service: look, plan, act; again when something changes. It only compares: a lost event, a restart
+//! of the daemon and an instance that was killed by hand all heal the same way.
+//!
+//! Short steps are done here, one after the other; long ones ([`super::steps`]) run beside, and wake the loop when
+//! they end. A pass that fails is a log line, and is repeated.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::backoff::Backoff;
+use super::entry::{Entry, Known};
+use super::plan::{DesiredService, Health, InstanceStage, after, plan};
+use super::port::{InstanceState, NetworkError, Observed, RuntimeError, StoreError};
+use super::service::Shared;
+use super::steps::End;
+use crate::model::deploy::{Action, DeployEventKind, FailCause};
+use crate::model::fault::{Fault, Stage};
+use crate::model::id::InstanceId;
+use crate::model::service::{Exit, RevisionOutcome};
+
+/// After a pass that failed.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Without any sign the loop looks all the same.
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+/// Rounds of one pass. Each does something; more would be a circle.
+const MAX_ROUNDS: usize = 32;
+
+/// When the next pass is due, if nothing wakes the loop before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    At(Timestamp),
+    /// Nothing is left of the service.
+    Gone,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PassError {
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the runtime does not answer")]
+    Timeout,
+    #[error("the plan does not come to an end")]
+    Circle,
+}
+
+pub(super) async fn service_loop(shared: Arc<Shared>, entry: Arc<Entry>) {
+    let mut changes = shared.ports.runtime.changes();
+    let mut last_error = String::new();
+    loop {
+        changes.mark_unchanged();
+        let pause = match reconcile_one(&shared, &entry).await {
+            Ok(Next::Gone) => return,
+            Ok(Next::At(at)) => {
+                last_error.clear();
+                at.duration_since(Timestamp::now()).try_into().unwrap_or(Duration::ZERO)
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if error != last_error {
+                    tracing::warn!(service.name = %shared.name_of(&entry), error, "a pass over a service failed");
+                    let state = entry.state();
+                    let wanted = state.service.wanted().map(|revision| revision.number);
+                    if let Some(progress) = wanted.and_then(|revision| state.progress(revision)) {
+                        progress.tell(DeployEventKind::Trouble { message: error.clone() });
+                    }
+                    last_error = error;
+                }
+                PAUSE
+            }
+        };
+        let changed = async {
+            if changes.changed().await.is_err() {
+                // The runtime tells nothing any more; the sleep is what is left.
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = entry.wake.notified() => {}
+            () = changed => {}
+            () = tokio::time::sleep(pause.min(LONGEST_SLEEP)) => {}
+        }
+    }
+}
+
+/// One pass.
+pub(super) async fn reconcile_one(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<Next, PassError> {
+    observe(shared, entry).await?;
+    for _ in 0..MAX_ROUNDS {
+        let now = Timestamp::now();
+        let (actions, start_limit) = {
+            let state = entry.state();
+            let limit = state.service.wanted().map(|revision| revision.spec.health.start_limit);
+            (plan(&DesiredService::of(&state.service), &state.actual(), now), limit.unwrap_or_default())
+        };
+        let never = after(now, LONGEST_SLEEP);
+        let mut next = never;
+        let mut acted = false;
+        for action in actions {
+            tell(entry, &action);
+            match action {
+                Action::AwaitHealthy { instance, .. } => {
+                    let state = entry.state();
+                    if let Some(Health::Unproven { since }) =
+                        state.instances.get(&instance).and_then(Known::health)
+                    {
+                        next = after(since, start_limit);
+                    }
+                }
+                Action::Settle { until, .. } | Action::Backoff { until } => next = until,
+                Action::Forget => {
+                    forget(shared, entry).await?;
+                    return Ok(Next::Gone);
+                }
+                action => {
+                    apply(shared, entry, action).await?;
+                    acted = true;
+                }
+            }
+        }
+        if !acted {
+            return Ok(Next::At(next.min(never)));
+        }
+    }
+    Err(PassError::Circle)
+}
+
+/// Brings what is known of the instances up to what the runtime says.
+async fn observe(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<(), PassError> {
+    let runs = |known: &Known| known.health().is_some();
+    let expected: BTreeSet<InstanceId> = {
+        let state = entry.state();
+        state.instances.iter().filter(|(_, known)| runs(known)).map(|(id, _)| id.clone()).collect()
+    };
+    let listed = tokio::time::timeout(shared.options.call_limit, shared.ports.runtime.list()).await;
+    let mut listed = listed.map_err(|_| PassError::Timeout)??;
+    listed.retain(|observed| observed.label.service == entry.id);
+    let mut strangers = Vec::new();
+    let mut ended = Vec::new();
+    {
+        let mut state = entry.state();
+        for Observed { label, state: now } in listed.iter().cloned() {
+            let Some(known) = state.instances.get_mut(&label.instance) else {
+                if !state.gone.contains(&label.instance) {
+                    strangers.push(Observed { label, state: now });
+                }
+                continue;
+            };
+            match (known.stage, now) {
+                (InstanceStage::Running(_), InstanceState::Running { pid }) => known.pid = Some(pid),
+                (InstanceStage::Running(_), InstanceState::Ended(exit)) => {
+                    ended.push((label.instance, Some(exit)));
+                }
+                (InstanceStage::Running(_), InstanceState::Incomplete) => ended.push((label.instance, None)),
+                // Steps under way own theirs, and what has ended has.
+                _ => {}
+            }
+        }
+        let there: BTreeSet<&InstanceId> = listed.iter().map(|observed| &observed.label.instance).collect();
+        let vanished = expected.iter().filter(|id| !there.contains(id));
+        ended.extend(
+            vanished.filter(|id| state.instances.get(id).is_some_and(runs)).map(|id| (id.clone(), None)),
+        );
+    }
+    for stranger in strangers {
+        let instance = stranger.label.instance.clone();
+        if adopt(shared, entry, stranger, Health::Unproven { since: Timestamp::now() }).await {
+            shared.watch_over(entry, &instance);
+        }
+    }
+    for (instance, exit) in ended {
+        end(shared, entry, &instance, exit).await;
+    }
+    Ok(())
+}
+
+/// Takes an instance in that an earlier run of the daemon started, and says whether it runs: then `health` is its
+/// health, and it is to be watched over.
+pub(super) async fn adopt(shared: &Shared, entry: &Entry, observed: Observed, health: Health) -> bool {
+    let Observed { label, state } = observed;
+    let instance = label.instance.clone();
+    let mut known = Known::new(label, InstanceStage::Incomplete);
+    match state {
+        InstanceState::Incomplete => {}
+        InstanceState::Ended(exit) => {
+            known.exit = Some(exit);
+            known.stage = InstanceStage::Ended { outside: is_outside(Some(exit)) };
+        }
+        InstanceState::Running { pid } => {
+            let limit = shared.options.call_limit;
+            let attach = shared.ports.network.attach(&instance, &known.label.name);
+            match tokio::time::timeout(limit, attach).await {
+                Ok(Ok(attached)) => {
+                    known.pid = Some(pid);
+                    known.address = Some(attached.address);
+                    known.stage = InstanceStage::Running(health);
+                }
+                // Nobody reaches it: it is replaced.
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, instance.id = %instance, "an instance has lost its network");
+                    known.stage = InstanceStage::Ended { outside: true };
+                }
+                Err(_) => known.stage = InstanceStage::Ended { outside: true },
+            }
+        }
+    }
+    let runs = known.health().is_some();
+    entry.state().instances.insert(instance, known);
+    runs
+}
+
+/// Whether an instance ended by something else than its own doing, as far as can be told: nobody saw the exit, or it
+/// was killed, and not for want of memory.
+pub(super) fn is_outside(exit: Option<Exit>) -> bool {
+    exit.is_none_or(|exit| exit.code.is_none_or(|code| code == 128 + 9 && !exit.out_of_memory))
+}
+
+/// An instance that ran does not any more.
+async fn end(shared: &Arc<Shared>, entry: &Arc<Entry>, instance: &InstanceId, exit: Option<Exit>) {
+    let outside = is_outside(exit);
+    let (label, is_wanted) = {
+        let mut state = entry.state();
+        let Some(known) = state.instances.get_mut(instance) else { return };
+        let since = known.healthy_since();
+        known.stage = InstanceStage::Ended { outside };
+        known.exit = exit;
+        known.stop.cancel();
+        let label = known.label.clone();
+        let is_wanted = state.is_wanted(&label);
+        if is_wanted {
+            state.count_end(&label, since, outside);
+            state.last_exit = exit.or(state.last_exit);
+        }
+        (label, is_wanted)
+    };
+    metrics::counter!("hearth_instance_ends_total").increment(1);
+    let code = exit.and_then(|exit| exit.code);
+    tracing::info!(
+        service.name = %label.name, instance.id = %instance, revision = label.revision, exit.code = code,
+        "an instance ended"
+    );
+    if is_wanted && is_live(entry, label.revision) {
+        let fault = shared.report_end(entry, instance).await;
+        lost(entry, label.revision, fault);
+    }
+}
+
+fn is_live(entry: &Entry, revision: u32) -> bool {
+    let state = entry.state();
+    let revision = state.service.revision(revision);
+    revision.is_some_and(|revision| matches!(revision.outcome, RevisionOutcome::Live { .. }))
+}
+
+/// An instance of a live revision was no success. Whoever watches its restart is told; the loop tries again.
+fn lost(entry: &Entry, revision: u32, fault: Fault) {
+    let mut state = entry.state();
+    if let Some(progress) = state.progress(revision) {
+        progress.fail(fault.clone());
+    }
+    state.last_fault = Some(fault);
+}
+
+/// Does one step. It is done, or begun, when this returns; after an error nothing of it has happened.
+async fn apply(shared: &Arc<Shared>, entry: &Arc<Entry>, action: Action) -> Result<(), PassError> {
+    tracing::debug!(service.name = %shared.name_of(entry), %action, "step");
+    match action {
+        Action::Start { revision, generation } => shared.begin_start(entry, revision, generation),
+        Action::Abort { instance, .. } => {
+            if let Some(known) = entry.state().instances.get_mut(&instance) {
+                known.stage = InstanceStage::Going;
+                known.stop.cancel();
+            }
+        }
+        Action::Route { instance, revision } => {
+            let arrived = {
+                let mut state = entry.state();
+                let wanted =
+                    state.instances.get(&instance).is_some_and(|known| state.is_wanted(&known.label));
+                state.routed = Some(instance);
+                state.progress(revision).filter(|_| wanted)
+            };
+            shared.publish_routes().await;
+            // A restart ends here; a new revision when that is stored.
+            if is_live(entry, revision) {
+                entry.state().last_fault = None;
+                if let Some(progress) = arrived {
+                    progress.live();
+                }
+            }
+        }
+        Action::Unroute => {
+            entry.state().routed = None;
+            shared.publish_routes().await;
+        }
+        Action::Retire { instance, .. } => {
+            shared.begin_end(entry, &instance, End { drain: true, grace: shared.options.stop_grace });
+        }
+        Action::Remove { instance, .. } => remove(shared, entry, &instance).await,
+        Action::MarkLive { revision } => mark_live(shared, entry, revision).await?,
+        Action::MarkFailed { revision, cause } => mark_failed(shared, entry, revision, cause).await?,
+        // The pass itself does these.
+        Action::AwaitHealthy { .. } | Action::Settle { .. } | Action::Backoff { .. } | Action::Forget => {}
+    }
+    Ok(())
+}
+
+/// Those who watch a deploy see each step, and what is waited for once. A start tells of itself.
+fn tell(entry: &Entry, action: &Action) {
+    let mut state = entry.state();
+    if matches!(action, Action::Start { .. }) || state.last_told.as_ref() == Some(action) {
+        return;
+    }
+    state.last_told = Some(action.clone());
+    let wanted = state.service.wanted().map(|revision| revision.number);
+    if let Some(progress) = wanted.and_then(|revision| state.progress(revision)) {
+        progress.tell(DeployEventKind::Started(action.clone()));
+    }
+}
+
+async fn remove(shared: &Arc<Shared>, entry: &Arc<Entry>, instance: &InstanceId) {
+    let (grace, too_late) = {
+        let state = entry.state();
+        let grace = if state.service.removing { state.remove_grace } else { shared.options.stop_grace };
+        let too_late = state.instances.get(instance).filter(|known| {
+            matches!(known.health(), Some(Health::Unproven { .. })) && state.is_wanted(&known.label)
+        });
+        (grace, too_late.map(|known| known.label.clone()))
+    };
+    if let Some(label) = too_late.filter(|label| is_live(entry, label.revision)) {
+        let fault = shared.report_unhealthy(entry, instance, true).await;
+        entry.state().count_end(&label, None, false);
+        lost(entry, label.revision, fault);
+    }
+    shared.begin_end(entry, instance, End { drain: false, grace });
+}
+
+async fn mark_live(shared: &Arc<Shared>, entry: &Arc<Entry>, revision: u32) -> Result<(), StoreError> {
+    let marked = entry.change(&*shared.ports.store, |service| {
+        // Another may have been asked for in the meantime, and this one is superseded.
+        let found = service.revision_mut(revision)?;
+        if found.outcome != RevisionOutcome::Pending {
+            return None;
+        }
+        found.outcome = RevisionOutcome::Live { at: Timestamp::now() };
+        service.live = Some(revision);
+        service.trim();
+        Some(())
+    });
+    if marked.await?.is_some() {
+        let progress = {
+            let mut state = entry.state();
+            state.last_fault = None;
+            state.progress(revision)
+        };
+        tracing::info!(service.name = %shared.name_of(entry), revision, "a revision is live");
+        if let Some(progress) = progress {
+            progress.live();
+        }
+        // Domains of the one before may be free, or lead elsewhere now.
+        shared.publish_routes().await;
+    }
+    Ok(())
+}
+
+async fn mark_failed(
+    shared: &Arc<Shared>,
+    entry: &Arc<Entry>,
+    revision: u32,
+    cause: FailCause,
+) -> Result<(), StoreError> {
+    let fault = match cause {
+        FailCause::NotStarted => {
+            let state = entry.state();
+            let failed = state.start_failed.as_ref().map(|failed| failed.fault.clone());
+            failed.unwrap_or_else(|| {
+                Fault::new(Stage::Deploy, "not_started", "the instance could not be started")
+            })
+        }
+        FailCause::Ended { instance } => shared.report_end(entry, &instance).await,
+        FailCause::NeverHealthy { instance } => shared.report_unhealthy(entry, &instance, true).await,
+        FailCause::Unhealthy { instance } => shared.report_unhealthy(entry, &instance, false).await,
+    };
+    let stored = fault.clone();
+    let marked = entry.change(&*shared.ports.store, |service| {
+        let found = service.revision_mut(revision)?;
+        if found.outcome != RevisionOutcome::Pending {
+            return None;
+        }
+        found.outcome = RevisionOutcome::Failed(Box::new(stored));
+        Some(())
+    });
+    if marked.await?.is_none() {
+        return Ok(());
+    }
+    tracing::warn!(service.name = %shared.name_of(entry), revision, fault = fault.code, "a revision failed");
+    let progress = {
+        let mut state = entry.state();
+        // The one before may have to start, and is not to blame.
+        state.backoff = Backoff::default();
+        state.start_failed = None;
+        state.progress(revision)
+    };
+    if let Some(progress) = progress {
+        progress.fail(fault);
+    }
+    shared.publish_routes().await;
+    Ok(())
+}
+
+/// The service is no more; its name and its domains are free when this returns.
+async fn forget(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<(), PassError> {
+    let service = entry.state().service.clone();
+    shared.ports.store.remove(&service).await?;
+    shared.forget(&entry.id);
+    shared.publish_routes().await;
+    shared.sweep_logs(&entry.id, BTreeSet::new(), true).await;
+    tracing::info!(service.name = %service.name, "a service was removed");
+    entry.gone.cancel();
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! Where the traffic of all services goes, told to the router and to the instances' own name lookup as one value.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::entry::{Entry, EntryState};
+use super::port::Route;
+use super::service::Shared;
+use crate::model::service::{Revision, ServiceName};
+
+impl Shared {
+    /// Makes the routes what the entries say. The router has them when this returns. Names that could not be written
+    /// are tried again by the comparing loop.
+    pub(super) async fn publish_routes(&self) {
+        let _routing = self.routing.lock().await;
+        let mut routes = Vec::new();
+        let mut names = BTreeMap::new();
+        for entry in self.all() {
+            let state = entry.state();
+            routes.extend(routes_of(&state));
+            names.extend(name_of(&state));
+        }
+        self.ports.router.set(routes);
+        let limit = self.options.call_limit;
+        let named = tokio::time::timeout(limit, self.ports.network.set_names(names)).await;
+        let stale = match named {
+            Ok(Ok(())) => false,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "names of services are not up to date yet");
+                true
+            }
+            Err(_) => {
+                tracing::warn!("names of services are not up to date yet: the network takes too long");
+                true
+            }
+        };
+        self.names_stale.store(stale, Ordering::Relaxed);
+    }
+
+    /// The address where an instance's published port is, for the router.
+    pub(super) fn backend_of(
+        &self,
+        entry: &Arc<Entry>,
+        instance: &crate::model::id::InstanceId,
+    ) -> Option<SocketAddr> {
+        let state = entry.state();
+        let known = state.instances.get(instance)?;
+        backend(state.service.revision(known.label.revision)?, known.address)
+    }
+
+    pub(super) fn name_of(&self, entry: &Entry) -> ServiceName {
+        entry.state().service.name.clone()
+    }
+}
+
+fn name_of(state: &EntryState) -> Option<(ServiceName, Ipv4Addr)> {
+    let known = state.instances.get(state.routed.as_ref()?)?;
+    Some((state.service.name.clone(), known.address?))
+}
+
+/// A route is that of the revision that has the traffic. While none has, requests for the domains that are the
+/// service's wait for a moment.
+fn routes_of(state: &EntryState) -> Vec<Route> {
+    if state.service.removing {
+        return Vec::new();
+    }
+    let routed = state.routed.as_ref().and_then(|id| state.instances.get(id));
+    let revision = match routed {
+        Some(known) => state.service.revision(known.label.revision),
+        None => state.service.live_revision().or_else(|| state.service.wanted()),
+    };
+    let Some(revision) = revision else { return Vec::new() };
+    let backend = routed.and_then(|known| backend(revision, known.address));
+    let route = |domain: &crate::model::service::Domain| Route {
+        domain: domain.clone(),
+        service: state.service.name.clone(),
+        revision: revision.number,
+        backend,
+        private: !revision.spec.public,
+    };
+    revision.spec.domains.iter().map(route).collect()
+}
+
+fn backend(revision: &Revision, address: Option<Ipv4Addr>) -> Option<SocketAddr> {
+    let port = revision.spec.ports.iter().find(|port| port.published)?;
+    Some(SocketAddr::from((address?, port.number)))
+}

@@ -1,0 +1,343 @@
+//! Options -> [`Service`] -> [`Handle`]: the services of the room.
+//!
+//! ```text
+//! deploy, restart, rollback, remove --stored--> Entry --wake--> its loop --plan--> steps
+//!                                                 ^                                  |
+//!                     Runtime::changes, monitors -'------------- what they find <----'
+//! ```
+//!
+//! Each service has an [`Entry`] and one loop. What shall be lies in the store; what is, the runtime knows; the entry
+//! holds what must not outlive the daemon: health, backoff, steps under way.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::entry::Entry;
+use super::merge::MergeError;
+use super::port::{
+    InstanceLogs, LogError, MountSource, Network, Router, Runtime, RuntimeError, Secrets, ServiceImages,
+    ServiceStore, StoreError, Tokens,
+};
+use super::{reconcile, start};
+use crate::model::fault::Fault;
+use crate::model::id::ServiceId;
+use crate::model::service::{Domain, ServiceName};
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub room: String,
+    /// Where instances reach this daemon: `http://address:port`, the address being [`Network::gateway`].
+    pub address: String,
+    /// A directory per service, and in it one per instance; made where it is missing.
+    pub log_dir: PathBuf,
+    /// From an instance's stop signal to SIGKILL.
+    pub stop_grace: Duration,
+    /// What requests in flight get before an instance is stopped.
+    pub drain_limit: Duration,
+    /// For [`Runtime::prepare`].
+    pub prepare_limit: Duration,
+    /// For each other call of a neighbour.
+    pub call_limit: Duration,
+}
+
+impl Options {
+    pub fn new(room: String, address: String, log_dir: PathBuf) -> Self {
+        Self {
+            room,
+            address,
+            log_dir,
+            stop_grace: Duration::from_secs(10),
+            drain_limit: Duration::from_secs(30),
+            prepare_limit: Duration::from_secs(1800),
+            call_limit: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What deploys need of the rest of the daemon.
+#[derive(Clone)]
+pub struct Ports {
+    pub runtime: Arc<dyn Runtime>,
+    pub network: Arc<dyn Network>,
+    pub router: Arc<dyn Router>,
+    pub mounts: Arc<dyn MountSource>,
+    pub store: Arc<dyn ServiceStore>,
+    pub images: Arc<dyn ServiceImages>,
+    pub logs: Arc<dyn InstanceLogs>,
+    pub tokens: Arc<dyn Tokens>,
+    pub secrets: Arc<dyn Secrets>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("directory of service logs {}: {source}", path.display())]
+    Logs { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a request about a service was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum DeployError {
+    #[error("there is no service `{given}`")]
+    NotFound { given: String },
+    #[error("service `{name}` has no revision {revision}; it has {}", in_words(.kept))]
+    NoRevision { name: ServiceName, revision: u32, kept: Vec<u32> },
+    #[error("service `{name}` has no earlier revision that was live")]
+    NothingBefore { name: ServiceName },
+    #[error("no service has the domain `{0}`")]
+    NoRoute(Domain),
+    #[error("service `{name}` is being removed")]
+    Removing { name: ServiceName },
+    #[error("no instance of service `{name}` runs")]
+    NotRunning { name: ServiceName },
+    #[error(transparent)]
+    Merge(#[from] MergeError),
+    #[error("domain `{domain}` belongs to service `{holder}`")]
+    DomainTaken { domain: Domain, holder: ServiceName },
+    #[error("variable `{variable}`: the scope of its token is not valid: {reason}")]
+    Scope { variable: String, reason: String },
+    #[error("variable `{variable}`: the room has no secret `{secret}`")]
+    UnknownSecret { variable: String, secret: String },
+    #[error("secret `{secret}`: {reason}")]
+    Secret { secret: String, reason: String },
+    /// The image cannot be had.
+    #[error("{}", .0.message)]
+    Image(Box<Fault>),
+    #[error(transparent)]
+    Store(StoreError),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error("the daemon is ending")]
+    Ending,
+}
+
+fn in_words(numbers: &[u32]) -> String {
+    numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
+}
+
+impl From<StoreError> for DeployError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::DomainTaken { domain, holder } => Self::DomainTaken { domain, holder },
+            error => Self::Store(error),
+        }
+    }
+}
+
+impl DeployError {
+    /// Stable word for the cause.
+    pub fn code(&self) -> &str {
+        match self {
+            Self::NotFound { .. } => "service_not_found",
+            Self::NoRevision { .. } | Self::NothingBefore { .. } => "revision_not_found",
+            Self::NoRoute(_) => "route_not_found",
+            Self::Removing { .. } => "service_removing",
+            Self::NotRunning { .. } => "not_running",
+            Self::Merge(error) => error.code(),
+            Self::DomainTaken { .. } => "domain_taken",
+            Self::Scope { .. } => "invalid_scope",
+            Self::UnknownSecret { .. } => "secret_not_found",
+            Self::Image(fault) => &fault.code,
+            Self::Runtime(RuntimeError::Unavailable(_)) => "runtime_unavailable",
+            Self::Ending => "unavailable",
+            Self::Secret { .. } | Self::Store(_) | Self::Runtime(_) | Self::Log(_) => "internal",
+        }
+    }
+
+    /// What to do next.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::NotFound { .. } => "see: hearth services list".to_owned(),
+            Self::NoRevision { name, .. } | Self::NothingBefore { name } => {
+                format!("see its revisions with: hearth services show {name}")
+            }
+            Self::NoRoute(_) => "see: hearth routes list".to_owned(),
+            Self::Removing { .. } => "try again in a moment".to_owned(),
+            Self::NotRunning { name } => format!("see why with: hearth services show {name}"),
+            Self::Merge(error) => return error.hint(),
+            Self::DomainTaken { domain, .. } => {
+                format!("take another domain, or free it with: hearth routes rm {domain}")
+            }
+            Self::Scope { .. } => "write userDefault, agentDefault, full or a JSON object".to_owned(),
+            Self::UnknownSecret { secret, .. } => format!("set it with: hearth secrets set {secret}"),
+            Self::Image(fault) => return fault.hint.clone(),
+            _ => return None,
+        })
+    }
+
+    pub fn retryable(&self) -> bool {
+        match self {
+            Self::Removing { .. } | Self::Ending | Self::Runtime(RuntimeError::Unavailable(_)) => true,
+            Self::Image(fault) => fault.retryable,
+            _ => false,
+        }
+    }
+}
+
+/// Owns the loops. Dropping it ends them; instances run on.
+pub struct Service {
+    handle: Handle,
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    pub(super) shared: Arc<Shared>,
+}
+
+pub(super) struct Shared {
+    pub(super) options: Options,
+    pub(super) ports: Ports,
+    entries: Mutex<BTreeMap<ServiceId, Arc<Entry>>>,
+    /// One request at a time makes a name or a domain taken.
+    pub(super) submitting: tokio::sync::Mutex<()>,
+    /// One change of the routes at a time, so that the last one is the newest.
+    pub(super) routing: tokio::sync::Mutex<()>,
+    /// Held for reading from when an image's files are brought until an instance uses them.
+    pub(super) images: tokio::sync::RwLock<()>,
+    /// The names of services are not yet what they shall be.
+    pub(super) names_stale: AtomicBool,
+    /// What runs has been compared with what shall run.
+    pub(super) compared: watch::Sender<bool>,
+    pub(super) stop: CancellationToken,
+    pub(super) tasks: TaskTracker,
+}
+
+impl Service {
+    /// Reads what shall run. The comparison with what runs goes on behind this, and is repeated while the runtime is
+    /// away; requests are taken meanwhile.
+    pub async fn start(options: Options, ports: Ports) -> Result<Self, StartError> {
+        let directory = options.log_dir.clone();
+        let made = crate::task::blocking("service logs", move || std::fs::create_dir_all(directory)).await;
+        made.map_err(std::io::Error::other)
+            .flatten()
+            .map_err(|source| StartError::Logs { path: options.log_dir.clone(), source })?;
+        metrics::describe_counter!(
+            "hearth_deploys_total",
+            "Revisions that ended as live, failed or superseded."
+        );
+        metrics::describe_histogram!(
+            "hearth_deploy_duration_seconds",
+            "From a request to its live revision."
+        );
+        metrics::describe_counter!(
+            "hearth_instance_ends_total",
+            "Instances that ended when they should run."
+        );
+        let services = ports.store.services().await?;
+        let shared = Arc::new(Shared {
+            options,
+            ports,
+            entries: Mutex::default(),
+            submitting: tokio::sync::Mutex::default(),
+            routing: tokio::sync::Mutex::default(),
+            images: tokio::sync::RwLock::default(),
+            names_stale: AtomicBool::new(false),
+            compared: watch::Sender::new(false),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        for service in services {
+            shared.add(Arc::new(Entry::new(service)));
+        }
+        shared.spawn("compare services", start::compare_loop(Arc::clone(&shared)));
+        Ok(Self { handle: Handle { shared } })
+    }
+
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.handle.shared.stop.cancel();
+    }
+}
+
+impl Handle {
+    /// Whether what runs has been compared with what shall run since the start.
+    pub fn is_ready(&self) -> bool {
+        *self.shared.compared.borrow()
+    }
+
+    /// Ends all loops; what they began is left for the next run of the daemon. Instances and routes stay.
+    pub async fn drain(&self, limit: Duration) {
+        self.shared.stop.cancel();
+        self.shared.tasks.close();
+        if tokio::time::timeout(limit, self.shared.tasks.wait()).await.is_err() {
+            tracing::warn!("steps of deploys are cut short by the daemon's end; its next start heals them");
+        }
+    }
+}
+
+impl Shared {
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<ServiceId, Arc<Entry>>> {
+        // Nothing under this lock leaves the map half changed.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Entry>> {
+        self.entries().values().cloned().collect()
+    }
+
+    pub(super) fn add(&self, entry: Arc<Entry>) {
+        self.entries().insert(entry.id.clone(), entry);
+    }
+
+    pub(super) fn forget(&self, id: &ServiceId) {
+        self.entries().remove(id);
+    }
+
+    pub(super) fn knows(&self, id: &ServiceId) -> bool {
+        self.entries().contains_key(id)
+    }
+
+    pub(super) fn named(&self, name: &ServiceName) -> Option<Arc<Entry>> {
+        self.entries().values().find(|entry| entry.state().service.name == *name).cloned()
+    }
+
+    /// A service by its name or its id.
+    pub(super) fn find(&self, given: &str) -> Result<Arc<Entry>, DeployError> {
+        let found = {
+            let entries = self.entries();
+            let by_id = given.parse::<ServiceId>().ok().and_then(|id| entries.get(&id).cloned());
+            by_id.or_else(|| {
+                entries.values().find(|entry| entry.state().service.name.as_str() == given).cloned()
+            })
+        };
+        found.ok_or_else(|| DeployError::NotFound { given: given.chars().take(100).collect() })
+    }
+
+    /// A task that ends with the daemon's services at the latest.
+    pub(super) fn spawn<F>(&self, name: &'static str, work: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let stop = self.stop.clone();
+        let work = self.tasks.track_future(async move {
+            tokio::select! {
+                () = work => {}
+                () = stop.cancelled() => {}
+            }
+        });
+        drop(crate::task::spawn(name, work));
+    }
+
+    /// Starts the loop of a service that was compared or is new; once.
+    pub(super) fn run(self: &Arc<Self>, entry: Arc<Entry>) {
+        if !entry.running.swap(true, Ordering::AcqRel) {
+            self.spawn("service", reconcile::service_loop(Arc::clone(self), entry));
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! The long steps of a plan, each in a task of its own: a start, and the end of an instance.
+//!
+//! A start that fails or is given up takes away what there is of it. One that the daemon's end cuts short leaves it
+//! for the comparison at the next start.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt as _;
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use super::entry::{Entry, Known, StartFailed};
+use super::failure::{StartFault, StartFaultKind};
+use super::health;
+use super::plan::{Health, InstanceStage, MAX_OUTSIDE_ENDS, after};
+use super::port::{InstanceImage, InstanceSpec};
+use super::progress::Progress;
+use super::service::Shared;
+use crate::model::deploy::{Action, DeployEventKind, LogQuery};
+use crate::model::id::InstanceId;
+use crate::model::service::{InstanceLabel, Revision};
+use crate::task;
+
+/// Before the next start while the runtime is away.
+const AWAY_PAUSE: Duration = Duration::from_millis(500);
+/// Between tries to take an instance away.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// How an instance ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct End {
+    /// Requests in flight are seen out first.
+    pub(super) drain: bool,
+    /// From its stop signal to SIGKILL; none kills at once.
+    pub(super) grace: Duration,
+}
+
+impl Shared {
+    /// Begins to start an instance.
+    pub(super) fn begin_start(self: &Arc<Self>, entry: &Arc<Entry>, revision: u32, generation: u32) {
+        let (label, revision, stop, progress) = {
+            let mut state = entry.state();
+            let Some(found) = state.service.revision(revision).cloned() else { return };
+            let label = InstanceLabel {
+                instance: InstanceId::random(),
+                service: entry.id.clone(),
+                name: state.service.name.clone(),
+                revision,
+                generation,
+            };
+            let known = Known::new(label.clone(), InstanceStage::Starting);
+            let stop = known.stop.clone();
+            state.instances.insert(label.instance.clone(), known);
+            (label, found, stop, state.progress(revision))
+        };
+        let (shared, entry) = (Arc::clone(self), Arc::clone(entry));
+        self.spawn("start instance", async move {
+            shared.start(&entry, label, &revision, &stop, progress).await;
+            entry.wake.notify_one();
+        });
+    }
+
+    async fn start(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        label: InstanceLabel,
+        revision: &Revision,
+        stop: &CancellationToken,
+        progress: Option<Arc<Progress>>,
+    ) {
+        let begun = Instant::now();
+        let action = Action::Start { revision: label.revision, generation: label.generation };
+        let progress = progress.as_deref();
+        tell(progress, DeployEventKind::Started(action.clone()));
+        let started = tokio::select! {
+            started = self.start_steps(&label, revision, progress) => Some(started),
+            () = stop.cancelled() => None,
+        };
+        let error = match &started {
+            Some(Ok(_)) => None,
+            Some(Err(fault)) => Some(fault.fault.message.clone()),
+            None => Some("given up".to_owned()),
+        };
+        tell(progress, DeployEventKind::Ended { action, took: begun.elapsed(), error });
+        match started {
+            Some(Ok(address)) => self.started(entry, &label.instance, address),
+            failed => {
+                if let Some(Err(fault)) = failed {
+                    tracing::warn!(
+                        service.name = %label.name, revision = label.revision, error = %fault.fault.message,
+                        "an instance could not be started"
+                    );
+                    self.not_started(entry, &label, fault);
+                    entry.wake.notify_one();
+                }
+                if let Some(known) = entry.state().instances.get_mut(&label.instance) {
+                    known.stage = InstanceStage::Going;
+                }
+                self.take_away(&label.instance).await;
+                entry.state().drop_instance(&label.instance);
+            }
+        }
+    }
+
+    async fn start_steps(
+        &self,
+        label: &InstanceLabel,
+        revision: &Revision,
+        progress: Option<&Progress>,
+    ) -> Result<Ipv4Addr, StartFault> {
+        let limit = self.options.call_limit;
+        let spec = &revision.spec;
+        let image = InstanceImage { repository: spec.repository.clone(), manifest: spec.manifest };
+        let mut clock = Clock { progress, since: Instant::now() };
+        let env = self.environment(&label.name, revision).await?;
+        let log = self.log_directory(&label.service, &label.instance);
+        let directory = log.clone();
+        let made = task::blocking("instance log", move || std::fs::create_dir_all(directory)).await;
+        made.map_err(std::io::Error::other)
+            .flatten()
+            .map_err(|error| super::port::RuntimeError::Other(format!("log directory: {error}")))?;
+        // What is brought now stays until it is in use.
+        let _images = self.images.read().await;
+        let prepare_limit = self.options.prepare_limit;
+        within("bringing the image's files", prepare_limit, self.ports.runtime.prepare(&image)).await?;
+        clock.lap("image");
+        let network =
+            within("the network", limit, self.ports.network.attach(&label.instance, &label.name)).await?;
+        clock.lap("network");
+        let mounts = within("opening the mounts", limit, self.ports.mounts.open(label, &spec.mounts)).await?;
+        clock.lap("mounts");
+        let address = network.address;
+        let instance = InstanceSpec {
+            label: label.clone(),
+            image,
+            command: spec.command.clone(),
+            env,
+            workdir: spec.workdir.clone(),
+            mounts,
+            limits: spec.limits,
+            network,
+            log,
+        };
+        within("starting the process", limit, self.ports.runtime.start(instance)).await?;
+        clock.lap("start");
+        Ok(address)
+    }
+
+    fn started(self: &Arc<Self>, entry: &Arc<Entry>, instance: &InstanceId, address: Ipv4Addr) {
+        let progress = {
+            let mut state = entry.state();
+            let Some(known) = state.instances.get_mut(instance) else { return };
+            // It may have been given up in the very moment.
+            if known.stage != InstanceStage::Starting {
+                known.address = Some(address);
+                drop(state);
+                return self.begin_end(entry, instance, End { drain: false, grace: Duration::ZERO });
+            }
+            known.stage = InstanceStage::Running(Health::Unproven { since: Timestamp::now() });
+            known.address = Some(address);
+            let revision = known.label.revision;
+            state.progress(revision)
+        };
+        self.watch_over(entry, instance);
+        if let Some(progress) = progress.filter(|progress| !progress.is_ended()) {
+            self.tell_log(entry, instance, progress);
+        }
+    }
+
+    /// Probes an instance from now on.
+    pub(super) fn watch_over(self: &Arc<Self>, entry: &Arc<Entry>, instance: &InstanceId) {
+        let monitor = health::monitor(Arc::clone(self), Arc::clone(entry), instance.clone());
+        self.spawn("health", monitor);
+    }
+
+    /// Tells the log of a new instance to those who watch its deploy.
+    fn tell_log(self: &Arc<Self>, entry: &Arc<Entry>, instance: &InstanceId, progress: Arc<Progress>) {
+        let directory = self.log_directory(&entry.id, instance);
+        let (shared, instance) = (Arc::clone(self), instance.clone());
+        self.spawn("deploy log", async move {
+            let query = LogQuery { follow: true, ..LogQuery::default() };
+            let tell = async {
+                let mut lines = match shared.ports.logs.read(&directory, query).await {
+                    Ok(lines) => lines,
+                    Err(error) => return tracing::warn!(%error, "the log of a deploy cannot be told"),
+                };
+                while let Some(Ok(line)) = lines.next().await {
+                    progress.tell_line(instance.clone(), line);
+                }
+            };
+            tokio::select! {
+                () = tell => {}
+                () = progress.ended.cancelled() => {}
+            }
+        });
+    }
+
+    fn not_started(&self, entry: &Entry, label: &InstanceLabel, failed: StartFault) {
+        let mut state = entry.state();
+        let StartFault { fault, kind } = failed;
+        if kind == StartFaultKind::Away {
+            // Nobody's failure: it is asked again soon, however long it is away.
+            state.backoff.not_before = Some(after(Timestamp::now(), AWAY_PAUSE));
+        } else {
+            state.count_end(label, None, kind == StartFaultKind::Passing);
+        }
+        let lasts = match kind {
+            StartFaultKind::Lasting => true,
+            StartFaultKind::Passing => state.outside_ends.1 >= MAX_OUTSIDE_ENDS,
+            StartFaultKind::Away => false,
+        };
+        if !lasts && let Some(progress) = state.progress(label.revision) {
+            progress.tell(DeployEventKind::Trouble { message: fault.message.clone() });
+        }
+        state.last_fault = Some(fault.clone());
+        if lasts {
+            let (revision, generation) = (label.revision, label.generation);
+            state.start_failed = Some(StartFailed { revision, generation, fault });
+        }
+    }
+
+    /// Begins to end an instance.
+    pub(super) fn begin_end(self: &Arc<Self>, entry: &Arc<Entry>, instance: &InstanceId, end: End) {
+        let runs = {
+            let mut state = entry.state();
+            let Some(known) = state.instances.get_mut(instance) else { return };
+            let runs = known.health().is_some();
+            known.stage = InstanceStage::Going;
+            known.stop.cancel();
+            runs
+        };
+        let backend = self.backend_of(entry, instance).filter(|_| end.drain && runs);
+        let (shared, entry, instance) = (Arc::clone(self), Arc::clone(entry), instance.clone());
+        self.spawn("end instance", async move {
+            if let Some(backend) = backend {
+                let limit = shared.options.drain_limit;
+                let cut = shared.ports.router.drain(backend, limit).await;
+                if cut > 0 {
+                    tracing::info!(instance.id = %instance, cut, "connections were closed at the drain limit");
+                }
+            }
+            if runs && !end.grace.is_zero() {
+                let limit = end.grace + shared.options.call_limit;
+                match tokio::time::timeout(limit, shared.ports.runtime.stop(&instance, end.grace)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::warn!(%error, instance.id = %instance, "an instance could not be stopped"),
+                    Err(_) => tracing::warn!(instance.id = %instance, "stopping an instance takes too long"),
+                }
+            }
+            shared.take_away(&instance).await;
+            let left = {
+                let mut state = entry.state();
+                state.drop_instance(&instance);
+                state.instances.keys().cloned().collect()
+            };
+            entry.wake.notify_one();
+            shared.sweep_logs(&entry.id, left, false).await;
+        });
+    }
+
+    /// Takes away all that there is of an instance, however often it must be tried.
+    async fn take_away(&self, instance: &InstanceId) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.try_take_away(instance).await {
+                Ok(()) => return,
+                Err(error) => {
+                    tracing::warn!(error, instance.id = %instance, "an instance could not be taken away yet");
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// The process first: nothing is taken from under it.
+    pub(super) async fn try_take_away(&self, instance: &InstanceId) -> Result<(), String> {
+        let limit = self.options.call_limit;
+        let late = |_| "it takes too long".to_owned();
+        let removed = tokio::time::timeout(limit, self.ports.runtime.remove(instance)).await;
+        removed.map_err(late)?.map_err(|error| error.to_string())?;
+        let closed = tokio::time::timeout(limit, self.ports.mounts.close(instance)).await;
+        let closed = closed.map_err(late).and_then(|closed| closed.map_err(|error| error.to_string()));
+        // An address is given back even where a mount is stuck.
+        let detached = tokio::time::timeout(limit, self.ports.network.detach(instance)).await;
+        detached.map_err(late)?.map_err(|error| error.to_string())?;
+        closed
+    }
+}
+
+struct Clock<'a> {
+    progress: Option<&'a Progress>,
+    since: Instant,
+}
+
+impl Clock<'_> {
+    fn lap(&mut self, name: &str) {
+        let took = self.since.elapsed();
+        self.since = Instant::now();
+        tell(self.progress, DeployEventKind::Step { name: name.to_owned(), took });
+    }
+}
+
+fn tell(progress: Option<&Progress>, kind: DeployEventKind) {
+    if let Some(progress) = progress {
+        progress.tell(kind);
+    }
+}
+
+async fn within<T, E: Into<StartFault>>(
+    what: &str,
+    limit: Duration,
+    call: impl Future<Output = Result<T, E>>,
+) -> Result<T, StartFault> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(result) => result.map_err(Into::into),
+        Err(_) => Err(StartFault::timeout(what, limit)),
+    }
+}

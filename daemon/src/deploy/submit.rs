@@ -1,0 +1,321 @@
+//! Requests that change what shall run. Each is checked whole before anything changes, and durable when it answers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::entry::Entry;
+use super::forecast::forecast;
+use super::merge::{self, Merged};
+use super::plan::{ActualService, DesiredService};
+use super::service::{DeployError, Handle, Shared};
+use crate::model::deploy::{DeployRequest, Deployed, Forecast};
+use crate::model::id::ServiceId;
+use crate::model::secret::Credential;
+use crate::model::service::{Domain, EnvValue, Revision, RevisionOutcome, Service, ServiceName, ServiceSpec};
+
+/// How long a deploy waits for the removal of the service that had its name.
+const REMOVAL_LIMIT: Duration = Duration::from_secs(15);
+
+impl Handle {
+    /// Makes a new revision of a service, or the first, and answers at once; [`Handle::watch`] tells how it goes.
+    /// `given` are credentials for the registry of the image.
+    pub async fn deploy(
+        &self,
+        request: DeployRequest,
+        caller: &str,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<Deployed, DeployError> {
+        let prepared = self.prepare(&request, caller, given).await?;
+        let Prepared { entry, mut service, notes, _submitting } = prepared;
+        let Some(entry) = entry else {
+            self.shared.ports.store.put(&service).await?;
+            let entry = Arc::new(Entry::new(service.clone()));
+            self.shared.add(Arc::clone(&entry));
+            // Before the comparison, its loop is started by that.
+            if self.is_ready() {
+                self.shared.run(entry);
+            }
+            return Ok(Deployed { revision: service.desired, service, created: true, notes });
+        };
+        let next = service.revisions.pop();
+        let changed = entry.change(&*self.shared.ports.store, |stored| {
+            if stored.removing {
+                return None;
+            }
+            push(stored, next?);
+            Some(stored.clone())
+        });
+        let Some(stored) = changed.await? else {
+            return Err(DeployError::Removing { name: service.name });
+        };
+        service = stored;
+        self.begin(&entry, service.desired);
+        Ok(Deployed { revision: service.desired, service, created: false, notes })
+    }
+
+    /// What a deploy would do. Nothing changes, but that an image of another registry comes into the room.
+    pub async fn dry_run(
+        &self,
+        request: DeployRequest,
+        caller: &str,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<Forecast, DeployError> {
+        let Prepared { entry, service, notes, _submitting } = self.prepare(&request, caller, given).await?;
+        let created = entry.is_none();
+        let actual = entry.map(|entry| entry.state().actual());
+        let actual = ActualService { not_before: None, start_failed: None, ..actual.unwrap_or_default() };
+        let actions = forecast(DesiredService::of(&service), actual, Timestamp::now());
+        Ok(Forecast { deployed: Deployed { revision: service.desired, service, created, notes }, actions })
+    }
+
+    /// Replaces the instance of the revision that shall run, with fresh tokens and secrets.
+    pub async fn restart(&self, service: &str) -> Result<Deployed, DeployError> {
+        let entry = self.shared.find(service)?;
+        let changed = entry.change(&*self.shared.ports.store, |stored| {
+            // One that failed is tried again where there is no other.
+            let number = match stored.wanted().map(|revision| revision.number) {
+                Some(number) => number,
+                None => stored.desired,
+            };
+            let revision = stored.revision_mut(number)?;
+            revision.generation += 1;
+            if matches!(revision.outcome, RevisionOutcome::Failed(_)) {
+                revision.outcome = RevisionOutcome::Pending;
+            }
+            Some((stored.clone(), number))
+        });
+        let Some((service, revision)) = changed.await? else {
+            return Err(DeployError::NotFound { given: service.to_owned() });
+        };
+        self.begin(&entry, revision);
+        Ok(Deployed { service, revision, created: false, notes: Vec::new() })
+    }
+
+    /// A new revision that runs what an earlier one ran: `revision`, or the last one that was live before.
+    pub async fn rollback(
+        &self,
+        service: &str,
+        revision: Option<u32>,
+        caller: &str,
+    ) -> Result<Deployed, DeployError> {
+        let entry = self.shared.find(service)?;
+        let _submitting = self.shared.submitting.lock().await;
+        let current = entry.state().service.clone();
+        let earlier = match revision {
+            Some(number) => current.revision(number).ok_or_else(|| DeployError::NoRevision {
+                name: current.name.clone(),
+                revision: number,
+                kept: current.revisions.iter().map(|revision| revision.number).collect(),
+            })?,
+            None => {
+                before(&current).ok_or_else(|| DeployError::NothingBefore { name: current.name.clone() })?
+            }
+        };
+        let next = following(&current, earlier.spec.clone(), caller);
+        let notes = vec![format!("revision {} runs what revision {} ran", next.number, earlier.number)];
+        let changed = entry.change(&*self.shared.ports.store, |stored| {
+            push(stored, next);
+            (!stored.removing).then(|| stored.clone())
+        });
+        let Some(service) = changed.await? else {
+            return Err(DeployError::Removing { name: current.name });
+        };
+        self.begin(&entry, service.desired);
+        Ok(Deployed { revision: service.desired, service, created: false, notes })
+    }
+
+    /// Stops and forgets a service; answers when nothing of it is left, or with [`DeployError::Removing`] when that
+    /// takes longer than `limit`: it then goes on. Instances get their stop signal and `grace`; none at all kills them.
+    pub async fn remove(
+        &self,
+        service: &str,
+        grace: Duration,
+        limit: Duration,
+    ) -> Result<Service, DeployError> {
+        let entry = self.shared.find(service)?;
+        entry.state().remove_grace = grace;
+        let changed = entry.change(&*self.shared.ports.store, |stored| {
+            stored.removing = true;
+            Some(stored.clone())
+        });
+        let service = changed.await?;
+        entry.wake.notify_one();
+        let gone = tokio::time::timeout(limit, entry.gone.cancelled()).await;
+        match (service, gone) {
+            (Some(service), Ok(())) => Ok(service),
+            _ => Err(DeployError::Removing { name: entry.state().service.name.clone() }),
+        }
+    }
+
+    /// Takes a domain away from its service. What serves goes on without it: no new revision is made.
+    pub async fn remove_route(&self, domain: &Domain) -> Result<ServiceName, DeployError> {
+        let _submitting = self.shared.submitting.lock().await;
+        let holds = |entry: &Arc<Entry>| entry.state().service.domains().contains(domain);
+        let entry = self.shared.all().into_iter().find(holds);
+        let entry = entry.ok_or_else(|| DeployError::NoRoute(domain.clone()))?;
+        let changed = entry.change(&*self.shared.ports.store, |stored| {
+            let kept = [Some(stored.desired), stored.live];
+            for revision in
+                stored.revisions.iter_mut().filter(|revision| kept.contains(&Some(revision.number)))
+            {
+                revision.spec.domains.retain(|other| other != domain);
+            }
+            Some(stored.name.clone())
+        });
+        let name = changed.await?;
+        self.shared.publish_routes().await;
+        name.ok_or_else(|| DeployError::NoRoute(domain.clone()))
+    }
+
+    fn begin(&self, entry: &Entry, revision: u32) {
+        {
+            let mut state = entry.state();
+            state.begin_progress(revision);
+            // Whoever changes something wants to see it now.
+            state.backoff = super::backoff::Backoff::default();
+            state.start_failed = None;
+        }
+        entry.wake.notify_one();
+    }
+
+    /// Everything of a deploy but its storing. The last revision of the service is the new one, and it is the desired one.
+    async fn prepare(
+        &self,
+        request: &DeployRequest,
+        caller: &str,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<Prepared<'_>, DeployError> {
+        let shared = &self.shared;
+        if shared.stop.is_cancelled() {
+            return Err(DeployError::Ending);
+        }
+        let name = merge::name_of(request)?;
+        let image = shared.ports.images.resolve(&request.image, given).await;
+        let image = image.map_err(|fault| DeployError::Image(Box::new(fault)))?;
+        if let Some(entry) = shared.named(&name).filter(|entry| entry.state().service.removing) {
+            let gone = tokio::time::timeout(REMOVAL_LIMIT, entry.gone.cancelled()).await;
+            gone.map_err(|_| DeployError::Removing { name: name.clone() })?;
+        }
+        let submitting = shared.submitting.lock().await;
+        let entry = shared.named(&name);
+        let existing = entry.as_ref().map(|entry| entry.state().service.clone());
+        let Merged { spec, notes } = merge::merge(existing.as_ref(), request, &image)?;
+        shared.check_env(&name, &spec).await?;
+        shared.check_domains(&name, &spec)?;
+        let service = match existing {
+            Some(mut service) => {
+                let next = following(&service, spec, caller);
+                push(&mut service, next);
+                service
+            }
+            None => first(name, spec, caller),
+        };
+        Ok(Prepared { entry, service, notes, _submitting: submitting })
+    }
+}
+
+struct Prepared<'a> {
+    entry: Option<Arc<Entry>>,
+    service: Service,
+    notes: Vec<String>,
+    _submitting: tokio::sync::MutexGuard<'a, ()>,
+}
+
+impl Shared {
+    /// What an instance could not be started without is seen before anything changes.
+    async fn check_env(&self, name: &ServiceName, spec: &ServiceSpec) -> Result<(), DeployError> {
+        let identity = spec.identity.as_deref().unwrap_or(name.as_str());
+        for (variable, value) in &spec.env {
+            match value {
+                EnvValue::Plain(_) => {}
+                EnvValue::Token { scope } => {
+                    let minted = self.ports.tokens.mint(identity, scope);
+                    minted
+                        .map(drop)
+                        .map_err(|reason| DeployError::Scope { variable: variable.clone(), reason })?;
+                }
+                EnvValue::Secret { name } => {
+                    let (variable, secret) = (variable.clone(), name.clone());
+                    match self.ports.secrets.reveal(name).await {
+                        Ok(Some(_)) => {}
+                        Ok(None) => return Err(DeployError::UnknownSecret { variable, secret }),
+                        Err(reason) => return Err(DeployError::Secret { secret, reason }),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_domains(&self, name: &ServiceName, spec: &ServiceSpec) -> Result<(), DeployError> {
+        for entry in self.all() {
+            let state = entry.state();
+            if state.service.name == *name {
+                continue;
+            }
+            let taken = state.service.domains();
+            if let Some(domain) = spec.domains.iter().find(|domain| taken.contains(domain)) {
+                let (domain, holder) = (domain.clone(), state.service.name.clone());
+                return Err(DeployError::DomainTaken { domain, holder });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn first(name: ServiceName, spec: ServiceSpec, caller: &str) -> Service {
+    let (created_at, created_by) = (Timestamp::now(), caller.to_owned());
+    let revision = Revision {
+        number: 1,
+        created_at,
+        created_by: created_by.clone(),
+        outcome: RevisionOutcome::Pending,
+        generation: 0,
+        spec,
+    };
+    Service {
+        id: ServiceId::random(),
+        name,
+        repository: revision.spec.repository.clone(),
+        created_at,
+        created_by,
+        desired: 1,
+        live: None,
+        revisions: vec![revision],
+        removing: false,
+    }
+}
+
+fn following(service: &Service, spec: ServiceSpec, caller: &str) -> Revision {
+    let last = service.revisions.iter().map(|revision| revision.number).max().unwrap_or(0);
+    Revision {
+        number: last + 1,
+        spec,
+        created_at: Timestamp::now(),
+        created_by: caller.to_owned(),
+        outcome: RevisionOutcome::Pending,
+        generation: 0,
+    }
+}
+
+/// Makes a revision the desired one.
+fn push(service: &mut Service, revision: Revision) {
+    let (number, desired) = (revision.number, service.desired);
+    if let Some(earlier) = service.revision_mut(desired).filter(|r| r.outcome == RevisionOutcome::Pending) {
+        earlier.outcome = RevisionOutcome::Superseded { by: number };
+    }
+    service.revisions.push(revision);
+    service.desired = number;
+    service.trim();
+}
+
+/// The last revision that was live before the one that shall run.
+fn before(service: &Service) -> Option<&Revision> {
+    let was_live = |revision: &&Revision| matches!(revision.outcome, RevisionOutcome::Live { .. });
+    // While the desired one is not live, the one that serves is the one to go back to.
+    let current = service.revision(service.desired).filter(was_live).map(|_| service.desired);
+    service.revisions.iter().rev().filter(was_live).find(|revision| Some(revision.number) != current)
+}

@@ -1,0 +1,156 @@
+//! Services against scripted neighbours, and what tests of the parts have in common.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::model::Digest;
+use crate::model::deploy::{ProbeAnswer, ProbeResult};
+use crate::model::id::{InstanceId, ServiceId};
+use crate::model::service::{
+    HealthCheck, Port, PortKind, ResourceLimits, Revision, RevisionOutcome, Service, ServiceSpec, Strategy,
+};
+
+pub(crate) fn spec(port: u16) -> ServiceSpec {
+    ServiceSpec {
+        image: "room.meshagent.com/web:1".parse().unwrap(),
+        repository: "web".parse().unwrap(),
+        digest: Digest::from_sha256([7; 32]),
+        manifest: Digest::from_sha256([7; 32]),
+        env: std::collections::BTreeMap::new(),
+        mounts: Vec::new(),
+        ports: vec![Port { number: port, kind: PortKind::Http, published: true }],
+        command: None,
+        workdir: None,
+        identity: None,
+        limits: ResourceLimits::default(),
+        health: HealthCheck::default(),
+        strategy: Strategy::Rolling,
+        domains: Vec::new(),
+        public: false,
+        description: String::new(),
+        annotations: std::collections::BTreeMap::new(),
+    }
+}
+
+pub(crate) fn service(spec: ServiceSpec) -> Service {
+    Service {
+        id: ServiceId::random(),
+        name: "web".parse().unwrap(),
+        repository: spec.repository.clone(),
+        created_at: Timestamp::UNIX_EPOCH,
+        created_by: "ann".to_owned(),
+        desired: 1,
+        live: Some(1),
+        revisions: vec![Revision {
+            number: 1,
+            spec,
+            created_at: Timestamp::UNIX_EPOCH,
+            created_by: "ann".to_owned(),
+            outcome: RevisionOutcome::Live { at: Timestamp::UNIX_EPOCH },
+            generation: 0,
+        }],
+        removing: false,
+    }
+}
+
+pub(super) fn probe(answer: ProbeAnswer) -> ProbeResult {
+    ProbeResult {
+        at: Timestamp::UNIX_EPOCH,
+        instance: InstanceId::random(),
+        target: "http://10.0.0.2:8080/".to_owned(),
+        took: Duration::from_millis(3),
+        healthy: false,
+        answer,
+    }
+}
+
+mod crash;
+mod lifecycle;
+mod requests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::StreamExt as _;
+
+use super::fake::{App, World};
+use super::service::{Handle, Options, Service as Services};
+use crate::model::deploy::{DeployEvent, DeployEventKind, DeployRequest, Deployed};
+use crate::model::service::ServiceName;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn world() -> Arc<World> {
+    let world = World::new();
+    for (tag, app) in
+        [("1", App::Serves(200)), ("2", App::Serves(200)), ("3", App::Serves(200)), ("silent", App::Silent)]
+    {
+        world.app(tag, app);
+    }
+    world
+}
+
+async fn start(world: &Arc<World>) -> Services {
+    let directory = world.directory.as_ref().unwrap().path().to_owned();
+    let mut options = Options::new("den".to_owned(), "http://10.0.0.1:4327".to_owned(), directory);
+    options.stop_grace = Duration::from_millis(50);
+    options.drain_limit = Duration::from_millis(500);
+    Services::start(options, world.ports()).await.unwrap()
+}
+
+fn request(tag: &str) -> DeployRequest {
+    let mut request = DeployRequest::new(format!("web:{tag}").parse().unwrap());
+    request.domains = Some(vec!["web.test".parse().unwrap()]);
+    request
+}
+
+async fn deploy(handle: &Handle, request: DeployRequest) -> Deployed {
+    handle.deploy(request, "ann", &BTreeMap::new()).await.unwrap()
+}
+
+/// Follows a revision to its last event.
+async fn events(handle: &Handle, revision: u32) -> Vec<DeployEvent> {
+    let events = handle.watch("web", revision, 1).unwrap();
+    let events = tokio::time::timeout(LIMIT, events.collect::<Vec<_>>()).await.expect("it does not end");
+    assert!(events.iter().zip(1u64..).all(|(event, n)| event.sequence == n), "a gap in {events:?}");
+    events
+}
+
+async fn outcome(handle: &Handle, revision: u32) -> DeployEventKind {
+    events(handle, revision).await.pop().unwrap().kind
+}
+
+async fn live(handle: &Handle, tag: &str) -> Deployed {
+    let deployed = deploy(handle, request(tag)).await;
+    let outcome = outcome(handle, deployed.revision).await;
+    assert!(matches!(outcome, DeployEventKind::Live { .. }), "{outcome:?}");
+    deployed
+}
+
+/// Waits until something holds.
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let wait = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("not so: {what}"));
+}
+
+/// Exactly one instance of this revision runs and has the traffic, and nothing is left of any other.
+fn only_serves(world: &World, revision: u32) -> bool {
+    let running = world.running();
+    let state = world.state();
+    let [label] = running.as_slice() else { return false };
+    let name: ServiceName = "web".parse().unwrap();
+    let backend = state.routes.first().and_then(|route| route.backend);
+    label.revision == revision
+        && state.instances.len() == 1
+        && state.networks.iter().eq([&label.instance])
+        && state.mounts.iter().eq([&label.instance])
+        && state.names.get(&name).copied().map(|address| (address, 8080).into()) == backend
+        && state.history.last().is_some_and(|(routed, _)| *routed == revision)
+        && backend.is_some()
+        && state.services.values().all(|service| service.live == Some(revision))
+}

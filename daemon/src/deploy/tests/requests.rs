@@ -1,0 +1,161 @@
+use super::*;
+use crate::model::deploy::Action;
+use crate::model::service::EnvValue;
+
+#[tokio::test]
+async fn what_could_not_run_is_refused_before_anything_changes() {
+    let world = world();
+    let services = start(&world).await;
+    let handle = services.handle();
+    live(&handle, "1").await;
+    let before = world.state().services.clone();
+    let refused = async |change: &dyn Fn(&mut DeployRequest)| {
+        let mut request = request("1");
+        change(&mut request);
+        handle.deploy(request, "ann", &BTreeMap::new()).await.unwrap_err().code().to_owned()
+    };
+    let env = |value: EnvValue| {
+        move |request: &mut DeployRequest| {
+            request.env.insert("X".to_owned(), value.clone());
+        }
+    };
+    let other = |request: &mut DeployRequest| request.name = Some("other".parse().unwrap());
+    assert_eq!(refused(&|request| request.image = "web:none".parse().unwrap()).await, "image_not_found");
+    assert_eq!(refused(&env(EnvValue::Token { scope: "wrong".to_owned() })).await, "invalid_scope");
+    assert_eq!(refused(&env(EnvValue::Secret { name: "s".to_owned() })).await, "secret_not_found");
+    assert_eq!(refused(&other).await, "domain_taken");
+    assert_eq!(refused(&|request| request.image = "w/eb:1".parse().unwrap()).await.as_str(), "domain_taken");
+    let twin = |request: &mut DeployRequest| {
+        request.image = "we.b:1".parse().unwrap();
+        request.name = Some("web".parse().unwrap());
+    };
+    assert_eq!(refused(&twin).await, "name_taken");
+    assert_eq!(world.state().services, before);
+    assert_eq!(world.state().journal, ["start 1", "route 1"]);
+}
+
+#[tokio::test]
+async fn a_dry_run_tells_the_plan_and_changes_nothing() {
+    let world = world();
+    let services = start(&world).await;
+    let handle = services.handle();
+    let forecast = handle.dry_run(request("1"), "ann", &BTreeMap::new()).await.unwrap();
+    assert!(forecast.deployed.created && world.state().services.is_empty());
+    assert!(
+        forecast.deployed.notes.iter().any(|note| note.contains("8080")),
+        "{:?}",
+        forecast.deployed.notes
+    );
+    assert!(
+        matches!(forecast.actions.first(), Some(Action::Start { revision: 1, .. })),
+        "{:?}",
+        forecast.actions
+    );
+    live(&handle, "1").await;
+    let before = world.state().services.clone();
+    let forecast = handle.dry_run(request("2"), "ann", &BTreeMap::new()).await.unwrap();
+    assert!(
+        matches!(forecast.actions.last(), Some(Action::Retire { revision: 1, .. })),
+        "{:?}",
+        forecast.actions
+    );
+    assert_eq!(world.state().services, before);
+}
+
+#[tokio::test]
+async fn a_route_goes_without_a_new_revision() {
+    let world = world();
+    let services = start(&world).await;
+    let handle = services.handle();
+    live(&handle, "1").await;
+    assert_eq!(handle.routes().len(), 1);
+    handle.remove_route(&"web.test".parse().unwrap()).await.unwrap();
+    assert!(handle.routes().is_empty() && world.state().routes.is_empty());
+    assert_eq!(world.running().len(), 1);
+    let missing = handle.remove_route(&"web.test".parse().unwrap()).await.unwrap_err();
+    assert_eq!(missing.code(), "route_not_found");
+    // Another may have it now.
+    let mut other = request("2");
+    other.name = Some("other".parse().unwrap());
+    assert!(deploy(&handle, other).await.created);
+}
+
+#[tokio::test]
+async fn revisions_beyond_ten_are_forgotten_but_never_the_live_one() {
+    let world = world();
+    world.app("bad", App::NotFound);
+    let services = start(&world).await;
+    let handle = services.handle();
+    live(&handle, "1").await;
+    for _ in 0..12 {
+        let revision = deploy(&handle, request("bad")).await.revision;
+        assert!(matches!(outcome(&handle, revision).await, DeployEventKind::Failed(_)));
+    }
+    let service = handle.get("web").unwrap().service;
+    assert_eq!((service.revisions.len(), service.live, service.desired), (10, Some(1), 13));
+    assert!(only_serves(&world, 1));
+}
+
+#[tokio::test]
+async fn the_log_is_that_of_the_instance_that_serves_and_outlives_it() {
+    use crate::model::deploy::LogQuery;
+    let world = world();
+    let services = start(&world).await;
+    let handle = services.handle();
+    live(&handle, "1").await;
+    let instance = world.running().pop().unwrap().instance;
+    let lines = handle.logs("web", LogQuery::default()).await.unwrap();
+    let lines: Vec<String> = lines.map(|line| line.unwrap().text).collect().await;
+    assert_eq!(lines, ["begins".to_owned(), format!("I am {instance}")]);
+    // A failed first deploy leaves its log to be read.
+    world.app("exits", App::Exits(1));
+    let mut other = DeployRequest::new("web:exits".parse().unwrap());
+    other.name = Some("other".parse().unwrap());
+    deploy(&handle, other).await;
+    until("it failed and is gone", || {
+        let shown = handle.get("other").unwrap();
+        shown.status.as_str() == "failed" && shown.instances.is_empty()
+    })
+    .await;
+    let lines = handle.logs("other", LogQuery::default()).await.unwrap();
+    assert_eq!(lines.count().await, 2);
+    assert_eq!(handle.logs("nobody", LogQuery::default()).await.err().unwrap().code(), "service_not_found");
+}
+
+#[tokio::test]
+async fn whoever_watches_later_is_told_all_of_it_and_after_a_restart_the_end() {
+    let world = world();
+    let services = start(&world).await;
+    live(&services.handle(), "1").await;
+    let all = events(&services.handle(), 1).await;
+    assert_eq!(events(&services.handle(), 1).await, all);
+    let from = services.handle().watch("web", 1, 3).unwrap().next().await.unwrap();
+    assert_eq!(from, all[2]);
+    services.handle().drain(LIMIT).await;
+    let services = start(&world).await;
+    let told = events(&services.handle(), 1).await;
+    assert!(matches!(told.as_slice(), [DeployEvent { sequence: 1, kind: DeployEventKind::Live { .. }, .. }]));
+    assert_eq!(services.handle().watch("web", 9, 1).err().unwrap().code(), "revision_not_found");
+}
+
+#[tokio::test]
+async fn who_follows_a_log_sees_that_of_the_next_instance_too() {
+    use crate::model::deploy::LogQuery;
+    let world = world();
+    let services = start(&world).await;
+    let handle = services.handle();
+    live(&handle, "1").await;
+    let first = world.running().pop().unwrap().instance;
+    let query = LogQuery { follow: true, ..LogQuery::default() };
+    let mut lines = handle.logs("web", query).await.unwrap();
+    let mut next = async || {
+        let line = tokio::time::timeout(LIMIT, lines.next()).await.expect("no line comes");
+        line.unwrap().unwrap().text
+    };
+    assert_eq!((next().await, next().await), ("begins".to_owned(), format!("I am {first}")));
+    world.exits(&first, 1);
+    assert_eq!(next().await, "begins");
+    assert_ne!(next().await, format!("I am {first}"));
+    handle.remove("web", Duration::ZERO, LIMIT).await.unwrap();
+    assert!(tokio::time::timeout(LIMIT, lines.next()).await.expect("it does not end").is_none());
+}

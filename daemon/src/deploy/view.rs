@@ -1,0 +1,138 @@
+//! Services as they are shown.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::entry::{Entry, EntryState, Known};
+use super::plan::{Health, InstanceStage};
+use super::port::{Exec, ExecSpec};
+use super::service::{DeployError, Handle};
+use crate::model::deploy::{InstancePhase, InstanceView, RouteView, ServiceState, ServiceStatus};
+use crate::model::id::InstanceId;
+use crate::model::service::RevisionOutcome;
+
+impl Handle {
+    /// In order of name.
+    pub fn list(&self) -> Vec<ServiceState> {
+        let mut services: Vec<ServiceState> =
+            self.shared.all().iter().map(|entry| view(&entry.state())).collect();
+        services.sort_by(|a, b| a.service.name.cmp(&b.service.name));
+        services
+    }
+
+    /// One service, by its name or id.
+    pub fn get(&self, service: &str) -> Result<ServiceState, DeployError> {
+        Ok(view(&self.shared.find(service)?.state()))
+    }
+
+    /// Every domain of the room's services, in order.
+    pub fn routes(&self) -> Vec<RouteView> {
+        let of = |entry: &Arc<Entry>| {
+            let state = entry.state();
+            let routed = state.routed.as_ref().and_then(|id| state.instances.get(id));
+            let revision = routed.map(|known| known.label.revision);
+            let shown = revision.or(state.service.live).unwrap_or(state.service.desired);
+            let private = state.service.revision(shown).is_none_or(|revision| !revision.spec.public);
+            let domains = state.service.domains().into_iter().cloned();
+            domains
+                .map(|domain| RouteView {
+                    domain,
+                    service: entry.id.clone(),
+                    name: state.service.name.clone(),
+                    revision,
+                    private,
+                })
+                .collect::<Vec<_>>()
+        };
+        let mut routes: Vec<RouteView> = self.shared.all().iter().flat_map(of).collect();
+        routes.sort_by(|a, b| a.domain.cmp(&b.domain));
+        routes
+    }
+
+    /// Runs one more process in the instance that serves, or else in one that runs.
+    pub async fn exec(&self, service: &str, exec: ExecSpec) -> Result<Exec, DeployError> {
+        let entry = self.shared.find(service)?;
+        let instance = {
+            let state = entry.state();
+            serving(&state).ok_or_else(|| DeployError::NotRunning { name: state.service.name.clone() })?
+        };
+        Ok(self.shared.ports.runtime.exec(&instance, exec).await?)
+    }
+}
+
+/// The routed instance, or else the newest that runs.
+fn serving(state: &EntryState) -> Option<InstanceId> {
+    let running = state.instances.iter().filter(|(_, known)| known.health().is_some());
+    let rank = |(id, known): &(&InstanceId, &Known)| {
+        (state.routed.as_ref() == Some(*id), known.label.revision, known.label.generation)
+    };
+    running.max_by_key(rank).map(|(id, _)| id.clone())
+}
+
+pub(super) fn view(state: &EntryState) -> ServiceState {
+    let instances = state.instances.iter().map(|(id, known)| InstanceView {
+        id: id.clone(),
+        revision: known.label.revision,
+        address: known.address,
+        phase: phase(known.stage),
+        routed: state.routed.as_ref() == Some(id),
+        last_probe: known.probes.back().cloned(),
+    });
+    let status = status(state);
+    let fault = state.last_fault.as_ref().map(|fault| fault.message.clone());
+    let failed = state.service.revision(state.service.desired).and_then(|revision| match &revision.outcome {
+        RevisionOutcome::Failed(fault) => Some(format!("revision {}: {}", revision.number, fault.message)),
+        _ => None,
+    });
+    let probe = || {
+        let routed = state.instances.get(state.routed.as_ref()?)?;
+        routed.probes.back().map(ToString::to_string)
+    };
+    let reason = match status {
+        ServiceStatus::Failed | ServiceStatus::Live => failed,
+        ServiceStatus::Unhealthy => probe(),
+        ServiceStatus::CrashLoop | ServiceStatus::Starting | ServiceStatus::Updating => fault,
+        ServiceStatus::Removing => None,
+    };
+    let now = Timestamp::now();
+    ServiceState {
+        service: state.service.clone(),
+        status,
+        instances: instances.collect(),
+        restarts: state.backoff.failures,
+        last_exit: state.last_exit,
+        reason,
+        next_start: state.backoff.not_before.filter(|at| *at > now && status == ServiceStatus::CrashLoop),
+    }
+}
+
+const fn phase(stage: InstanceStage) -> InstancePhase {
+    match stage {
+        InstanceStage::Starting | InstanceStage::Running(Health::Unproven { .. }) => InstancePhase::Starting,
+        InstanceStage::Running(Health::Presumed | Health::Healthy { .. }) => InstancePhase::Healthy,
+        InstanceStage::Running(Health::Unhealthy) => InstancePhase::Unhealthy,
+        InstanceStage::Going => InstancePhase::Retiring,
+        InstanceStage::Ended { .. } | InstanceStage::Incomplete => InstancePhase::Ended,
+    }
+}
+
+fn status(state: &EntryState) -> ServiceStatus {
+    let service = &state.service;
+    if service.removing {
+        return ServiceStatus::Removing;
+    }
+    let Some(wanted) = service.wanted() else { return ServiceStatus::Failed };
+    let routed = state.routed.as_ref().and_then(|id| state.instances.get(id));
+    let health = routed.and_then(Known::health);
+    let is_wanted = routed.is_some_and(|known| {
+        (known.label.revision, known.label.generation) == (wanted.number, wanted.generation)
+    });
+    match health {
+        Some(Health::Unhealthy) => ServiceStatus::Unhealthy,
+        Some(_) if is_wanted => ServiceStatus::Live,
+        Some(_) => ServiceStatus::Updating,
+        None if state.backoff.failures > 0 => ServiceStatus::CrashLoop,
+        None => ServiceStatus::Starting,
+    }
+}

@@ -1,0 +1,110 @@
+use jiff::Timestamp;
+
+use super::*;
+use crate::deploy::port::StoreError as PortError;
+use crate::image::port::{Catalog as _, NewManifest, Removal};
+use crate::model::Digest;
+use crate::model::image::Descriptor;
+use crate::model::service::{Revision, RevisionOutcome, ServiceSpec};
+
+fn digest(byte: u8) -> Digest {
+    Digest::from_sha256([byte; 32])
+}
+
+fn store() -> Store {
+    Store::prepare(rusqlite::Connection::open_in_memory().unwrap()).unwrap()
+}
+
+fn revision(number: u32, domains: &[&str]) -> Revision {
+    let byte = u8::try_from(number).unwrap();
+    let spec = ServiceSpec {
+        digest: digest(byte),
+        manifest: digest(byte),
+        domains: domains.iter().map(|domain| domain.parse().unwrap()).collect(),
+        ..crate::deploy::tests::spec(80)
+    };
+    Revision {
+        number,
+        spec,
+        created_at: Timestamp::UNIX_EPOCH,
+        created_by: "ann".to_owned(),
+        outcome: RevisionOutcome::Pending,
+        generation: 0,
+    }
+}
+
+fn service(name: &str, revisions: Vec<Revision>) -> Service {
+    Service {
+        id: crate::model::id::ServiceId::random(),
+        name: name.parse().unwrap(),
+        repository: "web".parse().unwrap(),
+        created_at: Timestamp::UNIX_EPOCH,
+        created_by: "ann".to_owned(),
+        desired: revisions.last().map_or(0, |revision| revision.number),
+        live: None,
+        revisions,
+        removing: false,
+    }
+}
+
+#[tokio::test]
+async fn a_service_is_read_back_as_it_was_stored_and_forgotten_when_removed() {
+    let store = store();
+    let mut one = service("one", vec![revision(1, &["a.test"])]);
+    store.put(&one).await.unwrap();
+    assert_eq!(store.services().await.unwrap(), [one.clone()]);
+    one.live = Some(1);
+    one.revisions.push(revision(2, &[]));
+    store.put(&one).await.unwrap();
+    assert_eq!(store.services().await.unwrap(), [one.clone()]);
+    store.remove(&one).await.unwrap();
+    assert!(store.services().await.unwrap().is_empty());
+    store.put(&service("two", vec![revision(1, &["a.test"])])).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_domain_or_name_of_another_service_is_refused_and_nothing_is_stored() {
+    let store = store();
+    let mut one = service("one", vec![revision(1, &["a.test"])]);
+    store.put(&one).await.unwrap();
+    let two = service("two", vec![revision(1, &["b.test", "a.test"])]);
+    let refused = store.put(&two).await.unwrap_err();
+    assert!(
+        matches!(&refused, PortError::DomainTaken { domain, holder }
+            if domain.as_str() == "a.test" && holder.as_str() == "one"),
+        "{refused}"
+    );
+    let twin = store.put(&service("one", vec![revision(1, &[])])).await.unwrap_err();
+    assert!(matches!(twin, PortError::NameTaken(_)), "{twin}");
+    assert_eq!(store.services().await.unwrap(), [one.clone()]);
+    // The domain is the service's while a revision with it serves, whatever is asked for next.
+    one.live = Some(1);
+    one.revisions.push(revision(2, &[]));
+    one.desired = 2;
+    store.put(&one).await.unwrap();
+    assert!(store.put(&two).await.is_err());
+    one.live = Some(2);
+    store.put(&one).await.unwrap();
+    store.put(&two).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_image_of_a_kept_revision_is_neither_forgotten_nor_removed() {
+    let store = store();
+    let repository = "web".parse().unwrap();
+    let manifest = |byte| NewManifest {
+        manifest: Descriptor { media_type: "m".to_owned(), digest: digest(byte), size: 1 },
+        parts: Vec::new(),
+        subject: None,
+        artifact_type: None,
+    };
+    store.put_manifests(&repository, vec![manifest(1), manifest(2)], None).await.unwrap();
+    let one = service("one", vec![revision(1, &[])]);
+    store.put(&one).await.unwrap();
+    let later = Timestamp::now().checked_add(jiff::SignedDuration::from_hours(10)).unwrap();
+    assert_eq!(store.forget(later).await.unwrap().manifests, 1);
+    let removal = store.remove_manifest(&repository, &digest(1)).await.unwrap();
+    assert_eq!(removal, Removal::Deployed("one".to_owned()));
+    store.remove(&one).await.unwrap();
+    assert_eq!(store.remove_manifest(&repository, &digest(1)).await.unwrap(), Removal::Removed);
+}
