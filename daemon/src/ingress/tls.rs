@@ -119,7 +119,7 @@ impl Certificates {
                     loaded.key = Some(Arc::new(key));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a changed certificate is not usable; the one before stays")
+                    tracing::warn!(%error, "a changed certificate is not usable; the one before stays");
                 }
             }
         }
