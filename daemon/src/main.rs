@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use hearthd::config::{self, Config, Flags};
 use hearthd::daemon::Daemon;
-use hearthd::{shutdown, telemetry};
+use hearthd::{shutdown, task, telemetry};
 
 /// Exit code for a configuration that cannot be used, as for wrong usage.
 const USAGE: u8 = 2;
@@ -46,8 +46,11 @@ fn run(config: Config) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let stop = shutdown::on_signal()?;
+        let giving_back = task::spawn("give memory back", allocator::give_back());
         let daemon = Box::pin(Daemon::bind(config, metrics)).await?;
-        Box::pin(daemon.run(stop)).await
+        let ended = Box::pin(daemon.run(stop)).await;
+        giving_back.abort();
+        ended
     })
 }
 

@@ -183,6 +183,15 @@ fn failure(
     mine: &[&ActualInstance],
     now: Timestamp,
 ) -> Option<FailCause> {
+    // It serves already, and only its mark is missing: an instance of an earlier generation may have the traffic.
+    let has_traffic = |instance: &ActualInstance| {
+        instance.revision == want.revision
+            && instance.serves()
+            && actual.routed.as_ref() == Some(&instance.id)
+    };
+    if actual.instances.iter().any(has_traffic) {
+        return None;
+    }
     if actual.start_failed == Some((want.revision, want.generation)) {
         return Some(FailCause::NotStarted);
     }

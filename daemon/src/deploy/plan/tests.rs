@@ -301,8 +301,8 @@ impl World {
                 let found =
                     self.actual.instances.iter().find(|instance| Some(&instance.id) == routed.as_ref());
                 assert!(
-                    found.is_none_or(|found| found.revision != *revision || found.health().is_none()),
-                    "a revision that has the traffic fails"
+                    found.is_none_or(|found| found.revision != *revision || !found.serves()),
+                    "a revision that serves fails"
                 );
                 let revision = &mut self.revisions[*revision as usize - 1];
                 assert_eq!(revision.outcome, Outcome::Pending);
