@@ -148,7 +148,7 @@ impl Containerd {
         };
         let stopped = stop.clone();
         crate::task::spawn("containerd-events", async move {
-            stopped.run_until_cancelled(events.run()).await;
+            stopped.run_until_cancelled(Box::pin(events.run())).await;
         });
         Self { inner, status, changes, _watch: Arc::new(stop.drop_guard()) }
     }
@@ -170,7 +170,7 @@ impl Runtime for Containerd {
     }
 
     async fn start(&self, spec: InstanceSpec) -> Result<(), RuntimeError> {
-        self.inner.start(&spec).await
+        Box::pin(self.inner.start(&spec)).await
     }
 
     async fn stop(&self, instance: &InstanceId, grace: Duration) -> Result<(), RuntimeError> {

@@ -270,8 +270,7 @@ impl Running {
             answer = &mut wait => answer,
             () = outputs.closed() => {
                 self.kill(SIGKILL).await;
-                let killed = async { wait.await };
-                let answer = call(limit::PROCESS, killed).await?;
+                let answer = call(limit::PROCESS, wait).await?;
                 return Ok(exited(&answer));
             }
         };

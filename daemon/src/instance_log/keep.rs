@@ -102,7 +102,7 @@ fn listen(stdout: File, stderr: File, queue: &Queue) -> io::Result<()> {
         }
         let mut ended = ended.into_iter();
         streams.retain(|_| !ended.next().unwrap_or(false));
-        queue.put(records);
+        queue.put(&records);
     }
     Ok(())
 }
@@ -141,7 +141,7 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, records: Vec<u8>) {
+    fn put(&self, records: &[u8]) {
         if records.is_empty() {
             return;
         }
@@ -152,7 +152,7 @@ impl Queue {
         if waiting.dropped > 0 || waiting.records.len() + records.len() > QUEUED {
             waiting.dropped += records.len() as u64;
         } else {
-            waiting.records.extend_from_slice(&records);
+            waiting.records.extend_from_slice(records);
         }
         drop(waiting);
         self.changed.notify_all();
@@ -368,7 +368,7 @@ mod tests {
         let queue = Queue::default();
         let record = vec![b'x'; 1 << 20];
         let begun = std::time::Instant::now();
-        (0..6).for_each(|_| queue.put(record.clone()));
+        (0..6).for_each(|_| queue.put(&record));
         assert!(begun.elapsed() < PATIENCE * 4);
         let (records, dropped) = queue.take().unwrap();
         assert_eq!((records.len(), dropped), (4 << 20, 2 << 20));
