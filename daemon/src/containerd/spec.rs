@@ -32,6 +32,8 @@ pub struct Machine {
     pub seccomp: bool,
     /// Whether swap is counted: then an instance with a memory limit gets none.
     pub swap_accounting: bool,
+    /// Files that a process may have open at most; raising that needs a capability.
+    pub open_files: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,6 +52,7 @@ pub fn build(
     machine: Machine,
     cgroup: &str,
 ) -> Result<Spec, SpecFault> {
+    let files = machine.open_files.min(MOST_FILES);
     let process = Process {
         terminal: false,
         user: User { uid: user.uid, gid: user.gid, additional_gids: user.groups.clone() },
@@ -57,7 +60,7 @@ pub fn build(
         env: environment(spec, image, user),
         cwd: workdir(spec, image)?,
         capabilities: Some(Capabilities::same(&confinement::CAPABILITIES)),
-        rlimits: vec![Rlimit { kind: "RLIMIT_NOFILE".to_owned(), hard: MOST_FILES, soft: MOST_FILES }],
+        rlimits: vec![Rlimit { kind: "RLIMIT_NOFILE".to_owned(), hard: files, soft: files }],
         no_new_privileges: true,
     };
     Ok(Spec {

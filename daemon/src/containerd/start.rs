@@ -166,9 +166,11 @@ async fn user(stored: &Stored, mounts: &[Mount]) -> Result<Resolved, RuntimeErro
 }
 
 fn machine() -> Machine {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
     Machine {
         seccomp: Path::new("/proc/sys/kernel/seccomp").is_dir(),
         swap_accounting: cgroup::swap_accounting(),
+        open_files: files.unwrap_or(u64::MAX),
     }
 }
 

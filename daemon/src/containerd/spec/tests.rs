@@ -8,7 +8,7 @@ use crate::model::id::{InstanceId, ServiceId};
 use crate::model::secret::Secret;
 use crate::model::service::{InstanceLabel, ResourceLimits};
 
-const MACHINE: Machine = Machine { seccomp: true, swap_accounting: true };
+const MACHINE: Machine = Machine { seccomp: true, swap_accounting: true, open_files: 1 << 20 };
 
 fn instance() -> InstanceSpec {
     InstanceSpec {
@@ -121,7 +121,7 @@ fn a_mount_of_the_services_own_takes_the_place_of_the_hosts_file() {
 fn swap_is_limited_only_where_it_is_counted_and_seccomp_only_where_there_is_one() {
     let mut spec = instance();
     spec.limits.memory_bytes = Some(1 << 20);
-    let machine = Machine { seccomp: false, swap_accounting: false };
+    let machine = Machine { seccomp: false, swap_accounting: false, open_files: 1 << 20 };
     let linux = build(&spec, &image(), &Resolved::default(), machine, "/x").unwrap().linux;
     assert_eq!(linux.resources.memory, Some(Memory { limit: 1 << 20, swap: None }));
     assert_eq!(linux.seccomp, None);
