@@ -46,7 +46,7 @@ impl Events {
     }
 
     async fn follow(&self) -> Result<(), tonic::Status> {
-        let filters = vec![format!("namespace=={},topic~=^/tasks/", self.inner.namespace)];
+        let filters = vec![format!(r#"namespace=="{}",topic~="^/tasks/""#, self.inner.namespace)];
         let mut client = self.inner.connection.events();
         let settled = async {
             tokio::time::sleep(SETTLE).await;

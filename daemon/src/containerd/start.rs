@@ -13,10 +13,13 @@ use containerd_client::services::v1 as services;
 use containerd_client::types::Mount;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use prost::Message as _;
-use services::{Container, CreateContainerRequest, CreateTaskRequest, StartRequest, UpdateContainerRequest};
+use services::{
+    Container, CreateContainerRequest, CreateTaskRequest, GetContainerRequest, StartRequest,
+    UpdateContainerRequest,
+};
 
 use super::channel::{call, limit};
-use super::failure::Fault;
+use super::failure::{Fault, unless_missing};
 use super::images::{self, Stored};
 use super::spec::types::SPEC_URL;
 use super::spec::user::{Resolved, UserSpec};
@@ -39,6 +42,12 @@ struct RuncOptions {
 
 impl Inner {
     pub(super) async fn start(&self, spec: &InstanceSpec) -> Result<(), RuntimeError> {
+        // Or the failure below would take away what is not this start's.
+        let request = GetContainerRequest { id: spec.label.instance.to_string() };
+        let found = call(limit::RECORD, self.connection.containers().get(request)).await;
+        if unless_missing(found).map_err(Fault::plain)?.is_some() {
+            return Err(RuntimeError::Other(format!("instance {} is there already", spec.label.instance)));
+        }
         let started = self.start_parts(spec).await;
         if started.is_err()
             && let Err(error) = self.remove(&spec.label.instance).await
