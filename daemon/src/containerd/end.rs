@@ -1,6 +1,7 @@
 //! Ending an instance, and taking away all that there is of it.
 
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use containerd_client::services::v1 as services;
 use containerd_client::types::v1::Status;
@@ -19,6 +20,9 @@ const SIGKILL: u32 = 9;
 const SIGTERM: u32 = 15;
 /// For a killed process to be gone; one in an uninterruptible wait takes longer.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// For containerd to finish what it does with a task at that moment.
+const UNDERWAY: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(20);
 /// What a kill says of a process that has ended in between.
 const ENDED: [&str; 3] = ["process already finished", "no such process", "container not running"];
 
@@ -62,7 +66,7 @@ impl Inner {
     async fn kill(&self, instance: &InstanceId, signal: u32, all: bool) -> Result<(), Fault> {
         let request = KillRequest { container_id: instance.to_string(), exec_id: String::new(), signal, all };
         match call(limit::PROCESS, self.connection.tasks().kill(request)).await {
-            Ok(()) | Err(Fault::NotFound(_)) => Ok(()),
+            Ok(()) | Err(Fault::NotFound(_) | Fault::ShimGone(_)) => Ok(()),
             Err(fault) if ENDED.iter().any(|text| fault.to_string().contains(text)) => Ok(()),
             Err(fault) => Err(fault),
         }
@@ -77,7 +81,7 @@ impl Inner {
                 // containerd was restarted, or its shim was killed.
                 Err(fault) => {
                     tracing::debug!(%fault, instance.id = %instance, "waiting again");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    tokio::time::sleep(POLL).await;
                 }
             }
         }
@@ -88,8 +92,18 @@ impl Inner {
     }
 
     async fn remove_parts(&self, instance: &InstanceId) -> Result<(), Fault> {
-        self.remove_task(instance).await?;
-        self.remove_leftovers(instance).await?;
+        let task = self.tasks.as_ref().map(|tasks| tasks.join(&self.namespace).join(instance.as_str()));
+        let begun = Instant::now();
+        loop {
+            self.remove_task(instance).await?;
+            // A directory without a task: one that containerd is making, or takes away after its shim was killed.
+            // Its container must stay until then: without that, nobody can remove the task.
+            if !task.as_ref().is_some_and(|task| task.exists()) || begun.elapsed() > UNDERWAY {
+                break;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        self.remove_leftovers(instance, task).await?;
         let request = DeleteContainerRequest { id: instance.to_string() };
         unless_missing(call(limit::RECORD, self.connection.containers().delete(request)).await)?;
         let snapshotter = self.snapshotter().await?;
@@ -101,20 +115,23 @@ impl Inner {
             let request = DeleteTaskRequest { container_id: instance.to_string() };
             unless_missing(call(limit::PROCESS, self.connection.tasks().delete(request)).await).map(|_| ())
         };
-        match delete().await {
-            Ok(()) => Ok(()),
-            Err(Fault::Precondition(_)) => {
-                self.kill_and_wait(instance).await?;
-                delete().await
+        let begun = Instant::now();
+        loop {
+            match delete().await {
+                Ok(()) => return Ok(()),
+                Err(Fault::Precondition(_)) if begun.elapsed() < UNDERWAY => {
+                    self.kill_and_wait(instance).await?;
+                }
+                Err(Fault::ShimGone(_)) if begun.elapsed() < UNDERWAY => tokio::time::sleep(POLL).await,
+                Err(fault) => return Err(fault),
             }
-            Err(fault) => Err(fault),
         }
     }
 
     /// What a shim that was killed could not take away itself.
-    async fn remove_leftovers(&self, instance: &InstanceId) -> Result<(), Fault> {
+    async fn remove_leftovers(&self, instance: &InstanceId, task: Option<PathBuf>) -> Result<(), Fault> {
         let places = leftover::Places {
-            task: self.tasks.as_ref().map(|tasks| tasks.join(&self.namespace).join(instance.as_str())),
+            task,
             runc: self.runc.clone().map(|runc| (runc.program, runc.root.join(&self.namespace))),
             cgroup: cgroup::path(&self.namespace, instance.as_str()),
             instance: instance.to_string(),

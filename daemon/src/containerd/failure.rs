@@ -16,11 +16,17 @@ pub(super) enum Fault {
     /// Such as a task that still runs.
     #[error("{0}")]
     Precondition(String),
+    /// The shim was killed, and containerd has not taken its task away yet.
+    #[error("{0}")]
+    ShimGone(String),
     #[error("no space left on device")]
     Full,
     #[error("{0}")]
     Other(String),
 }
+
+/// What shims say, without a code, of a task that is not in a state for what was asked.
+const WRONG_STATE: [&str; 2] = ["cannot delete a ", "cannot exec in a "];
 
 impl From<tonic::Status> for Fault {
     fn from(status: tonic::Status) -> Self {
@@ -28,6 +34,8 @@ impl From<tonic::Status> for Fault {
         let transport = std::error::Error::source(&status).is_some();
         match status.code() {
             _ if text.contains("no space left on device") => Self::Full,
+            _ if text.contains("ttrpc: closed") => Self::ShimGone(text),
+            _ if WRONG_STATE.iter().any(|words| text.contains(words)) => Self::Precondition(text),
             _ if transport => Self::Away(text),
             tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => {
                 Self::Away(text)
@@ -56,7 +64,7 @@ impl Fault {
     /// Where it is no answer about an instance.
     pub fn plain(self) -> RuntimeError {
         match self {
-            Self::Away(text) => RuntimeError::Unavailable(text),
+            Self::Away(text) | Self::ShimGone(text) => RuntimeError::Unavailable(text),
             Self::Full => RuntimeError::DiskFull,
             Self::NotFound(text) | Self::Exists(text) | Self::Precondition(text) | Self::Other(text) => {
                 RuntimeError::Other(text)
@@ -91,14 +99,16 @@ pub(super) fn unless_missing<T>(result: Result<T, Fault>) -> Result<Option<T>, F
 }
 
 /// Text of runc's, code, and what it means; the first that is found counts.
-const KNOWN: [(&str, &str, &str); 11] = [
+const KNOWN: [(&str, &str, &str); 12] = [
     ("executable file not found in $PATH", "command_not_found", "the image has no such program in its PATH"),
     ("is a directory", "not_executable", "the program is a directory"),
     ("exec format error", "exec_format", "the program is for another kind of machine, or is no program"),
     ("chdir to cwd", "workdir_invalid", "the working directory cannot be entered"),
-    ("mkdir /", "mount_failed", "a mount cannot be made"),
     ("error mounting", "mount_failed", "a mount cannot be made"),
     ("unable to start unit", "cgroup", "a control group cannot be made"),
+    ("cgroup configuration", "cgroup", "a control group cannot be made"),
+    // Whatever else is made in an instance has been named above.
+    ("mkdir /", "workdir_invalid", "the working directory cannot be made"),
     ("memory.limit_in_bytes", "memory_limit", "the memory limit is too small to start in"),
     ("container init was OOM-killed", "memory_limit", "the memory limit is too small to start in"),
     ("permission denied", "not_executable", "the program is not executable"),
@@ -151,6 +161,8 @@ mod tests {
             ("exec: \"/etc\": is a directory: unknown", "not_executable"),
             ("exec /x: exec format error: unknown", "exec_format"),
             ("chdir to cwd (\"/x\") set in config.json failed: not a directory: unknown", "workdir_invalid"),
+            ("error during container init: mkdir /bin/busybox: not a directory: unknown", "workdir_invalid"),
+            ("unable to apply cgroup configuration: mkdir /sys/fs/cgroup/x: device busy: unknown", "cgroup"),
             (
                 "error during container init: error mounting \"/a\" to rootfs at \"/b\": no such file or directory",
                 "mount_failed",
@@ -163,6 +175,16 @@ mod tests {
             assert_eq!(found, code, "{said}");
             assert!(!message.contains("shim task") && !message.contains(": unknown"), "{message}");
         }
+    }
+
+    #[test]
+    fn a_task_in_another_state_is_told_from_its_text() {
+        let fault = |text: &str| Fault::from(tonic::Status::unknown(text));
+        let running = fault("failed to delete task: cannot delete a running process: unknown");
+        assert!(matches!(running, Fault::Precondition(_)));
+        let stopped = fault("cannot exec in a stopped state: unknown");
+        assert!(matches!(stopped, Fault::Precondition(_)));
+        assert!(matches!(fault("failed to delete task: ttrpc: closed"), Fault::ShimGone(_)));
     }
 
     #[test]

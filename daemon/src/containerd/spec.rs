@@ -55,7 +55,7 @@ pub fn build(
     let files = machine.open_files.min(MOST_FILES);
     let process = Process {
         terminal: false,
-        user: User { uid: user.uid, gid: user.gid, additional_gids: user.groups.clone() },
+        user: User { uid: user.uid, gid: user.gid, additional_gids: groups(user) },
         args: command(spec, image)?,
         env: environment(spec, image, user),
         cwd: workdir(spec, image)?,
@@ -71,6 +71,12 @@ pub fn build(
         mounts: mounts(spec),
         linux: linux(spec, machine, cgroup),
     })
+}
+
+/// With the first group among the further ones, or a process could give it up and escape what is refused to it.
+fn groups(user: &Resolved) -> Vec<u32> {
+    let further = user.groups.iter().copied().filter(|group| *group != user.gid);
+    [user.gid].into_iter().chain(further).collect()
 }
 
 fn command(spec: &InstanceSpec, image: &RunConfig) -> Result<Vec<String>, SpecFault> {

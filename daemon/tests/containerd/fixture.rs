@@ -245,6 +245,15 @@ impl Fixture {
         names(&self.dir.path().join("containerd/root/io.containerd.snapshotter.v1.overlayfs/snapshots")).len()
     }
 
+    /// containerd takes their files away a moment after their names.
+    pub async fn no_snapshots(&self) {
+        let begun = Instant::now();
+        while self.snapshots() > 0 && begun.elapsed() < Duration::from_secs(10) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(self.snapshots(), 0);
+    }
+
     pub fn containerd_pid(&self) -> u32 {
         let dir = self.dir.path().join("containerd/containerd.toml").display().to_string();
         let found = numbers().find(|pid| {

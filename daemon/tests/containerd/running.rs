@@ -67,7 +67,7 @@ async fn an_instance_sees_what_its_image_and_its_service_say() {
         // A user that is not root has none of the capabilities that root would have here.
         has("CapEff:\t0000000000000000");
         assert_eq!(lines.iter().filter(|line| *line == "lo").count(), 1, "an own network");
-        has("/sys/x: Permission denied");
+        has("/sys/x: Read-only file system");
         has("67108864");
         assert_eq!(lines.last().unwrap(), "end", "a last line needs no newline");
         assert_eq!(fs::read_to_string(storage.join("new")).unwrap(), "back\n");
