@@ -101,6 +101,7 @@ pub struct Containerd {
 struct Inner {
     connection: Connection,
     blobs: Arc<dyn Blobs>,
+    socket: PathBuf,
     namespace: String,
     runc: Option<Runc>,
     tasks: Option<PathBuf>,
@@ -119,6 +120,7 @@ impl Containerd {
         let inner = Arc::new(Inner {
             connection,
             blobs,
+            socket: options.socket.clone(),
             namespace: options.namespace,
             runc: options.runc,
             tasks: options.tasks,

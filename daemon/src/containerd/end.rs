@@ -59,7 +59,8 @@ impl Inner {
         let request = GetRequest { container_id: instance.to_string(), exec_id: String::new() };
         let found = unless_missing(call(limit::RECORD, self.connection.tasks().get(request)).await)?;
         let process = found.and_then(|found| found.process);
-        Ok(process.is_some_and(|process| !matches!(process.status(), Status::Stopped | Status::Unknown)))
+        // One of an unknown status has a shim that does not answer.
+        Ok(process.is_some_and(|process| process.status() != Status::Stopped))
     }
 
     /// Nothing to do for a process that has ended.
@@ -130,8 +131,10 @@ impl Inner {
 
     /// What a shim that was killed could not take away itself.
     async fn remove_leftovers(&self, instance: &InstanceId, task: Option<PathBuf>) -> Result<(), Fault> {
+        let ours = task.is_some();
         let places = leftover::Places {
             task,
+            socket: ours.then(|| leftover::shim_socket(&self.socket, &self.namespace, instance.as_str())),
             runc: self.runc.clone().map(|runc| (runc.program, runc.root.join(&self.namespace))),
             cgroup: cgroup::path(&self.namespace, instance.as_str()),
             instance: instance.to_string(),

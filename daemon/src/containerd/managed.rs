@@ -67,7 +67,7 @@ impl Options {
         }
     }
 
-    /// The child to supervise, and how to connect to it once that runs.
+    /// The child to supervise, and how to connect to it once that runs. To be called within the async runtime.
     pub fn plan(self) -> Result<(supervise::Child, Connect), SocketTooLong> {
         let dir = std::path::absolute(&self.dir).unwrap_or(self.dir);
         let socket = dir.join("containerd.sock");
@@ -181,8 +181,8 @@ fn find(program: &Path) -> Option<PathBuf> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_state_directory_that_is_too_deep_for_a_socket_is_refused_at_once() {
+    #[tokio::test]
+    async fn a_state_directory_that_is_too_deep_for_a_socket_is_refused_at_once() {
         let options = |dir: &str| Options::new(dir.into(), "hearth-x".to_owned(), "/bin/true".into());
         assert!(options("/var/lib/hearth/containerd").plan().is_ok());
         let error = options(&format!("/{}", "x".repeat(100))).plan().map(|_| ()).unwrap_err();

@@ -6,6 +6,7 @@
 //! | yes | - | none | incomplete |
 //! | yes | created | any | incomplete |
 //! | yes | running, paused | any | running |
+//! | yes | unknown | no exit | running: its shim does not answer in time, so that its pid is not known either (0) |
 //! | yes | stopped | any | ended, as the task says |
 //! | yes | - | exit | ended, as it was written down |
 //! | yes | - | started | ended, and nobody saw how: containerd 2.x forgets, a reboot does too |
@@ -93,7 +94,12 @@ fn state(
         Some((Status::Running | Status::Paused | Status::Pausing, task)) => {
             InstanceState::Running { pid: task.pid }
         }
-        Some((Status::Unknown, _)) | None => match written {
+        // A killed shim's task is not listed any more.
+        Some((Status::Unknown, task)) => match written {
+            Some(exit) => InstanceState::Ended(exit),
+            None => InstanceState::Running { pid: task.pid },
+        },
+        None => match written {
             Some(exit) => InstanceState::Ended(exit),
             None if container.labels.contains_key(labels::STARTED) => {
                 let at = labels::time(container.updated_at.as_ref());
@@ -147,6 +153,7 @@ mod tests {
         assert_eq!(code(of(ended, Some(task(Status::Stopped)))), (Some(3), false));
         assert_eq!(code(of(ended, None)), (Some(3), false));
         assert_eq!(code(of(started, None)), (None, false));
-        assert_eq!(code(of(started, Some(task(Status::Unknown)))), (None, false));
+        assert_eq!(of(started, Some(task(Status::Unknown))), InstanceState::Running { pid: 7 });
+        assert_eq!(code(of(ended, Some(task(Status::Unknown)))), (Some(3), false));
     }
 }

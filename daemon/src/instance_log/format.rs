@@ -156,11 +156,23 @@ mod tests {
         }
     }
 
+    /// Lines of all lengths, many of them close to the longest: each byte by itself takes minutes to make up.
+    fn run() -> impl Strategy<Value = Vec<u8>> {
+        let any_of =
+            |lengths| (any::<u8>(), lengths).prop_map(|(byte, count): (u8, usize)| vec![byte; count]);
+        prop_oneof![
+            Just(vec![b'\n']),
+            proptest::collection::vec(any::<u8>(), 0..40),
+            any_of(0..LONGEST / 2),
+            any_of(LONGEST - 2..LONGEST + 3),
+        ]
+    }
+
     proptest! {
         #[test]
         fn no_byte_of_a_stream_is_lost_however_it_arrives(
             pieces in proptest::collection::vec(
-                proptest::collection::vec(prop_oneof![Just(b'\n'), any::<u8>()], 0..40_000), 0..6)
+                proptest::collection::vec(run(), 0..8).prop_map(|runs| runs.concat()), 0..6)
         ) {
             let mut out = Vec::new();
             let mut cutter = Cutter::new(Source::Stdout);

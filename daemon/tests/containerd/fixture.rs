@@ -20,6 +20,7 @@ use hearthd::model::service::{Exit, InstanceLabel, ResourceLimits};
 use hearthd::registry::blobs::BlobStore;
 use hearthd::supervise;
 use rustix::mount::UnmountFlags;
+use sha2::Digest as _;
 use tokio::time::timeout;
 
 pub const LIMIT: Duration = Duration::from_secs(60);
@@ -221,11 +222,22 @@ impl Fixture {
             let groups = names(&hierarchy).into_iter().filter(|name| name.starts_with(&self.namespace));
             found.extend(groups.map(|name| hierarchy.join(name).display().to_string()));
         }
+        found.extend(self.shim_sockets());
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
         let points = points.filter(|point| point.starts_with(dir) && *point != self.network());
         found.extend(points.map(|point| point.display().to_string()));
         found
+    }
+
+    /// Sockets of shims of any instance that there was: their names are hashes.
+    fn shim_sockets(&self) -> Vec<String> {
+        let parent = self.dir.path().join("containerd/containerd.sock").join(&self.namespace);
+        let sockets = names(&self.dir.path().join("logs")).into_iter().map(|instance| {
+            let name = sha2::Sha256::digest(parent.join(instance).as_os_str().as_encoded_bytes());
+            Path::new("/run/containerd/s").join(hex::encode(name))
+        });
+        sockets.filter(|path| path.exists()).map(|path| path.display().to_string()).collect()
     }
 
     /// The same once what ends by itself has ended.

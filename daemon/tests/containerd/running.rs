@@ -54,7 +54,7 @@ async fn an_instance_sees_what_its_image_and_its_service_say() {
         println!("{lines:#?}");
         assert_eq!((exit.code, exit.out_of_memory), (Some(5), false));
         let has = |text: &str| assert!(lines.iter().any(|line| line.contains(text)), "{text}");
-        has("uid=101(web) gid=102(web) groups=102(web),20(log)");
+        has("uid=101(web) gid=102(web) groups=20(log),102(web)");
         assert_eq!(lines.iter().filter(|line| *line == "/srv/app").count(), 1);
         has("hot 1 web /srv");
         has("10.9.8.7 other");

@@ -63,6 +63,17 @@ mod tests {
 
     #[test]
     fn everything_lies_below_its_directory() {
-        insta::assert_snapshot!(text(Path::new("/s/containerd")).unwrap(), @r#""#);
+        insta::assert_snapshot!(text(Path::new("/s/containerd")).unwrap(), @r#"
+        version = 2
+        root = "/s/containerd/root"
+        state = "/s/containerd/state"
+        disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images", "io.containerd.internal.v1.opt", "io.containerd.internal.v1.restart", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.nri.v1.nri"]
+
+        [grpc]
+        address = "/s/containerd/containerd.sock"
+
+        [debug]
+        level = "warn"
+        "#);
     }
 }
