@@ -7,8 +7,9 @@ use hearth_pack::image::ConfigFlags;
 use hearthd::containerd::of_state_dir;
 use hearthd::deploy::port::{InstanceState, Runtime as _};
 use hearthd::registry::blobs::BlobStore;
+use rustix::process::Signal;
 
-use crate::fixture::{Fixture, LIMIT, alive, kill, lines, managed_in, processes};
+use crate::fixture::{Fixture, LIMIT, alive, kill, lines, managed_in, processes, signal};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn instances_live_on_when_containerd_is_killed_and_are_taken_back() {
@@ -66,6 +67,25 @@ async fn an_instance_whose_shim_is_killed_is_reported_as_ended_and_can_be_remove
         assert!(!alive(pid));
         assert_eq!(fixture.settled().await, Vec::<String>::new());
         assert_eq!(fixture.runtime.list().await.unwrap(), []);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_whose_shim_does_not_answer_is_not_taken_for_ended() {
+    Fixture::run(async |fixture| {
+        let image = fixture.image(ConfigFlags::default(), &[]);
+        let spec = fixture.spec(&image, &["/bin/sleep", "1000"]);
+        let id = spec.label.instance.clone();
+        fixture.runtime.start(spec).await.unwrap();
+        let pid = fixture.pid(&id).await;
+        let shims = processes(fixture.dir.path(), &["containerd-shim"]);
+        let shim = shims[0].split(' ').next().unwrap().parse().unwrap();
+        signal(shim, Signal::STOP);
+        let state = fixture.observed(&id).await.map(|observed| observed.state);
+        signal(shim, Signal::CONT);
+        assert_eq!(state, Some(InstanceState::Running { pid: 0 }), "containerd does not know its pid then");
+        assert_eq!(fixture.pid(&id).await, pid);
     })
     .await;
 }
