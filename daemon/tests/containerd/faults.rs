@@ -81,7 +81,10 @@ async fn an_instance_whose_shim_does_not_answer_is_not_taken_for_ended() {
         let pid = fixture.pid(&id).await;
         let shims = processes(fixture.dir.path(), &["containerd-shim"]);
         let shim = shims[0].split(' ').next().unwrap().parse().unwrap();
+        assert_eq!(shims.len(), 1, "{shims:?}");
         signal(shim, Signal::STOP);
+        // Until all of its threads stand still.
+        tokio::time::sleep(Duration::from_millis(200)).await;
         let state = fixture.observed(&id).await.map(|observed| observed.state);
         signal(shim, Signal::CONT);
         assert_eq!(state, Some(InstanceState::Running { pid: 0 }), "containerd does not know its pid then");
