@@ -8,12 +8,15 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use hearthd::config::{self, Config, Flags};
 use hearthd::daemon::Daemon;
-use hearthd::{shutdown, task, telemetry};
+use hearthd::{instance_log, shutdown, task, telemetry};
 
 /// Exit code for a configuration that cannot be used, as for wrong usage.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    if let Some(code) = instance_log::run_keeper() {
+        return code;
+    }
     allocator::set_up();
     let flags = Flags::parse();
     let config = match config::load(&flags) {

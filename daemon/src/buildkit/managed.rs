@@ -91,6 +91,7 @@ impl Options {
             log: dir.join("buildkitd.log"),
             root: dir.clone(),
             contained: true,
+            outlived: false,
             limits: self.limits,
             kind: Arc::new(kind),
         };

@@ -40,12 +40,13 @@ impl Mark {
     }
 }
 
-/// Kills every process that carries the mark, and waits until they are gone. Gives how many.
-pub fn end_processes(mark: &Mark) -> io::Result<usize> {
+/// Kills every process that carries the mark, and waits until they are gone; with `only`, those that run this
+/// program. Gives how many.
+pub fn end_processes(mark: &Mark, only: Option<&Path>) -> io::Result<usize> {
     let deadline = Instant::now() + KILL_LIMIT;
     let mut ended = 0;
     loop {
-        let alive = kill_marked(mark)?;
+        let alive = kill_marked(mark, only)?;
         if alive == 0 {
             return Ok(ended);
         }
@@ -57,7 +58,15 @@ pub fn end_processes(mark: &Mark) -> io::Result<usize> {
     }
 }
 
-fn kill_marked(mark: &Mark) -> io::Result<usize> {
+/// By the file's name: the program may have been replaced by a newer one since.
+fn runs(pid: Pid, program: &Path) -> bool {
+    let Ok(exe) = fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero())) else { return false };
+    let name = exe.file_name().unwrap_or_default().as_bytes();
+    let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
+    program.file_name().is_some_and(|program| program.as_bytes() == name)
+}
+
+fn kill_marked(mark: &Mark, only: Option<&Path>) -> io::Result<usize> {
     let me = rustix::process::getpid();
     let mut found = 0;
     for entry in fs::read_dir("/proc")? {
@@ -66,7 +75,7 @@ fn kill_marked(mark: &Mark) -> io::Result<usize> {
         else {
             continue;
         };
-        if pid == me || !mark.is_on(pid) {
+        if pid == me || !mark.is_on(pid) || only.is_some_and(|program| !runs(pid, program)) {
             continue;
         }
         let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {

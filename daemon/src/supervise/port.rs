@@ -23,6 +23,9 @@ pub struct Child {
     /// Whether all that it starts and mounts must end with it, in pid and mount namespaces of its
     /// own. Not for a child whose own children outlive it, such as containerd. Needs CAP_SYS_ADMIN.
     pub contained: bool,
+    /// Whether what it started and mounted lives on when it ends, and is taken back by its next life: only
+    /// processes of the program itself are ended then.
+    pub outlived: bool,
     pub limits: Limits,
     pub kind: Arc<dyn Kind>,
 }

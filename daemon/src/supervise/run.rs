@@ -177,14 +177,18 @@ impl Service {
     async fn clean_up(&self) {
         let (mark, root, kind, name) =
             (self.mark.clone(), self.root.clone(), self.child.kind.clone(), self.child.name);
+        let only = self.child.outlived.then(|| self.child.program.clone());
         let done = crate::task::blocking("clean-up", move || {
-            match leftover::end_processes(&mark) {
+            match leftover::end_processes(&mark, only.as_deref()) {
                 Ok(0) => {}
                 Ok(count) => tracing::warn!(child = name, count, "ended processes of an earlier life"),
                 Err(error) => tracing::error!(child = name, %error, "processes of an earlier life remain"),
             }
             if let Err(error) = kind.sweep() {
                 tracing::error!(child = name, %error, "what an earlier life left remains");
+            }
+            if only.is_some() {
+                return;
             }
             match leftover::unmount_below(&root) {
                 Ok(0) => {}

@@ -53,6 +53,7 @@ fn child(dir: &Path, script: &str) -> Child {
         root: dir.join("root"),
         log: dir.join("log"),
         contained: false,
+        outlived: false,
         limits,
         kind: Arc::new(Script { pid_file: dir.join("pid"), sweeps: AtomicUsize::new(0) }),
     }

@@ -1,0 +1,126 @@
+//! Connections to containerd: opened when first used, opened again when gone. Every call carries the namespace, and
+//! has a limit.
+
+use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
+
+use containerd_client::services::v1 as services;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+
+use services::containers_client::ContainersClient;
+use services::content_client::ContentClient;
+use services::diff_client::DiffClient;
+use services::events_client::EventsClient;
+use services::introspection_client::IntrospectionClient;
+use services::leases_client::LeasesClient;
+use services::snapshots::snapshots_client::SnapshotsClient;
+use services::tasks_client::TasksClient;
+use services::version_client::VersionClient;
+
+use super::failure::Fault;
+
+/// containerd's own limit for one message.
+const MESSAGE_LIMIT: usize = 16 << 20;
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Limits of calls.
+pub(super) mod limit {
+    use std::time::Duration;
+
+    /// For what reads or writes records.
+    pub const RECORD: Duration = Duration::from_secs(10);
+    /// For what starts or ends processes.
+    pub const PROCESS: Duration = Duration::from_secs(30);
+    /// For the content or the files of one layer.
+    pub const LAYER: Duration = Duration::from_secs(1800);
+    /// For a collection of garbage.
+    pub const COLLECT: Duration = Duration::from_secs(120);
+}
+
+pub(super) type Called = InterceptedService<Channel, Headers>;
+
+/// containerd's own names of what a call belongs to.
+#[derive(Clone)]
+pub(super) struct Headers {
+    namespace: Option<MetadataValue<Ascii>>,
+    lease: Option<MetadataValue<Ascii>>,
+}
+
+impl Interceptor for Headers {
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
+        let named = [("containerd-namespace", &self.namespace), ("containerd-lease", &self.lease)];
+        for (name, value) in named {
+            if let Some(value) = value {
+                request.metadata_mut().insert(name, value.clone());
+            }
+        }
+        Ok(request)
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Connection {
+    channel: Channel,
+    headers: Headers,
+}
+
+macro_rules! clients {
+    ($($name:ident: $client:ident),* $(,)?) => {
+        $(pub fn $name(&self) -> $client<Called> {
+            $client::with_interceptor(self.channel.clone(), self.headers.clone())
+                .max_decoding_message_size(MESSAGE_LIMIT)
+        })*
+    };
+}
+
+impl Connection {
+    pub fn new(socket: &Path, namespace: &str) -> Self {
+        let socket = socket.to_owned();
+        let connector = tower::service_fn(move |_: http::Uri| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        // The name is only the `:authority` of the requests.
+        let endpoint = Endpoint::from_static("http://containerd").connect_timeout(CONNECT_LIMIT);
+        let channel = endpoint.connect_with_connector_lazy(connector);
+        // A namespace is made of letters that every header takes.
+        let headers = Headers { namespace: namespace.parse().ok(), lease: None };
+        Self { channel, headers }
+    }
+
+    /// What calls through this make belongs to the lease.
+    pub fn leased(&self, lease: &str) -> Self {
+        let headers = Headers { lease: lease.parse().ok(), ..self.headers.clone() };
+        Self { channel: self.channel.clone(), headers }
+    }
+
+    clients! {
+        containers: ContainersClient,
+        content: ContentClient,
+        diff: DiffClient,
+        events: EventsClient,
+        introspection: IntrospectionClient,
+        leases: LeasesClient,
+        snapshots: SnapshotsClient,
+        tasks: TasksClient,
+        version: VersionClient,
+    }
+}
+
+/// A call's answer within the limit.
+pub(super) async fn call<T>(
+    limit: Duration,
+    future: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, Fault> {
+    match tokio::time::timeout(limit, future).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(Fault::from(status)),
+        Err(_) => Err(Fault::Away(format!("no answer within {} s", limit.as_secs()))),
+    }
+}

@@ -1,0 +1,109 @@
+//! Blobs of the room into containerd's content store, and into memory.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::sync::Arc;
+
+use containerd_client::services::v1::{DeleteContentRequest, WriteAction, WriteContentRequest};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::channel::{Connection, call, limit};
+use super::failure::{Fault, unless_missing};
+use crate::deploy::port::RuntimeError;
+use crate::image::port::Blobs;
+use crate::model::Digest;
+use crate::model::image::Descriptor;
+use crate::model::manifest::MAX_MANIFEST_BYTES;
+
+const CHUNK: usize = 1 << 20;
+/// Chunks that are read ahead.
+const AHEAD: usize = 2;
+
+/// A small blob: a manifest or a config. Blocking.
+pub(super) fn small(blobs: &dyn Blobs, digest: &Digest) -> Result<Vec<u8>, RuntimeError> {
+    let file = opened(blobs, digest)?;
+    let mut bytes = Vec::new();
+    let read = file.take(MAX_MANIFEST_BYTES as u64 + 1).read_to_end(&mut bytes);
+    read.map_err(|error| RuntimeError::Other(format!("blob {digest}: {error}")))?;
+    if bytes.len() > MAX_MANIFEST_BYTES {
+        return Err(RuntimeError::Image(format!("{digest} is too large for a manifest or config")));
+    }
+    Ok(bytes)
+}
+
+/// Kept from the room's sweep for its grace period.
+fn opened(blobs: &dyn Blobs, digest: &Digest) -> Result<File, RuntimeError> {
+    let failed = |error: io::Error| RuntimeError::Other(format!("blob {digest}: {error}"));
+    blobs.touch(digest).map_err(failed)?;
+    let file = blobs.open(digest).map_err(failed)?;
+    file.ok_or_else(|| RuntimeError::Image(format!("its blob {digest} is not in the room")))
+}
+
+/// Copies a blob into the content store, where the connection's lease holds it. containerd checks its digest.
+pub(super) async fn store(
+    connection: &Connection,
+    blobs: Arc<dyn Blobs>,
+    blob: &Descriptor,
+) -> Result<(), RuntimeError> {
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    let wanted = blob.clone();
+    let read = crate::task::blocking("read-blob", move || send(blobs.as_ref(), &wanted, &sender));
+    let written = write(connection, receiver);
+    let (read, written) = tokio::join!(read, written);
+    // What could not be read is the cause of what could not be written.
+    read.map_err(|error| RuntimeError::Other(error.to_string()))??;
+    match written {
+        Ok(()) | Err(Fault::Exists(_)) => Ok(()),
+        Err(fault) => Err(fault.plain()),
+    }
+}
+
+async fn write(connection: &Connection, receiver: mpsc::Receiver<WriteContentRequest>) -> Result<(), Fault> {
+    let begun = async {
+        let mut client = connection.content();
+        let mut answers = client.write(ReceiverStream::new(receiver)).await?.into_inner();
+        while answers.message().await?.is_some() {}
+        Ok(tonic::Response::new(()))
+    };
+    call(limit::LAYER, begun).await
+}
+
+/// Sends a blob's content in chunks. Blocking; ends early, with success, when nobody takes them any more.
+fn send(
+    blobs: &dyn Blobs,
+    blob: &Descriptor,
+    sender: &mpsc::Sender<WriteContentRequest>,
+) -> Result<(), RuntimeError> {
+    let digest = &blob.digest;
+    let mut file = opened(blobs, digest)?;
+    let total = i64::try_from(blob.size).unwrap_or(i64::MAX);
+    let (reference, expected) = (format!("hearth-{digest}"), digest.to_string());
+    let request = |action: WriteAction, offset: i64, data: Vec<u8>| WriteContentRequest {
+        action: action.into(),
+        r#ref: reference.clone(),
+        total,
+        expected: expected.clone(),
+        offset,
+        data,
+        labels: std::collections::HashMap::new(),
+    };
+    let mut offset = 0_i64;
+    loop {
+        let mut data = Vec::with_capacity(CHUNK);
+        let count = file.by_ref().take(CHUNK as u64).read_to_end(&mut data);
+        let count = count.map_err(|error| RuntimeError::Other(format!("blob {digest}: {error}")))?;
+        let action = if count < CHUNK { WriteAction::Commit } else { WriteAction::Write };
+        if sender.blocking_send(request(action, offset, data)).is_err() || count < CHUNK {
+            return Ok(());
+        }
+        offset += count as i64;
+    }
+}
+
+/// Takes content away again; an image's files stay.
+pub(super) async fn discard(connection: &Connection, digest: &Digest) -> Result<(), Fault> {
+    let request = DeleteContentRequest { digest: digest.to_string() };
+    let deleted = call(limit::RECORD, connection.content().delete(request)).await;
+    unless_missing(deleted).map(|_| ())
+}

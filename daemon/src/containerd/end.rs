@@ -1,0 +1,146 @@
+//! Ending an instance, and taking away all that there is of it.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use containerd_client::services::v1 as services;
+use containerd_client::types::v1::Status;
+use services::{
+    DeleteContainerRequest, DeleteTaskRequest, GetContainerRequest, GetRequest, KillRequest, WaitRequest,
+};
+use tokio::time::timeout;
+
+use super::channel::{call, limit};
+use super::failure::{Fault, unless_missing};
+use super::{Inner, cgroup, images, labels, leftover};
+use crate::deploy::port::RuntimeError;
+use crate::model::id::InstanceId;
+
+const SIGKILL: u32 = 9;
+const SIGTERM: u32 = 15;
+/// For a killed process to be gone; one in an uninterruptible wait takes longer.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// For containerd to finish what it does with a task at that moment.
+const UNDERWAY: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(20);
+/// What a kill says of a process that has ended in between.
+const ENDED: [&str; 3] = ["process already finished", "no such process", "container not running"];
+
+impl Inner {
+    pub(super) async fn stop(&self, instance: &InstanceId, grace: Duration) -> Result<(), RuntimeError> {
+        let request = GetContainerRequest { id: instance.to_string() };
+        let container = call(limit::RECORD, self.connection.containers().get(request)).await;
+        let container = container.map_err(|fault| fault.of(instance))?.container.unwrap_or_default();
+        let signal =
+            container.labels.get(labels::STOP_SIGNAL).and_then(|text| text.parse().ok()).unwrap_or(SIGTERM);
+        if !self.runs(instance).await.map_err(Fault::plain)? {
+            return Ok(());
+        }
+        let ended = async {
+            self.kill(instance, signal, false).await?;
+            Ok(timeout(grace, self.ended(instance)).await.is_ok())
+        };
+        if ended.await.map_err(Fault::plain)? {
+            return Ok(());
+        }
+        tracing::warn!(instance.id = %instance, signal, ?grace, "instance does not end when asked to; killing it");
+        self.kill_and_wait(instance).await.map_err(Fault::plain)
+    }
+
+    async fn kill_and_wait(&self, instance: &InstanceId) -> Result<(), Fault> {
+        self.kill(instance, SIGKILL, true).await?;
+        match timeout(KILL_LIMIT, self.ended(instance)).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(Fault::Other(format!("instance {instance} does not end after SIGKILL"))),
+        }
+    }
+
+    async fn runs(&self, instance: &InstanceId) -> Result<bool, Fault> {
+        let request = GetRequest { container_id: instance.to_string(), exec_id: String::new() };
+        let found = unless_missing(call(limit::RECORD, self.connection.tasks().get(request)).await)?;
+        let process = found.and_then(|found| found.process);
+        // One of an unknown status has a shim that does not answer.
+        Ok(process.is_some_and(|process| process.status() != Status::Stopped))
+    }
+
+    /// Nothing to do for a process that has ended.
+    async fn kill(&self, instance: &InstanceId, signal: u32, all: bool) -> Result<(), Fault> {
+        let request = KillRequest { container_id: instance.to_string(), exec_id: String::new(), signal, all };
+        match call(limit::PROCESS, self.connection.tasks().kill(request)).await {
+            Ok(()) | Err(Fault::NotFound(_) | Fault::ShimGone(_)) => Ok(()),
+            Err(fault) if ENDED.iter().any(|text| fault.to_string().contains(text)) => Ok(()),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Returns when it does not run any more. Whoever calls limits it.
+    async fn ended(&self, instance: &InstanceId) {
+        loop {
+            let request = WaitRequest { container_id: instance.to_string(), exec_id: String::new() };
+            match self.connection.tasks().wait(request).await.map_err(Fault::from) {
+                Ok(_) | Err(Fault::NotFound(_)) => return,
+                // containerd was restarted, or its shim was killed.
+                Err(fault) => {
+                    tracing::debug!(%fault, instance.id = %instance, "waiting again");
+                    tokio::time::sleep(POLL).await;
+                }
+            }
+        }
+    }
+
+    pub(super) async fn remove(&self, instance: &InstanceId) -> Result<(), RuntimeError> {
+        self.remove_parts(instance).await.map_err(Fault::plain)
+    }
+
+    async fn remove_parts(&self, instance: &InstanceId) -> Result<(), Fault> {
+        let task = self.tasks.as_ref().map(|tasks| tasks.join(&self.namespace).join(instance.as_str()));
+        let begun = Instant::now();
+        loop {
+            self.remove_task(instance).await?;
+            // A directory without a task: one that containerd is making, or takes away after its shim was killed.
+            // Its container must stay until then: without that, nobody can remove the task.
+            if !task.as_ref().is_some_and(|task| task.exists()) || begun.elapsed() > UNDERWAY {
+                break;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        self.remove_leftovers(instance, task).await?;
+        let request = DeleteContainerRequest { id: instance.to_string() };
+        unless_missing(call(limit::RECORD, self.connection.containers().delete(request)).await)?;
+        let snapshotter = self.snapshotter().await?;
+        images::remove(&self.connection, snapshotter, instance.as_str()).await
+    }
+
+    async fn remove_task(&self, instance: &InstanceId) -> Result<(), Fault> {
+        let delete = || async {
+            let request = DeleteTaskRequest { container_id: instance.to_string() };
+            unless_missing(call(limit::PROCESS, self.connection.tasks().delete(request)).await).map(|_| ())
+        };
+        let begun = Instant::now();
+        loop {
+            match delete().await {
+                Ok(()) => return Ok(()),
+                Err(Fault::Precondition(_)) if begun.elapsed() < UNDERWAY => {
+                    self.kill_and_wait(instance).await?;
+                }
+                Err(Fault::ShimGone(_)) if begun.elapsed() < UNDERWAY => tokio::time::sleep(POLL).await,
+                Err(fault) => return Err(fault),
+            }
+        }
+    }
+
+    /// What a shim that was killed could not take away itself.
+    async fn remove_leftovers(&self, instance: &InstanceId, task: Option<PathBuf>) -> Result<(), Fault> {
+        let ours = task.is_some();
+        let places = leftover::Places {
+            task,
+            socket: ours.then(|| leftover::shim_socket(&self.socket, &self.namespace, instance.as_str())),
+            runc: self.runc.clone().map(|runc| (runc.program, runc.root.join(&self.namespace))),
+            cgroup: cgroup::path(&self.namespace, instance.as_str()),
+            instance: instance.to_string(),
+        };
+        let removed = crate::task::blocking("remove-leftovers", move || leftover::remove(&places)).await;
+        let removed = removed.map_err(std::io::Error::other).and_then(|removed| removed);
+        removed.map_err(|error| Fault::Other(format!("what is left of instance {instance}: {error}")))
+    }
+}

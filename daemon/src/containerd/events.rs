@@ -1,0 +1,97 @@
+//! containerd's events: they wake who compares, and exits are written down while they are known.
+//!
+//! Nothing is trusted to arrive: a subscription says nothing of what came before it, and containerd answers it only
+//! with the first event. So each new one counts as a change, and so does every return of containerd.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use containerd_client::events::TaskExit;
+use containerd_client::services::v1::{Container, SubscribeRequest, UpdateContainerRequest};
+use containerd_client::types::Envelope;
+use prost::Message as _;
+use tokio::sync::watch;
+
+use super::channel::{call, limit};
+use super::failure::{Fault, unless_missing};
+use super::{Inner, Status, cgroup, labels, observe};
+
+const PAUSE: Duration = Duration::from_millis(200);
+/// For a subscription to be in force.
+const SETTLE: Duration = Duration::from_millis(300);
+
+pub(super) struct Events {
+    pub inner: Arc<Inner>,
+    pub changes: Arc<watch::Sender<u64>>,
+    pub status: watch::Receiver<Status>,
+}
+
+impl Events {
+    pub(super) async fn run(mut self) {
+        loop {
+            if self.status.wait_for(|status| status.ready).await.is_err() {
+                return;
+            }
+            if let Err(status) = self.follow().await {
+                tracing::debug!(%status, "containerd's events ended");
+            }
+            self.changed();
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    async fn follow(&self) -> Result<(), tonic::Status> {
+        let filters = vec![format!(r#"namespace=="{}",topic~="^/tasks/""#, self.inner.namespace)];
+        let mut client = self.inner.connection.events();
+        let settled = async {
+            tokio::time::sleep(SETTLE).await;
+            self.changed();
+        };
+        // What happened before the subscription is found by comparing, once that is in force.
+        let subscribe = client.subscribe(SubscribeRequest { filters });
+        let subscribed = async { Ok::<_, tonic::Status>(subscribe.await?.into_inner()) };
+        tokio::pin!(subscribed, settled);
+        let mut events = tokio::select! {
+            events = &mut subscribed => events?,
+            () = &mut settled => subscribed.await?,
+        };
+        while let Some(event) = events.message().await? {
+            if let Err(fault) = self.take(&event).await {
+                tracing::warn!(%fault, topic = event.topic, "an exit is not written down");
+            }
+            self.changed();
+        }
+        Ok(())
+    }
+
+    async fn take(&self, event: &Envelope) -> Result<(), Fault> {
+        let Some(content) = event.event.as_ref().filter(|_| event.topic == "/tasks/exit") else {
+            return Ok(());
+        };
+        let exit =
+            TaskExit::decode(content.value.as_slice()).map_err(|error| Fault::Other(error.to_string()))?;
+        // One more process of an instance has an id of its own.
+        if exit.id != exit.container_id {
+            return Ok(());
+        }
+        let group = cgroup::path(&self.inner.namespace, &exit.container_id);
+        let at = labels::time(exit.exited_at.as_ref());
+        let found = observe::exit(exit.exit_status, at, || cgroup::out_of_memory(&group));
+        let text = serde_json::to_string(&found).map_err(|error| Fault::Other(error.to_string()))?;
+        let container = Container {
+            id: exit.container_id,
+            labels: HashMap::from([(labels::EXIT.to_owned(), text)]),
+            ..Container::default()
+        };
+        let update_mask = labels::update(&format!("labels.{}", labels::EXIT));
+        let request = UpdateContainerRequest { container: Some(container), update_mask };
+        // One that is being removed needs no exit.
+        unless_missing(call(limit::RECORD, self.inner.connection.containers().update(request)).await)
+            .map(|_| ())
+    }
+}

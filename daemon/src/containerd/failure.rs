@@ -1,0 +1,196 @@
+//! What containerd and runc say when something fails, read in this one place.
+
+use crate::deploy::port::RuntimeError;
+use crate::model::id::InstanceId;
+
+/// Why a call failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Fault {
+    /// containerd did not answer; the same call may succeed later.
+    #[error("{0}")]
+    Away(String),
+    #[error("{0}")]
+    NotFound(String),
+    #[error("{0}")]
+    Exists(String),
+    /// Such as a task that still runs.
+    #[error("{0}")]
+    Precondition(String),
+    /// The shim was killed, and containerd has not taken its task away yet.
+    #[error("{0}")]
+    ShimGone(String),
+    #[error("no space left on device")]
+    Full,
+    #[error("{0}")]
+    Other(String),
+}
+
+/// What shims say, without a code, of a task that is not in a state for what was asked.
+const WRONG_STATE: [&str; 2] = ["cannot delete a ", "cannot exec in a "];
+
+impl From<tonic::Status> for Fault {
+    fn from(status: tonic::Status) -> Self {
+        let text = message(&status);
+        let transport = std::error::Error::source(&status).is_some();
+        match status.code() {
+            _ if text.contains("no space left on device") => Self::Full,
+            _ if text.contains("ttrpc: closed") => Self::ShimGone(text),
+            _ if WRONG_STATE.iter().any(|words| text.contains(words)) => Self::Precondition(text),
+            _ if transport => Self::Away(text),
+            tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => {
+                Self::Away(text)
+            }
+            tonic::Code::NotFound => Self::NotFound(text),
+            tonic::Code::AlreadyExists => Self::Exists(text),
+            tonic::Code::FailedPrecondition => Self::Precondition(text),
+            _ => Self::Other(text),
+        }
+    }
+}
+
+/// With the innermost cause, such as `connection refused`.
+fn message(status: &tonic::Status) -> String {
+    let mut deepest: Option<&dyn std::error::Error> = std::error::Error::source(status);
+    while let Some(next) = deepest.and_then(std::error::Error::source) {
+        deepest = Some(next);
+    }
+    match deepest {
+        Some(cause) => cause.to_string(),
+        None => status.message().to_owned(),
+    }
+}
+
+impl Fault {
+    /// Where it is no answer about an instance.
+    pub fn plain(self) -> RuntimeError {
+        match self {
+            Self::Away(text) | Self::ShimGone(text) => RuntimeError::Unavailable(text),
+            Self::Full => RuntimeError::DiskFull,
+            Self::NotFound(text) | Self::Exists(text) | Self::Precondition(text) | Self::Other(text) => {
+                RuntimeError::Other(text)
+            }
+        }
+    }
+
+    /// Where what was asked for is an instance.
+    pub fn of(self, instance: &InstanceId) -> RuntimeError {
+        match self {
+            Self::NotFound(_) => RuntimeError::NotFound(instance.clone()),
+            other => other.plain(),
+        }
+    }
+
+    /// Where a process was to be started.
+    pub fn of_start(self) -> RuntimeError {
+        match self {
+            Self::Other(text) | Self::NotFound(text) | Self::Precondition(text) => started(&text),
+            other => other.plain(),
+        }
+    }
+}
+
+/// Nothing to do for what is not there.
+pub(super) fn unless_missing<T>(result: Result<T, Fault>) -> Result<Option<T>, Fault> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(Fault::NotFound(_)) => Ok(None),
+        Err(fault) => Err(fault),
+    }
+}
+
+/// Text of runc's, code, and what it means; the first that is found counts.
+const KNOWN: [(&str, &str, &str); 12] = [
+    ("executable file not found in $PATH", "command_not_found", "the image has no such program in its PATH"),
+    ("is a directory", "not_executable", "the program is a directory"),
+    ("exec format error", "exec_format", "the program is for another kind of machine, or is no program"),
+    ("chdir to cwd", "workdir_invalid", "the working directory cannot be entered"),
+    ("error mounting", "mount_failed", "a mount cannot be made"),
+    ("unable to start unit", "cgroup", "a control group cannot be made"),
+    ("cgroup configuration", "cgroup", "a control group cannot be made"),
+    // Whatever else is made in an instance has been named above.
+    ("mkdir /", "workdir_invalid", "the working directory cannot be made"),
+    ("memory.limit_in_bytes", "memory_limit", "the memory limit is too small to start in"),
+    ("container init was OOM-killed", "memory_limit", "the memory limit is too small to start in"),
+    ("permission denied", "not_executable", "the program is not executable"),
+    ("no such file or directory", "command_not_found", "the image has no such program"),
+];
+
+/// Why a process could not be started.
+fn started(text: &str) -> RuntimeError {
+    let said = shortened(text);
+    let known = KNOWN.iter().find(|(words, ..)| text.contains(words));
+    match known {
+        Some((_, code, meaning)) => RuntimeError::Start { code, message: format!("{meaning}: {said}") },
+        None => RuntimeError::Start { code: "start_failed", message: said },
+    }
+}
+
+/// runc and the shim put their own names before what matters.
+fn shortened(text: &str) -> String {
+    let mut text = text;
+    for noise in [
+        "failed to create shim task: ",
+        "failed to start shim: ",
+        "OCI runtime create failed: ",
+        "OCI runtime exec failed: ",
+        "OCI runtime start failed: ",
+        "runc create failed: ",
+        "runc did not terminate successfully: exit status 1: ",
+        "unable to start container process: ",
+        "unable to retrieve OCI runtime error: ",
+        "exec failed: ",
+    ] {
+        if let Some(at) = text.find(noise) {
+            text = &text[at + noise.len()..];
+        }
+    }
+    text.trim_end_matches(": unknown").chars().take(1000).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_a_start_failed_has_a_code() {
+        let prefix = "failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: ";
+        for (said, code) in [
+            ("exec: \"nope\": executable file not found in $PATH: unknown", "command_not_found"),
+            ("exec: \"/nope\": stat /nope: no such file or directory: unknown", "command_not_found"),
+            ("exec: \"/etc/passwd\": permission denied: unknown", "not_executable"),
+            ("exec: \"/etc\": is a directory: unknown", "not_executable"),
+            ("exec /x: exec format error: unknown", "exec_format"),
+            ("chdir to cwd (\"/x\") set in config.json failed: not a directory: unknown", "workdir_invalid"),
+            ("error during container init: mkdir /bin/busybox: not a directory: unknown", "workdir_invalid"),
+            ("unable to apply cgroup configuration: mkdir /sys/fs/cgroup/x: device busy: unknown", "cgroup"),
+            (
+                "error during container init: error mounting \"/a\" to rootfs at \"/b\": no such file or directory",
+                "mount_failed",
+            ),
+            ("something new", "start_failed"),
+        ] {
+            let RuntimeError::Start { code: found, message } = started(&format!("{prefix}{said}")) else {
+                panic!("{said}")
+            };
+            assert_eq!(found, code, "{said}");
+            assert!(!message.contains("shim task") && !message.contains(": unknown"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_task_in_another_state_is_told_from_its_text() {
+        let fault = |text: &str| Fault::from(tonic::Status::unknown(text));
+        let running = fault("failed to delete task: cannot delete a running process: unknown");
+        assert!(matches!(running, Fault::Precondition(_)));
+        let stopped = fault("cannot exec in a stopped state: unknown");
+        assert!(matches!(stopped, Fault::Precondition(_)));
+        assert!(matches!(fault("failed to delete task: ttrpc: closed"), Fault::ShimGone(_)));
+    }
+
+    #[test]
+    fn a_full_disk_is_told_from_its_text() {
+        let status = tonic::Status::unknown("failed to copy: write /x: no space left on device");
+        assert_eq!(Fault::from(status), Fault::Full);
+        assert!(matches!(Fault::from(tonic::Status::unavailable("x")), Fault::Away(_)));
+    }
+}

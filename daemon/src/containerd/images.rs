@@ -1,0 +1,300 @@
+//! Images: one snapshot for each layer, named by its chain id, so that images share them.
+//!
+//! ```text
+//! manifest -> config -> diff ids -> chain ids
+//! layer i: snapshot there?  yes: next
+//!                           no:  content -> Prepare(parent) -> Diff.Apply, digest checked -> Commit(chain id)
+//! lease of the image: holds the last snapshot, and that one the others
+//! ```
+//!
+//! The content goes again once its files are there: the room has it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use containerd_client::services::v1 as services;
+use containerd_client::services::v1::snapshots as wire;
+use containerd_client::types;
+use serde::Deserialize;
+use services::{
+    AddResourceRequest, ApplyRequest, CreateRequest, DeleteRequest, ListRequest, ListResourcesRequest,
+    PluginsRequest, Resource,
+};
+use sha2::{Digest as _, Sha256};
+
+use super::channel::{Connection, call, limit};
+use super::failure::{Fault, unless_missing};
+use super::spec::image::{RunConfig, foreign};
+use super::{Inner, content, labels};
+use crate::deploy::port::{InstanceImage, RuntimeError};
+use crate::model::Digest;
+use crate::model::image::{Descriptor, Platform};
+use crate::model::manifest::{ImageConfig, Manifest, OCI_MANIFEST};
+
+/// An image as it is stored in the room.
+pub(super) struct Stored {
+    /// Layers with the digest of their files' archive and their snapshot's name, the base's first.
+    pub layers: Vec<Layer>,
+    pub config: RunConfig,
+}
+
+pub(super) struct Layer {
+    pub blob: Descriptor,
+    pub diff_id: Digest,
+    pub chain: String,
+}
+
+impl Stored {
+    /// The snapshot that instances start from; none for an image without layers.
+    pub fn top(&self) -> Option<&str> {
+        self.layers.last().map(|layer| layer.chain.as_str())
+    }
+}
+
+/// Chain ids by the OCI image spec, "Layer ChainID".
+fn chain(diff_ids: &[Digest]) -> Vec<String> {
+    let mut chain: Vec<String> = Vec::with_capacity(diff_ids.len());
+    for diff_id in diff_ids {
+        chain.push(match chain.last() {
+            None => diff_id.to_string(),
+            Some(parent) => format!("sha256:{}", hex::encode(Sha256::digest(format!("{parent} {diff_id}")))),
+        });
+    }
+    chain
+}
+
+fn lease_of(image: &Digest) -> String {
+    format!("hearth-image-{}", image.hex())
+}
+
+impl Inner {
+    /// Reads an image's manifest and config from the room.
+    pub(super) async fn stored(&self, image: &InstanceImage) -> Result<Stored, RuntimeError> {
+        let (blobs, manifest) = (Arc::clone(&self.blobs), image.manifest);
+        let read = crate::task::blocking("read-image", move || {
+            let bytes = content::small(blobs.as_ref(), &manifest)?;
+            let invalid = |error: &dyn std::fmt::Display| RuntimeError::Image(format!("{manifest}: {error}"));
+            #[derive(Deserialize)]
+            #[serde(rename_all = "camelCase")]
+            struct Head {
+                media_type: Option<String>,
+            }
+            let head: Head = serde_json::from_slice(&bytes).map_err(|error| invalid(&error))?;
+            let media_type = head.media_type.unwrap_or_else(|| OCI_MANIFEST.to_owned());
+            let parsed = Manifest::parse(&media_type, &bytes).map_err(|error| invalid(&error))?;
+            let Manifest::Image(parsed) = parsed else {
+                return Err(RuntimeError::Image(format!(
+                    "{manifest} is an index, not the image of one platform"
+                )));
+            };
+            let config = content::small(blobs.as_ref(), &parsed.config.digest)?;
+            let about = ImageConfig::parse(&config).map_err(|error| invalid(&error))?;
+            if let Some(why) = foreign(about.platform.as_ref(), &Platform::host()) {
+                return Err(RuntimeError::Image(why));
+            }
+            let (blobs, diff_ids) = (parsed.layers, about.diff_ids);
+            if blobs.len() != diff_ids.len() {
+                let text = format!("it has {} layers, and its config names {}", blobs.len(), diff_ids.len());
+                return Err(RuntimeError::Image(text));
+            }
+            let chain = chain(&diff_ids);
+            let layers = blobs.into_iter().zip(diff_ids).zip(chain);
+            let layers = layers.map(|((blob, diff_id), chain)| Layer { blob, diff_id, chain }).collect();
+            let config = RunConfig::parse(&config).map_err(|error| invalid(&error))?;
+            Ok(Stored { layers, config })
+        });
+        read.await.map_err(|error| RuntimeError::Other(error.to_string()))?
+    }
+
+    pub(super) async fn prepare(&self, image: &InstanceImage) -> Result<(), RuntimeError> {
+        let stored = self.stored(image).await?;
+        let _one = self.unpacking.lock().await;
+        let snapshotter = self.snapshotter().await.map_err(Fault::plain)?;
+        let lease = lease_of(&image.manifest);
+        let labels = HashMap::from([(labels::IMAGE.to_owned(), image.manifest.to_string())]);
+        let request = CreateRequest { id: lease.clone(), labels };
+        match call(limit::RECORD, self.connection.leases().create(request)).await {
+            Ok(_) | Err(Fault::Exists(_)) => {}
+            Err(fault) => return Err(fault.plain()),
+        }
+        let leased = self.connection.leased(&lease);
+        let mut parent = String::new();
+        for layer in &stored.layers {
+            if !has(&leased, snapshotter, &layer.chain).await.map_err(Fault::plain)? {
+                self.unpack(&leased, snapshotter, layer, &parent).await?;
+            }
+            parent.clone_from(&layer.chain);
+        }
+        match stored.top() {
+            Some(top) => self.hold(lease, snapshotter, top).await.map_err(Fault::plain),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts the last snapshot under the image's lease: it may have been another image's.
+    async fn hold(&self, lease: String, snapshotter: &str, top: &str) -> Result<(), Fault> {
+        let resource = Resource { id: top.to_owned(), r#type: format!("snapshots/{snapshotter}") };
+        let request = ListResourcesRequest { id: lease.clone() };
+        let held = call(limit::RECORD, self.connection.leases().list_resources(request)).await?.resources;
+        if held.contains(&resource) {
+            return Ok(());
+        }
+        let request = AddResourceRequest { id: lease, resource: Some(resource) };
+        call(limit::RECORD, self.connection.leases().add_resource(request)).await
+    }
+
+    async fn unpack(
+        &self,
+        leased: &Connection,
+        snapshotter: &str,
+        layer: &Layer,
+        parent: &str,
+    ) -> Result<(), RuntimeError> {
+        content::store(leased, Arc::clone(&self.blobs), &layer.blob).await?;
+        // One at a time, so that what is there under this name was cut short.
+        let key = format!("unpack-{}", layer.chain);
+        let unpacked = apply(leased, snapshotter, layer, parent, &key).await;
+        if unpacked.is_err()
+            && let Err(fault) = remove(leased, snapshotter, &key).await
+        {
+            tracing::warn!(%fault, key, "files of a layer that was not unpacked remain");
+        }
+        if let Err(fault) = content::discard(leased, &layer.blob.digest).await {
+            tracing::warn!(%fault, digest = %layer.blob.digest, "content of a layer remains");
+        }
+        unpacked
+    }
+
+    pub(super) async fn keep_images(&self, wanted: &BTreeSet<Digest>) -> Result<(), RuntimeError> {
+        let _one = self.unpacking.lock().await;
+        let filters = vec![format!("labels.\"{}\"", labels::IMAGE)];
+        let listed = call(limit::RECORD, self.connection.leases().list(ListRequest { filters })).await;
+        let leases = listed.map_err(Fault::plain)?.leases;
+        let kept: BTreeSet<String> = wanted.iter().map(lease_of).collect();
+        let mut gone: Vec<String> =
+            leases.into_iter().map(|lease| lease.id).filter(|id| !kept.contains(id)).collect();
+        let last = gone.pop();
+        let requests = gone.into_iter().map(|id| DeleteRequest { id, sync: false });
+        // The last one waits until the files are gone.
+        let requests = requests.chain(last.map(|id| DeleteRequest { id, sync: true }));
+        for request in requests {
+            let limit = if request.sync { limit::COLLECT } else { limit::RECORD };
+            let deleted = call(limit, self.connection.leases().delete(request)).await;
+            unless_missing(deleted).map_err(Fault::plain)?;
+        }
+        Ok(())
+    }
+
+    /// overlayfs, or copies of all files where the state directory's file system does not carry it.
+    pub(super) async fn snapshotter(&self) -> Result<&'static str, Fault> {
+        let chosen = self.snapshotter.get_or_try_init(|| async {
+            let filters = vec!["type==io.containerd.snapshotter.v1".to_owned()];
+            let request = PluginsRequest { filters };
+            let plugins =
+                call(limit::RECORD, self.connection.introspection().plugins(request)).await?.plugins;
+            let works = |id: &str| plugins.iter().any(|plugin| plugin.id == id && plugin.init_err.is_none());
+            match ["overlayfs", "native"].into_iter().find(|id| works(id)) {
+                Some("native") => {
+                    tracing::warn!(
+                        "containerd has no overlayfs here; every instance gets a copy of its image's files"
+                    );
+                    Ok("native")
+                }
+                Some(id) => Ok(id),
+                None => Err(Fault::Other(
+                    "containerd has neither the overlayfs nor the native snapshotter".to_owned(),
+                )),
+            }
+        });
+        chosen.await.copied()
+    }
+}
+
+async fn has(connection: &Connection, snapshotter: &str, key: &str) -> Result<bool, Fault> {
+    let request = wire::StatSnapshotRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
+    Ok(unless_missing(call(limit::RECORD, connection.snapshots().stat(request)).await)?.is_some())
+}
+
+pub(super) async fn remove(connection: &Connection, snapshotter: &str, key: &str) -> Result<(), Fault> {
+    let request = wire::RemoveSnapshotRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
+    unless_missing(call(limit::PROCESS, connection.snapshots().remove(request)).await).map(|_| ())
+}
+
+/// A writable snapshot on a parent, in place of one of the same name that was left over.
+pub(super) async fn snapshot(
+    connection: &Connection,
+    snapshotter: &str,
+    key: &str,
+    parent: &str,
+    labels: HashMap<String, String>,
+) -> Result<Vec<types::Mount>, Fault> {
+    let request = wire::PrepareSnapshotRequest {
+        snapshotter: snapshotter.to_owned(),
+        key: key.to_owned(),
+        parent: parent.to_owned(),
+        labels,
+    };
+    let prepared = call(limit::PROCESS, connection.snapshots().prepare(request.clone())).await;
+    let prepared = match prepared {
+        Err(Fault::Exists(_)) => {
+            remove(connection, snapshotter, key).await?;
+            call(limit::PROCESS, connection.snapshots().prepare(request)).await
+        }
+        other => other,
+    };
+    Ok(prepared?.mounts)
+}
+
+async fn apply(
+    leased: &Connection,
+    snapshotter: &str,
+    layer: &Layer,
+    parent: &str,
+    key: &str,
+) -> Result<(), RuntimeError> {
+    let mounts = snapshot(leased, snapshotter, key, parent, HashMap::new()).await.map_err(Fault::plain)?;
+    let diff = types::Descriptor {
+        media_type: layer.blob.media_type.clone(),
+        digest: layer.blob.digest.to_string(),
+        size: i64::try_from(layer.blob.size).unwrap_or(i64::MAX),
+        ..types::Descriptor::default()
+    };
+    let request = ApplyRequest { diff: Some(diff), mounts, ..ApplyRequest::default() };
+    let applied = call(limit::LAYER, leased.diff().apply(request)).await;
+    let applied = applied.map_err(|fault| match fault {
+        Fault::Other(text) => RuntimeError::Image(format!("layer {}: {text}", layer.blob.digest)),
+        other => other.plain(),
+    })?;
+    let found = applied.applied.unwrap_or_default().digest;
+    if found != layer.diff_id.to_string() {
+        let (blob, said) = (layer.blob.digest, layer.diff_id);
+        return Err(RuntimeError::Image(format!("layer {blob} holds {found}, and the config says {said}")));
+    }
+    let request = wire::CommitSnapshotRequest {
+        snapshotter: snapshotter.to_owned(),
+        name: layer.chain.clone(),
+        key: key.to_owned(),
+        ..wire::CommitSnapshotRequest::default()
+    };
+    match call(limit::PROCESS, leased.snapshots().commit(request)).await {
+        Ok(()) | Err(Fault::Exists(_)) => Ok(()),
+        Err(fault) => Err(fault.plain()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_id_names_all_layers_below() {
+        let ids = [[1; 32], [2; 32]].map(Digest::from_sha256);
+        let found = chain(&ids);
+        assert_eq!(found[0], ids[0].to_string());
+        // printf '%s %s' sha256:0101... sha256:0202... | sha256sum
+        let expected = hex::encode(Sha256::digest(format!("{} {}", ids[0], ids[1])));
+        assert_eq!(found[1], format!("sha256:{expected}"));
+        assert_eq!(chain(&[]), Vec::<String>::new());
+        assert_ne!(chain(&[ids[1], ids[0]])[1], found[1]);
+    }
+}

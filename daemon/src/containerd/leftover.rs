@@ -1,0 +1,98 @@
+//! What is left of an instance whose shim was killed, where containerd did not take it away itself.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::mount::UnmountFlags;
+use sha2::{Digest as _, Sha256};
+
+use super::cgroup;
+
+/// For `runc delete`.
+const LIMIT: Duration = Duration::from_secs(10);
+
+pub(super) struct Places {
+    /// The shim's directory; none where containerd is not ours.
+    pub task: Option<PathBuf>,
+    /// runc's program, and its directory of containers.
+    pub runc: Option<(PathBuf, PathBuf)>,
+    /// The shim's socket, which a killed one leaves; none where containerd is not ours.
+    pub socket: Option<PathBuf>,
+    pub cgroup: String,
+    pub instance: String,
+}
+
+/// Where the shim of an instance listens: containerd's own rule, the same in 1.6 and 2.x.
+pub(super) fn shim_socket(containerd: &Path, namespace: &str, instance: &str) -> PathBuf {
+    let named = containerd.join(namespace).join(instance);
+    let hash = hex::encode(Sha256::digest(named.as_os_str().as_bytes()));
+    Path::new("/run/containerd/s").join(hash)
+}
+
+/// Looks first: as a rule there is nothing. Blocking.
+pub(super) fn remove(places: &Places) -> io::Result<()> {
+    if let Some((program, root)) = &places.runc
+        && root.join(&places.instance).exists()
+    {
+        let mut command = Command::new(program);
+        command.arg("--root").arg(root).args(["delete", "--force", &places.instance]);
+        run(&mut command)?;
+    }
+    cgroup::remove(&places.cgroup);
+    if let Some(socket) = &places.socket {
+        match fs::remove_file(socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    let Some(task) = places.task.as_ref().filter(|task| task.exists()) else { return Ok(()) };
+    let rootfs = task.join("rootfs");
+    match rustix::mount::unmount(&rootfs, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        // It is no mount, or not there.
+        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    // Never through a mount: only what is empty.
+    match fs::remove_dir(&rootfs) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::remove_dir_all(task)
+}
+
+fn run(command: &mut Command) -> io::Result<()> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return if status.success() {
+                Ok(())
+            } else {
+                Err(io::Error::other(format!("runc delete: {status}")))
+            };
+        }
+        if begun.elapsed() > LIMIT {
+            child.kill()?;
+            child.wait()?;
+            return Err(io::Error::other("runc delete does not end"));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shim_listens_where_containerd_puts_it() {
+        // As containerd 1.6.20 wrote it into the `address` file of such a task.
+        let found = shim_socket(Path::new("/tmp/ctdx/c.sock"), "default", "one");
+        let name = "bd973bbbd0ec8249a5c69bf6a8b8179367697e9d381aa4158f67e0616f23a185";
+        assert_eq!(found, Path::new("/run/containerd/s").join(name));
+    }
+}

@@ -1,0 +1,108 @@
+//! Reading an image's own `/etc/passwd` and `/etc/group`, before there is a container.
+//!
+//! The snapshot is mounted in a mount namespace of one thread, which ends with the thread: nothing is left, whatever
+//! happens. The files are opened with the snapshot as their root, so that no link of the image leads out of it.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use containerd_client::types::Mount;
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags};
+use rustix::thread::UnshareFlags;
+
+/// Of `/etc/passwd` and `/etc/group`, each.
+const MOST_BYTES: u64 = 4 << 20;
+
+/// Both files; empty where there is none. Blocking.
+pub(super) fn users(mounts: &[Mount]) -> io::Result<(String, String)> {
+    let mount = match mounts {
+        [mount] => mount.clone(),
+        _ => return Err(io::Error::other("a snapshot is expected to be one mount")),
+    };
+    let thread = std::thread::Builder::new().name("read-users".to_owned());
+    let read = thread.spawn(move || {
+        let root = mounted(&mount)?;
+        Ok((text(&root, "etc/passwd")?, text(&root, "etc/group")?))
+    })?;
+    read.join().map_err(|_| io::Error::other("the thread that reads an image's users ended badly"))?
+}
+
+/// The snapshot's root, mounted for this thread alone.
+fn mounted(mount: &Mount) -> io::Result<OwnedFd> {
+    let options = |name: &str| mount.options.iter().find_map(|option| option.strip_prefix(name));
+    // SAFETY: this thread was made for this and ends soon; no file table is unshared.
+    #[expect(unsafe_code, reason = "rustix marks every unshare, for the sake of the file table")]
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }?;
+    rustix::mount::mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match (mount.r#type.as_str(), options("lowerdir=")) {
+        // The native snapshotter, and an image without layers: a directory.
+        ("bind", _) => Ok(rustix::fs::open(mount.source.as_str(), directory, Mode::empty())?),
+        ("overlay", Some(lower)) => {
+            // An option may not be longer than a page: all layers lie below one directory.
+            let upper = options("upperdir=").unwrap_or_default();
+            let dirs: Vec<&Path> = [upper]
+                .into_iter()
+                .chain(lower.split(':'))
+                .filter(|dir| !dir.is_empty())
+                .map(Path::new)
+                .collect();
+            let base = common(&dirs);
+            rustix::process::chdir(base.as_path())?;
+            let relative =
+                |dir: &&Path| dir.strip_prefix(&base).unwrap_or(dir).to_string_lossy().into_owned();
+            let lower = dirs.iter().map(relative).collect::<Vec<_>>().join(":");
+            // Any directory will do as the place; nobody else sees it.
+            let data = std::ffi::CString::new(format!("lowerdir={lower}"))?;
+            let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID;
+            rustix::mount::mount(c"overlay", c"/proc", c"overlay", flags, data.as_c_str())?;
+            Ok(rustix::fs::open(c"/proc", directory, Mode::empty())?)
+        }
+        (kind, _) => Err(io::Error::other(format!("a snapshot of an unknown kind: {kind}"))),
+    }
+}
+
+/// The directory that all lie below.
+fn common(dirs: &[&Path]) -> std::path::PathBuf {
+    let Some((first, rest)) = dirs.split_first() else { return "/".into() };
+    let shared = first.ancestors().skip(1).find(|base| rest.iter().all(|dir| dir.starts_with(base)));
+    shared.unwrap_or(Path::new("/")).to_owned()
+}
+
+fn text(root: &OwnedFd, path: &str) -> io::Result<String> {
+    // Not blocking: a fifo may lie there.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let file: File = match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
+        Ok(file) => file.into(),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => return Ok(String::new()),
+        Err(errno) => return Err(errno.into()),
+    };
+    if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
+        return Ok(String::new());
+    }
+    let mut bytes = Vec::new();
+    file.take(MOST_BYTES).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_named_from_the_directory_that_they_share() {
+        let at = |paths: &[&str]| {
+            let paths: Vec<&Path> = paths.iter().map(Path::new).collect();
+            common(&paths).display().to_string()
+        };
+        assert_eq!(at(&["/s/1/fs", "/s/12/fs", "/s/2/fs"]), "/s");
+        assert_eq!(at(&["/s/1/fs"]), "/s/1");
+        assert_eq!(at(&["/a/1", "/b/1"]), "/");
+        assert_eq!(at(&[]), "/");
+    }
+}

@@ -1,0 +1,157 @@
+//! What an image config says of how it is run (OCI image spec, "Properties").
+
+use serde::Deserialize;
+
+use crate::model::image::Platform;
+
+/// Null and missing are the same in all of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunConfig {
+    pub user: String,
+    pub env: Vec<String>,
+    pub entrypoint: Vec<String>,
+    pub cmd: Vec<String>,
+    pub workdir: String,
+    /// SIGTERM where the image names none, or one that is not known.
+    pub stop_signal: i32,
+}
+
+const SIGTERM: i32 = 15;
+const SIGRTMIN: i32 = 34;
+const SIGRTMAX: i32 = 64;
+
+#[derive(Deserialize)]
+struct Json {
+    #[serde(default)]
+    config: Option<Config>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Config {
+    user: Option<String>,
+    env: Option<Vec<String>>,
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    working_dir: Option<String>,
+    stop_signal: Option<String>,
+}
+
+impl RunConfig {
+    pub fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        let config = serde_json::from_slice::<Json>(bytes)?.config.unwrap_or_default();
+        Ok(Self {
+            user: config.user.unwrap_or_default(),
+            env: config.env.unwrap_or_default(),
+            entrypoint: config.entrypoint.unwrap_or_default(),
+            cmd: config.cmd.unwrap_or_default(),
+            workdir: config.working_dir.unwrap_or_default(),
+            stop_signal: config.stop_signal.as_deref().and_then(signal).unwrap_or(SIGTERM),
+        })
+    }
+}
+
+const SIGNALS: [(&str, i32); 31] = [
+    ("HUP", 1),
+    ("INT", 2),
+    ("QUIT", 3),
+    ("ILL", 4),
+    ("TRAP", 5),
+    ("ABRT", 6),
+    ("BUS", 7),
+    ("FPE", 8),
+    ("KILL", 9),
+    ("USR1", 10),
+    ("SEGV", 11),
+    ("USR2", 12),
+    ("PIPE", 13),
+    ("ALRM", 14),
+    ("TERM", 15),
+    ("STKFLT", 16),
+    ("CHLD", 17),
+    ("CONT", 18),
+    ("STOP", 19),
+    ("TSTP", 20),
+    ("TTIN", 21),
+    ("TTOU", 22),
+    ("URG", 23),
+    ("XCPU", 24),
+    ("XFSZ", 25),
+    ("VTALRM", 26),
+    ("PROF", 27),
+    ("WINCH", 28),
+    ("IO", 29),
+    ("PWR", 30),
+    ("SYS", 31),
+];
+
+/// `SIGQUIT`, `quit`, `3`, `SIGRTMIN+3`.
+fn signal(text: &str) -> Option<i32> {
+    let text = text.trim().to_ascii_uppercase();
+    if let Ok(number) = text.parse() {
+        return (1..=SIGRTMAX).contains(&number).then_some(number);
+    }
+    let name = text.strip_prefix("SIG").unwrap_or(&text);
+    let real_time = |base: i32, offset: &str| {
+        let offset = if offset.is_empty() { 0 } else { offset.parse::<i32>().ok()? };
+        Some(base + offset).filter(|number| (SIGRTMIN..=SIGRTMAX).contains(number))
+    };
+    if let Some(offset) = name.strip_prefix("RTMIN") {
+        return real_time(SIGRTMIN, offset);
+    }
+    if let Some(offset) = name.strip_prefix("RTMAX") {
+        return real_time(SIGRTMAX, offset);
+    }
+    SIGNALS.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
+}
+
+/// Why an image for one platform does not run on another; none where it does.
+pub fn foreign(image: Option<&Platform>, host: &Platform) -> Option<String> {
+    let image = image?;
+    let same =
+        image == host || image.as_str().strip_prefix(host.as_str()).is_some_and(|rest| rest.starts_with('/'));
+    (!same).then(|| format!("it is for {}, and this machine is {}", image.as_str(), host.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stop_signals_have_names_and_numbers() {
+        let of =
+            |text: &str| RunConfig::parse(format!(r#"{{"config":{{"StopSignal":"{text}"}}}}"#).as_bytes());
+        for (text, number) in [
+            ("SIGQUIT", 3),
+            ("quit", 3),
+            ("10", 10),
+            ("SIGRTMIN+3", 37),
+            ("RTMAX-1", 63),
+            ("", 15),
+            ("SIGNO", 15),
+            ("99", 15),
+        ] {
+            assert_eq!(of(text).unwrap().stop_signal, number, "{text}");
+        }
+    }
+
+    #[test]
+    fn null_and_missing_are_the_same() {
+        let nulls = br#"{"config":{"User":null,"Env":null,"Entrypoint":null,"Cmd":null,"WorkingDir":null}}"#;
+        let plain = RunConfig { stop_signal: 15, ..RunConfig::default() };
+        for text in [nulls.as_slice(), b"{}", br#"{"config":null}"#] {
+            assert_eq!(RunConfig::parse(text).unwrap(), plain);
+        }
+    }
+
+    #[test]
+    fn an_image_runs_on_its_own_platform_only() {
+        let platform = |text: &str| Platform::parse(text).unwrap();
+        let host = platform("linux/arm64");
+        for own in ["linux/arm64", "linux/arm64/v8"] {
+            assert_eq!(foreign(Some(&platform(own)), &host), None);
+        }
+        assert_eq!(foreign(None, &host), None);
+        assert!(foreign(Some(&platform("linux/amd64")), &host).unwrap().contains("linux/amd64"));
+    }
+}

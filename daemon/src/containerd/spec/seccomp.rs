@@ -1,0 +1,104 @@
+//! System calls that no instance may make.
+//!
+//! A list of what is refused, not of what is allowed: without CAP_SYS_ADMIN and its like the kernel refuses the rest
+//! of what is dangerous by itself, so that these are the calls that need no capability and reach far into it, and
+//! those that a capability in a user namespace would open.
+
+use super::types::{Argument, Seccomp, Syscalls};
+
+const EPERM: i32 = 1;
+const ENOSYS: i32 = 38;
+const CLONE_NEWUSER: u64 = 0x1000_0000;
+
+const REFUSED: [&str; 58] = [
+    // The kernel's keys know no namespace.
+    "add_key",
+    "keyctl",
+    "request_key",
+    // Programs in the kernel, its counters and its rings.
+    "bpf",
+    "perf_event_open",
+    "io_uring_setup",
+    "io_uring_enter",
+    "io_uring_register",
+    "userfaultfd",
+    // Modules, another kernel, its clock and its power.
+    "create_module",
+    "delete_module",
+    "finit_module",
+    "init_module",
+    "query_module",
+    "get_kernel_syms",
+    "kexec_load",
+    "kexec_file_load",
+    "reboot",
+    "clock_settime",
+    "clock_settime64",
+    "clock_adjtime",
+    "clock_adjtime64",
+    "settimeofday",
+    "stime",
+    "adjtimex",
+    "syslog",
+    "acct",
+    "swapon",
+    "swapoff",
+    "vhangup",
+    // Mounts, and handles on files that lie outside.
+    "mount",
+    "umount",
+    "umount2",
+    "pivot_root",
+    "mount_setattr",
+    "move_mount",
+    "open_tree",
+    "fsopen",
+    "fsconfig",
+    "fsmount",
+    "fspick",
+    "open_by_handle_at",
+    "quotactl",
+    "quotactl_fd",
+    "setns",
+    // Other processes' memory, and where memory lies.
+    "kcmp",
+    "process_madvise",
+    "move_pages",
+    "migrate_pages",
+    // Ports of the machine, and calls that are long dead.
+    "ioperm",
+    "iopl",
+    "lookup_dcookie",
+    "nfsservctl",
+    "sysfs",
+    "_sysctl",
+    "uselib",
+    "ustat",
+    "vm86",
+];
+
+pub(super) fn profile() -> Seccomp {
+    let refuse = |names: &[&'static str], errno_ret, args| Syscalls {
+        names: names.to_vec(),
+        action: "SCMP_ACT_ERRNO",
+        errno_ret,
+        args,
+    };
+    // Another user namespace would bring every capability back.
+    let new_user =
+        |index| Argument { index, value: CLONE_NEWUSER, value_two: CLONE_NEWUSER, op: "SCMP_CMP_MASKED_EQ" };
+    Seccomp {
+        default_action: "SCMP_ACT_ALLOW",
+        architectures: if cfg!(target_arch = "x86_64") {
+            vec!["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]
+        } else {
+            vec!["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]
+        },
+        syscalls: vec![
+            refuse(&REFUSED, EPERM, Vec::new()),
+            refuse(&["clone", "unshare"], EPERM, vec![new_user(0)]),
+            // Its flags lie in memory, where no filter sees them; C libraries fall back to `clone`.
+            refuse(&["clone3"], ENOSYS, Vec::new()),
+        ],
+    }
+}

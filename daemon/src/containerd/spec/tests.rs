@@ -1,0 +1,141 @@
+use std::collections::BTreeMap;
+
+use super::image::RunConfig;
+use super::*;
+use crate::deploy::port::{Attached, InstanceImage};
+use crate::model::Digest;
+use crate::model::id::{InstanceId, ServiceId};
+use crate::model::secret::Secret;
+use crate::model::service::{InstanceLabel, ResourceLimits};
+
+const MACHINE: Machine = Machine { seccomp: true, swap_accounting: true, open_files: 1 << 20 };
+
+fn instance() -> InstanceSpec {
+    InstanceSpec {
+        label: InstanceLabel {
+            instance: "0123456789ab".parse::<InstanceId>().unwrap(),
+            service: "0123456789ab".parse::<ServiceId>().unwrap(),
+            name: "web".parse().unwrap(),
+            revision: 1,
+            generation: 0,
+        },
+        image: InstanceImage { repository: "web".parse().unwrap(), manifest: Digest::from_sha256([1; 32]) },
+        command: None,
+        env: BTreeMap::new(),
+        workdir: None,
+        mounts: Vec::new(),
+        limits: ResourceLimits::default(),
+        network: Attached {
+            address: [10, 0, 0, 2].into(),
+            namespace: "/run/netns/x".into(),
+            hostname: "web".to_owned(),
+            hosts: "/s/hosts".into(),
+            resolv_conf: "/s/resolv.conf".into(),
+            hostname_file: "/s/hostname".into(),
+        },
+        log: "/s/log".into(),
+    }
+}
+
+fn image() -> RunConfig {
+    RunConfig {
+        entrypoint: vec!["/bin/web".into()],
+        cmd: vec!["serve".into()],
+        stop_signal: 15,
+        ..RunConfig::default()
+    }
+}
+
+fn built(spec: &InstanceSpec, image: &RunConfig) -> Spec {
+    build(spec, image, &Resolved::default(), MACHINE, "/hearth-x").unwrap()
+}
+
+#[test]
+fn the_whole_of_it_for_a_plain_instance() {
+    let mut spec = instance();
+    spec.limits = ResourceLimits { memory_bytes: Some(64 << 20), cpu_millis: Some(500) };
+    let mount = |source: &str, target: &str, read_only| BindMount {
+        source: source.into(),
+        target: target.parse().unwrap(),
+        read_only,
+    };
+    spec.mounts = vec![mount("/m/b", "/data/deep", true), mount("/m/a", "/data", false)];
+    let mut built = built(&spec, &image());
+    // Its list is what it is; the test below looks at what matters of it.
+    built.linux.seccomp = None;
+    insta::assert_snapshot!(serde_json::to_string_pretty(&built).unwrap());
+}
+
+#[test]
+fn a_command_takes_the_place_of_entrypoint_and_command_together() {
+    let mut spec = instance();
+    assert_eq!(built(&spec, &image()).process.args, ["/bin/web", "serve"]);
+    let only_cmd = RunConfig { entrypoint: Vec::new(), ..image() };
+    assert_eq!(built(&spec, &only_cmd).process.args, ["serve"]);
+    spec.command = Some(vec!["sh".into(), "-c".into(), "x".into()]);
+    assert_eq!(built(&spec, &image()).process.args, ["sh", "-c", "x"]);
+    spec.command = Some(Vec::new());
+    let refused = build(&spec, &image(), &Resolved::default(), MACHINE, "/x");
+    assert_eq!(refused, Err(SpecFault::NoCommand));
+}
+
+#[test]
+fn the_services_variables_win_over_the_images() {
+    let mut spec = instance();
+    spec.env.insert("MODE".into(), Secret::new("hot=1".into()));
+    spec.env.insert("NEW".into(), Secret::new(String::new()));
+    let image = RunConfig { env: vec!["PATH=/opt/bin".into(), "MODE=cold".into(), "bad".into()], ..image() };
+    let env = built(&spec, &image).process.env;
+    assert_eq!(env, ["PATH=/opt/bin", "HOSTNAME=web", "MODE=hot=1", "NEW="]);
+}
+
+#[test]
+fn a_working_directory_is_the_services_or_the_images_or_the_root() {
+    let mut spec = instance();
+    assert_eq!(built(&spec, &image()).process.cwd, "/");
+    let in_app = RunConfig { workdir: "/app".into(), ..image() };
+    assert_eq!(built(&spec, &in_app).process.cwd, "/app");
+    let relative = RunConfig { workdir: "app".into(), ..image() };
+    let refused = build(&spec, &relative, &Resolved::default(), MACHINE, "/x");
+    assert_eq!(refused, Err(SpecFault::Workdir("app".into())));
+    spec.workdir = Some("/srv".parse().unwrap());
+    assert_eq!(built(&spec, &relative).process.cwd, "/srv");
+}
+
+#[test]
+fn a_mount_of_the_services_own_takes_the_place_of_the_hosts_file() {
+    let mut spec = instance();
+    let target = "/etc/hosts".parse().unwrap();
+    spec.mounts = vec![BindMount { source: "/m/hosts".into(), target, read_only: true }];
+    let built = built(&spec, &image());
+    let sources: Vec<&str> = built
+        .mounts
+        .iter()
+        .filter(|mount| mount.destination == "/etc/hosts")
+        .map(|mount| mount.source.as_str())
+        .collect();
+    assert_eq!(sources, ["/m/hosts"]);
+}
+
+#[test]
+fn swap_is_limited_only_where_it_is_counted_and_seccomp_only_where_there_is_one() {
+    let mut spec = instance();
+    spec.limits.memory_bytes = Some(1 << 20);
+    let machine = Machine { seccomp: false, swap_accounting: false, open_files: 1 << 20 };
+    let linux = build(&spec, &image(), &Resolved::default(), machine, "/x").unwrap().linux;
+    assert_eq!(linux.resources.memory, Some(Memory { limit: 1 << 20, swap: None }));
+    assert_eq!(linux.seccomp, None);
+}
+
+#[test]
+fn no_user_namespace_can_be_made() {
+    let profile = built(&instance(), &image()).linux.seccomp.unwrap();
+    let rule = |name: &str| profile.syscalls.iter().find(|rule| rule.names.contains(&name)).unwrap();
+    assert_eq!(rule("clone3").errno_ret, 38);
+    for name in ["clone", "unshare"] {
+        assert_eq!((rule(name).errno_ret, rule(name).args[0].value), (1, 0x1000_0000));
+    }
+    for name in ["keyctl", "bpf", "io_uring_setup", "mount"] {
+        assert!(rule(name).args.is_empty());
+    }
+}

@@ -1,0 +1,206 @@
+//! Starting an instance.
+//!
+//! ```text
+//! snapshot (a root of the collection) -> user, specification -> container -> task created -> task started
+//!     '------------------------ a failure anywhere: all of it is removed -------------------------'
+//! ```
+
+use std::collections::HashMap;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use containerd_client::services::v1 as services;
+use containerd_client::types::Mount;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use prost::Message as _;
+use services::{
+    Container, CreateContainerRequest, CreateTaskRequest, GetContainerRequest, StartRequest,
+    UpdateContainerRequest,
+};
+
+use super::channel::{call, limit};
+use super::failure::{Fault, unless_missing};
+use super::images::{self, Stored};
+use super::spec::types::SPEC_URL;
+use super::spec::user::{Resolved, UserSpec};
+use super::spec::{self, Machine};
+use super::{Inner, cgroup, labels, rootfs};
+use crate::deploy::port::{InstanceSpec, RuntimeError};
+use crate::instance_log::KEEPER_ARGUMENT;
+
+const SHIM: &str = "io.containerd.runc.v2";
+const OPTIONS_URL: &str = "containerd.runc.v1.Options";
+
+/// `containerd.runc.v1.Options`, as far as it is set.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RuncOptions {
+    #[prost(string, tag = "6")]
+    binary_name: String,
+    #[prost(string, tag = "7")]
+    root: String,
+}
+
+impl Inner {
+    pub(super) async fn start(&self, spec: &InstanceSpec) -> Result<(), RuntimeError> {
+        // Or the failure below would take away what is not this start's.
+        let request = GetContainerRequest { id: spec.label.instance.to_string() };
+        let found = call(limit::RECORD, self.connection.containers().get(request)).await;
+        if unless_missing(found).map_err(Fault::plain)?.is_some() {
+            return Err(RuntimeError::Other(format!("instance {} is there already", spec.label.instance)));
+        }
+        let started = self.start_parts(spec).await;
+        if started.is_err()
+            && let Err(error) = self.remove(&spec.label.instance).await
+        {
+            let instance = &spec.label.instance;
+            tracing::warn!(%error, instance.id = %instance, "what a failed start left remains");
+        }
+        started
+    }
+
+    async fn start_parts(&self, spec: &InstanceSpec) -> Result<(), RuntimeError> {
+        let id = spec.label.instance.as_str();
+        let stored = self.stored(&spec.image).await?;
+        let label = labels::instance(&spec.label).map_err(|error| RuntimeError::Other(error.to_string()))?;
+        let snapshotter = self.snapshotter().await.map_err(Fault::plain)?;
+        let mounts = self.writable(spec, &stored, snapshotter, &label).await?;
+        let user = user(&stored, &mounts).await?;
+        let cgroup = cgroup::path(&self.namespace, id);
+        let oci = spec::build(spec, &stored.config, &user, machine(), &cgroup)
+            .map_err(|fault| RuntimeError::Start { code: "no_command", message: fault.to_string() })?;
+        let oci = serde_json::to_vec(&oci).map_err(|error| RuntimeError::Other(error.to_string()))?;
+        let options = self.options();
+        let container = Container {
+            id: id.to_owned(),
+            labels: HashMap::from([
+                (labels::INSTANCE.to_owned(), label),
+                (labels::STOP_SIGNAL.to_owned(), stored.config.stop_signal.to_string()),
+            ]),
+            image: spec.image.manifest.to_string(),
+            runtime: Some(services::container::Runtime { name: SHIM.to_owned(), options: options.clone() }),
+            spec: Some(prost_types::Any { type_url: SPEC_URL.to_owned(), value: oci }),
+            snapshotter: snapshotter.to_owned(),
+            snapshot_key: id.to_owned(),
+            ..Container::default()
+        };
+        let request = CreateContainerRequest { container: Some(container) };
+        call(limit::RECORD, self.connection.containers().create(request)).await.map_err(Fault::plain)?;
+        self.start_task(id, &spec.log, mounts, options).await
+    }
+
+    /// The instance's own files, on those of its image.
+    async fn writable(
+        &self,
+        spec: &InstanceSpec,
+        stored: &Stored,
+        snapshotter: &str,
+        label: &str,
+    ) -> Result<Vec<Mount>, RuntimeError> {
+        let labels = HashMap::from([
+            (labels::INSTANCE.to_owned(), label.to_owned()),
+            (labels::ROOT.to_owned(), jiff::Timestamp::now().to_string()),
+        ]);
+        let (key, parent) = (spec.label.instance.as_str(), stored.top().unwrap_or_default());
+        let snapshot = || images::snapshot(&self.connection, snapshotter, key, parent, labels.clone());
+        match snapshot().await {
+            // It was never prepared here, or given up since.
+            Err(Fault::NotFound(_)) => {
+                self.prepare(&spec.image).await?;
+                snapshot().await.map_err(Fault::plain)
+            }
+            other => other.map_err(Fault::plain),
+        }
+    }
+
+    async fn start_task(
+        &self,
+        id: &str,
+        log: &Path,
+        rootfs: Vec<Mount>,
+        options: Option<prost_types::Any>,
+    ) -> Result<(), RuntimeError> {
+        let keeper = keeper(&self.keeper, log);
+        let request = CreateTaskRequest {
+            container_id: id.to_owned(),
+            rootfs,
+            stdout: keeper.clone(),
+            stderr: keeper,
+            options,
+            ..CreateTaskRequest::default()
+        };
+        let created = call(limit::PROCESS, self.connection.tasks().create(request)).await;
+        created.map_err(Fault::of_start)?;
+        // Written meanwhile: a crash in between leaves an instance that ended, and nobody saw how.
+        let container = Container {
+            id: id.to_owned(),
+            labels: HashMap::from([(labels::STARTED.to_owned(), "1".to_owned())]),
+            ..Container::default()
+        };
+        let path = format!("labels.{}", labels::STARTED);
+        let request =
+            UpdateContainerRequest { container: Some(container), update_mask: labels::update(&path) };
+        let mut containers = self.connection.containers();
+        let marked = call(limit::RECORD, containers.update(request));
+        let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
+        let mut tasks = self.connection.tasks();
+        let started = call(limit::PROCESS, tasks.start(request));
+        let (marked, started) = tokio::join!(marked, started);
+        started.map_err(Fault::of_start)?;
+        marked.map(|_| ()).map_err(Fault::plain)
+    }
+
+    pub(super) fn options(&self) -> Option<prost_types::Any> {
+        let runc = self.runc.as_ref()?;
+        let options = RuncOptions {
+            binary_name: runc.program.to_string_lossy().into_owned(),
+            root: runc.root.to_string_lossy().into_owned(),
+        };
+        Some(prost_types::Any { type_url: OPTIONS_URL.to_owned(), value: options.encode_to_vec() })
+    }
+}
+
+async fn user(stored: &Stored, mounts: &[Mount]) -> Result<Resolved, RuntimeError> {
+    let text = stored.config.user.clone();
+    if UserSpec::parse(&text).is_root() {
+        return Ok(Resolved { home: Some("/root".to_owned()), ..Resolved::default() });
+    }
+    let mounts = mounts.to_vec();
+    let read = crate::task::blocking("read-users", move || rootfs::users(&mounts)).await;
+    let read = read.map_err(std::io::Error::other).and_then(|read| read);
+    let (passwd, group) =
+        read.map_err(|error| RuntimeError::Other(format!("the image's users cannot be read: {error}")))?;
+    UserSpec::parse(&text)
+        .resolve(&passwd, &group)
+        .map_err(|fault| RuntimeError::Start { code: "user_not_found", message: fault.to_string() })
+}
+
+fn machine() -> Machine {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    Machine {
+        seccomp: Path::new("/proc/sys/kernel/seccomp").is_dir(),
+        swap_accounting: cgroup::swap_accounting(),
+        open_files: files.unwrap_or(u64::MAX),
+    }
+}
+
+/// What a URL's query may hold as it is: containerd passes it on as the program's arguments.
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
+
+/// containerd's name of a program that takes an instance's output.
+fn keeper(program: &Path, log: &Path) -> String {
+    let encoded =
+        |path: &Path| percent_encoding::percent_encode(path.as_os_str().as_bytes(), PLAIN).to_string();
+    let argument = utf8_percent_encode(KEEPER_ARGUMENT, PLAIN);
+    format!("binary://{}?{argument}={}", encoded(program), encoded(log))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_keeper_is_named_by_a_url() {
+        let url = keeper(Path::new("/usr/bin/hearthd"), Path::new("/var/lib/a b/x&y=z/log"));
+        assert_eq!(url, "binary:///usr/bin/hearthd?instance-log=/var/lib/a%20b/x%26y%3Dz/log");
+    }
+}

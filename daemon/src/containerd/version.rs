@@ -1,0 +1,50 @@
+use super::channel::{Connection, call, limit};
+use super::failure::Fault;
+use crate::supervise::port::ProbeError;
+
+/// Older ones lack what is used here, and are no longer mended.
+const MINIMUM: (u64, u64) = (1, 6);
+
+/// Asks containerd for its version, and refuses one that is too old.
+pub(super) async fn of(connection: &Connection) -> Result<String, ProbeError> {
+    let answer = call(limit::RECORD, connection.version().version(())).await;
+    let version = answer.map_err(|fault| match fault {
+        Fault::Away(text) => ProbeError::NoAnswer(text),
+        other => ProbeError::Refused(other.to_string()),
+    })?;
+    let version = version.version;
+    match numbers(&version) {
+        Some(found) if found >= MINIMUM => Ok(version),
+        Some(_) => {
+            Err(ProbeError::Refused(format!("containerd {version} is refused: 1.6 or newer is needed")))
+        }
+        None => Err(ProbeError::Refused(format!("containerd's version `{version}` cannot be read"))),
+    }
+}
+
+/// Takes `1.6.20~ds1`, `v2.0.0-rc.1`.
+fn numbers(version: &str) -> Option<(u64, u64)> {
+    let mut parts = version.trim_start_matches('v').split('.').map(|part| {
+        let digits = part.bytes().take_while(u8::is_ascii_digit).count();
+        part[..digits].parse::<u64>().ok()
+    });
+    Some((parts.next()??, parts.next()??))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_with_whatever_follows() {
+        for (text, expected) in [
+            ("1.6.20~ds1", Some((1, 6))),
+            ("v2.0.0-rc.1", Some((2, 0))),
+            ("1.7", Some((1, 7))),
+            ("main", None),
+            ("", None),
+        ] {
+            assert_eq!(numbers(text), expected, "{text}");
+        }
+    }
+}

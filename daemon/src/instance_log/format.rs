@@ -1,0 +1,186 @@
+//! One record a line: `2026-11-24T09:55:07.123456Z o text`.
+//!
+//! The letter is the stream: `o` stdout, `e` stderr. It is upper case when the text was not ended by a newline: the
+//! next record of the same stream goes on with it, or the stream ended there. `-` is a gap, with the count of bytes
+//! that could not be kept as its text.
+
+use std::io::Write as _;
+
+use jiff::Timestamp;
+
+/// Longest text of a record; a longer line becomes several.
+pub const LONGEST: usize = 16 << 10;
+/// Length of the time and the two characters after it.
+const HEAD: usize = "2026-11-24T09:55:07.123456Z o ".len();
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    Stdout,
+    Stderr,
+    /// Here so many bytes were dropped: the disk was full, or too slow.
+    Gap,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record<'a> {
+    pub at: Timestamp,
+    pub source: Source,
+    /// Whether a newline ended it.
+    pub ended: bool,
+    pub text: &'a [u8],
+}
+
+impl Record<'_> {
+    /// Appends the record and a newline. The text has none.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let letter = match (self.source, self.ended) {
+            (Source::Stdout, true) => 'o',
+            (Source::Stdout, false) => 'O',
+            (Source::Stderr, true) => 'e',
+            (Source::Stderr, false) => 'E',
+            (Source::Gap, _) => '-',
+        };
+        // Writing to memory cannot fail.
+        let _ = write!(out, "{:.6} {letter} ", self.at);
+        out.extend_from_slice(self.text);
+        out.push(b'\n');
+    }
+}
+
+/// Reads a line of a file, without its newline. None for what no keeper wrote, such as the end of a line that a
+/// crash of the machine cut.
+pub fn parse(line: &[u8]) -> Option<Record<'_>> {
+    let (head, text) = line.split_at_checked(HEAD)?;
+    let head = std::str::from_utf8(head).ok()?;
+    let mut words = head.split(' ');
+    let at = words.next()?.parse().ok()?;
+    let (source, ended) = match words.next()? {
+        "o" => (Source::Stdout, true),
+        "O" => (Source::Stdout, false),
+        "e" => (Source::Stderr, true),
+        "E" => (Source::Stderr, false),
+        "-" => (Source::Gap, true),
+        _ => return None,
+    };
+    Some(Record { at, source, ended, text })
+}
+
+/// A stream as it arrives, cut into records.
+#[derive(Debug)]
+pub struct Cutter {
+    source: Source,
+    /// What has no newline yet; shorter than [`LONGEST`].
+    open: Vec<u8>,
+}
+
+impl Cutter {
+    pub const fn new(source: Source) -> Self {
+        Self { source, open: Vec::new() }
+    }
+
+    pub fn take(&mut self, at: Timestamp, mut bytes: &[u8], out: &mut Vec<u8>) {
+        while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+            self.lengthen(at, &bytes[..end], out);
+            self.record(at, true, out);
+            bytes = &bytes[end + 1..];
+        }
+        self.lengthen(at, bytes, out);
+    }
+
+    fn lengthen(&mut self, at: Timestamp, mut text: &[u8], out: &mut Vec<u8>) {
+        while self.open.len() + text.len() > LONGEST {
+            let (now, later) = text.split_at(LONGEST - self.open.len());
+            self.open.extend_from_slice(now);
+            self.record(at, false, out);
+            text = later;
+        }
+        self.open.extend_from_slice(text);
+    }
+
+    fn record(&mut self, at: Timestamp, ended: bool, out: &mut Vec<u8>) {
+        Record { at, source: self.source, ended, text: &self.open }.write(out);
+        self.open.clear();
+    }
+
+    /// Whether something waits for its newline.
+    pub fn is_open(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// Gives out what waits, without its newline.
+    pub fn flush(&mut self, at: Timestamp, out: &mut Vec<u8>) {
+        if self.is_open() {
+            self.record(at, false, out);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at() -> Timestamp {
+        "2026-11-24T09:55:07.1234567Z".parse().unwrap()
+    }
+
+    fn text_of(records: &[u8]) -> Vec<u8> {
+        let mut text = Vec::new();
+        for line in records.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let record = parse(line).unwrap();
+            assert!(record.text.len() <= LONGEST);
+            text.extend_from_slice(record.text);
+            if record.ended {
+                text.push(b'\n');
+            }
+        }
+        text
+    }
+
+    #[test]
+    fn a_record_is_one_line_with_time_and_stream() {
+        let mut out = Vec::new();
+        let mut cutter = Cutter::new(Source::Stderr);
+        cutter.take(at(), b"one\n\ntw", &mut out);
+        cutter.take(at(), b"o", &mut out);
+        cutter.flush(at(), &mut out);
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(
+            text,
+            "2026-11-24T09:55:07.123456Z e one\n2026-11-24T09:55:07.123456Z e \n2026-11-24T09:55:07.123456Z E two\n"
+        );
+        for line in ["", "x", "2026-11-24T09:55:07.123456Z x one", "2026-11-24T09:55:07 o one and more text"]
+        {
+            assert_eq!(parse(line.as_bytes()), None, "{line}");
+        }
+    }
+
+    /// Lines of all lengths, many of them close to the longest: each byte by itself takes minutes to make up.
+    fn run() -> impl Strategy<Value = Vec<u8>> {
+        let any_of =
+            |lengths| (any::<u8>(), lengths).prop_map(|(byte, count): (u8, usize)| vec![byte; count]);
+        prop_oneof![
+            Just(vec![b'\n']),
+            proptest::collection::vec(any::<u8>(), 0..40),
+            any_of(0..LONGEST / 2),
+            any_of(LONGEST - 2..LONGEST + 3),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn no_byte_of_a_stream_is_lost_however_it_arrives(
+            pieces in proptest::collection::vec(
+                proptest::collection::vec(run(), 0..8).prop_map(|runs| runs.concat()), 0..6)
+        ) {
+            let mut out = Vec::new();
+            let mut cutter = Cutter::new(Source::Stdout);
+            for piece in &pieces {
+                cutter.take(at(), piece, &mut out);
+            }
+            cutter.flush(at(), &mut out);
+            prop_assert_eq!(text_of(&out), pieces.concat());
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! Reading an instance's log: an excerpt of it, or what comes from now on.
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::format::{self, Source};
+use super::{CURRENT, OLDER};
+
+/// What is wanted of a log.
+#[derive(Clone, Debug, Default)]
+pub struct LogQuery {
+    /// Only the last so many lines; [`DEFAULT_TAIL`] where none is given.
+    pub tail: Option<usize>,
+    pub since: Option<Timestamp>,
+    /// Only lines with this text in them.
+    pub contains: Option<String>,
+    /// Of all texts together, the oldest lines being left out; zero is [`DEFAULT_BYTES`], and never more than
+    /// [`MOST_BYTES`].
+    pub max_bytes: usize,
+}
+
+pub const DEFAULT_TAIL: usize = 200;
+pub const DEFAULT_BYTES: usize = 64 << 10;
+pub const MOST_BYTES: usize = 4 << 20;
+/// Pieces of a longer line stay apart.
+const LONGEST_LINE: usize = 64 << 10;
+/// Read of a file at once.
+const BATCH: usize = 256 << 10;
+const POLL: Duration = Duration::from_millis(100);
+/// Attempts at a log that is turned over just now.
+const ATTEMPTS: usize = 10;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    pub at: Timestamp,
+    pub source: Source,
+    /// Whether a newline ended it. Of a gap, the text is how many bytes are missing.
+    pub ended: bool,
+    pub text: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Excerpt {
+    pub lines: Vec<Line>,
+    /// Lines that fitted the question and were left out.
+    pub omitted: u64,
+    /// Where what comes after these lines begins.
+    pub end: Position,
+}
+
+/// A place in a log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// Inode of the file; none before there was one.
+    file: Option<u64>,
+    offset: u64,
+}
+
+/// Reads the log in `dir` through; where there is none, it is empty. Blocking.
+pub fn read(dir: &Path, query: &LogQuery) -> io::Result<Excerpt> {
+    let mut collector = Collector::new(query);
+    let mut end = Position::default();
+    for file in open_both(dir)? {
+        let mut reader = Reader::new(file)?;
+        while reader.batch(|record| collector.take(record))? {}
+        end = reader.position();
+    }
+    Ok(collector.finish(end))
+}
+
+/// The files that there are, oldest first.
+fn open_both(dir: &Path) -> io::Result<Vec<File>> {
+    for _ in 0..ATTEMPTS {
+        // The newer one first: if it is turned over now, the older one is it, and nothing is missed.
+        let current = open(&dir.join(CURRENT))?;
+        let older = open(&dir.join(OLDER))?;
+        if let (Some(current), Some(older)) = (&current, &older)
+            && current.metadata()?.ino() == older.metadata()?.ino()
+        {
+            continue;
+        }
+        // Between the rename and the new file there is only the older one.
+        return Ok(older.into_iter().chain(current).collect());
+    }
+    Err(io::Error::other("the log is written faster than it can be opened"))
+}
+
+fn open(path: &Path) -> io::Result<Option<File>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whole lines of one file.
+struct Reader {
+    file: File,
+    inode: u64,
+    /// Of the first byte that was not given out yet.
+    offset: u64,
+}
+
+impl Reader {
+    fn new(file: File) -> io::Result<Self> {
+        Ok(Self { inode: file.metadata()?.ino(), file, offset: 0 })
+    }
+
+    fn position(&self) -> Position {
+        Position { file: Some(self.inode), offset: self.offset }
+    }
+
+    /// Gives out the next records; whether there were any.
+    fn batch(&mut self, mut take: impl FnMut(&format::Record<'_>)) -> io::Result<bool> {
+        self.file.seek(SeekFrom::Start(self.offset))?;
+        let mut bytes = Vec::with_capacity(BATCH);
+        self.file.by_ref().take(BATCH as u64).read_to_end(&mut bytes)?;
+        let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n').map(|at| at + 1) else {
+            return Ok(false);
+        };
+        for line in bytes[..end].split(|byte| *byte == b'\n') {
+            if let Some(record) = format::parse(line) {
+                take(&record);
+            }
+        }
+        self.offset += end as u64;
+        Ok(true)
+    }
+}
+
+struct Collector<'a> {
+    query: &'a LogQuery,
+    tail: usize,
+    max_bytes: usize,
+    /// Lines of stdout and stderr that have no end yet.
+    open: [Option<(Timestamp, Vec<u8>)>; 2],
+    lines: VecDeque<Line>,
+    bytes: usize,
+    omitted: u64,
+}
+
+impl<'a> Collector<'a> {
+    fn new(query: &'a LogQuery) -> Self {
+        Self {
+            query,
+            tail: query.tail.unwrap_or(DEFAULT_TAIL),
+            max_bytes: match query.max_bytes {
+                0 => DEFAULT_BYTES,
+                bytes => bytes.min(MOST_BYTES),
+            },
+            open: [None, None],
+            lines: VecDeque::new(),
+            bytes: 0,
+            omitted: 0,
+        }
+    }
+
+    fn take(&mut self, record: &format::Record<'_>) {
+        let slot = match record.source {
+            Source::Stdout => 0,
+            Source::Stderr => 1,
+            Source::Gap => return self.line(record.at, record.source, true, record.text),
+        };
+        let (at, mut text) = self.open[slot].take().unwrap_or((record.at, Vec::new()));
+        text.extend_from_slice(record.text);
+        if record.ended || text.len() >= LONGEST_LINE {
+            self.line(at, record.source, record.ended, &text);
+        } else {
+            self.open[slot] = Some((at, text));
+        }
+    }
+
+    fn line(&mut self, at: Timestamp, source: Source, ended: bool, text: &[u8]) {
+        if self.query.since.is_some_and(|since| at < since) {
+            return;
+        }
+        let text = String::from_utf8_lossy(text).into_owned();
+        // A gap is shown whatever is looked for: what is missing may be it.
+        if source != Source::Gap && self.query.contains.as_ref().is_some_and(|wanted| !text.contains(wanted))
+        {
+            return;
+        }
+        self.bytes += text.len();
+        self.lines.push_back(Line { at, source, ended, text });
+        while self.lines.len() > self.tail || self.bytes > self.max_bytes {
+            let Some(oldest) = self.lines.pop_front() else { break };
+            self.bytes -= oldest.text.len();
+            self.omitted += 1;
+        }
+    }
+
+    fn finish(mut self, end: Position) -> Excerpt {
+        for (slot, source) in [(0, Source::Stdout), (1, Source::Stderr)] {
+            if let Some((at, text)) = self.open[slot].take() {
+                self.line(at, source, false, &text);
+            }
+        }
+        Excerpt { lines: self.lines.into(), omitted: self.omitted, end }
+    }
+}
+
+/// What a log gets from a place on. Pieces of a line come as they are written.
+pub struct Follower {
+    dir: PathBuf,
+    reader: Option<Reader>,
+    start: Position,
+}
+
+impl Follower {
+    pub fn new(dir: PathBuf, start: Position) -> Self {
+        Self { dir, reader: None, start }
+    }
+
+    /// Waits for the next lines. A log does not end: whoever knows that its instance has reads [`rest`](Self::rest).
+    pub async fn next(&mut self) -> io::Result<Vec<Line>> {
+        loop {
+            let lines = self.rest().await?;
+            if !lines.is_empty() {
+                return Ok(lines);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// What has come since; empty for nothing. Of much, only the first part: ask until it is empty.
+    pub async fn rest(&mut self) -> io::Result<Vec<Line>> {
+        let (dir, start) = (self.dir.clone(), self.start);
+        let reader = self.reader.take();
+        let read = crate::task::blocking("follow-log", move || more(&dir, reader, start)).await;
+        let (reader, lines) = read.map_err(io::Error::other)??;
+        self.start = reader.as_ref().map_or(self.start, Reader::position);
+        self.reader = reader;
+        Ok(lines)
+    }
+}
+
+/// The next lines of a log, and the reader to go on with.
+fn more(dir: &Path, reader: Option<Reader>, start: Position) -> io::Result<(Option<Reader>, Vec<Line>)> {
+    let mut lines = Vec::new();
+    let mut reader = match reader {
+        Some(reader) => reader,
+        None => match from(dir, start)? {
+            Some(reader) => reader,
+            None => return Ok((None, lines)),
+        },
+    };
+    loop {
+        // Looked up first: a file that has been replaced before it is read to its end is complete.
+        let current = inode(&dir.join(CURRENT))?;
+        let more = reader.batch(|record| lines.push(line(record)))?;
+        if more || current.is_none_or(|current| current == reader.inode) {
+            return Ok((Some(reader), lines));
+        }
+        match next_after(dir, reader.inode)? {
+            Some(next) => reader = next,
+            None => return Ok((Some(reader), lines)),
+        }
+    }
+}
+
+fn line(record: &format::Record<'_>) -> Line {
+    let text = String::from_utf8_lossy(record.text).into_owned();
+    Line { at: record.at, source: record.source, ended: record.ended, text }
+}
+
+fn inode(path: &Path) -> io::Result<Option<u64>> {
+    match fs::metadata(path) {
+        Ok(found) => Ok(Some(found.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The file of a place, opened there; the oldest one if it is gone.
+fn from(dir: &Path, start: Position) -> io::Result<Option<Reader>> {
+    let mut readers = open_both(dir)?.into_iter().map(Reader::new).collect::<io::Result<Vec<_>>>()?;
+    if let Some(found) = readers.iter().position(|reader| Some(reader.inode) == start.file) {
+        let mut reader = readers.swap_remove(found);
+        reader.offset = start.offset;
+        return Ok(Some(reader));
+    }
+    Ok(readers.into_iter().next())
+}
+
+/// The file that came after one: the current one, or the older one if two have come since.
+fn next_after(dir: &Path, inode: u64) -> io::Result<Option<Reader>> {
+    let readers = open_both(dir)?.into_iter().map(Reader::new).collect::<io::Result<Vec<_>>>()?;
+    let own = readers.iter().position(|reader| reader.inode == inode);
+    Ok(readers.into_iter().nth(own.map_or(0, |own| own + 1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::instance_log::format::{Cutter, Record};
+
+    const AT: &str = "2026-11-24T09:55:07Z";
+
+    fn at(seconds: i64) -> Timestamp {
+        AT.parse::<Timestamp>().unwrap() + jiff::SignedDuration::from_secs(seconds)
+    }
+
+    fn append(dir: &Path, seconds: i64, source: Source, text: &str) {
+        let (mut out, mut cutter) = (Vec::new(), Cutter::new(source));
+        cutter.take(at(seconds), text.as_bytes(), &mut out);
+        cutter.flush(at(seconds), &mut out);
+        let mut file = File::options().create(true).append(true).open(dir.join(CURRENT)).unwrap();
+        file.write_all(&out).unwrap();
+    }
+
+    fn turn_over(dir: &Path) {
+        fs::rename(dir.join(CURRENT), dir.join(OLDER)).unwrap();
+    }
+
+    fn texts(lines: &[Line]) -> Vec<&str> {
+        lines.iter().map(|line| line.text.as_str()).collect()
+    }
+
+    #[test]
+    fn an_excerpt_is_the_newest_lines_that_fit_the_question() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let ask = |query: LogQuery| read(dir, &query).unwrap();
+        assert_eq!(ask(LogQuery::default()), Excerpt::default());
+        append(dir, 0, Source::Stdout, "a1\na2\n");
+        turn_over(dir);
+        append(dir, 5, Source::Stderr, "b1\n");
+        append(dir, 9, Source::Stdout, "a3");
+        append(dir, 9, Source::Stdout, " goes on");
+        let all = ask(LogQuery::default());
+        assert_eq!((texts(&all.lines), all.omitted), (vec!["a1", "a2", "b1", "a3 goes on"], 0));
+        assert!(all.lines[0].ended && !all.lines[3].ended);
+        let tail = ask(LogQuery { tail: Some(1), ..LogQuery::default() });
+        assert_eq!((texts(&tail.lines), tail.omitted), (vec!["a3 goes on"], 3));
+        let bytes = ask(LogQuery { max_bytes: 12, ..LogQuery::default() });
+        assert_eq!(texts(&bytes.lines), ["b1", "a3 goes on"]);
+        let since = ask(LogQuery { since: Some(at(5)), ..LogQuery::default() });
+        assert_eq!(texts(&since.lines), ["b1", "a3 goes on"]);
+        let grep = ask(LogQuery { contains: Some("a".to_owned()), tail: Some(2), ..LogQuery::default() });
+        assert_eq!((texts(&grep.lines), grep.omitted), (vec!["a2", "a3 goes on"], 1));
+    }
+
+    #[test]
+    fn a_gap_is_shown_whatever_is_looked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut out = Vec::new();
+        Record { at: at(0), source: Source::Gap, ended: true, text: b"4096" }.write(&mut out);
+        fs::write(dir.path().join(CURRENT), out).unwrap();
+        let query = LogQuery { contains: Some("x".to_owned()), ..LogQuery::default() };
+        let lines = read(dir.path(), &query).unwrap().lines;
+        assert_eq!((texts(&lines), lines[0].source), (vec!["4096"], Source::Gap));
+    }
+
+    #[tokio::test]
+    async fn a_follower_misses_nothing_when_the_file_is_turned_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        append(dir, 0, Source::Stdout, "old\n");
+        let end = read(dir, &LogQuery::default()).unwrap().end;
+        let mut follower = Follower::new(dir.to_owned(), end);
+        assert_eq!(follower.rest().await.unwrap(), []);
+        append(dir, 1, Source::Stdout, "one\n");
+        assert_eq!(texts(&follower.next().await.unwrap()), ["one"]);
+        append(dir, 2, Source::Stdout, "two\n");
+        turn_over(dir);
+        append(dir, 3, Source::Stdout, "three\n");
+        let mut seen = follower.next().await.unwrap();
+        seen.extend(follower.rest().await.unwrap());
+        assert_eq!(texts(&seen), ["two", "three"]);
+        // One that begins before there is a log.
+        let empty = tempfile::tempdir().unwrap();
+        let mut early = Follower::new(empty.path().to_owned(), Position::default());
+        assert_eq!(early.rest().await.unwrap(), []);
+        append(empty.path(), 0, Source::Stderr, "first\n");
+        assert_eq!(texts(&early.next().await.unwrap()), ["first"]);
+    }
+}
