@@ -96,7 +96,7 @@ impl Refusal {
                     "no service of this room is routed at `{}`",
                     host.chars().take(SHOWN).collect::<String>()
                 ),
-                "`hearth routes list` shows what is routed; `hearth deploy --domain` routes a service.",
+                "check the host name; a service must claim it before it is reached here.",
             ),
             Self::NoInstance(service) => text(
                 StatusCode::SERVICE_UNAVAILABLE,
