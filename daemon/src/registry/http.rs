@@ -9,6 +9,7 @@ mod manifest;
 mod range;
 mod receive;
 mod refusal;
+mod rest;
 mod route;
 mod upload;
 
@@ -160,13 +161,20 @@ async fn serve(State(registry): State<Registry>, request: Request) -> Response {
     let method = method_label(request.method());
     let parsed = Route::parse(request.uri().path());
     let label = parsed.as_ref().map_or("none", Route::label);
+    let (request, rest) = rest::keep(request);
     let answered = match parsed {
         Ok(route) => registry.answer(&route, request).await,
         // Whoever is not known is not told what is wrong with a path either.
         Err(_) if request.extensions().get::<Caller>().is_none() => Err(Refusal::unauthorized()),
         Err(refusal) => Err(refusal),
     };
-    let mut response = answered.unwrap_or_else(|refusal| refusal.into_response());
+    let mut response = match answered {
+        Ok(response) => response,
+        Err(refusal) => {
+            rest.drain().await;
+            refusal.into_response()
+        }
+    };
     response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
     let status = response.status().as_u16().to_string();
     metrics::counter!("hearth_registry_requests_total", "method" => method, "route" => label, "status" => status)
