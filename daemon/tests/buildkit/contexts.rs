@@ -352,31 +352,37 @@ async fn a_file_that_changes_while_it_is_sent_is_named_and_never_built() {
 async fn a_file_that_changes_after_it_was_sent_is_built_as_it_was_and_seen_by_the_next_build() {
     Fixture::run(async |kit| {
         let room = Room::new();
-        room.file("app/Dockerfile", "FROM scratch\nCOPY . /\n").file("app/a", "old").file("app/z", "1");
+        room.file("app/Dockerfile", "FROM scratch\nCOPY . /\n").file("app/a", "old").file("app/z", "old");
         let (files, traffic) = room.files("app", "Dockerfile", &["."]).await;
         let first = files.context_session.id.clone();
-        let (path, seen) = (room.at("app/a"), Arc::new(Mutex::new(Vec::new())));
-        // Once another file is asked for, the first one may be changed at any moment.
+        let (app, changed) = (room.at("app"), Arc::new(Mutex::new(None)));
+        // Several files are read at once, in any order. When the other one is asked for, the first was sent, and is changed.
+        let (mut sent, told) = (None, Arc::clone(&changed));
         *traffic.meanwhile.lock().unwrap() = Some(Box::new(move |asked| {
-            let mut seen = seen.lock().unwrap();
-            seen.push(asked.to_vec());
-            if asked == b"z" && seen.contains(&b"a".to_vec()) {
-                std::thread::sleep(Duration::from_millis(200));
-                fs::write(&path, "new").unwrap();
+            let Some(asked) = ["a", "z"].into_iter().find(|name| name.as_bytes() == asked) else { return };
+            match sent {
+                None => sent = Some(asked),
+                Some(sent) if sent != asked => {
+                    std::thread::sleep(Duration::from_millis(200));
+                    fs::write(app.join(sent), "new").unwrap();
+                    *told.lock().unwrap() = Some(sent);
+                }
+                Some(_) => {}
             }
         }));
         let outcome = kit.solve(kit.of(files)).await.0;
+        let changed = changed.lock().unwrap().expect("both files were asked for");
         if let Ok(outcome) = outcome {
-            assert_eq!(kit.contents(&outcome)["a"], "old");
+            assert_eq!(kit.contents(&outcome)[changed], "old");
         }
         let (outcome, _) = kit.build(&room, "app").await;
-        assert_eq!(kit.contents(&outcome.unwrap())["a"], "new");
+        assert_eq!(kit.contents(&outcome.unwrap())[changed], "new");
         // The first version's name was retired: its tree was no longer that when it was looked at again.
-        room.file("app/a", "old");
+        room.file(&format!("app/{changed}"), "old");
         let (files, _) = room.files("app", "Dockerfile", &["."]).await;
         assert_ne!(files.context_session.id, first);
         let outcome = kit.solve(kit.of(files)).await.0;
-        assert_eq!(kit.contents(&outcome.unwrap())["a"], "old");
+        assert_eq!(kit.contents(&outcome.unwrap())[changed], "old");
     })
     .await;
 }
