@@ -14,9 +14,11 @@
 //! - [`pack()`]: all of it in one go.
 //! - [`remote`]: other registries, asked and pushed to.
 //! - [`cache`]: what earlier packs learned.
+//! - [`ahead`]: how a walk has directories listed before it comes to them.
 //!
 //! Everything but [`remote`] blocks; a caller with an event loop gives it a thread.
 
+pub mod ahead;
 pub mod archive;
 pub mod base;
 pub mod cache;

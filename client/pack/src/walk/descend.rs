@@ -6,9 +6,10 @@ use std::sync::Arc;
 use rustix::fs::{FileType, SeekFrom};
 use rustix::io::Errno;
 
-use super::ahead::Listings;
+use super::ahead::AHEAD;
 use super::directory::{Child, Content, Found, Selection, Wish};
 use super::{Entry, EntryKind, WalkError, failed, shown};
+use crate::ahead::Ahead;
 use crate::ignore::{Filter, Matched, Patterns};
 use crate::workers;
 
@@ -34,11 +35,11 @@ pub(super) fn list(
         action: "cannot open",
         source,
     })?;
-    let listings = Listings::new(&selection);
+    let listings = Ahead::new(&selection, AHEAD);
     let wish = Wish { above: Arc::new(above), path: Vec::new(), matched: Matched::default(), pruned: false };
     let root = listings.ask(wish);
     std::thread::scope(|scope| {
-        let _end = End(&listings);
+        let _end = listings.ends();
         // This thread lists too.
         for _ in 1..workers::count(None) {
             scope.spawn(|| listings.help());
@@ -50,7 +51,7 @@ pub(super) fn list(
 }
 
 struct Lister<'a> {
-    listings: &'a Listings<'a>,
+    listings: &'a Ahead<'a, Selection<'a>>,
     entries: Vec<Entry>,
     /// First path of each file that has several names.
     linked: HashMap<(u64, u64), Vec<u8>>,
@@ -137,14 +138,5 @@ impl Lister<'_> {
             FileType::BlockDevice | FileType::CharacterDevice => special("device"),
             FileType::Unknown => special("file of unknown kind"),
         }
-    }
-}
-
-/// Lets the helpers go however the walk ends.
-struct End<'l, 'a>(&'l Listings<'a>);
-
-impl Drop for End<'_, '_> {
-    fn drop(&mut self) {
-        self.0.end();
     }
 }

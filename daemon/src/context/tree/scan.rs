@@ -8,12 +8,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::vec::IntoIter;
 
+use hearth_pack::ahead::Ahead;
 use hearth_pack::identity::is_settled;
 use rustix::io::Errno;
 
 use super::bounds::Bounds;
 use super::directory::child_path;
-use super::listing::{Listed, Listings, Wish};
+use super::listing::{AHEAD, Listed, Listings, Wish};
 use super::snapshot::Snapshot;
 use super::{Child, Children, Found, Layer, Origin, Tree, bare, below, joined};
 use crate::context::ContextError;
@@ -45,7 +46,7 @@ struct Level {
 
 struct Walk<'t> {
     tree: &'t Tree,
-    listings: &'t Listings<'t>,
+    listings: &'t Ahead<'t, Listings<'t>>,
     /// Absolute path of the directory that the context is, without `/` at its start.
     top: Vec<u8>,
     snapshot: Snapshot,
@@ -78,13 +79,14 @@ impl Tree {
 
     fn walk(&self, context_path: &MountTarget, bounds: &Bounds<'_>) -> Result<Snapshot, ContextError> {
         let (top, backed) = self.context_directory(context_path)?;
-        let listings = Listings::new(self, &top, bounds);
+        let listing = Listings { tree: self, top: &top, bounds };
+        let listings = Ahead::new(&listing, AHEAD);
         let walked = Mutex::new(Err(ContextError::Ending));
         task::in_parallel("context.scan", threads() - 1, |number| {
             if number > 0 {
                 return listings.help();
             }
-            let _end = End(&listings);
+            let _end = listings.ends();
             let snapshot = Snapshot::new(self.clone(), top.clone());
             let walk =
                 Walk { tree: self, listings: &listings, top: top.clone(), snapshot, links: HashMap::new() };
@@ -127,15 +129,6 @@ impl Tree {
 pub(super) fn since_epoch() -> i64 {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(elapsed.as_nanos()).unwrap_or(i64::MAX)
-}
-
-/// Lets the helpers go, also when the walk panics.
-struct End<'l, 't>(&'l Listings<'t>);
-
-impl Drop for End<'_, '_> {
-    fn drop(&mut self) {
-        self.0.end();
-    }
 }
 
 impl Walk<'_> {
