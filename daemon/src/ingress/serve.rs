@@ -5,7 +5,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -178,14 +178,8 @@ where
         let (ingress, connection) = (Arc::clone(&ingress), Arc::clone(&connection));
         async move { Ok::<_, Infallible>(ingress.answer(&connection, request).await) }
     });
-    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
-    tokio::select! {
-        biased;
-        outcome = &mut serving => return outcome.map_err(io::Error::other),
-        () = stop.cancelled() => {}
-    }
-    serving.as_mut().graceful_shutdown();
-    serving.await.map_err(io::Error::other)
+    let serving = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    until_stopped(serving, stop, |serving| serving.graceful_shutdown()).await
 }
 
 async fn serve_http2<S>(ingress: Arc<Ingress>, stream: S, connection: Connection) -> io::Result<()>
@@ -199,13 +193,26 @@ where
         let (ingress, connection) = (Arc::clone(&ingress), Arc::clone(&connection));
         async move { Ok::<_, Infallible>(ingress.answer(&connection, request).await) }
     });
-    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let serving = builder.serve_connection(TokioIo::new(stream), service);
+    until_stopped(serving, stop, |serving| serving.graceful_shutdown()).await
+}
+
+/// Serves a connection to its end; told to stop, lets it answer what it has begun.
+async fn until_stopped<C>(
+    serving: C,
+    stop: CancellationToken,
+    shut_down: impl FnOnce(Pin<&mut C>),
+) -> io::Result<()>
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let mut serving = pin!(serving);
     tokio::select! {
         biased;
         outcome = &mut serving => return outcome.map_err(io::Error::other),
         () = stop.cancelled() => {}
     }
-    serving.as_mut().graceful_shutdown();
+    shut_down(serving.as_mut());
     serving.await.map_err(io::Error::other)
 }
 
