@@ -16,11 +16,13 @@ use std::time::Duration;
 
 use bollard_buildkit_proto::moby::buildkit::v1::InfoRequest;
 use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
+use hearth_proto::status::innermost;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::supervise::port as supervise;
+use crate::supervise::watched::Watched;
 use session::trees::TreeSessions;
 
 mod address;
@@ -30,6 +32,7 @@ mod session;
 mod solve;
 mod version;
 
+pub use crate::supervise::watched::Status;
 pub use address::{Address, AddressError};
 pub use version::VersionError;
 
@@ -37,8 +40,6 @@ pub use version::VersionError;
 const MESSAGE_LIMIT: usize = 16 << 20;
 /// For one small call.
 const CALL_LIMIT: Duration = Duration::from_secs(5);
-const POLL_READY: Duration = Duration::from_secs(5);
-const POLL_DOWN: Duration = Duration::from_millis(500);
 
 pub struct Options {
     pub address: Address,
@@ -47,15 +48,6 @@ pub struct Options {
     /// Where our own buildkitd keeps the bundles of running steps: a cancelled build is over only
     /// when its bundles are gone.
     pub executor: Option<PathBuf>,
-}
-
-/// Whether builds can run, for `/readyz`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Status {
-    pub ready: bool,
-    pub version: Option<String>,
-    /// Why not ready.
-    pub detail: Option<String>,
 }
 
 /// A BuildKit in use. Cheap to clone; the last clone ends the watch.
@@ -79,16 +71,16 @@ impl BuildKit {
         });
         let trees = Arc::new(TreeSessions::new(options.address.clone()));
         let stop = CancellationToken::new();
-        let watch = Watch {
-            control: control.clone(),
-            address: options.address.clone(),
-            child: options.child,
+        let watched = Watched {
+            name: "buildkit",
+            place: format!("BuildKit at {}", options.address),
+            child: options.child.map(|child| ("buildkitd", child)),
             sender,
-            trees: Arc::clone(&trees),
         };
-        let stopped = stop.clone();
+        let (asked, idle, stopped) = (control.clone(), Arc::clone(&trees), stop.clone());
         crate::task::spawn("buildkit-watch", async move {
-            stopped.run_until_cancelled(watch.run()).await;
+            let watch = watched.run(|| version(asked.clone()), |_| idle.close_idle());
+            stopped.run_until_cancelled(watch).await;
         });
         Self {
             address: options.address,
@@ -121,70 +113,10 @@ async fn version(
         Ok(Err(status)) if status.code() == tonic::Code::Unimplemented => {
             return Err(supervise::ProbeError::Refused(VersionError::Unknown.to_string()));
         }
-        Ok(Err(status)) => return Err(supervise::ProbeError::NoAnswer(channel::reason(&status))),
+        Ok(Err(status)) => return Err(supervise::ProbeError::NoAnswer(innermost(&status))),
         Err(_) => return Err(supervise::ProbeError::NoAnswer("no answer in time".to_owned())),
     };
     let version = info.buildkit_version.unwrap_or_default().version;
     version::check(&version).map_err(|error| supervise::ProbeError::Refused(error.to_string()))?;
     Ok(version)
-}
-
-struct Watch {
-    control: ControlClient<tonic::transport::Channel>,
-    address: Address,
-    child: Option<watch::Receiver<supervise::Status>>,
-    sender: watch::Sender<Status>,
-    trees: Arc<TreeSessions>,
-}
-
-impl Watch {
-    async fn run(mut self) {
-        loop {
-            self.trees.close_idle();
-            let status = self.look().await;
-            let pause = if status.ready { POLL_READY } else { POLL_DOWN };
-            self.sender.send_if_modified(|now| {
-                let changed = *now != status;
-                if changed {
-                    tracing::info!(
-                        ready = status.ready,
-                        version = status.version,
-                        detail = status.detail,
-                        "buildkit"
-                    );
-                    *now = status;
-                }
-                changed
-            });
-            match &mut self.child {
-                None => sleep(pause).await,
-                Some(child) => {
-                    // The supervisor's word comes at once; a closed channel means it has ended.
-                    if let Ok(Err(_)) = timeout(pause, child.changed()).await {
-                        sleep(pause).await;
-                    }
-                }
-            }
-        }
-    }
-
-    async fn look(&mut self) -> Status {
-        if let Some(child) = &mut self.child {
-            let down = match &*child.borrow_and_update() {
-                supervise::Status::Ready { .. } => None,
-                supervise::Status::Starting => Some("buildkitd is starting".to_owned()),
-                supervise::Status::Down { reason } => Some(reason.clone()),
-            };
-            if down.is_some() {
-                return Status { ready: false, version: None, detail: down };
-            }
-        }
-        match version(self.control.clone()).await {
-            Ok(version) => Status { ready: true, version: Some(version), detail: None },
-            Err(error) => {
-                let detail = format!("BuildKit at {}: {error}", self.address);
-                Status { ready: false, version: None, detail: Some(detail) }
-            }
-        }
-    }
 }

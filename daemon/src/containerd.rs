@@ -24,7 +24,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{Mutex, OnceCell, watch};
-use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::deploy::port::{Exec, ExecSpec, InstanceImage, InstanceSpec, Observed, Runtime, RuntimeError};
@@ -32,6 +31,7 @@ use crate::image::port::Blobs;
 use crate::model::Digest;
 use crate::model::id::InstanceId;
 use crate::supervise::port as supervise;
+use crate::supervise::watched::Watched;
 use channel::Connection;
 
 mod cgroup;
@@ -52,10 +52,8 @@ pub mod spec;
 mod start;
 mod version;
 
+pub use crate::supervise::watched::Status;
 pub use namespace::of_state_dir;
-
-const POLL_READY: Duration = Duration::from_secs(5);
-const POLL_DOWN: Duration = Duration::from_millis(500);
 
 pub struct Options {
     pub socket: PathBuf,
@@ -77,15 +75,6 @@ pub struct Options {
 pub struct Runc {
     pub program: PathBuf,
     pub root: PathBuf,
-}
-
-/// Whether instances can run, for `/readyz`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Status {
-    pub ready: bool,
-    pub version: Option<String>,
-    /// Why not ready.
-    pub detail: Option<String>,
 }
 
 /// A containerd in use. Cheap to clone; the last clone ends the watch.
@@ -132,16 +121,21 @@ impl Containerd {
         let (sender, status) = watch::channel(Status::default());
         let changes = Arc::new(watch::Sender::new(0));
         let stop = CancellationToken::new();
-        let watch = Watch {
-            connection: inner.connection.clone(),
-            socket: options.socket,
-            child: options.child,
+        let watched = Watched {
+            name: "containerd",
+            place: format!("containerd at {}", options.socket.display()),
+            child: options.child.map(|child| ("containerd", child)),
             sender,
-            changes: Arc::clone(&changes),
         };
-        let stopped = stop.clone();
+        let (asked, woken, stopped) = (inner.connection.clone(), Arc::clone(&changes), stop.clone());
         crate::task::spawn("containerd-watch", async move {
-            stopped.run_until_cancelled(watch.run()).await;
+            let told = |changed| {
+                if changed {
+                    woken.send_modify(|count| *count += 1);
+                }
+            };
+            let watch = watched.run(|| version::of(&asked), told);
+            stopped.run_until_cancelled(watch).await;
         });
         let events = events::Events {
             inner: Arc::clone(&inner),
@@ -193,67 +187,5 @@ impl Runtime for Containerd {
 
     async fn exec(&self, instance: &InstanceId, exec: ExecSpec) -> Result<Exec, RuntimeError> {
         exec::exec(Arc::clone(&self.inner), instance, exec).await
-    }
-}
-
-struct Watch {
-    connection: Connection,
-    socket: PathBuf,
-    child: Option<watch::Receiver<supervise::Status>>,
-    sender: watch::Sender<Status>,
-    changes: Arc<watch::Sender<u64>>,
-}
-
-impl Watch {
-    async fn run(mut self) {
-        loop {
-            let status = self.look().await;
-            let pause = if status.ready { POLL_READY } else { POLL_DOWN };
-            let changed = self.sender.send_if_modified(|now| {
-                let changed = *now != status;
-                if changed {
-                    tracing::info!(
-                        ready = status.ready,
-                        version = status.version,
-                        detail = status.detail,
-                        "containerd"
-                    );
-                    *now = status;
-                }
-                changed
-            });
-            if changed {
-                self.changes.send_modify(|count| *count += 1);
-            }
-            match &mut self.child {
-                None => sleep(pause).await,
-                Some(child) => {
-                    // The supervisor's word comes at once; a closed channel means it has ended.
-                    if let Ok(Err(_)) = timeout(pause, child.changed()).await {
-                        sleep(pause).await;
-                    }
-                }
-            }
-        }
-    }
-
-    async fn look(&mut self) -> Status {
-        if let Some(child) = &mut self.child {
-            let down = match &*child.borrow_and_update() {
-                supervise::Status::Ready { .. } => None,
-                supervise::Status::Starting => Some("containerd is starting".to_owned()),
-                supervise::Status::Down { reason } => Some(reason.clone()),
-            };
-            if down.is_some() {
-                return Status { ready: false, version: None, detail: down };
-            }
-        }
-        match version::of(&self.connection).await {
-            Ok(version) => Status { ready: true, version: Some(version), detail: None },
-            Err(error) => {
-                let detail = format!("containerd at {}: {error}", self.socket.display());
-                Status { ready: false, version: None, detail: Some(detail) }
-            }
-        }
     }
 }

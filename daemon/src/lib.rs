@@ -9,6 +9,7 @@ pub mod access;
 pub mod api;
 pub mod build;
 pub mod buildkit;
+pub mod capability;
 pub mod config;
 pub mod containerd;
 pub mod context;

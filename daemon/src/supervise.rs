@@ -14,7 +14,7 @@
 //!
 //! - The kernel ends the child when the thread that started it ends, so each child is started from
 //!   a thread of its own that lives as long as it does.
-//! - A contained child ([`port::Child::contained`]) takes all that it started and mounted with it.
+//! - A contained child ([`port::Offspring::Contained`]) takes all that it started and mounted with it.
 //! - Every process of a child carries a mark in its environment: the child's name and the device
 //!   and inode of its root directory. At each start and end, what carries the mark is killed
 //!   through a pidfd, so a reused pid is never hit, nor the child of a daemon with another state
@@ -36,8 +36,10 @@ pub mod leftover;
 pub mod log;
 pub mod owner;
 pub mod port;
+pub mod program;
 mod run;
 mod spawn;
+pub mod watched;
 
 use port::{Child, Status};
 

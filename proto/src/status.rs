@@ -28,6 +28,18 @@ pub fn status_with_detail(code: Code, detail: &ErrorDetail) -> Status {
     Status::with_details(code, detail.message.clone(), envelope.encode_to_vec().into())
 }
 
+/// What a status says: the innermost cause of a failed call, such as `connection refused`, else its message.
+pub fn innermost(status: &Status) -> String {
+    let mut deepest = std::error::Error::source(status);
+    while let Some(next) = deepest.and_then(std::error::Error::source) {
+        deepest = Some(next);
+    }
+    match deepest {
+        Some(cause) => cause.to_string(),
+        None => status.message().to_owned(),
+    }
+}
+
 /// The detail of a status; none where it has none that can be read.
 pub fn error_detail(status: &Status) -> Option<ErrorDetail> {
     let envelope = RpcStatus::decode(status.details()).ok()?;

@@ -56,15 +56,3 @@ pub(super) fn is_gone(status: &tonic::Status) -> bool {
     let transport = std::error::Error::source(status).is_some();
     transport || status.code() == tonic::Code::Unavailable
 }
-
-/// A status with the innermost cause, such as `connection refused`.
-pub(super) fn reason(status: &tonic::Status) -> String {
-    let mut deepest: Option<&dyn std::error::Error> = std::error::Error::source(status);
-    while let Some(next) = deepest.and_then(std::error::Error::source) {
-        deepest = Some(next);
-    }
-    match deepest {
-        Some(cause) => cause.to_string(),
-        None => status.message().to_owned(),
-    }
-}

@@ -27,6 +27,7 @@ use tonic::transport::Channel;
 
 use super::{Address, AddressError, channel};
 use crate::supervise::port as supervise;
+use crate::supervise::program::find;
 
 mod capability;
 mod containers;
@@ -90,8 +91,7 @@ impl Options {
             ],
             log: dir.join("buildkitd.log"),
             root: dir.clone(),
-            contained: true,
-            outlived: false,
+            offspring: supervise::Offspring::Contained,
             limits: self.limits,
             kind: Arc::new(kind),
         };
@@ -137,18 +137,6 @@ impl supervise::Kind for Buildkitd {
         let dir = self.dir.canonicalize().map_err(|error| error.to_string())?;
         containers::end_below(&dir, &self.runc)
     }
-}
-
-/// The program as a path that can be run: as given if it has a `/`, else from `PATH`.
-fn find(program: &Path) -> Option<PathBuf> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let runs =
-        |path: &PathBuf| fs::metadata(path).is_ok_and(|s| s.is_file() && s.permissions().mode() & 0o111 != 0);
-    if program.components().count() > 1 {
-        return std::path::absolute(program).ok().filter(runs);
-    }
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|dir| dir.join(program)).find(runs)
 }
 
 fn not_found(program: &Path, what: &str) -> String {

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use bollard_buildkit_proto::moby::buildkit::v1 as api;
 use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
+use hearth_proto::status::innermost;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -90,7 +91,7 @@ impl BuildKit {
 }
 
 fn unavailable(status: &tonic::Status) -> SolveError {
-    SolveError::Unavailable(format!("BuildKit: {}", channel::reason(status)))
+    SolveError::Unavailable(format!("BuildKit: {}", innermost(status)))
 }
 
 struct Run<'a> {

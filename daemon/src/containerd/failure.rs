@@ -1,5 +1,7 @@
 //! What containerd and runc say when something fails, read in this one place.
 
+use hearth_proto::status::innermost;
+
 use crate::deploy::port::RuntimeError;
 use crate::model::id::InstanceId;
 
@@ -30,7 +32,7 @@ const WRONG_STATE: [&str; 2] = ["cannot delete a ", "cannot exec in a "];
 
 impl From<tonic::Status> for Fault {
     fn from(status: tonic::Status) -> Self {
-        let text = message(&status);
+        let text = innermost(&status);
         let transport = std::error::Error::source(&status).is_some();
         match status.code() {
             _ if text.contains("no space left on device") => Self::Full,
@@ -45,18 +47,6 @@ impl From<tonic::Status> for Fault {
             tonic::Code::FailedPrecondition => Self::Precondition(text),
             _ => Self::Other(text),
         }
-    }
-}
-
-/// With the innermost cause, such as `connection refused`.
-fn message(status: &tonic::Status) -> String {
-    let mut deepest: Option<&dyn std::error::Error> = std::error::Error::source(status);
-    while let Some(next) = deepest.and_then(std::error::Error::source) {
-        deepest = Some(next);
-    }
-    match deepest {
-        Some(cause) => cause.to_string(),
-        None => status.message().to_owned(),
     }
 }
 

@@ -11,11 +11,9 @@
 //!   pipes/               of further processes in instances
 //! ```
 //!
-//! It is outlived: shims and instances go on when it ends, and it takes them back when it starts. The shims' sockets
+//! Its offspring lasts: shims and instances go on when it ends, and it takes them back when it starts. The shims' sockets
 //! lie below `/run/containerd/s`, named by a hash of this containerd's address, the namespace and the instance.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,6 +23,7 @@ use tokio::sync::watch;
 use super::channel::Connection;
 use super::{Runc, version};
 use crate::supervise::port as supervise;
+use crate::supervise::program::find;
 
 mod reason;
 mod settings;
@@ -89,8 +88,7 @@ impl Options {
             env: Vec::new(),
             log: dir.join("containerd.log"),
             root: dir.clone(),
-            contained: false,
-            outlived: true,
+            offspring: supervise::Offspring::Lasting,
             limits: self.limits,
             kind: Arc::new(kind),
         };
@@ -164,17 +162,6 @@ impl supervise::Kind for Managed {
 fn not_installed(program: &Path) -> String {
     let what = if program.ends_with("runc") { "runc" } else { "containerd" };
     format!("`{}` is not installed; install {what}, or configure its path", program.display())
-}
-
-/// The program as a path that can be run: as given if it has a `/`, else from `PATH`.
-fn find(program: &Path) -> Option<PathBuf> {
-    let runs =
-        |path: &PathBuf| fs::metadata(path).is_ok_and(|s| s.is_file() && s.permissions().mode() & 0o111 != 0);
-    if program.components().count() > 1 {
-        return std::path::absolute(program).ok().filter(runs);
-    }
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|dir| dir.join(program)).find(runs)
 }
 
 #[cfg(test)]

@@ -20,14 +20,21 @@ pub struct Child {
     pub root: PathBuf,
     /// Where stdout and stderr go; one older file is kept beside it, with `.1` added.
     pub log: PathBuf,
-    /// Whether all that it starts and mounts must end with it, in pid and mount namespaces of its
-    /// own. Not for a child whose own children outlive it, such as containerd. Needs CAP_SYS_ADMIN.
-    pub contained: bool,
-    /// Whether what it started and mounted lives on when it ends, and is taken back by its next life: only
-    /// processes of the program itself are ended then.
-    pub outlived: bool,
+    pub offspring: Offspring,
     pub limits: Limits,
     pub kind: Arc<dyn Kind>,
+}
+
+/// What becomes of what a child started and mounted when it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offspring {
+    /// It ends with it, in pid and mount namespaces of their own. Needs CAP_SYS_ADMIN.
+    Contained,
+    /// It is ended after it.
+    Ended,
+    /// It lives on and is taken back by the child's next life, as instances are by containerd: only processes of
+    /// the program itself are ended.
+    Lasting,
 }
 
 /// Times and sizes, each with the default that suits a build daemon.

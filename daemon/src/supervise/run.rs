@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::leftover::{self, Mark};
 use super::log;
-use super::port::{Child, ProbeError, Status};
+use super::port::{Child, Offspring, ProbeError, Status};
 use super::spawn::{self, Process};
 
 /// Unanswered questions in a row before a running child counts as down.
@@ -105,9 +105,9 @@ impl Service {
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
             .stderr(out);
+        let contained = self.child.offspring == Offspring::Contained;
         let spawned =
-            timeout(self.child.limits.start, spawn::spawn(self.child.name, command, self.child.contained))
-                .await;
+            timeout(self.child.limits.start, spawn::spawn(self.child.name, command, contained)).await;
         spawned.unwrap_or_else(|_| Err(io::Error::other("it did not start in time")))
     }
 
@@ -177,7 +177,7 @@ impl Service {
     async fn clean_up(&self) {
         let (mark, root, kind, name) =
             (self.mark.clone(), self.root.clone(), self.child.kind.clone(), self.child.name);
-        let only = self.child.outlived.then(|| self.child.program.clone());
+        let only = (self.child.offspring == Offspring::Lasting).then(|| self.child.program.clone());
         let done = crate::task::blocking("clean-up", move || {
             match leftover::end_processes(&mark, only.as_deref()) {
                 Ok(0) => {}

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::timeout;
 
-use super::port::{Child, Kind, Limits, ProbeError, Status};
+use super::port::{Child, Kind, Limits, Offspring, ProbeError, Status};
 use super::{Handle, StartError};
 
 /// A shell script that is ready when it has written its pid.
@@ -52,8 +52,7 @@ fn child(dir: &Path, script: &str) -> Child {
         env: vec![("PID_FILE".into(), dir.join("pid").into())],
         root: dir.join("root"),
         log: dir.join("log"),
-        contained: false,
-        outlived: false,
+        offspring: Offspring::Ended,
         limits,
         kind: Arc::new(Script { pid_file: dir.join("pid"), sweeps: AtomicUsize::new(0) }),
     }
@@ -119,7 +118,7 @@ async fn a_contained_child_takes_everything_with_it_when_it_is_killed() {
     // It sees itself as process 1; what it started cleared its environment and left its group.
     let script = format!("env -i setsid sleep {mark} & mount -t tmpfs t $PWD && echo $$ > $PID_FILE; wait");
     let mut child = child(dir.path(), &script);
-    child.contained = true;
+    child.offspring = Offspring::Contained;
     child.limits.restart_first = Duration::from_secs(60);
     let handle = super::start(child).unwrap();
     assert_eq!(ready(&handle).await, 1);

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hearth_pack::image::ConfigFlags;
 use hearthd::deploy::port::{
     Exec, ExecInput, ExecOutput, ExecSpec, Runtime as _, RuntimeError, TerminalSize,
 };
@@ -39,18 +38,10 @@ async fn finish(mut exec: Exec) -> (String, String, Option<i32>) {
     }
 }
 
-async fn running(fixture: &Fixture) -> InstanceId {
-    let image = fixture.image(ConfigFlags::default(), &[]);
-    let spec = fixture.spec(&image, &["/bin/sleep", "1000"]);
-    let id = spec.label.instance.clone();
-    fixture.runtime.start(spec).await.unwrap();
-    id
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn output_input_and_exit_code_of_a_process_are_its_own() {
     Fixture::run(async |fixture| {
-        let id = running(fixture).await;
+        let id = fixture.sleeping().await;
         let exec = async |spec| fixture.runtime.exec(&id, spec).await;
         let begun = Instant::now();
         let short =
@@ -86,7 +77,7 @@ async fn output_input_and_exit_code_of_a_process_are_its_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_terminal_has_a_size_that_can_change() {
     Fixture::run(async |fixture| {
-        let id = running(fixture).await;
+        let id = fixture.sleeping().await;
         let mut shell = spec(&["/bin/sh", "-c", "read a; stty size; read b; stty size; exit 2"]);
         shell.terminal = Some(TerminalSize { columns: 100, rows: 30 });
         let exec = fixture.runtime.exec(&id, shell).await.unwrap();
@@ -104,7 +95,7 @@ async fn a_terminal_has_a_size_that_can_change() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_ends_when_its_caller_goes_away() {
     Fixture::run(async |fixture| {
-        let id = running(fixture).await;
+        let id = fixture.sleeping().await;
         drop(fixture.runtime.exec(&id, spec(&["/bin/sleep", "777"])).await.unwrap());
         let count = async || {
             let list = spec(&["/bin/sh", "-c", "grep -l 777 /proc/[0-9]*/cmdline | grep -v self"]);

@@ -53,10 +53,7 @@ async fn instances_live_on_when_containerd_is_killed_and_are_taken_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_whose_shim_is_killed_is_reported_as_ended_and_can_be_removed() {
     Fixture::run(async |fixture| {
-        let image = fixture.image(ConfigFlags::default(), &[]);
-        let spec = fixture.spec(&image, &["/bin/sleep", "1000"]);
-        let id = spec.label.instance.clone();
-        fixture.runtime.start(spec).await.unwrap();
+        let id = fixture.sleeping().await;
         let pid = fixture.pid(&id).await;
         let shims = processes(fixture.dir.path(), &["containerd-shim"]);
         assert_eq!(shims.len(), 1, "{shims:?}");
@@ -74,10 +71,7 @@ async fn an_instance_whose_shim_is_killed_is_reported_as_ended_and_can_be_remove
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_whose_shim_does_not_answer_is_not_taken_for_ended() {
     Fixture::run(async |fixture| {
-        let image = fixture.image(ConfigFlags::default(), &[]);
-        let spec = fixture.spec(&image, &["/bin/sleep", "1000"]);
-        let id = spec.label.instance.clone();
-        fixture.runtime.start(spec).await.unwrap();
+        let id = fixture.sleeping().await;
         let pid = fixture.pid(&id).await;
         let shims = processes(fixture.dir.path(), &["containerd-shim"]);
         let shim = shims[0].split(' ').next().unwrap().parse().unwrap();
@@ -96,10 +90,7 @@ async fn an_instance_whose_shim_does_not_answer_is_not_taken_for_ended() {
 #[tokio::test(flavor = "multi_thread")]
 async fn both_can_be_killed_at_once() {
     Fixture::run(async |fixture| {
-        let image = fixture.image(ConfigFlags::default(), &[]);
-        let spec = fixture.spec(&image, &["/bin/sleep", "1000"]);
-        let id = spec.label.instance.clone();
-        fixture.runtime.start(spec).await.unwrap();
+        let id = fixture.sleeping().await;
         let pid = fixture.pid(&id).await;
         let shims = processes(fixture.dir.path(), &["containerd-shim"]);
         kill(fixture.containerd_pid());
@@ -119,10 +110,7 @@ async fn both_can_be_killed_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_comes_back_finds_its_instances_and_another_ones_are_not_seen() {
     Fixture::run(async |fixture| {
-        let image = fixture.image(ConfigFlags::default(), &[]);
-        let spec = fixture.spec(&image, &["/bin/sleep", "1000"]);
-        let id = spec.label.instance.clone();
-        fixture.runtime.start(spec).await.unwrap();
+        let id = fixture.sleeping().await;
         let pid = fixture.pid(&id).await;
         // A second daemon of the same machine.
         let other = tempfile::tempdir().unwrap();

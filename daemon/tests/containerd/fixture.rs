@@ -134,6 +134,15 @@ impl Fixture {
         InstanceImage { repository: "web".parse().unwrap(), manifest: packed.digest() }
     }
 
+    /// An instance that runs and does nothing.
+    pub async fn sleeping(&self) -> InstanceId {
+        let image = self.image(ConfigFlags::default(), &[]);
+        let spec = self.spec(&image, &["/bin/sleep", "1000"]);
+        let id = spec.label.instance.clone();
+        self.runtime.start(spec).await.unwrap();
+        id
+    }
+
     pub fn spec(&self, image: &InstanceImage, command: &[&str]) -> InstanceSpec {
         let instance = InstanceId::random();
         let log = self.dir.path().join("logs").join(instance.as_str());

@@ -2,8 +2,10 @@
 
 use std::fs;
 
-/// Number and name, as in capabilities(7); each is used by buildkitd or runc on every build.
-const NEEDED: [(u32, &str, &str); 11] = [
+use crate::capability::{self, Needed};
+
+/// Each is used by buildkitd or runc on every build.
+const NEEDED: [Needed; 11] = [
     (0, "CAP_CHOWN", "files of layers have owners"),
     (1, "CAP_DAC_OVERRIDE", "files of layers have modes"),
     (3, "CAP_FOWNER", "files of layers have modes"),
@@ -18,8 +20,6 @@ const NEEDED: [(u32, &str, &str); 11] = [
 ];
 
 pub(super) fn check() -> Result<(), String> {
-    let status =
-        fs::read_to_string("/proc/self/status").map_err(|error| format!("/proc/self/status: {error}"))?;
     if !rustix::process::geteuid().is_root() {
         return Err(
             "buildkitd needs root, and hearthd does not run as root; run hearthd as root, or give it a \
@@ -27,34 +27,18 @@ pub(super) fn check() -> Result<(), String> {
                 .to_owned(),
         );
     }
-    let missing = missing(&status);
-    if missing.is_empty() {
-        if !has_overlay(&fs::read_to_string("/proc/filesystems").unwrap_or_default()) {
-            tracing::warn!(
-                "the kernel has no overlayfs loaded; buildkitd copies layers instead (slower) if it cannot load it"
-            );
-        }
-        return Ok(());
+    if let Some(missing) = capability::missing(&NEEDED)? {
+        return Err(format!(
+            "buildkitd cannot run here: missing {missing}; grant it (in a container: `--privileged`), or use a BuildKit \
+             elsewhere with --buildkit"
+        ));
     }
-    let list: Vec<String> = missing.iter().map(|(name, why)| format!("{name} ({why})")).collect();
-    Err(format!(
-        "buildkitd cannot run here: missing {}; grant it (in a container: `--privileged`), or use a BuildKit elsewhere \
-         with --buildkit",
-        list.join(", ")
-    ))
-}
-
-fn missing(status: &str) -> Vec<(&'static str, &'static str)> {
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .unwrap_or(0);
-    NEEDED
-        .iter()
-        .filter(|(bit, ..)| effective & (1 << bit) == 0)
-        .map(|(_, name, why)| (*name, *why))
-        .collect()
+    if !has_overlay(&fs::read_to_string("/proc/filesystems").unwrap_or_default()) {
+        tracing::warn!(
+            "the kernel has no overlayfs loaded; buildkitd copies layers instead (slower) if it cannot load it"
+        );
+    }
+    Ok(())
 }
 
 fn has_overlay(filesystems: &str) -> bool {
@@ -68,8 +52,9 @@ mod tests {
     #[test]
     fn a_missing_capability_is_named() {
         // What docker gives a container that is not privileged.
+        let missing = |status| capability::missing_in(status, &NEEDED).copied().collect::<Vec<_>>();
         let plain = missing("Name:\tx\nCapEff:\t00000000a80425fb\n");
-        assert_eq!(plain, [("CAP_SYS_ADMIN", "layers and steps are mounted")]);
+        assert_eq!(plain, [(21, "CAP_SYS_ADMIN", "layers and steps are mounted")]);
         assert!(missing("CapEff:\t000001ffffffffff\n").is_empty());
         assert_eq!(missing("").len(), NEEDED.len());
     }

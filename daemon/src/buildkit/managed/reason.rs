@@ -1,5 +1,7 @@
 //! Why buildkitd ended, from its log.
 
+use crate::supervise::program;
+
 /// Text of buildkitd's last words, and what to do about it.
 const KNOWN: [(&str, &str); 6] = [
     (
@@ -15,14 +17,9 @@ const KNOWN: [(&str, &str); 6] = [
 
 pub(super) fn explain(log_tail: &str) -> Option<String> {
     // The error comes with a stack trace below it; a panic of Go's starts with its own word.
-    let line = log_tail.lines().rev().find(|line| {
-        ["buildkitd: ", "panic: ", "fatal error: "].iter().any(|start| line.starts_with(start))
-    })?;
-    let known = KNOWN.iter().find(|(text, _)| line.contains(text));
-    Some(match known {
-        Some((_, next)) => format!("{line}; {next}"),
-        None => line.to_owned(),
-    })
+    let says_why =
+        |line: &str| ["buildkitd: ", "panic: ", "fatal error: "].iter().any(|start| line.starts_with(start));
+    program::explain(log_tail, says_why, &KNOWN)
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Why containerd ended, from its log.
 
+use crate::supervise::program;
+
 /// Text of containerd's last words, and what to do about it.
 const KNOWN: [(&str, &str); 5] = [
     ("no space left on device", "free disk space"),
@@ -10,15 +12,11 @@ const KNOWN: [(&str, &str); 5] = [
 ];
 
 pub(super) fn explain(log_tail: &str) -> Option<String> {
-    let line = log_tail.lines().rev().find(|line| {
+    let says_why = |line: &str| {
         ["containerd: ", "panic: ", "fatal error: "].iter().any(|start| line.starts_with(start))
             || line.contains("level=fatal")
-    })?;
-    let known = KNOWN.iter().find(|(text, _)| line.contains(text));
-    Some(match known {
-        Some((_, next)) => format!("{line}; {next}"),
-        None => line.to_owned(),
-    })
+    };
+    program::explain(log_tail, says_why, &KNOWN)
 }
 
 #[cfg(test)]

@@ -3,16 +3,20 @@ use super::*;
 /// Waits in a process of its own for its end: names the state directory of the room that it attaches to.
 const KILLED: &str = "HEARTH_TEST_ATTACH_UNTIL_KILLED";
 
+/// Does the first steps of an attach, and no more.
+async fn attach_in_part(room: &Room, steps: usize) -> InstanceId {
+    let id = InstanceId::random();
+    let mut state = room.network.state.lock().await;
+    let instance = state.wiring.lease(&id, &"web".parse().unwrap()).unwrap();
+    state.wiring.build(&instance, steps).unwrap();
+    id
+}
+
 #[tokio::test]
 async fn a_daemon_that_was_killed_after_any_step_of_an_attach_leaves_nothing() {
     let mut room = Room::open().await;
     for steps in 0..=STEPS.len() {
-        let id = InstanceId::random();
-        {
-            let mut state = room.network.state.lock().await;
-            let instance = state.wiring.lease(&id, &"web".parse().unwrap()).unwrap();
-            state.wiring.build(&instance, steps).unwrap();
-        }
+        attach_in_part(&room, steps).await;
         assert_ne!(room.remains().await, Vec::<String>::new());
         room.again().await;
         room.network.reconcile(&BTreeSet::new()).await.unwrap();
@@ -25,12 +29,7 @@ async fn a_daemon_that_was_killed_after_any_step_of_an_attach_leaves_nothing() {
 async fn an_attach_that_was_cut_short_is_finished_by_the_next() {
     let mut room = Room::open().await;
     for steps in 0..=STEPS.len() {
-        let id = InstanceId::random();
-        {
-            let mut state = room.network.state.lock().await;
-            let instance = state.wiring.lease(&id, &"web".parse().unwrap()).unwrap();
-            state.wiring.build(&instance, steps).unwrap();
-        }
+        let id = attach_in_part(&room, steps).await;
         room.again().await;
         let wanted = BTreeSet::from([id.clone()]);
         room.network.reconcile(&wanted).await.unwrap();

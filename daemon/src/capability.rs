@@ -1,0 +1,25 @@
+//! What the kernel grants this process (capabilities(7)), so that a refusal names what is missing.
+
+use std::fs;
+
+/// Number, name, and what it is needed for.
+pub type Needed = (u32, &'static str, &'static str);
+
+/// Those of `needed` that this process does not have, as `CAP_X (what for), CAP_Y (..)`; none when it has all.
+pub fn missing(needed: &[Needed]) -> Result<Option<String>, String> {
+    let status =
+        fs::read_to_string("/proc/self/status").map_err(|error| format!("/proc/self/status: {error}"))?;
+    let list: Vec<String> =
+        missing_in(&status, needed).map(|(_, name, why)| format!("{name} ({why})")).collect();
+    Ok(if list.is_empty() { None } else { Some(list.join(", ")) })
+}
+
+/// The same by the text of `/proc/PID/status`.
+pub fn missing_in<'n>(status: &str, needed: &'n [Needed]) -> impl Iterator<Item = &'n Needed> {
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0);
+    needed.iter().filter(move |(bit, ..)| effective & (1 << bit) == 0)
+}
