@@ -95,8 +95,9 @@ impl Inner {
     async fn remove_parts(&self, instance: &InstanceId) -> Result<(), Fault> {
         let task = self.tasks.as_ref().map(|tasks| tasks.join(&self.namespace).join(instance.as_str()));
         let begun = Instant::now();
+        let mut had_task = false;
         loop {
-            self.remove_task(instance).await?;
+            had_task |= self.remove_task(instance).await?;
             // A directory without a task: one that containerd is making, or takes away after its shim was killed.
             // Its container must stay until then: without that, nobody can remove the task.
             if !task.as_ref().is_some_and(|task| task.exists()) || begun.elapsed() > UNDERWAY {
@@ -104,22 +105,23 @@ impl Inner {
             }
             tokio::time::sleep(POLL).await;
         }
-        self.remove_leftovers(instance, task).await?;
+        self.remove_leftovers(instance, task, had_task).await?;
         let request = DeleteContainerRequest { id: instance.to_string() };
         unless_missing(call(limit::RECORD, self.connection.containers().delete(request)).await)?;
         let snapshotter = self.snapshotter().await?;
         images::remove(&self.connection, snapshotter, instance.as_str()).await
     }
 
-    async fn remove_task(&self, instance: &InstanceId) -> Result<(), Fault> {
+    /// Whether there was one.
+    async fn remove_task(&self, instance: &InstanceId) -> Result<bool, Fault> {
         let delete = || async {
             let request = DeleteTaskRequest { container_id: instance.to_string() };
-            unless_missing(call(limit::PROCESS, self.connection.tasks().delete(request)).await).map(|_| ())
+            unless_missing(call(limit::PROCESS, self.connection.tasks().delete(request)).await)
         };
         let begun = Instant::now();
         loop {
             match delete().await {
-                Ok(()) => return Ok(()),
+                Ok(deleted) => return Ok(deleted.is_some()),
                 Err(Fault::Precondition(_)) if begun.elapsed() < UNDERWAY => {
                     self.kill_and_wait(instance).await?;
                 }
@@ -130,9 +132,16 @@ impl Inner {
     }
 
     /// What a shim that was killed could not take away itself.
-    async fn remove_leftovers(&self, instance: &InstanceId, task: Option<PathBuf>) -> Result<(), Fault> {
+    async fn remove_leftovers(
+        &self,
+        instance: &InstanceId,
+        task: Option<PathBuf>,
+        had_task: bool,
+    ) -> Result<(), Fault> {
         let ours = task.is_some();
+        let shim = leftover::Shim { namespace: self.namespace.clone(), instance: instance.to_string() };
         let places = leftover::Places {
+            lost_shim: (!had_task).then_some(shim),
             task,
             socket: ours.then(|| leftover::shim_socket(&self.socket, &self.namespace, instance.as_str())),
             runc: self.runc.clone().map(|runc| (runc.program, runc.root.join(&self.namespace))),

@@ -11,11 +11,14 @@ use rustix::mount::UnmountFlags;
 use sha2::{Digest as _, Sha256};
 
 use super::cgroup;
+use crate::supervise::leftover::end_started_with;
 
 /// For `runc delete`.
 const LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) struct Places {
+    /// Where there was no task: its shim may run all the same.
+    pub lost_shim: Option<Shim>,
     /// The shim's directory; none where containerd is not ours.
     pub task: Option<PathBuf>,
     /// runc's program, and its directory of containers.
@@ -24,6 +27,26 @@ pub(super) struct Places {
     pub socket: Option<PathBuf>,
     pub cgroup: String,
     pub instance: String,
+}
+
+/// How containerd started the shim of an instance.
+///
+/// A shim that had just been started when the call to make a task was given up can run on without a task: containerd
+/// 1.6 takes away its directory ("cleaning up after shim disconnected") and forgets it.
+pub(super) struct Shim {
+    pub namespace: String,
+    pub instance: String,
+}
+
+impl Shim {
+    fn end(&self) -> io::Result<()> {
+        let words = ["-namespace", self.namespace.as_str(), "-id", self.instance.as_str()];
+        let ended = end_started_with(Path::new(super::managed::SHIM), &words)?;
+        if ended > 0 {
+            tracing::info!(instance.id = self.instance, "a shim without a task was ended");
+        }
+        Ok(())
+    }
 }
 
 /// Where the shim of an instance listens: containerd's own rule, the same in 1.6 and 2.x.
@@ -35,6 +58,7 @@ pub(super) fn shim_socket(containerd: &Path, namespace: &str, instance: &str) ->
 
 /// Looks first: as a rule there is nothing. Blocking.
 pub(super) fn remove(places: &Places) -> io::Result<()> {
+    places.lost_shim.as_ref().map_or(Ok(()), Shim::end)?;
     if let Some((program, root)) = &places.runc
         && root.join(&places.instance).exists()
     {

@@ -30,7 +30,7 @@ mod settings;
 
 /// Longest path of a unix socket on Linux (`sockaddr_un` without the final NUL).
 const SOCKET_PATH_LIMIT: usize = 107;
-const SHIM: &str = "containerd-shim-runc-v2";
+pub(super) const SHIM: &str = "containerd-shim-runc-v2";
 
 #[derive(Clone, Debug)]
 pub struct Options {

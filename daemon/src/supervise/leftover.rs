@@ -43,16 +43,30 @@ impl Mark {
 /// Kills every process that carries the mark, and waits until they are gone; with `only`, those that run this
 /// program. Gives how many.
 pub fn end_processes(mark: &Mark, only: Option<&Path>) -> io::Result<usize> {
+    end_all(|pid| mark.is_on(pid) && only.is_none_or(|program| runs(pid, program)))
+}
+
+/// The same for every process of this program that was started with these words, one behind the other.
+pub fn end_started_with(program: &Path, words: &[&str]) -> io::Result<usize> {
+    end_all(|pid| {
+        let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+        let line: Vec<&[u8]> = line.split(|b| *b == 0).collect();
+        let together = |part: &[&[u8]]| part.iter().zip(words).all(|(have, word)| *have == word.as_bytes());
+        line.windows(words.len().max(1)).any(together) && runs(pid, program)
+    })
+}
+
+fn end_all(is_wanted: impl Fn(Pid) -> bool) -> io::Result<usize> {
     let deadline = Instant::now() + KILL_LIMIT;
     let mut ended = 0;
     loop {
-        let alive = kill_marked(mark, only)?;
+        let alive = kill_all(&is_wanted)?;
         if alive == 0 {
             return Ok(ended);
         }
         ended = ended.max(alive);
         if Instant::now() > deadline {
-            return Err(io::Error::other(format!("{alive} processes of a killed child do not end")));
+            return Err(io::Error::other(format!("{alive} processes that were left do not end")));
         }
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -66,7 +80,7 @@ fn runs(pid: Pid, program: &Path) -> bool {
     program.file_name().is_some_and(|program| program.as_bytes() == name)
 }
 
-fn kill_marked(mark: &Mark, only: Option<&Path>) -> io::Result<usize> {
+fn kill_all(is_wanted: &impl Fn(Pid) -> bool) -> io::Result<usize> {
     let me = rustix::process::getpid();
     let mut found = 0;
     for entry in fs::read_dir("/proc")? {
@@ -75,14 +89,14 @@ fn kill_marked(mark: &Mark, only: Option<&Path>) -> io::Result<usize> {
         else {
             continue;
         };
-        if pid == me || !mark.is_on(pid) || only.is_some_and(|program| !runs(pid, program)) {
+        if pid == me || !is_wanted(pid) {
             continue;
         }
         let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
             continue;
         };
-        // The pidfd holds one process; only now is it known to be the marked one.
-        if mark.is_on(pid) {
+        // The pidfd holds one process; only now is it known to be a wanted one.
+        if is_wanted(pid) {
             found += 1;
             let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
         }

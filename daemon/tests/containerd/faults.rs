@@ -108,6 +108,37 @@ async fn both_can_be_killed_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_is_cut_short_anywhere_is_seen_and_can_be_removed() {
+    Fixture::run(async |fixture| {
+        let image = fixture.image(ConfigFlags::default(), &[]);
+        fixture.runtime.prepare(&image).await.unwrap();
+        let mut incomplete = 0;
+        for step in 0..16 {
+            let spec = fixture.spec(&image, &["/bin/sleep", "1000"]);
+            let id = spec.label.instance.clone();
+            // As if the daemon had been killed: nothing more of it runs.
+            let cut =
+                tokio::time::timeout(Duration::from_millis(step * 6), fixture.runtime.start(spec)).await;
+            let seen = fixture.observed(&id).await.map(|observed| observed.state);
+            println!("after {} ms: {} {seen:?}", step * 6, if cut.is_ok() { "started" } else { "cut" });
+            incomplete += u32::from(seen == Some(InstanceState::Incomplete));
+            let begun = Instant::now();
+            loop {
+                fixture.runtime.remove(&id).await.unwrap();
+                // What containerd had begun it may finish: who compares removes again.
+                if fixture.observed(&id).await.is_none() && fixture.leftovers().is_empty() {
+                    break;
+                }
+                assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", fixture.leftovers());
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        assert!(incomplete > 0, "some were seen half made");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_comes_back_finds_its_instances_and_another_ones_are_not_seen() {
     Fixture::run(async |fixture| {
         let id = fixture.sleeping().await;
