@@ -3,7 +3,7 @@
 //! A token is an HS256 JWT signed with the room's secret: `name`, `exp`, and
 //! `grants: [{name: "room", scope: ROOM}, {name: "role", scope: "agent"}, {name: "api", scope: {...}}]`.
 
-mod secret_file;
+pub mod secret_file;
 
 use std::path::Path;
 use std::time::Duration;

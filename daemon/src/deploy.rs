@@ -39,6 +39,7 @@ pub mod port;
 mod progress;
 mod reconcile;
 mod routes;
+mod secrets;
 mod service;
 mod start;
 mod steps;

@@ -1,7 +1,7 @@
 //! hearthd: the builder that lives in a room.
 //!
 //! One direction only: `main` builds [`daemon::Daemon`] from [`config`]; requests enter through
-//! [`api`], are checked there, and go to the handles of [`build`], [`deploy`], [`image`] and [`context`];
+//! [`api`], are checked there, and go to the handles of [`build`], [`deploy`], [`image`], [`secrets`] and [`context`];
 //! adapters ([`buildkit`], [`registry`], [`store`]) implement those modules' ports. `tests/arrows.rs`
 //! reads the `use crate::` lines and fails on a wrong arrow.
 
@@ -22,6 +22,7 @@ pub mod model;
 pub mod network;
 pub mod packs;
 pub mod registry;
+pub mod secrets;
 pub mod shutdown;
 pub mod store;
 pub mod supervise;

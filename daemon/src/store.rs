@@ -4,6 +4,7 @@
 
 mod builds;
 mod images;
+mod secrets;
 mod services;
 
 use std::path::Path;
@@ -20,6 +21,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("store/schema-tree-packs.sql"),
     include_str!("store/schema-image-origins.sql"),
     include_str!("store/schema-services.sql"),
+    include_str!("store/schema-secrets.sql"),
 ];
 
 /// How long a statement waits for another process that has the database open, such as a backup.

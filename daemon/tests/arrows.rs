@@ -14,24 +14,28 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("shutdown", &["task"]),
     ("config", &["model"]),
     ("access", &["model"]),
+    ("secrets", &["model", "task", "access"]),
     ("ingress", &["model", "task", "access", "deploy::port"]),
     ("supervise", &["model", "task"]),
     ("context", &["model", "task", "image::port", "packs::port"]),
     ("image", &["model", "task"]),
     ("packs", &["model", "task", "image"]),
     ("build", &["model", "task", "context", "image", "packs"]),
-    ("deploy", &["model", "task", "context", "image", "access"]),
+    ("deploy", &["model", "task", "context", "image", "access", "secrets", "instance_log"]),
     ("containerd", &["model", "task", "deploy::port", "image::port", "supervise", "instance_log"]),
     ("instance_log", &["model", "task"]),
     ("network", &["model", "task", "deploy::port", "capability"]),
     ("capability", &[]),
     ("buildkit", &["model", "task", "build::port", "context::port", "supervise", "capability"]),
     ("registry", &["model", "task", "image::port"]),
-    ("store", &["model", "task", "build::port", "deploy::port", "image::port"]),
+    ("store", &["model", "task", "build::port", "deploy::port", "image::port", "secrets::port"]),
     // `registry::unauthorized` and its router are mounted by the API beside gRPC.
     (
         "api",
-        &["model", "task", "access", "build", "deploy", "image", "packs", "context", "ingress", "registry"],
+        &[
+            "model", "task", "access", "build", "deploy", "image", "packs", "context", "ingress", "registry",
+            "secrets",
+        ],
     ),
 ];
 

@@ -10,8 +10,9 @@ const FILES: [&str; 2] = ["hearth.v1.rs", "hearth.v1.bin"];
 #[test]
 fn generated_code_is_what_the_proto_files_say() -> Result<()> {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let protos = ["builds", "contexts", "images", "packs", "storage", "system", "types"]
-        .map(|name| package.join(format!("hearth/v1/{name}.proto")));
+    let protos =
+        ["builds", "contexts", "images", "packs", "secrets", "services", "storage", "system", "types"]
+            .map(|name| package.join(format!("hearth/v1/{name}.proto")));
     let made = tempfile::tempdir()?;
     tonic_prost_build::configure()
         .out_dir(made.path())

@@ -1,3 +1,5 @@
+//! Files that hold a secret of this daemon: made by itself, and read by nobody else.
+
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
@@ -9,21 +11,31 @@ const SECRET_BYTES: usize = 32;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SecretFileError {
-    #[error("the room's secret {path}: {source}")]
+    #[error("the secret file {path}: {source}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("the room's secret {path} can be read by others (mode {mode:o}); run: chmod 600 {path}")]
+    #[error("the secret file {path} can be read by others (mode {mode:o}); run: chmod 600 {path}")]
     Exposed { path: PathBuf, mode: u32 },
     #[error(
-        "the room's secret {path} is shorter than {SECRET_BYTES} characters; remove it to have a new one made"
+        "the secret file {path} is shorter than {SECRET_BYTES} characters; remove it to have a new one made"
     )]
     Weak { path: PathBuf },
 }
 
-/// Reads the secret; makes it, mode 0600, where there is none.
-pub(super) fn read_or_create(path: &Path) -> Result<Secret<String>, SecretFileError> {
+/// Reads the secret; makes it, mode 0600, where there is none. Blocking.
+pub fn read_or_create(path: &Path) -> Result<Secret<String>, SecretFileError> {
+    if let Some(secret) = read(path)? {
+        return Ok(secret);
+    }
+    let io_error = |source| SecretFileError::Io { path: path.to_owned(), source };
+    create(path).map_err(io_error)?;
+    read(path)?.ok_or_else(|| io_error(io::ErrorKind::NotFound.into()))
+}
+
+/// Reads the secret; none where there is no file. Blocking.
+pub fn read(path: &Path) -> Result<Option<Secret<String>>, SecretFileError> {
     let io_error = |source| SecretFileError::Io { path: path.to_owned(), source };
     if !path.try_exists().map_err(io_error)? {
-        create(path).map_err(io_error)?;
+        return Ok(None);
     }
     let mode = fs::metadata(path).map_err(io_error)?.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
@@ -33,7 +45,7 @@ pub(super) fn read_or_create(path: &Path) -> Result<Secret<String>, SecretFileEr
     if secret.len() < SECRET_BYTES {
         return Err(SecretFileError::Weak { path: path.to_owned() });
     }
-    Ok(Secret::new(secret))
+    Ok(Some(Secret::new(secret)))
 }
 
 /// Written beside its place and linked there, so that a half-written secret never has the name, and

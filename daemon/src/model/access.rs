@@ -137,6 +137,11 @@ impl Caller {
         self.scope.admin.is_some()
     }
 
+    /// Whether the names of the room's secrets may be listed, and secrets be set and removed. Nobody reads one back.
+    pub fn may_use_secrets(&self) -> bool {
+        self.scope.secrets.is_some()
+    }
+
     pub fn may_build(&self) -> bool {
         self.scope.containers.as_ref().is_some_and(|grant| grant.use_containers)
     }
@@ -200,11 +205,20 @@ mod tests {
         let nobody = caller(serde_json::json!({}));
         let repository = "a/b".parse().unwrap();
         assert!(!nobody.may_build() && !nobody.is_admin() && !nobody.may_read_logs());
+        assert!(!nobody.may_use_secrets());
         assert!(!nobody.may_use_repository(RegistryVerb::Pull, &repository));
         assert!(!nobody.may_use_storage(StorageVerb::Read, "a"));
         let builder = caller(serde_json::json!({"containers": {"use_containers": true}}));
         assert!(builder.may_build());
         assert!(!builder.may_use_repository(RegistryVerb::Write, &repository));
+    }
+
+    #[test]
+    fn agents_of_the_room_use_its_secrets_and_people_are_asked_for_a_grant() {
+        let may = |scope| Caller { name: "x".to_owned(), scope }.may_use_secrets();
+        assert!(may(ApiScope::full()) && may(ApiScope::agent_default()));
+        assert!(!may(ApiScope::user_default()));
+        assert!(caller(serde_json::json!({"secrets": {}})).may_use_secrets());
     }
 
     #[test]

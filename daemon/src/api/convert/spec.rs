@@ -149,6 +149,9 @@ fn mount(wire: v1::Mount, field: &str) -> Result<MountSpec, Refusal> {
                 id.parse().map_err(|error| invalid(".pack_id", format!("pack `{id}`: {error}")))?;
             MountSource::Pack(id.to_string())
         }
+        Some(Source::EmptyDir(_)) => {
+            return Err(invalid(".empty_dir", "an empty directory is for services only".to_owned()));
+        }
     };
     let target = if wire.target.is_empty() { DEFAULT_TARGET } else { &wire.target };
     let target = target.parse().map_err(|error| invalid(".target", format!("{error}")))?;
@@ -310,7 +313,7 @@ pub fn mount_to_wire(mount: MountSpec) -> v1::Mount {
                 Some(Source::Image(v1::ImageSource { reference: reference.to_string(), subpath }))
             }
             MountSource::Pack(id) => Some(Source::PackId(id)),
-            MountSource::EmptyDir => None,
+            MountSource::EmptyDir => Some(Source::EmptyDir(v1::EmptyDirSource {})),
         },
         target: mount.target.to_string(),
         mode: match mount.mode {

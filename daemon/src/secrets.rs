@@ -1,0 +1,109 @@
+//! Secrets of the room: values that services get in their environment, and that nobody reads back.
+//!
+//! ```text
+//! set --seal(key, name)--> SecretStore (SQLite) --open(key, name)--> reveal, at the start of an instance
+//!              '------- <state>/secrets.key -------'
+//! ```
+//!
+//! A value is sealed with its name, so that neither can be taken for another. The key file is made with the first
+//! secret, and never while there are others: those could not be read any more. It is read at each use, so that one
+//! that was put back, or whose mode was mended, works at once.
+
+mod error;
+mod key;
+pub mod port;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::access::secret_file;
+use crate::model::secret::{Secret, SecretName, SecretView};
+use crate::task;
+
+pub use error::SecretsError;
+use key::Key;
+use port::{SealedSecret, SecretStore};
+
+/// Largest value.
+pub const MAX_VALUE: usize = 64 << 10;
+/// Most secrets of a room.
+pub const MAX_SECRETS: usize = 1000;
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Secrets {
+    key_file: Arc<Path>,
+    store: Arc<dyn SecretStore>,
+}
+
+impl Secrets {
+    /// Nothing is read or made before the first secret is set.
+    pub fn open(key_file: &Path, store: Arc<dyn SecretStore>) -> Self {
+        Self { key_file: key_file.into(), store }
+    }
+
+    /// Sets a secret, in place of an earlier value of that name. Values become environment variables: they have no
+    /// NUL.
+    pub async fn set(&self, name: &SecretName, value: Secret<String>) -> Result<SecretView, SecretsError> {
+        if value.reveal().len() > MAX_VALUE {
+            return Err(SecretsError::TooLarge { name: name.clone(), size: value.reveal().len() });
+        }
+        if value.reveal().contains('\0') {
+            return Err(SecretsError::Nul { name: name.clone() });
+        }
+        let may_make_key = self.store.list().await?.is_empty();
+        let (secrets, sealed_name) = (self.clone(), name.clone());
+        let sealed = task::blocking("secrets.seal", move || {
+            secrets.key(may_make_key)?.seal(&sealed_name, &value, Timestamp::now())
+        });
+        let sealed = sealed.await.unwrap_or(Err(SecretsError::Ending))?;
+        self.store.put(sealed, MAX_SECRETS).await?.ok_or(SecretsError::TooMany)
+    }
+
+    /// Sorted by name.
+    pub async fn list(&self) -> Result<Vec<SecretView>, SecretsError> {
+        Ok(self.store.list().await?)
+    }
+
+    pub async fn remove(&self, name: &SecretName) -> Result<(), SecretsError> {
+        if self.store.remove(name).await? {
+            Ok(())
+        } else {
+            Err(SecretsError::NotFound { name: name.clone() })
+        }
+    }
+
+    /// The value, for the one that hands it to an instance. None where there is no secret of that name.
+    pub async fn reveal(&self, name: &SecretName) -> Result<Option<Secret<String>>, SecretsError> {
+        let Some(sealed) = self.store.get(name).await? else { return Ok(None) };
+        let secrets = self.clone();
+        let opened = task::blocking("secrets.open", move || secrets.unseal(&sealed));
+        opened.await.unwrap_or(Err(SecretsError::Ending)).map(Some)
+    }
+
+    fn unseal(&self, sealed: &SealedSecret) -> Result<Secret<String>, SecretsError> {
+        let key = self.key(false)?;
+        if key.id() != sealed.key_id {
+            return Err(SecretsError::OtherKey {
+                name: sealed.name.clone(),
+                path: self.key_file.to_path_buf(),
+            });
+        }
+        key.unseal(sealed)
+    }
+
+    fn key(&self, make: bool) -> Result<Key, SecretsError> {
+        let text = if make {
+            Some(secret_file::read_or_create(&self.key_file)?)
+        } else {
+            secret_file::read(&self.key_file)?
+        };
+        let missing = || SecretsError::KeyMissing { path: self.key_file.to_path_buf() };
+        Key::of_text(&text.ok_or_else(missing)?)
+    }
+}
+
+#[cfg(test)]
+mod tests;
