@@ -156,7 +156,8 @@ impl Access {
     }
 }
 
-fn parse_scope(text: &str) -> Result<ApiScope, MintError> {
+/// The scope of a token, as `--scope` and `--env-token` take it: a word, or JSON.
+pub fn parse_scope(text: &str) -> Result<ApiScope, MintError> {
     match text.trim() {
         "" | "userDefault" => Ok(ApiScope::user_default()),
         "agentDefault" => Ok(ApiScope::agent_default()),

@@ -48,7 +48,7 @@ mod tokens;
 mod view;
 
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 #[cfg(test)]
 pub(crate) mod tests;
 

@@ -1,10 +1,20 @@
 //! Between the wire and the domain. Every check of a request happens here, and an error names the field.
 
 mod context;
+mod deploy;
+mod deploy_event;
+mod mounts;
+mod service;
 mod spec;
 
 pub use context::{context, path_in};
-pub use spec::{SpecContext, build_spec, mount_to_wire};
+pub use deploy::{arguments, deploy_spec, domain};
+pub use deploy_event::{action, deploy_event, exit, log_line};
+pub use mounts::mount_to_wire;
+pub use service::{Entrance, route, service, service_spec};
+pub use spec::{SpecContext, build_spec, pairs};
+
+use std::collections::BTreeMap;
 
 use hearth_proto::v1;
 use jiff::Timestamp;
@@ -13,7 +23,10 @@ use super::error::{Refusal, fault_detail};
 use crate::model::build::{BuildEvent, BuildRecord, BuildState, EventKind, LogStream, MountIdentity};
 use crate::model::fault::DockerfileRange;
 use crate::model::image::TaggedImage;
+use crate::model::secret::{Credential, Secret};
 use crate::model::{Reference, RoomRegistries};
+
+const MAX_CREDENTIALS: usize = 64;
 
 /// Page sizes: what is asked, what 0 means, and a bound.
 pub fn page_size(asked: u32, default: usize, max: usize) -> usize {
@@ -30,6 +43,17 @@ pub fn tag(field: &str, text: &str) -> Result<Reference, Refusal> {
 
 pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() }
+}
+
+/// A time of the protocol; one that no calendar has is refused.
+pub fn time(field: &str, value: Option<prost_types::Timestamp>) -> Result<Option<Timestamp>, Refusal> {
+    value
+        .map(|value| {
+            Timestamp::new(value.seconds, value.nanos).map_err(|_| {
+                Refusal::invalid(field, "invalid_time", format!("{field}: the time is out of range"))
+            })
+        })
+        .transpose()
 }
 
 /// A duration of the protocol; negative or too long ones are refused.
@@ -62,6 +86,29 @@ pub fn dockerfile_range(range: DockerfileRange) -> v1::DockerfileRange {
         end_line: range.end_line,
         text: range.text,
     }
+}
+
+const fn log_stream(stream: LogStream) -> v1::LogStream {
+    match stream {
+        LogStream::Stdout => v1::LogStream::Stdout,
+        LogStream::Stderr => v1::LogStream::Stderr,
+    }
+}
+
+/// Credentials by registry, as they were given.
+pub fn registry_credentials(
+    field: &str,
+    wire: Vec<v1::RegistryCredential>,
+) -> Result<BTreeMap<String, Credential>, Refusal> {
+    if wire.len() > MAX_CREDENTIALS {
+        let message = format!("at most {MAX_CREDENTIALS} credentials");
+        return Err(Refusal::invalid(field, "too_many", message));
+    }
+    let credential = |credential: v1::RegistryCredential| {
+        let password = Secret::new(credential.password);
+        (credential.registry, Credential { username: credential.username, password })
+    };
+    Ok(wire.into_iter().map(credential).collect())
 }
 
 pub const fn build_state(state: BuildState) -> v1::BuildState {
@@ -127,11 +174,7 @@ pub fn event(event: BuildEvent, record: Option<BuildRecord>) -> v1::BuildEvent {
         EventKind::StepStarted { step, name } => Event::StepStarted(v1::StepStarted { step, name }),
         EventKind::StepLog { step, stream, data, dropped_bytes } => Event::StepLog(v1::StepLog {
             step,
-            stream: match stream {
-                LogStream::Stdout => v1::LogStream::Stdout,
-                LogStream::Stderr => v1::LogStream::Stderr,
-            }
-            .into(),
+            stream: log_stream(stream).into(),
             data: data.into(),
             dropped_bytes,
         }),

@@ -48,6 +48,17 @@ impl Refusal {
         Self::new(Code::Internal, "internal", format!("{context}; the daemon's log has the cause"))
     }
 
+    #[cfg(test)]
+    pub fn detail(&self) -> &ErrorDetail {
+        &self.detail
+    }
+
+    /// The field of the request that it is about.
+    pub fn field(mut self, field: impl Into<String>) -> Self {
+        self.detail.field = field.into();
+        self
+    }
+
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.detail.hint = hint.into();
         self

@@ -5,6 +5,8 @@ mod contexts;
 mod images;
 mod load;
 mod packs;
+mod secrets;
+mod services;
 mod storage;
 mod system;
 mod transfer;
@@ -19,10 +21,13 @@ use super::error::Refusal;
 use crate::model::Repository;
 use crate::model::access::{Caller, RegistryVerb, StorageVerb};
 
+pub use super::convert::Entrance;
 pub use builds::BuildsService;
 pub use contexts::ContextsService;
 pub use images::ImagesService;
 pub use packs::PacksService;
+pub use secrets::SecretsService;
+pub use services::ServicesService;
 pub use storage::StorageService;
 pub use system::SystemService;
 

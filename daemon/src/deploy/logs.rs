@@ -1,17 +1,17 @@
 //! The log of a service: that of the instance that serves, and with `follow` of those that come after it.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
 
-use super::entry::{Entry, EntryState};
+use super::entry::{Entry, EntryState, Known};
 use super::plan::InstanceStage;
 use super::port::{LogError, LogLines};
 use super::service::{DeployError, Handle, Shared};
-use crate::model::deploy::{LogLine, LogQuery};
+use crate::model::deploy::{LogLine, LogQuery, LogSource};
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::InstanceLabel;
 use crate::task;
@@ -23,15 +23,20 @@ const QUIET_LOOKS: usize = 3;
 /// Logs of earlier instances that are kept of one service.
 const KEPT_LOGS: usize = 5;
 
+/// Beside an instance's log: the number of its revision.
+const REVISION_FILE: &str = "revision";
+
 impl Handle {
-    /// Lines of the log, oldest first.
-    pub async fn logs(&self, service: &str, query: LogQuery) -> Result<LogLines, DeployError> {
+    /// Lines of the log, oldest first. With `follow` it goes on with the instances that come later, those of the
+    /// revision where one is named, for as long as there can be any.
+    pub async fn logs(
+        &self,
+        service: &str,
+        source: LogSource,
+        query: LogQuery,
+    ) -> Result<LogLines, DeployError> {
         let entry = self.shared.find(service)?;
-        let newest = newest(&entry.state());
-        let first = match newest {
-            Some(instance) => Some(instance),
-            None => self.shared.last_logged(&entry.id).await,
-        };
+        let first = self.shared.first_logged(&entry, &source).await?;
         let shared = Arc::clone(&self.shared);
         let lines: LogLines = match &first {
             Some(instance) => {
@@ -44,7 +49,7 @@ impl Handle {
             return Ok(lines);
         }
         let seen = first.iter().cloned().collect();
-        let follower = Follower { shared, entry, lines, current: first, seen, query };
+        let follower = Follower { shared, entry, source, lines, current: first, seen, query };
         Ok(Box::pin(stream::unfold(Some(follower), |follower| async move {
             let mut follower = follower?;
             match follower.next().await {
@@ -59,6 +64,7 @@ impl Handle {
 struct Follower {
     shared: Arc<Shared>,
     entry: Arc<Entry>,
+    source: LogSource,
     lines: LogLines,
     current: Option<InstanceId>,
     seen: BTreeSet<InstanceId>,
@@ -72,6 +78,7 @@ impl Follower {
         while quiet < QUIET_LOOKS {
             tokio::select! {
                 line = self.lines.next() => return line,
+                () = self.shared.stop.cancelled() => return None,
                 () = tokio::time::sleep(NEXT_INSTANCE) => {}
             }
             let state = self.entry.state();
@@ -88,9 +95,19 @@ impl Follower {
                 return Some(line);
             }
             let instance = loop {
-                let newer = newest(&self.entry.state()).filter(|instance| !self.seen.contains(instance));
-                if let Some(instance) = newer {
-                    break instance;
+                {
+                    let state = self.entry.state();
+                    let newer = match &self.source {
+                        LogSource::Newest => newest(&state, None),
+                        LogSource::Revision(number) => newest(&state, Some(*number)),
+                        LogSource::Instance(_) => return None,
+                    };
+                    if let Some(instance) = newer.filter(|instance| !self.seen.contains(instance)) {
+                        break instance;
+                    }
+                    if !may_start(&state, &self.source) {
+                        return None;
+                    }
                 }
                 tokio::select! {
                     () = self.entry.gone.cancelled() => return None,
@@ -110,12 +127,29 @@ impl Follower {
     }
 }
 
-/// The instance whose log tells most: of the newest revision and generation; the routed one among equals.
-fn newest(state: &EntryState) -> Option<InstanceId> {
+/// Whether an instance may still come whose log is wanted.
+fn may_start(state: &EntryState, source: &LogSource) -> bool {
+    match source {
+        LogSource::Newest => true,
+        LogSource::Revision(number) => {
+            state.service.wanted().is_some_and(|revision| revision.number == *number)
+        }
+        LogSource::Instance(_) => false,
+    }
+}
+
+/// The instance whose log tells most: of the newest revision and generation, or of the newest generation of a revision;
+/// the routed one among equals.
+fn newest(state: &EntryState, revision: Option<u32>) -> Option<InstanceId> {
     let rank = |id: &InstanceId, label: &InstanceLabel| {
         (label.revision, label.generation, state.routed.as_ref() == Some(id))
     };
-    let newest = state.instances.iter().max_by_key(|(id, known)| rank(id, &known.label));
+    let wanted = |known: &Known| revision.is_none_or(|revision| known.label.revision == revision);
+    let newest = state
+        .instances
+        .iter()
+        .filter(|(_, known)| wanted(known))
+        .max_by_key(|(id, known)| rank(id, &known.label));
     newest.map(|(id, _)| id.clone())
 }
 
@@ -124,11 +158,60 @@ impl Shared {
         self.options.log_dir.join(service.as_str()).join(instance.as_str())
     }
 
-    /// The instance that wrote last, of those that are gone.
-    async fn last_logged(&self, service: &ServiceId) -> Option<InstanceId> {
+    /// The instance that is read first; none while the service, or the revision, has had none.
+    async fn first_logged(
+        &self,
+        entry: &Entry,
+        source: &LogSource,
+    ) -> Result<Option<InstanceId>, DeployError> {
+        let revision = match source {
+            LogSource::Newest => None,
+            LogSource::Revision(number) => Some(*number),
+            LogSource::Instance(instance) => {
+                let kept = self.kept_logs(&entry.id, None).await;
+                let state = entry.state();
+                let is_known = state.instances.contains_key(instance) || kept.contains(instance);
+                return if is_known {
+                    Ok(Some(instance.clone()))
+                } else {
+                    let (name, instance) = (state.service.name.clone(), instance.clone());
+                    Err(DeployError::NoInstance { name, instance })
+                };
+            }
+        };
+        let running = newest(&entry.state(), revision);
+        let first = match running {
+            Some(instance) => Some(instance),
+            // The one that wrote last.
+            None => self.kept_logs(&entry.id, revision).await.pop(),
+        };
+        let state = entry.state();
+        match revision {
+            Some(revision) if first.is_none() && state.service.revision(revision).is_none() => {
+                Err(DeployError::NoRevision {
+                    name: state.service.name.clone(),
+                    revision,
+                    kept: state.service.revisions.iter().map(|revision| revision.number).collect(),
+                })
+            }
+            _ => Ok(first),
+        }
+    }
+
+    /// Instances that have a log, running or gone, by when they last began a file of it.
+    async fn kept_logs(&self, service: &ServiceId, revision: Option<u32>) -> Vec<InstanceId> {
         let directory = self.options.log_dir.join(service.as_str());
-        let listed = task::blocking("service logs", move || logged(&directory)).await;
-        listed.unwrap_or_default().pop()
+        let listed = task::blocking("service logs", move || {
+            let mut found = logged(&directory);
+            if let Some(revision) = revision {
+                let of = |instance: &InstanceId| {
+                    std::fs::read_to_string(directory.join(instance.as_str()).join(REVISION_FILE))
+                };
+                found.retain(|instance| of(instance).is_ok_and(|number| number == revision.to_string()));
+            }
+            found
+        });
+        listed.await.unwrap_or_default()
     }
 
     /// Removes the logs of all but the last few instances that are gone; of a service that is gone, all.
@@ -155,8 +238,14 @@ impl Shared {
     }
 }
 
+/// Makes the directory of an instance's log.
+pub(super) fn make_directory(directory: &Path, revision: u32) -> std::io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    std::fs::write(directory.join(REVISION_FILE), revision.to_string())
+}
+
 /// Instances that have a log, by when it was begun.
-fn logged(directory: &std::path::Path) -> Vec<InstanceId> {
+fn logged(directory: &Path) -> Vec<InstanceId> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
     let mut found: Vec<_> = entries
         .filter_map(|entry| {

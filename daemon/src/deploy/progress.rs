@@ -152,24 +152,52 @@ impl Handle {
             progress.tell(end_of(outcome));
             Arc::new(progress)
         });
-        let newest = progress.newest.subscribe();
-        let watcher = (progress, newest, from.max(1), false);
-        Ok(Box::pin(stream::unfold(watcher, |(progress, mut newest, next, done)| async move {
-            if done {
+        let watcher = Watcher {
+            newest: progress.newest.subscribe(),
+            gone: entry.gone.clone(),
+            stop: self.shared.stop.clone(),
+            next: from.max(1),
+            done: false,
+            progress,
+        };
+        Ok(Box::pin(stream::unfold(watcher, |mut watcher| async move {
+            let event = watcher.next().await?;
+            Some((event, watcher))
+        })))
+    }
+}
+
+struct Watcher {
+    progress: Arc<Progress>,
+    newest: watch::Receiver<u64>,
+    /// The service is forgotten, or the daemon ends: then nothing more is told.
+    gone: CancellationToken,
+    stop: CancellationToken,
+    next: u64,
+    done: bool,
+}
+
+impl Watcher {
+    async fn next(&mut self) -> Option<DeployEvent> {
+        let mut last_look = false;
+        while !self.done {
+            if let Some(event) = self.progress.read(self.next) {
+                self.done = event.kind.is_last();
+                self.next += 1;
+                return Some(event);
+            }
+            // A number beyond the end never comes.
+            if last_look || (self.progress.is_ended() && self.progress.read(self.next).is_none()) {
                 return None;
             }
-            loop {
-                if let Some(event) = progress.read(next) {
-                    let done = event.kind.is_last();
-                    return Some((event, (progress, newest, next + 1, done)));
-                }
-                // A number beyond the end never comes.
-                if progress.is_ended() && progress.read(next).is_none() {
-                    return None;
-                }
-                newest.wait_for(|newest| *newest >= next).await.ok()?;
+            let next = self.next;
+            tokio::select! {
+                told = self.newest.wait_for(|newest| *newest >= next) => drop(told.ok()?),
+                () = self.gone.cancelled() => last_look = true,
+                () = self.stop.cancelled() => last_look = true,
             }
-        })))
+        }
+        None
     }
 }
 

@@ -27,7 +27,7 @@ use super::port::{
 };
 use super::{reconcile, start};
 use crate::model::fault::Fault;
-use crate::model::id::ServiceId;
+use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::{Domain, ServiceName};
 
 #[derive(Clone, Debug)]
@@ -96,6 +96,8 @@ pub enum DeployError {
     NoRoute(Domain),
     #[error("service `{name}` is being removed")]
     Removing { name: ServiceName },
+    #[error("service `{name}` has no instance `{instance}` whose log is kept")]
+    NoInstance { name: ServiceName, instance: InstanceId },
     #[error("no instance of service `{name}` runs")]
     NotRunning { name: ServiceName },
     #[error(transparent)]
@@ -142,7 +144,9 @@ impl DeployError {
             Self::NoRevision { .. } | Self::NothingBefore { .. } => "revision_not_found",
             Self::NoRoute(_) => "route_not_found",
             Self::Removing { .. } => "service_removing",
-            Self::NotRunning { .. } => "not_running",
+            Self::NoInstance { .. } => "instance_not_found",
+            Self::NotRunning { .. } | Self::Runtime(RuntimeError::NotRunning(_)) => "not_running",
+            Self::Runtime(RuntimeError::Start { code, .. }) => code,
             Self::Merge(error) => error.code(),
             Self::DomainTaken { .. } => "domain_taken",
             Self::Scope { .. } => "invalid_scope",
@@ -163,6 +167,9 @@ impl DeployError {
             }
             Self::NoRoute(_) => "see: hearth routes list".to_owned(),
             Self::Removing { .. } => "try again in a moment".to_owned(),
+            Self::NoInstance { name, .. } => {
+                format!("see those that there are with: hearth services show {name}")
+            }
             Self::NotRunning { name } => format!("see why with: hearth services show {name}"),
             Self::Merge(error) => return error.hint(),
             Self::DomainTaken { domain, .. } => {

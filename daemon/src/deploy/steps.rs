@@ -13,11 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::entry::{Entry, Known, StartFailed};
 use super::failure::{StartFault, StartFaultKind};
-use super::health;
 use super::plan::{Health, InstanceStage, MAX_OUTSIDE_ENDS, after};
 use super::port::{InstanceImage, InstanceSpec};
 use super::progress::Progress;
 use super::service::Shared;
+use super::{health, logs};
 use crate::model::deploy::{Action, DeployEventKind, LogQuery};
 use crate::model::id::InstanceId;
 use crate::model::service::{InstanceLabel, Revision};
@@ -117,8 +117,8 @@ impl Shared {
         let mut clock = Clock { progress, since: Instant::now() };
         let env = self.environment(&label.name, revision).await?;
         let log = self.log_directory(&label.service, &label.instance);
-        let directory = log.clone();
-        let made = task::blocking("instance log", move || std::fs::create_dir_all(directory)).await;
+        let (directory, number) = (log.clone(), revision.number);
+        let made = task::blocking("instance log", move || logs::make_directory(&directory, number)).await;
         made.map_err(std::io::Error::other)
             .flatten()
             .map_err(|error| super::port::RuntimeError::Other(format!("log directory: {error}")))?;

@@ -87,6 +87,16 @@ impl Patterns {
         Self(vec!["*".to_owned()])
     }
 
+    /// Whether every name that `others` allow is allowed here.
+    pub fn cover(&self, others: &Self) -> bool {
+        others.0.iter().all(|other| match other.strip_suffix('*') {
+            Some(prefix) => {
+                self.0.iter().filter_map(|own| own.strip_suffix('*')).any(|own| prefix.starts_with(own))
+            }
+            None => self.allow(other),
+        })
+    }
+
     pub fn allow(&self, name: &str) -> bool {
         self.0.iter().any(|pattern| match pattern.strip_suffix('*') {
             Some(prefix) => name.starts_with(prefix),
@@ -95,7 +105,49 @@ impl Patterns {
     }
 }
 
+impl StorageGrant {
+    /// Whether a path may be used. The longest path that covers it decides, so that a read-only folder can lie in a
+    /// writable one.
+    pub fn allows(&self, verb: StorageVerb, path: &str) -> bool {
+        let covering = self.paths.iter().filter(|allowed| covers(&allowed.path, path));
+        covering
+            .max_by_key(|allowed| allowed.path.trim_matches('/').len())
+            .is_some_and(|allowed| verb == StorageVerb::Read || !allowed.read_only)
+    }
+
+    /// Whether everything that another allows is allowed here. Both change only at the paths that they name.
+    fn covers(&self, other: &Self) -> bool {
+        let named = self.paths.iter().chain(&other.paths).map(|named| named.path.trim_matches('/'));
+        named
+            .flat_map(|path| [(StorageVerb::Read, path), (StorageVerb::Write, path)])
+            .all(|(verb, path)| !other.allows(verb, path) || self.allows(verb, path))
+    }
+}
+
 impl ApiScope {
+    /// A grant that `wanted` has and this scope has not, or not as far. None where it has all of them.
+    pub fn lacks(&self, wanted: &Self) -> Option<&'static str> {
+        let containers = self.containers.clone().unwrap_or_default();
+        let storage = self.storage.clone().unwrap_or_default();
+        let wanted_containers = wanted.containers.clone().unwrap_or_default();
+        let (registry, wanted_registry) = (&containers.registry, &wanted_containers.registry);
+        let covered = [
+            ("admin", self.admin.is_some() || wanted.admin.is_none()),
+            ("services", self.services.is_some() || wanted.services.is_none()),
+            ("secrets", self.secrets.is_some() || wanted.secrets.is_none()),
+            ("storage", storage.covers(&wanted.storage.clone().unwrap_or_default())),
+            ("containers.use_containers", containers.use_containers || !wanted_containers.use_containers),
+            ("containers.logs", containers.logs || !wanted_containers.logs),
+            ("containers.pull", containers.pull.cover(&wanted_containers.pull)),
+            ("containers.run", containers.run.cover(&wanted_containers.run)),
+            ("containers.registry.list", registry.list.cover(&wanted_registry.list)),
+            ("containers.registry.pull", registry.pull.cover(&wanted_registry.pull)),
+            ("containers.registry.run", registry.run.cover(&wanted_registry.run)),
+            ("containers.registry.write", registry.write.cover(&wanted_registry.write)),
+        ];
+        covered.into_iter().find(|(_, covered)| !covered).map(|(grant, _)| grant)
+    }
+
     /// Everything, `admin` included.
     pub fn full() -> Self {
         Self { admin: Some(serde_json::json!({})), ..Self::agent_default() }
@@ -142,6 +194,28 @@ impl Caller {
         self.scope.secrets.is_some()
     }
 
+    /// Whether services may be seen, deployed and changed.
+    pub fn may_use_services(&self) -> bool {
+        self.scope.services.is_some()
+    }
+
+    /// Whether an image of the room's registry may run. `name` is `registry/repository`.
+    pub fn may_run(&self, repository: &Repository, name: &str) -> bool {
+        self.scope.containers.as_ref().is_some_and(|grant| {
+            grant.registry.run.allow(repository.as_str()) || grant.run.allow(repository.as_str())
+        }) || self.may_run_from(name)
+    }
+
+    /// Whether an image of another registry may run; `name` is `registry/repository`.
+    pub fn may_run_from(&self, name: &str) -> bool {
+        self.scope.containers.as_ref().is_some_and(|grant| grant.run.allow(name))
+    }
+
+    /// A grant that keeps the caller from handing on this scope. An admin may make any.
+    pub fn lacks(&self, scope: &ApiScope) -> Option<&'static str> {
+        if self.is_admin() { None } else { self.scope.lacks(scope) }
+    }
+
     pub fn may_build(&self) -> bool {
         self.scope.containers.as_ref().is_some_and(|grant| grant.use_containers)
     }
@@ -174,15 +248,7 @@ impl Caller {
 
     /// Whether a path of room or project storage may be used. `path` is normalised and relative.
     pub fn may_use_storage(&self, verb: StorageVerb, path: &str) -> bool {
-        self.scope.storage.as_ref().is_some_and(|grant| {
-            // The longest path that covers this one decides, so that a read-only folder can lie in a writable one.
-            grant
-                .paths
-                .iter()
-                .filter(|allowed| covers(&allowed.path, path))
-                .max_by_key(|allowed| allowed.path.trim_matches('/').len())
-                .is_some_and(|allowed| verb == StorageVerb::Read || !allowed.read_only)
-        })
+        self.scope.storage.as_ref().is_some_and(|grant| grant.allows(verb, path))
     }
 }
 
@@ -205,7 +271,8 @@ mod tests {
         let nobody = caller(serde_json::json!({}));
         let repository = "a/b".parse().unwrap();
         assert!(!nobody.may_build() && !nobody.is_admin() && !nobody.may_read_logs());
-        assert!(!nobody.may_use_secrets());
+        assert!(!nobody.may_use_secrets() && !nobody.may_use_services());
+        assert!(!nobody.may_run(&repository, "room/a/b") && !nobody.may_run_from("room/a/b"));
         assert!(!nobody.may_use_repository(RegistryVerb::Pull, &repository));
         assert!(!nobody.may_use_storage(StorageVerb::Read, "a"));
         let builder = caller(serde_json::json!({"containers": {"use_containers": true}}));
@@ -250,5 +317,73 @@ mod tests {
             assert_eq!(caller.may_use_storage(StorageVerb::Write, path), write, "{path}");
         }
         assert!(Caller::local(0).may_use_storage(StorageVerb::Write, "anything"));
+    }
+
+    #[test]
+    fn an_image_of_the_room_runs_by_its_repository_or_its_whole_name() {
+        let (repository, name) = ("team/web".parse().unwrap(), "room.meshagent.com/team/web");
+        for (containers, allowed) in [
+            (serde_json::json!({"registry": {"run": ["team/*"]}}), true),
+            (serde_json::json!({"run": ["team/web"]}), true),
+            (serde_json::json!({"run": ["room.meshagent.com/*"]}), true),
+            (serde_json::json!({"run": ["web"], "registry": {"pull": ["*"], "write": ["*"]}}), false),
+        ] {
+            let caller = caller(serde_json::json!({"containers": containers}));
+            assert_eq!(caller.may_run(&repository, name), allowed, "{containers}");
+        }
+        let room_only = caller(serde_json::json!({"containers": {"registry": {"run": ["*"]}}}));
+        assert!(!room_only.may_run_from("docker.io/library/nginx"));
+    }
+
+    #[test]
+    fn a_scope_that_is_handed_on_is_no_wider_than_the_callers_own() {
+        let lacks =
+            |own: serde_json::Value, wanted: serde_json::Value| caller(own).lacks(&caller(wanted).scope);
+        let user = serde_json::to_value(ApiScope::user_default()).unwrap();
+        let agent = serde_json::to_value(ApiScope::agent_default()).unwrap();
+        let full = serde_json::to_value(ApiScope::full()).unwrap();
+        for scope in [&user, &agent, &full] {
+            assert_eq!(lacks(scope.clone(), scope.clone()), None);
+            assert_eq!(lacks(full.clone(), scope.clone()), None);
+            assert_eq!(lacks(scope.clone(), serde_json::json!({})), None);
+        }
+        assert_eq!(lacks(user.clone(), agent.clone()), Some("secrets"));
+        assert_eq!(lacks(agent, full.clone()), Some("admin"));
+        assert_eq!(lacks(serde_json::json!({"containers": {}}), user), Some("services"));
+        // An admin may make what it has not itself.
+        assert_eq!(lacks(serde_json::json!({"admin": {}}), full), None);
+        let run = |names: &[&str]| serde_json::json!({"containers": {"run": names}});
+        for (own, wanted, covered) in [
+            (&["a/*"][..], &["a/b", "a/b/*", "a/*"][..], true),
+            (&["a/*"], &["a*"], false),
+            (&["a"], &["a*"], false),
+            (&["a", "b"], &["b"], true),
+            (&[], &["a"], false),
+        ] {
+            assert_eq!(lacks(run(own), run(wanted)).is_none(), covered, "{own:?} {wanted:?}");
+        }
+    }
+
+    #[test]
+    fn storage_that_is_handed_on_keeps_its_locked_folders() {
+        let storage = |paths: &[(&str, bool)]| {
+            let path =
+                |(path, read_only): &(&str, bool)| serde_json::json!({"path": path, "read_only": read_only});
+            serde_json::json!({"storage": {"paths": paths.iter().map(path).collect::<Vec<_>>()}})
+        };
+        let own = [("/apps", false), ("/apps/locked", true)];
+        for (wanted, covered) in [
+            (&[("apps/x", false)][..], true),
+            (&[("/apps", true)], true),
+            (&own[..], true),
+            // Its locked folder would be writable.
+            (&[("/apps", false)], false),
+            (&[("/apps/locked/deep", false)], false),
+            (&[("/apps/locked/deep", true)], true),
+            (&[("/", true)], false),
+        ] {
+            let lacks = caller(storage(&own)).lacks(&caller(storage(wanted)).scope);
+            assert_eq!(lacks, (!covered).then_some("storage"), "{wanted:?}");
+        }
     }
 }

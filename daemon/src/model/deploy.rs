@@ -246,6 +246,17 @@ pub struct LogQuery {
     pub follow: bool,
 }
 
+/// Whose log is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogSource {
+    /// The newest instance of the service.
+    Newest,
+    /// The newest instance of a revision.
+    Revision(u32),
+    /// One that is gone too, while its log is kept.
+    Instance(InstanceId),
+}
+
 /// One look from outside at whether an instance serves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeResult {

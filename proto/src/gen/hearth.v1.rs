@@ -6081,7 +6081,7 @@ pub struct GetServiceRequest {
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListServicesRequest {
-    /// At most this many; 0 means 100, and more than 1000 means 1000.
+    /// At most this many; 0 means 100, and more than 200 means 200.
     #[prost(uint32, tag = "1")]
     pub page_size: u32,
     /// From the previous answer.
@@ -6230,7 +6230,8 @@ pub struct ReadServiceLogsRequest {
     /// Only lines that contain this text.
     #[prost(string, tag = "6")]
     pub contains: ::prost::alloc::string::String,
-    /// Wait for more. With neither revision nor instance, those of instances that come later too.
+    /// Wait for more: of the instances that come later too, those of the revision where one is named. Of one
+    /// instance, until it has ended.
     #[prost(bool, tag = "7")]
     pub follow: bool,
     #[prost(oneof = "read_service_logs_request::Source", tags = "2, 3")]
@@ -6793,8 +6794,10 @@ pub mod services_client {
     /// watching, or a watcher that goes away, changes nothing.
     ///
     /// Every call asks for the `services` grant, but Watch and Logs, which take `containers.logs` as well.
-    /// Deploy, Restart and Rollback also ask that the image may be run: `containers.registry.run` has the
-    /// repository in this room, or `containers.run` the name of the image.
+    /// Deploy, Restart and Rollback also ask that the image may be run: `containers.run` has its name, with or
+    /// without the room's registry, or `containers.registry.run` its repository in the room. An image of another
+    /// registry asks for `containers.run` and, to be brought here, `containers.pull` of its whole name. What a
+    /// request mentions must be the caller's to use; what is kept of the revision before is not asked for again.
     ///
     /// grpcurl -H "authorization: Bearer $TOKEN" -plaintext -d '{"spec": {
     /// "image": "room.meshagent.com/web:1",
@@ -6904,8 +6907,9 @@ pub mod services_client {
             self.inner.unary(req, path, codec).await
         }
         /// What happens in the deploy, or the last restart, of a revision, from any sequence number on, to its
-        /// end. The last event is `live`, `failed` or `superseded`. Of a deploy that ended before this run of
-        /// the daemon, only the end is told.
+        /// end. The last event is `live`, `failed` or `superseded`; a stream that ends without one was let go
+        /// because the daemon ends or the service is gone. Of a deploy that ended before this run of the daemon,
+        /// only the end is told.
         pub async fn watch(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchDeployRequest>,
@@ -6969,7 +6973,7 @@ pub mod services_client {
             self.inner.unary(req, path, codec).await
         }
         /// Lines that the service wrote, oldest first. With `follow` it goes on, over restarts and updates, until
-        /// the service is removed or the reader goes away.
+        /// the service is removed, the daemon ends or the reader goes away.
         pub async fn logs(
             &mut self,
             request: impl tonic::IntoRequest<super::ReadServiceLogsRequest>,
@@ -7163,8 +7167,9 @@ pub mod services_server {
             + std::marker::Send
             + 'static;
         /// What happens in the deploy, or the last restart, of a revision, from any sequence number on, to its
-        /// end. The last event is `live`, `failed` or `superseded`. Of a deploy that ended before this run of
-        /// the daemon, only the end is told.
+        /// end. The last event is `live`, `failed` or `superseded`; a stream that ends without one was let go
+        /// because the daemon ends or the service is gone. Of a deploy that ended before this run of the daemon,
+        /// only the end is told.
         async fn watch(
             &self,
             request: tonic::Request<super::WatchDeployRequest>,
@@ -7189,7 +7194,7 @@ pub mod services_server {
             + std::marker::Send
             + 'static;
         /// Lines that the service wrote, oldest first. With `follow` it goes on, over restarts and updates, until
-        /// the service is removed or the reader goes away.
+        /// the service is removed, the daemon ends or the reader goes away.
         async fn logs(
             &self,
             request: tonic::Request<super::ReadServiceLogsRequest>,
@@ -7252,8 +7257,10 @@ pub mod services_server {
     /// watching, or a watcher that goes away, changes nothing.
     ///
     /// Every call asks for the `services` grant, but Watch and Logs, which take `containers.logs` as well.
-    /// Deploy, Restart and Rollback also ask that the image may be run: `containers.registry.run` has the
-    /// repository in this room, or `containers.run` the name of the image.
+    /// Deploy, Restart and Rollback also ask that the image may be run: `containers.run` has its name, with or
+    /// without the room's registry, or `containers.registry.run` its repository in the room. An image of another
+    /// registry asks for `containers.run` and, to be brought here, `containers.pull` of its whole name. What a
+    /// request mentions must be the caller's to use; what is kept of the revision before is not asked for again.
     ///
     /// grpcurl -H "authorization: Bearer $TOKEN" -plaintext -d '{"spec": {
     /// "image": "room.meshagent.com/web:1",

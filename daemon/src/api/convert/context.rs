@@ -3,7 +3,7 @@
 use hearth_proto::v1;
 
 use super::super::error::Refusal;
-use super::spec::{Mounts, mounts};
+use super::mounts::{MountUse, mounts};
 use crate::model::{MountSpec, MountTarget};
 
 /// Longest path that system calls take.
@@ -15,8 +15,8 @@ pub fn context(
     field: &str,
 ) -> Result<(Vec<MountSpec>, MountTarget), Refusal> {
     let v1::ContextSources { mounts: wire, context_path } = wire.unwrap_or_default();
-    let names = Mounts { field: &format!("{field}.mounts"), needs: "a context needs at least one mount" };
-    let mut mounts = mounts(wire, &names)?;
+    let used = MountUse::Build { needs: "a context needs at least one mount" };
+    let mut mounts = mounts(wire, &format!("{field}.mounts"), used)?;
     mounts.sort_by(|a, b| a.target.cmp(&b.target));
     let root = match (context_path.as_str(), &mounts[..]) {
         ("", [mount]) => mount.target.to_string(),

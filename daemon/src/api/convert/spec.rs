@@ -2,18 +2,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use hearth_proto::v1;
-use hearth_proto::value::{DEFAULT_TARGET, storage_path};
 
 use super::super::error::Refusal;
 use super::duration;
+use super::mounts::{MountUse, mount_to_wire, mounts};
 use crate::model::build::{BuildSecrets, BuildSpec, DockerfilePath, Network, NoCache};
-use crate::model::id::PackId;
 use crate::model::image::Platform;
 use crate::model::secret::{Credential, Secret};
-use crate::model::{MountMode, MountSource, MountSpec, MountTarget, Reference, RoomRegistries};
+use crate::model::{MountSpec, MountTarget, Reference, RoomRegistries};
 
 /// Bounds on what a request may name; each far above what people use.
-const MAX_MOUNTS: usize = 64;
 const MAX_TAGS: usize = 32;
 const MAX_PAIRS: usize = 1024;
 const MAX_TEXT: usize = 128 * 1024;
@@ -33,8 +31,8 @@ pub fn build_spec(
     context: &SpecContext<'_>,
 ) -> Result<(BuildSpec, BuildSecrets), Refusal> {
     let tags = tags(&wire, context.rooms)?;
-    let names = Mounts { field: "spec.mounts", needs: "a build needs at least one mount" };
-    let mounts = mounts(wire.mounts, &names)?;
+    let mounts =
+        mounts(wire.mounts, "spec.mounts", MountUse::Build { needs: "a build needs at least one mount" })?;
     let context_path = context_path(&wire.context_path, &mounts)?;
     let dockerfile = dockerfile(&wire.dockerfile_path, &context_path)?;
     let timeout = duration("spec.timeout", wire.timeout)?;
@@ -95,77 +93,6 @@ fn tags(wire: &v1::BuildSpec, rooms: &RoomRegistries) -> Result<Vec<Reference>, 
     Ok(tags)
 }
 
-/// How errors about mounts name what they are in.
-pub(super) struct Mounts<'a> {
-    pub field: &'a str,
-    pub needs: &'a str,
-}
-
-pub(super) fn mounts(wire: Vec<v1::Mount>, names: &Mounts<'_>) -> Result<Vec<MountSpec>, Refusal> {
-    let field = names.field;
-    if wire.is_empty() {
-        return Err(Refusal::invalid(field, "no_mounts", names.needs)
-            .hint("name files of the room (--mount-room-path apps/my-app) or send some (--pack ./my-app)"));
-    }
-    if wire.len() > MAX_MOUNTS {
-        return Err(Refusal::invalid(field, "too_many", format!("at most {MAX_MOUNTS} mounts")));
-    }
-    let mut targets = BTreeSet::new();
-    let mut mounts = Vec::with_capacity(wire.len());
-    for (i, mount) in wire.into_iter().enumerate() {
-        let mount = self::mount(mount, &format!("{field}[{i}]"))?;
-        if !targets.insert(mount.target.clone()) {
-            return Err(Refusal::invalid(
-                format!("{field}[{i}].target"),
-                "duplicate_target",
-                format!("mount target `{}` is used twice; each target can be mounted once", mount.target),
-            ));
-        }
-        mounts.push(mount);
-    }
-    Ok(mounts)
-}
-
-fn mount(wire: v1::Mount, field: &str) -> Result<MountSpec, Refusal> {
-    use v1::mount::Source;
-    let invalid =
-        |part: &str, message: String| Refusal::invalid(format!("{field}{part}"), "invalid_mount", message);
-    let path = |text: &str, part: &str| {
-        storage_path(text).map_err(|error| invalid(part, format!("mount source {error}")))
-    };
-    let source = match wire.source {
-        None => return Err(invalid("", "the mount has no source".to_owned())),
-        Some(Source::RoomPath(text)) => MountSource::Room(path(&text, ".room_path")?),
-        Some(Source::ProjectPath(text)) => MountSource::Project(path(&text, ".project_path")?),
-        Some(Source::Image(image)) => MountSource::Image {
-            reference: image
-                .reference
-                .parse()
-                .map_err(|error| invalid(".image.reference", format!("mount image {error}")))?,
-            subpath: path(&image.subpath, ".image.subpath")?,
-        },
-        Some(Source::PackId(id)) => {
-            let id: PackId =
-                id.parse().map_err(|error| invalid(".pack_id", format!("pack `{id}`: {error}")))?;
-            MountSource::Pack(id.to_string())
-        }
-        Some(Source::EmptyDir(_)) => {
-            return Err(invalid(".empty_dir", "an empty directory is for services only".to_owned()));
-        }
-    };
-    let target = if wire.target.is_empty() { DEFAULT_TARGET } else { &wire.target };
-    let target = target.parse().map_err(|error| invalid(".target", format!("{error}")))?;
-    let mode = match (v1::MountMode::try_from(wire.mode), &source) {
-        (Ok(v1::MountMode::ReadOnly), _) => MountMode::ReadOnly,
-        (Ok(v1::MountMode::ReadWrite), _) | (Ok(v1::MountMode::Unspecified), MountSource::Room(_)) => {
-            MountMode::ReadWrite
-        }
-        (Ok(v1::MountMode::Unspecified), _) => MountMode::ReadOnly,
-        (Err(_), _) => return Err(invalid(".mode", "unknown mode".to_owned())),
-    };
-    Ok(MountSpec { source, target, mode })
-}
-
 /// What was given, else the one mount target there is.
 fn context_path(text: &str, mounts: &[MountSpec]) -> Result<MountTarget, Refusal> {
     if !text.is_empty() {
@@ -198,7 +125,7 @@ fn dockerfile(text: &str, context_path: &MountTarget) -> Result<DockerfilePath, 
     })
 }
 
-fn pairs(field: &str, pairs: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Refusal> {
+pub fn pairs(field: &str, pairs: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Refusal> {
     if pairs.len() > MAX_PAIRS
         || pairs.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > MAX_TEXT
     {
@@ -303,30 +230,10 @@ pub fn to_wire(spec: BuildSpec) -> v1::BuildSpec {
     }
 }
 
-pub fn mount_to_wire(mount: MountSpec) -> v1::Mount {
-    use v1::mount::Source;
-    v1::Mount {
-        source: match mount.source {
-            MountSource::Room(path) => Some(Source::RoomPath(path)),
-            MountSource::Project(path) => Some(Source::ProjectPath(path)),
-            MountSource::Image { reference, subpath } => {
-                Some(Source::Image(v1::ImageSource { reference: reference.to_string(), subpath }))
-            }
-            MountSource::Pack(id) => Some(Source::PackId(id)),
-            MountSource::EmptyDir => Some(Source::EmptyDir(v1::EmptyDirSource {})),
-        },
-        target: mount.target.to_string(),
-        mode: match mount.mode {
-            MountMode::ReadOnly => v1::MountMode::ReadOnly,
-            MountMode::ReadWrite => v1::MountMode::ReadWrite,
-        }
-        .into(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::MountMode;
 
     fn check(change: impl FnOnce(&mut v1::BuildSpec)) -> Result<(BuildSpec, BuildSecrets), Refusal> {
         let mut wire = v1::BuildSpec {
@@ -381,6 +288,9 @@ mod tests {
             ("spec.mounts[0].room_path", |wire| wire.mounts[0] = room("../x", "")),
             ("spec.mounts[0]", |wire| wire.mounts[0].source = None),
             ("spec.mounts[0].mode", |wire| wire.mounts[0].mode = 9),
+            ("spec.mounts[0].empty_dir", |wire| {
+                wire.mounts[0].source = Some(v1::mount::Source::EmptyDir(v1::EmptyDirSource {}));
+            }),
             ("spec.mounts[0].pack_id", |wire| {
                 wire.mounts[0].source = Some(v1::mount::Source::PackId("../../x".to_owned()));
             }),

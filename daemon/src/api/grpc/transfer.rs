@@ -3,7 +3,6 @@
 //! A transfer is told as it goes, which also keeps its connection alive. When the client goes away, the
 //! transfer is dropped: it leaves no name, and content that nothing names is freed by the sweep.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,14 +21,12 @@ use super::{allow_repository, require};
 use crate::image::{Destination, Platforms, Pull, Transfer};
 use crate::model::access::{Caller, RegistryVerb};
 use crate::model::image::Platform;
-use crate::model::secret::{Credential, Secret};
 use crate::model::{Reference, RoomRegistries};
 use crate::task;
 
 /// Between two words about a transfer.
 const TELL_EVERY: Duration = Duration::from_millis(500);
 const AHEAD: usize = 4;
-const MAX_CREDENTIALS: usize = 64;
 
 impl ImagesService {
     pub(super) fn start_pull(
@@ -61,7 +58,8 @@ impl ImagesService {
                 Refusal::invalid("platform", "invalid_platform", message)
             })?),
         };
-        let remote = self.elsewhere.remote(&credentials(request.credentials)?);
+        let remote =
+            self.elsewhere.remote(&convert::registry_credentials("credentials", request.credentials)?);
         let remote = remote.map_err(|error| Refusal::from(crate::image::ImageError::from(error)))?;
         let (images, transfer) = (self.images.clone(), Arc::new(Transfer::default()));
         let shown = Arc::clone(&transfer);
@@ -90,7 +88,8 @@ impl ImagesService {
         foreign("target", &target, self.images.room_registries())?;
         allow_repository(caller, RegistryVerb::Pull, &source.repository)?;
         allow_push_to(caller, &target)?;
-        let remote = self.elsewhere.remote(&credentials(request.credentials)?);
+        let remote =
+            self.elsewhere.remote(&convert::registry_credentials("credentials", request.credentials)?);
         let remote = remote.map_err(|error| Refusal::from(crate::image::ImageError::from(error)))?;
         let (images, transfer) = (self.images.clone(), Arc::new(Transfer::default()));
         let shown = Arc::clone(&transfer);
@@ -127,21 +126,6 @@ fn foreign(field: &str, reference: &Reference, rooms: &RoomRegistries) -> Result
     let message = format!("`{reference}` is in this room's registry, not in another");
     Err(Refusal::invalid(field, "room_registry", message)
         .hint("`hearth images tag` names an image of the room anew"))
-}
-
-fn credentials(wire: Vec<v1::RegistryCredential>) -> Result<BTreeMap<String, Credential>, Refusal> {
-    if wire.len() > MAX_CREDENTIALS {
-        return Err(Refusal::invalid(
-            "credentials",
-            "too_many",
-            format!("at most {MAX_CREDENTIALS} credentials"),
-        ));
-    }
-    let credential = |credential: v1::RegistryCredential| {
-        let password = Secret::new(credential.password);
-        (credential.registry, Credential { username: credential.username, password })
-    };
-    Ok(wire.into_iter().map(credential).collect())
 }
 
 /// The stream of a transfer: how it stands, then what it came to.

@@ -1,5 +1,6 @@
 use super::*;
-use crate::model::deploy::Action;
+use crate::model::deploy::{Action, LogQuery, LogSource};
+use crate::model::id::InstanceId;
 use crate::model::service::EnvValue;
 
 #[tokio::test]
@@ -98,13 +99,12 @@ async fn revisions_beyond_ten_are_forgotten_but_never_the_live_one() {
 
 #[tokio::test]
 async fn the_log_is_that_of_the_instance_that_serves_and_outlives_it() {
-    use crate::model::deploy::LogQuery;
     let world = world();
     let services = start(&world).await;
     let handle = services.handle();
     live(&handle, "1").await;
     let instance = world.running().pop().unwrap().instance;
-    let lines = handle.logs("web", LogQuery::default()).await.unwrap();
+    let lines = handle.logs("web", LogSource::Newest, LogQuery::default()).await.unwrap();
     let lines: Vec<String> = lines.map(|line| line.unwrap().text).collect().await;
     assert_eq!(lines, ["begins".to_owned(), format!("I am {instance}")]);
     // A failed first deploy leaves its log to be read.
@@ -117,9 +117,12 @@ async fn the_log_is_that_of_the_instance_that_serves_and_outlives_it() {
         shown.status.as_str() == "failed" && shown.instances.is_empty()
     })
     .await;
-    let lines = handle.logs("other", LogQuery::default()).await.unwrap();
+    let lines = handle.logs("other", LogSource::Newest, LogQuery::default()).await.unwrap();
     assert_eq!(lines.count().await, 2);
-    assert_eq!(handle.logs("nobody", LogQuery::default()).await.err().unwrap().code(), "service_not_found");
+    assert_eq!(
+        handle.logs("nobody", LogSource::Newest, LogQuery::default()).await.err().unwrap().code(),
+        "service_not_found"
+    );
 }
 
 #[tokio::test]
@@ -140,14 +143,13 @@ async fn whoever_watches_later_is_told_all_of_it_and_after_a_restart_the_end() {
 
 #[tokio::test]
 async fn who_follows_a_log_sees_that_of_the_next_instance_too() {
-    use crate::model::deploy::LogQuery;
     let world = world();
     let services = start(&world).await;
     let handle = services.handle();
     live(&handle, "1").await;
     let first = world.running().pop().unwrap().instance;
     let query = LogQuery { follow: true, ..LogQuery::default() };
-    let mut lines = handle.logs("web", query).await.unwrap();
+    let mut lines = handle.logs("web", LogSource::Newest, query).await.unwrap();
     let mut next = async || {
         let line = tokio::time::timeout(LIMIT, lines.next()).await.expect("no line comes");
         line.unwrap().unwrap().text
@@ -158,4 +160,59 @@ async fn who_follows_a_log_sees_that_of_the_next_instance_too() {
     assert_ne!(next().await, format!("I am {first}"));
     handle.remove("web", Duration::ZERO, LIMIT).await.unwrap();
     assert!(tokio::time::timeout(LIMIT, lines.next()).await.expect("it does not end").is_none());
+}
+
+#[tokio::test]
+async fn the_log_of_a_revision_or_an_instance_is_read_after_it_is_gone() {
+    let world = world();
+    let services = start(&world).await;
+    let handle = services.handle();
+    live(&handle, "1").await;
+    let first = world.running().pop().unwrap().instance;
+    live(&handle, "2").await;
+    until("the first is gone", || only_serves(&world, 2)).await;
+    let second = world.running().pop().unwrap().instance;
+    let follow = LogQuery { follow: true, ..LogQuery::default() };
+    for (source, instance) in [
+        (LogSource::Revision(1), &first),
+        (LogSource::Instance(first.clone()), &first),
+        (LogSource::Revision(2), &second),
+        (LogSource::Instance(second.clone()), &second),
+    ] {
+        let lines = handle.logs("web", source.clone(), LogQuery::default()).await.unwrap();
+        let lines: Vec<String> = lines.map(|line| line.unwrap().text).collect().await;
+        assert_eq!(lines.last().unwrap(), &format!("I am {instance}"), "{source:?}");
+        if *instance == first {
+            let lines = handle.logs("web", source, follow.clone()).await.unwrap();
+            let lines = tokio::time::timeout(LIMIT, lines.count()).await;
+            assert_eq!(lines.expect("nothing more can come, and it does not end"), 2);
+        }
+    }
+    let refused = async |source| {
+        let refused = handle.logs("web", source, LogQuery::default()).await.err().unwrap();
+        refused.code().to_owned()
+    };
+    assert_eq!(refused(LogSource::Revision(9)).await, "revision_not_found");
+    assert_eq!(refused(LogSource::Instance(InstanceId::random())).await, "instance_not_found");
+}
+
+#[tokio::test]
+async fn who_watches_or_follows_is_let_go_when_the_daemon_ends_or_the_service_is_gone() {
+    let world = world();
+    let services = start(&world).await;
+    let handle = services.handle();
+    live(&handle, "1").await;
+    let follow = LogQuery { follow: true, ..LogQuery::default() };
+    let log = handle.logs("web", LogSource::Newest, follow).await.unwrap();
+    let silent = deploy(&handle, request("silent")).await;
+    let watched = handle.watch("web", silent.revision, 1).unwrap();
+    let mut gone = DeployRequest::new("gone:silent".parse().unwrap());
+    gone.name = Some("gone".parse().unwrap());
+    let gone = deploy(&handle, gone).await;
+    let forgotten = handle.watch("gone", gone.revision, 1).unwrap();
+    handle.remove("gone", Duration::ZERO, LIMIT).await.unwrap();
+    tokio::time::timeout(LIMIT, forgotten.count()).await.expect("it watches what is gone");
+    handle.drain(LIMIT).await;
+    let both = async { tokio::join!(watched.count(), log.count()) };
+    tokio::time::timeout(LIMIT, both).await.expect("they keep the daemon from its end");
 }

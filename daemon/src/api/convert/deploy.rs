@@ -1,0 +1,193 @@
+//! What a deploy asks for, checked. What a service as a whole may be, `deploy::merge` checks.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hearth_proto::v1;
+
+use super::super::error::Refusal;
+use super::mounts::{MountUse, mounts};
+use super::spec::pairs;
+use super::{duration, registry_credentials};
+use crate::model::deploy::DeployRequest;
+use crate::model::secret::{Credential, SecretName};
+use crate::model::service::{Domain, EnvValue, Port, PortKind, Strategy};
+use crate::model::{Reference, RoomRegistries};
+
+/// Bounds on what a request may name; each far above what people use.
+const MAX_ENV: usize = 512;
+const MAX_PORTS: usize = 64;
+const MAX_DOMAINS: usize = 64;
+const MAX_COMMAND_BYTES: usize = 128 << 10;
+const MAX_DESCRIPTION: usize = 8 << 10;
+const MAX_LIVENESS: usize = 2048;
+/// As long as the name in a token may be.
+const MAX_IDENTITY: usize = 200;
+const MAX_START_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
+/// Checks a request, and splits it: the credentials stay in memory.
+pub fn deploy_spec(
+    wire: v1::DeploySpec,
+    rooms: &RoomRegistries,
+) -> Result<(DeployRequest, BTreeMap<String, Credential>), Refusal> {
+    let strategy = strategy(wire.strategy)?;
+    let request = DeployRequest {
+        image: image(&wire.image, rooms)?,
+        name: match wire.name {
+            None => None,
+            Some(name) => Some(name.parse().map_err(|error| {
+                Refusal::invalid("spec.name", "invalid_name", format!("{error}"))
+                    .hint("give the service a name of its own with --name")
+            })?),
+        },
+        env: env(wire.env)?,
+        mounts: mounts(wire.mounts, "spec.mounts", MountUse::Service)?,
+        ports: wire.ports.map(|ports| self::ports(&ports.ports)).transpose()?,
+        command: wire.command.map(|command| arguments("spec.command", command.arguments)).transpose()?,
+        workdir: match wire.working_dir {
+            None => None,
+            Some(path) => Some(path.parse().map_err(|error| {
+                Refusal::invalid(
+                    "spec.working_dir",
+                    "invalid_working_dir",
+                    format!("working directory: {error}"),
+                )
+            })?),
+        },
+        identity: wire.identity.map(identity).transpose()?,
+        memory_bytes: wire.memory_bytes,
+        cpu_millis: wire.cpu_millis,
+        liveness: bounded("spec.liveness", wire.liveness, MAX_LIVENESS)?,
+        start_limit: start_limit(wire.start_limit)?,
+        strategy,
+        domains: wire.domains.map(|domains| self::domains(&domains.domains)).transpose()?,
+        public: wire.public,
+        description: bounded("spec.description", wire.description, MAX_DESCRIPTION)?,
+        annotations: match wire.annotations {
+            None => None,
+            Some(annotations) => Some(pairs("spec.annotations", annotations.annotations)?),
+        },
+        replace: wire.replace,
+    };
+    Ok((request, registry_credentials("spec.credentials", wire.credentials)?))
+}
+
+fn image(text: &str, rooms: &RoomRegistries) -> Result<Reference, Refusal> {
+    let parsed = text.parse().map(|reference| rooms.qualify(reference));
+    parsed.map_err(|error| Refusal::invalid("spec.image", "invalid_reference", format!("image {error}")))
+}
+
+fn env(wire: BTreeMap<String, v1::EnvValue>) -> Result<BTreeMap<String, EnvValue>, Refusal> {
+    use v1::env_value::Value;
+    at_most("spec.env", "variables", wire.len(), MAX_ENV)?;
+    let value = |(name, value): (String, v1::EnvValue)| {
+        let invalid = |code: &str, message: String| {
+            let name: String = name.chars().take(100).collect();
+            Refusal::invalid(format!("spec.env.{name}"), code, message)
+        };
+        let value = match value.value {
+            None => return Err(invalid("invalid_env", format!("variable `{name}` has no value"))),
+            Some(Value::Plain(text)) => EnvValue::Plain(text),
+            Some(Value::TokenScope(scope)) => EnvValue::Token { scope },
+            Some(Value::Secret(secret)) => {
+                let parsed = secret.parse::<SecretName>();
+                let secret = parsed.map_err(|error| invalid("invalid_secret_name", error.to_string()))?;
+                EnvValue::Secret { name: secret.to_string() }
+            }
+        };
+        Ok((name, value))
+    };
+    wire.into_iter().map(value).collect()
+}
+
+fn ports(wire: &[v1::ServicePort]) -> Result<Vec<Port>, Refusal> {
+    at_most("spec.ports", "ports", wire.len(), MAX_PORTS)?;
+    let port = |(i, port): (usize, &v1::ServicePort)| {
+        let invalid = |part: &str, message: String| {
+            Refusal::invalid(format!("spec.ports.ports[{i}].{part}"), "invalid_port", message)
+        };
+        let number = u16::try_from(port.number).ok().filter(|number| *number > 0);
+        Ok(Port {
+            number: number
+                .ok_or_else(|| invalid("number", format!("{} is not a port: 1 to 65535", port.number)))?,
+            kind: match v1::PortKind::try_from(port.kind) {
+                Ok(v1::PortKind::Unspecified | v1::PortKind::Http) => PortKind::Http,
+                Ok(v1::PortKind::Tcp) => PortKind::Tcp,
+                Err(_) => return Err(invalid("kind", "unknown kind of port".to_owned())),
+            },
+            published: port.published.unwrap_or(true),
+        })
+    };
+    wire.iter().enumerate().map(port).collect()
+}
+
+/// A command line: a program, and what it is given.
+pub fn arguments(field: &str, arguments: Vec<String>) -> Result<Vec<String>, Refusal> {
+    let invalid = |message: String| Err(Refusal::invalid(field, "invalid_command", message));
+    if arguments.first().is_none_or(String::is_empty) {
+        return invalid("the command is empty".to_owned());
+    }
+    if arguments.iter().map(|argument| argument.len() + 1).sum::<usize>() > MAX_COMMAND_BYTES {
+        return invalid(format!("the command has more than {} KiB", MAX_COMMAND_BYTES >> 10));
+    }
+    if arguments.iter().any(|argument| argument.contains('\0')) {
+        return invalid("the command has a NUL byte".to_owned());
+    }
+    Ok(arguments)
+}
+
+fn identity(text: String) -> Result<String, Refusal> {
+    if text.is_empty() || text.len() > MAX_IDENTITY {
+        let message = format!("an identity has 1 to {MAX_IDENTITY} bytes");
+        return Err(Refusal::invalid("spec.identity", "invalid_identity", message));
+    }
+    Ok(text)
+}
+
+fn start_limit(wire: Option<prost_types::Duration>) -> Result<Option<Duration>, Refusal> {
+    let limit = duration("spec.start_limit", wire)?;
+    if limit.is_some_and(|limit| limit.is_zero() || limit > MAX_START_LIMIT) {
+        let hours = MAX_START_LIMIT.as_secs() / 3600;
+        let message = format!("the limit for a start must be above 0 and at most {hours} hours");
+        return Err(Refusal::invalid("spec.start_limit", "invalid_timeout", message));
+    }
+    Ok(limit)
+}
+
+fn strategy(wire: i32) -> Result<Option<Strategy>, Refusal> {
+    match v1::DeployStrategy::try_from(wire) {
+        Ok(v1::DeployStrategy::Unspecified) => Ok(None),
+        Ok(v1::DeployStrategy::Rolling) => Ok(Some(Strategy::Rolling)),
+        Ok(v1::DeployStrategy::Recreate) => Ok(Some(Strategy::Recreate)),
+        Err(_) => Err(Refusal::invalid("spec.strategy", "invalid_strategy", "unknown strategy")),
+    }
+}
+
+fn domains(wire: &[String]) -> Result<Vec<Domain>, Refusal> {
+    at_most("spec.domains", "domains", wire.len(), MAX_DOMAINS)?;
+    let domain = |(i, text): (usize, &String)| domain(&format!("spec.domains.domains[{i}]"), text);
+    wire.iter().enumerate().map(domain).collect()
+}
+
+pub fn domain(field: &str, text: &str) -> Result<Domain, Refusal> {
+    text.parse().map_err(|error| Refusal::invalid(field, "invalid_domain", format!("{error}")))
+}
+
+fn bounded(field: &str, text: Option<String>, max: usize) -> Result<Option<String>, Refusal> {
+    match text {
+        Some(text) if text.len() > max => {
+            Err(Refusal::invalid(field, "too_long", format!("{field} has more than {max} bytes")))
+        }
+        text => Ok(text),
+    }
+}
+
+fn at_most(field: &str, what: &str, count: usize, max: usize) -> Result<(), Refusal> {
+    if count <= max {
+        return Ok(());
+    }
+    Err(Refusal::invalid(field, "too_many", format!("at most {max} {what}")))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+use hearth_proto::v1;
+use tonic::{Code, Request, Response, Status};
+
+use super::super::convert::timestamp;
+use super::super::error::Refusal;
+use super::caller;
+use crate::deploy::Handle;
+use crate::model::access::Caller;
+use crate::model::secret::{Secret, SecretName, SecretView};
+use crate::model::service::{EnvValue, Service};
+use crate::secrets::{Secrets, SecretsError};
+
+pub struct SecretsService {
+    pub secrets: Secrets,
+    /// To say which services use one.
+    pub deploys: Handle,
+}
+
+#[tonic::async_trait]
+impl v1::secrets_server::Secrets for SecretsService {
+    async fn set(
+        &self,
+        request: Request<v1::SetSecretRequest>,
+    ) -> Result<Response<v1::SetSecretResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        require(&caller, "set secrets")?;
+        let v1::SetSecretRequest { name, value } = request.into_inner();
+        let name = self::name(&name)?;
+        let value = String::from_utf8(value.into()).map_err(|_| {
+            let message = format!("the value of secret `{name}` is not UTF-8 text");
+            Refusal::invalid("value", "invalid_secret_value", message)
+        })?;
+        let set = self.secrets.set(&name, Secret::new(value)).await.map_err(Refusal::from)?;
+        tracing::info!(secret.name = %name, by = caller.name, "secret set");
+        Ok(Response::new(v1::SetSecretResponse { secret: Some(shown(&set)) }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::ListSecretsRequest>,
+    ) -> Result<Response<v1::ListSecretsResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        require(&caller, "see secrets")?;
+        let secrets = self.secrets.list().await.map_err(Refusal::from)?;
+        Ok(Response::new(v1::ListSecretsResponse { secrets: secrets.iter().map(shown).collect() }))
+    }
+
+    async fn remove(
+        &self,
+        request: Request<v1::RemoveSecretRequest>,
+    ) -> Result<Response<v1::RemoveSecretResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        require(&caller, "remove secrets")?;
+        let name = name(&request.into_inner().name)?;
+        self.secrets.remove(&name).await.map_err(Refusal::from)?;
+        tracing::info!(secret.name = %name, by = caller.name, "secret removed");
+        let used_by = if caller.may_use_services() { self.used_by(&name) } else { Vec::new() };
+        Ok(Response::new(v1::RemoveSecretResponse { used_by }))
+    }
+}
+
+impl SecretsService {
+    fn used_by(&self, secret: &SecretName) -> Vec<String> {
+        let uses = |service: &Service| {
+            service.wanted().is_some_and(|revision| {
+                revision
+                    .spec
+                    .env
+                    .values()
+                    .any(|value| matches!(value, EnvValue::Secret { name } if name == secret.as_str()))
+            })
+        };
+        let services = self.deploys.list().into_iter().map(|state| state.service);
+        services.filter(uses).map(|service| service.name.to_string()).collect()
+    }
+}
+
+fn require(caller: &Caller, what: &str) -> Result<(), Status> {
+    super::require(caller.may_use_secrets(), format_args!("{what}: that takes the grant `secrets`"))
+}
+
+fn name(text: &str) -> Result<SecretName, Refusal> {
+    text.parse().map_err(|error| Refusal::invalid("name", "invalid_secret_name", format!("{error}")))
+}
+
+fn shown(secret: &SecretView) -> v1::Secret {
+    v1::Secret {
+        name: secret.name.to_string(),
+        created_at: Some(timestamp(secret.created_at)),
+        changed_at: Some(timestamp(secret.changed_at)),
+    }
+}
+
+impl From<SecretsError> for Refusal {
+    fn from(error: SecretsError) -> Self {
+        let (code, message, hint) = (error.code(), error.to_string(), error.hint());
+        let refusal = match error {
+            SecretsError::NotFound { .. } => Self::new(Code::NotFound, code, message),
+            SecretsError::TooLarge { .. } | SecretsError::Nul { .. } => Self::invalid("value", code, message),
+            SecretsError::TooMany => Self::new(Code::ResourceExhausted, code, message),
+            SecretsError::KeyMissing { .. }
+            | SecretsError::OtherKey { .. }
+            | SecretsError::Damaged { .. }
+            | SecretsError::KeyFile(_) => Self::new(Code::FailedPrecondition, code, message),
+            SecretsError::Ending => Self::new(Code::Unavailable, code, message).retryable(None),
+            SecretsError::Key | SecretsError::Store(_) => {
+                return Self::internal("the room's secrets could not be used", message);
+            }
+        };
+        match hint {
+            Some(hint) => refusal.hint(hint),
+            None => refusal,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,251 @@
+//! Services of the room: deployed, watched, changed and taken away.
+//!
+//! What changes something runs in a task of its own, so that a client that goes away midway leaves no half of it.
+
+mod allow;
+mod exec;
+mod logs;
+mod refusal;
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use hearth_proto::v1;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::super::convert::{self, Entrance, deploy_spec, duration, page_size};
+use super::super::error::Refusal;
+use super::caller;
+use super::storage::Answers;
+use crate::deploy::{DeployError, Handle};
+use crate::model::RoomRegistries;
+use crate::model::deploy::{Action, Deployed};
+use crate::model::service::ServiceName;
+use crate::task;
+
+/// From an instance's stop signal to SIGKILL when its service is removed.
+const REMOVE_GRACE: Duration = Duration::from_secs(10);
+const MAX_REMOVE_GRACE: Duration = Duration::from_secs(600);
+/// What a removal may take beside the grace before it is answered.
+const REMOVE_LIMIT: Duration = Duration::from_secs(60);
+
+pub struct ServicesService {
+    pub deploys: Handle,
+    pub rooms: RoomRegistries,
+    pub entrance: Entrance,
+}
+
+#[tonic::async_trait]
+impl v1::services_server::Services for ServicesService {
+    type WatchStream = Answers<v1::DeployEvent>;
+    type LogsStream = Answers<v1::ServiceLogLines>;
+    type ExecStream = Answers<v1::ExecResponse>;
+
+    async fn deploy(
+        &self,
+        request: Request<v1::DeployRequest>,
+    ) -> Result<Response<v1::DeployResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        allow::services(&caller, "deploy services")?;
+        let v1::DeployRequest { spec, dry_run } = request.into_inner();
+        let (request, credentials) = deploy_spec(spec.unwrap_or_default(), &self.rooms)?;
+        allow::deploy(&caller, &request, &self.rooms)?;
+        let deploys = self.deploys.clone();
+        let answer = whole("deploy", async move {
+            if dry_run {
+                let forecast = deploys.dry_run(request, &caller.name, &credentials).await?;
+                Ok((forecast.deployed, forecast.actions))
+            } else {
+                Ok((deploys.deploy(request, &caller.name, &credentials).await?, Vec::new()))
+            }
+        });
+        let (deployed, plan) = answer.await?;
+        Ok(Response::new(self.deployed(deployed, &plan)))
+    }
+
+    async fn watch(
+        &self,
+        request: Request<v1::WatchDeployRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let caller = caller(request.extensions())?;
+        allow::logs(&caller, "watch deploys")?;
+        let request = request.into_inner();
+        let revision = match request.revision {
+            0 => self.deploys.get(&request.service).map_err(Refusal::from)?.service.desired,
+            revision => revision,
+        };
+        let events = self.deploys.watch(&request.service, revision, request.from_sequence);
+        let events = events.map_err(Refusal::from)?;
+        Ok(Response::new(events.map(|event| Ok(convert::deploy_event(event))).boxed()))
+    }
+
+    async fn get(&self, request: Request<v1::GetServiceRequest>) -> Result<Response<v1::Service>, Status> {
+        let caller = caller(request.extensions())?;
+        allow::services(&caller, "see services")?;
+        let state = self.deploys.get(&request.into_inner().service).map_err(Refusal::from)?;
+        Ok(Response::new(convert::service(state, self.entrance, true)))
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::ListServicesRequest>,
+    ) -> Result<Response<v1::ListServicesResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        allow::services(&caller, "see services")?;
+        let request = request.into_inner();
+        let size = page_size(request.page_size, 100, 200);
+        let after: Option<ServiceName> = match request.page_token.as_str() {
+            "" => None,
+            token => Some(token.parse().map_err(|_| {
+                Refusal::invalid("page_token", "invalid_page_token", "not a page token of this call")
+            })?),
+        };
+        let mut states = self.deploys.list();
+        states.retain(|state| after.as_ref().is_none_or(|after| state.service.name > *after));
+        let more = states.len() > size;
+        states.truncate(size);
+        let last = states.last().map(|state| state.service.name.to_string()).filter(|_| more);
+        let shown = states.into_iter().map(|state| convert::service(state, self.entrance, false));
+        Ok(Response::new(v1::ListServicesResponse {
+            services: shown.collect(),
+            next_page_token: last.unwrap_or_default(),
+        }))
+    }
+
+    async fn logs(
+        &self,
+        request: Request<v1::ReadServiceLogsRequest>,
+    ) -> Result<Response<Self::LogsStream>, Status> {
+        let caller = caller(request.extensions())?;
+        allow::logs(&caller, "read logs of services")?;
+        let request = request.into_inner();
+        let (source, query) = logs::question(&request)?;
+        let lines = self.deploys.logs(&request.service, source, query).await.map_err(Refusal::from)?;
+        Ok(Response::new(logs::batches(lines)))
+    }
+
+    async fn restart(
+        &self,
+        request: Request<v1::RestartServiceRequest>,
+    ) -> Result<Response<v1::DeployResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        allow::services(&caller, "restart services")?;
+        let service = request.into_inner().service;
+        let state = self.deploys.get(&service).map_err(Refusal::from)?;
+        allow::run_again(&caller, &state.service, &self.rooms)?;
+        let deploys = self.deploys.clone();
+        let deployed = whole("restart service", async move { deploys.restart(&service).await }).await?;
+        Ok(Response::new(self.deployed(deployed, &[])))
+    }
+
+    async fn rollback(
+        &self,
+        request: Request<v1::RollbackServiceRequest>,
+    ) -> Result<Response<v1::DeployResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        allow::services(&caller, "roll services back")?;
+        let v1::RollbackServiceRequest { service, revision } = request.into_inner();
+        let state = self.deploys.get(&service).map_err(Refusal::from)?;
+        allow::run_again(&caller, &state.service, &self.rooms)?;
+        let (deploys, revision) = (self.deploys.clone(), Some(revision).filter(|revision| *revision > 0));
+        let rolled =
+            whole(
+                "roll back service",
+                async move { deploys.rollback(&service, revision, &caller.name).await },
+            );
+        Ok(Response::new(self.deployed(rolled.await?, &[])))
+    }
+
+    async fn remove(
+        &self,
+        request: Request<v1::RemoveServiceRequest>,
+    ) -> Result<Response<v1::RemoveServiceResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        allow::services(&caller, "remove services")?;
+        let v1::RemoveServiceRequest { service, grace } = request.into_inner();
+        let grace = duration("grace", grace)?.unwrap_or(REMOVE_GRACE);
+        if grace > MAX_REMOVE_GRACE {
+            let message = format!("the grace is at most {} s", MAX_REMOVE_GRACE.as_secs());
+            return Err(Refusal::invalid("grace", "invalid_grace", message).into());
+        }
+        let deploys = self.deploys.clone();
+        let removed =
+            whole(
+                "remove service",
+                async move { deploys.remove(&service, grace, grace + REMOVE_LIMIT).await },
+            );
+        let removed = removed.await?;
+        tracing::info!(service.name = %removed.name, by = caller.name, "service removed");
+        Ok(Response::new(v1::RemoveServiceResponse {
+            service_id: removed.id.to_string(),
+            name: removed.name.to_string(),
+        }))
+    }
+
+    async fn exec(
+        &self,
+        request: Request<Streaming<v1::ExecRequest>>,
+    ) -> Result<Response<Self::ExecStream>, Status> {
+        let caller = caller(request.extensions())?;
+        allow::services(&caller, "run processes in services")?;
+        let mut messages = request.into_inner();
+        let (service, spec) = exec::begin(&mut messages).await?;
+        tracing::info!(service.name = service, by = caller.name, "process in a service");
+        let deploys = self.deploys.clone();
+        let exec = whole("exec", async move { deploys.exec(&service, spec).await }).await?;
+        Ok(Response::new(exec::answers(exec, messages)))
+    }
+
+    async fn list_routes(
+        &self,
+        request: Request<v1::ListRoutesRequest>,
+    ) -> Result<Response<v1::ListRoutesResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        allow::services(&caller, "see routes")?;
+        let routes = self.deploys.routes().into_iter().map(|route| convert::route(route, self.entrance));
+        Ok(Response::new(v1::ListRoutesResponse { routes: routes.collect() }))
+    }
+
+    async fn remove_route(
+        &self,
+        request: Request<v1::RemoveRouteRequest>,
+    ) -> Result<Response<v1::RemoveRouteResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        allow::services(&caller, "remove routes")?;
+        let domain = convert::domain("domain", &request.into_inner().domain)?;
+        let (deploys, given) = (self.deploys.clone(), domain.clone());
+        let service = whole("remove route", async move { deploys.remove_route(&given).await }).await?;
+        tracing::info!(%domain, service.name = %service, by = caller.name, "route removed");
+        Ok(Response::new(v1::RemoveRouteResponse { service: service.to_string() }))
+    }
+}
+
+impl ServicesService {
+    fn deployed(&self, deployed: Deployed, plan: &[Action]) -> v1::DeployResponse {
+        let service = deployed.service;
+        let spec = service.revision(deployed.revision).map(|revision| revision.spec.clone());
+        let domains = spec.iter().flat_map(|spec| &spec.domains);
+        v1::DeployResponse {
+            service_id: service.id.to_string(),
+            name: service.name.to_string(),
+            revision: deployed.revision,
+            created: deployed.created,
+            notes: deployed.notes,
+            plan: plan.iter().map(convert::action).collect(),
+            urls: domains.filter_map(|domain| self.entrance.url(domain)).collect(),
+            spec: spec.map(convert::service_spec),
+        }
+    }
+}
+
+/// Does something to its end, whether or not its client waits for that.
+async fn whole<T: Send + 'static>(
+    name: &'static str,
+    work: impl Future<Output = Result<T, DeployError>> + Send + 'static,
+) -> Result<T, Status> {
+    let done = task::spawn(name, work).await.unwrap_or(Err(DeployError::Ending));
+    done.map_err(|error| Refusal::from(error).into())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,142 @@
+//! Lines of a service's log on their way to a client, some in a message.
+
+use futures::{StreamExt as _, stream};
+use hearth_proto::v1;
+use tonic::Status;
+
+use super::super::super::convert;
+use super::super::super::error::Refusal;
+use super::super::storage::Answers;
+use crate::deploy::port::{LogError, LogLines};
+use crate::model::deploy::{LogLine, LogQuery, LogSource};
+
+/// Without a word about how much is wanted: an answer that an agent can read.
+const DEFAULT_TAIL: usize = 200;
+/// Lines that are looked at together, and so in one message at most.
+const MAX_LINES: usize = 256;
+/// Of the lines of a message. One line is far below it.
+const MAX_BYTES: usize = 1 << 20;
+const MAX_CONTAINS: usize = 4096;
+
+pub(super) fn question(request: &v1::ReadServiceLogsRequest) -> Result<(LogSource, LogQuery), Refusal> {
+    use v1::read_service_logs_request::Source;
+    let source =
+        match &request.source {
+            None | Some(Source::Revision(0)) => LogSource::Newest,
+            Some(Source::Revision(revision)) => LogSource::Revision(*revision),
+            Some(Source::InstanceId(id)) => LogSource::Instance(id.parse().map_err(|error| {
+                Refusal::invalid("instance_id", "invalid_instance_id", format!("{error}"))
+            })?),
+        };
+    if request.contains.len() > MAX_CONTAINS {
+        let message = format!("the text to look for has at most {MAX_CONTAINS} bytes");
+        return Err(Refusal::invalid("contains", "too_long", message));
+    }
+    let since = convert::time("since", request.since)?;
+    let tail = match request.tail {
+        Some(tail) => Some(tail as usize),
+        None if since.is_some() => None,
+        None => Some(DEFAULT_TAIL),
+    };
+    let grep = Some(request.contains.clone()).filter(|text| !text.is_empty());
+    Ok((source, LogQuery { tail, since, grep, follow: request.follow }))
+}
+
+/// Lines that are there go together; none waits for another.
+pub(super) fn batches(lines: LogLines) -> Answers<v1::ServiceLogLines> {
+    lines.ready_chunks(MAX_LINES).flat_map(|lines| stream::iter(messages(lines))).boxed()
+}
+
+fn messages(lines: Vec<Result<LogLine, LogError>>) -> Vec<Result<v1::ServiceLogLines, Status>> {
+    let mut messages = Vec::new();
+    let mut open: Vec<v1::LogLine> = Vec::new();
+    let mut bytes = 0;
+    let mut close = |open: &mut Vec<v1::LogLine>| {
+        let lines = std::mem::take(open);
+        if !lines.is_empty() {
+            messages.push(Ok(v1::ServiceLogLines { lines }));
+        }
+    };
+    let mut failed = None;
+    for line in lines {
+        match line {
+            Ok(line) => {
+                if bytes + line.text.len() > MAX_BYTES {
+                    close(&mut open);
+                    bytes = 0;
+                }
+                bytes += line.text.len();
+                open.push(convert::log_line(line));
+            }
+            Err(error) => {
+                failed = Some(Refusal::internal("the log could not be read", error).into());
+                break;
+            }
+        }
+    }
+    close(&mut open);
+    messages.extend(failed.map(Err));
+    messages
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::model::build::LogStream;
+
+    fn line(text: String) -> Result<LogLine, LogError> {
+        Ok(LogLine { at: Timestamp::UNIX_EPOCH, stream: LogStream::Stdout, text, dropped_bytes: 0 })
+    }
+
+    fn asked(change: impl FnOnce(&mut v1::ReadServiceLogsRequest)) -> Result<(LogSource, LogQuery), Refusal> {
+        let mut request = v1::ReadServiceLogsRequest::default();
+        change(&mut request);
+        question(&request)
+    }
+
+    #[test]
+    fn a_question_without_bounds_is_answered_with_the_last_lines() {
+        let (source, query) = asked(|_| {}).unwrap();
+        assert_eq!((source, query.tail, query.grep), (LogSource::Newest, Some(DEFAULT_TAIL), None));
+        let since = Some(prost_types::Timestamp { seconds: 7, nanos: 0 });
+        let (_, query) = asked(|request| request.since = since).unwrap();
+        assert_eq!((query.tail, query.since), (None, Some(Timestamp::from_second(7).unwrap())));
+        let (_, query) = asked(|request| (request.since, request.tail) = (since, Some(3))).unwrap();
+        assert_eq!(query.tail, Some(3));
+    }
+
+    #[test]
+    fn a_question_that_makes_no_sense_names_its_field() {
+        use v1::read_service_logs_request::Source;
+        let never = Some(prost_types::Timestamp { seconds: i64::MAX, nanos: 0 });
+        let refused = [
+            ("since", asked(|request| request.since = never)),
+            ("instance_id", asked(|request| request.source = Some(Source::InstanceId("../x".to_owned())))),
+            ("contains", asked(|request| request.contains = "x".repeat(MAX_CONTAINS + 1))),
+        ];
+        for (field, refused) in refused {
+            assert_eq!(refused.unwrap_err().detail().field, field);
+        }
+    }
+
+    #[tokio::test]
+    async fn many_lines_go_in_messages_of_bounded_size_and_an_error_is_the_last() {
+        let short = (0..MAX_LINES * 2 + 1).map(|n| line(n.to_string()));
+        let long = (0..40).map(|_| line("x".repeat(64 << 10)));
+        let failed = [Err(LogError("no disk".to_owned())), line("after".to_owned())];
+        let lines: LogLines = Box::pin(stream::iter(short.chain(long).chain(failed)));
+        let messages: Vec<_> = batches(lines).collect().await;
+        let (last, good) = messages.split_last().unwrap();
+        // The stream goes on after an error only in this test.
+        assert_eq!(last.as_ref().map(|message| message.lines.len()).ok(), None);
+        let good: Vec<_> = good.iter().map(|message| message.as_ref().unwrap()).collect();
+        assert_eq!(good.iter().map(|message| message.lines.len()).sum::<usize>(), MAX_LINES * 2 + 41);
+        for message in &good {
+            let bytes: usize = message.lines.iter().map(|line| line.text.len()).sum();
+            assert!(message.lines.len() <= MAX_LINES && bytes <= MAX_BYTES);
+        }
+        assert_eq!(good[0].lines[1].text, "1");
+    }
+}
