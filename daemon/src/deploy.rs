@@ -32,8 +32,10 @@ mod forecast;
 mod health;
 mod images;
 mod listening;
+mod log_files;
 mod logs;
 mod merge;
+pub mod mounts;
 mod plan;
 pub mod port;
 mod progress;
@@ -53,6 +55,7 @@ pub(crate) mod fake;
 pub(crate) mod tests;
 
 pub use images::RoomServiceImages;
+pub use log_files::LogFiles;
 pub use merge::MergeError;
 pub use progress::DeployEvents;
 pub use service::{DeployError, Handle, Options, Ports, Service, StartError};
