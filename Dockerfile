@@ -1,5 +1,5 @@
-# The image of the daemon: hearthd, hearth, and the BuildKit and runc that it starts. `make self-image` builds it with
-# Hearth itself and replaces the three bases; any other builder takes the defaults. The room's state is a volume. Builds
+# The image of the daemon: hearthd, hearth, and what it starts: BuildKit, containerd, runc and nft. `make self-image`
+# builds it with Hearth itself and replaces the three bases; any other builder takes the defaults. The room's state is a volume. Builds
 # and services need the privileges of a container host: run it with --privileged, or see deploy/systemd for a machine.
 ARG BUILD_BASE=rust:1.95-bookworm
 ARG RUNTIME_BASE=debian:bookworm-slim
@@ -27,6 +27,9 @@ RUN install -D -m 0644 deploy/config/hearthd.toml /out/etc/hearth/hearthd.toml \
     && install -D -m 0644 /etc/ssl/certs/ca-certificates.crt /out/etc/ssl/certs/ca-certificates.crt
 
 FROM ${RUNTIME_BASE}
+# As above: a base that has them builds without a network.
+RUN { command -v containerd && command -v nft; } >/dev/null || { apt-get update -qq \
+    && apt-get install -y -qq --no-install-recommends containerd nftables && rm -rf /var/lib/apt/lists/*; }
 COPY --from=files /out/ /
 VOLUME /var/lib/hearth
 EXPOSE 4327 4380

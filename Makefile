@@ -14,7 +14,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
-demo: ## build an image inside a room, step by step, and pull it
+demo: ## build an image inside a room, run it as a service, update it under load
 	@deploy/demo.sh
 
 # `cargo build` before the tests: the end-to-end tests start the binaries, and `cargo test` does not build those of

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make self-image`: builds the daemon's own image with the daemon, from the same Dockerfile that any other builder uses.
 # Nothing is pulled: the two base images are packed from Debian packages (debootstrap) and the Rust toolchain of this
-# machine, BuildKit and runc are the installed ones, and the crates are vendored into the context. The result is an OCI
+# machine, BuildKit is the installed one, and the crates are vendored into the context. The result is an OCI
 # archive, target/self-image/hearthd.oci.tar. The first run takes several minutes; the bases are kept for the next.
 set -euo pipefail
 
@@ -40,7 +40,7 @@ debian_base() { # NAME [PACKAGES]
     mv -T "$new" "$dir/$name"
 }
 
-debian_base runtime-base libseccomp2,ca-certificates
+debian_base runtime-base libseccomp2,ca-certificates,containerd,nftables
 if [ ! -x "$dir/build-base/usr/local/bin/cargo" ]; then
     rm -rf --one-file-system "$dir/build-base"
     debian_base build-base gcc,libc6-dev,make,pkg-config,protobuf-compiler,libprotobuf-dev,ca-certificates

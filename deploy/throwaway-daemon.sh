@@ -1,10 +1,10 @@
 # shellcheck shell=bash
 # A daemon for the length of one script: demo.sh and self-image.sh source this file.
 #
-#   start_daemon DIR HEARTHD ROOM    state in DIR/state, made anew; exports HEARTH_ADDR, sets `listen` (host:port)
+#   start_daemon DIR HEARTHD ROOM    state in DIR/state, made anew; exports HEARTH_ADDR, sets `listen` and `ingress` (host:port)
 #   stop_daemon                      drains it and removes the state; goes into the script's EXIT trap
 #
-# Only what start_daemon started is ended, and nothing of it stays: no process, no mount, no state.
+# Only what start_daemon started is ended, and nothing of it stays: no service, no process, no mount, no state.
 
 daemon_pid=
 daemon_dir=
@@ -42,6 +42,8 @@ start_daemon() {
         fi
         if [ -s "$addresses" ]; then
             listen=$(sed -n 's/.*"listen" *: *"\([^"]*\)".*/\1/p' "$addresses")
+            # shellcheck disable=SC2034 # for the script that sources this
+            ingress=$(sed -n 's/.*"ingress" *: *"\([^"]*\)".*/\1/p' "$addresses")
             if [ -n "$listen" ] && curl -fsS -o /dev/null --max-time 2 "http://$listen/readyz" 2>/dev/null; then
                 export HEARTH_ADDR="unix://$daemon_dir/state/hearth.sock"
                 return 0
@@ -56,7 +58,11 @@ start_daemon() {
 
 stop_daemon() {
     [ -n "$daemon_pid" ] || return 0
-    local waited
+    local waited service
+    # Services outlive their daemon.
+    for service in $(ls "$daemon_dir/state/service-logs" 2>/dev/null); do
+        hearth services rm "$service" >/dev/null 2>&1 || true
+    done
     kill -TERM "$daemon_pid" 2>/dev/null || true
     for ((waited = 0; waited < 300; waited++)); do
         kill -0 "$daemon_pid" 2>/dev/null || break

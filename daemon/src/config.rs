@@ -13,9 +13,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hearth_pack::remote::{Mirror, MirrorError, Mirrors};
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Registry, RoomRegistries};
+use crate::model::{AddressBlock, Registry, RoomRegistries};
 
 /// Everything that can be set, as in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +32,9 @@ pub struct Config {
     pub socket: PathBuf,
     /// TCP address where services of the room are reached.
     pub ingress: SocketAddr,
+    /// TCP address where they are reached over TLS; none where it is not set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ingress_tls: Option<SocketAddr>,
     /// Room storage; `<state_dir>/storage/room` where it is not set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub room_storage: Option<PathBuf>,
@@ -41,6 +45,10 @@ pub struct Config {
     /// set, the daemon runs its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub buildkit: Option<String>,
+    /// Socket of a containerd to use, such as `/run/containerd/containerd.sock`. Where it is not set, the daemon runs
+    /// its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub containerd: Option<PathBuf>,
     /// File with credentials of other registries, which only the daemon's user may read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry_credentials: Option<PathBuf>,
@@ -51,6 +59,7 @@ pub struct Config {
     pub builds: Builds,
     pub builder: Builder,
     pub packs: Packs,
+    pub services: Services,
     pub log: Log,
 }
 
@@ -103,6 +112,33 @@ pub struct Packs {
     pub min_free_bytes: u64,
 }
 
+/// Services of the room, and how they are reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Services {
+    /// Programs of the containerd that the daemon runs when no `containerd` socket is set; looked up on the path when
+    /// they have no `/`.
+    pub containerd_program: PathBuf,
+    pub runc_program: PathBuf,
+    /// Of their addresses. Where it is not set, one that this machine reaches nothing else by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subnet: Option<Ipv4Net>,
+    /// Proxies in front of the ingress whose `X-Forwarded-*` is believed.
+    pub trusted_proxies: Vec<AddressBlock>,
+    /// What the ingress shows over TLS: the first one to clients that ask for no name that another has. Without one,
+    /// a self-signed certificate for `localhost`.
+    pub certificates: Vec<Certificate>,
+}
+
+/// PEM files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Certificate {
+    /// With the chain behind it.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Log {
@@ -128,9 +164,11 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 4327)),
             socket: "/run/hearth/hearth.sock".into(),
             ingress: SocketAddr::from(([127, 0, 0, 1], 4380)),
+            ingress_tls: None,
             room_storage: None,
             project_storage: None,
             buildkit: None,
+            containerd: None,
             registry_credentials: None,
             room_registries: RoomRegistries::default().names().to_vec(),
             mirrors: BTreeMap::new(),
@@ -155,6 +193,13 @@ impl Default for Config {
                 max_bytes_per_caller: 20 * GIB,
                 keep_seconds: 24 * 3600,
                 min_free_bytes: GIB,
+            },
+            services: Services {
+                containerd_program: "containerd".into(),
+                runc_program: "runc".into(),
+                subnet: None,
+                trusted_proxies: Vec::new(),
+                certificates: Vec::new(),
             },
             log: Log { format: LogFormat::Text, filter: "info".to_owned() },
         }

@@ -5,6 +5,7 @@
 
 mod listeners;
 mod router;
+mod services;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -24,21 +25,24 @@ use crate::config::Config;
 use crate::context::mounts::Mounts;
 use crate::context::storage::{Root, Storage};
 use crate::context::{ContextOptions, Contexts};
+use crate::deploy::mounts::{self, InstanceMounts, MountedImages};
+use crate::deploy::{self, LogFiles, RoomServiceImages};
 use crate::image::{Elsewhere, Images};
-use crate::ingress::{self, Ingress};
+use crate::ingress::Ingress;
 use crate::model::access::{ApiScope, ContainersGrant, Patterns, RegistryGrant};
-use crate::model::component::Component;
 use crate::model::id::BuildId;
 use crate::model::secret::{Credential, Secret};
 use crate::packs::store::StoreLimits;
 use crate::packs::{PackOptions, Packs};
 use crate::registry::blobs::BlobStore;
 use crate::registry::{Registry, UploadLimits};
+use crate::secrets::Secrets;
 use crate::store::Store;
 use crate::{supervise, task};
 
 pub use listeners::Addresses;
 use listeners::Listeners;
+use services::Services;
 
 /// What running builds get when the daemon is told to stop; then they are left for its next run.
 const DRAIN_GRACE: Duration = Duration::from_secs(10);
@@ -93,8 +97,12 @@ impl Daemon {
 
     /// Serves until `stop`, then drains.
     pub async fn run(self, stop: CancellationToken) -> Result<()> {
-        let Self { config, metrics, listeners, storage, store, blobs, access, _lock } = self;
+        let Self { config, metrics, mut listeners, storage, store, blobs, access, _lock } = self;
         let (kit, child) = start_buildkit(&config)?;
+        let (runtime, runtime_child) = services::start_containerd(&config, Arc::new(blobs.clone()))?;
+        let network = services::open_network(&config).await;
+        let tls = services::open_tls(&config).await?;
+        let own_address = services::own_address(&network, &mut listeners).await?;
         let images = Images::new(config.room_registries(), Arc::new(blobs.clone()), Arc::new(store.clone()));
         let registry = Registry::new(UploadLimits::default(), blobs, Arc::new(store.clone()));
         let contexts = Contexts::new(ContextOptions {
@@ -116,18 +124,46 @@ impl Daemon {
         let mounts = Mounts::open(&config.state_dir, &files).context("records of mounts")?;
         mounts.clear_stale().await;
         let ports = build::Ports {
-            store: Arc::new(store),
+            store: Arc::new(store.clone()),
             solver: Arc::new(kit.clone()),
             contexts: Arc::new(room.clone()),
             images: Arc::new(room.clone()),
         };
-        let ingress = Arc::new(Ingress::new(ingress::Options::default(), Arc::clone(&access)));
         let options = build_options(&config, &listeners.addresses, Arc::clone(&access))?;
         let builds = build::Service::start(options, ports).await?;
 
-        let readiness = readiness(&kit);
+        let ingress = Arc::new(Ingress::new(services::ingress_options(&config), Arc::clone(&access)));
+        let mount_options =
+            mounts::Options { directory: config.state_dir.join("instances"), storage: storage.clone() };
+        let mounted = MountedImages {
+            images: images.clone(),
+            elsewhere: elsewhere.clone(),
+            contexts: contexts.clone(),
+        };
+        let instance_mounts =
+            InstanceMounts::open(mount_options, mounted).context("directory of services' mounts")?;
+        let secrets = Secrets::open(&config.state_dir.join("secrets.key"), Arc::new(store.clone()));
+        let ports = deploy::Ports {
+            runtime: Arc::new(runtime.clone()),
+            network: services::port_of(&network),
+            router: Arc::clone(&ingress) as Arc<dyn deploy::port::Router>,
+            mounts: Arc::new(instance_mounts),
+            store: Arc::new(store),
+            images: Arc::new(RoomServiceImages { images: images.clone(), elsewhere: elsewhere.clone() }),
+            logs: Arc::new(LogFiles),
+            tokens: Arc::clone(&access) as Arc<dyn deploy::port::Tokens>,
+            secrets: Arc::new(secrets.clone()),
+        };
+        let logs = config.state_dir.join("service-logs");
+        let options = deploy::Options::new(config.room.clone(), own_address, logs);
+        let services = Services::start(options, ports, network, (runtime, runtime_child)).await?;
+
+        let readiness = readiness(&kit, &services);
         let (app, health) = router::build(router::Parts {
             builds: builds.handle(),
+            deploys: services.handle(),
+            secrets,
+            entrance: services::entrance(&listeners.addresses),
             contexts: room,
             mounts: mounts.clone(),
             images: images.clone(),
@@ -144,18 +180,19 @@ impl Daemon {
         })?;
         let closing = CancellationToken::new();
         let addresses = listeners.addresses.clone();
-        let servers = listeners.serve(app, ingress, &closing, REQUEST_GRACE);
+        let servers = listeners.serve(app, ingress, tls, &closing, REQUEST_GRACE);
         addresses.write(&config.state_dir)?;
         tracing::info!(
             room = config.room, listen = %addresses.listen, ingress = %addresses.ingress,
             socket = %addresses.socket.display(), "serving"
         );
-        let health = task::spawn("health", router::health_loop(health, readiness, kit.status()));
+        let health = task::spawn("health", router::health_loop(health, readiness));
         let housekeeping = task::spawn("housekeeping", housekeeping_loop(images, registry, packs));
 
         stop.cancelled().await;
         tracing::info!("draining");
-        builds.handle().drain(DRAIN_GRACE).await;
+        let running = builds.handle();
+        tokio::join!(running.drain(DRAIN_GRACE), services.drain());
         contexts.save().await;
         kit.close_sessions();
         closing.cancel();
@@ -166,6 +203,7 @@ impl Daemon {
         }
         health.abort();
         housekeeping.abort();
+        services.end().await;
         mounts.end().await;
         if let Some(child) = child {
             child.stop().await;
@@ -278,12 +316,12 @@ fn registry_credential(access: Arc<Access>) -> RegistryCredential {
     })
 }
 
-fn readiness(kit: &BuildKit) -> Readiness {
-    let status = kit.status();
+fn readiness(kit: &BuildKit, services: &Services) -> Readiness {
+    let (status, of_services) = (kit.status(), services.components());
     Arc::new(move || {
-        let status = status.borrow().clone();
-        let detail = if status.ready { status.version } else { status.detail };
-        vec![Component { name: "buildkit", ready: status.ready, detail: detail.unwrap_or_default() }]
+        let mut all = vec![services::component("buildkit", &status.borrow())];
+        all.extend(of_services());
+        all
     })
 }
 

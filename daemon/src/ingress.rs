@@ -47,7 +47,7 @@ use crate::deploy::port::{Route, Router};
 use backend::Backend;
 use table::{Entry, Table};
 
-pub use options::{AddressBlock, AddressBlockError, CertificateFiles, Options, TlsSource};
+pub use options::{CertificateFiles, Options, TlsSource};
 pub use tls::{Tls, TlsError};
 
 /// Classes of status that answers are counted by.

@@ -2,7 +2,7 @@
 //!
 //! One direction only: `main` builds [`daemon::Daemon`] from [`config`]; requests enter through
 //! [`api`], are checked there, and go to the handles of [`build`], [`deploy`], [`image`], [`secrets`] and [`context`];
-//! adapters ([`buildkit`], [`registry`], [`store`]) implement those modules' ports. `tests/arrows.rs`
+//! adapters ([`buildkit`], [`containerd`], [`network`], [`ingress`], [`registry`], [`store`]) implement those modules' ports. `tests/arrows.rs`
 //! reads the `use crate::` lines and fails on a wrong arrow.
 
 pub mod access;

@@ -1,6 +1,7 @@
 //! Values of the domain. No I/O, no async, nothing generated.
 
 pub mod access;
+mod address_block;
 pub mod build;
 pub mod component;
 pub mod deploy;
@@ -11,6 +12,7 @@ pub mod manifest;
 pub mod secret;
 pub mod service;
 
+pub use address_block::{AddressBlock, AddressBlockError};
 pub use hearth_proto::value::{
     Digest, MountMode, MountSource, MountSpec, MountTarget, Reference, Registry, Repository, RoomRegistries,
     Tag,

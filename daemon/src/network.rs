@@ -35,6 +35,7 @@ use crate::model::id::InstanceId;
 use crate::model::service::ServiceName;
 use crate::task;
 
+mod absent;
 mod capability;
 mod files;
 mod firewall;
@@ -47,6 +48,7 @@ mod subnet;
 mod tests;
 mod wiring;
 
+pub use absent::NoNetwork;
 use firewall::{Firewall, Rules};
 use leases::Leases;
 use netlink::Netlink;

@@ -26,7 +26,7 @@ use crate::image::Image;
 use crate::process::{self, Output, Process};
 use crate::sources::{Tree, base_tree};
 use crate::wait::{self, seconds};
-use crate::{http, leftovers, skopeo};
+use crate::{http, leftovers, network, skopeo};
 
 /// The base image of builds in tests: busybox, with no registry needed to get it.
 pub const BASE: &str = "room.meshagent.com/busybox:test";
@@ -114,6 +114,8 @@ struct Live {
     child: Option<Child>,
     /// `host:port` of gRPC and `/v2/`.
     listen: String,
+    /// `host:port` where services are reached.
+    ingress: String,
     /// Mounts that the test made.
     own_mounts: Vec<PathBuf>,
 }
@@ -133,7 +135,7 @@ impl Daemon {
             process::run(&mut mount, seconds(10)).expect_code(0);
             own_mounts.push(state);
         }
-        let live = Live { options, child: None, listen: String::new(), own_mounts };
+        let live = Live { options, child: None, listen: String::new(), ingress: String::new(), own_mounts };
         let daemon = Self {
             directory,
             live: Mutex::new(live),
@@ -163,11 +165,14 @@ impl Daemon {
             }
             let addresses: Value = serde_json::from_slice(&fs::read(self.addresses_file()).ok()?).ok()?;
             let listen = addresses["listen"].as_str()?.to_owned();
+            let ingress = addresses["ingress"].as_str()?.to_owned();
             let answer = http::Request::new("GET", "/readyz").try_send(&listen).ok()?;
-            (answer.status == 200).then_some(listen)
+            (answer.status == 200).then_some((listen, ingress))
         });
-        let Some(listen) = ready else { panic!("not ready within {START_LIMIT:?}\n{}", self.log_tail(60)) };
-        live.listen = listen;
+        let Some((listen, ingress)) = ready else {
+            panic!("not ready within {START_LIMIT:?}\n{}", self.log_tail(60))
+        };
+        (live.listen, live.ingress) = (listen, ingress);
     }
 
     fn spawn(&self, options: &Options) -> Child {
@@ -238,6 +243,11 @@ impl Daemon {
     /// `host:port` of gRPC, `/v2/`, health and metrics.
     pub fn listen(&self) -> String {
         self.live().listen.clone()
+    }
+
+    /// `host:port` where services of the room are reached.
+    pub fn ingress(&self) -> String {
+        self.live().ingress.clone()
     }
 
     pub fn pid(&self) -> i32 {
@@ -420,7 +430,9 @@ impl Daemon {
             return Vec::new();
         }
         let mut report = Vec::new();
+        self.remove_services();
         let running = self.live().child.take();
+        let drained = running.is_some();
         if let Some(mut child) = running {
             let pid = Pid::from_child(&child);
             let _ = rustix::process::kill_process(pid, Signal::TERM);
@@ -436,10 +448,25 @@ impl Daemon {
         }
         // A child that was killed with its parent takes a moment to go.
         wait::poll(seconds(5), || leftovers::processes(&self.directory).is_empty().then_some(()));
+        // One that was killed had no chance to take its network away.
+        let network = network::sweep(&self.state());
+        report.extend(network.into_iter().filter(|_| drained));
         self.keep_log_of_failure(!report.is_empty());
         let own_mounts = self.live().own_mounts.clone();
         report.extend(leftovers::sweep(&self.directory, &own_mounts));
         report
+    }
+
+    /// Services outlive their daemon: a test's must not. What cannot be removed shows up as left behind.
+    fn remove_services(&self) {
+        if self.live().child.is_none() {
+            return;
+        }
+        // A directory of logs for each, by its id.
+        let logs = fs::read_dir(self.state().join("service-logs"));
+        for service in logs.into_iter().flatten().flatten() {
+            self.hearth(&["services", "rm", &service.file_name().to_string_lossy()]);
+        }
     }
 
     fn keep_log_of_failure(&self, failed: bool) {

@@ -15,6 +15,8 @@ pub const ANY_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json, appl
 pub struct Request {
     method: String,
     path: String,
+    /// Instead of the address.
+    host: Option<String>,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
     /// Length to declare when it is not that of the body.
@@ -38,10 +40,16 @@ impl Request {
         Self {
             method: method.to_owned(),
             path: path.to_owned(),
+            host: None,
             headers: Vec::new(),
             body: Vec::new(),
             declared: None,
         }
+    }
+
+    pub fn host(mut self, host: &str) -> Self {
+        self.host = Some(host.to_owned());
+        self
     }
 
     pub fn header(mut self, name: &str, value: &str) -> Self {
@@ -78,8 +86,9 @@ impl Request {
         let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         stream.set_write_timeout(Some(Duration::from_secs(60)))?;
+        let host = self.host.as_deref().unwrap_or(address);
         let mut head =
-            format!("{} {} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n", self.method, self.path);
+            format!("{} {} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n", self.method, self.path);
         for (name, value) in &self.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }

@@ -6,7 +6,8 @@
 //! - [`sources`], [`image`], [`filesystem`]: trees that go into builds, and what came out, read without code of ours.
 //! - [`http`], [`grpc`], [`skopeo`], [`buildctl`]: the other side of ports.
 //! - [`containerd`]: a containerd of the test's own.
-//! - [`process`], [`leftovers`]: commands with a time limit, and what must not outlive a test.
+//! - [`service`]: images that services are started from, and requests to them.
+//! - [`process`], [`leftovers`], [`network`]: commands with a time limit, and what must not outlive a test.
 //!
 //! Everything here panics on failure, with what was expected and what came: it runs in tests only.
 #![allow(
@@ -27,8 +28,10 @@ pub mod grpc;
 pub mod http;
 pub mod image;
 pub mod leftovers;
+pub mod network;
 pub mod process;
 pub mod runner;
+pub mod service;
 pub mod skopeo;
 pub mod sources;
 pub mod wait;

@@ -8,10 +8,10 @@ use toml::{Table, Value};
 use super::LogFormat;
 use super::layers::ConfigError;
 
-/// Builds images from a room's files and keeps them in the room's own registry.
+/// Builds images from a room's files, keeps them in the room's own registry and runs them as services of the room.
 ///
-/// One hearthd serves one room. Without --buildkit it runs a buildkitd of its own below the state
-/// directory. Every flag is also a key of the TOML file (dashes become underscores) and a variable
+/// One hearthd serves one room. Without --buildkit and --containerd it runs a buildkitd and a containerd of its own
+/// below the state directory. Every flag is also a key of the TOML file (dashes become underscores) and a variable
 /// of the environment; a flag wins over the variable, the variable over the file.
 #[derive(Debug, Parser)]
 #[command(name = "hearthd", version, after_help = EXAMPLES)]
@@ -34,6 +34,9 @@ pub struct Flags {
     /// Address where services of the room are reached [default: 127.0.0.1:4380]
     #[arg(long, env = "HEARTH_INGRESS", value_name = "ADDR:PORT")]
     ingress: Option<SocketAddr>,
+    /// Address where they are reached over TLS, with the certificates of the file or a self-signed one
+    #[arg(long, env = "HEARTH_INGRESS_TLS", value_name = "ADDR:PORT")]
+    ingress_tls: Option<SocketAddr>,
     /// Directory that is the room's storage [default: <state-dir>/storage/room]
     #[arg(long, env = "HEARTH_ROOM_STORAGE", value_name = "DIR")]
     room_storage: Option<PathBuf>,
@@ -43,6 +46,9 @@ pub struct Flags {
     /// Use this buildkitd, such as unix:///run/buildkit/buildkitd.sock, instead of running one
     #[arg(long, env = "HEARTH_BUILDKIT", value_name = "ADDR")]
     buildkit: Option<String>,
+    /// Use the containerd at this socket, such as /run/containerd/containerd.sock, instead of running one
+    #[arg(long, env = "HEARTH_CONTAINERD", value_name = "SOCKET")]
+    containerd: Option<PathBuf>,
     /// Ask this URL before the registry HOST, such as docker.io=https://mirror.example; may be repeated
     #[arg(long, env = "HEARTH_REGISTRY_MIRROR", value_name = "HOST=URL", value_delimiter = ',')]
     registry_mirror: Vec<Mirror>,
@@ -83,9 +89,11 @@ impl Flags {
         set("listen", self.listen.map(|address| Value::String(address.to_string())));
         set("socket", path("--socket", self.socket.as_ref())?);
         set("ingress", self.ingress.map(|address| Value::String(address.to_string())));
+        set("ingress_tls", self.ingress_tls.map(|address| Value::String(address.to_string())));
         set("room_storage", path("--room-storage", self.room_storage.as_ref())?);
         set("project_storage", path("--project-storage", self.project_storage.as_ref())?);
         set("buildkit", self.buildkit.clone().map(Value::String));
+        set("containerd", path("--containerd", self.containerd.as_ref())?);
         set("registry_credentials", path("--registry-credentials", self.registry_credentials.as_ref())?);
         let mut mirrors = Table::new();
         for mirror in &self.registry_mirror {

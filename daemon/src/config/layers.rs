@@ -74,6 +74,13 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if config.registry_credentials.as_ref().is_some_and(|path| !path.is_absolute()) {
         return invalid("registry_credentials", "must be an absolute path");
     }
+    if config.containerd.as_ref().is_some_and(|path| !path.is_absolute()) {
+        return invalid("containerd", "must be the absolute path of a socket");
+    }
+    let files = config.services.certificates.iter().flat_map(|pair| [&pair.certificate, &pair.key]);
+    if files.into_iter().any(|path| !path.is_absolute()) {
+        return invalid("services.certificates", "must be absolute paths");
+    }
     if config.builds.concurrency == 0 {
         return invalid("builds.concurrency", "must be at least 1");
     }
@@ -138,7 +145,7 @@ mod tests {
         let example = include_str!("../../../deploy/config/hearthd.toml");
         assert_eq!(load_with(example, &[]).unwrap(), Config::default());
         assert_eq!(load_with(&example.replace("#: ", ""), &[]).unwrap(), Config::default());
-        assert_eq!(example.matches("#: ").count(), 24, "every setting with a default is shown");
+        assert_eq!(example.matches("#: ").count(), 28, "every setting with a default is shown");
     }
 
     #[test]
@@ -151,6 +158,10 @@ mod tests {
             ("registry_credentials = 'relative'", "registry_credentials"),
             ("[mirrors]\n'docker.io' = ['ftp://x']", "mirrors"),
             ("[builds]\nconcurrency = 0", "concurrency"),
+            ("containerd = 'relative.sock'", "containerd"),
+            ("[services]\nsubnet = '10.0.0.0'", "subnet"),
+            ("[services]\ntrusted_proxies = ['10.0.0.0/40']", "10.0.0.0/40"),
+            ("[services]\ncertificates = [{ certificate = 'a.pem', key = '/b.pem' }]", "certificates"),
         ] {
             let error = load_with(file, &[]).unwrap_err().to_string();
             assert!(error.contains(key), "{file}: {error}");

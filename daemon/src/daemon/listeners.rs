@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::serve::serve;
 use crate::config::Config;
-use crate::ingress::Ingress;
+use crate::ingress::{Ingress, Tls};
 use crate::task;
 
 const ADDRESSES: &str = "addresses.json";
@@ -26,6 +26,8 @@ const ADDRESSES: &str = "addresses.json";
 pub struct Addresses {
     pub listen: SocketAddr,
     pub ingress: SocketAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ingress_tls: Option<SocketAddr>,
     pub socket: PathBuf,
     /// Where BuildKit on this machine reaches the registry: always loopback, which it takes for
     /// plain HTTP without being told.
@@ -38,12 +40,20 @@ pub(super) struct Listeners {
     tcp: Vec<TcpListener>,
     unix: UnixListener,
     ingress: TcpListener,
+    ingress_tls: Option<TcpListener>,
 }
+
+/// The port of the API for services, where the daemon's own may be any.
+const SERVICE_PORT: u16 = 4327;
 
 impl Listeners {
     pub(super) async fn bind(config: &Config) -> Result<Self> {
         let main = bind_tcp(config.listen).await?;
         let ingress = bind_tcp(config.ingress).await?;
+        let ingress_tls = match config.ingress_tls {
+            Some(address) => Some(bind_tcp(address).await?),
+            None => None,
+        };
         let listen = main.local_addr()?;
         let mut tcp = vec![main];
         let registry = match listen.ip() {
@@ -57,15 +67,43 @@ impl Listeners {
             }
         };
         let unix = bind_unix(&config.socket).await?;
-        let addresses =
-            Addresses { listen, ingress: ingress.local_addr()?, socket: config.socket.clone(), registry };
-        Ok(Self { addresses, tcp, unix, ingress })
+        let addresses = Addresses {
+            listen,
+            ingress: ingress.local_addr()?,
+            ingress_tls: ingress_tls.as_ref().map(TcpListener::local_addr).transpose()?,
+            socket: config.socket.clone(),
+            registry,
+        };
+        Ok(Self { addresses, tcp, unix, ingress, ingress_tls })
+    }
+
+    /// Makes the API reachable on an address of the network of services. Its port is the same at each start, where
+    /// that can be: services that run know it.
+    pub(super) async fn listen_for_services(&mut self, address: Ipv4Addr) -> Result<SocketAddr> {
+        let listen = self.addresses.listen;
+        if listen.ip().is_unspecified() {
+            return Ok(SocketAddr::new(address.into(), listen.port()));
+        }
+        let listener = match bind_tcp((address, SERVICE_PORT).into()).await {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "services get another port of this daemon; those that run know the old one until they are restarted"
+                );
+                bind_tcp((address, 0).into()).await?
+            }
+        };
+        let bound = listener.local_addr()?;
+        self.tcp.push(listener);
+        Ok(bound)
     }
 
     pub(super) fn serve(
         self,
         app: Router,
         ingress: Arc<Ingress>,
+        tls: Option<Arc<Tls>>,
         stop: &CancellationToken,
         grace: Duration,
     ) -> Vec<JoinHandle<()>> {
@@ -75,6 +113,12 @@ impl Listeners {
             .map(|listener| task::spawn("tcp", serve(listener, app.clone(), stop.clone(), grace)))
             .collect();
         servers.push(task::spawn("unix", serve(self.unix, app, stop.clone(), grace)));
+        if let (Some(listener), Some(tls)) = (self.ingress_tls, tls) {
+            let (watched, ended) = (Arc::clone(&tls), stop.clone());
+            servers.push(task::spawn("certificates", async move { watched.watch(ended).await }));
+            let served = Arc::clone(&ingress).serve(listener, Some(tls), stop.clone(), grace);
+            servers.push(task::spawn("ingress-tls", served));
+        }
         servers.push(task::spawn("ingress", ingress.serve(self.ingress, None, stop.clone(), grace)));
         servers
     }

@@ -30,6 +30,9 @@ use crate::model::fault::Fault;
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::{Domain, ServiceName};
 
+/// How long a deploy waits for the comparison of what runs with what shall run.
+const READY_LIMIT: Duration = Duration::from_secs(20);
+
 #[derive(Clone, Debug)]
 pub struct Options {
     pub room: String,
@@ -119,6 +122,8 @@ pub enum DeployError {
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error("services cannot be run yet: {0}")]
+    NotReady(String),
     #[error("the daemon is ending")]
     Ending,
 }
@@ -153,7 +158,7 @@ impl DeployError {
             Self::UnknownSecret { .. } => "secret_not_found",
             Self::Image(fault) => &fault.code,
             Self::Runtime(RuntimeError::Unavailable(_)) => "runtime_unavailable",
-            Self::Ending => "unavailable",
+            Self::NotReady(_) | Self::Ending => "unavailable",
             Self::Secret { .. } | Self::Store(_) | Self::Runtime(_) | Self::Log(_) => "internal",
         }
     }
@@ -184,7 +189,10 @@ impl DeployError {
 
     pub fn retryable(&self) -> bool {
         match self {
-            Self::Removing { .. } | Self::Ending | Self::Runtime(RuntimeError::Unavailable(_)) => true,
+            Self::Removing { .. }
+            | Self::NotReady(_)
+            | Self::Ending
+            | Self::Runtime(RuntimeError::Unavailable(_)) => true,
             Self::Image(fault) => fault.retryable,
             _ => false,
         }
@@ -214,8 +222,8 @@ pub(super) struct Shared {
     pub(super) images: tokio::sync::RwLock<()>,
     /// The names of services are not yet what they shall be.
     pub(super) names_stale: AtomicBool,
-    /// What runs has been compared with what shall run.
-    pub(super) compared: watch::Sender<bool>,
+    /// Whether what runs has been compared with what shall run, or why not yet.
+    pub(super) compared: watch::Sender<Result<(), String>>,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
 }
@@ -250,7 +258,7 @@ impl Service {
             routing: tokio::sync::Mutex::default(),
             images: tokio::sync::RwLock::default(),
             names_stale: AtomicBool::new(false),
-            compared: watch::Sender::new(false),
+            compared: watch::Sender::new(Err("what runs is being looked at".to_owned())),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
@@ -273,9 +281,22 @@ impl Drop for Service {
 }
 
 impl Handle {
-    /// Whether what runs has been compared with what shall run since the start.
-    pub fn is_ready(&self) -> bool {
-        *self.shared.compared.borrow()
+    /// Whether what runs has been compared with what shall run since the start, or why not yet. Deploys are taken
+    /// from then on.
+    pub fn ready(&self) -> watch::Receiver<Result<(), String>> {
+        self.shared.compared.subscribe()
+    }
+
+    /// Waits a while for that.
+    pub(super) async fn become_ready(&self) -> Result<(), DeployError> {
+        let mut ready = self.ready();
+        let limit = self.shared.options.call_limit.min(READY_LIMIT);
+        let waited = tokio::time::timeout(limit, ready.wait_for(Result::is_ok)).await;
+        match waited.map(|ready| ready.map(drop)) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(DeployError::Ending),
+            Err(_) => Err(DeployError::NotReady(ready.borrow().clone().err().unwrap_or_default())),
+        }
     }
 
     /// Ends all loops; what they began is left for the next run of the daemon. Instances and routes stay.

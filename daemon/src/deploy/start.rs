@@ -31,13 +31,14 @@ pub(super) async fn compare_loop(shared: Arc<Shared>) {
     while let Err(error) = compare_one(&shared).await {
         if error != last_error {
             tracing::warn!(error, "services cannot be compared with what runs yet");
+            shared.compared.send_modify(|now| *now = Err(error.clone()));
             last_error = error;
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
     shared.publish_routes().await;
-    shared.compared.send_replace(true);
+    shared.compared.send_modify(|now| *now = Ok(()));
     for entry in shared.all() {
         shared.run(entry);
     }

@@ -34,10 +34,7 @@ impl Handle {
             self.shared.ports.store.put(&service).await?;
             let entry = Arc::new(Entry::new(service.clone()));
             self.shared.add(Arc::clone(&entry));
-            // Before the comparison, its loop is started by that.
-            if self.is_ready() {
-                self.shared.run(entry);
-            }
+            self.shared.run(entry);
             return Ok(Deployed { revision: service.desired, service, created: true, notes });
         };
         let next = service.revisions.pop();
@@ -193,6 +190,7 @@ impl Handle {
             return Err(DeployError::Ending);
         }
         let name = merge::name_of(request)?;
+        self.become_ready().await?;
         let image = shared.ports.images.resolve(&request.image, given).await;
         let image = image.map_err(|fault| DeployError::Image(Box::new(fault)))?;
         if let Some(entry) = shared.named(&name).filter(|entry| entry.state().service.removing) {

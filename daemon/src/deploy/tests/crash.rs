@@ -11,7 +11,7 @@ async fn a_restart_of_the_daemon_takes_instances_back_without_an_outage() {
     services.handle().drain(LIMIT).await;
     assert!(only_serves(&world, 1), "the end of the daemon changes nothing");
     let services = start(&world).await;
-    until("compared", || services.handle().is_ready()).await;
+    until("compared", || services.handle().ready().borrow().is_ok()).await;
     assert!(only_serves(&world, 1));
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(world.running(), before);
@@ -59,7 +59,7 @@ async fn an_instance_whose_mounts_died_serves_until_another_does() {
     let broken = world.running().pop().unwrap().instance;
     world.state().broken_mounts.insert(broken.clone());
     let services = start(&world).await;
-    until("it is routed", || services.handle().is_ready()).await;
+    until("it is routed", || services.handle().ready().borrow().is_ok()).await;
     until("another serves", || only_serves(&world, 1) && world.running()[0].instance != broken).await;
     assert!(world.state().routes.iter().all(|route| route.backend.is_some()));
 }
@@ -72,7 +72,7 @@ async fn a_runtime_that_is_away_is_waited_for() {
     let handle = services.handle();
     deploy(&handle, request("1")).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
-    assert!(!handle.is_ready());
+    assert!(!handle.ready().borrow().is_ok());
     world.state().away = false;
     assert!(matches!(outcome(&handle, 1).await, DeployEventKind::Live { .. }));
     world.state().away = true;
@@ -93,7 +93,7 @@ async fn dies_at(n: usize, strategy: Strategy, removes: bool) -> bool {
     let services = start(&world).await;
     let handle = services.handle();
     let act = async {
-        until("compared", || handle.is_ready()).await;
+        until("compared", || handle.ready().borrow().is_ok()).await;
         if removes {
             handle.remove("web", Duration::from_millis(10), LIMIT).await.unwrap();
         } else {
@@ -110,7 +110,7 @@ async fn dies_at(n: usize, strategy: Strategy, removes: bool) -> bool {
     drop(services);
     world.begin_run(usize::MAX);
     let services = start(&world).await;
-    until("compared", || services.handle().is_ready()).await;
+    until("compared", || services.handle().ready().borrow().is_ok()).await;
     let stored = world.state().services.values().next().cloned();
     match stored {
         // It never came to be asked for, or it comes to its end.

@@ -19,6 +19,7 @@ impl From<DeployError> for Refusal {
             | DeployError::NoRoute(_) => new(Code::NotFound),
             DeployError::NothingBefore { .. }
             | DeployError::Removing { .. }
+            | DeployError::NotReady(_)
             | DeployError::NotRunning { .. }
             | DeployError::Runtime(RuntimeError::NotRunning(_) | RuntimeError::Start { .. }) => {
                 new(Code::FailedPrecondition)

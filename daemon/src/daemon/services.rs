@@ -1,0 +1,178 @@
+//! What services of the room run on: the network, containerd, the ingress; and deploys, which drive them.
+//!
+//! Services outlive the daemon. Its end leaves instances and their network as they are, and its next start takes them
+//! back; only a daemon that runs none takes its bridge and its table along.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use super::DRAIN_GRACE;
+use super::listeners::{Addresses, Listeners};
+use crate::api::grpc::Entrance;
+use crate::config::Config;
+use crate::containerd::{self, Containerd, managed, of_state_dir};
+use crate::deploy::port::{Network, NetworkError, Runtime as _};
+use crate::deploy::{self, Ports};
+use crate::image::port::Blobs;
+use crate::ingress::{self, CertificateFiles, Tls, TlsSource};
+use crate::model::component::Component;
+use crate::network::{self, NoNetwork, RoomNetwork};
+use crate::supervise::watched::Status;
+use crate::{supervise, task};
+
+/// For each step of the network's end.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// A daemon without a network builds as any other; what is missing is said by `/readyz` and to who deploys.
+pub(super) async fn open_network(config: &Config) -> Result<RoomNetwork, NetworkError> {
+    let mut options = network::Options::new(config.state_dir.clone());
+    options.subnet = config.services.subnet;
+    let opened = RoomNetwork::open(options).await;
+    if let Err(error) = &opened {
+        tracing::error!(%error, "services cannot be run");
+    }
+    opened
+}
+
+/// The configured containerd, or our own under supervision.
+pub(super) fn start_containerd(
+    config: &Config,
+    blobs: Arc<dyn Blobs>,
+) -> Result<(Containerd, Option<supervise::Handle>)> {
+    let namespace = of_state_dir(&config.state_dir).context("state directory")?;
+    let keeper = std::env::current_exe().context("path of hearthd")?;
+    if let Some(socket) = &config.containerd {
+        let options = containerd::Options {
+            socket: socket.clone(),
+            namespace,
+            child: None,
+            runc: None,
+            tasks: None,
+            pipes: config.state_dir.join("containerd/pipes"),
+            keeper,
+        };
+        return Ok((Containerd::connect(options, blobs), None));
+    }
+    let mut options = managed::Options::new(config.state_dir.join("containerd"), namespace, keeper);
+    options.program.clone_from(&config.services.containerd_program);
+    options.runc.clone_from(&config.services.runc_program);
+    let (child, connect) = options.plan()?;
+    let child = supervise::start(child)?;
+    let connected = Containerd::connect(connect.options(child.status()), blobs);
+    Ok((connected, Some(child)))
+}
+
+/// Over TLS where it serves that.
+pub(super) fn entrance(addresses: &Addresses) -> Entrance {
+    let tls = addresses.ingress_tls;
+    Entrance { tls: tls.is_some(), port: tls.unwrap_or(addresses.ingress).port() }
+}
+
+pub(super) fn ingress_options(config: &Config) -> ingress::Options {
+    let trusted_proxies = config.services.trusted_proxies.clone();
+    ingress::Options { trusted_proxies, ..ingress::Options::default() }
+}
+
+/// What the ingress shows over TLS, where it serves that.
+pub(super) async fn open_tls(config: &Config) -> Result<Option<Arc<Tls>>> {
+    if config.ingress_tls.is_none() {
+        return Ok(None);
+    }
+    let pairs = config
+        .services
+        .certificates
+        .iter()
+        .map(|pair| CertificateFiles { certificate: pair.certificate.clone(), key: pair.key.clone() });
+    let pairs: Vec<_> = pairs.collect();
+    let source = if pairs.is_empty() { TlsSource::SelfSigned } else { TlsSource::Files(pairs) };
+    let tls = task::blocking("certificates", move || Tls::open(source)).await??;
+    Ok(Some(Arc::new(tls)))
+}
+
+/// Deploys, and what they run on.
+pub(super) struct Services {
+    deploys: deploy::Service,
+    network: Result<RoomNetwork, NetworkError>,
+    containerd: Containerd,
+    child: Option<supervise::Handle>,
+}
+
+/// Where services reach this daemon, and nothing else of the machine.
+pub(super) async fn own_address(
+    network: &Result<RoomNetwork, NetworkError>,
+    listeners: &mut Listeners,
+) -> Result<String> {
+    let Ok(network) = network else { return Ok(String::new()) };
+    let address = listeners.listen_for_services(network.gateway()).await?;
+    network.allow_port(address.port()).await?;
+    Ok(format!("http://{address}"))
+}
+
+/// The network as deploys see it.
+pub(super) fn port_of(network: &Result<RoomNetwork, NetworkError>) -> Arc<dyn Network> {
+    match network {
+        Ok(network) => Arc::new(network.clone()),
+        Err(reason) => Arc::new(NoNetwork { reason: reason.clone() }),
+    }
+}
+
+impl Services {
+    pub(super) async fn start(
+        options: deploy::Options,
+        ports: Ports,
+        network: Result<RoomNetwork, NetworkError>,
+        (containerd, child): (Containerd, Option<supervise::Handle>),
+    ) -> Result<Self> {
+        let deploys = deploy::Service::start(options, ports).await?;
+        Ok(Self { deploys, network, containerd, child })
+    }
+
+    pub(super) fn handle(&self) -> deploy::Handle {
+        self.deploys.handle()
+    }
+
+    /// Reads how everything that services need is at this moment.
+    pub(super) fn components(&self) -> impl Fn() -> Vec<Component> + Send + Sync + use<> {
+        let (containerd, deploys) = (self.containerd.status(), self.handle().ready());
+        move || {
+            let compared = deploys.borrow().clone();
+            vec![
+                component("containerd", &containerd.borrow()),
+                Component {
+                    name: "services",
+                    ready: compared.is_ok(),
+                    detail: compared.err().unwrap_or_default(),
+                },
+            ]
+        }
+    }
+
+    pub(super) async fn drain(&self) {
+        self.handle().drain(DRAIN_GRACE).await;
+    }
+
+    /// Instances run on; without any, nothing of ours stays in the kernel.
+    pub(super) async fn end(self) {
+        let Self { deploys, network, containerd, child } = self;
+        let left = tokio::time::timeout(CLOSE_LIMIT, containerd.list()).await;
+        let none_left = matches!(left, Ok(Ok(instances)) if instances.is_empty());
+        drop((deploys, containerd));
+        if let (true, Ok(network)) = (none_left, network) {
+            match tokio::time::timeout(CLOSE_LIMIT, network.close()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "the network is left; the next start takes it back"),
+                Err(_) => tracing::warn!("the network is left: its end takes too long"),
+            }
+        }
+        if let Some(child) = child {
+            child.stop().await;
+        }
+    }
+}
+
+pub(super) fn component(name: &'static str, status: &Status) -> Component {
+    let detail = if status.ready { &status.version } else { &status.detail };
+    Component { name, ready: status.ready, detail: detail.clone().unwrap_or_default() }
+}

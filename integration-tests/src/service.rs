@@ -1,0 +1,74 @@
+//! Images that services are started from, made in a moment: busybox, some files, a command.
+
+use crate::daemon::Daemon;
+use crate::http::{Answer, Request};
+use crate::sources::Tree;
+
+/// Where apps of tests listen.
+pub const PORT: &str = "8000";
+
+/// A small app, as the image that `hearth pack` makes of it.
+pub struct App {
+    tree: Tree,
+    command: Vec<String>,
+    more: Vec<String>,
+}
+
+impl App {
+    /// Answers with this text at `/`, and at `/cgi-bin/headers` with what it was asked with.
+    pub fn page(text: &str) -> Self {
+        let headers = "#!/bin/sh\necho 'content-type: text/plain'\necho\nenv\n";
+        let tree =
+            Tree::new().file("site/index.html", text).file_with_mode("site/cgi-bin/headers", headers, 0o755);
+        Self { tree, command: Vec::new(), more: Vec::new() }
+            .with(&["--expose", PORT])
+            .command(&["httpd", "-f", "-p", PORT, "-h", "/site"])
+    }
+
+    /// Runs this shell script, and exposes nothing. `exec httpd -f -p 8000 -h /site` makes it answer.
+    pub fn script(script: &str) -> Self {
+        let tree = Tree::new().file("site/index.html", "script\n");
+        Self { tree, command: Vec::new(), more: Vec::new() }.command(&["sh", "-c", script])
+    }
+
+    pub fn command(mut self, command: &[&str]) -> Self {
+        self.command = command.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    pub fn file(mut self, path: &str, content: &str) -> Self {
+        self.tree = self.tree.file(path, content);
+        self
+    }
+
+    /// More flags of `hearth pack`.
+    pub fn with(mut self, flags: &[&str]) -> Self {
+        self.more.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        self
+    }
+
+    /// Makes it the image `tag` of the room.
+    #[track_caller]
+    pub fn pack(self, daemon: &Daemon, tag: &str) {
+        let base = daemon.base_image();
+        let directory = tempfile::tempdir_in(daemon.directory()).expect("a directory");
+        self.tree.write(directory.path());
+        let command = serde_json::to_string(&self.command).expect("JSON");
+        let path = directory.path().to_str().expect("UTF-8");
+        let mut arguments = vec!["pack", path, "--tag", tag, "--base", base, "--cmd", &command];
+        arguments.extend(self.more.iter().map(String::as_str));
+        daemon.hearth_ok(&arguments);
+    }
+}
+
+/// Asks the ingress for a path of a host.
+#[track_caller]
+pub fn get(daemon: &Daemon, host: &str, path: &str) -> Answer {
+    Request::new("GET", path).host(host).send(&daemon.ingress())
+}
+
+/// The page that a host shows at the moment.
+#[track_caller]
+pub fn page(daemon: &Daemon, host: &str) -> String {
+    get(daemon, host, "/").expect(200).text()
+}
