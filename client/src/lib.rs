@@ -16,3 +16,4 @@ pub mod output;
 pub mod progress;
 pub mod rooms;
 mod task;
+mod terminal;

@@ -3,8 +3,8 @@
 use hearth_proto::v1::exec_request::Message;
 use hearth_proto::v1::{ExecBegin, ExecRequest, ExecResponse, exec_response};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Streaming};
 
 use super::{Client, ClientError};

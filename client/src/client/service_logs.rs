@@ -75,8 +75,7 @@ impl ServiceLogs {
                     request.since = Some(since);
                     request.tail = None;
                 }
-                let stream =
-                    self.client.answer(self.client.services().logs(Request::new(request)).await)?;
+                let stream = self.client.answer(self.client.services().logs(Request::new(request)).await)?;
                 self.stream.insert(stream)
             }
         };

@@ -205,8 +205,7 @@ impl Subject for OfBuild {
         from: u64,
         replay: bool,
     ) -> Result<Streaming<BuildEvent>, ClientError> {
-        let request =
-            WatchBuildRequest { build_id: self.0.clone(), from_sequence: from, no_follow: replay };
+        let request = WatchBuildRequest { build_id: self.0.clone(), from_sequence: from, no_follow: replay };
         client.answer(client.builds().watch(Request::new(request)).await)
     }
 }

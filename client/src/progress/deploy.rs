@@ -13,6 +13,7 @@ use hearth_proto::v1::{DeployEvent, LogLine, LogStream};
 use jiff::Timestamp;
 
 pub use json::Json;
+pub(crate) use json::{action, line as log_line, probe};
 pub use plain::Plain;
 pub use terminal::Terminal;
 
@@ -70,8 +71,7 @@ impl Actions {
     fn begin(&mut self, text: &str, at: Option<Timestamp>) -> (u32, Option<Over>) {
         let over = self.end(at);
         self.count += 1;
-        self.current =
-            Some(Current { number: self.count, text: output::printable(text), since: at });
+        self.current = Some(Current { number: self.count, text: output::printable(text), since: at });
         (self.count, over)
     }
 
@@ -95,7 +95,8 @@ fn between(since: Option<Timestamp>, until: Option<Timestamp>) -> Duration {
 
 /// A line of the service's log, safe for a terminal; what was left out before it comes first.
 fn log_lines(line: &LogLine) -> Vec<String> {
-    let gap = (line.dropped_bytes > 0).then(|| format!("({} of log left out)", output::size(line.dropped_bytes)));
+    let gap =
+        (line.dropped_bytes > 0).then(|| format!("({} of log left out)", output::size(line.dropped_bytes)));
     let mark = if line.stream() == LogStream::Stderr { "! " } else { "" };
     gap.into_iter().chain([format!("{mark}{}", output::printable(&line.text))]).collect()
 }

@@ -177,6 +177,9 @@ mod tests {
         );
         assert_eq!(objects[1]["error"], "no such program");
         assert_eq!((&objects[2]["stream"], &objects[2]["instance"]), (&json!("stderr"), &json!("i")));
-        assert_eq!((&objects[3]["error"]["code"], &objects[3]["error"]["exit_code"]), (&json!("exited"), &json!(3)));
+        assert_eq!(
+            (&objects[3]["error"]["code"], &objects[3]["error"]["exit_code"]),
+            (&json!("exited"), &json!(3))
+        );
     }
 }

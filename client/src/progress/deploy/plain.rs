@@ -125,7 +125,8 @@ impl<W: Write + Send> Show for Plain<W> {
 #[cfg(test)]
 mod tests {
     use hearth_proto::v1::{
-        ActionEnded, DeployAction, DeployLive, InstanceLogLine, LogLine, LogStream, Probe, SkippedLines, StartPart,
+        ActionEnded, DeployAction, DeployLive, InstanceLogLine, LogLine, LogStream, Probe, SkippedLines,
+        StartPart,
     };
 
     use super::*;
@@ -143,7 +144,8 @@ mod tests {
         let start = "start an instance of revision 2";
         let ended = ActionEnded { action: Some(action(start)), took: span(90), error: String::new() };
         let probed = |text: &str| Event::Probed(Probe { text: text.into(), ..Probe::default() });
-        let line = LogLine { text: "Listening".into(), stream: LogStream::Stdout.into(), ..LogLine::default() };
+        let line =
+            LogLine { text: "Listening".into(), stream: LogStream::Stdout.into(), ..LogLine::default() };
         let events = [
             (0, Event::ActionStarted(action(start))),
             (2, Event::Part(StartPart { name: "network".into(), took: span(2) })),
