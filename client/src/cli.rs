@@ -5,10 +5,14 @@ mod build;
 mod builds;
 mod completions;
 mod context;
+mod deploy;
 mod images;
 mod pack;
 mod registry;
 mod room;
+mod routes;
+mod secrets;
+mod services;
 mod storage;
 mod system;
 mod token;
@@ -27,7 +31,7 @@ use crate::interrupt::Interrupts;
 use crate::output;
 use crate::rooms::{self, Asked, RoomError, RoomsFile, Selection, Surroundings};
 
-/// Packs directories into images and builds images inside a room.
+/// Packs directories into images, builds images inside a room, and runs them there as services.
 ///
 /// A room is an address and a token. A daemon on this machine is found without any set-up; others
 /// are made known with `hearth room add`. Data goes to standard output, everything else to
@@ -51,10 +55,13 @@ Examples:
       Turn a directory into an OCI archive, without any room
   hearth builds logs 7f3k --tail 50
       The end of a build's log
+  hearth deploy --tag my-app:dev --domain my-app.example.com
+      Run an image as a service of the room
 
 Exit codes:
   0 done   1 failed   2 usage   3 denied   4 room not reachable   130 interrupted
-  A failed build exits with the exit code of its failed step, when it has one.";
+  A failed build exits with the exit code of its failed step, when it has one, and
+  `services exec` with that of its command.";
 
 /// Options of every command.
 #[derive(Debug, Clone, Default, Args)]
@@ -80,9 +87,19 @@ pub struct Globals {
 enum Command {
     Pack(Box<pack::PackArgs>),
     Build(Box<build::BuildArgs>),
+    Deploy(Box<deploy::DeployArgs>),
     /// List, follow, cancel and forget builds
     #[command(subcommand)]
     Builds(builds::BuildsCommand),
+    /// The services of the room: how they are, their logs, and what is done with them
+    #[command(subcommand)]
+    Services(Box<services::ServicesCommand>),
+    /// The domains that lead to services
+    #[command(subcommand)]
+    Routes(routes::RoutesCommand),
+    /// Values that services get and nobody sees
+    #[command(subcommand)]
+    Secrets(secrets::SecretsCommand),
     /// The images in the room's registry
     #[command(subcommand)]
     Images(images::ImagesCommand),
@@ -111,6 +128,7 @@ enum Command {
 enum ImageCommand {
     Pack(Box<pack::PackArgs>),
     Build(Box<build::BuildArgs>),
+    Deploy(Box<deploy::DeployArgs>),
     #[command(flatten)]
     Images(images::ImagesCommand),
 }
@@ -166,12 +184,15 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     let command = match command {
         Command::Image(ImageCommand::Pack(args)) => Command::Pack(args),
         Command::Image(ImageCommand::Build(args)) => Command::Build(args),
+        Command::Image(ImageCommand::Deploy(args)) => Command::Deploy(args),
         Command::Image(ImageCommand::Images(command)) => Command::Images(command),
         command => command,
     };
     match command {
-        // What Ctrl-C means depends on how far a build is.
+        // What Ctrl-C means depends on how far a build or a deploy is.
         Command::Build(args) => Box::pin(build::run(*args, &globals, &mut interrupts)).await,
+        Command::Deploy(args) => Box::pin(deploy::run(*args, &globals, &mut interrupts)).await,
+        Command::Services(command) => Box::pin(services::run(*command, &globals, &mut interrupts)).await,
         Command::Pack(args) => Box::pin(pack::run(*args, &globals, &mut interrupts)).await,
         command => interrupts.or(Box::pin(simple(command, &globals))).await,
     }
@@ -181,6 +202,8 @@ async fn simple(command: Command, globals: &Globals) -> Result<(), Failure> {
     match command {
         Command::Builds(command) => builds::run(command, globals).await,
         Command::Images(command) => images::run(command, globals).await,
+        Command::Routes(command) => routes::run(command, globals).await,
+        Command::Secrets(command) => secrets::run(command, globals).await,
         Command::Context(command) => context::run(command, globals).await,
         Command::Storage(command) => storage::run(command, globals).await,
         Command::Room(command) => room::run(command, globals).await,
@@ -188,6 +211,7 @@ async fn simple(command: Command, globals: &Globals) -> Result<(), Failure> {
         Command::Doctor => system::run(globals).await,
         Command::Completions(args) => completions::run(&args, &mut Arguments::command()),
         Command::Build(_) | Command::Pack(_) | Command::Image(_) => Ok(()),
+        Command::Deploy(_) | Command::Services(_) => Ok(()),
     }
 }
 

@@ -16,8 +16,13 @@ mod blobs;
 mod builds;
 mod contexts;
 mod error;
+mod exec;
 mod images;
+mod outage;
 mod packs;
+mod secrets;
+mod service_logs;
+mod services;
 mod storage;
 mod target;
 mod transfer;
@@ -29,6 +34,8 @@ use std::time::Duration;
 use hearth_proto::MAX_MESSAGE_BYTES;
 use hearth_proto::v1::builds_client::BuildsClient;
 use hearth_proto::v1::images_client::ImagesClient;
+use hearth_proto::v1::secrets_client::SecretsClient;
+use hearth_proto::v1::services_client::ServicesClient;
 use hearth_proto::v1::storage_client::StorageClient;
 use hearth_proto::v1::system_client::SystemClient;
 use hearth_proto::v1::{GetInfoRequest, GetInfoResponse, MintTokenRequest, MintTokenResponse};
@@ -43,12 +50,15 @@ use tonic::{Request, Status};
 pub use blobs::BlobContent;
 pub use contexts::{Answers, ContextFile};
 pub use error::ClientError;
+pub use exec::ExecProcess;
 pub use images::{ArchiveDestination, ArchiveSource};
+pub use outage::WatchLimits;
 pub use packs::{PackOffer, PackUploadError, Sent, SentPack};
+pub use service_logs::{LogRead, ServiceLogs};
 pub use storage::{FileContent, Listing};
 pub use target::{Address, Target, TargetError, Token};
 pub use upload::UploadError;
-pub use watch::{Watch, WatchLimits, Watched};
+pub use watch::{BuildWatch, DeployWatch, Watched};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// For calls that the daemon answers from what it has.
@@ -128,6 +138,18 @@ impl Client {
 
     fn images(&self) -> ImagesClient<Wire> {
         ImagesClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    fn secrets(&self) -> SecretsClient<Wire> {
+        SecretsClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    fn services(&self) -> ServicesClient<Wire> {
+        ServicesClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }

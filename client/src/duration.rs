@@ -53,6 +53,14 @@ pub fn show(duration: Duration) -> String {
     }
 }
 
+/// As [`parse`] takes it; what is below a millisecond is left out.
+pub fn write(duration: Duration) -> String {
+    match duration.subsec_millis() {
+        0 => format!("{}s", duration.as_secs()),
+        _ => format!("{}ms", duration.as_millis()),
+    }
+}
+
 /// From the wire; a negative one, which no daemon sends, is zero.
 pub fn from_wire(duration: prost_types::Duration) -> Duration {
     Duration::try_from(duration).unwrap_or_default()
@@ -91,6 +99,14 @@ mod tests {
         {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(&format!("`{text}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        for milliseconds in [1, 999, 1000, 1001, 60_000, 5_400_000] {
+            let duration = Duration::from_millis(milliseconds);
+            assert_eq!(parse(&write(duration)), Ok(duration));
         }
     }
 

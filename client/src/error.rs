@@ -13,6 +13,8 @@ pub struct Failure {
     pub detail: Box<ErrorDetail>,
     /// The build it was about.
     pub build_id: Option<String>,
+    /// The service and revision it was about.
+    pub service: Option<(String, u32)>,
     /// The step's output was already shown, so the last lines need not be shown again.
     pub log_shown: bool,
 }
@@ -29,6 +31,8 @@ pub enum FailureKind {
     Unreachable,
     /// Ctrl-C.
     Interrupted,
+    /// A program that was run for the user ended with this code: what there is to say, it said.
+    Ended(u8),
     /// The reader of our standard output went away; there is nobody to tell.
     OutputClosed,
 }
@@ -40,7 +44,7 @@ impl Failure {
     }
 
     pub fn from_detail(kind: FailureKind, detail: Box<ErrorDetail>) -> Self {
-        Self { kind, detail, build_id: None, log_shown: false }
+        Self { kind, detail, build_id: None, service: None, log_shown: false }
     }
 
     pub fn usage(message: impl Into<String>) -> Self {
@@ -55,6 +59,10 @@ impl Failure {
         Self::new(FailureKind::Interrupted, "interrupted", message)
     }
 
+    pub fn ended(code: u8) -> Self {
+        Self::new(FailureKind::Ended(code), "ended", "the program ended")
+    }
+
     /// Something local could not be read or written.
     pub fn local(action: &str, path: &std::path::Path, error: &io::Error) -> Self {
         Self::failed("local_file", format!("cannot {action} `{}`: {error}", path.display()))
@@ -63,6 +71,12 @@ impl Failure {
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.detail.hint = hint.into();
+        self
+    }
+
+    #[must_use]
+    pub fn service(mut self, name: &str, revision: u32) -> Self {
+        self.service = Some((name.to_owned(), revision));
         self
     }
 

@@ -8,7 +8,7 @@
 //! | 3 | denied: no token, a wrong one, or one without the grant |
 //! | 4 | nobody answers at the room's address |
 //! | 130 | Ctrl-C |
-//! | other | a failed build ends with the exit code of its failed step |
+//! | other | a failed build ends with the exit code of its failed step, `services exec` with that of its program |
 
 use std::process::ExitCode;
 
@@ -21,7 +21,7 @@ use crate::output;
 /// Prints what failed, if something did, and gives the exit code.
 pub fn report(outcome: Result<(), Failure>, json: bool) -> ExitCode {
     let Err(failure) = outcome else { return ExitCode::SUCCESS };
-    if failure.kind != FailureKind::OutputClosed {
+    if !matches!(failure.kind, FailureKind::OutputClosed | FailureKind::Ended(_)) {
         output::note(&for_people(&failure));
         // A closed standard output leaves nobody to tell.
         if json && let Err(unseen) = output::json(&for_programs(&failure)) {
@@ -39,12 +39,15 @@ pub fn code(failure: &Failure) -> u8 {
         FailureKind::Denied => 3,
         FailureKind::Unreachable => 4,
         FailureKind::Interrupted => 130,
+        FailureKind::Ended(code) => code,
     }
 }
 
-/// The failed step's own exit code, where it can be one of ours.
+/// The failed step's own exit code, where it can be one of ours. That of a service says nothing about the command that
+/// deploys it.
 fn step_code(detail: &ErrorDetail) -> Option<u8> {
-    detail.exit_code.and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0)
+    let code = detail.exit_code.filter(|_| detail.stage != "deploy");
+    code.and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0)
 }
 
 /// What, where, what next.
@@ -80,6 +83,11 @@ pub fn for_people(failure: &Failure) -> String {
     if let Some(build_id) = &failure.build_id {
         text += &format!("\n  build: {build_id} (its log: hearth builds logs {build_id})");
     }
+    if let Some((name, revision)) = &failure.service {
+        text += &format!(
+            "\n  service: {name}, revision {revision} (its log: hearth services logs {name} --revision {revision})"
+        );
+    }
     text
 }
 
@@ -105,6 +113,8 @@ pub fn for_programs(failure: &Failure) -> impl Serialize {
             retryable: detail.retryable,
             retry_after_ms: detail.retry_after_ms,
             build_id: failure.build_id.clone(),
+            service: failure.service.as_ref().map(|(name, _)| name.clone()),
+            revision: failure.service.as_ref().map(|(_, revision)| *revision),
         },
     }
 }
@@ -129,6 +139,8 @@ struct ErrorView {
     retryable: bool,
     retry_after_ms: Option<u64>,
     build_id: Option<String>,
+    service: Option<String>,
+    revision: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -185,6 +197,18 @@ mod tests {
         for (exit_code, expected) in [(7, 7), (137, 137), (0, 1), (-1, 1), (256, 1)] {
             assert_eq!(code(&failed_step(exit_code)), expected);
         }
+    }
+
+    #[test]
+    fn the_exit_code_of_a_service_is_not_that_of_its_deploy() {
+        let mut failure = Failure::failed("exited", "the app ended with exit code 3").service("web", 2);
+        (failure.detail.exit_code, failure.detail.stage) = (Some(3), "deploy".into());
+        assert_eq!(code(&failure), 1);
+        assert!(
+            for_people(&failure)
+                .ends_with("\n  service: web, revision 2 (its log: hearth services logs web --revision 2)")
+        );
+        assert_eq!(code(&Failure::ended(3)), 3);
     }
 
     #[test]

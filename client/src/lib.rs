@@ -2,7 +2,7 @@
 //!
 //! - [`client`]: a typed client of `hearth.v1`, over a unix socket or TCP.
 //! - [`rooms`]: which room a command speaks to, and with which token.
-//! - [`progress`]: how the events of a build are shown.
+//! - [`progress`]: how the events of builds and deploys are shown.
 //! - [`cli`]: the commands of `hearth`, one file each; [`exit`] decides how the process ends.
 
 pub mod cli;
@@ -16,3 +16,4 @@ pub mod output;
 pub mod progress;
 pub mod rooms;
 mod task;
+mod terminal;

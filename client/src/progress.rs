@@ -3,7 +3,10 @@
 //! - [`Plain`]: one line after another, as `buildctl --progress plain` prints them.
 //! - [`Terminal`]: running steps with their time and last lines, in place.
 //! - [`Json`]: one JSON object for each event.
+//!
+//! [`deploy`] has the same three for deploys.
 
+pub mod deploy;
 mod json;
 mod lines;
 mod plain;

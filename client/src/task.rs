@@ -11,6 +11,30 @@ where
     tokio::task::spawn_blocking(move || span.in_scope(work)).await
 }
 
+/// Standard input, piece by piece, read on a thread that the end of the process does not wait for. Ends with the input,
+/// or with an error.
+pub fn standard_input() -> tokio::sync::mpsc::Receiver<std::io::Result<bytes::Bytes>> {
+    const PIECE: usize = 32 * 1024;
+    let (send, receive) = tokio::sync::mpsc::channel(4);
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; PIECE];
+        loop {
+            let read = std::io::Read::read(&mut std::io::stdin().lock(), &mut buffer);
+            let piece = match read {
+                Ok(0) => return,
+                Ok(length) => Ok(bytes::Bytes::copy_from_slice(&buffer[..length])),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => Err(error),
+            };
+            let failed = piece.is_err();
+            if send.blocking_send(piece).is_err() || failed {
+                return;
+            }
+        }
+    });
+    receive
+}
+
 /// Runs work that may never end, such as a program that asks a person, on a thread that the end of the
 /// process does not wait for. None where it did not end in time, or panicked.
 pub async fn bounded<T, F>(limit: std::time::Duration, work: F) -> Option<T>

@@ -1,6 +1,7 @@
 //! `hearth build`
 
 mod follow;
+mod options;
 mod request;
 
 use std::path::PathBuf;
@@ -10,6 +11,8 @@ use hearth_pack::walk::{Rules, WalkOptions};
 use hearth_proto::v1::begin_pack_request::Destination;
 use hearth_proto::v1::{Mount, SubmitBuildRequest, mount::Source};
 use hearth_proto::value::{MountSource, MountSpec, Reference};
+
+pub(super) use options::BuildOptions;
 
 use super::pack::{check_directory, check_room_tag};
 use super::{Globals, connect, pack};
@@ -56,54 +59,18 @@ pub(super) struct BuildArgs {
     /// A directory of this machine, sent for this build, `<path>[:<mount>]`
     #[arg(long, value_name = "PATH", help_heading = "Files")]
     pack: Option<String>,
-    /// Keep the pack as this file of room storage
-    #[arg(long, value_name = "PATH", help_heading = "Files")]
-    pack_room_path: Option<String>,
-    /// Directory that COPY reads from; needed with more than one mount
-    #[arg(long, value_name = "PATH", help_heading = "Files")]
-    context_path: Option<String>,
-    /// Dockerfile: absolute inside the mounts, or relative to the context
-    /// [default: Containerfile, then Dockerfile]
-    #[arg(long, short = 'f', value_name = "PATH", help_heading = "Files")]
-    dockerfile_path: Option<String>,
-
-    /// Value of an ARG, `KEY=VALUE`; `KEY` alone takes the value of the environment
-    #[arg(long, value_name = "KEY=VALUE", help_heading = "Build")]
-    build_arg: Vec<String>,
-    /// Secret for `RUN --mount=type=secret`, `id=ID,src=FILE` or `id=ID,env=VARIABLE`
-    #[arg(long, value_name = "SECRET", help_heading = "Build")]
-    secret: Vec<String>,
+    #[command(flatten)]
+    options: BuildOptions,
     /// Credentials for base images, `username,password` (Docker Hub) or `registry,username,password`
     #[arg(long, value_name = "CREDENTIAL", help_heading = "Build")]
-    cred: Vec<String>,
-    /// Stage to build
-    #[arg(long, value_name = "STAGE", help_heading = "Build")]
-    target: Option<String>,
-    /// Platform of the image, such as `linux/arm64`
-    #[arg(long, conflicts_with = "arch", help_heading = "Build")]
-    platform: Option<String>,
-    /// Architecture of the image, such as `arm64`
-    #[arg(long, help_heading = "Build")]
-    arch: Option<String>,
-    /// Label of the image, `KEY=VALUE`
-    #[arg(long, value_name = "KEY=VALUE", help_heading = "Build")]
-    label: Vec<String>,
-    /// Run every step again, or only those of one stage
-    #[arg(long, value_name = "STAGE", num_args = 0..=1, default_missing_value = "", require_equals = true, help_heading = "Build")]
-    no_cache: Vec<String>,
-    /// Look base images up again
-    #[arg(long, help_heading = "Build")]
-    pull: bool,
-    /// Network of RUN steps
-    #[arg(long, value_parser = ["default", "none"], help_heading = "Build")]
-    network: Option<String>,
+    pub(super) cred: Vec<String>,
     /// The build fails when it takes longer, such as `90s` or `1h30m`
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, help_heading = "Build")]
-    timeout: Option<std::time::Duration>,
+    pub(super) timeout: Option<std::time::Duration>,
 
     /// How progress is shown
     #[arg(long, value_enum, default_value_t = ProgressMode::Auto, help_heading = "Output")]
-    progress: ProgressMode,
+    pub(super) progress: ProgressMode,
     /// Print the build's id and do not wait for it
     #[arg(long, help_heading = "Output")]
     detach: bool,
@@ -123,11 +90,7 @@ pub(super) async fn run(
     globals: &Globals,
     interrupts: &mut Interrupts,
 ) -> Result<(), Failure> {
-    // Everything that is wrong whatever the room is like is told before it is spoken to.
-    let plan = request::plan(&args)?;
-    if let Some(pack) = &plan.pack {
-        check_directory(&pack.path)?;
-    }
+    let plan = checked_plan(&args)?;
     let (client, build_id) = interrupts.or(Box::pin(submit(&args, plan, globals))).await?;
     if args.detach {
         return if globals.json {
@@ -136,11 +99,65 @@ pub(super) async fn run(
             output::line(&build_id)
         };
     }
+    let ended = follow(&client, &build_id, &args, interrupts).await?;
+    follow::report(&args, &ended, globals.json)
+}
+
+/// Builds a pack that is to be deployed. Gives the image's digest; standard output is left to the deploy.
+pub(super) async fn for_deploy(
+    args: &BuildArgs,
+    globals: &Globals,
+    interrupts: &mut Interrupts,
+) -> Result<(Client, String), Failure> {
+    let plan = checked_plan(args)?;
+    let (client, build_id) = interrupts.or(Box::pin(submit(args, plan, globals))).await?;
+    let ended = follow(&client, &build_id, args, interrupts).await?;
+    let digest = follow::result(args, &ended)?.digest.clone();
+    Ok((client, digest))
+}
+
+impl BuildArgs {
+    /// The build of a pack that is to be deployed.
+    pub(super) fn of_pack(tag: &str, pack: &str, options: BuildOptions) -> Self {
+        Self {
+            path: None,
+            tag: tag.to_owned(),
+            also_tag: Vec::new(),
+            mount_room_path: Vec::new(),
+            mount_project_path: Vec::new(),
+            mount_image: Vec::new(),
+            pack: Some(pack.to_owned()),
+            options,
+            cred: Vec::new(),
+            timeout: None,
+            progress: ProgressMode::Auto,
+            detach: false,
+            idempotency_key: None,
+            metadata_file: None,
+            iidfile: None,
+        }
+    }
+}
+
+/// Everything that is wrong whatever the room is like is told before it is spoken to.
+fn checked_plan(args: &BuildArgs) -> Result<request::Plan, Failure> {
+    let plan = request::plan(args)?;
+    if let Some(pack) = &plan.pack {
+        check_directory(&pack.path)?;
+    }
+    Ok(plan)
+}
+
+async fn follow(
+    client: &Client,
+    build_id: &str,
+    args: &BuildArgs,
+    interrupts: &mut Interrupts,
+) -> Result<follow::Ended, Failure> {
     if args.progress != ProgressMode::Json {
         output::note(&format!("build {build_id}"));
     }
-    let ended = follow::to_end(&client, &build_id, args.progress, interrupts).await?;
-    follow::report(&args, &ended, globals.json)
+    follow::to_end(client, build_id, args.progress, interrupts).await
 }
 
 async fn submit(
@@ -156,7 +173,8 @@ async fn submit(
         let scanned = pack::send::scan(local.path, walk_options(args)).await?;
         pack::tell(&scanned.summary);
         let temporary = Destination::Temporary(true);
-        let sent = pack::send::send(&client, &scanned, temporary, None, args.pack_room_path.clone()).await?;
+        let sent =
+            pack::send::send(&client, &scanned, temporary, None, args.options.pack_room_path.clone()).await?;
         let source = Some(Source::PackId(sent.result.pack_id));
         plan.spec.mounts.push(Mount { source, target: local.target, ..Mount::default() });
     }
@@ -171,7 +189,7 @@ async fn submit(
 
 /// A pack for a build keeps what the build itself reads, whatever the ignore file says.
 fn walk_options(args: &BuildArgs) -> WalkOptions {
-    let inside = args.dockerfile_path.as_deref().filter(|path| !path.starts_with('/'));
+    let inside = args.options.dockerfile_path.as_deref().filter(|path| !path.starts_with('/'));
     let mut keep: Vec<Vec<u8>> = [
         ".dockerignore",
         "Dockerfile",
@@ -192,7 +210,7 @@ fn walk_options(args: &BuildArgs) -> WalkOptions {
 
 /// A mount flag in the form of the wire; packs are sent first and come later.
 pub(super) fn mount(spec: MountSpec) -> Mount {
-    use hearth_proto::v1::{ImageSource, MountMode};
+    use hearth_proto::v1::{EmptyDirSource, ImageSource, MountMode};
     use hearth_proto::value::MountMode as Mode;
     let source = match spec.source {
         MountSource::Room(path) => Some(Source::RoomPath(path)),
@@ -201,7 +219,7 @@ pub(super) fn mount(spec: MountSpec) -> Mount {
             Some(Source::Image(ImageSource { reference: reference.to_string(), subpath }))
         }
         MountSource::Pack(id) => Some(Source::PackId(id)),
-        MountSource::EmptyDir => None,
+        MountSource::EmptyDir => Some(Source::EmptyDir(EmptyDirSource {})),
     };
     let mode = match spec.mode {
         Mode::ReadOnly => MountMode::ReadOnly,

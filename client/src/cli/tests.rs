@@ -24,9 +24,37 @@ fn the_examples_of_the_page_parse_in_both_spellings() {
             "pack ./my-app --room myroom --tag room.meshagent.com/my-app:dev",
             "build --room myroom --tag room.meshagent.com/my-app:dev --pack ./my-app",
             "build --room myroom --tag room.meshagent.com/my-app:dev --mount-room-path /apps/my-app:/context:ro --context-path /context",
+            "deploy --room myroom --tag room.meshagent.com/my-app:dev --env APP_ENV=dev",
         ] {
             assert!(parses(&format!("{verb} {example}")), "{verb} {example}");
         }
+    }
+}
+
+#[test]
+fn services_routes_and_secrets_are_there_in_all_their_forms() {
+    for line in [
+        "services list",
+        "services ls --json",
+        "services show web",
+        "services show web -o yaml --revision 2",
+        "services logs web --follow --tail 5 --since 10m --grep error --revision 3",
+        "services restart web --no-wait",
+        "services rollback web",
+        "services rollback web 3 --progress plain",
+        "services rm web db --grace 30s",
+        "services exec -it web -- sh -c ls",
+        "services exec web ls -l",
+        "services apply -f - --dry-run",
+        "routes list",
+        "routes rm www.example.com",
+        "secrets set db-password",
+        "secrets set db-password --from-file f",
+        "secrets ls",
+        "secrets rm a b",
+        "image deploy --tag a --no-wait",
+    ] {
+        assert!(parses(&format!("hearth {line}")), "{line}");
     }
 }
 
@@ -43,6 +71,25 @@ fn wrong_command_lines_are_usage_errors() {
         "hearth pack",
         "hearth builds cancel",
         "hearth storage rm",
+        "hearth deploy",
+        "hearth services",
+        "hearth services show",
+        "hearth services show web --revision 2",
+        "hearth services show web -o xml",
+        "hearth services logs",
+        "hearth services logs web --tail 0",
+        "hearth services logs web --since yesterday",
+        "hearth services rollback web 0",
+        "hearth services rollback web last",
+        "hearth services restart web --wait --no-wait",
+        "hearth services rm",
+        "hearth services rm web --now --grace 5s",
+        "hearth services exec web",
+        "hearth services apply",
+        "hearth routes rm",
+        "hearth secrets set",
+        "hearth secrets set name value",
+        "hearth secrets rm",
     ] {
         assert!(!parses(line), "{line}");
     }

@@ -58,7 +58,8 @@ pub(super) async fn run(command: TokenCommand, globals: &Globals) -> Result<(), 
     Ok(())
 }
 
-fn check_scope(scope: &str) -> Result<(), String> {
+/// Whether a scope is a named one or JSON; what it may hold is the daemon's to say.
+pub(super) fn check_scope(scope: &str) -> Result<(), String> {
     let named = matches!(scope, "userDefault" | "agentDefault" | "full");
     let is_object = || serde_json::from_str::<serde_json::Value>(scope).is_ok_and(|value| value.is_object());
     if named || is_object() {

@@ -7,7 +7,7 @@ use hearth_proto::v1::{
     RemoveBuildRequest, SubmitBuildRequest, SubmitBuildResponse,
 };
 
-use super::{Client, ClientError, Watch, WatchLimits, limited, limited_to};
+use super::{Client, ClientError, limited, limited_to};
 
 /// Cancel answers when the build's processes have ended.
 const CANCEL_LIMIT: Duration = Duration::from_secs(180);
@@ -65,15 +65,5 @@ impl Client {
     pub async fn remove_build(&self, build_id: &str) -> Result<(), ClientError> {
         let request = RemoveBuildRequest { build_id: build_id.to_owned() };
         self.answer(self.builds().remove(limited(request)).await).map(|_| ())
-    }
-
-    /// The events of a build from sequence number `from` on, to its end. Survives lost connections.
-    pub fn watch_build(&self, build_id: &str, from: u64) -> Watch {
-        Watch::new(self.clone(), build_id, from, false, WatchLimits::default())
-    }
-
-    /// The events of a build from sequence number `from` up to the newest one there is now.
-    pub fn replay_build(&self, build_id: &str, from: u64) -> Watch {
-        Watch::new(self.clone(), build_id, from, true, WatchLimits::default())
     }
 }

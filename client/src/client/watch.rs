@@ -1,87 +1,116 @@
-//! Watching a build across lost connections.
+//! Watching a build or a deploy across lost connections.
 //!
 //! ```text
 //! detached --call--> attached --event n--> attached (next = n + 1)
 //!    ^                   |
-//!    |   stream lost     |  `finished` event, or the end of a replay
+//!    |   stream lost     |  the last event, or the end of a replay
 //!    '---- back-off -----'------------------> done
 //! ```
 //!
-//! Each event is handed out once: after a loss the watch attaches again from `next`, and drops
-//! whatever the daemon sends that lies before it.
+//! Each event is handed out once: after a loss the watch attaches again and drops whatever the daemon sends that was
+//! handed out before. The events of a build outlive the daemon. Those of a deploy do not: after a restart of the daemon
+//! their numbers begin anew, which is seen by another first event, and the new ones are handed out from their first on.
 
-use std::time::Duration;
-
-use hearth_proto::v1::build_event::Event;
-use hearth_proto::v1::{BuildEvent, WatchBuildRequest};
-use tokio::time::Instant;
+use hearth_proto::v1::{
+    BuildEvent, DeployEvent, WatchBuildRequest, WatchDeployRequest, build_event, deploy_event,
+};
 use tonic::{Request, Streaming};
 
+use super::outage::{Outages, WatchLimits};
 use super::{Client, ClientError};
 
-/// How long a watch tries to get back to a daemon that does not answer.
-#[derive(Clone, Copy, Debug)]
-pub struct WatchLimits {
-    pub first_pause: Duration,
-    pub longest_pause: Duration,
-    /// Counted from the loss; any event starts it anew.
-    pub give_up_after: Duration,
+/// What is watched: where its events come from.
+pub trait Subject: Send + Sync {
+    type Event: Numbered + Send;
+    /// The same event has the same number for ever.
+    const DURABLE: bool;
+
+    /// As it is called in errors.
+    fn name(&self) -> String;
+
+    fn open(
+        &self,
+        client: &Client,
+        from: u64,
+        replay: bool,
+    ) -> impl Future<Output = Result<Streaming<Self::Event>, ClientError>> + Send;
 }
 
-impl Default for WatchLimits {
-    fn default() -> Self {
-        Self {
-            first_pause: Duration::from_millis(100),
-            longest_pause: Duration::from_secs(5),
-            give_up_after: Duration::from_secs(120),
-        }
-    }
+/// An event among those that are numbered 1, 2, 3, ...
+pub trait Numbered {
+    fn sequence(&self) -> u64;
+    fn time(&self) -> Option<prost_types::Timestamp>;
+    fn is_last(&self) -> bool;
 }
 
-pub struct Watch {
+/// A build, by its id.
+#[derive(Debug)]
+pub struct OfBuild(String);
+
+/// The deploy of a revision.
+#[derive(Debug)]
+pub struct OfDeploy {
+    service: String,
+    revision: u32,
+}
+
+pub struct Watch<S: Subject> {
     client: Client,
-    build_id: String,
+    subject: S,
     next: u64,
     replay: bool,
-    limits: WatchLimits,
-    stream: Option<Streaming<BuildEvent>>,
-    outage: Option<Outage>,
+    stream: Option<Streaming<S::Event>>,
+    outages: Outages,
+    /// Time of the first event, by which numbers that begin anew are told.
+    first: Option<prost_types::Timestamp>,
     done: bool,
 }
 
-/// Since when the daemon has not been heard, and how long to pause before the next attempt.
-struct Outage {
-    since: Instant,
-    pause: Duration,
-    retry_at: Instant,
-    cause: ClientError,
-}
+pub type BuildWatch = Watch<OfBuild>;
+pub type DeployWatch = Watch<OfDeploy>;
 
 /// What a watch came to next.
 #[derive(Debug)]
-pub enum Watched {
-    Event(Box<BuildEvent>),
+pub enum Watched<E> {
+    Event(Box<E>),
     /// The connection was lost and the watch is trying to get back. Told once for each loss.
     Lost(String),
 }
 
-impl Watch {
-    pub(super) fn new(client: Client, build_id: &str, from: u64, replay: bool, limits: WatchLimits) -> Self {
+impl Client {
+    /// The events of a build from sequence number `from` on, to its end. Survives lost connections.
+    pub fn watch_build(&self, build_id: &str, from: u64) -> BuildWatch {
+        Watch::new(self.clone(), OfBuild(build_id.to_owned()), from, false)
+    }
+
+    /// The events of a build from sequence number `from` up to the newest one there is now.
+    pub fn replay_build(&self, build_id: &str, from: u64) -> BuildWatch {
+        Watch::new(self.clone(), OfBuild(build_id.to_owned()), from, true)
+    }
+
+    /// The events of the deploy, or the last restart, of a revision, to its end. Survives lost connections.
+    pub fn watch_deploy(&self, service: &str, revision: u32) -> DeployWatch {
+        Watch::new(self.clone(), OfDeploy { service: service.to_owned(), revision }, 1, false)
+    }
+}
+
+impl<S: Subject> Watch<S> {
+    fn new(client: Client, subject: S, from: u64, replay: bool) -> Self {
         Self {
             client,
-            build_id: build_id.to_owned(),
+            subject,
             next: from.max(1),
             replay,
-            limits,
             stream: None,
-            outage: None,
+            outages: Outages::new(WatchLimits::default()),
+            first: None,
             done: false,
         }
     }
 
     #[must_use]
     pub fn with_limits(mut self, limits: WatchLimits) -> Self {
-        self.limits = limits;
+        self.outages.limits = limits;
         self
     }
 
@@ -91,11 +120,9 @@ impl Watch {
     }
 
     /// The next event, or none after the last one. May be dropped and called again.
-    pub async fn next(&mut self) -> Result<Option<Watched>, ClientError> {
+    pub async fn next(&mut self) -> Result<Option<Watched<S::Event>>, ClientError> {
         while !self.done {
-            if let Some(outage) = &self.outage {
-                tokio::time::sleep_until(outage.retry_at).await;
-            }
+            self.outages.pause().await;
             let lost = match self.step().await {
                 Ok(Step::Event(event)) => return Ok(Some(Watched::Event(event))),
                 Ok(Step::Seen) => continue,
@@ -103,7 +130,8 @@ impl Watch {
                 Err(error) if error.may_pass() => error,
                 Err(error) => return Err(error),
             };
-            if let Some(reason) = self.note_loss(lost)? {
+            self.stream = None;
+            if let Some(reason) = self.outages.lost(lost)? {
                 return Ok(Some(Watched::Lost(reason)));
             }
         }
@@ -111,17 +139,12 @@ impl Watch {
         Ok(None)
     }
 
-    async fn step(&mut self) -> Result<Step, ClientError> {
+    async fn step(&mut self) -> Result<Step<S::Event>, ClientError> {
         let stream = match &mut self.stream {
             Some(stream) => stream,
             None => {
-                let request = WatchBuildRequest {
-                    build_id: self.build_id.clone(),
-                    from_sequence: self.next,
-                    no_follow: self.replay,
-                };
-                let stream = self.client.answer(self.client.builds().watch(Request::new(request)).await)?;
-                self.stream.insert(stream)
+                let from = if S::DURABLE { self.next } else { 1 };
+                self.stream.insert(self.subject.open(&self.client, from, self.replay).await?)
             }
         };
         let received = stream.message().await;
@@ -129,57 +152,112 @@ impl Watch {
             match received.map_err(|status| ClientError::from_status(&self.client.address, &status))? {
                 Some(event) => event,
                 None if self.replay => return Ok(Step::End),
-                // A followed build ends with its `finished` event; an end without one is a loss.
+                // What is followed ends with its last event; an end without one is a loss.
                 None => {
                     return Err(ClientError::Unreachable {
                         address: self.client.address.clone(),
-                        reason: "the event stream ended before the build did".to_owned(),
+                        reason: format!("the events of {} ended before their last one", self.subject.name()),
                     });
                 }
             };
-        self.outage = None;
-        if event.sequence < self.next {
+        self.outages.over();
+        let sequence = event.sequence();
+        if sequence == 1 {
+            if !S::DURABLE && self.first.is_some_and(|first| Some(first) != event.time()) {
+                self.next = 1;
+            }
+            self.first = event.time();
+        }
+        if sequence < self.next {
             return Ok(Step::Seen);
         }
-        if event.sequence > self.next {
+        if sequence > self.next {
             return Err(ClientError::Protocol(format!(
-                "event {} of build {} came where {} was due",
-                event.sequence, self.build_id, self.next
+                "event {sequence} of {} came where {} was due",
+                self.subject.name(),
+                self.next
             )));
         }
         self.next += 1;
-        self.done = matches!(event.event, Some(Event::Finished(_)));
+        self.done = event.is_last();
         Ok(Step::Event(Box::new(event)))
-    }
-
-    /// Plans the next attempt. The reason is given back at the first loss; after too many the
-    /// cause is the error.
-    fn note_loss(&mut self, cause: ClientError) -> Result<Option<String>, ClientError> {
-        self.stream = None;
-        let now = Instant::now();
-        match self.outage.take() {
-            None => {
-                let reason = cause.to_string();
-                let pause = self.limits.first_pause;
-                self.outage = Some(Outage { since: now, pause, retry_at: now + pause, cause });
-                Ok(Some(reason))
-            }
-            // The first cause says more than the "connection refused" that follows it.
-            Some(outage) if now.duration_since(outage.since) >= self.limits.give_up_after => {
-                Err(outage.cause)
-            }
-            Some(outage) => {
-                let pause = (outage.pause * 2).min(self.limits.longest_pause);
-                self.outage = Some(Outage { pause, retry_at: now + pause, ..outage });
-                Ok(None)
-            }
-        }
     }
 }
 
-enum Step {
-    Event(Box<BuildEvent>),
+enum Step<E> {
+    Event(Box<E>),
     /// An event that was handed out before.
     Seen,
     End,
+}
+
+impl Subject for OfBuild {
+    type Event = BuildEvent;
+    const DURABLE: bool = true;
+
+    fn name(&self) -> String {
+        format!("build {}", self.0)
+    }
+
+    async fn open(
+        &self,
+        client: &Client,
+        from: u64,
+        replay: bool,
+    ) -> Result<Streaming<BuildEvent>, ClientError> {
+        let request = WatchBuildRequest { build_id: self.0.clone(), from_sequence: from, no_follow: replay };
+        client.answer(client.builds().watch(Request::new(request)).await)
+    }
+}
+
+impl Subject for OfDeploy {
+    type Event = DeployEvent;
+    const DURABLE: bool = false;
+
+    fn name(&self) -> String {
+        format!("the deploy of {} revision {}", self.service, self.revision)
+    }
+
+    async fn open(
+        &self,
+        client: &Client,
+        from: u64,
+        _replay: bool,
+    ) -> Result<Streaming<DeployEvent>, ClientError> {
+        let request = WatchDeployRequest {
+            service: self.service.clone(),
+            revision: self.revision,
+            from_sequence: from,
+        };
+        client.answer(client.services().watch(Request::new(request)).await)
+    }
+}
+
+impl Numbered for BuildEvent {
+    fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    fn time(&self) -> Option<prost_types::Timestamp> {
+        self.time
+    }
+
+    fn is_last(&self) -> bool {
+        matches!(self.event, Some(build_event::Event::Finished(_)))
+    }
+}
+
+impl Numbered for DeployEvent {
+    fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    fn time(&self) -> Option<prost_types::Timestamp> {
+        self.time
+    }
+
+    fn is_last(&self) -> bool {
+        use deploy_event::Event::{Failed, Live, Superseded};
+        matches!(self.event, Some(Live(_) | Failed(_) | Superseded(_)))
+    }
 }

@@ -17,7 +17,7 @@ const LIVE_LINES: usize = 4;
 /// Lines kept of each running step, to be shown when it fails.
 const KEPT_LINES: usize = 50;
 /// Longer lines are cut in the live view, so that they do not wrap.
-const LIVE_WIDTH: usize = 100;
+pub(super) const LIVE_WIDTH: usize = 100;
 
 pub struct Terminal {
     screen: MultiProgress,
@@ -145,14 +145,14 @@ fn ended_line(step: &StepFinished, name: &str, took: &str) -> String {
     format!(" {mark} #{} {name}  {end}", step.step)
 }
 
-fn head_style() -> ProgressStyle {
+pub(super) fn head_style() -> ProgressStyle {
     let time = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
         let _ = out.write_str(&duration::show(state.elapsed()));
     };
     template(" {spinner} {wide_msg} {time}").with_key("time", time)
 }
 
-fn tail_style() -> ProgressStyle {
+pub(super) fn tail_style() -> ProgressStyle {
     template("{msg:.dim}")
 }
 

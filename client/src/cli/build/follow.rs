@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 
 use hearth_proto::v1::build_event::Event;
-use hearth_proto::v1::{Build, BuildState};
+use hearth_proto::v1::{Build, BuildResult, BuildState};
 
 use super::BuildArgs;
 use crate::cli::views::BuildView;
@@ -106,13 +106,18 @@ fn left(build_id: &str) -> Failure {
 }
 
 pub(super) fn report(args: &BuildArgs, ended: &Ended, json: bool) -> Result<(), Failure> {
+    let result = result(args, ended)?;
+    if json { output::json(&BuildView::from(&ended.build)) } else { output::line(&result.digest) }
+}
+
+/// What a build that succeeded came to, written where it was asked for.
+pub(super) fn result<'a>(args: &BuildArgs, ended: &'a Ended) -> Result<&'a BuildResult, Failure> {
     let build = &ended.build;
     let Some(result) = build.result.as_ref().filter(|_| build.state() == BuildState::Succeeded) else {
         return Err(failed(ended));
     };
-    let view = BuildView::from(build);
     if let Some(path) = &args.metadata_file {
-        output::write_file(path, output::to_json(&view).as_bytes())?;
+        output::write_file(path, output::to_json(&BuildView::from(build)).as_bytes())?;
     }
     if let Some(path) = &args.iidfile {
         output::write_file(path, result.digest.as_bytes())?;
@@ -128,7 +133,7 @@ pub(super) fn report(args: &BuildArgs, ended: &Ended, json: bool) -> Result<(), 
             result.total_steps
         ));
     }
-    if json { output::json(&view) } else { output::line(&result.digest) }
+    Ok(result)
 }
 
 fn failed(ended: &Ended) -> Failure {

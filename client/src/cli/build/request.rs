@@ -32,7 +32,7 @@ pub(super) fn plan(args: &BuildArgs) -> Result<Plan, Failure> {
         tags.push(tag("--also-tag", text)?);
     }
     let (mounts, pack) = mounts(args)?;
-    if let Some(path) = &args.context_path {
+    if let Some(path) = &args.options.context_path {
         path.parse::<MountTarget>().map_err(|error| {
             Failure::usage(format!(
                 "--context-path `{path}`: {}",
@@ -45,8 +45,8 @@ pub(super) fn plan(args: &BuildArgs) -> Result<Plan, Failure> {
             .hint("such as --context-path /context"));
     }
     let (stages, everything): (Vec<&String>, Vec<&String>) =
-        args.no_cache.iter().partition(|stage| !stage.is_empty());
-    let platform = match (&args.platform, &args.arch) {
+        args.options.no_cache.iter().partition(|stage| !stage.is_empty());
+    let platform = match (&args.options.platform, &args.options.arch) {
         (Some(platform), _) => platform.clone(),
         (None, Some(arch)) => super::pack::platform(Some(arch))?.to_string(),
         (None, None) => String::new(),
@@ -55,18 +55,18 @@ pub(super) fn plan(args: &BuildArgs) -> Result<Plan, Failure> {
         tag: tags[0].to_string(),
         also_tags: tags[1..].iter().map(Reference::to_string).collect(),
         mounts: mounts.into_iter().map(mount).collect(),
-        context_path: args.context_path.clone().unwrap_or_default(),
-        dockerfile_path: args.dockerfile_path.clone().unwrap_or_default(),
-        build_args: build_args(&args.build_arg)?,
-        target: args.target.clone().unwrap_or_default(),
+        context_path: args.options.context_path.clone().unwrap_or_default(),
+        dockerfile_path: args.options.dockerfile_path.clone().unwrap_or_default(),
+        build_args: build_args(&args.options.build_arg)?,
+        target: args.options.target.clone().unwrap_or_default(),
         platform,
-        labels: labels(&args.label)?,
+        labels: labels(&args.options.label)?,
         no_cache: !everything.is_empty(),
         no_cache_stages: stages.into_iter().cloned().collect(),
-        pull: args.pull,
-        network: args.network.clone().unwrap_or_default(),
+        pull: args.options.pull,
+        network: args.options.network.clone().unwrap_or_default(),
         timeout: args.timeout.map(duration::to_wire),
-        secrets: args.secret.iter().map(|text| secret(text)).collect::<Result<_, _>>()?,
+        secrets: args.options.secret.iter().map(|text| secret(text)).collect::<Result<_, _>>()?,
         credentials: args.cred.iter().map(|text| credential(text)).collect::<Result<_, _>>()?,
     };
     Ok(Plan { spec, tags, pack })
@@ -109,7 +109,7 @@ fn mounts(args: &BuildArgs) -> Result<(Vec<MountSpec>, Option<LocalPack>), Failu
         MountSource::Pack(path) => Some(LocalPack { path: path.into(), target: spec.target.to_string() }),
         _ => None,
     });
-    if args.pack_room_path.is_some() && pack.is_none() {
+    if args.options.pack_room_path.is_some() && pack.is_none() {
         return Err(Failure::usage("--pack-room-path needs a pack: give PATH or --pack"));
     }
     Ok((mounts, pack))

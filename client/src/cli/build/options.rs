@@ -1,0 +1,46 @@
+//! The flags that `hearth build` and `hearth deploy --pack` have in common.
+
+use clap::Args;
+
+/// How a build is done: what `hearth build` and `hearth deploy --pack` have in common.
+#[derive(Debug, Default, PartialEq, Args)]
+pub(in crate::cli) struct BuildOptions {
+    /// Keep the pack as this file of room storage
+    #[arg(long, value_name = "PATH", help_heading = "Files")]
+    pub(super) pack_room_path: Option<String>,
+    /// Directory that COPY reads from; needed with more than one mount
+    #[arg(long, value_name = "PATH", help_heading = "Files")]
+    pub(super) context_path: Option<String>,
+    /// Dockerfile: absolute inside the mounts, or relative to the context
+    /// [default: Containerfile, then Dockerfile]
+    #[arg(long, short = 'f', value_name = "PATH", help_heading = "Files")]
+    pub(super) dockerfile_path: Option<String>,
+
+    /// Value of an ARG, `KEY=VALUE`; `KEY` alone takes the value of the environment
+    #[arg(long, value_name = "KEY=VALUE", help_heading = "Build")]
+    pub(super) build_arg: Vec<String>,
+    /// Secret for `RUN --mount=type=secret`, `id=ID,src=FILE` or `id=ID,env=VARIABLE`
+    #[arg(long, value_name = "SECRET", help_heading = "Build")]
+    pub(super) secret: Vec<String>,
+    /// Stage to build
+    #[arg(long, value_name = "STAGE", help_heading = "Build")]
+    pub(super) target: Option<String>,
+    /// Platform of the image, such as `linux/arm64`
+    #[arg(long, conflicts_with = "arch", help_heading = "Build")]
+    pub(super) platform: Option<String>,
+    /// Architecture of the image, such as `arm64`
+    #[arg(long, help_heading = "Build")]
+    pub(super) arch: Option<String>,
+    /// Label of the image, `KEY=VALUE`
+    #[arg(long, value_name = "KEY=VALUE", help_heading = "Build")]
+    pub(super) label: Vec<String>,
+    /// Run every step again, or only those of one stage
+    #[arg(long, value_name = "STAGE", num_args = 0..=1, default_missing_value = "", require_equals = true, help_heading = "Build")]
+    pub(super) no_cache: Vec<String>,
+    /// Look base images up again
+    #[arg(long, help_heading = "Build")]
+    pub(super) pull: bool,
+    /// Network of RUN steps
+    #[arg(long, value_parser = ["default", "none"], help_heading = "Build")]
+    pub(super) network: Option<String>,
+}

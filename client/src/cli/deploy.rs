@@ -1,0 +1,141 @@
+//! `hearth deploy`
+
+mod environment;
+mod flags;
+pub(super) mod follow;
+pub(super) mod network;
+pub(super) mod quantity;
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use hearth_proto::v1::{DeployRequest, ServicePort};
+use hearth_proto::value::Reference;
+
+use super::build::{self, BuildOptions};
+use super::{Globals, connect};
+use crate::duration;
+use crate::error::Failure;
+use crate::interrupt::Interrupts;
+
+/// Run an image as a service of the room
+///
+/// A service of that name is updated in place: what is not mentioned is kept, variables are merged by name, and a kind
+/// of mount that is given replaces that kind only. The new revision takes the traffic when it is healthy, and the old
+/// one goes; one that fails takes none. Progress and the service's log are on standard error meanwhile; standard output
+/// gets name, revision and digest, and the addresses of the domains. Ctrl-C leaves the deploy running.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth deploy --room myroom --tag room.meshagent.com/my-app:dev --env APP_ENV=dev
+  hearth deploy --tag my-app:dev --pack ./my-app --domain my-app.example.com --public
+      Send and build a directory, and deploy what comes of it
+  hearth deploy --tag my-app:dev --room-mount data/my-app:/data --env-secret DB_PASSWORD=db --memory 512m
+  hearth deploy --tag my-app:dev --port 8000 --liveness /healthz --dry-run")]
+pub(super) struct DeployArgs {
+    /// Image to run: of the room, or of any registry; with --pack the name of what is built
+    #[arg(long, short, allow_hyphen_values = true)]
+    tag: String,
+    /// Name of the service [default: the repository, with `-` for `/`]
+    #[arg(long, value_name = "NAME", value_parser = network::name)]
+    name: Option<String>,
+
+    #[command(flatten)]
+    environment: environment::EnvironmentArgs,
+    #[command(flatten)]
+    mounts: flags::MountArgs,
+
+    /// Port that it listens on, `N` for http or `N/tcp` [default: kept, else the image's EXPOSE]
+    #[arg(long, value_name = "PORT", value_parser = network::port, help_heading = "Traffic")]
+    port: Vec<ServicePort>,
+    /// Host name that leads to it, such as `www.example.com` or `*.example.com`
+    #[arg(long, value_name = "DOMAIN", value_parser = network::domain, help_heading = "Traffic")]
+    domain: Vec<String>,
+    /// Traffic for its domains needs no participant token
+    #[arg(long, conflicts_with = "private", help_heading = "Traffic")]
+    public: bool,
+    /// Traffic for its domains needs a participant token, as it does by default
+    #[arg(long, help_heading = "Traffic")]
+    private: bool,
+    /// Path that answers 200 to 399 when it is healthy
+    #[arg(long, value_name = "PATH", value_parser = network::liveness, help_heading = "Traffic")]
+    liveness: Option<String>,
+
+    /// What it runs in place of the image's own: a JSON list, or a command that is split at blanks
+    #[arg(long, value_name = "COMMAND", help_heading = "Process")]
+    command: Option<String>,
+    /// Directory that it starts in
+    #[arg(long, value_name = "DIR", help_heading = "Process")]
+    workdir: Option<String>,
+    /// Most memory that it may use, such as `512m`
+    #[arg(long, value_name = "SIZE", value_parser = quantity::memory, help_heading = "Process")]
+    memory: Option<u64>,
+    /// Most processors that it may use, such as `1.5`
+    #[arg(long, value_name = "NUMBER", value_parser = quantity::cpus, help_heading = "Process")]
+    cpus: Option<u32>,
+
+    /// How the new revision takes the place of the old one
+    #[arg(long, value_enum, help_heading = "Deploy")]
+    strategy: Option<Strategy>,
+    /// How long it has for its first healthy answer, such as `90s` [default: kept, else 60s]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse, help_heading = "Deploy")]
+    timeout: Option<Duration>,
+    /// Credentials of the image's registry, and of base images, `[registry,]username,password`
+    #[arg(long, value_name = "CRED", help_heading = "Deploy")]
+    cred: Vec<String>,
+    /// Print what would be done, and do nothing
+    #[arg(long, conflicts_with = "pack", help_heading = "Deploy")]
+    dry_run: bool,
+    #[command(flatten)]
+    waiting: follow::WaitArgs,
+
+    /// A directory of this machine to build first, `<path>[:<mount>]`
+    #[arg(long, value_name = "PATH", help_heading = "Build")]
+    pack: Option<String>,
+    /// The build fails when it takes longer
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse, help_heading = "Build")]
+    build_timeout: Option<Duration>,
+    #[command(flatten)]
+    build_options: BuildOptions,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Strategy {
+    /// The new one is healthy before the old one goes
+    Rolling,
+    /// The old one ends before the new one starts
+    Recreate,
+}
+
+pub(super) async fn run(
+    mut args: DeployArgs,
+    globals: &Globals,
+    interrupts: &mut Interrupts,
+) -> Result<(), Failure> {
+    let flags::Plan { mut spec, build } = flags::plan(&mut args, |name| std::env::var(name))?;
+    let client = match build {
+        None => interrupts.or(connect(globals)).await?,
+        Some(build) => {
+            let (client, digest) = Box::pin(build::for_deploy(&build, globals, interrupts)).await?;
+            // What was built, wherever its tag goes meanwhile.
+            spec.image = pinned(&spec.image, &digest)?;
+            client
+        }
+    };
+    let request = DeployRequest { spec: Some(spec), dry_run: args.dry_run };
+    let answer = interrupts.or(async { Ok(client.deploy(request).await?) }).await?;
+    if args.dry_run {
+        return follow::report_plan(&answer, globals.json);
+    }
+    Box::pin(follow::run(&client, &answer, &args.waiting, globals.json, interrupts)).await
+}
+
+fn pinned(image: &str, digest: &str) -> Result<String, Failure> {
+    let not_understood = |error: &dyn std::fmt::Display| Failure::failed("protocol", error.to_string());
+    let mut image: Reference = image.parse().map_err(|error| not_understood(&error))?;
+    image.digest = Some(digest.parse().map_err(|error| not_understood(&error))?);
+    Ok(image.to_string())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,148 @@
+//! The flags of `hearth deploy` as a request, checked as far as that needs no room.
+
+use clap::Args;
+use hearth_pack::image::parse_command;
+use hearth_proto::v1::{CommandLine, DeploySpec, DeployStrategy, DomainNames, Mount, ServicePorts};
+use hearth_proto::value::{MountKind, MountSpec, MountTarget, Reference, check_distinct};
+
+use super::{DeployArgs, Strategy, network};
+use crate::cli::build::{BuildArgs, BuildOptions, mount};
+use crate::cli::registry::credential;
+use crate::duration;
+use crate::error::Failure;
+
+/// Files that a service sees while it runs.
+#[derive(Debug, Default, Args)]
+pub(super) struct MountArgs {
+    /// Files of room storage, `<source>:<mount>[:ro|rw]`; the default is rw
+    #[arg(
+        long,
+        visible_alias = "mount-room-path",
+        value_name = "MOUNT",
+        help_heading = "Files of the service"
+    )]
+    room_mount: Vec<String>,
+    /// Files of project storage, in the same form; the default is ro
+    #[arg(
+        long,
+        visible_alias = "mount-project-path",
+        value_name = "MOUNT",
+        help_heading = "Files of the service"
+    )]
+    project_mount: Vec<String>,
+    /// Files of an image, `<image>=<mount>[:ro|rw][,subpath=<path>]`; the default is ro
+    #[arg(long, visible_alias = "mount-image", value_name = "MOUNT", help_heading = "Files of the service")]
+    image_mount: Vec<String>,
+    /// A directory that is empty when the service starts, `<mount>[:ro|rw]`
+    #[arg(long, value_name = "MOUNT", help_heading = "Files of the service")]
+    empty_dir_mount: Vec<String>,
+}
+
+impl MountArgs {
+    fn read(&self) -> Result<Vec<Mount>, Failure> {
+        let mut mounts = Vec::new();
+        for (flag, kind, texts) in [
+            ("--room-mount", MountKind::Room, &self.room_mount),
+            ("--project-mount", MountKind::Project, &self.project_mount),
+            ("--image-mount", MountKind::Image, &self.image_mount),
+            ("--empty-dir-mount", MountKind::EmptyDir, &self.empty_dir_mount),
+        ] {
+            for text in texts {
+                let parsed = MountSpec::parse_for_service(kind, text);
+                let parsed = parsed.map_err(|error| Failure::usage(format!("{flag}: {error}")))?;
+                if parsed.target.as_str() == "/" {
+                    return Err(Failure::usage(format!("{flag}: `{text}` would hide the whole image")));
+                }
+                mounts.push(parsed);
+            }
+        }
+        check_distinct(&mounts).map_err(|error| Failure::usage(error.to_string()))?;
+        Ok(mounts.into_iter().map(mount).collect())
+    }
+}
+
+pub(super) struct Plan {
+    pub spec: DeploySpec,
+    /// To be built first.
+    pub build: Option<BuildArgs>,
+}
+
+/// `variable` gives the value of a variable of this process.
+pub(super) fn plan(
+    args: &mut DeployArgs,
+    variable: impl Fn(&str) -> Result<String, std::env::VarError>,
+) -> Result<Plan, Failure> {
+    let wrong = |flag: &str, error: &dyn std::fmt::Display| Failure::usage(format!("{flag}: {error}"));
+    let image = match &args.pack {
+        Some(_) => Reference::parse_tag(&args.tag),
+        None => args.tag.parse(),
+    };
+    let image: Reference = image.map_err(|error| wrong("--tag", &error))?;
+    network::check_ports(&args.port).map_err(|error| wrong("--port", &error))?;
+    let ports = Some(args.port.clone()).filter(|ports| !ports.is_empty());
+    let domains = Some(args.domain.clone()).filter(|domains| !domains.is_empty());
+    if domains.is_some() && ports.as_ref().is_some_and(|ports| ports.len() > 1) {
+        return Err(Failure::usage(format!(
+            "--domain: a domain needs exactly one published port, and {} are given",
+            args.port.len()
+        ))
+        .hint("give the one that is to be reached with --port"));
+    }
+    let command = match args.command.as_deref().map(parse_command).transpose() {
+        Ok(Some(words)) if words.first().is_none_or(String::is_empty) => {
+            return Err(Failure::usage("--command: the command is empty"));
+        }
+        Ok(command) => command.map(|arguments| CommandLine { arguments }),
+        Err(error) => return Err(wrong("--command", &error)),
+    };
+    let working_dir = args.workdir.as_ref().map(|text| {
+        let parsed = text.parse::<MountTarget>();
+        parsed
+            .map(|path| path.to_string())
+            .map_err(|_| Failure::usage(format!("--workdir: `{text}` is not an absolute path without `..`")))
+    });
+    let strategy = match args.strategy {
+        None => DeployStrategy::Unspecified,
+        Some(Strategy::Rolling) => DeployStrategy::Rolling,
+        Some(Strategy::Recreate) => DeployStrategy::Recreate,
+    };
+    let spec = DeploySpec {
+        image: image.to_string(),
+        name: args.name.clone(),
+        env: args.environment.read(variable)?,
+        mounts: args.mounts.read()?,
+        ports: ports.map(|ports| ServicePorts { ports }),
+        command,
+        working_dir: working_dir.transpose()?,
+        identity: args.environment.identity.clone(),
+        memory_bytes: args.memory,
+        cpu_millis: args.cpus,
+        liveness: args.liveness.clone(),
+        start_limit: args.timeout.map(duration::to_wire),
+        strategy: strategy.into(),
+        domains: domains.map(|domains| DomainNames { domains }),
+        public: if args.public { Some(true) } else { args.private.then_some(false) },
+        description: None,
+        annotations: None,
+        replace: false,
+        credentials: args.cred.iter().map(|text| credential(text)).collect::<Result<_, _>>()?,
+    };
+    Ok(Plan { spec, build: build(args)? })
+}
+
+fn build(args: &mut DeployArgs) -> Result<Option<BuildArgs>, Failure> {
+    let Some(pack) = &args.pack else {
+        if args.build_options != BuildOptions::default() || args.build_timeout.is_some() {
+            return Err(Failure::usage(
+                "flags of a build need --pack: without it the image is deployed as it is",
+            )
+            .hint("give the directory to build with --pack, or build before with `hearth build`"));
+        }
+        return Ok(None);
+    };
+    let mut build = BuildArgs::of_pack(&args.tag, pack, std::mem::take(&mut args.build_options));
+    build.cred.clone_from(&args.cred);
+    build.progress = args.waiting.progress;
+    build.timeout = args.build_timeout;
+    Ok(Some(build))
+}

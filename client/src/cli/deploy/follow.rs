@@ -1,0 +1,242 @@
+//! Watching a deploy, a restart or a rollback until it is live, and telling what it came to.
+
+use clap::Args;
+use hearth_proto::v1::DeployResponse;
+use hearth_proto::v1::deploy_event::Event;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::client::{Client, Watched};
+use crate::error::{Failure, FailureKind};
+use crate::interrupt::Interrupts;
+use crate::progress::ProgressMode;
+use crate::progress::deploy::action;
+use crate::{duration, output};
+
+/// Whether to wait, and what is shown meanwhile.
+#[derive(Debug, Default, Args)]
+pub(in crate::cli) struct WaitArgs {
+    /// Wait until it is live, as is the default
+    #[arg(long, conflicts_with = "no_wait", help_heading = "Output")]
+    wait: bool,
+    /// Do not wait until it is live
+    #[arg(long, help_heading = "Output")]
+    no_wait: bool,
+    /// How progress is shown
+    #[arg(long, value_enum, default_value_t = ProgressMode::Auto, help_heading = "Output")]
+    pub(in crate::cli) progress: ProgressMode,
+}
+
+/// Tells how a revision comes to be live, and what it is then.
+pub(in crate::cli) async fn run(
+    client: &Client,
+    answer: &DeployResponse,
+    waiting: &WaitArgs,
+    json: bool,
+    interrupts: &mut Interrupts,
+) -> Result<(), Failure> {
+    if waiting.progress != ProgressMode::Json {
+        let verb = if answer.created { "creating" } else { "updating" };
+        output::note(&format!("{verb} service {}, revision {}", answer.name, answer.revision));
+        tell_notes(answer);
+    }
+    if waiting.no_wait {
+        return report(answer, None, json);
+    }
+    let took = to_live(client, answer, waiting.progress, interrupts).await?;
+    if waiting.progress != ProgressMode::Json {
+        let took = duration::show(took);
+        output::note(&format!("{} revision {} is live after {took}", answer.name, answer.revision));
+    }
+    report(answer, Some(took), json)
+}
+
+/// Shows the events until the last one. Ctrl-C leaves the deploy running.
+async fn to_live(
+    client: &Client,
+    answer: &DeployResponse,
+    progress: ProgressMode,
+    interrupts: &mut Interrupts,
+) -> Result<std::time::Duration, Failure> {
+    let (name, revision) = (&answer.name, answer.revision);
+    let about = |failure: Failure| failure.service(name, revision);
+    let mut show = progress.deploy_renderer(name);
+    let mut watch = client.watch_deploy(&answer.service_id, revision);
+    loop {
+        let next = tokio::select! {
+            next = watch.next() => next,
+            () = interrupts.next() => {
+                show.clear();
+                return Err(about(Failure::interrupted(format!(
+                    "left; the deploy goes on without this command: hearth services show {name}"
+                ))));
+            }
+        };
+        let next = next.map_err(|error| {
+            show.clear();
+            about(error.into())
+        })?;
+        let event = match next {
+            Some(Watched::Event(event)) => event,
+            Some(Watched::Lost(reason)) => {
+                show.note(&format!("connection lost ({reason}); trying to get back"));
+                continue;
+            }
+            None => return Err(about(Failure::failed("protocol", "the deploy ended without its end"))),
+        };
+        show.event(&event);
+        match event.event {
+            Some(Event::Live(live)) => {
+                show.clear();
+                return Ok(live.took.map(duration::from_wire).unwrap_or_default());
+            }
+            Some(Event::Failed(detail)) => {
+                show.clear();
+                let mut failure = about(Failure::from_detail(FailureKind::Failed, Box::new(detail)));
+                failure.log_shown = show.shows_whole_log();
+                tell_what_serves(client, answer).await;
+                return Err(failure);
+            }
+            Some(Event::Superseded(superseded)) => {
+                show.clear();
+                let by = superseded.by;
+                let message = format!(
+                    "revision {revision} of {name} was superseded by revision {by} before it was live"
+                );
+                return Err(about(Failure::failed("superseded", message)));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Whether traffic is still answered after a failed deploy. Only a remark: the failure is told in any case.
+async fn tell_what_serves(client: &Client, answer: &DeployResponse) {
+    match client.service(&answer.service_id).await {
+        Ok(service) => match service.live_revision.filter(|live| *live != answer.revision) {
+            Some(live) => output::note(&format!("revision {live} of {} keeps serving", answer.name)),
+            None => output::note(&format!("no revision of {} serves", answer.name)),
+        },
+        Err(error) => tracing::debug!(%error, "what serves is not known"),
+    }
+}
+
+fn tell_notes(answer: &DeployResponse) {
+    answer.notes.iter().for_each(|note| output::note(&format!("note: {}", output::printable(note))));
+}
+
+#[derive(Serialize)]
+struct DeployView<'a> {
+    service_id: &'a str,
+    name: &'a str,
+    revision: u32,
+    created: bool,
+    /// None where nobody waited for it.
+    live: Option<bool>,
+    took_seconds: Option<f64>,
+    image: &'a str,
+    digest: &'a str,
+    domains: &'a [String],
+    urls: &'a [String],
+    notes: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan: Option<Vec<Value>>,
+}
+
+impl<'a> DeployView<'a> {
+    fn new(answer: &'a DeployResponse, took: Option<std::time::Duration>) -> Self {
+        let spec = answer.spec.as_ref();
+        Self {
+            service_id: &answer.service_id,
+            name: &answer.name,
+            revision: answer.revision,
+            created: answer.created,
+            live: took.map(|_| true),
+            took_seconds: took.map(|took| took.as_secs_f64()),
+            image: spec.map_or("", |spec| spec.image.as_str()),
+            digest: spec.map_or("", |spec| spec.digest.as_str()),
+            domains: spec.map_or(&[], |spec| spec.domains.as_slice()),
+            urls: &answer.urls,
+            notes: &answer.notes,
+            plan: None,
+        }
+    }
+
+    /// `name revision digest`, then an address on each line.
+    fn for_people(&self) -> String {
+        let mut text = format!("{} {} {}", self.name, self.revision, self.digest);
+        self.urls.iter().for_each(|url| text += &format!("\n{}", output::printable(url)));
+        text
+    }
+}
+
+fn report(answer: &DeployResponse, took: Option<std::time::Duration>, json: bool) -> Result<(), Failure> {
+    let view = DeployView::new(answer, took);
+    if json { output::json(&view) } else { output::line(&view.for_people()) }
+}
+
+/// What a deploy would do.
+pub(in crate::cli) fn report_plan(answer: &DeployResponse, json: bool) -> Result<(), Failure> {
+    if json {
+        let plan = Some(answer.plan.iter().map(action).collect());
+        return output::json(&DeployView { plan, ..DeployView::new(answer, None) });
+    }
+    let verb = if answer.created { "create" } else { "update" };
+    output::note(&format!("would {verb} service {}, revision {}:", answer.name, answer.revision));
+    tell_notes(answer);
+    answer.plan.iter().try_for_each(|action| output::line(&output::printable(&action.text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use hearth_proto::v1::{DeployAction, DeployActionKind, ServiceSpec};
+
+    use super::*;
+
+    fn answer() -> DeployResponse {
+        let spec = ServiceSpec {
+            image: "web:1".into(),
+            digest: "sha256:9b2c".into(),
+            domains: vec!["www.example.com".into(), "*.example.com".into()],
+            ..ServiceSpec::default()
+        };
+        DeployResponse {
+            service_id: "7f3k9wq2m7xh".into(),
+            name: "web".into(),
+            revision: 3,
+            urls: vec!["http://www.example.com:4380/".into()],
+            spec: Some(spec),
+            ..DeployResponse::default()
+        }
+    }
+
+    #[test]
+    fn people_and_scripts_read_name_revision_digest_and_addresses() {
+        let text = DeployView::new(&answer(), None).for_people();
+        assert_eq!(text, "web 3 sha256:9b2c\nhttp://www.example.com:4380/");
+    }
+
+    #[test]
+    fn programs_read_a_typed_result_and_a_typed_plan() {
+        let took = Some(std::time::Duration::from_millis(412));
+        let value = serde_json::to_value(DeployView::new(&answer(), took)).unwrap();
+        assert_eq!(
+            (&value["name"], &value["revision"], &value["live"]),
+            (&"web".into(), &3.into(), &true.into())
+        );
+        assert_eq!(value["took_seconds"], 0.412);
+        assert_eq!(value["domains"][1], "*.example.com");
+        assert_eq!(value.get("plan"), None);
+        let route = DeployAction {
+            kind: DeployActionKind::Route.into(),
+            revision: 3,
+            text: "lead the traffic to revision 3".into(),
+            ..DeployAction::default()
+        };
+        let answer = answer();
+        let view = DeployView { plan: Some(vec![action(&route)]), ..DeployView::new(&answer, None) };
+        let value = serde_json::to_value(view).unwrap();
+        assert_eq!(value["plan"][0]["action"], "route");
+        assert_eq!((&value["live"], &value["took_seconds"]), (&Value::Null, &Value::Null));
+    }
+}

@@ -1,0 +1,222 @@
+//! `hearth services`
+
+mod exec;
+mod logs;
+mod manifest;
+mod views;
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Subcommand, ValueEnum};
+use hearth_proto::v1::{DeployRequest, Revision, Service};
+use jiff::Timestamp;
+
+use super::deploy::follow::{self, WaitArgs};
+use super::{Globals, connect};
+use crate::client::Client;
+use crate::error::Failure;
+use crate::interrupt::Interrupts;
+use crate::{duration, output};
+use manifest::Manifest;
+use views::ServiceView;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ServicesCommand {
+    /// Show the room's services and how they are
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show one service: its revisions, instances and health
+    ///
+    /// With -o it is printed as the manifest that `hearth services apply` takes.
+    #[command(after_help = "\
+Examples:
+  hearth services show web
+  hearth services show web -o yaml > web.yaml")]
+    Show {
+        /// Name or id
+        service: String,
+        /// Print the manifest of what it runs
+        #[arg(long, short, value_enum)]
+        output: Option<Format>,
+        /// Of this revision [default: the one that shall run]
+        #[arg(long, value_name = "N", requires = "output", value_parser = clap::value_parser!(u32).range(1..))]
+        revision: Option<u32>,
+    },
+    Logs(logs::LogsArgs),
+    /// Replace the instance of a service by another of the same revision, with fresh tokens and secrets
+    Restart {
+        service: String,
+        #[command(flatten)]
+        waiting: WaitArgs,
+    },
+    /// Run again what an earlier revision ran, as a new revision
+    #[command(after_help = "\
+Examples:
+  hearth services rollback web
+      What was live before
+  hearth services rollback web 3")]
+    Rollback {
+        service: String,
+        /// Number of the earlier revision [default: the last one that was live before]
+        #[arg(value_name = "REV", value_parser = clap::value_parser!(u32).range(1..))]
+        revision: Option<u32>,
+        #[command(flatten)]
+        waiting: WaitArgs,
+    },
+    /// Stop and forget services
+    Rm {
+        #[arg(required = true)]
+        services: Vec<String>,
+        /// From the stop signal to the end by force, such as `30s` [default: 10s]
+        #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+        grace: Option<Duration>,
+        /// End them by force at once
+        #[arg(long, conflicts_with = "grace")]
+        now: bool,
+    },
+    Exec(exec::ExecArgs),
+    /// Deploy what a manifest says: nothing that is not in it is kept
+    #[command(after_help = "\
+Example:
+  hearth services show web -o yaml > web.yaml
+  hearth services apply -f web.yaml")]
+    Apply {
+        /// Manifest, `-` for standard input
+        #[arg(long, short, value_name = "FILE")]
+        file: PathBuf,
+        /// Print what would be done, and do nothing
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        waiting: WaitArgs,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Format {
+    Yaml,
+    Json,
+}
+
+/// More than any manifest has.
+const MAX_MANIFEST_BYTES: u64 = 1 << 20;
+
+pub(super) async fn run(
+    command: ServicesCommand,
+    globals: &Globals,
+    interrupts: &mut Interrupts,
+) -> Result<(), Failure> {
+    match command {
+        ServicesCommand::List => interrupts.or(list(globals)).await,
+        ServicesCommand::Show { service, output: format, revision } => {
+            interrupts.or(show(&service, format, revision, globals)).await
+        }
+        ServicesCommand::Logs(args) => interrupts.or(Box::pin(logs::run(args, globals))).await,
+        ServicesCommand::Restart { service, waiting } => {
+            let asked = async {
+                let client = connect(globals).await?;
+                let answer = client.restart_service(&service).await?;
+                Ok((client, answer))
+            };
+            let (client, answer) = interrupts.or(asked).await?;
+            Box::pin(follow::run(&client, &answer, &waiting, globals.json, interrupts)).await
+        }
+        ServicesCommand::Rollback { service, revision, waiting } => {
+            let asked = async {
+                let client = connect(globals).await?;
+                let answer = client.roll_back_service(&service, revision.unwrap_or(0)).await?;
+                Ok((client, answer))
+            };
+            let (client, answer) = interrupts.or(asked).await?;
+            Box::pin(follow::run(&client, &answer, &waiting, globals.json, interrupts)).await
+        }
+        ServicesCommand::Rm { services, grace, now } => {
+            let grace = if now { Some(Duration::ZERO) } else { grace };
+            interrupts.or(remove(&services, grace, globals)).await
+        }
+        ServicesCommand::Exec(args) => Box::pin(exec::run(args, globals, interrupts)).await,
+        ServicesCommand::Apply { file, dry_run, waiting } => {
+            let spec = Some(read_manifest(&file)?.into_spec()?);
+            let asked = async {
+                let client = connect(globals).await?;
+                let answer = client.deploy(DeployRequest { spec, dry_run }).await?;
+                Ok((client, answer))
+            };
+            let (client, answer) = interrupts.or(Box::pin(asked)).await?;
+            if dry_run {
+                return follow::report_plan(&answer, globals.json);
+            }
+            Box::pin(follow::run(&client, &answer, &waiting, globals.json, interrupts)).await
+        }
+    }
+}
+
+async fn list(globals: &Globals) -> Result<(), Failure> {
+    let services = connect(globals).await?.list_services().await?;
+    if globals.json {
+        return output::json(&services.iter().map(ServiceView::from).collect::<Vec<_>>());
+    }
+    let now = Timestamp::now();
+    output::table(&views::HEAD, &services.iter().map(|service| views::row(service, now)).collect::<Vec<_>>())
+}
+
+async fn show(
+    service: &str,
+    format: Option<Format>,
+    revision: Option<u32>,
+    globals: &Globals,
+) -> Result<(), Failure> {
+    let service = connect(globals).await?.service(service).await?;
+    match format {
+        None if globals.json => output::json(&ServiceView::from(&service)),
+        None => output::line(&views::for_people(&service, Timestamp::now())),
+        Some(format) => {
+            let spec = wanted(&service, revision)?.spec.as_ref();
+            let spec =
+                spec.ok_or_else(|| Failure::failed("protocol", "the revision came without what it runs"))?;
+            let manifest = Manifest::of(&service.name, spec);
+            match format {
+                Format::Yaml => output::line(manifest::write(&manifest)?.trim_end()),
+                Format::Json => output::json(&manifest),
+            }
+        }
+    }
+}
+
+/// The revision of this number, or the one that shall run.
+fn wanted(service: &Service, revision: Option<u32>) -> Result<&Revision, Failure> {
+    let number = revision.unwrap_or(service.desired_revision);
+    service.revisions.iter().find(|revision| revision.number == number).ok_or_else(|| {
+        let kept: Vec<String> =
+            service.revisions.iter().map(|revision| revision.number.to_string()).collect();
+        Failure::failed("not_found", format!("service {} has no revision {number}", service.name))
+            .hint(format!("there are {}", kept.join(", ")))
+    })
+}
+
+async fn remove(services: &[String], grace: Option<Duration>, globals: &Globals) -> Result<(), Failure> {
+    let client: Client = connect(globals).await?;
+    for service in services {
+        let removed = client.remove_service(service, grace).await?;
+        output::note(&format!("removed {}", removed.name));
+    }
+    Ok(())
+}
+
+fn read_manifest(path: &Path) -> Result<Manifest, Failure> {
+    let (name, mut content) = (path.display().to_string(), String::new());
+    let wrong = |error: &std::io::Error| Failure::usage(format!("cannot read `{name}`: {error}"));
+    let read = if path == Path::new("-") {
+        std::io::stdin().lock().take(MAX_MANIFEST_BYTES + 1).read_to_string(&mut content)
+    } else {
+        let file = std::fs::File::open(path).map_err(|error| wrong(&error))?;
+        file.take(MAX_MANIFEST_BYTES + 1).read_to_string(&mut content)
+    };
+    read.map_err(|error| wrong(&error))?;
+    if content.len() as u64 > MAX_MANIFEST_BYTES {
+        return Err(Failure::usage(format!("`{name}` is larger than {} KiB", MAX_MANIFEST_BYTES >> 10)));
+    }
+    manifest::read(&name, &content)
+}

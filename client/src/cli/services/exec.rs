@@ -1,0 +1,277 @@
+//! `hearth services exec`
+//!
+//! ```text
+//! keyboard or pipe --stdin--> process --stdout, stderr--> here, until `exited`
+//! window size, signals ------^
+//! ```
+
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::io::IsTerminal as _;
+
+use clap::Args;
+use hearth_proto::v1::exec_request::Message;
+use hearth_proto::v1::exec_response::Message as Answer;
+use hearth_proto::v1::{ExecBegin, ExecStdinEnd, Exit, TerminalSize};
+use hearth_proto::value::MountTarget;
+use tokio::io::AsyncWriteExt as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::cli::{Globals, connect};
+use crate::client::ExecProcess;
+use crate::error::Failure;
+use crate::interrupt::Interrupts;
+use crate::terminal::{self, Raw};
+use crate::{output, task};
+
+/// Run a command in the instance that serves
+///
+/// Ends with the command's own exit code.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth services exec web -- ls -l /srv
+  hearth services exec -it web -- sh
+  hearth services exec -i db -- psql < dump.sql")]
+pub(in crate::cli) struct ExecArgs {
+    /// Give it standard input
+    #[arg(long, short)]
+    interactive: bool,
+    /// Give it a terminal
+    #[arg(long, short)]
+    tty: bool,
+    /// Variable, `NAME=value`
+    #[arg(long, short, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// Directory that it starts in
+    #[arg(long, short, value_name = "DIR")]
+    workdir: Option<String>,
+    /// Name or id
+    service: String,
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+/// Of a terminal that does not know its size.
+const DEFAULT_SIZE: (u32, u32) = (80, 24);
+const SIGINT: i32 = 2;
+
+impl ExecArgs {
+    fn begin(&self) -> Result<ExecBegin, Failure> {
+        let mut env = BTreeMap::new();
+        for text in &self.env {
+            let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
+            let (name, value) =
+                pair.ok_or_else(|| Failure::usage(format!("--env `{text}`: expected `NAME=VALUE`")))?;
+            env.insert(name.to_owned(), value.to_owned());
+        }
+        let working_dir = match &self.workdir {
+            None => String::new(),
+            Some(text) => text.parse::<MountTarget>().map(|path| path.to_string()).map_err(|_| {
+                Failure::usage(format!("--workdir: `{text}` is not an absolute path without `..`"))
+            })?,
+        };
+        let terminal = self.tty.then(window);
+        Ok(ExecBegin {
+            service: self.service.clone(),
+            command: self.command.clone(),
+            env,
+            working_dir,
+            terminal,
+        })
+    }
+}
+
+fn window() -> TerminalSize {
+    let (columns, rows) = terminal::size().unwrap_or(DEFAULT_SIZE);
+    TerminalSize { columns, rows }
+}
+
+pub(super) async fn run(
+    args: ExecArgs,
+    globals: &Globals,
+    interrupts: &mut Interrupts,
+) -> Result<(), Failure> {
+    let begin = args.begin()?;
+    if args.interactive && args.tty && !std::io::stdin().is_terminal() {
+        return Err(Failure::usage("-t with -i needs a terminal as standard input")
+            .hint("leave -t out to give it a file or a pipe"));
+    }
+    let starting = async {
+        let client = connect(globals).await?;
+        Ok(client.exec(begin).await?)
+    };
+    let mut process = interrupts.or(Box::pin(starting)).await?;
+    let exit = {
+        // Changed back before anything else is told, however this ends.
+        let raw = if args.interactive && args.tty { Raw::keyboard() } else { None };
+        let exit = attached(&mut process, &args, interrupts).await;
+        drop(raw);
+        exit?
+    };
+    ended(&exit)
+}
+
+/// What of ours ends the process: signals that would leave the terminal as it is now.
+struct Ends {
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+impl Ends {
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.hang_up.recv() => "SIGHUP",
+        }
+    }
+}
+
+async fn attached(
+    process: &mut ExecProcess,
+    args: &ExecArgs,
+    interrupts: &mut Interrupts,
+) -> Result<Exit, Failure> {
+    let mut resized = signal(SignalKind::window_change())?;
+    let mut ends =
+        Ends { terminate: signal(SignalKind::terminate())?, hang_up: signal(SignalKind::hangup())? };
+    let mut outbox = Outbox { to: process.input.clone(), waiting: None };
+    let mut typed = if args.interactive {
+        Some(task::standard_input())
+    } else {
+        outbox.waiting = Some(Message::StdinEnd(ExecStdinEnd {}));
+        None
+    };
+    let (mut out, mut err) = (tokio::io::stdout(), tokio::io::stderr());
+    loop {
+        // One message at a time is under way to the process, and its output is read meanwhile.
+        let message = tokio::select! {
+            answer = process.next() => match answer? {
+                Answer::Stdout(bytes) => {
+                    out.write_all(&bytes).await?;
+                    out.flush().await?;
+                    continue;
+                }
+                Answer::Stderr(bytes) => {
+                    err.write_all(&bytes).await?;
+                    err.flush().await?;
+                    continue;
+                }
+                Answer::Exited(exit) => return Ok(exit),
+            },
+            () = outbox.send(), if outbox.waiting.is_some() => continue,
+            _ = resized.recv(), if args.tty && outbox.waiting.is_none() => Message::Resize(window()),
+            () = interrupts.next(), if outbox.waiting.is_none() => Message::Signal(SIGINT),
+            piece = next_piece(&mut typed), if outbox.waiting.is_none() => match piece {
+                Some(Ok(bytes)) => Message::Stdin(bytes),
+                Some(Err(error)) => return Err(error.into()),
+                None => {
+                    typed = None;
+                    Message::StdinEnd(ExecStdinEnd {})
+                }
+            },
+            name = ends.next() => {
+                return Err(Failure::interrupted(format!("{name}; the process in the service is ended")));
+            }
+        };
+        outbox.waiting = Some(message);
+    }
+}
+
+async fn next_piece(
+    typed: &mut Option<mpsc::Receiver<std::io::Result<bytes::Bytes>>>,
+) -> Option<std::io::Result<bytes::Bytes>> {
+    match typed {
+        Some(typed) => typed.recv().await,
+        None => pending().await,
+    }
+}
+
+/// The next message to the process, kept until there is room for it.
+struct Outbox {
+    to: mpsc::Sender<Message>,
+    waiting: Option<Message>,
+}
+
+impl Outbox {
+    /// May be dropped and called again.
+    async fn send(&mut self) {
+        match self.to.reserve().await {
+            Ok(room) => {
+                if let Some(message) = self.waiting.take() {
+                    room.send(message);
+                }
+            }
+            // Nobody reads any more: the exit code is on its way.
+            Err(_) => {
+                self.waiting = None;
+                pending::<()>().await;
+            }
+        }
+    }
+}
+
+fn ended(exit: &Exit) -> Result<(), Failure> {
+    if exit.out_of_memory {
+        output::note("the process was ended for want of memory");
+    }
+    match exit.code {
+        Some(0) => Ok(()),
+        // What does not fit a process's exit code is no code of ours.
+        Some(code) => Err(Failure::ended(u8::try_from(code).unwrap_or(u8::MAX))),
+        None => Err(Failure::failed("exit_unseen", "the process ended, and nobody saw how")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit;
+
+    fn args(env: &[&str], workdir: Option<&str>) -> ExecArgs {
+        ExecArgs {
+            interactive: false,
+            tty: false,
+            env: env.iter().map(|text| (*text).to_owned()).collect(),
+            workdir: workdir.map(str::to_owned),
+            service: "web".into(),
+            command: vec!["ls".into(), "-l".into()],
+        }
+    }
+
+    #[test]
+    fn a_command_is_begun_as_it_was_given() {
+        let begin = args(&["A=b=c"], Some("/srv/")).begin().unwrap();
+        assert_eq!((begin.command, begin.working_dir.as_str()), (vec!["ls".into(), "-l".into()], "/srv"));
+        assert_eq!(begin.env.get("A").map(String::as_str), Some("b=c"));
+        assert_eq!(begin.terminal, None);
+        assert!(args(&["A"], None).begin().unwrap_err().detail.message.contains("--env `A`"));
+        assert!(args(&[], Some("srv")).begin().unwrap_err().detail.message.contains("--workdir: `srv`"));
+    }
+
+    #[test]
+    fn the_exit_code_is_that_of_the_process() {
+        let code = |code| {
+            let exit = Exit { code, ..Exit::default() };
+            ended(&exit).map_err(|failure| exit::code(&failure))
+        };
+        assert_eq!(code(Some(0)), Ok(()));
+        assert_eq!(code(Some(3)), Err(3));
+        assert_eq!(code(Some(137)), Err(137));
+        assert_eq!(code(Some(-1)), Err(255));
+        assert_eq!(code(None), Err(1));
+    }
+
+    #[tokio::test]
+    async fn a_message_waits_for_room_and_is_not_lost_when_the_wait_is_dropped() {
+        let (to, mut from) = mpsc::channel(1);
+        to.send(Message::Signal(1)).await.unwrap();
+        let mut outbox = Outbox { to, waiting: Some(Message::Signal(2)) };
+        let full = tokio::time::timeout(std::time::Duration::from_millis(20), outbox.send()).await;
+        assert!(full.is_err() && outbox.waiting.is_some());
+        assert_eq!(from.recv().await, Some(Message::Signal(1)));
+        outbox.send().await;
+        assert_eq!((from.recv().await, outbox.waiting), (Some(Message::Signal(2)), None));
+    }
+}

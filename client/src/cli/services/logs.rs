@@ -1,0 +1,136 @@
+//! `hearth services logs`
+
+use clap::Args;
+use hearth_proto::v1::read_service_logs_request::Source;
+use hearth_proto::v1::{LogLine, ReadServiceLogsRequest};
+use jiff::Timestamp;
+
+use crate::cli::{Globals, connect};
+use crate::client::LogRead;
+use crate::error::Failure;
+use crate::progress::deploy::log_line;
+use crate::{duration, output};
+
+/// Show what a service wrote
+///
+/// Shows the last 200 lines unless told otherwise. `--follow` goes on, over restarts and updates. With --json each line
+/// is one object.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth services logs web --tail 50
+  hearth services logs web --since 10m --grep error
+  hearth services logs web --follow")]
+pub(in crate::cli) struct LogsArgs {
+    /// Name or id
+    service: String,
+    /// Go on until interrupted, or until the service is removed
+    #[arg(long, short)]
+    follow: bool,
+    /// Only the last N lines [default: 200, or all with --since]
+    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    tail: Option<u32>,
+    /// Only lines since then: a time such as `2026-11-24T09:00:00Z`, or how long ago, such as `10m`
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    since: Option<Timestamp>,
+    /// Only lines that contain this text
+    #[arg(long, value_name = "TEXT")]
+    grep: Option<String>,
+    /// Of the newest instance of this revision
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    revision: Option<u32>,
+    /// When each line was written, before it
+    #[arg(long, short)]
+    timestamps: bool,
+}
+
+fn since(text: &str) -> Result<Timestamp, String> {
+    let wrong =
+        || format!("`{text}` is neither a time such as `2026-11-24T09:00:00Z` nor a length such as `10m`");
+    match duration::parse(text) {
+        Ok(ago) => Timestamp::now().checked_sub(ago).map_err(|_| wrong()),
+        Err(_) => text.trim().parse().map_err(|_| wrong()),
+    }
+}
+
+impl LogsArgs {
+    fn request(&self) -> ReadServiceLogsRequest {
+        ReadServiceLogsRequest {
+            service: self.service.clone(),
+            source: self.revision.map(Source::Revision),
+            tail: self.tail,
+            since: self
+                .since
+                .map(|at| prost_types::Timestamp { seconds: at.as_second(), nanos: at.subsec_nanosecond() }),
+            contains: self.grep.clone().unwrap_or_default(),
+            follow: self.follow,
+        }
+    }
+
+    fn row(&self, line: &LogLine) -> String {
+        let text = output::printable(&line.text);
+        match output::timestamp(line.time.as_ref()).filter(|_| self.timestamps) {
+            Some(time) => format!("{time} {text}"),
+            None => text,
+        }
+    }
+}
+
+pub(super) async fn run(args: LogsArgs, globals: &Globals) -> Result<(), Failure> {
+    let client = connect(globals).await?;
+    let mut logs = client.service_logs(args.request());
+    while let Some(read) = logs.next().await? {
+        match read {
+            LogRead::Lost(reason) => {
+                output::note(&format!("connection lost ({reason}); trying to get back"));
+            }
+            LogRead::Line(line) if globals.json => output::line(&log_line(&line).to_string())?,
+            LogRead::Line(line) => {
+                if line.dropped_bytes > 0 {
+                    output::note(&format!("({} of log left out)", output::size(line.dropped_bytes)));
+                }
+                output::line(&args.row(&line))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn since_is_a_time_or_how_long_ago() {
+        assert_eq!(since("2026-11-24T09:00:00Z").unwrap().as_second(), 1_795_510_800);
+        let ago = Timestamp::now().duration_since(since("10m").unwrap()).as_secs();
+        assert!((600..610).contains(&ago), "{ago}");
+        for bad in ["", "yesterday", "10", "2026-11-24"] {
+            assert!(since(bad).unwrap_err().contains(&format!("`{bad}`")), "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_flag_reaches_the_question() {
+        let args = LogsArgs {
+            service: "web".into(),
+            follow: true,
+            tail: Some(5),
+            since: Timestamp::from_second(7).ok(),
+            grep: Some("error".into()),
+            revision: Some(3),
+            timestamps: true,
+        };
+        let asked = ReadServiceLogsRequest {
+            service: "web".into(),
+            tail: Some(5),
+            since: Some(prost_types::Timestamp { seconds: 7, nanos: 0 }),
+            contains: "error".into(),
+            follow: true,
+            source: Some(Source::Revision(3)),
+        };
+        assert_eq!(args.request(), asked);
+        let line = LogLine { time: asked.since, text: "a\u{7}".into(), ..LogLine::default() };
+        assert_eq!(args.row(&line), "1970-01-01T00:00:07Z a\\u{7}");
+    }
+}

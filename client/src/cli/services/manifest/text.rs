@@ -1,0 +1,92 @@
+//! Manifests as YAML and JSON, and the values in them that are written in two ways.
+
+use std::fmt;
+
+use hearth_pack::image::parse_command;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+
+use super::Manifest;
+use crate::cli::token::check_scope;
+use crate::error::Failure;
+
+/// Reads a manifest; `name` is the file in errors. JSON is read as well, being YAML.
+pub(in crate::cli::services) fn read(name: &str, text: &str) -> Result<Manifest, Failure> {
+    let options = serde_saphyr::options! { with_snippet: false };
+    serde_saphyr::from_str_with_options(text, options)
+        .map_err(|error| Failure::usage(format!("{name}: {error}")))
+}
+
+pub(in crate::cli::services) fn write(manifest: &Manifest) -> Result<String, Failure> {
+    serde_saphyr::to_string(manifest)
+        .map_err(|error| Failure::failed("internal", format!("the manifest cannot be written: {error}")))
+}
+
+/// A list of words, or a command that is split into words.
+#[derive(Debug, PartialEq, Serialize)]
+pub(super) struct Command(pub(super) Vec<String>);
+
+impl<'de> Deserialize<'de> for Command {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Words;
+        impl<'de> Visitor<'de> for Words {
+            type Value = Command;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a command, or a list of its words")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Command, E> {
+                parse_command(text).map(Command).map_err(E::custom)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut words: A) -> Result<Command, A::Error> {
+                let mut all = Vec::new();
+                while let Some(word) = words.next_element()? {
+                    all.push(word);
+                }
+                Ok(Command(all))
+            }
+        }
+        deserializer.deserialize_any(Words)
+    }
+}
+
+/// A named scope, or the `api` grant itself; kept as the flag `--env-token` takes it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Scope(pub(super) String);
+
+impl Serialize for Scope {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match serde_json::from_str::<Value>(&self.0) {
+            Ok(grant @ Value::Object(_)) => grant.serialize(serializer),
+            _ => serializer.serialize_str(&self.0),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Scope {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NamedOrGrant;
+        impl<'de> Visitor<'de> for NamedOrGrant {
+            type Value = Scope;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("`userDefault`, `agentDefault`, `full`, or the grants themselves")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Scope, E> {
+                check_scope(text).map_err(E::custom)?;
+                Ok(Scope(text.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Scope, A::Error> {
+                let grant = Value::deserialize(MapAccessDeserializer::new(map))?;
+                serde_json::to_string(&grant).map(Scope).map_err(A::Error::custom)
+            }
+        }
+        deserializer.deserialize_any(NamedOrGrant)
+    }
+}

@@ -1,0 +1,50 @@
+//! One more process in an instance of a service.
+
+use hearth_proto::v1::exec_request::Message;
+use hearth_proto::v1::{ExecBegin, ExecRequest, ExecResponse, exec_response};
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Streaming};
+
+use super::{Client, ClientError};
+
+/// Messages to the process that are under way.
+const UNDER_WAY: usize = 16;
+
+/// A process that runs; it ends with this.
+pub struct ExecProcess {
+    /// Closed when the process is gone.
+    pub input: mpsc::Sender<Message>,
+    output: Streaming<ExecResponse>,
+    address: String,
+}
+
+impl Client {
+    /// Starts a process; answers when it runs.
+    pub async fn exec(&self, begin: ExecBegin) -> Result<ExecProcess, ClientError> {
+        let (input, messages) = mpsc::channel(UNDER_WAY);
+        let requests = tokio_stream::once(Message::Begin(begin))
+            .chain(ReceiverStream::new(messages))
+            .map(|message| ExecRequest { message: Some(message) });
+        let output = self.answer(self.services().exec(Request::new(requests)).await)?;
+        Ok(ExecProcess { input, output, address: self.address.clone() })
+    }
+}
+
+impl ExecProcess {
+    /// What it wrote next, or how it ended. An end of the stream before that is an error.
+    pub async fn next(&mut self) -> Result<exec_response::Message, ClientError> {
+        loop {
+            let message = self.output.message().await;
+            let message = message.map_err(|status| ClientError::from_status(&self.address, &status))?;
+            match message {
+                Some(ExecResponse { message: Some(message) }) => return Ok(message),
+                Some(ExecResponse { message: None }) => {}
+                None => {
+                    return Err(ClientError::Protocol("the process ended without its exit code".to_owned()));
+                }
+            }
+        }
+    }
+}

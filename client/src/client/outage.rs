@@ -1,0 +1,79 @@
+//! How long a reader tries to get back to a daemon that does not answer.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::ClientError;
+
+/// How a watch behaves while the daemon does not answer.
+#[derive(Clone, Copy, Debug)]
+pub struct WatchLimits {
+    pub first_pause: Duration,
+    pub longest_pause: Duration,
+    /// Counted from the loss; anything that comes starts it anew.
+    pub give_up_after: Duration,
+}
+
+impl Default for WatchLimits {
+    fn default() -> Self {
+        Self {
+            first_pause: Duration::from_millis(100),
+            longest_pause: Duration::from_secs(5),
+            give_up_after: Duration::from_secs(120),
+        }
+    }
+}
+
+/// Since when the daemon has not been heard, and when it is tried again.
+pub(super) struct Outages {
+    pub limits: WatchLimits,
+    current: Option<Outage>,
+}
+
+struct Outage {
+    since: Instant,
+    pause: Duration,
+    retry_at: Instant,
+    cause: ClientError,
+}
+
+impl Outages {
+    pub fn new(limits: WatchLimits) -> Self {
+        Self { limits, current: None }
+    }
+
+    /// Waits until the next attempt is due.
+    pub async fn pause(&self) {
+        if let Some(outage) = &self.current {
+            tokio::time::sleep_until(outage.retry_at).await;
+        }
+    }
+
+    /// The daemon was heard.
+    pub fn over(&mut self) {
+        self.current = None;
+    }
+
+    /// Plans the next attempt. The reason is given back at the first loss; after too long the cause is the error.
+    pub fn lost(&mut self, cause: ClientError) -> Result<Option<String>, ClientError> {
+        let now = Instant::now();
+        match self.current.take() {
+            None => {
+                let reason = cause.to_string();
+                let pause = self.limits.first_pause;
+                self.current = Some(Outage { since: now, pause, retry_at: now + pause, cause });
+                Ok(Some(reason))
+            }
+            // The first cause says more than the "connection refused" that follows it.
+            Some(outage) if now.duration_since(outage.since) >= self.limits.give_up_after => {
+                Err(outage.cause)
+            }
+            Some(outage) => {
+                let pause = (outage.pause * 2).min(self.limits.longest_pause);
+                self.current = Some(Outage { pause, retry_at: now + pause, ..outage });
+                Ok(None)
+            }
+        }
+    }
+}

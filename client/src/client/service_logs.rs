@@ -1,0 +1,149 @@
+//! The log of a service, line by line, across lost connections.
+//!
+//! Lines have no numbers. After a loss those written since the last one that came are asked for again, and as many of
+//! that very time as came before are dropped.
+
+use std::collections::VecDeque;
+
+use hearth_proto::v1::{LogLine, ReadServiceLogsRequest, ServiceLogLines};
+use tonic::{Request, Streaming};
+
+use super::outage::{Outages, WatchLimits};
+use super::{Client, ClientError};
+
+pub struct ServiceLogs {
+    client: Client,
+    request: ReadServiceLogsRequest,
+    stream: Option<Streaming<ServiceLogLines>>,
+    outages: Outages,
+    waiting: VecDeque<LogLine>,
+    place: Place,
+}
+
+/// What came next of a log.
+#[derive(Debug)]
+pub enum LogRead {
+    Line(LogLine),
+    /// The connection was lost and the reader is trying to get back. Told once for each loss.
+    Lost(String),
+}
+
+impl Client {
+    /// Lines of a service's log, oldest first. With `follow` lost connections are survived.
+    pub fn service_logs(&self, request: ReadServiceLogsRequest) -> ServiceLogs {
+        ServiceLogs {
+            client: self.clone(),
+            request,
+            stream: None,
+            outages: Outages::new(WatchLimits::default()),
+            waiting: VecDeque::new(),
+            place: Place::default(),
+        }
+    }
+}
+
+impl ServiceLogs {
+    /// The next line, or none after the last one. May be dropped and called again.
+    pub async fn next(&mut self) -> Result<Option<LogRead>, ClientError> {
+        loop {
+            while let Some(line) = self.waiting.pop_front() {
+                if self.place.is_new(&line) {
+                    return Ok(Some(LogRead::Line(line)));
+                }
+            }
+            self.outages.pause().await;
+            let lost = match self.read().await {
+                Ok(true) => continue,
+                Ok(false) => return Ok(None),
+                Err(error) if self.request.follow && error.may_pass() => error,
+                Err(error) => return Err(error),
+            };
+            self.stream = None;
+            if let Some(reason) = self.outages.lost(lost)? {
+                return Ok(Some(LogRead::Lost(reason)));
+            }
+        }
+    }
+
+    /// Whether there was more.
+    async fn read(&mut self) -> Result<bool, ClientError> {
+        let stream = match &mut self.stream {
+            Some(stream) => stream,
+            None => {
+                let mut request = self.request.clone();
+                if let Some(since) = self.place.resume() {
+                    request.since = Some(since);
+                    request.tail = None;
+                }
+                let stream = self.client.answer(self.client.services().logs(Request::new(request)).await)?;
+                self.stream.insert(stream)
+            }
+        };
+        let received = stream.message().await;
+        let received = received.map_err(|status| ClientError::from_status(&self.client.address, &status))?;
+        self.outages.over();
+        match received {
+            Some(lines) => {
+                self.waiting.extend(lines.lines);
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+}
+
+/// The last line that was handed out, as far as it can be told from others.
+#[derive(Debug, Default)]
+struct Place {
+    last: Option<prost_types::Timestamp>,
+    /// Lines of that time that were handed out.
+    at_last: usize,
+    /// Lines of that time that come again after a loss.
+    again: usize,
+}
+
+impl Place {
+    /// From when on to ask, after a loss. None when no line came yet.
+    fn resume(&mut self) -> Option<prost_types::Timestamp> {
+        self.again = self.at_last;
+        self.last
+    }
+
+    fn is_new(&mut self, line: &LogLine) -> bool {
+        if line.time == self.last && self.last.is_some() {
+            if self.again > 0 {
+                self.again -= 1;
+                return false;
+            }
+            self.at_last += 1;
+        } else {
+            (self.last, self.at_last, self.again) = (line.time, 1, 0);
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(nanos: i32, text: &str) -> LogLine {
+        let time = Some(prost_types::Timestamp { seconds: 1, nanos });
+        LogLine { time, text: text.to_owned(), ..LogLine::default() }
+    }
+
+    #[test]
+    fn lines_that_came_before_a_loss_do_not_come_twice() {
+        let mut place = Place::default();
+        assert_eq!(place.resume(), None);
+        let told = |place: &mut Place, lines: &[LogLine]| {
+            lines.iter().filter(|line| place.is_new(line)).map(|line| line.text.clone()).collect::<String>()
+        };
+        assert_eq!(told(&mut place, &[line(1, "a"), line(2, "b"), line(2, "c")]), "abc");
+        // Another line of the same moment had not been read yet.
+        assert_eq!(place.resume().map(|time| time.nanos), Some(2));
+        assert_eq!(told(&mut place, &[line(2, "b"), line(2, "c"), line(2, "d"), line(3, "e")]), "de");
+        assert_eq!(place.resume().map(|time| time.nanos), Some(3));
+        assert_eq!(told(&mut place, &[line(4, "f")]), "f");
+    }
+}

@@ -1,0 +1,88 @@
+//! Calls on services and their routes.
+
+use std::time::Duration;
+
+use hearth_proto::v1::{
+    DeployRequest, DeployResponse, GetServiceRequest, ListRoutesRequest, ListServicesRequest,
+    RemoveRouteRequest, RemoveServiceRequest, RemoveServiceResponse, RestartServiceRequest,
+    RollbackServiceRequest, Service, ServiceRoute,
+};
+
+use super::{Client, ClientError, limited, limited_to};
+use crate::duration;
+
+/// An image of another registry is brought into the room before the answer.
+const DEPLOY_LIMIT: Duration = Duration::from_secs(30 * 60);
+/// The daemon answers after a minute at the latest, beyond the grace.
+const REMOVE_LIMIT: Duration = Duration::from_secs(90);
+
+impl Client {
+    /// Makes a new revision of a service, or the first; answers before it runs.
+    pub async fn deploy(&self, request: DeployRequest) -> Result<DeployResponse, ClientError> {
+        self.answer(self.services().deploy(limited_to(DEPLOY_LIMIT, request)).await)
+    }
+
+    /// One service with its revisions, by its name or id.
+    pub async fn service(&self, service: &str) -> Result<Service, ClientError> {
+        let request = GetServiceRequest { service: service.to_owned() };
+        self.answer(self.services().get(limited(request)).await)
+    }
+
+    /// All services, by name, without their revisions.
+    pub async fn list_services(&self) -> Result<Vec<Service>, ClientError> {
+        let mut services = Vec::new();
+        let mut request = ListServicesRequest { page_size: 1000, page_token: String::new() };
+        loop {
+            let page = self.answer(self.services().list(limited(request.clone())).await)?;
+            services.extend(page.services);
+            if page.next_page_token.is_empty() {
+                return Ok(services);
+            }
+            if page.next_page_token == request.page_token {
+                return Err(ClientError::Protocol("a page of services names itself as the next".to_owned()));
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+
+    /// Replaces the instance of a service by another of the same revision.
+    pub async fn restart_service(&self, service: &str) -> Result<DeployResponse, ClientError> {
+        let request = RestartServiceRequest { service: service.to_owned() };
+        self.answer(self.services().restart(limited(request)).await)
+    }
+
+    /// A new revision that runs what an earlier one ran; 0 is the last that was live before.
+    pub async fn roll_back_service(
+        &self,
+        service: &str,
+        revision: u32,
+    ) -> Result<DeployResponse, ClientError> {
+        let request = RollbackServiceRequest { service: service.to_owned(), revision };
+        self.answer(self.services().rollback(limited(request)).await)
+    }
+
+    /// Stops and forgets a service; answers when nothing of it is left. `grace` is from the stop signal to SIGKILL.
+    pub async fn remove_service(
+        &self,
+        service: &str,
+        grace: Option<Duration>,
+    ) -> Result<RemoveServiceResponse, ClientError> {
+        let request =
+            RemoveServiceRequest { service: service.to_owned(), grace: grace.map(duration::to_wire) };
+        let limit = REMOVE_LIMIT + grace.unwrap_or_default();
+        self.answer(self.services().remove(limited_to(limit, request)).await)
+    }
+
+    /// Every domain of the room's services.
+    pub async fn list_routes(&self) -> Result<Vec<ServiceRoute>, ClientError> {
+        let answer = self.answer(self.services().list_routes(limited(ListRoutesRequest {})).await)?;
+        Ok(answer.routes)
+    }
+
+    /// Takes a domain away from its service, whose name is the answer.
+    pub async fn remove_route(&self, domain: &str) -> Result<String, ClientError> {
+        let request = RemoveRouteRequest { domain: domain.to_owned() };
+        let answer = self.answer(self.services().remove_route(limited(request)).await)?;
+        Ok(answer.service)
+    }
+}

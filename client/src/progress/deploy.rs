@@ -1,0 +1,134 @@
+//! How the events of a deploy are shown, on standard error, in the forms that builds have.
+//!
+//! An action that says nothing of its end has ended when the next one begins.
+
+mod json;
+mod plain;
+mod terminal;
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use hearth_proto::v1::{DeployEvent, LogLine, LogStream};
+use jiff::Timestamp;
+
+pub use json::Json;
+pub(crate) use json::{action, line as log_line, probe};
+pub use plain::Plain;
+pub use terminal::Terminal;
+
+use super::ProgressMode;
+use crate::output;
+
+/// Shows the events of one deploy.
+pub trait Show: Send {
+    fn event(&mut self, event: &DeployEvent);
+    /// A remark between events.
+    fn note(&mut self, text: &str);
+    /// Takes what is shown in place off the terminal.
+    fn clear(&mut self);
+    /// Whether every line of the service's log was shown and stays visible.
+    fn shows_whole_log(&self) -> bool;
+}
+
+impl ProgressMode {
+    /// `service` is what lines of its log are marked with.
+    pub fn deploy_renderer(self, service: &str) -> Box<dyn Show> {
+        let terminal =
+            std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        match self {
+            Self::Auto if terminal => Box::new(Terminal::new()),
+            Self::Tty => Box::new(Terminal::new()),
+            Self::Auto | Self::Plain => Box::new(Plain::new(std::io::stderr(), service)),
+            Self::Json => Box::new(Json::new(std::io::stderr())),
+        }
+    }
+}
+
+/// What is done at the moment, and what was.
+#[derive(Default)]
+struct Actions {
+    count: u32,
+    current: Option<Current>,
+}
+
+struct Current {
+    number: u32,
+    text: String,
+    since: Option<Timestamp>,
+}
+
+/// An action that is over.
+#[derive(Debug, PartialEq, Eq)]
+struct Over {
+    number: u32,
+    text: String,
+    took: Duration,
+}
+
+impl Actions {
+    /// The next one begins, with the number that is given back beside the one that this ends.
+    fn begin(&mut self, text: &str, at: Option<Timestamp>) -> (u32, Option<Over>) {
+        let over = self.end(at);
+        self.count += 1;
+        self.current = Some(Current { number: self.count, text: output::printable(text), since: at });
+        (self.count, over)
+    }
+
+    fn end(&mut self, at: Option<Timestamp>) -> Option<Over> {
+        let Current { number, text, since } = self.current.take()?;
+        Some(Over { number, text, took: between(since, at) })
+    }
+
+    /// Ends the current one if it is this.
+    fn end_of(&mut self, text: &str, took: Duration) -> Option<Over> {
+        let Current { number, text, .. } =
+            self.current.take_if(|current| current.text == output::printable(text))?;
+        Some(Over { number, text, took })
+    }
+}
+
+fn between(since: Option<Timestamp>, until: Option<Timestamp>) -> Duration {
+    let span = since.zip(until).map(|(since, until)| until.duration_since(since));
+    span.and_then(|span| Duration::try_from(span).ok()).unwrap_or_default()
+}
+
+/// A line of the service's log, safe for a terminal; what was left out before it comes first.
+fn log_lines(line: &LogLine) -> Vec<String> {
+    let gap =
+        (line.dropped_bytes > 0).then(|| format!("({} of log left out)", output::size(line.dropped_bytes)));
+    let mark = if line.stream() == LogStream::Stderr { "! " } else { "" };
+    gap.into_iter().chain([format!("{mark}{}", output::printable(&line.text))]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_action_ends_with_its_own_end_or_with_the_next() {
+        let at = |milliseconds| Timestamp::from_millisecond(milliseconds).ok();
+        let mut actions = Actions::default();
+        assert_eq!(actions.begin("start", at(0)), (1, None));
+        assert_eq!(actions.end_of("another", Duration::ZERO), None);
+        let took = Duration::from_millis(70);
+        assert_eq!(actions.end_of("start", took), Some(Over { number: 1, text: "start".into(), took }));
+        assert_eq!(actions.begin("wait", at(100)), (2, None));
+        let (number, over) = actions.begin("route", at(350));
+        let took = Duration::from_millis(250);
+        assert_eq!((number, over), (3, Some(Over { number: 2, text: "wait".into(), took })));
+        assert_eq!(actions.end(at(350)).map(|over| over.number), Some(3));
+        assert_eq!(actions.end(at(400)), None);
+    }
+
+    #[test]
+    fn a_log_line_says_its_stream_and_what_is_missing_and_moves_no_cursor() {
+        let line = LogLine {
+            stream: LogStream::Stderr.into(),
+            text: "\u{1b}[2Jboom".into(),
+            dropped_bytes: 2000,
+            ..LogLine::default()
+        };
+        assert_eq!(log_lines(&line), ["(2.00 kB of log left out)", "! \\u{1b}[2Jboom"]);
+    }
+}
