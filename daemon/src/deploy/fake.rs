@@ -3,6 +3,8 @@
 //! Every call of a neighbour is a point at which the daemon can be made to die: before the call, or right after it
 //! has done its work.
 
+mod exec;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -53,6 +55,8 @@ pub struct World {
     dies_at: AtomicUsize,
     dead: Mutex<CancellationToken>,
     pub directory: Option<tempfile::TempDir>,
+    /// Processes beside the instances' own.
+    pub processes: Arc<AtomicUsize>,
 }
 
 #[derive(Default)]
@@ -293,8 +297,12 @@ impl Runtime for World {
         self.changes.subscribe()
     }
 
-    async fn exec(&self, instance: &InstanceId, _exec: ExecSpec) -> Result<Exec, RuntimeError> {
-        Err(RuntimeError::NotRunning(instance.clone()))
+    async fn exec(&self, instance: &InstanceId, exec: ExecSpec) -> Result<Exec, RuntimeError> {
+        if self.state().instances.get(instance).is_some_and(Container::runs) {
+            exec::start(&self.processes, &exec)
+        } else {
+            Err(RuntimeError::NotRunning(instance.clone()))
+        }
     }
 }
 

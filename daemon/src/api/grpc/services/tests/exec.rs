@@ -1,0 +1,111 @@
+//! A process in a service, from a client's stream to its answers.
+
+use std::sync::atomic::Ordering;
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use v1::exec_request::Message;
+use v1::exec_response::Message as Answer;
+
+use super::*;
+
+type Input = mpsc::Sender<v1::ExecRequest>;
+
+fn begin(program: &str) -> Message {
+    let command = vec![program.to_owned()];
+    Message::Begin(v1::ExecBegin { service: "web".to_owned(), command, ..v1::ExecBegin::default() })
+}
+
+async fn send(input: &Input, message: Message) {
+    input.send(v1::ExecRequest { message: Some(message) }).await.unwrap();
+}
+
+async fn exec(room: &mut Room, first: Message) -> Result<(Input, Streaming<v1::ExecResponse>), Status> {
+    let (input, messages) = mpsc::channel(8);
+    send(&input, first).await;
+    let answers = room.client.exec(by(FULL, ReceiverStream::new(messages))).await?;
+    Ok((input, answers.into_inner()))
+}
+
+async fn next(answers: &mut Streaming<v1::ExecResponse>) -> Answer {
+    let answer = tokio::time::timeout(LIMIT, answers.message()).await.expect("no answer comes");
+    answer.unwrap().unwrap().message.unwrap()
+}
+
+/// What it wrote, and how it ended.
+async fn rest(answers: &mut Streaming<v1::ExecResponse>) -> (String, Option<i32>) {
+    let mut wrote = Vec::new();
+    loop {
+        match next(answers).await {
+            Answer::Stdout(bytes) | Answer::Stderr(bytes) => wrote.extend_from_slice(&bytes),
+            Answer::Exited(exit) => {
+                assert!(answers.message().await.unwrap().is_none(), "something comes after the end");
+                return (String::from_utf8(wrote).unwrap(), exit.code);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_goes_in_comes_out_and_the_exit_is_the_last() {
+    let mut room = room().await;
+    room.live(spec("1")).await;
+    let (input, mut answers) = exec(&mut room, begin("cat")).await.unwrap();
+    send(&input, Message::Stdin("hello".into())).await;
+    assert_eq!(next(&mut answers).await, Answer::Stdout("hello".into()));
+    send(&input, Message::Resize(v1::TerminalSize { columns: 80, rows: 24 })).await;
+    assert_eq!(next(&mut answers).await, Answer::Stderr("80x24".into()));
+    send(&input, Message::Signal(2)).await;
+    assert_eq!(rest(&mut answers).await, (String::new(), Some(130)));
+    // The end of the client's stream is the end of the process's input.
+    let (input, mut answers) = exec(&mut room, begin("cat")).await.unwrap();
+    send(&input, Message::Stdin("a".into())).await;
+    send(&input, Message::Stdin("b".into())).await;
+    drop(input);
+    assert_eq!(rest(&mut answers).await, ("ab".to_owned(), Some(0)));
+    let (input, mut answers) = exec(&mut room, begin("cat")).await.unwrap();
+    send(&input, Message::StdinEnd(v1::ExecStdinEnd {})).await;
+    assert_eq!(rest(&mut answers).await, (String::new(), Some(0)));
+    assert_eq!(room.world.processes.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_or_talks_nonsense_ends_its_process() {
+    let mut room = room().await;
+    room.live(spec("1")).await;
+    let processes = Arc::clone(&room.world.processes);
+    let none_runs = async || {
+        let wait = async {
+            while processes.load(Ordering::SeqCst) > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, wait).await.expect("a process runs for nobody");
+    };
+    let (input, answers) = exec(&mut room, begin("cat")).await.unwrap();
+    assert_eq!(processes.load(Ordering::SeqCst), 1);
+    drop(answers);
+    none_runs().await;
+    drop(input);
+    let (input, mut answers) = exec(&mut room, begin("cat")).await.unwrap();
+    send(&input, begin("cat")).await;
+    let refused = tokio::time::timeout(LIMIT, answers.message()).await.unwrap().unwrap_err();
+    assert_eq!(error_detail(&refused).unwrap().code, "invalid_message");
+    none_runs().await;
+}
+
+#[tokio::test]
+async fn a_process_that_cannot_be_started_says_why() {
+    let mut room = room().await;
+    let code = async |room: &mut Room, first| {
+        let refused = exec(room, first).await.map(drop).unwrap_err();
+        error_detail(&refused).unwrap().code
+    };
+    assert_eq!(code(&mut room, begin("cat")).await, "service_not_found");
+    room.world.app("silent", App::Silent);
+    room.live(spec("1")).await;
+    assert_eq!(code(&mut room, begin("nope")).await, "command_not_found");
+    assert_eq!(code(&mut room, Message::Signal(2)).await, "begin_missing");
+    let nothing = Message::Begin(v1::ExecBegin { service: "web".to_owned(), ..v1::ExecBegin::default() });
+    assert_eq!(code(&mut room, nothing).await, "invalid_command");
+}

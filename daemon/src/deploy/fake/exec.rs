@@ -1,0 +1,46 @@
+//! The one program of every image: it gives back what it reads, tells the size of its terminal, and ends as it is told.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+
+use crate::deploy::port::{Exec, ExecInput, ExecOutput, ExecSpec, RuntimeError};
+use crate::model::service::Exit;
+use crate::task;
+
+/// Counted among `running` for as long as it runs.
+pub fn start(running: &Arc<AtomicUsize>, spec: &ExecSpec) -> Result<Exec, RuntimeError> {
+    if spec.command[0] != "cat" {
+        let message = format!("exec: {:?}: not found", spec.command[0]);
+        return Err(RuntimeError::Start { code: "command_not_found", message });
+    }
+    let (input, mut inputs) = mpsc::channel(4);
+    let (outputs, output) = mpsc::channel(4);
+    let running = Arc::clone(running);
+    running.fetch_add(1, Ordering::SeqCst);
+    task::spawn("cat", async move {
+        let code = tokio::select! {
+            code = cat(&mut inputs, &outputs) => code,
+            () = outputs.closed() => 137,
+        };
+        let exit = Exit { code: Some(code), out_of_memory: false, at: Timestamp::now() };
+        let _ = outputs.send(ExecOutput::Exited(exit)).await;
+        running.fetch_sub(1, Ordering::SeqCst);
+    });
+    Ok(Exec { input, output })
+}
+
+async fn cat(inputs: &mut mpsc::Receiver<ExecInput>, outputs: &mpsc::Sender<ExecOutput>) -> i32 {
+    while let Some(input) = inputs.recv().await {
+        let said = match input {
+            ExecInput::Stdin(bytes) => ExecOutput::Stdout(bytes),
+            ExecInput::Resize(size) => ExecOutput::Stderr(format!("{}x{}", size.columns, size.rows).into()),
+            ExecInput::StdinEnd => return 0,
+            ExecInput::Signal(signal) => return 128 + signal,
+        };
+        let _ = outputs.send(said).await;
+    }
+    0
+}
