@@ -32,6 +32,7 @@ mod forecast;
 mod health;
 mod images;
 mod listening;
+mod log_files;
 mod logs;
 mod merge;
 mod plan;
@@ -53,6 +54,7 @@ mod fake;
 pub(crate) mod tests;
 
 pub use images::RoomServiceImages;
+pub use log_files::LogFiles;
 pub use merge::MergeError;
 pub use progress::DeployEvents;
 pub use service::{DeployError, Handle, Options, Ports, Service, StartError};

@@ -1,0 +1,309 @@
+//! The real one behind [`InstanceLogs`]: the files that log keepers write.
+//!
+//! A long line lies in them as several records, and one that was not ended yet as what there was of it: they are put
+//! together again. Bytes that could not be kept are told with the line that comes after them.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::stream;
+use jiff::Timestamp;
+
+use super::port::{InstanceLogs, LogError, LogLines};
+use crate::instance_log::format::Source;
+use crate::instance_log::read::{self, Follower, Line, MOST_BYTES, Position};
+use crate::model::build::LogStream;
+use crate::model::deploy::{LogLine, LogQuery};
+use crate::task;
+
+/// Between looks at a log that is followed.
+const POLL: Duration = Duration::from_millis(100);
+/// Looks without more of a line after which it is told without its end: it may be a prompt.
+const PATIENCE: u32 = 5;
+/// Longest line that is told whole.
+const LONGEST: usize = 64 << 10;
+
+#[derive(Clone, Copy, Debug)]
+pub struct LogFiles;
+
+#[async_trait]
+impl InstanceLogs for LogFiles {
+    async fn read(&self, directory: &Path, query: LogQuery) -> Result<LogLines, LogError> {
+        let LogQuery { tail, since, grep, follow } = query;
+        let mut lines = Lines::new(since, grep.clone());
+        let mut start = Position::default();
+        if tail.is_some() {
+            let directory = directory.to_owned();
+            let query = read::LogQuery { tail, since, contains: grep, max_bytes: MOST_BYTES };
+            let excerpt = task::blocking("read-log", move || read::read(&directory, &query)).await;
+            let excerpt =
+                excerpt.map_err(std::io::Error::other).flatten().map_err(|error| unreadable(&error))?;
+            excerpt.lines.iter().for_each(|line| lines.take(line));
+            lines.flush();
+            start = excerpt.end;
+        }
+        let end = match (follow, tail) {
+            (true, _) => End::Never,
+            (false, Some(_)) => End::Reached,
+            (false, None) => End::At(Timestamp::now()),
+        };
+        let reader = Reader { follower: Follower::new(directory.to_owned(), start), lines, end };
+        Ok(Box::pin(stream::unfold(reader, |mut reader| async move {
+            let next = reader.next().await?;
+            Some((next, reader))
+        })))
+    }
+}
+
+fn unreadable(error: &std::io::Error) -> LogError {
+    LogError(error.to_string())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Never,
+    /// Of what was written until then: a log may grow faster than it is read.
+    At(Timestamp),
+    Reached,
+}
+
+struct Reader {
+    follower: Follower,
+    lines: Lines,
+    end: End,
+}
+
+impl Reader {
+    async fn next(&mut self) -> Option<Result<LogLine, LogError>> {
+        let mut quiet = 0;
+        loop {
+            if let Some(line) = self.lines.ready.pop_front() {
+                return Some(Ok(line));
+            }
+            if self.end == End::Reached {
+                return self.lines.last().map(Ok);
+            }
+            let more = match self.follower.rest().await {
+                Ok(more) => more,
+                Err(error) => {
+                    self.end = End::Reached;
+                    return Some(Err(unreadable(&error)));
+                }
+            };
+            let over = match self.end {
+                End::At(end) => more.is_empty() || more.iter().any(|line| line.at > end),
+                End::Never | End::Reached => false,
+            };
+            let nothing = more.is_empty();
+            more.iter().for_each(|line| self.lines.take(line));
+            if over {
+                self.end = End::Reached;
+                self.lines.flush();
+            } else if nothing {
+                quiet += 1;
+                if quiet == PATIENCE {
+                    self.lines.flush();
+                } else {
+                    tokio::time::sleep(POLL).await;
+                }
+            } else {
+                quiet = 0;
+            }
+        }
+    }
+}
+
+/// Lines as they are told, made of what lies in the files.
+struct Lines {
+    since: Option<Timestamp>,
+    grep: Option<String>,
+    /// What has no end yet of stdout and of stderr.
+    open: [Option<(Timestamp, String)>; 2],
+    dropped_bytes: u64,
+    /// When bytes were dropped last.
+    gap: Option<Timestamp>,
+    ready: VecDeque<LogLine>,
+}
+
+impl Lines {
+    const fn new(since: Option<Timestamp>, grep: Option<String>) -> Self {
+        Self { since, grep, open: [None, None], dropped_bytes: 0, gap: None, ready: VecDeque::new() }
+    }
+
+    fn take(&mut self, line: &Line) {
+        let stream = match line.source {
+            Source::Stdout => LogStream::Stdout,
+            Source::Stderr => LogStream::Stderr,
+            Source::Gap => {
+                if self.since.is_none_or(|since| line.at >= since) {
+                    // A count that cannot be read still says that something is missing.
+                    self.dropped_bytes = self.dropped_bytes.saturating_add(line.text.parse().unwrap_or(1));
+                    self.gap = Some(line.at);
+                }
+                return;
+            }
+        };
+        let open = &mut self.open[usize::from(stream == LogStream::Stderr)];
+        let (at, mut text) = open.take().unwrap_or((line.at, String::new()));
+        text.push_str(&line.text);
+        if line.ended || text.len() >= LONGEST {
+            self.tell(at, stream, text);
+        } else {
+            *open = Some((at, text));
+        }
+    }
+
+    fn tell(&mut self, at: Timestamp, stream: LogStream, text: String) {
+        let wanted = self.since.is_none_or(|since| at >= since)
+            && self.grep.as_ref().is_none_or(|wanted| text.contains(wanted));
+        if wanted {
+            self.gap = None;
+            let dropped_bytes = std::mem::take(&mut self.dropped_bytes);
+            self.ready.push_back(LogLine { at, stream, text, dropped_bytes });
+        }
+    }
+
+    /// Tells what has no end as it is.
+    fn flush(&mut self) {
+        for stream in [LogStream::Stdout, LogStream::Stderr] {
+            if let Some((at, text)) = self.open[usize::from(stream == LogStream::Stderr)].take() {
+                self.tell(at, stream, text);
+            }
+        }
+    }
+
+    /// Where bytes were dropped at the very end, a line without text says so.
+    fn last(&mut self) -> Option<LogLine> {
+        let at = self.gap.take()?;
+        let dropped_bytes = std::mem::take(&mut self.dropped_bytes);
+        Some(LogLine { at, stream: LogStream::Stderr, text: String::new(), dropped_bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write as _;
+
+    use futures::StreamExt as _;
+
+    use super::*;
+    use crate::instance_log::format::{Cutter, Record};
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_764_000_000 + seconds).unwrap()
+    }
+
+    /// As a keeper writes it.
+    fn append(directory: &Path, seconds: i64, source: Source, text: &str) {
+        let (mut out, mut cutter) = (Vec::new(), Cutter::new(source));
+        match source {
+            Source::Gap => {
+                Record { at: at(seconds), source, ended: true, text: text.as_bytes() }.write(&mut out);
+            }
+            Source::Stdout | Source::Stderr => {
+                cutter.take(at(seconds), text.as_bytes(), &mut out);
+                cutter.flush(at(seconds), &mut out);
+            }
+        }
+        let mut file = File::options().create(true).append(true).open(directory.join("log")).unwrap();
+        file.write_all(&out).unwrap();
+    }
+
+    async fn all(directory: &Path, query: LogQuery) -> Vec<LogLine> {
+        let lines = LogFiles.read(directory, query).await.unwrap();
+        lines.map(Result::unwrap).collect().await
+    }
+
+    fn texts(lines: &[LogLine]) -> Vec<&str> {
+        lines.iter().map(|line| line.text.as_str()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_whole_log_is_told_from_both_files_with_lines_put_together() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        assert_eq!(all(&directory.join("none"), LogQuery::default()).await, []);
+        append(directory, 0, Source::Stdout, "first\n");
+        std::fs::rename(directory.join("log"), directory.join("log.1")).unwrap();
+        let long = "x".repeat(40_000);
+        append(directory, 1, Source::Stderr, &format!("{long}\n"));
+        append(directory, 2, Source::Stdout, "begins");
+        append(directory, 3, Source::Stderr, "between\n");
+        append(directory, 4, Source::Stdout, " and ends\nno newline");
+        let lines = all(directory, LogQuery::default()).await;
+        assert_eq!(texts(&lines), ["first", &long, "between", "begins and ends", "no newline"]);
+        assert_eq!(
+            (lines[3].at, lines[3].stream, lines[2].stream),
+            (at(2), LogStream::Stdout, LogStream::Stderr)
+        );
+        // More lines than an excerpt has where no tail is given. The first one ends what had no end.
+        for _ in 0..1000 {
+            append(directory, 5, Source::Stdout, "more\n");
+        }
+        let lines = all(directory, LogQuery::default()).await;
+        assert_eq!((lines.len(), lines[4].text.as_str()), (1004, "no newlinemore"));
+    }
+
+    #[tokio::test]
+    async fn tail_since_and_grep_choose_lines() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        for second in 0..10 {
+            append(
+                directory,
+                second,
+                Source::Stdout,
+                &format!("{} {second}\n", ["even", "odd"][second as usize % 2]),
+            );
+        }
+        let ask = |tail, since: Option<i64>, grep: Option<&str>| {
+            let query = LogQuery { tail, since: since.map(at), grep: grep.map(str::to_owned), follow: false };
+            async move { all(directory, query).await }
+        };
+        assert_eq!(texts(&ask(Some(2), None, None).await), ["even 8", "odd 9"]);
+        assert_eq!(texts(&ask(Some(2), None, Some("even")).await), ["even 6", "even 8"]);
+        assert_eq!(texts(&ask(None, Some(8), None).await), ["even 8", "odd 9"]);
+        assert_eq!(texts(&ask(None, Some(6), Some("odd")).await), ["odd 7", "odd 9"]);
+        assert_eq!(ask(Some(0), None, None).await, []);
+    }
+
+    #[tokio::test]
+    async fn dropped_bytes_are_told_with_the_next_line_or_at_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        append(directory, 0, Source::Stdout, "a\n");
+        append(directory, 1, Source::Gap, "4096");
+        append(directory, 2, Source::Gap, "4");
+        append(directory, 3, Source::Stdout, "b\n");
+        append(directory, 4, Source::Gap, "7");
+        for tail in [None, Some(50)] {
+            let lines = all(directory, LogQuery { tail, ..LogQuery::default() }).await;
+            let told: Vec<_> = lines.iter().map(|line| (line.text.as_str(), line.dropped_bytes)).collect();
+            assert_eq!(told, [("a", 0), ("b", 4100), ("", 7)]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_followed_log_goes_on_and_a_prompt_is_told_without_its_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        append(directory, 0, Source::Stdout, "old\nnew\n");
+        let query = LogQuery { tail: Some(1), follow: true, ..LogQuery::default() };
+        let mut lines = LogFiles.read(directory, query).await.unwrap();
+        let mut next = async || {
+            let line = tokio::time::timeout(Duration::from_secs(10), lines.next()).await.unwrap();
+            line.unwrap().unwrap().text
+        };
+        assert_eq!(next().await, "new");
+        append(directory, 1, Source::Stdout, "half");
+        append(directory, 1, Source::Stdout, " a line\nname: ");
+        assert_eq!(next().await, "half a line");
+        assert_eq!(next().await, "name: ");
+        std::fs::rename(directory.join("log"), directory.join("log.1")).unwrap();
+        append(directory, 2, Source::Stderr, "later\n");
+        assert_eq!(next().await, "later");
+    }
+}
