@@ -1,12 +1,15 @@
-//! Reading an image's own `/etc/passwd` and `/etc/group`, before there is a container.
+//! Reading an image's own files before there is a container: `/etc/passwd` and `/etc/group`, and what its volumes begin
+//! with.
 //!
 //! The snapshot is mounted in a mount namespace of one thread, which ends with the thread: nothing is left, whatever
 //! happens. The files are opened with the snapshot as their root, so that no link of the image leads out of it.
 
+mod fill;
+
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use containerd_client::types::Mount;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
@@ -19,16 +22,19 @@ const MOST_BYTES: u64 = 4 << 20;
 
 /// Both files; empty where there is none. Blocking.
 pub(super) fn users(mounts: &[Mount]) -> io::Result<(String, String)> {
-    let mount = match mounts {
-        [mount] => mount.clone(),
-        _ => return Err(io::Error::other("a snapshot is expected to be one mount")),
+    in_root(mounts, |root| Ok((text(root, "etc/passwd")?, text(root, "etc/group")?)))
+}
+
+/// Fills empty directories, each with what the image has at a path. Blocking.
+pub(super) fn fill(mounts: &[Mount], empty: &[(String, PathBuf)]) -> io::Result<()> {
+    in_root(mounts, |root| empty.iter().try_for_each(|(path, empty)| fill::fill(root, path, empty)))
+}
+
+fn in_root<T: Send>(mounts: &[Mount], work: impl FnOnce(&OwnedFd) -> io::Result<T> + Send) -> io::Result<T> {
+    let [mount] = mounts else {
+        return Err(io::Error::other("a snapshot is expected to be one mount"));
     };
-    let thread = std::thread::Builder::new().name("read-users".to_owned());
-    let read = thread.spawn(move || {
-        let root = mounted(&mount)?;
-        Ok((text(&root, "etc/passwd")?, text(&root, "etc/group")?))
-    })?;
-    read.join().map_err(|_| io::Error::other("the thread that reads an image's users ended badly"))?
+    crate::task::apart("image-root", || work(&mounted(mount)?))?
 }
 
 /// The snapshot's root, mounted for this thread alone.

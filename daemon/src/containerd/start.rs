@@ -65,6 +65,7 @@ impl Inner {
         let snapshotter = self.snapshotter().await.map_err(Fault::plain)?;
         let mounts = self.writable(spec, &stored, snapshotter, &label).await?;
         let user = user(&stored, &mounts).await?;
+        fill(spec, &mounts).await?;
         let cgroup = cgroup::path(&self.namespace, id);
         let oci = spec::build(spec, &stored.config, &user, machine(), &cgroup)
             .map_err(|fault| RuntimeError::Start { code: "no_command", message: fault.to_string() })?;
@@ -172,6 +173,21 @@ async fn user(stored: &Stored, mounts: &[Mount]) -> Result<Resolved, RuntimeErro
     UserSpec::parse(&text)
         .resolve(&passwd, &group)
         .map_err(|fault| RuntimeError::Start { code: "user_not_found", message: fault.to_string() })
+}
+
+/// Gives the empty directories what the image has in their places.
+async fn fill(spec: &InstanceSpec, mounts: &[Mount]) -> Result<(), RuntimeError> {
+    let empty = spec.mounts.iter().filter(|mount| mount.fill);
+    let empty: Vec<_> = empty.map(|mount| (mount.target.to_string(), mount.source.clone())).collect();
+    if empty.is_empty() {
+        return Ok(());
+    }
+    let mounts = mounts.to_vec();
+    let filled = crate::task::blocking("fill-volumes", move || rootfs::fill(&mounts, &empty)).await;
+    filled.map_err(std::io::Error::other).flatten().map_err(|error| match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => RuntimeError::DiskFull,
+        _ => RuntimeError::Other(format!("the image's files for a volume cannot be copied: {error}")),
+    })
 }
 
 fn machine() -> Machine {

@@ -83,6 +83,8 @@ pub struct BindMount {
     pub source: PathBuf,
     pub target: MountTarget,
     pub read_only: bool,
+    /// An empty directory that first gets what the image has at the target: files, owner and mode.
+    pub fill: bool,
 }
 
 /// What there is of an instance.
@@ -230,7 +232,7 @@ pub trait MountSource: Send + Sync + 'static {
         instance: &InstanceLabel,
         mounts: &[crate::model::MountSpec],
     ) -> Result<Vec<BindMount>, MountFault>;
-    /// Takes them away; what was written to empty directories and writable images goes with `discard`.
+    /// Takes them away, with what was written to empty directories and writable images.
     async fn close(&self, instance: &InstanceId) -> Result<(), MountFault>;
     /// Takes away those of all other instances, and gives those of these whose mounts are dead: they must be replaced.
     async fn reconcile(&self, instances: &BTreeSet<InstanceId>) -> Result<BTreeSet<InstanceId>, MountFault>;

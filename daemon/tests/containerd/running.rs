@@ -37,6 +37,7 @@ async fn an_instance_sees_what_its_image_and_its_service_say() {
             source: storage.clone(),
             target: target.parse().unwrap(),
             read_only,
+            fill: false,
         };
         spec.mounts = vec![mount("/data/ro", true), mount("/data", false)];
         fs::create_dir(storage.join("ro")).unwrap();
@@ -77,6 +78,34 @@ async fn an_instance_sees_what_its_image_and_its_service_say() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_empty_directory_begins_with_what_the_image_has_there() {
+    Fixture::run(async |fixture| {
+        let image = fixture.image(ConfigFlags::default(), &[("var/data/inner/file", 0o640, "of the image\n")]);
+        let empty = |name: &str| {
+            let source = fixture.dir.path().join(name);
+            fs::create_dir(&source).unwrap();
+            fs::set_permissions(&source, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+            source
+        };
+        let mut spec = fixture.spec(&image, &[]);
+        let mount = |name: &str, target: &str| BindMount {
+            source: empty(name),
+            target: target.parse().unwrap(),
+            read_only: false,
+            fill: true,
+        };
+        spec.mounts = vec![mount("volume", "/var/data"), mount("fresh", "/fresh")];
+        let script = "cat /var/data/inner/file; stat -c %a /var/data/inner/file /fresh; echo changed > /var/data/inner/file";
+        let (exit, lines) = fixture.script(spec, script).await;
+        assert_eq!((exit.code, lines), (Some(0), ["of the image", "640", "777"].map(str::to_owned).to_vec()));
+        // The image itself is as it was.
+        let (_, lines) = fixture.script(fixture.spec(&image, &[]), "cat /var/data/inner/file").await;
+        assert_eq!(lines, ["of the image"]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_mount_target_behind_a_link_of_the_image_stays_inside() {
     Fixture::run(async |fixture| {
         let outside = fixture.dir.path().join("outside");
@@ -89,7 +118,7 @@ async fn a_mount_target_behind_a_link_of_the_image_stays_inside() {
         for target in ["/out/inner", "/up/inner2", "/out"] {
             let mut spec = fixture.spec(&image, &[]);
             let target = target.parse().unwrap();
-            spec.mounts = vec![BindMount { source: storage.clone(), target, read_only: false }];
+            spec.mounts = vec![BindMount { source: storage.clone(), target, read_only: false, fill: false }];
             let (exit, lines) = fixture.script(spec, "echo hello").await;
             assert_eq!((exit.code, lines), (Some(0), vec!["hello".to_owned()]));
         }
@@ -170,7 +199,8 @@ async fn a_start_that_fails_says_why_and_leaves_nothing() {
             .image(ConfigFlags { workdir: Some("/bin/busybox".into()), ..ConfigFlags::default() }, &[]);
         let mut unmounted = fixture.spec(&plain, &["/bin/true"]);
         let source = fixture.dir.path().join("missing");
-        unmounted.mounts = vec![BindMount { source, target: "/data".parse().unwrap(), read_only: true }];
+        unmounted.mounts =
+            vec![BindMount { source, target: "/data".parse().unwrap(), read_only: true, fill: false }];
         for (spec, expected) in [
             (fixture.spec(&plain, &["nope"]), "command_not_found"),
             (fixture.spec(&plain, &["/nope"]), "command_not_found"),

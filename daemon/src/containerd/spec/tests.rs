@@ -58,6 +58,7 @@ fn the_whole_of_it_for_a_plain_instance() {
         source: source.into(),
         target: target.parse().unwrap(),
         read_only,
+        fill: false,
     };
     spec.mounts = vec![mount("/m/b", "/data/deep", true), mount("/m/a", "/data", false)];
     let mut built = built(&spec, &image());
@@ -106,7 +107,7 @@ fn a_working_directory_is_the_services_or_the_images_or_the_root() {
 fn a_mount_of_the_services_own_takes_the_place_of_the_hosts_file() {
     let mut spec = instance();
     let target = "/etc/hosts".parse().unwrap();
-    spec.mounts = vec![BindMount { source: "/m/hosts".into(), target, read_only: true }];
+    spec.mounts = vec![BindMount { source: "/m/hosts".into(), target, read_only: true, fill: false }];
     let built = built(&spec, &image());
     let sources: Vec<&str> = built
         .mounts
