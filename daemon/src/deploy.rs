@@ -35,6 +35,7 @@ mod listening;
 mod log_files;
 mod logs;
 mod merge;
+pub mod mounts;
 mod plan;
 pub mod port;
 mod progress;

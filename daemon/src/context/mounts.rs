@@ -34,6 +34,7 @@ use crate::task;
 pub use error::MountError;
 pub use record::Record;
 use record::Records;
+pub use table::points_below;
 
 /// How long a mount may take to end after it was taken away.
 const END_LIMIT: Duration = Duration::from_secs(5);

@@ -95,6 +95,24 @@ impl Root {
             .map_err(|errno| StorageError::at(path, errno))
     }
 
+    /// Holds a directory or regular file that is to be mounted, and says whether it is a directory; links in `path`
+    /// are followed inside the storage. With `make`, a directory is made where nothing is.
+    pub fn hold_source(&self, path: &Path, make: bool) -> Result<(OwnedFd, bool), StorageError> {
+        let path = normal(path)?;
+        let (held, stat) = match self.hold(&path) {
+            Err(StorageError::NotFound { .. }) if make => {
+                self.make_directories(&path)?;
+                self.hold(&path)?
+            }
+            other => other?,
+        };
+        match stat.kind {
+            FileType::Directory => Ok((held, true)),
+            FileType::RegularFile => Ok((held, false)),
+            _ => Err(StorageError::NotAFile { path }),
+        }
+    }
+
     /// Holds a path that exists, without opening what is there.
     pub(super) fn hold(&self, path: &Path) -> Result<(OwnedFd, Stat), StorageError> {
         let held = self.open_inside(path, OFlags::PATH, Mode::empty())?;

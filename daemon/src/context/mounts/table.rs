@@ -1,11 +1,21 @@
 //! The kernel's table of mounts, as far as it is asked here.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::io;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
 
 use crate::context::fuse::FILE_SYSTEM;
+
+/// Where something is mounted at or below a directory, in the order in which it was.
+pub fn points_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    let points =
+        table.split(|&byte| byte == b'\n').filter_map(|line| line.split(|&byte| byte == b' ').nth(4));
+    let points = points.map(|point| PathBuf::from(OsString::from_vec(unescaped(point))));
+    Ok(points.filter(|point| point.starts_with(directory)).collect())
+}
 
 /// Whether a context with this source is mounted on the directory. Other mounts are not ours to touch.
 pub(super) fn has(directory: &Path, source: &str) -> bool {

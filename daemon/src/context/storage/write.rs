@@ -78,7 +78,7 @@ impl Root {
         Ok(writer)
     }
 
-    fn make_directories(&self, path: &Path) -> Result<OwnedFd, StorageError> {
+    pub(super) fn make_directories(&self, path: &Path) -> Result<OwnedFd, StorageError> {
         let missing = match self.open_directory(path) {
             Err(StorageError::NotFound { .. }) => path,
             other => return other,

@@ -1,0 +1,183 @@
+//! The real one behind [`MountSource`]: what an instance mounts, made below a directory of its own.
+//!
+//! ```text
+//! <state>/instances/<id>/storage/N   a directory or file of the room's or the project's storage, bound there
+//!                        views/N     an image, as a FUSE mount that has it at `source`; served by this process
+//!                        upper/N     what the instance changed in it, where it may
+//!                        empty/N     an empty directory; the runtime fills it with what the image has at its target
+//! ```
+//!
+//! N is the place among the service's mounts. The runtime binds these into the container, and what is read-only is so
+//! there. Nothing else is written down: what lies in the directory and in the kernel's table of mounts is the truth.
+//! [`close`](MountSource::close) takes away whatever it finds, in an order in which it can be cut short and begun
+//! again: first the mounts, then the places, and never a file through a mount.
+//!
+//! A daemon that ends takes its views with it, while the containers live on: their files in `views` then answer
+//! nothing. They stay until the instance is replaced, and so are found by [`reconcile`](MountSource::reconcile) however
+//! often the daemon is started.
+
+mod clear;
+mod fault;
+mod images;
+mod make;
+mod storage;
+mod view;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use super::port::{BindMount, MountFault, MountSource};
+use crate::context::storage::Storage;
+use crate::model::MountSpec;
+use crate::model::id::InstanceId;
+use crate::model::service::InstanceLabel;
+use crate::task;
+
+pub use images::MountedImages;
+use view::View;
+
+const STORAGE: &str = "storage";
+const VIEWS: &str = "views";
+const UPPER: &str = "upper";
+const EMPTY: &str = "empty";
+
+pub struct Options {
+    /// One directory for each instance is made in it.
+    pub directory: PathBuf,
+    pub storage: Storage,
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct InstanceMounts(Arc<Shared>);
+
+struct Shared {
+    /// Without links in it, as the table of mounts has it.
+    directory: PathBuf,
+    storage: Storage,
+    images: MountedImages,
+    /// Held while the mounts of one instance are made or taken away.
+    instances: Mutex<BTreeMap<InstanceId, Arc<Mutex<Views>>>>,
+}
+
+/// Those that this process serves for an instance.
+type Views = Vec<View>;
+
+impl InstanceMounts {
+    pub fn open(options: Options, images: MountedImages) -> io::Result<Self> {
+        let Options { directory, storage } = options;
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        let directory = directory.canonicalize()?;
+        Ok(Self(Arc::new(Shared { directory, storage, images, instances: Mutex::default() })))
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        work: impl FnOnce(&Shared) -> Result<T, MountFault> + Send + 'static,
+    ) -> Result<T, MountFault> {
+        let shared = Arc::clone(&self.0);
+        task::blocking(name, move || work(&shared)).await.unwrap_or_else(|_| Err(fault::ending()))
+    }
+}
+
+#[async_trait]
+impl MountSource for InstanceMounts {
+    async fn open(
+        &self,
+        instance: &InstanceLabel,
+        mounts: &[MountSpec],
+    ) -> Result<Vec<BindMount>, MountFault> {
+        let mut opened = Vec::with_capacity(mounts.len());
+        for mount in mounts {
+            opened.push((mount.clone(), self.0.images.open(mount, &instance.name).await?));
+        }
+        // Whoever gives up waiting closes the instance next: nothing may be made after that.
+        let given_up = CancellationToken::new();
+        let _guard = given_up.clone().drop_guard();
+        let instance = instance.instance.clone();
+        self.blocking("mounts.open", move |shared| shared.make(&instance, opened, &given_up)).await
+    }
+
+    async fn close(&self, instance: &InstanceId) -> Result<(), MountFault> {
+        let instance = instance.clone();
+        self.blocking("mounts.close", move |shared| shared.close(&instance)).await
+    }
+
+    async fn reconcile(&self, instances: &BTreeSet<InstanceId>) -> Result<BTreeSet<InstanceId>, MountFault> {
+        let instances = instances.clone();
+        self.blocking("mounts.reconcile", move |shared| {
+            shared.reconcile(&instances).map_err(|error| fault::of_io(&shared.directory.display(), &error))
+        })
+        .await
+    }
+}
+
+impl Shared {
+    fn directory_of(&self, instance: &InstanceId) -> PathBuf {
+        self.directory.join(instance.as_str())
+    }
+
+    fn views_of(&self, instance: &InstanceId) -> Arc<Mutex<Views>> {
+        Arc::clone(unpoisoned(&self.instances).entry(instance.clone()).or_default())
+    }
+
+    fn close(&self, instance: &InstanceId) -> Result<(), MountFault> {
+        let views = self.views_of(instance);
+        let directory = self.directory_of(instance);
+        let cleared = clear::clear(&directory, &mut unpoisoned(&views));
+        cleared.map_err(|error| fault::of_io(&directory.display(), &error))?;
+        unpoisoned(&self.instances).remove(instance);
+        Ok(())
+    }
+
+    fn reconcile(&self, instances: &BTreeSet<InstanceId>) -> io::Result<BTreeSet<InstanceId>> {
+        let mut dead = BTreeSet::new();
+        for entry in fs::read_dir(&self.directory)? {
+            let name = entry?.file_name();
+            let Some(instance) = name.to_str().and_then(|name| name.parse::<InstanceId>().ok()) else {
+                tracing::warn!(name = %name.display(), "not a directory of an instance, and left alone");
+                continue;
+            };
+            if instances.contains(&instance) {
+                if self.is_dead(&instance)? {
+                    dead.insert(instance);
+                }
+            } else if let Err(error) = self.close(&instance) {
+                // What holds it may be gone by the next start; the services need not wait for that.
+                tracing::warn!(%error, instance.id = %instance, "mounts of an instance that is gone stay");
+            }
+        }
+        Ok(dead)
+    }
+
+    /// Whether it has views that nobody serves.
+    fn is_dead(&self, instance: &InstanceId) -> io::Result<bool> {
+        let views = self.views_of(instance);
+        let views = unpoisoned(&views);
+        let made = clear::count(&self.directory_of(instance).join(VIEWS))?;
+        Ok(views.iter().filter(|view| !view.has_ended()).count() < made)
+    }
+}
+
+/// A panic while it was held leaves at worst what [`clear`] takes away.
+fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Makes a directory whose mode no umask changes.
+fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+#[cfg(test)]
+mod tests;

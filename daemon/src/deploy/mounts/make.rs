@@ -1,0 +1,98 @@
+//! Making an instance's mounts: all of them, or none.
+
+use std::path::Path;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    EMPTY, STORAGE, Shared, UPPER, VIEWS, Views, clear, fault, images, make_directory, storage, unpoisoned,
+    view,
+};
+use crate::context::storage::Root;
+use crate::context::tree::Tree;
+use crate::deploy::port::{BindMount, MountFault};
+use crate::model::id::InstanceId;
+use crate::model::{MountMode, MountSource, MountSpec};
+
+impl Shared {
+    pub(super) fn make(
+        &self,
+        instance: &InstanceId,
+        mounts: Vec<(MountSpec, Option<Tree>)>,
+        given_up: &CancellationToken,
+    ) -> Result<Vec<BindMount>, MountFault> {
+        let views = self.views_of(instance);
+        let mut views = unpoisoned(&views);
+        if given_up.is_cancelled() {
+            return Err(fault::ending());
+        }
+        let directory = self.directory_of(instance);
+        let clear = |views: &mut Views| {
+            clear::clear(&directory, views).map_err(|error| fault::of_io(&directory.display(), &error))
+        };
+        // What a try before this one left.
+        clear(&mut views)?;
+        let mut made = Vec::with_capacity(mounts.len());
+        for (number, (mount, tree)) in mounts.into_iter().enumerate() {
+            match self.make_one(&directory, instance, number, &mount, tree, &mut views) {
+                Ok(bind) => made.push(bind),
+                Err(fault) => {
+                    if let Err(error) = clear(&mut views) {
+                        tracing::warn!(%error, instance.id = %instance, "mounts of a failed start stay until it is taken away");
+                    }
+                    return Err(fault);
+                }
+            }
+        }
+        Ok(made)
+    }
+
+    fn make_one(
+        &self,
+        directory: &Path,
+        instance: &InstanceId,
+        number: usize,
+        mount: &MountSpec,
+        tree: Option<Tree>,
+        views: &mut Views,
+    ) -> Result<BindMount, MountFault> {
+        let target = &mount.target;
+        let failed = |error: std::io::Error| fault::of_io(target, &error);
+        let place = |kind: &str| {
+            make_directory(&directory.join(kind), 0o700).map_err(failed)?;
+            Ok::<_, MountFault>(directory.join(kind).join(number.to_string()))
+        };
+        let read_only = mount.mode == MountMode::ReadOnly;
+        let bind = |root: &Root, name: &str, path: &str| {
+            let held = root.hold_source(Path::new(path), !read_only);
+            let (held, is_directory) = held.map_err(|error| fault::of_storage(target, name, &error))?;
+            let point = place(STORAGE)?;
+            storage::bind(&held, is_directory, &point, read_only).map_err(failed)?;
+            Ok(point)
+        };
+        let source = match (&mount.source, tree) {
+            (MountSource::Room(path), _) => bind(&self.storage.room, "room", path)?,
+            (MountSource::Project(path), _) => bind(&self.storage.project, "project", path)?,
+            (MountSource::EmptyDir, _) => {
+                let empty = place(EMPTY)?;
+                make_directory(&empty, 0o777).map_err(failed)?;
+                empty
+            }
+            (MountSource::Image { .. }, Some(tree)) => {
+                let point = place(VIEWS)?;
+                let upper = if read_only { None } else { Some(place(UPPER)?) };
+                let name = format!("hearth:{instance}:{number}");
+                views.push(view::mount(tree, &point, upper.as_deref(), &name).map_err(failed)?);
+                point.join(images::SOURCE)
+            }
+            (MountSource::Image { .. }, None) => {
+                return Err(fault::new(target, "internal", "its image was not opened"));
+            }
+            (MountSource::Pack(_), _) => {
+                return Err(fault::new(target, "mount_unsupported", "a service cannot mount a pack"));
+            }
+        };
+        let fill = mount.source == MountSource::EmptyDir;
+        Ok(BindMount { source, target: target.clone(), read_only, fill })
+    }
+}

@@ -1,0 +1,70 @@
+//! A tree of an image as a FUSE mount of this process.
+
+use std::fs::{DirBuilder, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+
+use crate::context::fuse::{self, Session};
+use crate::context::tree::Tree;
+use crate::context::union::Union;
+use crate::context::union::upper::Upper;
+
+/// How long a view may take to end after it was taken away, before its connection is cut.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
+pub(super) struct View {
+    session: Session,
+    /// By which the kernel's list of FUSE connections has it.
+    connection: u32,
+}
+
+/// Mounts a tree on a directory that is made for it. With `upper`, a directory of its own, it can be written.
+pub(super) fn mount(tree: Tree, point: &Path, upper: Option<&Path>, name: &str) -> io::Result<View> {
+    let upper = match upper {
+        Some(path) => {
+            DirBuilder::new().mode(0o700).create(path)?;
+            Some(Upper::open(path)?)
+        }
+        None => None,
+    };
+    let union = Union::new(tree, b"", upper)?;
+    DirBuilder::new().mode(0o700).create(point)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let held = rustix::fs::open(point, flags, Mode::empty())?;
+    let session = fuse::mount(Arc::new(union), &held, name)?;
+    let device = rustix::fs::stat(point)?.st_dev;
+    Ok(View { session, connection: rustix::fs::minor(device) })
+}
+
+impl View {
+    pub fn has_ended(&self) -> bool {
+        self.session.has_ended()
+    }
+
+    /// Sees to it that it ends, after it was unmounted here. Whoever still has it elsewhere has it no more.
+    pub fn end(&self) -> io::Result<()> {
+        if self.session.wait(END_LIMIT) {
+            return Ok(());
+        }
+        tracing::warn!(connection = self.connection, "a view of an image is in use somewhere, and cut off");
+        cut(self.connection)?;
+        if self.session.wait(END_LIMIT) { Ok(()) } else { Err(io::ErrorKind::ResourceBusy.into()) }
+    }
+}
+
+/// Ends a FUSE connection whoever uses it. The kernel's list of them is mounted for this alone, and nowhere: not every
+/// machine has it in `/sys`.
+pub(super) fn cut(connection: u32) -> io::Result<()> {
+    let list = rustix::mount::fsopen(c"fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_create(&list)?;
+    let list = rustix::mount::fsmount(&list, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    let path = format!("{connection}/abort");
+    let abort = rustix::fs::openat(&list, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    File::from(abort).write_all(b"1")
+}
