@@ -83,7 +83,7 @@ impl From<RuntimeError> for StartFault {
     }
 }
 
-/// What to do about a process that could not be started.
+/// What to do about a process that could not be started, or a mount that could not be made.
 fn hinted(fault: Fault) -> Fault {
     let hint = match fault.code.as_str() {
         "command_not_found" => {
@@ -95,6 +95,10 @@ fn hinted(fault: Fault) -> Fault {
         "exec_format" => "build the image for this machine's platform, or begin the script with a #! line",
         "memory_limit" => "give it more with --memory",
         "user_not_found" => "add the user to the image's /etc/passwd, or name one by number",
+        "mount_source_missing" => {
+            "`hearth storage ls` shows what is there; a directory that is mounted with :rw is made where it is missing"
+        }
+        "mount_source_outside_storage" => "mount a path inside the storage; links in it must stay inside",
         "workdir_invalid" => "make the directory in the image, or name another with --workdir",
         _ => return fault,
     };
@@ -115,7 +119,7 @@ impl From<NetworkError> for StartFault {
 
 impl From<MountFault> for StartFault {
     fn from(error: MountFault) -> Self {
-        Self::from(Fault::new(Stage::Deploy, error.code, error.to_string()))
+        Self::from(hinted(Fault::new(Stage::Deploy, error.code, error.to_string())))
     }
 }
 

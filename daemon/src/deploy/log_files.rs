@@ -38,8 +38,9 @@ impl InstanceLogs for LogFiles {
             let directory = directory.to_owned();
             let query = read::LogQuery { tail, since, contains: grep, max_bytes: MOST_BYTES };
             let excerpt = task::blocking("read-log", move || read::read(&directory, &query)).await;
-            let excerpt = excerpt.map_err(std::io::Error::other).flatten().map_err(unreadable)?;
-            excerpt.lines.into_iter().for_each(|line| lines.take(line));
+            let excerpt =
+                excerpt.map_err(std::io::Error::other).flatten().map_err(|error| unreadable(&error))?;
+            excerpt.lines.iter().for_each(|line| lines.take(line));
             lines.flush();
             start = excerpt.end;
         }
@@ -56,7 +57,7 @@ impl InstanceLogs for LogFiles {
     }
 }
 
-fn unreadable(error: std::io::Error) -> LogError {
+fn unreadable(error: &std::io::Error) -> LogError {
     LogError(error.to_string())
 }
 
@@ -88,7 +89,7 @@ impl Reader {
                 Ok(more) => more,
                 Err(error) => {
                     self.end = End::Reached;
-                    return Some(Err(unreadable(error)));
+                    return Some(Err(unreadable(&error)));
                 }
             };
             let over = match self.end {
@@ -96,7 +97,7 @@ impl Reader {
                 End::Never | End::Reached => false,
             };
             let nothing = more.is_empty();
-            more.into_iter().for_each(|line| self.lines.take(line));
+            more.iter().for_each(|line| self.lines.take(line));
             if over {
                 self.end = End::Reached;
                 self.lines.flush();
@@ -131,7 +132,7 @@ impl Lines {
         Self { since, grep, open: [None, None], dropped_bytes: 0, gap: None, ready: VecDeque::new() }
     }
 
-    fn take(&mut self, line: Line) {
+    fn take(&mut self, line: &Line) {
         let stream = match line.source {
             Source::Stdout => LogStream::Stdout,
             Source::Stderr => LogStream::Stderr,

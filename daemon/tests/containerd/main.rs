@@ -10,4 +10,5 @@ mod exec;
 mod faults;
 mod fixture;
 mod images;
+mod mounts;
 mod running;

@@ -25,7 +25,8 @@ pub(super) fn fill(root: &OwnedFd, path: &str, empty: &Path) -> io::Result<()> {
     let path = path.trim_start_matches('/');
     let path = if path.is_empty() { "." } else { path };
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let from = match rustix::fs::openat2(root, path, directory_flags(), Mode::empty(), resolve) {
+    let flags = directory_flags().difference(OFlags::NOFOLLOW);
+    let from = match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
         Ok(from) => from,
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
         Err(errno) => return Err(errno.into()),

@@ -1,0 +1,92 @@
+//! What an instance mounts, made as the daemon makes it and seen from inside.
+
+use std::fs;
+use std::io;
+use std::sync::Arc;
+
+use hearth_pack::image::ConfigFlags;
+use hearthd::context::layers::LayerLimits;
+use hearthd::context::mounts::points_below;
+use hearthd::context::storage::{Root, Storage};
+use hearthd::context::{ContextOptions, Contexts};
+use hearthd::deploy::mounts::{InstanceMounts, MountedImages, Options};
+use hearthd::deploy::port::MountSource as _;
+use hearthd::image::{Destination, Elsewhere, Images};
+use hearthd::model::{MountMode, MountSource, MountSpec, Reference, RoomRegistries};
+use hearthd::store::Store;
+
+use crate::fixture::Fixture;
+
+/// The room's storage, and an image `assets:1` to mount.
+async fn room(fixture: &Fixture) -> InstanceMounts {
+    let path = fixture.dir.path();
+    let root = |name: &str| Root::open_or_create(&path.join("storage").join(name)).unwrap();
+    let storage = Storage { room: root("room"), project: root("project") };
+    let store = Store::open(&path.join("state.db")).unwrap();
+    let images = Images::new(RoomRegistries::default(), Arc::clone(&fixture.blobs) as _, Arc::new(store));
+    let tree = tempfile::tempdir().unwrap();
+    fs::create_dir(tree.path().join("inner")).unwrap();
+    fs::write(tree.path().join("inner/file"), "of the image\n").unwrap();
+    let packed = hearth_pack::pack(tree.path(), &hearth_pack::PackOptions::default(), &mut |_| {}).unwrap();
+    let mut archive = Vec::new();
+    packed.write_archive(&mut archive).unwrap();
+    let tag = Destination::Tag(Reference::parse_tag("assets:1").unwrap());
+    images.load(io::Cursor::new(archive), tag).await.unwrap();
+    let contexts = Contexts::new(ContextOptions {
+        room: "r".to_owned(),
+        storage: storage.clone(),
+        state_dir: path.to_owned(),
+        limits: LayerLimits::default(),
+    })
+    .unwrap();
+    let elsewhere = Elsewhere::new(hearth_pack::remote::Mirrors::default(), None);
+    let options = Options { directory: path.join("instances"), storage };
+    InstanceMounts::open(options, MountedImages { images, elsewhere, contexts }).unwrap()
+}
+
+fn mount(source: MountSource, target: &str, mode: MountMode) -> MountSpec {
+    MountSpec { source, target: target.parse().unwrap(), mode }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_uses_storage_images_and_volumes_and_leaves_none_of_their_mounts() {
+    Fixture::run(async |fixture| {
+        let mounts = room(fixture).await;
+        let storage = fixture.dir.path().join("storage/room");
+        fs::write(storage.join("file"), "of the room\n").unwrap();
+        let assets = |subpath: &str| MountSource::Image {
+            reference: "room.meshagent.com/assets:1".parse().unwrap(),
+            subpath: subpath.to_owned(),
+        };
+        let specs = [
+            mount(MountSource::Room(String::new()), "/room", MountMode::ReadWrite),
+            mount(MountSource::Room("file".to_owned()), "/etc/one", MountMode::ReadOnly),
+            mount(assets(""), "/assets", MountMode::ReadOnly),
+            mount(assets("inner/file"), "/work/file", MountMode::ReadWrite),
+            mount(MountSource::EmptyDir, "/var/data", MountMode::ReadWrite),
+        ];
+        let image = fixture.image(ConfigFlags::default(), &[("var/data/seed", 0o644, "of the volume\n")]);
+        let mut spec = fixture.spec(&image, &[]);
+        let instance = spec.label.instance.clone();
+        spec.mounts = mounts.open(&spec.label, &specs).await.unwrap();
+        // In one stream: which of two comes first is nobody's to say.
+        let script = "exec 2>&1; cat /room/file /etc/one /assets/inner/file /work/file /var/data/seed; \
+             echo from the service > /room/new; echo changed > /work/file; cat /work/file; \
+             echo no > /etc/one; echo no > /assets/new; echo yes > /var/data/new && ls /var/data";
+        let (exit, lines) = fixture.script(spec, script).await;
+        println!("{lines:#?}");
+        mounts.close(&instance).await.unwrap();
+        assert_eq!(exit.code, Some(0));
+        let read = ["of the room", "of the room", "of the image", "of the image", "of the volume", "changed"];
+        assert_eq!(lines[..6], read);
+        assert!(lines[6].contains("/etc/one: Read-only file system"));
+        assert!(lines[7].contains("/assets/new: Read-only file system"));
+        assert_eq!(lines[8..], ["new", "seed"]);
+        assert_eq!(fs::read_to_string(storage.join("new")).unwrap(), "from the service\n");
+        let instances = fixture.dir.path().canonicalize().unwrap().join("instances");
+        assert_eq!(points_below(&instances).unwrap().len(), 0);
+        assert_eq!(fs::read_dir(&instances).unwrap().count(), 0);
+        assert_eq!(fs::read_to_string(storage.join("file")).unwrap(), "of the room\n");
+    })
+    .await;
+}
