@@ -247,7 +247,7 @@ struct Traffic {
 }
 
 /// The health check is asked of the first published http port, or of the first http port.
-fn probed(ports: &[Port]) -> Option<u16> {
+fn probed(ports: &[Port]) -> Option<u32> {
     let mut http = ports.iter().filter(|port| port.kind == PortType::Http);
     let published = http.clone().find(|port| port.published != Some(false));
     published.or_else(|| http.next()).map(|port| port.num)
@@ -287,15 +287,15 @@ fn traffic(ports: Vec<Port>) -> Result<Traffic, Wrong> {
 fn ports(spec: &ServiceSpec) -> Vec<Port> {
     let port = |port: &ServicePort| {
         let published = port.published.unwrap_or(true);
-        Some(Port {
-            num: u16::try_from(port.number).ok()?,
+        Port {
+            num: port.number,
             kind: if port.kind() == PortKind::Tcp { PortType::Tcp } else { PortType::Http },
             liveness: None,
             published: Some(published),
             public: published.then_some(spec.public),
-        })
+        }
     };
-    let mut ports: Vec<Port> = spec.ports.iter().filter_map(port).collect();
+    let mut ports: Vec<Port> = spec.ports.iter().map(port).collect();
     let path = spec.health.as_ref().map(|health| &health.path).filter(|path| !path.is_empty());
     let probed = probed(&ports);
     if let Some(port) = ports.iter_mut().find(|port| Some(port.num) == probed) {
