@@ -27,6 +27,10 @@ pub(in crate::cli) struct WaitArgs {
     pub(in crate::cli) progress: ProgressMode,
 }
 
+/// After Ctrl-C before the daemon has answered.
+pub(in crate::cli) const LEFT_EARLY: &str =
+    "interrupted before the room had answered; what it has begun goes on: hearth services list";
+
 /// Tells how a revision comes to be live, and what it is then.
 pub(in crate::cli) async fn run(
     client: &Client,
@@ -36,8 +40,8 @@ pub(in crate::cli) async fn run(
     interrupts: &mut Interrupts,
 ) -> Result<(), Failure> {
     if waiting.progress != ProgressMode::Json {
-        let verb = if answer.created { "creating" } else { "updating" };
-        output::note(&format!("{verb} service {}, revision {}", answer.name, answer.revision));
+        let new = if answer.created { "new " } else { "" };
+        output::note(&format!("{new}service {}, revision {}", answer.name, answer.revision));
         tell_notes(answer);
     }
     if waiting.no_wait {
