@@ -198,7 +198,7 @@ fn wanted(service: &Service, revision: Option<u32>) -> Result<&Revision, Failure
     service.revisions.iter().find(|revision| revision.number == number).ok_or_else(|| {
         let kept: Vec<String> =
             service.revisions.iter().map(|revision| revision.number.to_string()).collect();
-        Failure::failed("not_found", format!("service {} has no revision {number}", service.name))
+        Failure::failed("revision_not_found", format!("service {} has no revision {number}", service.name))
             .hint(format!("there are {}", kept.join(", ")))
     })
 }

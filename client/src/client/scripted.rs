@@ -21,7 +21,8 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 pub(crate) struct Script {
     pub watches: Mutex<VecDeque<Vec<Result<DeployEvent, Status>>>>,
     pub logs: Mutex<VecDeque<Vec<Result<LogLine, Status>>>>,
-    pub service: Mutex<Service>,
+    /// None is a service that is not there.
+    pub service: Mutex<Option<Service>>,
     pub watched: Mutex<Vec<WatchDeployRequest>>,
     pub read: Mutex<Vec<ReadServiceLogsRequest>>,
     /// A watch that has told all stays open, as one of a deploy that goes on.
@@ -90,7 +91,11 @@ impl Services for Scripted {
     }
 
     async fn get(&self, _: Request<GetServiceRequest>) -> Result<Response<Service>, Status> {
-        Ok(Response::new(self.0.service.lock().unwrap().clone()))
+        let service = self.0.service.lock().unwrap().clone();
+        service.map(Response::new).ok_or_else(|| {
+            let detail = ErrorDetail { code: "service_not_found".into(), ..ErrorDetail::default() };
+            hearth_proto::status::status_with_detail(tonic::Code::NotFound, &detail)
+        })
     }
 
     /// Says what it is given: input as standard output, sizes and signals as standard error. Ends with the input, with

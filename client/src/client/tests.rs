@@ -6,7 +6,8 @@ use std::time::Duration;
 use hearth_proto::v1::deploy_event::Event;
 use hearth_proto::v1::exec_request::Message;
 use hearth_proto::v1::{
-    ErrorDetail, ExecBegin, ExecStdinEnd, Exit, LogLine, ReadServiceLogsRequest, TerminalSize, exec_response,
+    ErrorDetail, ExecBegin, ExecStdinEnd, Exit, LogLine, ReadServiceLogsRequest, Service, TerminalSize,
+    exec_response,
 };
 use tonic::Status;
 
@@ -101,8 +102,13 @@ async fn a_followed_log_goes_on_where_it_stopped() {
     let script = Arc::new(Script::default());
     script.logs.lock().unwrap().extend([
         vec![line(1, "a"), line(2, "b"), Err(lost())],
+        // The daemon ends.
         vec![line(2, "b"), line(2, "c"), line(3, "d")],
+        // The service is removed.
+        vec![line(3, "d"), line(4, "e")],
     ]);
+    *script.service.lock().unwrap() = Some(Service::default());
+    let daemon = Arc::clone(&script);
     let request = ReadServiceLogsRequest {
         service: "web".into(),
         tail: Some(2),
@@ -115,11 +121,16 @@ async fn a_followed_log_goes_on_where_it_stopped() {
         let mut seen = String::new();
         while let Some(read) = logs.next().await.unwrap() {
             match read {
-                LogRead::Line(line) => seen.push_str(&line.text),
+                LogRead::Line(line) => {
+                    seen.push_str(&line.text);
+                    if line.text == "e" {
+                        *daemon.service.lock().unwrap() = None;
+                    }
+                }
                 LogRead::Lost(_) => seen.push('-'),
             }
         }
-        assert_eq!(seen, "ab-cd");
+        assert_eq!(seen, "ab-cd-e");
     })
     .await;
     let asked = script.read.lock().unwrap();
