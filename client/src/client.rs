@@ -29,6 +29,11 @@ mod transfer;
 mod upload;
 mod watch;
 
+#[cfg(test)]
+pub(crate) mod scripted;
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use hearth_proto::MAX_MESSAGE_BYTES;

@@ -26,9 +26,18 @@ impl Interrupts {
 
     /// Runs `work` unless Ctrl-C comes first: then it is dropped where it stands.
     pub async fn or<T>(&mut self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        self.or_say("interrupted; nothing was started in the room", work).await
+    }
+
+    /// The same for what may have begun in the room when Ctrl-C comes.
+    pub async fn or_say<T>(
+        &mut self,
+        message: &str,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
         tokio::select! {
             outcome = work => outcome,
-            () = self.next() => Err(Failure::interrupted("interrupted; nothing was started in the room")),
+            () = self.next() => Err(Failure::interrupted(message)),
         }
     }
 }

@@ -114,7 +114,7 @@ pub(super) async fn run(
 ) -> Result<(), Failure> {
     let flags::Plan { mut spec, build } = flags::plan(&mut args, |name| std::env::var(name))?;
     let client = match build {
-        None => interrupts.or(connect(globals)).await?,
+        None => interrupts.or(Box::pin(connect(globals))).await?,
         Some(build) => {
             let (client, digest) = Box::pin(build::for_deploy(&build, globals, interrupts)).await?;
             // What was built, wherever its tag goes meanwhile.
@@ -123,7 +123,8 @@ pub(super) async fn run(
         }
     };
     let request = DeployRequest { spec: Some(spec), dry_run: args.dry_run };
-    let answer = interrupts.or(async { Ok(client.deploy(request).await?) }).await?;
+    let asking = async { Ok(client.deploy(request).await?) };
+    let answer = interrupts.or_say(follow::LEFT_EARLY, Box::pin(asking)).await?;
     if args.dry_run {
         return follow::report_plan(&answer, globals.json);
     }

@@ -109,18 +109,20 @@ pub(super) async fn run(
     interrupts: &mut Interrupts,
 ) -> Result<(), Failure> {
     match command {
-        ServicesCommand::List => interrupts.or(list(globals)).await,
+        ServicesCommand::List => interrupts.or(Box::pin(list(globals))).await,
         ServicesCommand::Show { service, output: format, revision } => {
-            interrupts.or(show(&service, format, revision, globals)).await
+            interrupts.or(Box::pin(show(&service, format, revision, globals))).await
         }
-        ServicesCommand::Logs(args) => interrupts.or(Box::pin(logs::run(args, globals))).await,
+        ServicesCommand::Logs(args) => {
+            interrupts.or_say("interrupted", Box::pin(logs::run(args, globals))).await
+        }
         ServicesCommand::Restart { service, waiting } => {
             let asked = async {
                 let client = connect(globals).await?;
                 let answer = client.restart_service(&service).await?;
                 Ok((client, answer))
             };
-            let (client, answer) = interrupts.or(asked).await?;
+            let (client, answer) = interrupts.or_say(follow::LEFT_EARLY, Box::pin(asked)).await?;
             Box::pin(follow::run(&client, &answer, &waiting, globals.json, interrupts)).await
         }
         ServicesCommand::Rollback { service, revision, waiting } => {
@@ -129,12 +131,17 @@ pub(super) async fn run(
                 let answer = client.roll_back_service(&service, revision.unwrap_or(0)).await?;
                 Ok((client, answer))
             };
-            let (client, answer) = interrupts.or(asked).await?;
+            let (client, answer) = interrupts.or_say(follow::LEFT_EARLY, Box::pin(asked)).await?;
             Box::pin(follow::run(&client, &answer, &waiting, globals.json, interrupts)).await
         }
         ServicesCommand::Rm { services, grace, now } => {
             let grace = if now { Some(Duration::ZERO) } else { grace };
-            interrupts.or(remove(&services, grace, globals)).await
+            interrupts
+                .or_say(
+                    "interrupted; a removal that has begun goes on",
+                    Box::pin(remove(&services, grace, globals)),
+                )
+                .await
         }
         ServicesCommand::Exec(args) => Box::pin(exec::run(args, globals, interrupts)).await,
         ServicesCommand::Apply { file, dry_run, waiting } => {
@@ -144,7 +151,7 @@ pub(super) async fn run(
                 let answer = client.deploy(DeployRequest { spec, dry_run }).await?;
                 Ok((client, answer))
             };
-            let (client, answer) = interrupts.or(Box::pin(asked)).await?;
+            let (client, answer) = interrupts.or_say(follow::LEFT_EARLY, Box::pin(asked)).await?;
             if dry_run {
                 return follow::report_plan(&answer, globals.json);
             }
@@ -191,7 +198,7 @@ fn wanted(service: &Service, revision: Option<u32>) -> Result<&Revision, Failure
     service.revisions.iter().find(|revision| revision.number == number).ok_or_else(|| {
         let kept: Vec<String> =
             service.revisions.iter().map(|revision| revision.number.to_string()).collect();
-        Failure::failed("not_found", format!("service {} has no revision {number}", service.name))
+        Failure::failed("revision_not_found", format!("service {} has no revision {number}", service.name))
             .hint(format!("there are {}", kept.join(", ")))
     })
 }

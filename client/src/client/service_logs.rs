@@ -1,7 +1,8 @@
 //! The log of a service, line by line, across lost connections.
 //!
 //! Lines have no numbers. After a loss those written since the last one that came are asked for again, and as many of
-//! that very time as came before are dropped.
+//! that very time as came before are dropped. A daemon that ends lets go of its readers without an error: the end of a
+//! log that is followed is one only when the service is gone.
 
 use std::collections::VecDeque;
 
@@ -81,13 +82,22 @@ impl ServiceLogs {
         };
         let received = stream.message().await;
         let received = received.map_err(|status| ClientError::from_status(&self.client.address, &status))?;
-        self.outages.over();
         match received {
             Some(lines) => {
+                self.outages.over();
                 self.waiting.extend(lines.lines);
                 Ok(true)
             }
-            None => Ok(false),
+            // The log of one revision ends with its instance.
+            None if !self.request.follow || self.request.source.is_some() => Ok(false),
+            None => match self.client.service(&self.request.service).await {
+                Ok(_) => Err(ClientError::Unreachable {
+                    address: self.client.address.clone(),
+                    reason: "the log ended before the service did".to_owned(),
+                }),
+                Err(ClientError::Failed(detail)) if detail.code == "service_not_found" => Ok(false),
+                Err(error) => Err(error),
+            },
         }
     }
 }

@@ -7,7 +7,7 @@ use hearth_proto::value::{MountKind, MountSpec, MountTarget, Reference, check_di
 
 use super::{DeployArgs, Strategy, network};
 use crate::cli::build::{BuildArgs, BuildOptions, mount};
-use crate::cli::registry::credential;
+use crate::cli::registry::for_reference;
 use crate::duration;
 use crate::error::Failure;
 
@@ -125,7 +125,8 @@ pub(super) fn plan(
         description: None,
         annotations: None,
         replace: false,
-        credentials: args.cred.iter().map(|text| credential(text)).collect::<Result<_, _>>()?,
+        // What is built is in the room: its credentials are for the build.
+        credentials: if args.pack.is_some() { Vec::new() } else { for_reference(&args.cred, &image)? },
     };
     Ok(Plan { spec, build: build(args)? })
 }

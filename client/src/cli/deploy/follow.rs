@@ -1,8 +1,8 @@
 //! Watching a deploy, a restart or a rollback until it is live, and telling what it came to.
 
 use clap::Args;
-use hearth_proto::v1::DeployResponse;
 use hearth_proto::v1::deploy_event::Event;
+use hearth_proto::v1::{DeployResponse, Service};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -27,6 +27,10 @@ pub(in crate::cli) struct WaitArgs {
     pub(in crate::cli) progress: ProgressMode,
 }
 
+/// After Ctrl-C before the daemon has answered.
+pub(in crate::cli) const LEFT_EARLY: &str =
+    "interrupted before the room had answered; what it has begun goes on: hearth services list";
+
 /// Tells how a revision comes to be live, and what it is then.
 pub(in crate::cli) async fn run(
     client: &Client,
@@ -36,8 +40,8 @@ pub(in crate::cli) async fn run(
     interrupts: &mut Interrupts,
 ) -> Result<(), Failure> {
     if waiting.progress != ProgressMode::Json {
-        let verb = if answer.created { "creating" } else { "updating" };
-        output::note(&format!("{verb} service {}, revision {}", answer.name, answer.revision));
+        let new = if answer.created { "new " } else { "" };
+        output::note(&format!("{new}service {}, revision {}", answer.name, answer.revision));
         tell_notes(answer);
     }
     if waiting.no_wait {
@@ -110,14 +114,19 @@ async fn to_live(
     }
 }
 
-/// Whether traffic is still answered after a failed deploy. Only a remark: the failure is told in any case.
+/// Only a remark: the failure is told in any case.
 async fn tell_what_serves(client: &Client, answer: &DeployResponse) {
     match client.service(&answer.service_id).await {
-        Ok(service) => match service.live_revision.filter(|live| *live != answer.revision) {
-            Some(live) => output::note(&format!("revision {live} of {} keeps serving", answer.name)),
-            None => output::note(&format!("no revision of {} serves", answer.name)),
-        },
+        Ok(service) => output::note(&what_serves(&service, answer)),
         Err(error) => tracing::debug!(%error, "what serves is not known"),
+    }
+}
+
+/// Whether traffic is still answered after a failed deploy.
+fn what_serves(service: &Service, answer: &DeployResponse) -> String {
+    match service.live_revision.filter(|live| *live != answer.revision) {
+        Some(live) => format!("revision {live} of {} keeps serving", answer.name),
+        None => format!("no revision of {} serves", answer.name),
     }
 }
 
@@ -188,55 +197,4 @@ pub(in crate::cli) fn report_plan(answer: &DeployResponse, json: bool) -> Result
 }
 
 #[cfg(test)]
-mod tests {
-    use hearth_proto::v1::{DeployAction, DeployActionKind, ServiceSpec};
-
-    use super::*;
-
-    fn answer() -> DeployResponse {
-        let spec = ServiceSpec {
-            image: "web:1".into(),
-            digest: "sha256:9b2c".into(),
-            domains: vec!["www.example.com".into(), "*.example.com".into()],
-            ..ServiceSpec::default()
-        };
-        DeployResponse {
-            service_id: "7f3k9wq2m7xh".into(),
-            name: "web".into(),
-            revision: 3,
-            urls: vec!["http://www.example.com:4380/".into()],
-            spec: Some(spec),
-            ..DeployResponse::default()
-        }
-    }
-
-    #[test]
-    fn people_and_scripts_read_name_revision_digest_and_addresses() {
-        let text = DeployView::new(&answer(), None).for_people();
-        assert_eq!(text, "web 3 sha256:9b2c\nhttp://www.example.com:4380/");
-    }
-
-    #[test]
-    fn programs_read_a_typed_result_and_a_typed_plan() {
-        let took = Some(std::time::Duration::from_millis(412));
-        let value = serde_json::to_value(DeployView::new(&answer(), took)).unwrap();
-        assert_eq!(
-            (&value["name"], &value["revision"], &value["live"]),
-            (&"web".into(), &3.into(), &true.into())
-        );
-        assert_eq!(value["took_seconds"], 0.412);
-        assert_eq!(value["domains"][1], "*.example.com");
-        assert_eq!(value.get("plan"), None);
-        let route = DeployAction {
-            kind: DeployActionKind::Route.into(),
-            revision: 3,
-            text: "lead the traffic to revision 3".into(),
-            ..DeployAction::default()
-        };
-        let answer = answer();
-        let view = DeployView { plan: Some(vec![action(&route)]), ..DeployView::new(&answer, None) };
-        let value = serde_json::to_value(view).unwrap();
-        assert_eq!(value["plan"][0]["action"], "route");
-        assert_eq!((&value["live"], &value["took_seconds"]), (&Value::Null, &Value::Null));
-    }
-}
+mod tests;

@@ -76,6 +76,8 @@ fn every_flag_is_in_the_request() {
     assert_eq!(got.strategy, i32::from(DeployStrategy::Recreate));
     assert_eq!((got.domains, got.description, got.replace), (None, None, false));
     assert_eq!(got.credentials[0].registry, "r.example");
+    // Without a registry the image's is meant.
+    assert_eq!(spec("--tag ghcr.io/a/b:1 --cred u,p").credentials[0].registry, "ghcr.io");
 }
 
 #[test]
@@ -100,7 +102,7 @@ fn a_pack_is_built_first_under_the_tag() {
     let Plan { spec, build } = planned.unwrap_or_else(|failure| panic!("{}", failure.detail.message));
     let build = build.unwrap();
     assert_eq!((spec.image.as_str(), build.timeout), ("a:dev", Some(Duration::from_secs(300))));
-    assert_eq!((build.cred, spec.credentials.len()), (vec!["u,p".to_owned()], 1));
+    assert_eq!((build.cred, spec.credentials.len()), (vec!["u,p".to_owned()], 0));
     assert!(self::planned("--tag a:dev").unwrap().build.is_none());
     let digest = format!("sha256:{}", "ab".repeat(32));
     assert_eq!(pinned("a:dev", &digest).unwrap(), format!("a:dev@{digest}"));

@@ -184,7 +184,7 @@ struct EmptyDir {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Port {
-    num: u16,
+    num: u32,
     #[serde(default, rename = "type")]
     kind: PortType,
     /// Path that answers 200 to 399 when the service is healthy.

@@ -45,9 +45,9 @@ impl<W: Write + Send> Plain<W> {
         }
     }
 
-    fn over(&mut self, over: Option<Over>) {
+    fn over(&mut self, over: Option<&Over>) {
         if let Some(Over { number, took, .. }) = over {
-            self.line(&format!("#{number} DONE {}", duration::show(took)));
+            self.line(&format!("#{number} DONE {}", duration::show(*took)));
         }
     }
 
@@ -63,7 +63,7 @@ impl<W: Write + Send> Show for Plain<W> {
         match &event.event {
             Some(Event::ActionStarted(action)) => {
                 let (number, over) = self.actions.begin(&action.text, at);
-                self.over(over);
+                self.over(over.as_ref());
                 self.line(&format!("#{number} {}", output::printable(&action.text)));
                 self.last_probe.clear();
             }
@@ -72,7 +72,7 @@ impl<W: Write + Send> Show for Plain<W> {
                 let took = ended.took.map(duration::from_wire).unwrap_or_default();
                 let Some(over) = self.actions.end_of(text, took) else { return };
                 if ended.error.is_empty() {
-                    self.over(Some(over));
+                    self.over(Some(&over));
                 } else {
                     let error = output::printable(&ended.error);
                     self.line(&format!("#{} ERROR {}: {error}", over.number, duration::show(took)));
@@ -82,12 +82,10 @@ impl<W: Write + Send> Show for Plain<W> {
                 let took = part.took.map(duration::from_wire).unwrap_or_default();
                 self.current(&format!("{} {:.3}s", output::printable(&part.name), took.as_secs_f64()));
             }
-            Some(Event::Probed(probe)) => {
-                if probe.text != self.last_probe {
-                    let text = format!("{:.3} {}", self.since(at), output::printable(&probe.text));
-                    self.current(&text);
-                    self.last_probe.clone_from(&probe.text);
-                }
+            Some(Event::Probed(probe)) if probe.text != self.last_probe => {
+                let text = format!("{:.3} {}", self.since(at), output::printable(&probe.text));
+                self.current(&text);
+                self.last_probe.clone_from(&probe.text);
             }
             Some(Event::Log(log)) => {
                 for text in log.line.iter().flat_map(log_lines) {
@@ -103,9 +101,9 @@ impl<W: Write + Send> Show for Plain<W> {
             }
             Some(Event::Live(_) | Event::Failed(_) | Event::Superseded(_)) => {
                 let over = self.actions.end(at);
-                self.over(over);
+                self.over(over.as_ref());
             }
-            None => {}
+            Some(Event::Probed(_)) | None => {}
         }
     }
 

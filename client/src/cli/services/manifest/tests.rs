@@ -62,7 +62,9 @@ const FULL: &str = r#"version: v1
 kind: Service
 metadata:
   name: repo-web
-  description: "The web: a \"page\"\nand more"
+  description: |-
+    The web: a "page"
+    and more
   annotations:
     team: "on"
 container:
@@ -158,6 +160,64 @@ fn what_show_prints_apply_takes_as_yaml_and_as_json() {
     assert_eq!(asked.annotations.unwrap().annotations, wanted.annotations);
 }
 
+#[test]
+fn text_that_looks_like_something_else_comes_back_as_it_was() {
+    for text in [
+        "",
+        " ",
+        "yes",
+        "on",
+        "null",
+        "~",
+        "1",
+        "1e3",
+        "0x1f",
+        "1_000",
+        "2026-11-24",
+        "- a",
+        "# x",
+        "a # b",
+        "a: b",
+        "&a",
+        "*a",
+        "!a",
+        "|",
+        ">",
+        "%",
+        "@",
+        "`",
+        "'",
+        "\"",
+        "{}",
+        "[",
+        "\\n",
+        "a\nb",
+        "a\n",
+        "\n\na",
+        " a\n  b\n",
+        "\t",
+        "a\tb",
+        "é",
+        "\u{7f}",
+        "\u{85}",
+        "\u{feff}a",
+        "\r\n",
+        "---",
+        "...",
+        "<<",
+        "=",
+    ] {
+        let value = EnvValue { value: Some(env_value::Value::Plain(text.into())) };
+        let env = [("A".to_owned(), value)].into();
+        let manifest =
+            Manifest::of("web", &ServiceSpec { image: "web".into(), env, ..ServiceSpec::default() });
+        let written = write(&manifest).unwrap();
+        let read =
+            read("m", &written).unwrap_or_else(|failure| panic!("{written}: {}", failure.detail.message));
+        assert_eq!(read, manifest, "{written}");
+    }
+}
+
 const SMALL: &str = "version: v1\nkind: Service\nmetadata:\n  name: web\ncontainer:\n  image: web:1\n";
 
 #[test]
@@ -199,7 +259,7 @@ fn what_is_not_known_or_malformed_is_named_with_its_line() {
         (with("replicas: 2\n"), 7, "replicas"),
         (with("  imagee: x\n"), 7, "imagee"),
         (with("ports:\n- num: 80\n  hostPort: 80\n"), 9, "hostPort"),
-        (with("ports:\n- num: 70000\n"), 8, "70000"),
+        (with("ports:\n- num: '*'\n"), 8, "invalid"),
         (with("ports:\n- num: 80\n  type: udp\n"), 9, "udp"),
         (with("  environment:\n  - name: A\n    secret: {identity: x, id: y}\n"), 9, "identity"),
         (with("  image: again\n"), 7, "image"),
@@ -207,8 +267,8 @@ fn what_is_not_known_or_malformed_is_named_with_its_line() {
         (with("  environment:\n  - name: A\n    token: {api: everything}\n"), 9, "everything"),
         (SMALL.replace("kind: Service", "kind: Pod"), 2, "Pod"),
         (SMALL.replace("v1", "v2"), 1, "v2"),
-        (SMALL.replace("  image: web:1\n", "  command: x\n"), 5, "image"),
-        (with("  storage: [\n"), 8, ""),
+        (SMALL.replace("  image: web:1\n", "  command: x\n"), 6, "missing field `image`"),
+        (with("  storage: []\n"), 7, "mapping"),
     ] {
         let message = read("web.yaml", &text).unwrap_err().detail.message;
         assert!(message.starts_with("web.yaml: ") && message.contains(says), "{message}");
@@ -248,6 +308,7 @@ fn what_does_not_fit_together_is_named_with_its_field() {
         (with("  storage: {images: [{path: /x, image: X}]}\n"), "container.storage.images: `X`"),
         (with("ports: [{num: 8078}]\n"), "ports: port 8078 is reserved"),
         (with("ports: [{num: 0}]\n"), "ports: port `0/http`"),
+        (with("ports: [{num: 70000}]\n"), "ports: port `70000/http`: expected"),
         (with("ports: [{num: 80}, {num: 80}]\n"), "ports: port 80 is given twice"),
         (with("ports: [{num: 80, liveness: x}]\n"), "ports: 80: path `x` of the health check"),
         (with("ports: [{num: 80}, {num: 81, liveness: /x}]\n"), "ports: 81: the health check is asked of"),

@@ -94,7 +94,8 @@ fn a_page_has_what_there_is_and_no_empty_lines() {
         for_people(&service(), now()),
         "service      web (7f3k9wq2m7xh)\n\
          status       crash_loop, 4 restarts\n\
-         reason       revision 3: the app ended\\nwith more\n\
+         reason       revision 3: the app ended\n\
+         \u{20}            with more\n\
          last exit    exit code 3, 5s ago\n\
          revision     2 -> 3\n\
          image        web:1\n\

@@ -1,0 +1,155 @@
+use std::cell::RefCell;
+use std::future::pending;
+use std::sync::Arc;
+
+use hearth_proto::v1::{DeployAction, DeployActionKind, DeploySuperseded, ErrorDetail, Service, ServiceSpec};
+
+use super::*;
+use crate::client::scripted::{Script, event, live, lost, remark, with_client};
+use crate::exit;
+
+fn answer() -> DeployResponse {
+    let spec = ServiceSpec {
+        image: "web:1".into(),
+        digest: "sha256:9b2c".into(),
+        domains: vec!["www.example.com".into(), "*.example.com".into()],
+        ..ServiceSpec::default()
+    };
+    DeployResponse {
+        service_id: "7f3k9wq2m7xh".into(),
+        name: "web".into(),
+        revision: 3,
+        urls: vec!["http://www.example.com:4380/".into()],
+        spec: Some(spec),
+        ..DeployResponse::default()
+    }
+}
+
+#[test]
+fn people_and_scripts_read_name_revision_digest_and_addresses() {
+    let text = DeployView::new(&answer(), None).for_people();
+    assert_eq!(text, "web 3 sha256:9b2c\nhttp://www.example.com:4380/");
+}
+
+#[test]
+fn programs_read_a_typed_result_and_a_typed_plan() {
+    let took = Some(std::time::Duration::from_millis(412));
+    let value = serde_json::to_value(DeployView::new(&answer(), took)).unwrap();
+    assert_eq!(
+        (&value["name"], &value["revision"], &value["live"]),
+        (&"web".into(), &3.into(), &true.into())
+    );
+    assert_eq!(value["took_seconds"], 0.412);
+    assert_eq!(value["domains"][1], "*.example.com");
+    assert_eq!(value.get("plan"), None);
+    let route = DeployAction {
+        kind: DeployActionKind::Route.into(),
+        revision: 3,
+        text: "lead the traffic to revision 3".into(),
+        ..DeployAction::default()
+    };
+    let answer = answer();
+    let view = DeployView { plan: Some(vec![action(&route)]), ..DeployView::new(&answer, None) };
+    let value = serde_json::to_value(view).unwrap();
+    assert_eq!(value["plan"][0]["action"], "route");
+    assert_eq!((&value["live"], &value["took_seconds"]), (&Value::Null, &Value::Null));
+}
+
+/// An interrupt is seen by all that listen: one test at a time does.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// How waiting for a scripted deploy ends.
+async fn waited(script: Script, progress: ProgressMode) -> Result<(), Failure> {
+    interrupted(script, progress, pending()).await
+}
+
+/// The same, with Ctrl-C when `interrupt` is over.
+async fn interrupted(
+    script: Script,
+    progress: ProgressMode,
+    interrupt: impl Future<Output = ()>,
+) -> Result<(), Failure> {
+    let _alone = ALONE.lock().await;
+    let script = Arc::new(script);
+    let outcome = RefCell::new(Ok(()));
+    let ended = &outcome;
+    with_client(&script, |client| async move {
+        let mut interrupts = Interrupts::listen().unwrap();
+        let waiting = WaitArgs { progress, ..WaitArgs::default() };
+        let (answer, interrupting) = (answer(), async {
+            interrupt.await;
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::INT).unwrap();
+            pending::<()>().await;
+        });
+        let waited = tokio::select! {
+            waited = run(&client, &answer, &waiting, true, &mut interrupts) => waited,
+            () = interrupting => Ok(()),
+        };
+        *ended.borrow_mut() = waited;
+    })
+    .await;
+    outcome.into_inner()
+}
+
+fn script(events: Vec<Result<hearth_proto::v1::DeployEvent, tonic::Status>>) -> Script {
+    let script = Script::default();
+    script.watches.lock().unwrap().push_back(events);
+    script
+}
+
+#[tokio::test]
+async fn a_deploy_is_waited_for_until_it_is_live_over_a_lost_connection() {
+    let script = script(vec![event(1, 10, remark("a")), Err(lost())]);
+    script.watches.lock().unwrap().push_back(vec![event(1, 10, remark("a")), event(2, 20, live())]);
+    assert!(waited(script, ProgressMode::Plain).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_failed_deploy_says_why_and_ends_with_one() {
+    let detail = ErrorDetail {
+        code: "exited".into(),
+        message: "the app ended with exit code 3".into(),
+        stage: "deploy".into(),
+        exit_code: Some(3),
+        log_tail: vec!["boom".into()],
+        hint: "see its log".into(),
+        ..ErrorDetail::default()
+    };
+    let failed = || script(vec![event(1, 10, Event::Failed(detail.clone()))]);
+    let failure = waited(failed(), ProgressMode::Tty).await.unwrap_err();
+    assert_eq!(exit::code(&failure), 1);
+    let shown = exit::for_people(&failure);
+    for part in ["the app ended with exit code 3", "        | boom", "hint: see its log", "web, revision 3"] {
+        assert!(shown.contains(part), "{shown}");
+    }
+    let value = serde_json::to_value(exit::for_programs(&failure)).unwrap();
+    assert_eq!((&value["error"]["service"], &value["error"]["revision"]), (&"web".into(), &3.into()));
+    // Every line was there already.
+    let failure = waited(failed(), ProgressMode::Plain).await.unwrap_err();
+    assert!(!exit::for_people(&failure).contains("boom"));
+}
+
+#[tokio::test]
+async fn a_superseded_deploy_says_by_what() {
+    let superseded = Event::Superseded(DeploySuperseded { by: 4 });
+    let failure = waited(script(vec![event(1, 10, superseded)]), ProgressMode::Json).await.unwrap_err();
+    assert_eq!((failure.detail.code.as_str(), exit::code(&failure)), ("superseded", 1));
+    assert!(failure.detail.message.contains("superseded by revision 4"), "{}", failure.detail.message);
+}
+
+#[tokio::test]
+async fn an_interrupt_leaves_the_deploy_running_and_says_so() {
+    let mut script = script(vec![event(1, 10, remark("a"))]);
+    script.stays = true;
+    let while_it_runs = tokio::time::sleep(std::time::Duration::from_millis(200));
+    let failure = interrupted(script, ProgressMode::Plain, while_it_runs).await.unwrap_err();
+    assert_eq!((failure.kind, exit::code(&failure)), (FailureKind::Interrupted, 130));
+    assert!(failure.detail.message.contains("hearth services show web"), "{}", failure.detail.message);
+}
+
+#[test]
+fn what_serves_after_a_failed_deploy_is_told() {
+    let live = Service { live_revision: Some(2), ..Service::default() };
+    assert_eq!(what_serves(&live, &answer()), "revision 2 of web keeps serving");
+    assert_eq!(what_serves(&Service::default(), &answer()), "no revision of web serves");
+}

@@ -1,0 +1,86 @@
+//! The files of a manifest.
+
+use std::collections::BTreeSet;
+
+use hearth_proto::v1::{EmptyDirSource, ImageSource, Mount, MountMode, mount::Source};
+use hearth_proto::value::{MountTarget, Reference, storage_path};
+
+use super::super::{EmptyDir, ImageMount, Storage, StorageMount};
+use super::{Wrong, wrong};
+
+pub(super) fn mounts(storage: Storage) -> Result<Vec<Mount>, Wrong> {
+    const FIELD: &str = "container.storage";
+    if let Some(file) = storage.files.first() {
+        let why = format!(
+            "`{}`: files are not made from manifests here; put it in room storage and mount that",
+            file.path
+        );
+        return Err(wrong(format!("{FIELD}.files"), &why));
+    }
+    let mut seen = BTreeSet::new();
+    let mut mounts = Vec::new();
+    let mut add = |kind: &str, path: &str, read_only: Option<bool>, source| {
+        let target = path.parse::<MountTarget>().map_err(|error| wrong(format!("{FIELD}.{kind}"), &error))?;
+        if !seen.insert(target.clone()) {
+            return Err(wrong(
+                format!("{FIELD}.{kind}"),
+                &format!("`{target}` is used twice; each target can be mounted once"),
+            ));
+        }
+        let mode = match read_only {
+            None => MountMode::Unspecified,
+            Some(true) => MountMode::ReadOnly,
+            Some(false) => MountMode::ReadWrite,
+        };
+        mounts.push(Mount { source: Some(source), target: target.to_string(), mode: mode.into() });
+        Ok(())
+    };
+    let below = |kind: &str, subpath: Option<String>| {
+        storage_path(&subpath.unwrap_or_default()).map_err(|error| wrong(format!("{FIELD}.{kind}"), &error))
+    };
+    for StorageMount { path, subpath, read_only } in storage.room {
+        add("room", &path, read_only, Source::RoomPath(below("room", subpath)?))?;
+    }
+    for StorageMount { path, subpath, read_only } in storage.project {
+        add("project", &path, read_only, Source::ProjectPath(below("project", subpath)?))?;
+    }
+    for ImageMount { image, path, subpath, read_only } in storage.images {
+        let reference =
+            image.parse::<Reference>().map_err(|error| wrong(format!("{FIELD}.images"), &error))?;
+        let source = ImageSource { reference: reference.to_string(), subpath: below("images", subpath)? };
+        add("images", &path, read_only, Source::Image(source))?;
+    }
+    for EmptyDir { path, read_only } in storage.empty_dirs {
+        add("empty_dirs", &path, read_only, Source::EmptyDir(EmptyDirSource {}))?;
+    }
+    Ok(mounts)
+}
+
+pub(super) fn storage(mounts: &[Mount]) -> Storage {
+    let mut storage = Storage::default();
+    for mount in mounts {
+        let path = mount.target.clone();
+        let read_only = match mount.mode() {
+            MountMode::Unspecified => None,
+            MountMode::ReadOnly => Some(true),
+            MountMode::ReadWrite => Some(false),
+        };
+        let part = |subpath: &String| Some(subpath.clone()).filter(|subpath| !subpath.is_empty());
+        match &mount.source {
+            Some(Source::RoomPath(subpath)) => {
+                storage.room.push(StorageMount { path, subpath: part(subpath), read_only });
+            }
+            Some(Source::ProjectPath(subpath)) => {
+                storage.project.push(StorageMount { path, subpath: part(subpath), read_only });
+            }
+            Some(Source::Image(ImageSource { reference, subpath })) => {
+                let image = reference.clone();
+                storage.images.push(ImageMount { image, path, subpath: part(subpath), read_only });
+            }
+            Some(Source::EmptyDir(_)) => storage.empty_dirs.push(EmptyDir { path, read_only }),
+            // No service has one.
+            Some(Source::PackId(_)) | None => {}
+        }
+    }
+    storage
+}

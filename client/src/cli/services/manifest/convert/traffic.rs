@@ -1,0 +1,71 @@
+//! The ports of a manifest, with what else is said at a port: the health check, and who may come.
+
+use hearth_proto::v1::{PortKind, ServicePort, ServiceSpec};
+
+use super::super::{Port, PortType};
+use super::{Wrong, wrong};
+use crate::cli::deploy::network;
+
+pub(super) struct Traffic {
+    pub ports: Vec<ServicePort>,
+    pub liveness: Option<String>,
+    pub public: bool,
+}
+
+/// The health check is asked of the first published http port, or of the first http port.
+fn probed(ports: &[Port]) -> Option<u32> {
+    let mut http = ports.iter().filter(|port| port.kind == PortType::Http);
+    let published = http.clone().find(|port| port.published != Some(false));
+    published.or_else(|| http.next()).map(|port| port.num)
+}
+
+pub(super) fn traffic(ports: Vec<Port>) -> Result<Traffic, Wrong> {
+    let probed = probed(&ports);
+    let mut liveness = None;
+    let mut public: Option<bool> = None;
+    let mut wire = Vec::new();
+    for port in ports {
+        let field = format!("ports: {}", port.num);
+        let kind = match port.kind {
+            PortType::Http => "http",
+            PortType::Tcp => "tcp",
+        };
+        let parsed = network::port(&format!("{}/{kind}", port.num)).map_err(|why| wrong("ports", &why))?;
+        if let Some(path) = port.liveness {
+            if probed != Some(port.num) {
+                let why = "the health check is asked of the first published http port: write liveness there";
+                return Err(wrong(field, &why));
+            }
+            liveness = Some(network::liveness(&path).map_err(|why| wrong(&field, &why))?);
+        }
+        if port.published != Some(false) {
+            let given = port.public.unwrap_or(false);
+            if *public.get_or_insert(given) != given {
+                return Err(wrong(field, "`public` is the same for all published ports of a service"));
+            }
+        }
+        wire.push(ServicePort { published: port.published, ..parsed });
+    }
+    network::check_ports(&wire).map_err(|why| wrong("ports", &why))?;
+    Ok(Traffic { ports: wire, liveness, public: public.unwrap_or(false) })
+}
+
+pub(super) fn ports(spec: &ServiceSpec) -> Vec<Port> {
+    let port = |port: &ServicePort| {
+        let published = port.published.unwrap_or(true);
+        Port {
+            num: port.number,
+            kind: if port.kind() == PortKind::Tcp { PortType::Tcp } else { PortType::Http },
+            liveness: None,
+            published: Some(published),
+            public: published.then_some(spec.public),
+        }
+    };
+    let mut ports: Vec<Port> = spec.ports.iter().map(port).collect();
+    let path = spec.health.as_ref().map(|health| &health.path).filter(|path| !path.is_empty());
+    let probed = probed(&ports);
+    if let Some(port) = ports.iter_mut().find(|port| Some(port.num) == probed) {
+        port.liveness = path.cloned();
+    }
+    ports
+}

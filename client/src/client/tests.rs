@@ -1,0 +1,163 @@
+//! What the client does when the connection breaks, against a scripted daemon.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hearth_proto::v1::deploy_event::Event;
+use hearth_proto::v1::exec_request::Message;
+use hearth_proto::v1::{
+    ErrorDetail, ExecBegin, ExecStdinEnd, Exit, LogLine, ReadServiceLogsRequest, Service, TerminalSize,
+    exec_response,
+};
+use tonic::Status;
+
+use super::scripted::{Script, event, live, lost, remark, with_client};
+use super::{ClientError, DeployWatch, LogRead, WatchLimits, Watched};
+
+/// Everything that a watch tells: remarks, losses as `-`, and the end.
+async fn told(mut watch: DeployWatch) -> Result<Vec<String>, ClientError> {
+    let mut all = Vec::new();
+    while let Some(watched) = watch.next().await? {
+        all.push(match watched {
+            Watched::Lost(_) => "-".to_owned(),
+            Watched::Event(event) => match event.event.unwrap() {
+                Event::Trouble(trouble) => trouble.message,
+                Event::Live(_) => "live".to_owned(),
+                other => format!("{other:?}"),
+            },
+        });
+    }
+    Ok(all)
+}
+
+#[tokio::test]
+async fn a_deploy_is_told_once_whatever_breaks() {
+    let script = Arc::new(Script::default());
+    let events = || vec![event(1, 10, remark("a")), event(2, 20, remark("b"))];
+    let whole = || {
+        let mut all = events();
+        all.extend([event(3, 30, remark("c")), event(4, 40, live())]);
+        all
+    };
+    let mut broken = events();
+    broken.push(Err(lost()));
+    // The second time the connection ends without a word.
+    script.watches.lock().unwrap().extend([broken, events(), whole()]);
+    with_client(&script, |client| async move {
+        assert_eq!(told(client.watch_deploy("web", 3)).await.unwrap(), ["a", "b", "-", "-", "c", "live"]);
+    })
+    .await;
+    let asked = script.watched.lock().unwrap();
+    assert!(asked.iter().all(|asked| asked.service == "web" && asked.revision == 3));
+    assert_eq!(asked.len(), 3);
+}
+
+#[tokio::test]
+async fn numbers_that_begin_anew_are_told_from_their_first_on() {
+    let script = Arc::new(Script::default());
+    let before = vec![event(1, 10, remark("a")), event(2, 20, remark("b")), Err(lost())];
+    // Of a deploy that ended before this run of the daemon, only the end is told.
+    let after = vec![event(1, 5000, live())];
+    script.watches.lock().unwrap().extend([before, after]);
+    with_client(&script, |client| async move {
+        assert_eq!(told(client.watch_deploy("web", 3)).await.unwrap(), ["a", "b", "-", "live"]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_gap_a_lasting_error_and_a_daemon_that_stays_away_end_a_watch() {
+    let script = Arc::new(Script::default());
+    let detail =
+        ErrorDetail { code: "not_found".into(), message: "no service".into(), ..ErrorDetail::default() };
+    let gone = hearth_proto::status::status_with_detail(tonic::Code::NotFound, &detail);
+    script
+        .watches
+        .lock()
+        .unwrap()
+        .extend([vec![event(1, 10, remark("a")), event(3, 30, live())], vec![Err(gone)]]);
+    with_client(&script, |client| async move {
+        let gap = told(client.watch_deploy("web", 3)).await.unwrap_err();
+        assert!(matches!(&gap, ClientError::Protocol(text) if text.contains("event 3")), "{gap}");
+        let gone = told(client.watch_deploy("web", 3)).await.unwrap_err();
+        assert!(matches!(&gone, ClientError::Failed(detail) if detail.code == "not_found"), "{gone}");
+        let limits = WatchLimits {
+            first_pause: Duration::from_millis(1),
+            longest_pause: Duration::from_millis(5),
+            give_up_after: Duration::from_millis(50),
+        };
+        let away = told(client.watch_deploy("web", 3).with_limits(limits)).await.unwrap_err();
+        assert!(matches!(away, ClientError::Unreachable { .. }), "{away}");
+    })
+    .await;
+}
+
+fn line(nanos: i32, text: &str) -> Result<LogLine, Status> {
+    let time = Some(prost_types::Timestamp { seconds: 1, nanos });
+    Ok(LogLine { time, text: text.to_owned(), ..LogLine::default() })
+}
+
+#[tokio::test]
+async fn a_followed_log_goes_on_where_it_stopped() {
+    let script = Arc::new(Script::default());
+    script.logs.lock().unwrap().extend([
+        vec![line(1, "a"), line(2, "b"), Err(lost())],
+        // The daemon ends.
+        vec![line(2, "b"), line(2, "c"), line(3, "d")],
+        // The service is removed.
+        vec![line(3, "d"), line(4, "e")],
+    ]);
+    *script.service.lock().unwrap() = Some(Service::default());
+    let daemon = Arc::clone(&script);
+    let request = ReadServiceLogsRequest {
+        service: "web".into(),
+        tail: Some(2),
+        contains: "x".into(),
+        follow: true,
+        ..ReadServiceLogsRequest::default()
+    };
+    with_client(&script, |client| async move {
+        let mut logs = client.service_logs(request);
+        let mut seen = String::new();
+        while let Some(read) = logs.next().await.unwrap() {
+            match read {
+                LogRead::Line(line) => {
+                    seen.push_str(&line.text);
+                    if line.text == "e" {
+                        *daemon.service.lock().unwrap() = None;
+                    }
+                }
+                LogRead::Lost(_) => seen.push('-'),
+            }
+        }
+        assert_eq!(seen, "ab-cd-e");
+    })
+    .await;
+    let asked = script.read.lock().unwrap();
+    assert_eq!((asked[0].tail, asked[0].since), (Some(2), None));
+    assert_eq!((asked[1].tail, asked[1].since.map(|since| since.nanos)), (None, Some(2)));
+    assert_eq!(asked[1].contains, "x");
+}
+
+#[tokio::test]
+async fn a_process_gets_its_input_and_gives_its_output_and_its_exit_code() {
+    use exec_response::Message as Answer;
+    let script = Arc::new(Script::default());
+    with_client(&script, |client| async move {
+        let begin = ExecBegin { command: vec!["a".into(), "b".into(), "c".into()], ..ExecBegin::default() };
+        let mut process = client.exec(begin).await.unwrap();
+        for message in [
+            Message::Stdin("in".into()),
+            Message::Resize(TerminalSize { columns: 80, rows: 24 }),
+            Message::Signal(2),
+            Message::StdinEnd(ExecStdinEnd {}),
+        ] {
+            process.input.send(message).await.unwrap();
+        }
+        assert_eq!(process.next().await.unwrap(), Answer::Stdout("in".into()));
+        assert_eq!(process.next().await.unwrap(), Answer::Stderr("80x24".into()));
+        assert_eq!(process.next().await.unwrap(), Answer::Stderr("signal 2".into()));
+        assert_eq!(process.next().await.unwrap(), Answer::Exited(Exit { code: Some(3), ..Exit::default() }));
+    })
+    .await;
+}
