@@ -202,8 +202,10 @@ impl v1::services_server::Services for ServicesService {
     ) -> Result<Response<v1::ListRoutesResponse>, Status> {
         let caller = caller(request.extensions())?;
         allow::services(&caller, "see routes")?;
-        let routes = self.deploys.routes().into_iter().map(|route| convert::route(route, self.entrance));
-        Ok(Response::new(v1::ListRoutesResponse { routes: routes.collect() }))
+        let routes = self.deploys.routes();
+        Ok(Response::new(v1::ListRoutesResponse {
+            routes: routes.iter().map(|route| convert::route(route, self.entrance)).collect(),
+        }))
     }
 
     async fn remove_route(
