@@ -10,6 +10,8 @@ use hearth_proto::v1::builds_server::BuildsServer;
 use hearth_proto::v1::contexts_server::ContextsServer;
 use hearth_proto::v1::images_server::ImagesServer;
 use hearth_proto::v1::packs_server::PacksServer;
+use hearth_proto::v1::secrets_server::SecretsServer;
+use hearth_proto::v1::services_server::ServicesServer;
 use hearth_proto::v1::storage_server::StorageServer;
 use hearth_proto::v1::system_server::SystemServer;
 use hearth_proto::{FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES};
@@ -23,16 +25,18 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::access::Access;
 use crate::api::auth::require_caller;
 use crate::api::grpc::{
-    BuildsService, ContextsService, ImagesService, PacksService, StorageService, SystemService,
-    cut_off_is_an_error,
+    BuildsService, ContextsService, Entrance, ImagesService, PacksService, SecretsService, ServicesService,
+    StorageService, SystemService, cut_off_is_an_error,
 };
 use crate::api::http::{self, Readiness};
 use crate::build;
 use crate::context::mounts::Mounts;
 use crate::context::storage::Storage;
+use crate::deploy;
 use crate::image::{Elsewhere, Images};
 use crate::model::RoomRegistries;
 use crate::packs::Packs;
+use crate::secrets::Secrets;
 
 pub(super) struct Parts {
     pub builds: build::Handle,
@@ -41,6 +45,10 @@ pub(super) struct Parts {
     pub images: Images,
     pub elsewhere: Elsewhere,
     pub packs: Packs,
+    pub deploys: deploy::Handle,
+    pub secrets: Secrets,
+    /// The ingress, as clients reach it.
+    pub entrance: Entrance,
     pub storage: Storage,
     pub access: Arc<Access>,
     pub readiness: Readiness,
@@ -53,12 +61,14 @@ pub(super) struct Parts {
 }
 
 /// The names that `grpc.health.v1` is asked for; the empty one is the daemon as a whole.
-const SERVICES: [&str; 7] = [
+const SERVICES: [&str; 9] = [
     "",
     "hearth.v1.Builds",
     "hearth.v1.Contexts",
     "hearth.v1.Images",
     "hearth.v1.Packs",
+    "hearth.v1.Secrets",
+    "hearth.v1.Services",
     "hearth.v1.Storage",
     "hearth.v1.System",
 ];
@@ -73,6 +83,9 @@ pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
         ImagesService { images: parts.images, storage: parts.storage.clone(), elsewhere: parts.elsewhere };
     let packs =
         PacksService { packs: parts.packs, storage: parts.storage.clone(), rooms: parts.rooms.clone() };
+    let secrets = SecretsService { secrets: parts.secrets, deploys: parts.deploys.clone() };
+    let services =
+        ServicesService { deploys: parts.deploys, rooms: parts.rooms.clone(), entrance: parts.entrance };
     let system = SystemService {
         room: parts.room,
         room_registries: parts.rooms,
@@ -94,6 +107,8 @@ pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
         .add_service(sized!(ContextsServer::new(contexts)))
         .add_service(sized!(ImagesServer::new(images)))
         .add_service(sized!(PacksServer::new(packs)))
+        .add_service(sized!(SecretsServer::new(secrets)))
+        .add_service(sized!(ServicesServer::new(services)))
         .add_service(sized!(StorageServer::new(storage)))
         .add_service(sized!(SystemServer::new(system)));
     let private = grpc
