@@ -5651,7 +5651,8 @@ pub struct DeploySpec {
     /// 63. Unset: the repository with `-` for `/`, `.` and `_`. Example: "repo-web".
     #[prost(string, optional, tag = "2")]
     pub name: ::core::option::Option<::prost::alloc::string::String>,
-    /// Over the variables that are kept, name by name. At most 512, and 128 KiB together.
+    /// Over the variables that are kept, name by name. At most 512, and 128 KiB together; a name has at most
+    /// 256 bytes.
     /// Example: {"MODE": {"plain": "production"}, "MESHAGENT_TOKEN": {"token_scope": "agentDefault"}}.
     #[prost(btree_map = "string, message", tag = "3")]
     pub env: ::prost::alloc::collections::BTreeMap<
@@ -6254,7 +6255,7 @@ pub mod read_service_logs_request {
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ServiceLogLines {
-    /// At most 1000, and 1 MiB together.
+    /// At most 256, and 1 MiB together.
     #[prost(message, repeated, tag = "1")]
     pub lines: ::prost::alloc::vec::Vec<LogLine>,
 }
@@ -6328,7 +6329,7 @@ pub struct ExecBegin {
     /// At least the program. Example: \["sh", "-c", "ls /srv"\].
     #[prost(string, repeated, tag = "2")]
     pub command: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Over the instance's own. At most 512, and 128 KiB together.
+    /// Over the instance's own. At most 1024, and 128 KiB together.
     #[prost(btree_map = "string, string", tag = "3")]
     pub env: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -7040,8 +7041,8 @@ pub mod services_client {
                 .insert(GrpcMethod::new("hearth.v1.Services", "Rollback"));
             self.inner.unary(req, path, codec).await
         }
-        /// Stops and forgets a service. Answers when nothing of it is left. When that takes longer than a minute
-        /// the answer is the error `service_removing`, and the removal goes on.
+        /// Stops and forgets a service. Answers when nothing of it is left. When that takes a minute longer than
+        /// the grace, the answer is the error `service_removing`, and the removal goes on.
         pub async fn remove(
             &mut self,
             request: impl tonic::IntoRequest<super::RemoveServiceRequest>,
@@ -7210,8 +7211,8 @@ pub mod services_server {
             &self,
             request: tonic::Request<super::RollbackServiceRequest>,
         ) -> std::result::Result<tonic::Response<super::DeployResponse>, tonic::Status>;
-        /// Stops and forgets a service. Answers when nothing of it is left. When that takes longer than a minute
-        /// the answer is the error `service_removing`, and the removal goes on.
+        /// Stops and forgets a service. Answers when nothing of it is left. When that takes a minute longer than
+        /// the grace, the answer is the error `service_removing`, and the removal goes on.
         async fn remove(
             &self,
             request: tonic::Request<super::RemoveServiceRequest>,

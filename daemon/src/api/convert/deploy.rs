@@ -16,6 +16,8 @@ use crate::model::{Reference, RoomRegistries};
 
 /// Bounds on what a request may name; each far above what people use.
 const MAX_ENV: usize = 512;
+/// Names are in error messages, which go in headers.
+const MAX_ENV_NAME: usize = 256;
 const MAX_PORTS: usize = 64;
 const MAX_DOMAINS: usize = 64;
 const MAX_COMMAND_BYTES: usize = 128 << 10;
@@ -80,11 +82,14 @@ fn image(text: &str, rooms: &RoomRegistries) -> Result<Reference, Refusal> {
 fn env(wire: BTreeMap<String, v1::EnvValue>) -> Result<BTreeMap<String, EnvValue>, Refusal> {
     use v1::env_value::Value;
     at_most("spec.env", "variables", wire.len(), MAX_ENV)?;
+    if let Some(name) = wire.keys().find(|name| name.len() > MAX_ENV_NAME) {
+        let begins: String = name.chars().take(50).collect();
+        let message = format!("the name of variable `{begins}...` has more than {MAX_ENV_NAME} bytes");
+        return Err(Refusal::invalid("spec.env", "too_long", message));
+    }
     let value = |(name, value): (String, v1::EnvValue)| {
-        let invalid = |code: &str, message: String| {
-            let name: String = name.chars().take(100).collect();
-            Refusal::invalid(format!("spec.env.{name}"), code, message)
-        };
+        let invalid =
+            |code: &str, message: String| Refusal::invalid(format!("spec.env.{name}"), code, message);
         let value = match value.value {
             None => return Err(invalid("invalid_env", format!("variable `{name}` has no value"))),
             Some(Value::Plain(text)) => EnvValue::Plain(text),

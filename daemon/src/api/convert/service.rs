@@ -184,7 +184,7 @@ fn health(health: HealthCheck) -> v1::HealthCheck {
     }
 }
 
-pub fn route(route: RouteView, entrance: Entrance) -> v1::ServiceRoute {
+pub fn route(route: &RouteView, entrance: Entrance) -> v1::ServiceRoute {
     v1::ServiceRoute {
         url: entrance.url(&route.domain).unwrap_or_default(),
         domain: route.domain.to_string(),

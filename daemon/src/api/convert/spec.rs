@@ -136,7 +136,10 @@ pub fn pairs(field: &str, pairs: BTreeMap<String, String>) -> Result<BTreeMap<St
         ));
     }
     match pairs.keys().find(|key| key.is_empty() || key.contains(['=', '\0'])) {
-        Some(key) => Err(Refusal::invalid(field, "invalid_key", format!("`{key}` cannot be a key"))),
+        Some(key) => {
+            let key: String = key.chars().take(100).collect();
+            Err(Refusal::invalid(field, "invalid_key", format!("`{key}` cannot be a key")))
+        }
         None => Ok(pairs),
     }
 }

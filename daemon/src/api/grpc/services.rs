@@ -190,7 +190,8 @@ impl v1::services_server::Services for ServicesService {
         allow::services(&caller, "run processes in services")?;
         let mut messages = request.into_inner();
         let (service, spec) = exec::begin(&mut messages).await?;
-        tracing::info!(service.name = service, by = caller.name, "process in a service");
+        let name = self.deploys.get(&service).map_err(Refusal::from)?.service.name;
+        tracing::info!(service.name = %name, by = caller.name, "process in a service");
         let deploys = self.deploys.clone();
         let exec = whole("exec", async move { deploys.exec(&service, spec).await }).await?;
         Ok(Response::new(exec::answers(exec, messages)))
@@ -202,8 +203,10 @@ impl v1::services_server::Services for ServicesService {
     ) -> Result<Response<v1::ListRoutesResponse>, Status> {
         let caller = caller(request.extensions())?;
         allow::services(&caller, "see routes")?;
-        let routes = self.deploys.routes().into_iter().map(|route| convert::route(route, self.entrance));
-        Ok(Response::new(v1::ListRoutesResponse { routes: routes.collect() }))
+        let routes = self.deploys.routes();
+        Ok(Response::new(v1::ListRoutesResponse {
+            routes: routes.iter().map(|route| convert::route(route, self.entrance)).collect(),
+        }))
     }
 
     async fn remove_route(

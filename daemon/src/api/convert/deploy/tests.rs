@@ -125,6 +125,7 @@ fn every_fault_names_its_field() {
             let many = (0..513).map(|n| (n.to_string(), v1::EnvValue::default()));
             wire.env = many.collect();
         }),
+        ("spec.env", |wire| wire.env = variable(&"A".repeat(257), Value::Plain(String::new()))),
         ("spec.mounts", |wire| wire.mounts = vec![room("a", "/a"); 65]),
         ("spec.mounts[1].target", |wire| wire.mounts = vec![room("a", "/a"), room("b", "/a/")]),
         ("spec.mounts[0].target", |wire| wire.mounts = vec![room("a", "")]),

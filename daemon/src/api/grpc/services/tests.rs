@@ -4,6 +4,7 @@ mod exec;
 mod grants;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use hearth_proto::status::error_detail;
@@ -25,6 +26,7 @@ const FULL: &str = "full";
 struct Room {
     world: Arc<World>,
     deploys: Deploys,
+    address: SocketAddr,
     client: ServicesClient<Channel>,
 }
 
@@ -64,7 +66,7 @@ async fn room() -> Room {
     let server = Server::builder().add_service(ServicesServer::with_interceptor(service, as_caller));
     task::spawn("server", server.serve_with_incoming(TcpListenerStream::new(listener)));
     let client = ServicesClient::connect(format!("http://{address}")).await.unwrap();
-    Room { world, deploys, client }
+    Room { world, deploys, address, client }
 }
 
 fn spec(tag: &str) -> v1::DeploySpec {

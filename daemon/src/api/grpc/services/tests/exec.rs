@@ -20,11 +20,26 @@ async fn send(input: &Input, message: Message) {
     input.send(v1::ExecRequest { message: Some(message) }).await.unwrap();
 }
 
-async fn exec(room: &mut Room, first: Message) -> Result<(Input, Streaming<v1::ExecResponse>), Status> {
+async fn exec(
+    client: &mut ServicesClient<Channel>,
+    first: Message,
+) -> Result<(Input, Streaming<v1::ExecResponse>), Status> {
     let (input, messages) = mpsc::channel(8);
     send(&input, first).await;
-    let answers = room.client.exec(by(FULL, ReceiverStream::new(messages))).await?;
+    let answers = client.exec(by(FULL, ReceiverStream::new(messages))).await?;
     Ok((input, answers.into_inner()))
+}
+
+/// A client whose line can be cut, as by the end of its machine.
+async fn behind_a_line(server: SocketAddr) -> (ServicesClient<Channel>, tokio::task::JoinHandle<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let line = task::spawn("line", async move {
+        let (mut near, _) = listener.accept().await.unwrap();
+        let mut far = tokio::net::TcpStream::connect(server).await.unwrap();
+        tokio::io::copy_bidirectional(&mut near, &mut far).await.unwrap();
+    });
+    (ServicesClient::connect(format!("http://{address}")).await.unwrap(), line)
 }
 
 async fn next(answers: &mut Streaming<v1::ExecResponse>) -> Answer {
@@ -50,7 +65,7 @@ async fn rest(answers: &mut Streaming<v1::ExecResponse>) -> (String, Option<i32>
 async fn what_goes_in_comes_out_and_the_exit_is_the_last() {
     let mut room = room().await;
     room.live(spec("1")).await;
-    let (input, mut answers) = exec(&mut room, begin("cat")).await.unwrap();
+    let (input, mut answers) = exec(&mut room.client, begin("cat")).await.unwrap();
     send(&input, Message::Stdin("hello".into())).await;
     assert_eq!(next(&mut answers).await, Answer::Stdout("hello".into()));
     send(&input, Message::Resize(v1::TerminalSize { columns: 80, rows: 24 })).await;
@@ -58,12 +73,12 @@ async fn what_goes_in_comes_out_and_the_exit_is_the_last() {
     send(&input, Message::Signal(2)).await;
     assert_eq!(rest(&mut answers).await, (String::new(), Some(130)));
     // The end of the client's stream is the end of the process's input.
-    let (input, mut answers) = exec(&mut room, begin("cat")).await.unwrap();
+    let (input, mut answers) = exec(&mut room.client, begin("cat")).await.unwrap();
     send(&input, Message::Stdin("a".into())).await;
     send(&input, Message::Stdin("b".into())).await;
     drop(input);
     assert_eq!(rest(&mut answers).await, ("ab".to_owned(), Some(0)));
-    let (input, mut answers) = exec(&mut room, begin("cat")).await.unwrap();
+    let (input, mut answers) = exec(&mut room.client, begin("cat")).await.unwrap();
     send(&input, Message::StdinEnd(v1::ExecStdinEnd {})).await;
     assert_eq!(rest(&mut answers).await, (String::new(), Some(0)));
     assert_eq!(room.world.processes.load(Ordering::SeqCst), 0);
@@ -82,12 +97,12 @@ async fn a_client_that_goes_away_or_talks_nonsense_ends_its_process() {
         };
         tokio::time::timeout(LIMIT, wait).await.expect("a process runs for nobody");
     };
-    let (input, answers) = exec(&mut room, begin("cat")).await.unwrap();
+    let (mut away, line) = behind_a_line(room.address).await;
+    let (_input, _answers) = exec(&mut away, begin("cat")).await.unwrap();
     assert_eq!(processes.load(Ordering::SeqCst), 1);
-    drop(answers);
+    line.abort();
     none_runs().await;
-    drop(input);
-    let (input, mut answers) = exec(&mut room, begin("cat")).await.unwrap();
+    let (input, mut answers) = exec(&mut room.client, begin("cat")).await.unwrap();
     send(&input, begin("cat")).await;
     let refused = tokio::time::timeout(LIMIT, answers.message()).await.unwrap().unwrap_err();
     assert_eq!(error_detail(&refused).unwrap().code, "invalid_message");
@@ -98,7 +113,7 @@ async fn a_client_that_goes_away_or_talks_nonsense_ends_its_process() {
 async fn a_process_that_cannot_be_started_says_why() {
     let mut room = room().await;
     let code = async |room: &mut Room, first| {
-        let refused = exec(room, first).await.map(drop).unwrap_err();
+        let refused = exec(&mut room.client, first).await.map(drop).unwrap_err();
         error_detail(&refused).unwrap().code
     };
     assert_eq!(code(&mut room, begin("cat")).await, "service_not_found");
