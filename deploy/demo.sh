@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# `make demo`: files in a room become an image in the room, told step by step. It needs no Docker and no registry, uses
-# a daemon and a room of its own under target/demo, and leaves nothing running.
+# `make demo`: files in a room become an image in the room and a service that curl reaches, told step by step. It needs
+# no Docker and no registry, uses a daemon and a room of its own under target/demo, and leaves nothing running.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -26,6 +26,9 @@ run() {
     "$@"
 }
 
+# What asks the service without a pause while it is updated.
+asking=
+
 finish() {
     local status=$?
     # Whatever happens while cleaning up must not hide the status of the demo.
@@ -34,8 +37,9 @@ finish() {
         printf '\nThe demo failed (exit %d). The end of the daemon'\''s log, %s:\n' "$status" "$dir/hearthd.log" >&2
         tail -n 30 "$dir/hearthd.log" >&2
     fi
+    [ -z "$asking" ] || kill "$asking" 2>/dev/null
     stop_daemon
-    rm -rf "$dir/app" "$dir/pulled" "$dir/busybox"
+    rm -rf "$dir/app" "$dir/pulled" "$dir/busybox" "$dir/answers"
     exit "$status"
 }
 trap finish EXIT
@@ -90,6 +94,42 @@ show "digest=\$(${build[*]})"
 digest=$("${build[@]}")
 say "Built: $digest"
 
+step "Run it as a service of the room"
+say "It is live when the command returns: started on containerd, healthy, and led to by the room's ingress."
+deploy=(hearth deploy --room "$room" --tag room.meshagent.com/my-app:dev --domain app.test --public)
+show "${deploy[*]}"
+"${deploy[@]}"
+show "curl -H 'Host: app.test' http://$ingress/"
+page() { curl -fsS --max-time 10 -H 'Host: app.test' "http://$ingress/"; }
+page | tee "$dir/answers"
+grep -q 'from files of the room' "$dir/answers"
+
+step "Change one file in the room, build and deploy again"
+sed -i 's/Built in the room/Built again in the room/' "$dir/app/site/index.html"
+run hearth storage put "$dir/app/site/index.html" /apps/my-app/site/index.html
+say "Meanwhile somebody asks for the page all the time."
+: >"$dir/answers"
+while :; do
+    curl -s -o /dev/null -w '%{http_code}\n' --max-time 10 -H 'Host: app.test' "http://$ingress/" >>"$dir/answers" || echo "failed" >>"$dir/answers"
+done &
+asking=$!
+show "${build[*]}"
+digest=$("${build[@]}")
+show "${deploy[*]}"
+"${deploy[@]}"
+kill "$asking" && { wait "$asking" 2>/dev/null || true; }
+asking=
+show "curl -H 'Host: app.test' http://$ingress/"
+page | tee "$dir/answers.new"
+grep -q 'Built again' "$dir/answers.new"
+rm "$dir/answers.new"
+say "Answers while it was built and deployed: $(sort "$dir/answers" | uniq -c | awk '{ printf "%s%s x %s", sep, $1, $2; sep = ", " }')."
+if grep -qvx 200 "$dir/answers"; then
+    echo "a request failed during the update" >&2
+    exit 1
+fi
+run hearth services list
+
 step "See what the room has"
 run hearth images list
 
@@ -107,6 +147,7 @@ if [ "$pulled" != "$digest" ]; then
 fi
 say "The registry answers with the digest that the build printed."
 
-step "Stop the daemon and clean up"
+step "Remove the service, stop the daemon and clean up"
+run hearth services rm my-app
 stop_daemon
 say "Done. \`make test\` runs the tests; README.md says where to go from here."

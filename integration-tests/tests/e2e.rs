@@ -51,6 +51,12 @@ mod python;
 mod registry;
 #[path = "e2e/secrets.rs"]
 mod secrets;
+#[path = "e2e/service_errors.rs"]
+mod service_errors;
+#[path = "e2e/service_faults.rs"]
+mod service_faults;
+#[path = "e2e/services.rs"]
+mod services;
 #[path = "e2e/storage.rs"]
 mod storage;
 #[path = "e2e/upload.rs"]
@@ -77,7 +83,10 @@ fn main() -> ExitCode {
         secrets::group(),
         observability::group(),
         python::group(),
+        services::group(),
+        service_errors::group(),
         faults::group(),
+        service_faults::group(),
     ];
     runner::main(&groups, sweep_scratch)
 }

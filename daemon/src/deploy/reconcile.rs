@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
@@ -138,14 +138,14 @@ async fn observe(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<(), PassErr
         let state = entry.state();
         state.instances.iter().filter(|(_, known)| runs(known)).map(|(id, _)| id.clone()).collect()
     };
-    let listed = tokio::time::timeout(shared.options.call_limit, shared.ports.runtime.list()).await;
-    let mut listed = listed.map_err(|_| PassError::Timeout)??;
-    listed.retain(|observed| observed.label.service == entry.id);
+    let listed = shared.list().await?;
+    let listed: Vec<&Observed> =
+        listed.iter().filter(|observed| observed.label.service == entry.id).collect();
     let mut strangers = Vec::new();
     let mut ended = Vec::new();
     {
         let mut state = entry.state();
-        for Observed { label, state: now } in listed.iter().cloned() {
+        for Observed { label, state: now } in listed.iter().copied().cloned() {
             let Some(known) = state.instances.get_mut(&label.instance) else {
                 if !state.gone.contains(&label.instance) {
                     strangers.push(Observed { label, state: now });
@@ -157,7 +157,12 @@ async fn observe(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<(), PassErr
                 (InstanceStage::Running(_), InstanceState::Ended(exit)) => {
                     ended.push((label.instance, Some(exit)));
                 }
-                (InstanceStage::Running(_), InstanceState::Incomplete) => ended.push((label.instance, None)),
+                // Its start may have come to its end while the list was made.
+                (InstanceStage::Running(_), InstanceState::Incomplete)
+                    if expected.contains(&label.instance) =>
+                {
+                    ended.push((label.instance, None));
+                }
                 // Steps under way own theirs, and what has ended has.
                 _ => {}
             }
@@ -178,6 +183,24 @@ async fn observe(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<(), PassErr
         end(shared, entry, &instance, exit).await;
     }
     Ok(())
+}
+
+impl Shared {
+    /// What the runtime has, looked up after this call began. Many services that ask at once share an answer.
+    async fn list(&self) -> Result<Arc<Vec<Observed>>, PassError> {
+        let asked = Instant::now();
+        let mut last = self.listed.lock().await;
+        if let Some((begun, listed)) = &*last
+            && *begun >= asked
+        {
+            return Ok(Arc::clone(listed));
+        }
+        let begun = Instant::now();
+        let listed = tokio::time::timeout(self.options.call_limit, self.ports.runtime.list()).await;
+        let listed = Arc::new(listed.map_err(|_| PassError::Timeout)??);
+        *last = Some((begun, Arc::clone(&listed)));
+        Ok(listed)
+    }
 }
 
 /// Takes an instance in that an earlier run of the daemon started, and says whether it runs: then `health` is its

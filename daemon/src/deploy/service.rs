@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -22,8 +22,8 @@ use tokio_util::task::TaskTracker;
 use super::entry::Entry;
 use super::merge::MergeError;
 use super::port::{
-    InstanceLogs, LogError, MountSource, Network, Router, Runtime, RuntimeError, Secrets, ServiceImages,
-    ServiceStore, StoreError, Tokens,
+    InstanceLogs, LogError, MountSource, Network, Observed, Router, Runtime, RuntimeError, Secrets,
+    ServiceImages, ServiceStore, StoreError, Tokens,
 };
 use super::{reconcile, start};
 use crate::model::fault::Fault;
@@ -218,6 +218,8 @@ pub(super) struct Shared {
     pub(super) submitting: tokio::sync::Mutex<()>,
     /// One change of the routes at a time, so that the last one is the newest.
     pub(super) routing: tokio::sync::Mutex<()>,
+    /// What the runtime had, and when it was asked.
+    pub(super) listed: tokio::sync::Mutex<Option<(Instant, Arc<Vec<Observed>>)>>,
     /// Held for reading from when an image's files are brought until an instance uses them.
     pub(super) images: tokio::sync::RwLock<()>,
     /// The names of services are not yet what they shall be.
@@ -256,6 +258,7 @@ impl Service {
             entries: Mutex::default(),
             submitting: tokio::sync::Mutex::default(),
             routing: tokio::sync::Mutex::default(),
+            listed: tokio::sync::Mutex::default(),
             images: tokio::sync::RwLock::default(),
             names_stale: AtomicBool::new(false),
             compared: watch::Sender::new(Err("what runs is being looked at".to_owned())),

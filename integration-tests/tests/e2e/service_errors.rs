@@ -1,0 +1,127 @@
+//! Deploys that cannot be: each is refused before anything changes, with what is wrong and what to do.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use integration_tests::daemon::Daemon;
+use integration_tests::runner::Group;
+use integration_tests::service::{App, get, page};
+use integration_tests::shared_cases;
+
+pub fn group() -> Group {
+    Group::new(
+        "service-errors",
+        shared_cases![
+            what_cannot_be_deployed_is_refused_and_named,
+            a_domain_belongs_to_one_service,
+            two_repositories_of_one_name_are_told_apart,
+            mounts_that_are_not_there_or_lead_out_are_refused,
+            who_may_not_is_told_the_missing_grant,
+            an_image_of_another_platform_is_named,
+        ],
+    )
+}
+
+fn what_cannot_be_deployed_is_refused_and_named(daemon: &Daemon) {
+    App::page("x\n").pack(daemon, "wrong:1");
+    App::page("x\n").with(&["--expose", "9000"]).pack(daemon, "wrong-two:1");
+    let file = daemon.directory().join("wrong.env");
+    fs::write(&file, "GOOD=1\nNO_EQUALS\n").unwrap();
+    let file = file.to_str().unwrap();
+    let long = "n".repeat(64);
+    for (arguments, code, says) in [
+        (vec!["--tag", "wrong:none"], 1, "wrong:none"),
+        (vec!["--tag", "wrong:1", "--port", "8078"], 1, "8078"),
+        (vec!["--tag", "wrong:1", "--port", "0"], 2, "0"),
+        (vec!["--tag", "wrong-two:1", "--domain", "wrong.test"], 1, "port"),
+        (vec!["--tag", "wrong:1", "--domain", "not a domain"], 1, "not a domain"),
+        (vec!["--tag", "wrong:1", "--env-secret", "A=no-such-secret"], 1, "no-such-secret"),
+        (vec!["--tag", "wrong:1", "--env-token", "everything"], 2, "everything"),
+        (vec!["--tag", "wrong:1", "--env-file", file], 2, "wrong.env:2"),
+        (vec!["--tag", "wrong:1", "--env", "=x"], 2, "=x"),
+        (vec!["--tag", "wrong:1", "--name", &long], 1, "63"),
+        (vec!["--tag", "wrong:1", "--memory", "much"], 2, "much"),
+        (vec!["--tag", "wrong:1", "--room-mount", "a:relative"], 2, "relative"),
+        (vec!["--tag", "wrong:1", "--empty-dir-mount", "/a", "--room-mount", ".:/a"], 2, "/a"),
+    ] {
+        let output = daemon.hearth(&[&["deploy"], arguments.as_slice()].concat());
+        assert!(output.code == code || (output.code == 2 && code == 1), "{arguments:?}: {output}");
+        assert!(output.stderr.contains(says), "{arguments:?} says `{says}`: {output}");
+        daemon.hearth(&["services", "show", "wrong"]).expect_code(1);
+    }
+    assert_eq!(get(daemon, "wrong.test", "/").status, 404);
+}
+
+fn a_domain_belongs_to_one_service(daemon: &Daemon) {
+    App::page("holder\n").pack(daemon, "holder:1");
+    App::page("thief\n").pack(daemon, "thief:1");
+    daemon.hearth_ok(&["deploy", "--tag", "holder:1", "--domain", "held.test", "--public"]);
+    let output = daemon.hearth(&["deploy", "--tag", "thief:1", "--domain", "held.test"]);
+    output.expect_code(1).says(&["held.test", "holder"]);
+    daemon.hearth(&["services", "show", "thief"]).expect_code(1);
+    assert_eq!(page(daemon, "held.test"), "holder\n");
+}
+
+fn two_repositories_of_one_name_are_told_apart(daemon: &Daemon) {
+    App::page("a\n").pack(daemon, "same/name:1");
+    App::page("b\n").pack(daemon, "same-name:1");
+    daemon.hearth_ok(&["deploy", "--tag", "same/name:1"]);
+    daemon.hearth(&["deploy", "--tag", "same-name:1"]).expect_code(1).says(&["--name"]);
+    daemon.hearth_ok(&["deploy", "--tag", "same-name:1", "--name", "other-name"]);
+}
+
+fn mounts_that_are_not_there_or_lead_out_are_refused(daemon: &Daemon) {
+    App::page("m\n").pack(daemon, "mounting:1");
+    let outside = daemon.directory().join("outside");
+    fs::create_dir_all(&outside).unwrap();
+    fs::write(outside.join("canary"), "canary-91").unwrap();
+    symlink(&outside, daemon.room_files().join("way-out")).unwrap();
+    for (mount, says) in
+        [("missing:/m:ro", "missing"), ("way-out:/m", "way-out"), ("../outside:/m", "outside")]
+    {
+        let output = daemon.hearth(&["deploy", "--tag", "mounting:1", "--room-mount", mount]);
+        assert_ne!(output.code, 0, "{mount}: {output}");
+        assert!(
+            output.stderr.contains(says) && !output.to_string().contains("canary-91"),
+            "{mount}: {output}"
+        );
+    }
+    let output = daemon.hearth(&["deploy", "--tag", "mounting:1", "--image-mount", "none:1=/m"]);
+    assert_ne!(output.code, 0, "{output}");
+    output.says(&["none:1"]);
+    assert_eq!(fs::read_to_string(outside.join("canary")).unwrap(), "canary-91");
+}
+
+fn who_may_not_is_told_the_missing_grant(daemon: &Daemon) {
+    App::page("granted\n").pack(daemon, "granted:1");
+    let with = |scope: &str, arguments: &[&str]| {
+        let token = daemon.mint(&["--name", "guest", "--scope", scope]);
+        let mut client = daemon.client();
+        client
+            .env("HEARTH_ADDR", format!("http://{}", daemon.listen()))
+            .env("HEARTH_TOKEN", token)
+            .args(arguments);
+        integration_tests::process::run(&mut client, integration_tests::wait::seconds(60))
+    };
+    let nothing = r#"{"storage": {"paths": []}}"#;
+    with(nothing, &["deploy", "--tag", "granted:1"]).expect_code(3).says(&["services"]);
+    with(nothing, &["services", "list"]).expect_code(3);
+    with(nothing, &["secrets", "ls"]).expect_code(3).says(&["secrets"]);
+    let other = r#"{"services": {}, "containers": {"registry": {"run": ["other"]}}}"#;
+    with(other, &["deploy", "--tag", "granted:1"]).expect_code(3).says(&["granted"]);
+    let may = r#"{"services": {}, "containers": {"registry": {"run": ["granted"]}}}"#;
+    with(may, &["deploy", "--tag", "granted:1", "--env-token", "full"]).expect_code(3);
+    with(may, &["deploy", "--tag", "granted:1", "--env-secret", "A=b"]).expect_code(3).says(&["secrets"]);
+    with(may, &["deploy", "--tag", "granted:1", "--room-mount", ".:/data"]).expect_code(3).says(&["storage"]);
+    with(may, &["deploy", "--tag", "granted:1"]).expect_code(0);
+}
+
+fn an_image_of_another_platform_is_named(daemon: &Daemon) {
+    let other = if cfg!(target_arch = "aarch64") { "amd64" } else { "arm64" };
+    let directory = tempfile::tempdir_in(daemon.directory()).unwrap();
+    fs::write(directory.path().join("a"), "1").unwrap();
+    let path = directory.path().to_str().unwrap();
+    daemon.hearth_ok(&["pack", path, "--tag", "foreign:1", "--arch", other, "--cmd", "[\"/a\"]"]);
+    let output = daemon.hearth(&["deploy", "--tag", "foreign:1"]);
+    output.expect_code(1).says(&[other]);
+}

@@ -1,0 +1,270 @@
+//! Things break under services: the daemon, containerd, a shim or the app is killed, everything at once, the disk is
+//! full. After that the right revision serves, and nothing of another is left.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use integration_tests::daemon::{Daemon, Options};
+use integration_tests::http::Request;
+use integration_tests::lone_cases;
+use integration_tests::process::{self, Process};
+use integration_tests::runner::Group;
+use integration_tests::service::{App, PORT, get, page};
+use integration_tests::wait::{self, seconds};
+use rustix::process::Signal;
+
+pub fn group() -> Group {
+    let cases = lone_cases![
+        a_service_lives_through_the_death_of_its_daemon,
+        a_daemon_killed_at_any_step_of_an_update_brings_it_to_its_end,
+        a_service_lives_through_the_death_of_containerd,
+        an_app_a_shim_and_an_instance_that_are_killed_come_back,
+        after_a_reboot_services_come_back,
+        no_request_fails_while_a_service_is_updated_again_and_again,
+        a_full_disk_is_named_and_the_old_revision_serves_on,
+        a_graceful_end_leaves_services_running_and_takes_them_back,
+    ];
+    Group::new("service-faults", cases).in_sequence()
+}
+
+/// A daemon with the service `web` at `web.test`, which shows `one`.
+fn with_web(name: &str) -> Daemon {
+    let daemon = Daemon::start(Options::room(name));
+    App::page("one\n").pack(&daemon, "web:1");
+    App::page("two\n").pack(&daemon, "web:2");
+    daemon.hearth_ok(&["deploy", "--tag", "web:1", "--domain", "web.test", "--public"]);
+    assert_eq!(page(&daemon, "web.test"), "one\n");
+    daemon
+}
+
+/// The apps of services of this daemon: each is `httpd`, in a tree of a shim that names the state directory.
+fn apps(daemon: &Daemon) -> Vec<Process> {
+    shims(daemon)
+        .iter()
+        .flat_map(|shim| process::tree_of(shim.pid))
+        .filter(|process| process.command.starts_with("httpd"))
+        .collect()
+}
+
+fn shims(daemon: &Daemon) -> Vec<Process> {
+    let state = daemon.state().display().to_string();
+    let mut all = process::all();
+    all.retain(|process| process.command.contains("containerd-shim") && process.command.contains(&state));
+    all
+}
+
+/// One instance runs, and the page is this one.
+#[track_caller]
+fn settles_on(daemon: &Daemon, text: &str) {
+    let shown = || {
+        let answer = Request::new("GET", "/").host("web.test").try_send(&daemon.ingress());
+        answer.is_ok_and(|answer| answer.status == 200 && answer.text() == text)
+    };
+    wait::until(seconds(40), &format!("the page is {text:?}"), shown);
+    wait::until(seconds(40), "one instance runs", || apps(daemon).len() == 1 && shims(daemon).len() == 1);
+    assert!(shown());
+}
+
+fn a_service_lives_through_the_death_of_its_daemon() {
+    let daemon = with_web("orphaned");
+    let before = apps(&daemon);
+    assert_eq!(before.len(), 1, "{before:?}");
+    daemon.kill9();
+    std::thread::sleep(seconds(1));
+    daemon.restart();
+    assert_eq!(page(&daemon, "web.test"), "one\n", "ready means that it is reached");
+    let after = apps(&daemon);
+    assert_eq!(after.iter().map(|app| app.pid).collect::<Vec<_>>(), [before[0].pid], "the same process");
+    // It can be changed as before.
+    daemon.hearth_ok(&["deploy", "--tag", "web:2"]);
+    settles_on(&daemon, "two\n");
+}
+
+fn a_graceful_end_leaves_services_running_and_takes_them_back() {
+    let daemon = with_web("paused");
+    let before = apps(&daemon);
+    assert!(daemon.terminate().success());
+    assert_eq!(apps(&daemon).len(), 1, "it runs on");
+    daemon.restart();
+    assert_eq!(page(&daemon, "web.test"), "one\n");
+    assert_eq!(apps(&daemon)[0].pid, before[0].pid);
+}
+
+fn a_daemon_killed_at_any_step_of_an_update_brings_it_to_its_end() {
+    let daemon = with_web("stepwise");
+    let mut next = 2;
+    // An update takes some two seconds and a half: a start, the look at it, the switch, the end of the old one.
+    for after in [0, 30, 80, 150, 400, 1200, 2150, 2300, 2500] {
+        let tag = format!("web:{next}");
+        let output = daemon.hearth_ok(&["deploy", "--tag", &tag, "--no-wait"]);
+        std::thread::sleep(Duration::from_millis(after));
+        daemon.kill9();
+        daemon.restart();
+        settles_on(&daemon, if next == 2 { "two\n" } else { "one\n" });
+        assert!(!output.stdout.is_empty());
+        next = 3 - next;
+    }
+}
+
+fn a_service_lives_through_the_death_of_containerd() {
+    let daemon = with_web("headless");
+    let before = apps(&daemon);
+    let containerd = process::tree_of(daemon.pid()).into_iter().find(|process| process.name == "containerd");
+    process::signal(containerd.expect("a containerd").pid, Signal::KILL);
+    for _ in 0..20 {
+        assert_eq!(page(&daemon, "web.test"), "one\n", "it serves meanwhile");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    wait::until(seconds(20), "containerd is back", || daemon.status_of("/readyz") == Some(200));
+    assert_eq!(apps(&daemon)[0].pid, before[0].pid);
+    daemon.hearth_ok(&["deploy", "--tag", "web:2"]);
+    settles_on(&daemon, "two\n");
+}
+
+fn an_app_a_shim_and_an_instance_that_are_killed_come_back() {
+    let daemon = with_web("mortal");
+    let before = apps(&daemon)[0].pid;
+    process::signal(before, Signal::KILL);
+    wait::until(seconds(20), "another process serves", || {
+        apps(&daemon).first().is_some_and(|app| app.pid != before)
+    });
+    settles_on(&daemon, "one\n");
+    process::signal(shims(&daemon)[0].pid, Signal::KILL);
+    settles_on(&daemon, "one\n");
+    // Both at once, and while nobody looks.
+    daemon.kill9();
+    for process in apps(&daemon).iter().chain(&shims(&daemon)) {
+        process::signal(process.pid, Signal::KILL);
+    }
+    daemon.restart();
+    settles_on(&daemon, "one\n");
+    // One that ends again and again waits longer and longer, and says why.
+    App::script("echo it hurts; sleep 0.3; exit 5").pack(&daemon, "sick:1");
+    let output = daemon.hearth(&["deploy", "--tag", "sick:1"]);
+    let shown = daemon.hearth(&["services", "show", "sick"]);
+    assert!(output.code != 0 || shown.stdout.contains('5'), "{output}\n{shown}");
+}
+
+fn after_a_reboot_services_come_back() {
+    let daemon = with_web("reborn");
+    daemon.kill9();
+    // As a power cut: every process, mount and link is gone, the state directory is there.
+    for process in apps(&daemon).iter().chain(&shims(&daemon)) {
+        process::signal(process.pid, Signal::KILL);
+    }
+    wait::until(seconds(10), "nothing runs", || {
+        integration_tests::leftovers::processes(daemon.directory()).is_empty()
+    });
+    for point in integration_tests::leftovers::mounts(&daemon.state()).into_iter().rev() {
+        rustix::mount::unmount(&point, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+    integration_tests::network::sweep(&daemon.state());
+    daemon.restart();
+    settles_on(&daemon, "one\n");
+}
+
+/// What a client saw.
+#[derive(Default)]
+struct Seen {
+    answers: usize,
+    failed: Vec<String>,
+    longest: Duration,
+}
+
+fn no_request_fails_while_a_service_is_updated_again_and_again() {
+    let daemon = with_web("busy");
+    let stop = Arc::new(AtomicBool::new(false));
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let address = daemon.ingress();
+    // 200 requests a second, half of them on kept connections.
+    let clients: Vec<_> = (0..8)
+        .map(|number| {
+            let (stop, seen, address) = (Arc::clone(&stop), Arc::clone(&seen), address.clone());
+            std::thread::spawn(move || ask_on(&address, number % 2 == 0, &stop, &seen))
+        })
+        .collect();
+    for tag in ["web:2", "web:1", "web:2", "web:1", "web:2"] {
+        daemon.hearth_ok(&["deploy", "--tag", tag]);
+    }
+    std::thread::sleep(seconds(1));
+    stop.store(true, Ordering::Relaxed);
+    clients.into_iter().for_each(|client| client.join().unwrap());
+    let seen = seen.lock().unwrap();
+    println!("{} answers, longest {:?}", seen.answers, seen.longest);
+    assert!(seen.answers > 1000, "{} answers", seen.answers);
+    assert_eq!(seen.failed, Vec::<String>::new(), "of {} answers", seen.answers);
+    settles_on(&daemon, "two\n");
+}
+
+fn ask_on(address: &str, kept: bool, stop: &AtomicBool, seen: &Mutex<Seen>) {
+    let mut connection: Option<BufReader<TcpStream>> = None;
+    while !stop.load(Ordering::Relaxed) {
+        let begun = Instant::now();
+        let answer = one_answer(address, kept, &mut connection);
+        let took = begun.elapsed();
+        {
+            let mut seen = seen.lock().unwrap();
+            seen.answers += 1;
+            seen.longest = seen.longest.max(took);
+            match answer {
+                Ok(body) if body == "one\n" || body == "two\n" => {}
+                Ok(other) => seen.failed.push(other),
+                Err(error) => seen.failed.push(error.to_string()),
+            }
+        }
+        std::thread::sleep(Duration::from_millis(40).saturating_sub(took));
+    }
+}
+
+fn one_answer(
+    address: &str,
+    kept: bool,
+    connection: &mut Option<BufReader<TcpStream>>,
+) -> std::io::Result<String> {
+    if !kept {
+        let answer = Request::new("GET", "/").host("web.test").try_send(address)?;
+        return if answer.status == 200 { Ok(answer.text()) } else { Ok(format!("{answer:?}")) };
+    }
+    let mut stream = match connection.take() {
+        Some(stream) => stream,
+        None => BufReader::new(TcpStream::connect(address)?),
+    };
+    stream.get_mut().write_all(b"GET / HTTP/1.1\r\nhost: web.test\r\n\r\n")?;
+    let (mut head, mut length) = (String::new(), 0);
+    loop {
+        let mut line = String::new();
+        if stream.read_line(&mut line)? == 0 {
+            return Err(std::io::Error::other(format!("the connection ended after {head:?}")));
+        }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().map_err(std::io::Error::other)?;
+        }
+        if line == "\r\n" {
+            break;
+        }
+        head.push_str(&line);
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body)?;
+    *connection = Some(stream);
+    if head.starts_with("HTTP/1.1 200") { Ok(String::from_utf8_lossy(&body).into_owned()) } else { Ok(head) }
+}
+
+fn a_full_disk_is_named_and_the_old_revision_serves_on() {
+    let daemon = Daemon::start(Options::room("cramped").state_size("160m"));
+    App::page("one\n").pack(&daemon, "web:1");
+    daemon.hearth_ok(&["deploy", "--tag", "web:1", "--domain", "web.test", "--public"]);
+    // Small as a layer, too large unpacked.
+    let zeros = "0".repeat(200 << 20);
+    App::page("large\n").file("zeros", &zeros).pack(&daemon, "web:large");
+    let output = daemon.hearth(&["deploy", "--tag", "web:large"]);
+    assert_ne!(output.code, 0, "{output}");
+    output.says(&["space"]);
+    assert_eq!(get(&daemon, "web.test", "/").expect(200).text(), "one\n");
+    App::page("small\n").pack(&daemon, "web:3");
+    daemon.hearth_ok(&["deploy", "--tag", "web:3", "--env", &format!("PORT={PORT}")]);
+    assert_eq!(page(&daemon, "web.test"), "small\n");
+}
