@@ -7,6 +7,9 @@ use crate::sources::Tree;
 /// Where apps of tests listen.
 pub const PORT: &str = "8000";
 
+/// busybox's own server takes no notice of SIGTERM as the first process of a container.
+const SERVE: &str = "trap 'exit 0' TERM; httpd -f -p 8000 -h /site & wait";
+
 /// A small app, as the image that `hearth pack` makes of it.
 pub struct App {
     tree: Tree,
@@ -22,7 +25,7 @@ impl App {
             Tree::new().file("site/index.html", text).file_with_mode("site/cgi-bin/headers", headers, 0o755);
         Self { tree, command: Vec::new(), more: Vec::new() }
             .with(&["--expose", PORT])
-            .command(&["httpd", "-f", "-p", PORT, "-h", "/site"])
+            .command(&["sh", "-c", SERVE])
     }
 
     /// Runs this shell script, and exposes nothing. `exec httpd -f -p 8000 -h /site` makes it answer.
