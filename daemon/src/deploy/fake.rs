@@ -55,8 +55,7 @@ pub struct World {
     dies_at: AtomicUsize,
     dead: Mutex<CancellationToken>,
     pub directory: Option<tempfile::TempDir>,
-    /// Processes beside the instances' own.
-    pub processes: Arc<AtomicUsize>,
+    pub processes: Arc<exec::Processes>,
 }
 
 #[derive(Default)]

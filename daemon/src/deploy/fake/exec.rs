@@ -1,7 +1,7 @@
 //! The one program of every image: it gives back what it reads, tells the size of its terminal, and ends as it is told.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use tokio::sync::mpsc;
@@ -10,24 +10,32 @@ use crate::deploy::port::{Exec, ExecInput, ExecOutput, ExecSpec, RuntimeError};
 use crate::model::service::Exit;
 use crate::task;
 
-/// Counted among `running` for as long as it runs.
-pub fn start(running: &Arc<AtomicUsize>, spec: &ExecSpec) -> Result<Exec, RuntimeError> {
+/// Processes beside the instances' own.
+#[derive(Default)]
+pub struct Processes {
+    pub running: AtomicUsize,
+    /// Exit codes of those that have ended.
+    pub ends: Mutex<Vec<i32>>,
+}
+
+pub fn start(processes: &Arc<Processes>, spec: &ExecSpec) -> Result<Exec, RuntimeError> {
     if spec.command[0] != "cat" {
         let message = format!("exec: {:?}: not found", spec.command[0]);
         return Err(RuntimeError::Start { code: "command_not_found", message });
     }
     let (input, mut inputs) = mpsc::channel(4);
     let (outputs, output) = mpsc::channel(4);
-    let running = Arc::clone(running);
-    running.fetch_add(1, Ordering::SeqCst);
+    let processes = Arc::clone(processes);
+    processes.running.fetch_add(1, Ordering::SeqCst);
     task::spawn("cat", async move {
         let code = tokio::select! {
             code = cat(&mut inputs, &outputs) => code,
             () = outputs.closed() => 137,
         };
         let exit = Exit { code: Some(code), out_of_memory: false, at: Timestamp::now() };
+        processes.ends.lock().unwrap().push(code);
+        processes.running.fetch_sub(1, Ordering::SeqCst);
         let _ = outputs.send(ExecOutput::Exited(exit)).await;
-        running.fetch_sub(1, Ordering::SeqCst);
     });
     Ok(Exec { input, output })
 }

@@ -5,7 +5,8 @@
 //!                          '-- a message that makes no sense ends it ----'
 //! ```
 //!
-//! The process ends with the client: when the answers are dropped, so is the process's output, which kills it.
+//! The process ends with the client: when the answers are dropped, so is the process's output, which kills it. The end
+//! of its input is told only where the client ends its stream in good order.
 
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ use crate::task;
 
 /// For the first message of a client.
 const BEGIN_LIMIT: Duration = Duration::from_secs(30);
+/// For a process to be gone after its output has been dropped.
+const KILL_LIMIT: Duration = Duration::from_secs(60);
 /// Of what a process is given to read at a time.
 const MAX_STDIN: usize = 1 << 20;
 /// The highest signal of Linux.
@@ -96,14 +99,18 @@ pub(super) fn answers(exec: Exec, messages: Streaming<v1::ExecRequest>) -> Answe
     let session = Session { output, refused: Some(refused), done: false, _over: over.clone().drop_guard() };
     task::spawn("exec-input", async move {
         tokio::select! {
-            fed = feed(messages, input) => {
-                if let Err(status) = fed {
+            fed = feed(messages, &input) => match fed {
+                // Without its input the process has nothing more to read.
+                Ok(()) => return,
+                Err(status) => {
                     // Whoever has gone needs not know.
                     let _ = refuse.send(status);
                 }
-            }
+            },
             () = over.cancelled() => {}
         }
+        // It is killed now, and must not take what it has read so far for all of it.
+        let _ = tokio::time::timeout(KILL_LIMIT, input.closed()).await;
     });
     stream::unfold(session, |mut session| async move {
         let answer = session.next().await?;
@@ -115,7 +122,7 @@ pub(super) fn answers(exec: Exec, messages: Streaming<v1::ExecRequest>) -> Answe
 /// Hands on what the client sends, until it sends no more: then the process has nothing more to read.
 async fn feed(
     mut messages: Streaming<v1::ExecRequest>,
-    process: mpsc::Sender<ExecInput>,
+    process: &mpsc::Sender<ExecInput>,
 ) -> Result<(), Status> {
     while let Some(message) = messages.message().await? {
         if process.send(input(message.message)?).await.is_err() {

@@ -81,7 +81,7 @@ async fn what_goes_in_comes_out_and_the_exit_is_the_last() {
     let (input, mut answers) = exec(&mut room.client, begin("cat")).await.unwrap();
     send(&input, Message::StdinEnd(v1::ExecStdinEnd {})).await;
     assert_eq!(rest(&mut answers).await, (String::new(), Some(0)));
-    assert_eq!(room.world.processes.load(Ordering::SeqCst), 0);
+    assert_eq!(room.world.processes.running.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]
@@ -91,7 +91,7 @@ async fn a_client_that_goes_away_or_talks_nonsense_ends_its_process() {
     let processes = Arc::clone(&room.world.processes);
     let none_runs = async || {
         let wait = async {
-            while processes.load(Ordering::SeqCst) > 0 {
+            while processes.running.load(Ordering::SeqCst) > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
@@ -99,14 +99,17 @@ async fn a_client_that_goes_away_or_talks_nonsense_ends_its_process() {
     };
     let (mut away, line) = behind_a_line(room.address).await;
     let (_input, _answers) = exec(&mut away, begin("cat")).await.unwrap();
-    assert_eq!(processes.load(Ordering::SeqCst), 1);
+    assert_eq!(processes.running.load(Ordering::SeqCst), 1);
     line.abort();
     none_runs().await;
+    // Killed: what it had read was not all of it.
+    assert_eq!(*processes.ends.lock().unwrap(), [137]);
     let (input, mut answers) = exec(&mut room.client, begin("cat")).await.unwrap();
     send(&input, begin("cat")).await;
     let refused = tokio::time::timeout(LIMIT, answers.message()).await.unwrap().unwrap_err();
     assert_eq!(error_detail(&refused).unwrap().code, "invalid_message");
     none_runs().await;
+    assert_eq!(*processes.ends.lock().unwrap(), [137, 137]);
 }
 
 #[tokio::test]
