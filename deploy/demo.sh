@@ -79,7 +79,7 @@ FROM room.meshagent.com/busybox:demo
 COPY site /site
 RUN echo "files in the site:" && ls -l /site && sha256sum /site/index.html > /site/index.html.sha256
 EXPOSE 8000
-CMD ["httpd", "-f", "-p", "8000", "-h", "/site"]
+CMD ["sh", "-c", "trap 'exit 0' TERM; httpd -f -p 8000 -h /site & wait"]
 DOCKERFILE
 show "cat Dockerfile"
 sed 's/^/     /' "$dir/app/Dockerfile"

@@ -26,7 +26,10 @@ async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
     let components = readiness();
     let line = |component: &Component| {
         let state = if component.ready { "ready" } else { "not ready" };
-        format!("{}: {state}: {}\n", component.name, component.detail)
+        match component.detail.as_str() {
+            "" => format!("{}: {state}\n", component.name),
+            detail => format!("{}: {state}: {detail}\n", component.name),
+        }
     };
     let status = if components.iter().all(|component| component.ready) {
         StatusCode::OK

@@ -157,18 +157,26 @@ impl Services {
     pub(super) async fn end(self) {
         let Self { deploys, network, containerd, child } = self;
         let left = tokio::time::timeout(CLOSE_LIMIT, containerd.list()).await;
-        let none_left = matches!(left, Ok(Ok(instances)) if instances.is_empty());
         drop((deploys, containerd));
-        if let (true, Ok(network)) = (none_left, network) {
-            match tokio::time::timeout(CLOSE_LIMIT, network.close()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(%error, "the network is left; the next start takes it back"),
-                Err(_) => tracing::warn!("the network is left: its end takes too long"),
+        match (left, network) {
+            (Ok(Ok(left)), Ok(network)) if left.is_empty() => close(network).await,
+            (Ok(Ok(left)), _) => tracing::info!(instances = left.len(), "services run on"),
+            (left, _) => {
+                let error = left.map(|listed| listed.err().map(|error| error.to_string()));
+                tracing::warn!(?error, "it is not known whether services run on; their network stays");
             }
         }
         if let Some(child) = child {
             child.stop().await;
         }
+    }
+}
+
+async fn close(network: RoomNetwork) {
+    match tokio::time::timeout(CLOSE_LIMIT, network.close()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "the network is left; the next start takes it back"),
+        Err(_) => tracing::warn!("the network is left: its end takes too long"),
     }
 }
 

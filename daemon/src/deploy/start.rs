@@ -21,6 +21,8 @@ use crate::model::id::{InstanceId, ServiceId};
 /// Between tries while the runtime is away.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// For the runtime's start.
+const EXPECTED: Duration = Duration::from_secs(3);
 /// Between looks at what could not be done at once.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
 const IMAGES: Duration = Duration::from_secs(600);
@@ -28,10 +30,12 @@ const IMAGES: Duration = Duration::from_secs(600);
 pub(super) async fn compare_loop(shared: Arc<Shared>) {
     let mut pause = FIRST_PAUSE;
     let mut last_error = String::new();
+    let begun = Instant::now();
     while let Err(error) = compare_one(&shared).await {
-        if error != last_error {
+        shared.compared.send_modify(|now| *now = Err(error.clone()));
+        // containerd takes a moment to start.
+        if error != last_error && begun.elapsed() > EXPECTED {
             tracing::warn!(error, "services cannot be compared with what runs yet");
-            shared.compared.send_modify(|now| *now = Err(error.clone()));
             last_error = error;
         }
         tokio::time::sleep(pause).await;

@@ -105,7 +105,7 @@ fn an_update_shows_the_new_page_and_keeps_what_is_not_mentioned(daemon: &Daemon)
     assert_eq!(page(daemon, "update.test"), "two\n");
     let env = inside(daemon, "update", "env");
     assert!(env.contains("A=1\n") && env.contains("B=2\n"), "{env}");
-    let show = daemon.hearth_ok(&["services", "show", "update", "-o", "json"]).json();
+    let show = daemon.hearth_ok(&["services", "show", "update", "--json"]).json();
     assert_eq!(show["revisions"].as_array().unwrap().len(), 2, "{show}");
 }
 
@@ -142,9 +142,9 @@ fn a_revision_that_fails_takes_no_traffic_and_says_why(daemon: &Daemon) {
     let sick = App::page("sick\n");
     let more = ["--timeout", "2s", "--liveness", "/healthz"];
     fails("steady:sick", sick, &more, &["404", "/healthz"]);
-    let show = daemon.hearth_ok(&["services", "show", "steady", "-o", "json"]).json();
+    let show = daemon.hearth_ok(&["services", "show", "steady", "--json"]).json();
     let outcomes: Vec<_> =
-        show["revisions"].as_array().unwrap().iter().map(|one| one["outcome"].to_string()).collect();
+        show["revisions"].as_array().unwrap().iter().map(|one| one["state"].to_string()).collect();
     assert_eq!(outcomes.iter().filter(|outcome| outcome.contains("failed")).count(), 4, "{outcomes:?}");
 }
 
@@ -214,6 +214,8 @@ fn the_environment_comes_from_flags_files_secrets_and_tokens(daemon: &Daemon) {
         assert!(!shown.stdout.contains(hidden) && !output.to_string().contains(hidden));
         assert!(!daemon.log().contains(hidden), "not in the daemon's log");
     }
+    // The time in a token is in whole seconds.
+    std::thread::sleep(seconds(1));
     daemon.hearth_ok(&["services", "restart", "env"]);
     assert!(!inside(daemon, "env", "env").contains(token), "each instance gets a token of its own");
 }
@@ -275,7 +277,7 @@ fn services_reach_each_other_by_name_and_no_port_of_the_daemon(daemon: &Daemon) 
     assert_eq!(inside(daemon, "peer-a", "hostname"), "peer-a\n");
     let port = daemon.ingress().rsplit(':').next().unwrap().to_owned();
     let ask = format!(
-        "wget -q -T 2 -O - http://${{HEARTH_ADDR#http://}}/healthz && wget -q -T 2 -O - http://$(echo $HEARTH_ADDR | cut -d/ -f3 | cut -d: -f1):{port}/ 2>&1 || echo closed"
+        "wget -q -O - $HEARTH_ADDR/healthz && timeout 2 wget -q -O - http://$(echo $HEARTH_ADDR | cut -d/ -f3 | cut -d: -f1):{port}/ 2>&1 || echo closed"
     );
     let seen = inside(daemon, "peer-a", &ask);
     assert!(seen.starts_with("ok\n") && seen.ends_with("closed\n"), "{seen}");
