@@ -4,7 +4,7 @@
 #
 #   deploy/setup.sh            Debian packages, and BuildKit in /usr/local/bin
 #   deploy/setup.sh --tests    the same, and what only tests need: rustfmt, clippy, the gRPC client test's Python,
-#                              umoci, which reads packed images beside skopeo and BuildKit, and `ip`
+#                              umoci, which reads packed images beside skopeo and BuildKit, `ip` and openssl
 #
 # BuildKit comes from the first of these that works: one that is installed and new enough; a build with the installed
 # Go (deploy/buildkit/go.mod pins every module); the release tarball; a build with a Go toolchain that is fetched for
@@ -40,7 +40,7 @@ readonly packages='
     runc:runc containerd:containerd nftables:nft busybox-static debootstrap:debootstrap skopeo:skopeo
     python3:python3 python3-venv'
 readonly test_packages='
-    umoci:umoci iproute2:ip'
+    umoci:umoci iproute2:ip openssl:openssl'
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly here

@@ -159,6 +159,11 @@ impl Daemon {
         let services = Services::start(options, ports, network, (runtime, runtime_child)).await?;
 
         let readiness = readiness(&kit, &services);
+        let changes = router::Changes {
+            buildkit: kit.status(),
+            containerd: services.containerd(),
+            services: services.handle().ready(),
+        };
         let (app, health) = router::build(router::Parts {
             builds: builds.handle(),
             deploys: services.handle(),
@@ -186,7 +191,7 @@ impl Daemon {
             room = config.room, listen = %addresses.listen, ingress = %addresses.ingress,
             socket = %addresses.socket.display(), "serving"
         );
-        let health = task::spawn("health", router::health_loop(health, readiness));
+        let health = task::spawn("health", router::health_loop(health, readiness, changes));
         let housekeeping = task::spawn("housekeeping", housekeeping_loop(images, registry, packs));
 
         stop.cancelled().await;

@@ -465,7 +465,7 @@ impl Daemon {
         // A directory of logs for each, by its id.
         let logs = fs::read_dir(self.state().join("service-logs"));
         for service in logs.into_iter().flatten().flatten() {
-            self.hearth(&["services", "rm", &service.file_name().to_string_lossy()]);
+            self.hearth(&["services", "rm", "--now", &service.file_name().to_string_lossy()]);
         }
     }
 

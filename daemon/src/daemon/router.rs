@@ -16,6 +16,7 @@ use hearth_proto::v1::storage_server::StorageServer;
 use hearth_proto::v1::system_server::SystemServer;
 use hearth_proto::{FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES};
 use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -34,10 +35,8 @@ use crate::image::{Elsewhere, Images};
 use crate::model::RoomRegistries;
 use crate::packs::Packs;
 use crate::secrets::Secrets;
+use crate::supervise::watched::Status;
 use crate::{build, deploy};
-
-/// Between looks at what has changed.
-const HEALTH_PAUSE: Duration = Duration::from_millis(250);
 
 pub(super) struct Parts {
     pub builds: build::Handle,
@@ -125,18 +124,38 @@ pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
     Ok((public.merge(private).fallback(http::unknown_path).layer(CatchPanicLayer::new()), reporter))
 }
 
-/// Keeps `grpc.health.v1` at the truth that `/readyz` tells, a moment behind it.
-pub(super) async fn health_loop(reporter: HealthReporter, readiness: Readiness) {
-    let mut told = None;
+/// Keeps `grpc.health.v1` at the truth that `/readyz` tells.
+pub(super) async fn health_loop(reporter: HealthReporter, readiness: Readiness, mut changes: Changes) {
     loop {
         let ready = readiness().iter().all(|component| component.ready);
-        if told != Some(ready) {
-            let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
-            for service in SERVICES {
-                reporter.set_service_status(service, status).await;
-            }
-            told = Some(ready);
+        let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in SERVICES {
+            reporter.set_service_status(service, status).await;
         }
-        tokio::time::sleep(HEALTH_PAUSE).await;
+        changes.next().await;
+    }
+}
+
+/// What readiness is read from.
+pub(super) struct Changes {
+    pub buildkit: watch::Receiver<Status>,
+    pub containerd: watch::Receiver<Status>,
+    pub services: watch::Receiver<Result<(), String>>,
+}
+
+impl Changes {
+    async fn next(&mut self) {
+        tokio::select! {
+            () = change(&mut self.buildkit) => {}
+            () = change(&mut self.containerd) => {}
+            () = change(&mut self.services) => {}
+        }
+    }
+}
+
+/// One that has ended does not change any more.
+async fn change<T>(of: &mut watch::Receiver<T>) {
+    if of.changed().await.is_err() {
+        std::future::pending().await
     }
 }

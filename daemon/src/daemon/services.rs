@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use tokio::sync::watch;
 
 use super::DRAIN_GRACE;
 use super::listeners::{Addresses, Listeners};
@@ -129,13 +130,17 @@ impl Services {
         Ok(Self { deploys, network, containerd, child })
     }
 
+    pub(super) fn containerd(&self) -> watch::Receiver<Status> {
+        self.containerd.status()
+    }
+
     pub(super) fn handle(&self) -> deploy::Handle {
         self.deploys.handle()
     }
 
     /// Reads how everything that services need is at this moment.
     pub(super) fn components(&self) -> impl Fn() -> Vec<Component> + Send + Sync + use<> {
-        let (containerd, deploys) = (self.containerd.status(), self.handle().ready());
+        let (containerd, deploys) = (self.containerd(), self.handle().ready());
         move || {
             let compared = deploys.borrow().clone();
             vec![
@@ -160,7 +165,10 @@ impl Services {
         drop((deploys, containerd));
         match (left, network) {
             (Ok(Ok(left)), Ok(network)) if left.is_empty() => close(network).await,
-            (Ok(Ok(left)), _) => tracing::info!(instances = left.len(), "services run on"),
+            (Ok(Ok(left)), _) => {
+                let ids: Vec<_> = left.iter().map(|one| one.label.instance.as_str()).collect();
+                tracing::info!(instances = ids.join(" "), "services run on");
+            }
             (left, _) => {
                 let error = left.map(|listed| listed.err().map(|error| error.to_string()));
                 tracing::warn!(?error, "it is not known whether services run on; their network stays");

@@ -75,10 +75,7 @@ impl Shared {
         let action = Action::Start { revision: label.revision, generation: label.generation };
         let progress = progress.as_deref();
         tell(progress, DeployEventKind::Started(action.clone()));
-        let started = tokio::select! {
-            started = self.start_steps(&label, revision, progress) => Some(started),
-            () = stop.cancelled() => None,
-        };
+        let started = self.start_steps(&label, revision, stop, progress).await;
         let error = match &started {
             Some(Ok(_)) => None,
             Some(Err(fault)) => Some(fault.fault.message.clone()),
@@ -105,16 +102,40 @@ impl Shared {
         }
     }
 
+    /// None when it was given up.
     async fn start_steps(
         &self,
         label: &InstanceLabel,
         revision: &Revision,
+        stop: &CancellationToken,
         progress: Option<&Progress>,
-    ) -> Result<Ipv4Addr, StartFault> {
+    ) -> Option<Result<Ipv4Addr, StartFault>> {
+        let mut clock = Clock { progress, since: Instant::now() };
+        // What is brought now stays until it is in use.
+        let _images = self.images.read().await;
+        let spec = match stop.run_until_cancelled(self.make_ready(label, revision, &mut clock)).await? {
+            Ok(spec) => spec,
+            Err(fault) => return Some(Err(fault)),
+        };
+        let address = spec.network.address;
+        // Comes to its end also when it is not wanted any more: the runtime would go on with a call that is let go, and
+        // what it makes then nobody would take away.
+        let call = self.ports.runtime.start(spec);
+        let started = within("starting the process", self.options.call_limit, call).await;
+        clock.lap("start");
+        Some(started.map(|()| address))
+    }
+
+    /// Everything but the process.
+    async fn make_ready(
+        &self,
+        label: &InstanceLabel,
+        revision: &Revision,
+        clock: &mut Clock<'_>,
+    ) -> Result<InstanceSpec, StartFault> {
         let limit = self.options.call_limit;
         let spec = &revision.spec;
         let image = InstanceImage { repository: spec.repository.clone(), manifest: spec.manifest };
-        let mut clock = Clock { progress, since: Instant::now() };
         let env = self.environment(&label.name, revision).await?;
         let log = self.log_directory(&label.service, &label.instance);
         let (directory, number) = (log.clone(), revision.number);
@@ -122,8 +143,6 @@ impl Shared {
         made.map_err(std::io::Error::other)
             .flatten()
             .map_err(|error| super::port::RuntimeError::Other(format!("log directory: {error}")))?;
-        // What is brought now stays until it is in use.
-        let _images = self.images.read().await;
         let prepare_limit = self.options.prepare_limit;
         within("bringing the image's files", prepare_limit, self.ports.runtime.prepare(&image)).await?;
         clock.lap("image");
@@ -132,8 +151,7 @@ impl Shared {
         clock.lap("network");
         let mounts = within("opening the mounts", limit, self.ports.mounts.open(label, &spec.mounts)).await?;
         clock.lap("mounts");
-        let address = network.address;
-        let instance = InstanceSpec {
+        Ok(InstanceSpec {
             label: label.clone(),
             image,
             command: spec.command.clone(),
@@ -143,10 +161,7 @@ impl Shared {
             limits: spec.limits,
             network,
             log,
-        };
-        within("starting the process", limit, self.ports.runtime.start(instance)).await?;
-        clock.lap("start");
-        Ok(address)
+        })
     }
 
     fn started(self: &Arc<Self>, entry: &Arc<Entry>, instance: &InstanceId, address: Ipv4Addr) {

@@ -1,0 +1,225 @@
+//! Apps as they are met: that listen too late or for themselves alone, redirect, die young, hang on, or come back.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use integration_tests::containerd::Containerd;
+use integration_tests::daemon::{Daemon, Options};
+use integration_tests::http::Request;
+use integration_tests::process;
+use integration_tests::runner::{Case, Group};
+use integration_tests::service::{App, PORT, get, page};
+use integration_tests::sources::Tree;
+use integration_tests::wait::{self, seconds};
+use integration_tests::{lone_cases, shared_cases};
+
+pub fn group() -> Group {
+    let shared: Vec<Case> = shared_cases![
+        an_app_that_listens_for_itself_alone_is_told_so,
+        a_redirect_or_a_login_at_the_health_path_is_shown,
+        an_app_that_is_healthy_and_then_dies_does_not_take_over,
+        an_app_that_takes_no_notice_of_its_stop_signal_is_killed,
+        requests_wait_while_an_app_comes_back,
+        a_crash_loop_waits_longer_and_says_why,
+        a_followed_log_goes_on_over_an_update_and_ends_with_the_service,
+        http2_and_large_bodies_pass_both_ways,
+        a_service_of_another_registry_is_not_asked_for_without_its_host,
+    ];
+    let alone = lone_cases![
+        the_ingress_speaks_tls_with_the_certificate_it_is_given,
+        a_daemon_uses_the_containerd_that_it_is_told,
+    ];
+    Group::new("service-luck", [shared, alone].concat())
+}
+
+#[track_caller]
+fn deploy(daemon: &Daemon, arguments: &[&str]) {
+    daemon.hearth_ok(&[&["deploy"], arguments].concat());
+}
+
+#[track_caller]
+fn fails(daemon: &Daemon, arguments: &[&str], says: &[&str]) {
+    let output = daemon.hearth(&[&["deploy"], arguments].concat());
+    output.expect_code(1).says(says);
+}
+
+fn an_app_that_listens_for_itself_alone_is_told_so(daemon: &Daemon) {
+    let app = App::script("exec httpd -f -p 127.0.0.1:8000 -h /site").with(&["--expose", PORT]);
+    app.pack(daemon, "selfish:1");
+    fails(daemon, &["--tag", "selfish:1", "--timeout", "2s"], &["127.0.0.1"]);
+}
+
+fn a_redirect_or_a_login_at_the_health_path_is_shown(daemon: &Daemon) {
+    let answer = |head: &str| {
+        format!(
+            "#!/bin/sh\nprintf 'Status: {head}\\r\\nContent-type: text/plain\\r\\n\\r\\nthe body says more\\n'\n"
+        )
+    };
+    let app = |head: &str| {
+        let script = "mkdir -p /site/cgi-bin; cp /health /site/cgi-bin/health; chmod 755 /site/cgi-bin/health; exec httpd -f -p 8000 -h /site";
+        App::script(script).file("health", &answer(head)).with(&["--expose", PORT])
+    };
+    app("401 Unauthorized").pack(daemon, "login:1");
+    let flags = ["--liveness", "/cgi-bin/health", "--timeout", "2s"];
+    fails(daemon, &[&["--tag", "login:1"], &flags[..]].concat(), &["401", "the body says more"]);
+    app("301 Moved Permanently\\r\\nLocation: https://elsewhere.test/").pack(daemon, "moved:1");
+    let output = daemon.hearth(&[&["deploy", "--tag", "moved:1"], &flags[..]].concat());
+    assert!(output.code == 0 || output.stderr.contains("elsewhere.test"), "{output}");
+}
+
+fn an_app_that_is_healthy_and_then_dies_does_not_take_over(daemon: &Daemon) {
+    App::page("old\n").pack(daemon, "young:1");
+    deploy(daemon, &["--tag", "young:1", "--domain", "young.test", "--public"]);
+    let dies = "httpd -f -p 8000 -h /site & sleep 1; echo I give up; exit 4";
+    App::script(dies).with(&["--expose", PORT]).pack(daemon, "young:2");
+    fails(daemon, &["--tag", "young:2"], &["4", "I give up", "revision 1 of young keeps serving"]);
+    assert_eq!(page(daemon, "young.test"), "old\n");
+}
+
+fn an_app_that_takes_no_notice_of_its_stop_signal_is_killed(daemon: &Daemon) {
+    let deaf = "trap '' TERM; httpd -f -p 8000 -h /site & while :; do sleep 1; done";
+    App::script(deaf).with(&["--expose", PORT]).pack(daemon, "deaf:1");
+    deploy(daemon, &["--tag", "deaf:1"]);
+    let begun = Instant::now();
+    daemon.hearth_ok(&["services", "rm", "deaf", "--grace", "1s"]);
+    assert!(begun.elapsed() < seconds(8), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() >= Duration::from_millis(900), "it had its second: {:?}", begun.elapsed());
+}
+
+fn requests_wait_while_an_app_comes_back(daemon: &Daemon) {
+    // Ends when it is asked for this page, and is started again.
+    let end = "#!/bin/sh\nkill -9 $(cat /tmp/pid)\n";
+    let script = "mkdir -p /site/cgi-bin; cp /end /site/cgi-bin/end; chmod 755 /site/cgi-bin/end; \
+                  httpd -f -p 8000 -h /site & echo $! > /tmp/pid; wait";
+    App::script(script)
+        .file("end", end)
+        .file("tmp/x", "")
+        .with(&["--expose", PORT])
+        .pack(daemon, "phoenix:1");
+    deploy(daemon, &["--tag", "phoenix:1", "--domain", "phoenix.test", "--public"]);
+    get(daemon, "phoenix.test", "/cgi-bin/end");
+    for _ in 0..10 {
+        assert_eq!(page(daemon, "phoenix.test"), "script\n", "held until another instance serves");
+    }
+}
+
+fn a_crash_loop_waits_longer_and_says_why(daemon: &Daemon) {
+    // Live for as long as it takes to be trusted, and then again and again not.
+    let script =
+        "httpd -f -p 8000 -h /site & if [ -e /data/sick ]; then sleep 0.2; echo sick; exit 6; fi; wait";
+    App::script(script).with(&["--expose", PORT]).pack(daemon, "loop:1");
+    daemon.put("loop", &Tree::new().file("well", ""));
+    deploy(daemon, &["--tag", "loop:1", "--room-mount", "loop:/data"]);
+    daemon.put("loop", &Tree::new().file("sick", ""));
+    daemon.hearth(&["services", "exec", "loop", "--", "sh", "-c", "kill -9 $(pidof httpd)"]);
+    let shown = wait::poll(seconds(30), || {
+        let shown = daemon.hearth_ok(&["services", "show", "loop"]).stdout;
+        (shown.contains("crash_loop") || shown.contains("crash loop")).then_some(shown)
+    });
+    let shown = shown.expect("a crash loop is told");
+    assert!(shown.contains('6'), "the exit code: {shown}");
+}
+
+fn a_followed_log_goes_on_over_an_update_and_ends_with_the_service(daemon: &Daemon) {
+    let talker = |word: &str| {
+        let script = format!("trap 'exit 0' TERM; echo {word}; httpd -f -p 8000 -h /site & wait");
+        App::script(&script).with(&["--expose", PORT])
+    };
+    talker("hello-one").pack(daemon, "follow:1");
+    talker("hello-two").pack(daemon, "follow:2");
+    deploy(daemon, &["--tag", "follow:1"]);
+    let mut follow = daemon.client();
+    let follow = process::start(follow.args(["services", "logs", "follow", "--follow"]));
+    deploy(daemon, &["--tag", "follow:2"]);
+    std::thread::sleep(seconds(1));
+    daemon.hearth_ok(&["services", "rm", "follow"]);
+    let output = follow.finish(seconds(20)).expect("it ends with the service");
+    assert!(output.stdout.contains("hello-one") && output.stdout.contains("hello-two"), "{output}");
+}
+
+fn http2_and_large_bodies_pass_both_ways(daemon: &Daemon) {
+    let count = "#!/bin/sh\necho 'content-type: text/plain'\necho\nwc -c\n";
+    let zeros =
+        "#!/bin/sh\necho 'content-type: application/octet-stream'\necho\nhead -c 30000000 /dev/zero\n";
+    let script = "mkdir -p /site/cgi-bin; cp /count /zeros /site/cgi-bin/; chmod 755 /site/cgi-bin/*; exec httpd -f -p 8000 -h /site";
+    let app = App::script(script).file("count", count).file("zeros", zeros).with(&["--expose", PORT]);
+    app.pack(daemon, "large:1");
+    deploy(daemon, &["--tag", "large:1", "--domain", "large.test", "--public"]);
+    let body = vec![b'x'; 20_000_000];
+    let answer = Request::new("POST", "/cgi-bin/count").host("large.test").body(body).send(&daemon.ingress());
+    assert_eq!(answer.expect(200).text().trim(), "20000000");
+    let url = format!("http://{}/cgi-bin/zeros", daemon.ingress());
+    let mut curl = Command::new("curl");
+    let format = "%{http_version} %{http_code} %{size_download}";
+    curl.args([
+        "-sS",
+        "--http2-prior-knowledge",
+        "-H",
+        "Host: large.test",
+        "-o",
+        "/dev/null",
+        "-w",
+        format,
+        &url,
+    ]);
+    let output = process::run(&mut curl, seconds(60));
+    assert_eq!(output.stdout, "2 200 30000000", "{output}");
+}
+
+fn a_service_of_another_registry_is_not_asked_for_without_its_host(daemon: &Daemon) {
+    let output = daemon.hearth(&["deploy", "--tag", "127.0.0.1:1/none/such:1"]);
+    assert_ne!(output.code, 0);
+    output.says(&["127.0.0.1:1"]);
+}
+
+fn the_ingress_speaks_tls_with_the_certificate_it_is_given() {
+    let directory = tempfile::tempdir().unwrap();
+    let (certificate, key) = (directory.path().join("cert.pem"), directory.path().join("key.pem"));
+    let mut openssl = Command::new("openssl");
+    openssl.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]);
+    openssl.args(["-subj", "/CN=tls.test", "-addext", "subjectAltName=DNS:tls.test", "-keyout"]).arg(&key);
+    openssl.arg("-out").arg(&certificate);
+    process::run(&mut openssl, seconds(30)).expect_code(0);
+    let config = format!(
+        "[services]\ncertificates = [{{ certificate = '{}', key = '{}' }}]\n",
+        certificate.display(),
+        key.display()
+    );
+    let daemon =
+        Daemon::start(Options::room("tls").arguments(&["--ingress-tls", "127.0.0.1:0"]).config(&config));
+    App::page("sealed\n").pack(&daemon, "sealed:1");
+    let output = daemon.hearth_ok(&["deploy", "--tag", "sealed:1", "--domain", "tls.test", "--public"]);
+    let url =
+        output.stdout.lines().find(|line| line.starts_with("https://tls.test:")).expect("its URL").to_owned();
+    let port = url.trim_end_matches('/').rsplit(':').next().unwrap().to_owned();
+    let mut curl = Command::new("curl");
+    curl.args(["-sS", "--resolve", &format!("tls.test:{port}:127.0.0.1"), "--cacert"]).arg(&certificate);
+    curl.args(["-w", " %{http_version}", &url]);
+    let output = process::run(&mut curl, seconds(30));
+    assert_eq!(output.stdout, "sealed\n 2", "{output}");
+}
+
+fn a_daemon_uses_the_containerd_that_it_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let containerd = Containerd::start(directory.path());
+    let socket = directory.path().join("socket");
+    let daemon = Daemon::start(Options::room("guest").arguments(&["--containerd", socket.to_str().unwrap()]));
+    let own = process::tree_of(daemon.pid()).into_iter().any(|process| process.name == "containerd");
+    assert!(!own, "it starts none of its own");
+    App::page("guest\n").pack(&daemon, "guest:1");
+    daemon.hearth_ok(&["deploy", "--tag", "guest:1", "--domain", "guest.test", "--public"]);
+    assert_eq!(page(&daemon, "guest.test"), "guest\n");
+    daemon.hearth_ok(&["services", "rm", "guest"]);
+    assert_eq!(daemon.retire(), Vec::<String>::new());
+    drop(containerd);
+}
