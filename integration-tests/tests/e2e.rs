@@ -55,6 +55,8 @@ mod secrets;
 mod service_errors;
 #[path = "e2e/service_faults.rs"]
 mod service_faults;
+#[path = "e2e/service_mounts.rs"]
+mod service_mounts;
 #[path = "e2e/services.rs"]
 mod services;
 #[path = "e2e/storage.rs"]
@@ -85,6 +87,7 @@ fn main() -> ExitCode {
         python::group(),
         services::group(),
         service_errors::group(),
+        service_mounts::group(),
         faults::group(),
         service_faults::group(),
     ];
