@@ -135,11 +135,7 @@ impl Daemon {
         let ingress = Arc::new(Ingress::new(services::ingress_options(&config), Arc::clone(&access)));
         let mount_options =
             mounts::Options { directory: config.state_dir.join("instances"), storage: storage.clone() };
-        let mounted = MountedImages {
-            images: images.clone(),
-            elsewhere: elsewhere.clone(),
-            contexts: contexts.clone(),
-        };
+        let mounted = MountedImages { images: images.clone(), contexts: contexts.clone() };
         let instance_mounts =
             InstanceMounts::open(mount_options, mounted).context("directory of services' mounts")?;
         let secrets = Secrets::open(&config.state_dir.join("secrets.key"), Arc::new(store.clone()));

@@ -57,6 +57,8 @@ mod service_errors;
 mod service_faults;
 #[path = "e2e/service_luck.rs"]
 mod service_luck;
+#[path = "e2e/service_mounts.rs"]
+mod service_mounts;
 #[path = "e2e/services.rs"]
 mod services;
 #[path = "e2e/storage.rs"]
@@ -88,6 +90,7 @@ fn main() -> ExitCode {
         services::group(),
         service_errors::group(),
         service_luck::group(),
+        service_mounts::group(),
         faults::group(),
         service_faults::group(),
     ];

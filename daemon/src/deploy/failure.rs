@@ -8,7 +8,7 @@ use futures::StreamExt as _;
 
 use super::entry::Entry;
 use super::listening::{self, Listener};
-use super::port::{MountFault, NetworkError, RuntimeError};
+use super::port::{MountFault, MountFaultKind, NetworkError, RuntimeError};
 use super::service::Shared;
 use crate::model::deploy::{LogQuery, ProbeAnswer, ProbeResult};
 use crate::model::fault::{Fault, Stage};
@@ -98,6 +98,7 @@ fn hinted(fault: Fault) -> Fault {
         "mount_source_missing" => {
             "`hearth storage ls` shows what is there; a directory that is mounted with :rw is made where it is missing"
         }
+        "image_not_pinned" => "deploy it again with all its --image-mount flags",
         "mount_source_outside_storage" => "mount a path inside the storage; links in it must stay inside",
         "workdir_invalid" => "make the directory in the image, or name another with --workdir",
         _ => return fault,
@@ -119,7 +120,12 @@ impl From<NetworkError> for StartFault {
 
 impl From<MountFault> for StartFault {
     fn from(error: MountFault) -> Self {
-        Self::from(hinted(Fault::new(Stage::Deploy, error.code, error.to_string())))
+        let fault = hinted(Fault::new(Stage::Deploy, error.code, error.to_string()));
+        match error.kind {
+            MountFaultKind::Lasting => Self::from(fault),
+            MountFaultKind::Passing => Self::new(fault.retryable(), StartFaultKind::Passing),
+            MountFaultKind::Away => Self::new(fault.retryable(), StartFaultKind::Away),
+        }
     }
 }
 

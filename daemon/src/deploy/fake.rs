@@ -19,17 +19,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::port::{
     Attached, BindMount, Exec, ExecSpec, InstanceImage, InstanceLogs, InstanceSpec, InstanceState, LogError,
-    LogLines, MountFault, MountSource, Network, NetworkError, Observed, Route, Router, Runtime, RuntimeError,
-    Secrets, ServiceImages, ServiceStore, StoreError, Tokens,
+    LogLines, MountFault, MountFaultKind, MountSource, Network, NetworkError, Observed, Route, Router,
+    Runtime, RuntimeError, Secrets, ServiceImages, ServiceStore, StoreError, Tokens,
 };
 use super::service::Ports;
 use crate::model::build::LogStream;
 use crate::model::deploy::{ImageFacts, LogLine, LogQuery};
 use crate::model::fault::{Fault, Stage};
 use crate::model::id::InstanceId;
+use crate::model::image::PinnedImage;
 use crate::model::secret::{Credential, Secret};
 use crate::model::service::{Exit, InstanceLabel, Service, ServiceName};
-use crate::model::{Digest, MountSpec, Reference};
+use crate::model::{Digest, MountSpec, MountTarget, Reference};
 use crate::task;
 
 /// What the app of an image does.
@@ -67,6 +68,10 @@ pub struct WorldState {
     pub networks: BTreeSet<InstanceId>,
     pub mounts: BTreeSet<InstanceId>,
     pub broken_mounts: BTreeSet<InstanceId>,
+    /// Images that each instance was given to mount.
+    pub mounted: BTreeMap<InstanceId, BTreeMap<MountTarget, PinnedImage>>,
+    /// What the next mounts come to, the last one first.
+    pub mount_faults: Vec<MountFaultKind>,
     pub services: BTreeMap<String, Service>,
     pub secrets: BTreeMap<String, String>,
     pub routes: Vec<Route>,
@@ -377,9 +382,22 @@ impl Router for World {
 
 #[async_trait]
 impl MountSource for World {
-    async fn open(&self, label: &InstanceLabel, _mounts: &[MountSpec]) -> Result<Vec<BindMount>, MountFault> {
+    async fn open(
+        &self,
+        label: &InstanceLabel,
+        _mounts: &[MountSpec],
+        images: &BTreeMap<MountTarget, PinnedImage>,
+    ) -> Result<Vec<BindMount>, MountFault> {
         self.live_or_die().await;
-        self.state().mounts.insert(label.instance.clone());
+        {
+            let mut state = self.state();
+            if let Some(kind) = state.mount_faults.pop() {
+                let (target, reason) = ("/data".to_owned(), "trouble".to_owned());
+                return Err(MountFault { target, code: "mount_failed", reason, kind });
+            }
+            state.mounts.insert(label.instance.clone());
+            state.mounted.insert(label.instance.clone(), images.clone());
+        }
         self.live_or_die().await;
         Ok(Vec::new())
     }
@@ -445,6 +463,15 @@ impl ServiceImages for World {
         state.by_digest.insert(digest, app);
         let repository = reference.repository.clone();
         Ok(ImageFacts { repository, digest, manifest: digest, exposed: vec![8080], volumes: Vec::new() })
+    }
+
+    async fn resolve_mounted(
+        &self,
+        reference: &Reference,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<PinnedImage, Fault> {
+        let facts = self.resolve(reference, given).await?;
+        Ok(PinnedImage { repository: facts.repository, digest: facts.digest })
     }
 }
 

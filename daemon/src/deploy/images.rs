@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 
 use super::port::ServiceImages;
-use crate::image::{Elsewhere, Images};
+use crate::image::{Elsewhere, ImageError, Images};
 use crate::model::Reference;
 use crate::model::deploy::ImageFacts;
 use crate::model::fault::{Fault, Stage};
-use crate::model::image::Platform;
+use crate::model::image::{PinnedImage, Platform};
 use crate::model::secret::Credential;
 
 #[derive(Clone)]
@@ -26,11 +26,22 @@ impl ServiceImages for RoomServiceImages {
         given: &BTreeMap<String, Credential>,
     ) -> Result<ImageFacts, Fault> {
         let found = self.images.runnable(reference, &Platform::host(), &self.elsewhere, given).await;
-        found.map_err(|error| {
-            let mut fault = Fault::new(Stage::Deploy, error.code(), error.to_string());
-            fault.retryable = error.retryable();
-            fault.hint = error.hint().map(str::to_owned);
-            fault
-        })
+        found.map_err(|error| fault(&error))
     }
+
+    async fn resolve_mounted(
+        &self,
+        reference: &Reference,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<PinnedImage, Fault> {
+        let found = self.images.mountable(reference, &Platform::host(), &self.elsewhere, given).await;
+        found.map_err(|error| fault(&error))
+    }
+}
+
+fn fault(error: &ImageError) -> Fault {
+    let mut fault = Fault::new(Stage::Deploy, error.code(), error.to_string());
+    fault.retryable = error.retryable();
+    fault.hint = error.hint().map(str::to_owned);
+    fault
 }

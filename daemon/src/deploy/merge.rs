@@ -3,9 +3,10 @@
 //! What is not mentioned is kept. Environment merges by name, a mount kind that is given replaces that kind,
 //! ports are those given, else those kept, else what the image exposes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::deploy::{DeployRequest, ImageFacts};
+use crate::model::image::PinnedImage;
 use crate::model::service::{
     Domain, HealthCheck, Port, PortKind, RESERVED_PORT, ResourceLimits, Service, ServiceName,
     ServiceNameError, ServiceSpec, Strategy,
@@ -136,11 +137,13 @@ pub fn name_of(request: &DeployRequest) -> Result<ServiceName, MergeError> {
 }
 
 /// `existing` is the service of the request's name. What is kept is that of its desired revision, failed or not:
-/// who corrects one flag need not say the others again.
+/// who corrects one flag need not say the others again. `mounted` are the images of the request's mounts, by target;
+/// a mount that is kept keeps the image that it had.
 pub fn merge(
     existing: Option<&Service>,
     request: &DeployRequest,
     image: &ImageFacts,
+    mounted: &BTreeMap<MountTarget, PinnedImage>,
 ) -> Result<Merged, MergeError> {
     if let Some(service) = existing.filter(|service| service.repository != image.repository) {
         return Err(MergeError::OtherRepository {
@@ -157,6 +160,7 @@ pub fn merge(
     env.extend(request.env.clone());
     let ports = ports(request, kept, image, &mut notes);
     let mounts = mounts(request, kept, image, &mut notes)?;
+    let mounted = pins(&mounts, mounted, kept);
     let mut health = kept.map_or_else(HealthCheck::default, |spec| spec.health.clone());
     if let Some(path) = &request.liveness {
         health.path = Some(path.clone());
@@ -172,6 +176,7 @@ pub fn merge(
         manifest: image.manifest,
         env,
         mounts,
+        mounted,
         ports,
         command: request.command.clone().or_else(|| kept?.command.clone()),
         workdir: request.workdir.clone().or_else(|| kept?.workdir.clone()),
@@ -260,6 +265,20 @@ fn mounts(
         }
     }
     Ok(mounts)
+}
+
+/// The images of all mounts: given and kept ones are never of the same kind, so a target tells which it is.
+fn pins(
+    mounts: &[MountSpec],
+    given: &BTreeMap<MountTarget, PinnedImage>,
+    kept: Option<&ServiceSpec>,
+) -> BTreeMap<MountTarget, PinnedImage> {
+    let images = mounts.iter().filter(|mount| matches!(mount.source, MountSource::Image { .. }));
+    let pin = |mount: &MountSpec| {
+        let image = given.get(&mount.target).or_else(|| kept?.mounted.get(&mount.target))?;
+        Some((mount.target.clone(), image.clone()))
+    };
+    images.filter_map(pin).collect()
 }
 
 /// The mount flags, as numbers.

@@ -35,9 +35,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::port::{BindMount, MountFault, MountSource};
 use crate::context::storage::Storage;
-use crate::model::MountSpec;
 use crate::model::id::InstanceId;
+use crate::model::image::PinnedImage;
 use crate::model::service::InstanceLabel;
+use crate::model::{MountSpec, MountTarget};
 use crate::task;
 
 pub use images::MountedImages;
@@ -94,10 +95,12 @@ impl MountSource for InstanceMounts {
         &self,
         instance: &InstanceLabel,
         mounts: &[MountSpec],
+        images: &BTreeMap<MountTarget, PinnedImage>,
     ) -> Result<Vec<BindMount>, MountFault> {
         let mut opened = Vec::with_capacity(mounts.len());
         for mount in mounts {
-            opened.push((mount.clone(), self.0.images.open(mount, &instance.name).await?));
+            let image = images.get(&mount.target);
+            opened.push((mount.clone(), self.0.images.open(mount, image).await?));
         }
         // Whoever gives up waiting closes the instance next: nothing may be made after that.
         let given_up = CancellationToken::new();

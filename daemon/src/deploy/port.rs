@@ -13,9 +13,10 @@ use tokio::sync::{mpsc, watch};
 use crate::model::deploy::{ImageFacts, LogLine, LogQuery};
 use crate::model::fault::Fault;
 use crate::model::id::InstanceId;
+use crate::model::image::PinnedImage;
 use crate::model::secret::{Credential, Secret};
 use crate::model::service::{Domain, Exit, InstanceLabel, ResourceLimits, Service, ServiceName};
-use crate::model::{Digest, MountTarget, Reference, Repository};
+use crate::model::{Digest, MountSpec, MountTarget, Reference, Repository};
 
 /// Runs instances: one container each. The real one is containerd.
 ///
@@ -226,11 +227,13 @@ pub struct Route {
 /// Makes an instance's mounts. The real one opens storage beneath its root and mounts images.
 #[async_trait]
 pub trait MountSource: Send + Sync + 'static {
-    /// Opens what `mounts` name, below a directory of the instance's own.
+    /// Opens what `mounts` name, below a directory of the instance's own. Images are those of `images`, by target:
+    /// none is looked up or fetched.
     async fn open(
         &self,
         instance: &InstanceLabel,
-        mounts: &[crate::model::MountSpec],
+        mounts: &[MountSpec],
+        images: &BTreeMap<MountTarget, PinnedImage>,
     ) -> Result<Vec<BindMount>, MountFault>;
     /// Takes them away, with what was written to empty directories and writable images.
     async fn close(&self, instance: &InstanceId) -> Result<(), MountFault>;
@@ -244,6 +247,17 @@ pub struct MountFault {
     pub target: String,
     pub code: &'static str,
     pub reason: String,
+    pub kind: MountFaultKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MountFaultKind {
+    /// The same mount will fail again until somebody changes something.
+    Lasting,
+    /// The next try may succeed: a read failed, the machine was short of something.
+    Passing,
+    /// What is behind it cannot be reached for now, such as a storage on another machine.
+    Away,
 }
 
 /// Where services are kept. The real one is SQLite.
@@ -282,7 +296,7 @@ pub type LogLines = Pin<Box<dyn Stream<Item = Result<LogLine, LogError>> + Send>
 #[error("log of the instance: {0}")]
 pub struct LogError(pub String);
 
-/// Images that services run. The real one is [`crate::image::Images`] with the other registries behind it.
+/// Images that services run and mount. The real one is [`crate::image::Images`] with the other registries behind it.
 #[async_trait]
 pub trait ServiceImages: Send + Sync + 'static {
     /// What a reference names now, for this machine. One of another registry is brought into the room first.
@@ -291,6 +305,13 @@ pub trait ServiceImages: Send + Sync + 'static {
         reference: &Reference,
         given: &BTreeMap<String, Credential>,
     ) -> Result<ImageFacts, Fault>;
+
+    /// The same for an image that is to be mounted: any that has files for this machine.
+    async fn resolve_mounted(
+        &self,
+        reference: &Reference,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<PinnedImage, Fault>;
 }
 
 /// Makes participant tokens for instances. The real one is [`crate::access::Access`].

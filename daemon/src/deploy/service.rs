@@ -116,6 +116,9 @@ pub enum DeployError {
     /// The image cannot be had.
     #[error("{}", .0.message)]
     Image(Box<Fault>),
+    /// An image that is to be mounted cannot be had. The message names the target.
+    #[error("{}", .0.message)]
+    MountedImage(Box<Fault>),
     #[error(transparent)]
     Store(StoreError),
     #[error(transparent)]
@@ -156,7 +159,7 @@ impl DeployError {
             Self::DomainTaken { .. } => "domain_taken",
             Self::Scope { .. } => "invalid_scope",
             Self::UnknownSecret { .. } => "secret_not_found",
-            Self::Image(fault) => &fault.code,
+            Self::Image(fault) | Self::MountedImage(fault) => &fault.code,
             Self::Runtime(RuntimeError::Unavailable(_)) => "runtime_unavailable",
             Self::NotReady(_) | Self::Ending => "unavailable",
             Self::Secret { .. } | Self::Store(_) | Self::Runtime(_) | Self::Log(_) => "internal",
@@ -182,7 +185,7 @@ impl DeployError {
             }
             Self::Scope { .. } => "write userDefault, agentDefault, full or a JSON object".to_owned(),
             Self::UnknownSecret { secret, .. } => format!("set it with: hearth secrets set {secret}"),
-            Self::Image(fault) => return fault.hint.clone(),
+            Self::Image(fault) | Self::MountedImage(fault) => return fault.hint.clone(),
             _ => return None,
         })
     }
@@ -193,7 +196,7 @@ impl DeployError {
             | Self::NotReady(_)
             | Self::Ending
             | Self::Runtime(RuntimeError::Unavailable(_)) => true,
-            Self::Image(fault) => fault.retryable,
+            Self::Image(fault) | Self::MountedImage(fault) => fault.retryable,
             _ => false,
         }
     }

@@ -149,7 +149,8 @@ impl Shared {
         let network =
             within("the network", limit, self.ports.network.attach(&label.instance, &label.name)).await?;
         clock.lap("network");
-        let mounts = within("opening the mounts", limit, self.ports.mounts.open(label, &spec.mounts)).await?;
+        let mounts = self.ports.mounts.open(label, &spec.mounts, &spec.mounted);
+        let mounts = within("opening the mounts", limit, mounts).await?;
         clock.lap("mounts");
         Ok(InstanceSpec {
             label: label.clone(),

@@ -13,15 +13,17 @@ use super::plan::{ActualService, DesiredService};
 use super::service::{DeployError, Handle, Shared};
 use crate::model::deploy::{DeployRequest, Deployed, Forecast};
 use crate::model::id::ServiceId;
+use crate::model::image::PinnedImage;
 use crate::model::secret::Credential;
 use crate::model::service::{Domain, EnvValue, Revision, RevisionOutcome, Service, ServiceName, ServiceSpec};
+use crate::model::{MountSource, MountSpec, MountTarget, Reference};
 
 /// How long a deploy waits for the removal of the service that had its name.
 const REMOVAL_LIMIT: Duration = Duration::from_secs(15);
 
 impl Handle {
     /// Makes a new revision of a service, or the first, and answers at once; [`Handle::watch`] tells how it goes.
-    /// `given` are credentials for the registry of the image.
+    /// `given` are credentials for the registries of the images.
     pub async fn deploy(
         &self,
         request: DeployRequest,
@@ -193,6 +195,7 @@ impl Handle {
         self.become_ready().await?;
         let image = shared.ports.images.resolve(&request.image, given).await;
         let image = image.map_err(|fault| DeployError::Image(Box::new(fault)))?;
+        let mounted = shared.pin_mounts(&request.mounts, given).await?;
         if let Some(entry) = shared.named(&name).filter(|entry| entry.state().service.removing) {
             let gone = tokio::time::timeout(REMOVAL_LIMIT, entry.gone.cancelled()).await;
             gone.map_err(|_| DeployError::Removing { name: name.clone() })?;
@@ -200,7 +203,7 @@ impl Handle {
         let submitting = shared.submitting.lock().await;
         let entry = shared.named(&name);
         let existing = entry.as_ref().map(|entry| entry.state().service.clone());
-        let Merged { spec, notes } = merge::merge(existing.as_ref(), request, &image)?;
+        let Merged { spec, notes } = merge::merge(existing.as_ref(), request, &image, &mounted)?;
         shared.check_env(&name, &spec).await?;
         shared.check_domains(&name, &spec)?;
         let service = match existing {
@@ -223,6 +226,32 @@ struct Prepared<'a> {
 }
 
 impl Shared {
+    /// The images among the mounts of a request, by target. One that is mounted twice is the same in both places.
+    async fn pin_mounts(
+        &self,
+        mounts: &[MountSpec],
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<BTreeMap<MountTarget, PinnedImage>, DeployError> {
+        let mut found: BTreeMap<&Reference, PinnedImage> = BTreeMap::new();
+        let mut pinned = BTreeMap::new();
+        for MountSpec { source, target, .. } in mounts {
+            let MountSource::Image { reference, .. } = source else { continue };
+            let image = match found.get(reference) {
+                Some(image) => image.clone(),
+                None => {
+                    let image = self.ports.images.resolve_mounted(reference, given).await;
+                    image.map_err(|mut fault| {
+                        fault.message = format!("mount at `{target}`: {}", fault.message);
+                        DeployError::MountedImage(Box::new(fault))
+                    })?
+                }
+            };
+            found.insert(reference, image.clone());
+            pinned.insert(target.clone(), image);
+        }
+        Ok(pinned)
+    }
+
     /// What an instance could not be started without is seen before anything changes.
     async fn check_env(&self, name: &ServiceName, spec: &ServiceSpec) -> Result<(), DeployError> {
         let identity = spec.identity.as_deref().unwrap_or(name.as_str());

@@ -19,6 +19,7 @@ pub(crate) fn spec(port: u16) -> ServiceSpec {
         manifest: Digest::from_sha256([7; 32]),
         env: std::collections::BTreeMap::new(),
         mounts: Vec::new(),
+        mounted: std::collections::BTreeMap::new(),
         ports: vec![Port { number: port, kind: PortKind::Http, published: true }],
         command: None,
         workdir: None,

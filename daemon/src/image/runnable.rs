@@ -1,10 +1,12 @@
-//! Images that are to run here: for this machine's platform, whole, and with what they say of themselves.
+//! Images that are to run here, or to be mounted in what runs: for this machine's platform, whole, and with what they
+//! say of themselves.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Destination, Elsewhere, ImageError, Images, Platforms, Pull, Transfer, contents};
 use crate::model::deploy::ImageFacts;
-use crate::model::image::Platform;
+use crate::model::image::{PinnedImage, Platform};
 use crate::model::manifest::ImageConfig;
 use crate::model::secret::Credential;
 use crate::model::{Reference, Repository};
@@ -18,10 +20,44 @@ impl Images {
         reference: &Reference,
         platform: &Platform,
         elsewhere: &Elsewhere,
-        given: &std::collections::BTreeMap<String, Credential>,
+        given: &BTreeMap<String, Credential>,
     ) -> Result<ImageFacts, ImageError> {
+        let here = self.brought(reference, platform, elsewhere, given).await?;
+        match self.runnable_here(&here, platform).await {
+            Err(ImageError::OtherPlatform { found, wanted, .. }) => {
+                Err(ImageError::OtherPlatform { reference: reference.to_string(), found, wanted })
+            }
+            other => other,
+        }
+    }
+
+    /// The same for one whose files are all that is wanted: what it says of its platform is no hindrance.
+    pub async fn mountable(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        elsewhere: &Elsewhere,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<PinnedImage, ImageError> {
+        let here = self.brought(reference, platform, elsewhere, given).await?;
+        let top = self.resolve(&here).await?;
+        // Everything is there, and stays until the service that is to mount it is stored.
+        self.verify(&here.repository, top.digest).await?;
+        // As it is opened for an instance: what cannot be opened is seen now.
+        self.open_layers(&top).await?;
+        Ok(PinnedImage { repository: here.repository, digest: top.digest })
+    }
+
+    /// The reference itself where it is this room's, else where the image lies once it is here.
+    async fn brought(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        elsewhere: &Elsewhere,
+        given: &BTreeMap<String, Credential>,
+    ) -> Result<Reference, ImageError> {
         if self.shared.rooms.owns_tag(reference) {
-            return self.runnable_here(reference, platform).await;
+            return Ok(reference.clone());
         }
         let repository = repository_of(reference)?;
         let remote = elsewhere.remote(given)?;
@@ -30,13 +66,7 @@ impl Images {
         let pull = Pull { remote: &remote, reference, platforms, destination };
         let pulled = self.pull(pull, &Transfer::default()).await?;
         let digest = Some(pulled.manifest.digest);
-        let here = Reference { registry: None, repository, tag: None, digest };
-        match self.runnable_here(&here, platform).await {
-            Err(ImageError::OtherPlatform { found, wanted, .. }) => {
-                Err(ImageError::OtherPlatform { reference: reference.to_string(), found, wanted })
-            }
-            other => other,
-        }
+        Ok(Reference { registry: None, repository, tag: None, digest })
     }
 
     async fn runnable_here(

@@ -30,6 +30,14 @@ pub struct VerifiedImage {
     pub size_bytes: u64,
 }
 
+/// An image of the room's registry, whatever its tags name by now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinnedImage {
+    pub repository: Repository,
+    /// Manifest or index.
+    pub digest: Digest,
+}
+
 /// Operating system, architecture and variant, such as `linux/arm64/v8`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Platform(String);

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fault::Fault;
 use super::id::{InstanceId, ServiceId};
+use super::image::PinnedImage;
 
 /// The reserved port of a service: nothing may be published on it.
 pub const RESERVED_PORT: u16 = 8078;
@@ -251,6 +252,9 @@ pub struct ServiceSpec {
     pub env: BTreeMap<String, EnvValue>,
     /// Room, project, image and empty directories; `VOLUME`s without a mount are among the last.
     pub mounts: Vec<MountSpec>,
+    /// What the images among the mounts were when the mounts were given, by target: moving their tags changes nothing.
+    #[serde(default)]
+    pub mounted: BTreeMap<MountTarget, PinnedImage>,
     pub ports: Vec<Port>,
     /// Takes the place of the image's entrypoint and command.
     pub command: Option<Vec<String>>,
@@ -267,6 +271,14 @@ pub struct ServiceSpec {
     pub description: String,
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
+}
+
+impl ServiceSpec {
+    /// All images that it needs to run: its own and those that it mounts.
+    pub fn images(&self) -> impl Iterator<Item = (&Repository, &Digest)> {
+        let mounted = self.mounted.values().map(|image| (&image.repository, &image.digest));
+        std::iter::once((&self.repository, &self.digest)).chain(mounted)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -91,7 +91,8 @@ fn put(transaction: &Transaction<'_>, service: &Service) -> Result<Put, StoreErr
     let images: BTreeSet<(String, String)> = service
         .revisions
         .iter()
-        .map(|revision| (revision.spec.repository.to_string(), revision.spec.digest.to_string()))
+        .flat_map(|revision| revision.spec.images())
+        .map(|(repository, digest)| (repository.to_string(), digest.to_string()))
         .collect();
     let mut insert = transaction
         .prepare_cached("INSERT INTO service_images (service, repository, digest) VALUES (?1, ?2, ?3)")?;

@@ -11,14 +11,15 @@ use hearthd::context::storage::{Root, Storage};
 use hearthd::context::{ContextOptions, Contexts};
 use hearthd::deploy::mounts::{InstanceMounts, MountedImages, Options};
 use hearthd::deploy::port::MountSource as _;
-use hearthd::image::{Destination, Elsewhere, Images};
+use hearthd::image::{Destination, Images};
+use hearthd::model::image::PinnedImage;
 use hearthd::model::{MountMode, MountSource, MountSpec, Reference, RoomRegistries};
 use hearthd::store::Store;
 
 use crate::fixture::Fixture;
 
 /// The room's storage, and an image `assets:1` to mount.
-async fn room(fixture: &Fixture) -> InstanceMounts {
+async fn room(fixture: &Fixture) -> (InstanceMounts, PinnedImage) {
     let path = fixture.dir.path();
     let root = |name: &str| Root::open_or_create(&path.join("storage").join(name)).unwrap();
     let storage = Storage { room: root("room"), project: root("project") };
@@ -31,7 +32,8 @@ async fn room(fixture: &Fixture) -> InstanceMounts {
     let mut archive = Vec::new();
     packed.write_archive(&mut archive).unwrap();
     let tag = Destination::Tag(Reference::parse_tag("assets:1").unwrap());
-    images.load(io::Cursor::new(archive), tag).await.unwrap();
+    let loaded = images.load(io::Cursor::new(archive), tag).await.unwrap();
+    let assets = PinnedImage { repository: "assets".parse().unwrap(), digest: loaded.manifest.digest };
     let contexts = Contexts::new(ContextOptions {
         room: "r".to_owned(),
         storage: storage.clone(),
@@ -39,9 +41,8 @@ async fn room(fixture: &Fixture) -> InstanceMounts {
         limits: LayerLimits::default(),
     })
     .unwrap();
-    let elsewhere = Elsewhere::new(hearth_pack::remote::Mirrors::default(), None);
     let options = Options { directory: path.join("instances"), storage };
-    InstanceMounts::open(options, MountedImages { images, elsewhere, contexts }).unwrap()
+    (InstanceMounts::open(options, MountedImages { images, contexts }).unwrap(), assets)
 }
 
 fn mount(source: MountSource, target: &str, mode: MountMode) -> MountSpec {
@@ -51,7 +52,7 @@ fn mount(source: MountSource, target: &str, mode: MountMode) -> MountSpec {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_uses_storage_images_and_volumes_and_leaves_none_of_their_mounts() {
     Fixture::run(async |fixture| {
-        let mounts = room(fixture).await;
+        let (mounts, pinned) = room(fixture).await;
         let storage = fixture.dir.path().join("storage/room");
         fs::write(storage.join("file"), "of the room\n").unwrap();
         let assets = |subpath: &str| MountSource::Image {
@@ -68,7 +69,8 @@ async fn an_instance_uses_storage_images_and_volumes_and_leaves_none_of_their_mo
         let image = fixture.image(ConfigFlags::default(), &[("var/data/seed", 0o644, "of the volume\n")]);
         let mut spec = fixture.spec(&image, &[]);
         let instance = spec.label.instance.clone();
-        spec.mounts = mounts.open(&spec.label, &specs).await.unwrap();
+        let pinned = ["/assets", "/work/file"].map(|target| (target.parse().unwrap(), pinned.clone())).into();
+        spec.mounts = mounts.open(&spec.label, &specs, &pinned).await.unwrap();
         // In one stream: which of two comes first is nobody's to say.
         let script = "exec 2>&1; cat /room/file /etc/one /assets/inner/file /work/file /var/data/seed; \
              echo from the service > /room/new; echo changed > /work/file; cat /work/file; \

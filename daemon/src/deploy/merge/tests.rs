@@ -25,6 +25,14 @@ fn mount(source: MountSource, target: &str) -> MountSpec {
     MountSpec { source, target: target.parse().unwrap(), mode: MountMode::ReadWrite }
 }
 
+fn merged(
+    existing: Option<&Service>,
+    request: &DeployRequest,
+    image: &ImageFacts,
+) -> Result<Merged, MergeError> {
+    merge(existing, request, image, &BTreeMap::new())
+}
+
 fn http(number: u16) -> Port {
     Port { number, kind: PortKind::Http, published: true }
 }
@@ -44,7 +52,7 @@ fn what_is_not_mentioned_is_kept() {
     let mut request = request();
     request.env = plain(&[("B", "3"), ("C", "4")]);
     request.mounts = vec![mount(MountSource::Room("b".to_owned()), "/b")];
-    let merged = merge(Some(&existing), &request, &image(&[1], &[])).unwrap().spec;
+    let merged = merged(Some(&existing), &request, &image(&[1], &[])).unwrap().spec;
     assert_eq!(merged.env, plain(&[("A", "1"), ("B", "3"), ("C", "4")]));
     assert_eq!(
         merged.mounts,
@@ -63,13 +71,40 @@ fn what_is_not_mentioned_is_kept() {
 }
 
 #[test]
+fn a_kept_mount_keeps_its_image_and_a_given_one_is_what_it_is_now() {
+    let assets = |target| {
+        let reference = "assets:1".parse().unwrap();
+        mount(MountSource::Image { reference, subpath: String::new() }, target)
+    };
+    let pin =
+        |byte| PinnedImage { repository: "assets".parse().unwrap(), digest: Digest::from_sha256([byte; 32]) };
+    let pins = |pairs: &[(&str, u8)]| -> BTreeMap<MountTarget, PinnedImage> {
+        pairs.iter().map(|(target, byte)| (target.parse().unwrap(), pin(*byte))).collect()
+    };
+    let mut kept = spec(8000);
+    kept.mounts = vec![assets("/a"), assets("/b"), mount(MountSource::EmptyDir, "/e")];
+    kept.mounted = pins(&[("/a", 3), ("/b", 4)]);
+    let existing = service(kept.clone());
+    let mounted = |request: &DeployRequest, given: &[(&str, u8)]| {
+        merge(Some(&existing), request, &image(&[], &[]), &pins(given)).unwrap().spec.mounted
+    };
+    assert_eq!(mounted(&request(), &[]), kept.mounted);
+    // Another kind of mount takes the place of one of them.
+    let room = mount(MountSource::Room(String::new()), "/b");
+    assert_eq!(mounted(&DeployRequest { mounts: vec![room], ..request() }, &[]), pins(&[("/a", 3)]));
+    let given = DeployRequest { mounts: vec![assets("/b")], ..request() };
+    assert_eq!(mounted(&given, &[("/b", 9)]), pins(&[("/b", 9)]));
+    assert_eq!(mounted(&DeployRequest { replace: true, ..request() }, &[]), pins(&[]));
+}
+
+#[test]
 fn a_whole_manifest_keeps_nothing_but_the_identity() {
     let mut kept = spec(8000);
     kept.env = plain(&[("A", "1")]);
     kept.identity = Some("me".to_owned());
     kept.domains = vec!["a.test".parse().unwrap()];
     let request = DeployRequest { replace: true, ..request() };
-    let merged = merge(Some(&service(kept)), &request, &image(&[9], &[])).unwrap().spec;
+    let merged = merged(Some(&service(kept)), &request, &image(&[9], &[])).unwrap().spec;
     assert!(merged.env.is_empty() && merged.domains.is_empty());
     assert_eq!((merged.ports, merged.identity.as_deref()), (vec![http(9)], Some("me")));
 }
@@ -78,7 +113,7 @@ fn a_whole_manifest_keeps_nothing_but_the_identity() {
 fn ports_are_those_given_else_kept_else_exposed() {
     let ports = |existing: Option<&Service>, given: Option<Vec<Port>>| {
         let request = DeployRequest { ports: given, ..request() };
-        merge(existing, &request, &image(&[80, 443], &[])).unwrap().spec.ports
+        merged(existing, &request, &image(&[80, 443], &[])).unwrap().spec.ports
     };
     assert_eq!(ports(None, None), [http(80), http(443)]);
     let kept = service(spec(8000));
@@ -93,7 +128,7 @@ fn ports_are_those_given_else_kept_else_exposed() {
 fn volumes_without_a_mount_get_an_empty_directory_and_are_told() {
     let request =
         DeployRequest { mounts: vec![mount(MountSource::Room("d".to_owned()), "/data")], ..request() };
-    let merged = merge(None, &request, &image(&[80], &["/data", "/cache"])).unwrap();
+    let merged = merged(None, &request, &image(&[80], &["/data", "/cache"])).unwrap();
     assert_eq!(
         merged.spec.mounts,
         [mount(MountSource::Room("d".to_owned()), "/data"), mount(MountSource::EmptyDir, "/cache")]
@@ -106,7 +141,7 @@ fn what_cannot_be_is_refused_by_its_flag() {
     let refused = |change: &dyn Fn(&mut DeployRequest), exposed: &[u16]| {
         let mut request = request();
         change(&mut request);
-        merge(None, &request, &image(exposed, &[])).unwrap_err()
+        merged(None, &request, &image(exposed, &[])).unwrap_err()
     };
     let domain = |request: &mut DeployRequest| request.domains = Some(vec!["a.test".parse().unwrap()]);
     for (error, flag) in [
@@ -141,7 +176,7 @@ fn what_cannot_be_is_refused_by_its_flag() {
 #[test]
 fn a_second_repository_of_one_name_is_refused_and_told_about_the_flag() {
     let other = ImageFacts { repository: "we/b".parse().unwrap(), ..image(&[80], &[]) };
-    let error = merge(Some(&service(spec(80))), &request(), &other).unwrap_err();
+    let error = merged(Some(&service(spec(80))), &request(), &other).unwrap_err();
     assert_eq!((error.code(), error.flag()), ("name_taken", "--name"));
     assert!(error.hint().unwrap().contains("--name"));
 }

@@ -1,18 +1,33 @@
+//! Why a mount cannot be made, and whether to try again: trouble of the machine passes, what was asked for does not.
+
 use std::fmt::Display;
 use std::io;
 
+use rustix::io::Errno;
+
 use crate::context::ContextError;
+use crate::context::layers::LayerError;
 use crate::context::storage::StorageError;
-use crate::deploy::port::MountFault;
+use crate::deploy::port::{MountFault, MountFaultKind};
 use crate::image::ImageError;
 use crate::model::MountTarget;
 
-pub(super) fn new(target: &impl Display, code: &'static str, reason: impl Into<String>) -> MountFault {
-    MountFault { target: target.to_string(), code, reason: reason.into() }
+pub(super) fn lasting(target: &impl Display, code: &'static str, reason: impl Into<String>) -> MountFault {
+    new(target, code, reason, MountFaultKind::Lasting)
 }
 
+fn new(
+    target: &impl Display,
+    code: &'static str,
+    reason: impl Into<String>,
+    kind: MountFaultKind,
+) -> MountFault {
+    MountFault { target: target.to_string(), code, reason: reason.into(), kind }
+}
+
+/// The next start of the daemon tries it again.
 pub(super) fn ending() -> MountFault {
-    new(&"/", "draining", "the daemon is ending")
+    new(&"/", "draining", "the daemon is ending", MountFaultKind::Away)
 }
 
 pub(super) fn of_io(target: &impl Display, error: &io::Error) -> MountFault {
@@ -20,7 +35,7 @@ pub(super) fn of_io(target: &impl Display, error: &io::Error) -> MountFault {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "no_space",
         _ => "mount_failed",
     };
-    new(target, code, error.to_string())
+    new(target, code, error.to_string(), kind_of_io(error))
 }
 
 pub(super) fn of_storage(target: &MountTarget, storage: &str, error: &StorageError) -> MountFault {
@@ -30,11 +45,17 @@ pub(super) fn of_storage(target: &MountTarget, storage: &str, error: &StorageErr
         StorageError::NoSpace { .. } => "no_space",
         _ => "mount_source_unusable",
     };
-    new(target, code, format!("{storage} storage: {error}"))
+    new(target, code, format!("{storage} storage: {error}"), kind_of_storage(error))
 }
 
 pub(super) fn of_image(target: &MountTarget, error: &ImageError) -> MountFault {
-    new(target, error.code(), error.to_string())
+    let kind = match error {
+        ImageError::Read { source, .. } => kind_of_io(source),
+        ImageError::Catalog(_) => MountFaultKind::Passing,
+        ImageError::Ending => MountFaultKind::Away,
+        _ => MountFaultKind::Lasting,
+    };
+    new(target, error.code(), error.to_string(), kind)
 }
 
 pub(super) fn of_context(target: &MountTarget, error: &ContextError) -> MountFault {
@@ -44,5 +65,101 @@ pub(super) fn of_context(target: &MountTarget, error: &ContextError) -> MountFau
         }
         error => (error.code(), error.to_string()),
     };
-    new(target, code, reason)
+    let kind = match error {
+        ContextError::Source { source, .. } => kind_of_storage(source),
+        ContextError::Layer { source: LayerError::Io(source), .. } | ContextError::Io { source, .. } => {
+            kind_of_io(source)
+        }
+        ContextError::Changed { .. } => MountFaultKind::Passing,
+        ContextError::Ending => MountFaultKind::Away,
+        _ => MountFaultKind::Lasting,
+    };
+    new(target, code, reason, kind)
+}
+
+fn kind_of_storage(error: &StorageError) -> MountFaultKind {
+    match error {
+        StorageError::Io { source, .. } => kind_of_io(source),
+        StorageError::Changed { .. } => MountFaultKind::Passing,
+        _ => MountFaultKind::Lasting,
+    }
+}
+
+/// Only what is known to pass is tried again: a mount that the kernel refuses today, it refuses tomorrow.
+fn kind_of_io(error: &io::Error) -> MountFaultKind {
+    match Errno::from_io_error(error) {
+        Some(
+            Errno::NOTCONN
+            | Errno::STALE
+            | Errno::TIMEDOUT
+            | Errno::HOSTDOWN
+            | Errno::HOSTUNREACH
+            | Errno::NETDOWN
+            | Errno::NETUNREACH
+            | Errno::CONNREFUSED
+            | Errno::CONNRESET
+            | Errno::CONNABORTED
+            | Errno::SHUTDOWN
+            | Errno::REMOTEIO,
+        ) => MountFaultKind::Away,
+        Some(
+            Errno::IO
+            | Errno::AGAIN
+            | Errno::INTR
+            | Errno::BUSY
+            | Errno::NOMEM
+            | Errno::MFILE
+            | Errno::NFILE
+            | Errno::NOBUFS
+            | Errno::NOLCK,
+        ) => MountFaultKind::Passing,
+        None if error.kind() == io::ErrorKind::ResourceBusy => MountFaultKind::Passing,
+        _ => MountFaultKind::Lasting,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trouble_of_the_machine_is_tried_again_and_what_was_asked_for_is_not() {
+        let io = |errno: Errno| io::Error::from(errno);
+        for (errno, kind) in [
+            (Errno::IO, MountFaultKind::Passing),
+            (Errno::NFILE, MountFaultKind::Passing),
+            (Errno::STALE, MountFaultKind::Away),
+            (Errno::NOTCONN, MountFaultKind::Away),
+            (Errno::NOENT, MountFaultKind::Lasting),
+            (Errno::PERM, MountFaultKind::Lasting),
+            (Errno::NOSPC, MountFaultKind::Lasting),
+        ] {
+            assert_eq!(of_io(&"/a", &io(errno)).kind, kind, "{errno}");
+            let target: MountTarget = "/a".parse().unwrap();
+            let storage = StorageError::Io { path: "a".into(), source: io(errno) };
+            assert_eq!(of_storage(&target, "room", &storage).kind, kind, "{errno}");
+            let layer = ContextError::Layer {
+                digest: crate::model::Digest::from_sha256([1; 32]),
+                source: LayerError::Io(io(errno)),
+            };
+            assert_eq!(of_context(&target, &layer).kind, kind, "{errno}");
+            let image =
+                ImageError::Read { digest: crate::model::Digest::from_sha256([1; 32]), source: io(errno) };
+            assert_eq!(of_image(&target, &image).kind, kind, "{errno}");
+        }
+        assert_eq!(of_io(&"/a", &io::ErrorKind::ResourceBusy.into()).kind, MountFaultKind::Passing);
+        assert_eq!(of_io(&"/a", &io::Error::other("x")).kind, MountFaultKind::Lasting);
+        assert_eq!(ending().kind, MountFaultKind::Away);
+    }
+
+    #[test]
+    fn a_source_that_is_missing_or_leads_out_is_not_tried_again() {
+        let target: MountTarget = "/a".parse().unwrap();
+        for error in [StorageError::NotFound { path: "a".into() }, StorageError::Escapes { path: "a".into() }]
+        {
+            assert_eq!(of_storage(&target, "room", &error).kind, MountFaultKind::Lasting, "{error}");
+        }
+        let error = StorageError::Changed { path: "a".into() };
+        assert_eq!(of_storage(&target, "room", &error).kind, MountFaultKind::Passing);
+    }
 }

@@ -86,10 +86,10 @@ impl Shared {
                 point.join(images::SOURCE)
             }
             (MountSource::Image { .. }, None) => {
-                return Err(fault::new(target, "internal", "its image was not opened"));
+                return Err(fault::lasting(target, "internal", "its image was not opened"));
             }
             (MountSource::Pack(_), _) => {
-                return Err(fault::new(target, "mount_unsupported", "a service cannot mount a pack"));
+                return Err(fault::lasting(target, "mount_unsupported", "a service cannot mount a pack"));
             }
         };
         let fill = mount.source == MountSource::EmptyDir;

@@ -9,7 +9,8 @@ use crate::context::layers::LayerLimits;
 use crate::context::mounts::points_below;
 use crate::context::storage::Root;
 use crate::context::{ContextOptions, Contexts};
-use crate::image::{Destination, Elsewhere, Images};
+use crate::deploy::port::MountFaultKind;
+use crate::image::{Destination, Images};
 use crate::model::id::ServiceId;
 use crate::model::{MountMode, Reference, RoomRegistries};
 use crate::registry::blobs::BlobStore;
@@ -49,10 +50,14 @@ impl Room {
 
     /// `assets:1`, with a file and a directory with another.
     async fn load(&self) {
+        self.load_with("of the image").await;
+    }
+
+    async fn load_with(&self, text: &str) {
         let tree = tempfile::tempdir().unwrap();
         fs::write(tree.path().join("top"), "top of the image").unwrap();
         fs::create_dir(tree.path().join("inner")).unwrap();
-        fs::write(tree.path().join("inner/file"), "of the image").unwrap();
+        fs::write(tree.path().join("inner/file"), text).unwrap();
         let options = hearth_pack::PackOptions::default();
         let packed = hearth_pack::pack(tree.path(), &options, &mut |_| {}).unwrap();
         let mut archive = Vec::new();
@@ -71,14 +76,26 @@ impl Room {
 
     async fn open(&self, mounts: &[MountSpec]) -> (InstanceId, Vec<BindMount>) {
         let label = label();
-        let opened = self.mounts.open(&label, mounts).await.unwrap();
+        let opened = self.mounts.open(&label, mounts, &self.pinned(mounts).await).await.unwrap();
         (label.instance, opened)
+    }
+
+    /// What the images among the mounts are now.
+    async fn pinned(&self, mounts: &[MountSpec]) -> BTreeMap<MountTarget, PinnedImage> {
+        let mut pinned = BTreeMap::new();
+        for MountSpec { source, target, .. } in mounts {
+            let crate::model::MountSource::Image { reference, .. } = source else { continue };
+            let digest = self.images.resolve(reference).await.unwrap().digest;
+            pinned.insert(target.clone(), PinnedImage { repository: reference.repository.clone(), digest });
+        }
+        pinned
     }
 
     async fn refused(&self, mount: MountSpec) -> MountFault {
         // After one that works: all or none.
         let good = room("", "/good", MountMode::ReadWrite);
-        let fault = self.mounts.open(&label(), &[good, mount]).await.unwrap_err();
+        let mounts = [good, mount];
+        let fault = self.mounts.open(&label(), &mounts, &self.pinned(&mounts).await).await.unwrap_err();
         self.is_clean();
         fault
     }
@@ -107,11 +124,7 @@ fn storage(path: &Path) -> Storage {
 
 fn open(path: &Path, images: &Images, contexts: &Contexts) -> InstanceMounts {
     let options = Options { directory: path.join("instances"), storage: storage(path) };
-    let images = MountedImages {
-        images: images.clone(),
-        elsewhere: Elsewhere::new(hearth_pack::remote::Mirrors::default(), None),
-        contexts: contexts.clone(),
-    };
+    let images = MountedImages { images: images.clone(), contexts: contexts.clone() };
     InstanceMounts::open(options, images).unwrap()
 }
 
@@ -268,11 +281,32 @@ async fn a_subpath_is_a_directory_or_a_file_of_the_image() {
     at.mounts.close(&id).await.unwrap();
     let fault = at.refused(image("nope", "/a", ReadOnly)).await;
     assert_eq!((fault.code, fault.reason.as_str()), ("mount_source_missing", "`nope` is not in the image"));
-    let reference = "room.meshagent.com/none:1".parse().unwrap();
-    let none = crate::model::MountSource::Image { reference, subpath: String::new() };
-    assert_eq!(at.refused(mount(none, "/a", ReadOnly)).await.code, "image_not_found");
     let pack = crate::model::MountSource::Pack("x".to_owned());
     assert_eq!(at.refused(mount(pack, "/a", ReadOnly)).await.code, "mount_unsupported");
+}
+
+#[tokio::test]
+async fn an_image_is_what_it_was_when_it_was_pinned() {
+    let at = Room::new().await;
+    let mounts = [image("", "/a", ReadOnly)];
+    let images = at.pinned(&mounts).await;
+    at.load_with("moved").await;
+    let label = label();
+    let opened = at.mounts.open(&label, &mounts, &images).await.unwrap();
+    let file = opened[0].source.join("inner/file");
+    let read = task::blocking("test", move || fs::read_to_string(file).unwrap()).await.unwrap();
+    assert_eq!(read, "of the image");
+    at.mounts.close(&label.instance).await.unwrap();
+    at.is_clean();
+    let none = at.mounts.open(&label, &mounts, &BTreeMap::new()).await.unwrap_err();
+    assert_eq!((none.code, none.kind), ("image_not_pinned", MountFaultKind::Lasting));
+    let pinned = PinnedImage {
+        digest: crate::model::Digest::from_sha256([1; 32]),
+        ..images[&mounts[0].target].clone()
+    };
+    let lost = [(mounts[0].target.clone(), pinned)].into();
+    assert_eq!(at.mounts.open(&label, &mounts, &lost).await.unwrap_err().code, "image_not_found");
+    at.is_clean();
 }
 
 #[tokio::test]
@@ -365,10 +399,11 @@ async fn a_try_that_was_cut_short_is_begun_again_and_one_given_up_makes_nothing(
     let at = Room::new().await;
     let label = label();
     let mounts = [room("", "/data", ReadWrite), image("", "/image", ReadWrite), empty("/tmp")];
-    at.mounts.open(&label, &mounts).await.unwrap();
+    let images = at.pinned(&mounts).await;
+    at.mounts.open(&label, &mounts, &images).await.unwrap();
     // Another process, that knows nothing of the first try.
     let after = at.again();
-    let opened = after.open(&label, &mounts).await.unwrap();
+    let opened = after.open(&label, &mounts, &images).await.unwrap();
     assert_eq!(opened.len(), 3);
     after.close(&label.instance).await.unwrap();
     at.mounts.close(&label.instance).await.unwrap();

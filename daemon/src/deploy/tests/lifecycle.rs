@@ -1,4 +1,5 @@
 use super::*;
+use crate::deploy::port::MountFaultKind;
 
 fn failed(outcome: DeployEventKind) -> crate::model::fault::Fault {
     match outcome {
@@ -99,6 +100,29 @@ async fn a_revision_that_fails_never_takes_traffic_and_says_why() {
     let shown = handle.get("web").unwrap();
     assert_eq!(shown.status.as_str(), "live");
     assert!(shown.reason.unwrap().contains("revision 5"));
+}
+
+#[tokio::test]
+async fn a_mount_that_fails_for_a_while_is_tried_again_and_one_that_cannot_be_is_not() {
+    let world = world();
+    let services = start(&world).await;
+    let handle = services.handle();
+    world.state().mount_faults = vec![MountFaultKind::Passing, MountFaultKind::Away];
+    live(&handle, "1").await;
+    let trouble = events(&handle, 1).await;
+    let told = |event: &&DeployEvent| matches!(&event.kind, DeployEventKind::Trouble { message } if message.contains("mount at `/data`"));
+    assert_eq!(trouble.iter().filter(told).count(), 2, "{trouble:?}");
+    world.state().mount_faults = vec![MountFaultKind::Lasting];
+    deploy(&handle, request("2")).await;
+    let fault = failed(outcome(&handle, 2).await);
+    assert_eq!((fault.code.as_str(), fault.retryable), ("mount_failed", false));
+    // What is said to pass, and does not, ends all the same.
+    world.state().mount_faults = vec![MountFaultKind::Passing; 20];
+    deploy(&handle, request("3")).await;
+    let fault = failed(outcome(&handle, 3).await);
+    assert!(fault.retryable, "{fault:?}");
+    world.state().mount_faults.clear();
+    until("the one before serves alone", || only_serves(&world, 1)).await;
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@ use super::*;
 use crate::model::deploy::{Action, LogQuery, LogSource};
 use crate::model::id::InstanceId;
 use crate::model::service::EnvValue;
+use crate::model::{MountMode, MountSource, MountSpec, MountTarget};
 
 #[tokio::test]
 async fn what_could_not_run_is_refused_before_anything_changes() {
@@ -20,6 +21,8 @@ async fn what_could_not_run_is_refused_before_anything_changes() {
             request.env.insert("X".to_owned(), value.clone());
         }
     };
+    let none = |request: &mut DeployRequest| request.mounts = vec![image_mount("assets:none", "/assets")];
+    assert_eq!(refused(&none).await, "image_not_found");
     let other = |request: &mut DeployRequest| request.name = Some("other".parse().unwrap());
     assert_eq!(refused(&|request| request.image = "web:none".parse().unwrap()).await, "image_not_found");
     assert_eq!(refused(&env(EnvValue::Token { scope: "wrong".to_owned() })).await, "invalid_scope");
@@ -33,6 +36,42 @@ async fn what_could_not_run_is_refused_before_anything_changes() {
     assert_eq!(refused(&twin).await, "name_taken");
     assert_eq!(world.state().services, before);
     assert_eq!(world.state().journal, ["start 1", "route 1"]);
+}
+
+fn image_mount(reference: &str, target: &str) -> MountSpec {
+    MountSpec {
+        source: MountSource::Image { reference: reference.parse().unwrap(), subpath: String::new() },
+        target: target.parse().unwrap(),
+        mode: MountMode::ReadOnly,
+    }
+}
+
+#[tokio::test]
+async fn images_that_are_mounted_are_looked_up_when_they_are_given_and_never_again() {
+    let world = world();
+    let services = start(&world).await;
+    let handle = services.handle();
+    let mounts = vec![image_mount("assets:2", "/a"), image_mount("assets:2", "/b")];
+    deploy(&handle, DeployRequest { mounts: mounts.clone(), ..request("1") }).await;
+    assert!(matches!(outcome(&handle, 1).await, DeployEventKind::Live { .. }));
+    let pinned = handle.get("web").unwrap().service.revisions[0].spec.mounted.clone();
+    assert_eq!(pinned.keys().map(MountTarget::as_str).collect::<Vec<_>>(), ["/a", "/b"]);
+    let repository = "assets".parse().unwrap();
+    assert!(pinned.values().all(|image| image.repository == repository));
+    // The tag goes: a restart, a deploy that does not name the mounts and a rollback ask for it no more.
+    world.state().apps.remove("2");
+    handle.restart("web").await.unwrap();
+    assert!(matches!(outcome(&handle, 1).await, DeployEventKind::Live { .. }));
+    live(&handle, "3").await;
+    handle.rollback("web", Some(1), "ann").await.unwrap();
+    assert!(matches!(outcome(&handle, 3).await, DeployEventKind::Live { .. }));
+    let service = handle.get("web").unwrap().service;
+    assert!(service.revisions.iter().all(|revision| revision.spec.mounted == pinned), "{service:?}");
+    let given = world.state().mounted.clone();
+    assert!(given.len() >= 4 && given.values().all(|images| *images == pinned), "{given:?}");
+    let gone = handle.deploy(DeployRequest { mounts, ..request("1") }, "ann", &BTreeMap::new()).await;
+    let gone = gone.unwrap_err();
+    assert_eq!(gone.to_string(), "mount at `/a`: there is no image `assets:2`");
 }
 
 #[tokio::test]

@@ -48,6 +48,19 @@ async fn an_image_for_another_platform_is_an_error_of_its_own() {
 }
 
 #[tokio::test]
+async fn an_image_to_be_mounted_is_pinned_whatever_machine_it_is_for() {
+    let room = room();
+    let loaded = room.load(archive_with("x", &options(Some("s390x"))), "a/b:1").await.unwrap();
+    let mountable = async |reference: &str| {
+        let (reference, platform) = (reference.parse().unwrap(), Platform::host());
+        room.images.mountable(&reference, &platform, &elsewhere(), &BTreeMap::new()).await
+    };
+    let pinned = mountable("room.meshagent.com/a/b:1").await.unwrap();
+    assert_eq!((pinned.repository.as_str(), pinned.digest), ("a/b", loaded.manifest.digest));
+    assert_eq!(mountable("a/b:2").await.unwrap_err().code(), "image_not_found");
+}
+
+#[tokio::test]
 async fn an_image_that_a_service_runs_outlives_its_tag_and_the_sweep() {
     let room = room();
     room.load(archive("kept"), "web:1").await.unwrap();

@@ -4,7 +4,7 @@ use super::*;
 use crate::deploy::port::StoreError as PortError;
 use crate::image::port::{Catalog as _, NewManifest, Removal};
 use crate::model::Digest;
-use crate::model::image::Descriptor;
+use crate::model::image::{Descriptor, PinnedImage};
 use crate::model::service::{Revision, RevisionOutcome, ServiceSpec};
 
 fn digest(byte: u8) -> Digest {
@@ -89,7 +89,7 @@ async fn a_domain_or_name_of_another_service_is_refused_and_nothing_is_stored() 
 }
 
 #[tokio::test]
-async fn an_image_of_a_kept_revision_is_neither_forgotten_nor_removed() {
+async fn an_image_that_a_kept_revision_runs_or_mounts_is_neither_forgotten_nor_removed() {
     let store = store();
     let repository = "web".parse().unwrap();
     let manifest = |byte| NewManifest {
@@ -99,12 +99,21 @@ async fn an_image_of_a_kept_revision_is_neither_forgotten_nor_removed() {
         artifact_type: None,
     };
     store.put_manifests(&repository, vec![manifest(1), manifest(2)], None).await.unwrap();
-    let one = service("one", vec![revision(1, &[])]);
+    let assets = "assets".parse().unwrap();
+    store.put_manifests(&assets, vec![manifest(3), manifest(4)], None).await.unwrap();
+    let mut mounting = revision(1, &[]);
+    let pinned = PinnedImage { repository: assets.clone(), digest: digest(3) };
+    mounting.spec.mounted = [("/assets".parse().unwrap(), pinned)].into();
+    let one = service("one", vec![mounting]);
     store.put(&one).await.unwrap();
+    assert_eq!(store.services().await.unwrap(), [one.clone()]);
     let later = Timestamp::now().checked_add(jiff::SignedDuration::from_hours(10)).unwrap();
-    assert_eq!(store.forget(later).await.unwrap().manifests, 1);
+    assert_eq!(store.forget(later).await.unwrap().manifests, 2);
     let removal = store.remove_manifest(&repository, &digest(1)).await.unwrap();
     assert_eq!(removal, Removal::Deployed("one".to_owned()));
+    let removal = store.remove_manifest(&assets, &digest(3)).await.unwrap();
+    assert_eq!(removal, Removal::Deployed("one".to_owned()), "it is mounted");
     store.remove(&one).await.unwrap();
     assert_eq!(store.remove_manifest(&repository, &digest(1)).await.unwrap(), Removal::Removed);
+    assert_eq!(store.remove_manifest(&assets, &digest(3)).await.unwrap(), Removal::Removed);
 }

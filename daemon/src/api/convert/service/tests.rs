@@ -24,6 +24,8 @@ fn full_spec() -> ServiceSpec {
         mount(image, "/i", MountMode::ReadWrite),
         mount(MountSource::EmptyDir, "/e", MountMode::ReadWrite),
     ];
+    let pinned = crate::model::image::PinnedImage { repository: "a".parse().unwrap(), digest: spec.digest };
+    spec.mounted = [("/i".parse().unwrap(), pinned)].into();
     spec.ports.push(Port { number: 5432, kind: PortKind::Tcp, published: false });
     spec.command = Some(vec!["run".to_owned(), "it".to_owned()]);
     spec.workdir = Some("/srv".parse().unwrap());

@@ -39,6 +39,10 @@ impl From<DeployError> for Refusal {
                 let status = image_status(&fault);
                 return Self::with_detail(status, fault_detail(*fault)).field("spec.image");
             }
+            DeployError::MountedImage(fault) => {
+                let status = image_status(&fault);
+                return Self::with_detail(status, fault_detail(*fault)).field("spec.mounts");
+            }
             DeployError::Runtime(RuntimeError::Unavailable(_)) | DeployError::Ending => {
                 new(Code::Unavailable)
             }

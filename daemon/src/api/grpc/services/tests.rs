@@ -224,6 +224,12 @@ async fn a_log_is_asked_for_by_service_revision_or_instance() {
     assert_eq!(end.unwrap(), None);
 }
 
+fn image_mount(reference: &str) -> v1::Mount {
+    let image = v1::ImageSource { reference: reference.to_owned(), subpath: String::new() };
+    let source = Some(v1::mount::Source::Image(image));
+    v1::Mount { source, target: "/assets".to_owned(), ..v1::Mount::default() }
+}
+
 #[tokio::test]
 async fn what_cannot_be_says_why_where_and_what_to_do() {
     use v1::env_value::Value;
@@ -236,6 +242,7 @@ async fn what_cannot_be_says_why_where_and_what_to_do() {
     }
     let cases: &[(Code, &str, &str, Change)] = &[
         (Code::NotFound, "image_not_found", "spec.image", |spec| spec.image = "web:none".to_owned()),
+        (Code::NotFound, "image_not_found", "spec.mounts", |spec| spec.mounts = vec![image_mount("a:none")]),
         (Code::AlreadyExists, "domain_taken", "spec.domains", other),
         (Code::AlreadyExists, "name_taken", "spec.name", |spec| {
             (spec.image, spec.name) = ("w.eb:1".to_owned(), Some("web".to_owned()));
