@@ -171,7 +171,6 @@ fn no_request_fails_while_a_service_is_updated_again_and_again() {
         }
         std::thread::sleep(seconds(1));
     });
-    println!("{} answers, longest {:?}, gap {:?}", seen.answers, seen.longest, seen.gap);
     assert!(seen.answers > 1000, "{} answers", seen.answers);
     assert_eq!(seen.failures, 0, "of {} answers: {:?}", seen.answers, seen.failed);
     settles_on(&daemon, "two\n");

@@ -156,6 +156,9 @@ fn spread(times: &[Duration]) -> String {
         _ => (1e3, "ms", 0),
     };
     let show = |time: Duration| format!("{:.digits$}", time.as_secs_f64() * scale);
+    if times.len() == 1 {
+        return format!("{} {unit}", show(middle));
+    }
     let (least, most) = ends(times);
     format!("{} {unit} ({}-{})", show(middle), show(least), show(most))
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 
 pub const TINY: &str = "hello\n";
 /// How long a reader leaves a body alone that is to be held back meanwhile.
@@ -19,10 +20,12 @@ const CHUNK: usize = 256 << 10;
 pub fn run(port: u16) -> io::Result<()> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let listener = TcpListener::bind(("0.0.0.0", port)).await?;
+        let mut connections = JoinSet::new();
         loop {
             let (stream, _) = listener.accept().await?;
             // A connection that breaks ends its task; the client opens another one.
-            tokio::spawn(async move { drop(connection(stream).await) });
+            connections.spawn(async move { drop(connection(stream).await) });
+            while connections.try_join_next().is_some() {}
         }
     })
 }
