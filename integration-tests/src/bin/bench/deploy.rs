@@ -25,6 +25,7 @@ const DOCKER_RUN: Duration = Duration::from_millis(311);
 const SHARE: f64 = 0.4;
 const UPDATES: usize = 5;
 const LONGEST_GAP_MS: f64 = 50.0;
+const UNDISTURBED: Duration = seconds(10);
 
 pub fn chapter(bench: &Bench) -> Vec<Figure> {
     App::page(PAGE).pack(&bench.daemon, IMAGE);
@@ -170,17 +171,13 @@ fn time_of(event: &Value) -> f64 {
 fn updates(bench: &Bench) -> Vec<Figure> {
     let backend = Backend::start(bench, "updated");
     let target = backend.through_ingress(bench);
-    let seen = traffic::during(&target.address, &target.host, &[serve::TINY], || {
+    let watch = |work: &dyn Fn()| traffic::during(&target.address, &target.host, &[serve::TINY], work);
+    // What the machine does to such traffic by itself.
+    let undisturbed = watch(&|| std::thread::sleep(UNDISTURBED));
+    let seen = watch(&|| {
         for update in 0..UPDATES {
-            bench.hearth(&[
-                "deploy",
-                "--tag",
-                backend.image(),
-                "--name",
-                backend.name(),
-                "--env",
-                &format!("UPDATE={update}"),
-            ]);
+            let changed = format!("UPDATE={update}");
+            bench.hearth(&["deploy", "--tag", backend.image(), "--name", backend.name(), "--env", &changed]);
         }
         std::thread::sleep(seconds(1));
     });
@@ -188,14 +185,20 @@ fn updates(bench: &Bench) -> Vec<Figure> {
     seen.failed.iter().take(5).for_each(|failed| println!("failed: {failed}"));
     backend.remove(bench);
     let load = format!("{UPDATES} updates under 200 requests a second, half on kept connections");
+    let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
     vec![
         Figure::amount(format!("{load}: failed, of {}", seen.answers), seen.failures as f64, "requests", 0.0),
         Figure::amount(
             "the same: longest gap between two answers",
-            seen.gap.as_secs_f64() * 1000.0,
+            milliseconds(seen.gap),
             "ms",
             LONGEST_GAP_MS,
         ),
         Figure::shown("the same: longest wait for one answer", &[seen.longest]),
+        Figure::shown(
+            format!("longest gap in {} s of that traffic without an update", UNDISTURBED.as_secs()),
+            &[undisturbed.gap],
+        ),
+        Figure::shown("longest wait for one answer in them", &[undisturbed.longest]),
     ]
 }

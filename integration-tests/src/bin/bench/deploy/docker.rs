@@ -1,6 +1,5 @@
 //! `docker`, where there is one with an engine behind it.
 
-use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -31,15 +30,17 @@ impl Docker {
 
     /// The room's image of this name, in the engine; answers with its name there.
     pub fn load(&self, bench: &Bench, image: &str) -> String {
-        let archive = bench.work.join("docker.tar");
         let here = format!("hearth-bench/{image}");
-        let source = format!("docker://{}/{image}", bench.daemon.listen());
-        let target = format!("docker-archive:{}:{here}", archive.display());
+        let directory = tempfile::tempdir_in(&bench.work).expect("a directory");
+        let shown = directory.path().to_str().expect("UTF-8");
+        let (files, archive) = (format!("dir:{shown}/image"), format!("{shown}/docker.tar"));
         let credentials = format!("any:{}", bench.daemon.token());
-        skopeo(&["copy", "--src-tls-verify=false", "--src-creds", &credentials, &source, &target])
-            .expect_code(0);
-        self.docker(&["load", "--input", archive.to_str().expect("UTF-8")]);
-        fs::remove_file(archive).expect("the archive");
+        let source = format!("docker://{}/{image}", bench.daemon.listen());
+        // In two steps: what an engine loads has no layers in zstd, and skopeo refuses to turn them into others at once.
+        let flags = ["copy", "--dest-decompress", "--src-tls-verify=false", "--src-creds", &credentials];
+        skopeo(&[&flags[..], &[&source, &files]].concat()).expect_code(0);
+        skopeo(&["copy", &files, &format!("docker-archive:{archive}:{here}")]).expect_code(0);
+        self.docker(&["load", "--input", &archive]);
         here
     }
 
