@@ -110,7 +110,7 @@ impl Request {
     }
 }
 
-fn read_answer(from: &mut impl BufRead, head_only: bool) -> io::Result<Answer> {
+pub(crate) fn read_answer(from: &mut impl BufRead, head_only: bool) -> io::Result<Answer> {
     let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     loop {
         let status = line(from)?;

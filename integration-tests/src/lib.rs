@@ -6,7 +6,7 @@
 //! - [`sources`], [`image`], [`filesystem`]: trees that go into builds, and what came out, read without code of ours.
 //! - [`http`], [`grpc`], [`skopeo`], [`buildctl`]: the other side of ports.
 //! - [`containerd`]: a containerd of the test's own.
-//! - [`service`]: images that services are started from, and requests to them.
+//! - [`service`], [`traffic`]: images that services are started from, and requests to them.
 //! - [`process`], [`leftovers`], [`network`]: commands with a time limit, and what must not outlive a test.
 //!
 //! Everything here panics on failure, with what was expected and what came: it runs in tests only.
@@ -34,4 +34,5 @@ pub mod runner;
 pub mod service;
 pub mod skopeo;
 pub mod sources;
+pub mod traffic;
 pub mod wait;

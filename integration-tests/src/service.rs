@@ -44,6 +44,11 @@ impl App {
         self
     }
 
+    pub fn program(mut self, path: &str, content: Vec<u8>) -> Self {
+        self.tree = self.tree.file_with_mode(path, content, 0o755);
+        self
+    }
+
     /// More flags of `hearth pack`.
     pub fn with(mut self, flags: &[&str]) -> Self {
         self.more.extend(flags.iter().map(|flag| (*flag).to_owned()));

@@ -1,11 +1,7 @@
 //! Things break under services: the daemon, containerd, a shim or the app is killed, everything at once, the disk is
 //! full. After that the right revision serves, and nothing of another is left.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use integration_tests::daemon::{Daemon, Options};
 use integration_tests::http::Request;
@@ -13,6 +9,7 @@ use integration_tests::lone_cases;
 use integration_tests::process::{self, Process};
 use integration_tests::runner::Group;
 use integration_tests::service::{App, PORT, get, page};
+use integration_tests::traffic;
 use integration_tests::wait::{self, seconds};
 use rustix::process::Signal;
 
@@ -166,91 +163,17 @@ fn after_a_reboot_services_come_back() {
     settles_on(&daemon, "one\n");
 }
 
-/// What a client saw.
-#[derive(Default)]
-struct Seen {
-    answers: usize,
-    failed: Vec<String>,
-    longest: Duration,
-}
-
 fn no_request_fails_while_a_service_is_updated_again_and_again() {
     let daemon = with_web("busy");
-    let stop = Arc::new(AtomicBool::new(false));
-    let seen = Arc::new(Mutex::new(Seen::default()));
-    let address = daemon.ingress();
-    // 200 requests a second, half of them on kept connections.
-    let clients: Vec<_> = (0..8)
-        .map(|number| {
-            let (stop, seen, address) = (Arc::clone(&stop), Arc::clone(&seen), address.clone());
-            std::thread::spawn(move || ask_on(&address, number % 2 == 0, &stop, &seen))
-        })
-        .collect();
-    for tag in ["web:2", "web:1", "web:2", "web:1", "web:2"] {
-        daemon.hearth_ok(&["deploy", "--tag", tag]);
-    }
-    std::thread::sleep(seconds(1));
-    stop.store(true, Ordering::Relaxed);
-    clients.into_iter().for_each(|client| client.join().unwrap());
-    let seen = seen.lock().unwrap();
-    println!("{} answers, longest {:?}", seen.answers, seen.longest);
+    let seen = traffic::during(&daemon.ingress(), "web.test", &["one\n", "two\n"], || {
+        for tag in ["web:2", "web:1", "web:2", "web:1", "web:2"] {
+            daemon.hearth_ok(&["deploy", "--tag", tag]);
+        }
+        std::thread::sleep(seconds(1));
+    });
     assert!(seen.answers > 1000, "{} answers", seen.answers);
-    assert_eq!(seen.failed, Vec::<String>::new(), "of {} answers", seen.answers);
+    assert_eq!(seen.failures, 0, "of {} answers: {:?}", seen.answers, seen.failed);
     settles_on(&daemon, "two\n");
-}
-
-fn ask_on(address: &str, kept: bool, stop: &AtomicBool, seen: &Mutex<Seen>) {
-    let mut connection: Option<BufReader<TcpStream>> = None;
-    while !stop.load(Ordering::Relaxed) {
-        let begun = Instant::now();
-        let answer = one_answer(address, kept, &mut connection);
-        let took = begun.elapsed();
-        {
-            let mut seen = seen.lock().unwrap();
-            seen.answers += 1;
-            seen.longest = seen.longest.max(took);
-            match answer {
-                Ok(body) if body == "one\n" || body == "two\n" => {}
-                Ok(other) => seen.failed.push(other),
-                Err(error) => seen.failed.push(error.to_string()),
-            }
-        }
-        std::thread::sleep(Duration::from_millis(40).saturating_sub(took));
-    }
-}
-
-fn one_answer(
-    address: &str,
-    kept: bool,
-    connection: &mut Option<BufReader<TcpStream>>,
-) -> std::io::Result<String> {
-    if !kept {
-        let answer = Request::new("GET", "/").host("web.test").try_send(address)?;
-        return if answer.status == 200 { Ok(answer.text()) } else { Ok(format!("{answer:?}")) };
-    }
-    let mut stream = match connection.take() {
-        Some(stream) => stream,
-        None => BufReader::new(TcpStream::connect(address)?),
-    };
-    stream.get_mut().write_all(b"GET / HTTP/1.1\r\nhost: web.test\r\n\r\n")?;
-    let (mut head, mut length) = (String::new(), 0);
-    loop {
-        let mut line = String::new();
-        if stream.read_line(&mut line)? == 0 {
-            return Err(std::io::Error::other(format!("the connection ended after {head:?}")));
-        }
-        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-            length = value.trim().parse().map_err(std::io::Error::other)?;
-        }
-        if line == "\r\n" {
-            break;
-        }
-        head.push_str(&line);
-    }
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body)?;
-    *connection = Some(stream);
-    if head.starts_with("HTTP/1.1 200") { Ok(String::from_utf8_lossy(&body).into_owned()) } else { Ok(head) }
 }
 
 fn a_full_disk_is_named_and_the_old_revision_serves_on() {

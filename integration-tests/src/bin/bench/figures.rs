@@ -32,16 +32,44 @@ impl Figure {
         beside: &str,
         bound: Option<f64>,
     ) -> Self {
-        let ratio = median(&ours).as_secs_f64() / median(&theirs).as_secs_f64().max(1e-9);
+        Self::of_ratio(what.into(), (&ours, &theirs), beside, bound, spread)
+    }
+
+    /// The same, shown as how much of `amount` is done in a second. The ratio and its bound are still those of the
+    /// times: less is better.
+    pub fn rate(
+        what: impl Into<String>,
+        (ours, theirs): (Vec<Duration>, Vec<Duration>),
+        amount: f64,
+        unit: &str,
+        beside: &str,
+        bound: Option<f64>,
+    ) -> Self {
+        let shown = |times: &[Duration]| {
+            let rate = |time: Duration| format!("{:.0}", amount / time.as_secs_f64().max(1e-9));
+            let (least, most) = ends(times);
+            format!("{}{unit} ({}-{})", rate(median(times)), rate(most), rate(least))
+        };
+        Self::of_ratio(what.into(), (&ours, &theirs), beside, bound, shown)
+    }
+
+    fn of_ratio(
+        what: String,
+        (ours, theirs): (&[Duration], &[Duration]),
+        beside: &str,
+        bound: Option<f64>,
+        shown: impl Fn(&[Duration]) -> String,
+    ) -> Self {
+        let ratio = median(ours).as_secs_f64() / median(theirs).as_secs_f64().max(1e-9);
         let met = match bound {
             Some(bound) if ratio <= bound => Met::Yes,
             Some(_) => Met::No,
             None => Met::Open,
         };
         Self {
-            what: what.into(),
-            ours: spread(&ours),
-            beside: format!("{} ({beside})", spread(&theirs)),
+            what,
+            ours: shown(ours),
+            beside: format!("{} ({beside})", shown(theirs)),
             ratio: Some(ratio),
             bound: bound.map_or_else(|| "-".to_owned(), |bound| format!("{bound:.2} x")),
             met,
@@ -66,7 +94,10 @@ impl Figure {
 
     /// A number that is no time, such as bytes.
     pub fn amount(what: impl Into<String>, ours: f64, unit: &str, bound: f64) -> Self {
-        let shown = |value: f64| format!("{value:.*} {unit}", if value < 100.0 { 1 } else { 0 });
+        let shown = |value: f64| {
+            let digits = if value < 100.0 && value.fract() != 0.0 { 1 } else { 0 };
+            format!("{value:.digits$} {unit}")
+        };
         Self {
             what: what.into(),
             ours: shown(ours),
@@ -116,13 +147,23 @@ pub fn median(times: &[Duration]) -> Duration {
     sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }
 
+/// Short ones with the digits that tell them apart.
 fn spread(times: &[Duration]) -> String {
-    let show = |time: Duration| format!("{:.0}", time.as_secs_f64() * 1000.0);
-    let (least, most) = (times.iter().min().copied(), times.iter().max().copied());
-    format!(
-        "{} ms ({}-{})",
-        show(median(times)),
-        show(least.unwrap_or_default()),
-        show(most.unwrap_or_default())
-    )
+    let middle = median(times);
+    let (scale, unit, digits) = match middle.as_micros() {
+        0..1_000 => (1e6, "us", 0),
+        1_000..10_000 => (1e3, "ms", 1),
+        _ => (1e3, "ms", 0),
+    };
+    let show = |time: Duration| format!("{:.digits$}", time.as_secs_f64() * scale);
+    if times.len() == 1 {
+        return format!("{} {unit}", show(middle));
+    }
+    let (least, most) = ends(times);
+    format!("{} {unit} ({}-{})", show(middle), show(least), show(most))
+}
+
+fn ends(times: &[Duration]) -> (Duration, Duration) {
+    let (least, most) = (times.iter().min(), times.iter().max());
+    (least.copied().unwrap_or_default(), most.copied().unwrap_or_default())
 }

@@ -1,7 +1,8 @@
-//! `make bench`: how fast Hearth is, as ratios beside `buildctl` on the same buildkitd, beside `tar | zstd` and beside
-//! kernel mounts, in one run. Uses the binaries as a user would, and writes docs/benchmarks.md.
+//! `make bench`: how fast Hearth is, as ratios beside `buildctl` on the same buildkitd, beside `tar | zstd`, beside
+//! kernel mounts, and beside `docker` and nginx where they are there, in one run. Uses the binaries as a user would, and writes docs/benchmarks.md.
 //!
-//! `make bench CHAPTER=pack` runs one chapter and only prints it. Chapters: tiny, context, pack, upload, image, fuse.
+//! `make bench CHAPTER=pack` runs one chapter and only prints it. Chapters: tiny, context, pack, upload, image, fuse,
+//! deploy, ingress.
 //! What is not there yet is shown as not measured. Exit code 1 when a bound is missed.
 #![allow(
     clippy::unwrap_used,
@@ -11,13 +12,18 @@
     reason = "a benchmark stops at whatever goes wrong, and reports on the terminal"
 )]
 
+mod backend;
 mod context;
+mod deploy;
 mod figures;
 mod fuse;
 mod image;
+mod ingress;
+mod load;
 mod pack;
 mod registry;
 mod report;
+mod serve;
 mod side;
 mod tiny;
 mod trees;
@@ -38,17 +44,26 @@ const IDLE_BOUND_MB: f64 = 40.0;
 
 type Chapter = (&'static str, fn(&Bench) -> Vec<Figure>);
 
-const CHAPTERS: [Chapter; 6] = [
+const CHAPTERS: [Chapter; 8] = [
     ("tiny", tiny::chapter),
     ("context", context::chapter),
     ("pack", pack::chapter),
     ("upload", upload::chapter),
     ("image", image::chapter),
     ("fuse", fuse::chapter),
+    ("deploy", deploy::chapter),
+    ("ingress", ingress::chapter),
 ];
 
 fn main() -> ExitCode {
-    let wanted = std::env::args().nth(1).filter(|name| !name.is_empty());
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [mode, port] = arguments.as_slice()
+        && mode == "--serve"
+    {
+        let port = port.parse().expect("a port");
+        return serve::run(port).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
+    let wanted = arguments.into_iter().next().filter(|name| !name.is_empty());
     if let Some(name) = &wanted
         && !CHAPTERS.iter().any(|(chapter, _)| chapter == name)
     {

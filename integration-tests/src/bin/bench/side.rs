@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -134,6 +134,15 @@ impl Bench {
         self.proc_number("status", "VmRSS:") * 1024.0
     }
 
+    /// By how much resident memory of hearthd was above that before, at most, while something is done; in bytes.
+    pub fn memory_growth(&self, work: impl FnOnce()) -> f64 {
+        // proc(5): this sets the peak to what is resident now.
+        fs::write(format!("/proc/{}/clear_refs", self.daemon.pid()), "5").expect("/proc");
+        let before = self.memory();
+        work();
+        (self.proc_number("status", "VmHWM:") * 1024.0 - before).max(0.0)
+    }
+
     /// Bytes that hearthd has read by now, from files and sockets.
     pub fn bytes_read(&self) -> f64 {
         self.proc_number("io", "rchar:")
@@ -160,4 +169,10 @@ fn until(command: &mut Command, text: &str) -> Duration {
     }
     assert!(child.wait().expect("wait").success(), "{command:?}");
     found.unwrap_or_else(|| panic!("no `{text}` in the progress of {command:?}"))
+}
+
+/// A port that is free at the moment, for a program that cannot be told to choose one.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("its address").port()
 }

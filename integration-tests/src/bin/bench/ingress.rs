@@ -1,0 +1,151 @@
+//! Requests through the ingress, beside nginx and caddy in front of the same instance, and beside the instance itself.
+
+mod proxy;
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use super::backend::Backend;
+use super::figures::Figure;
+use super::load::{Ask, Load, Target};
+use super::serve;
+use super::side::Bench;
+use super::turns::in_turns_by;
+use proxy::Proxy;
+
+/// Kept connections, and requests of one round on all of them.
+const TINY_LOADS: [(usize, usize); 2] = [(1, 4_000), (32, 20_000)];
+const LARGE: u64 = 10_000_000;
+const LARGE_CONNECTIONS: usize = 4;
+const LARGE_REQUESTS: usize = 40;
+const HUGE: u64 = 100_000_000;
+/// Of hearthd's memory, for one body.
+const GROWTH_BOUND_MB: f64 = 16.0;
+/// 0.8 of the requests per second.
+const OF_NGINX: f64 = 1.25;
+/// Twice the requests per second.
+const OF_CADDY: f64 = 0.5;
+/// 0.9 of the bytes per second.
+const OF_DIRECT: f64 = 1.11;
+
+pub fn chapter(bench: &Bench) -> Vec<Figure> {
+    let backend = Backend::start(bench, "bench-ingress");
+    let (ours, direct) = (backend.through_ingress(bench), backend.direct(bench));
+    let nginx = Proxy::nginx(&bench.work, &direct);
+    let caddy = Proxy::caddy(&bench.work, &direct);
+    let mut figures = Vec::new();
+    for (connections, requests) in TINY_LOADS {
+        let load = Load {
+            ask: Ask::Get("/"),
+            answer: serve::TINY.len() as u64,
+            connections,
+            requests,
+            late: Duration::ZERO,
+        };
+        figures.extend(beside_nginx(&load, &ours, nginx.as_ref()));
+        figures.push(beside_caddy(&load, &ours, caddy.as_ref()));
+        let (rates, _) = measure(&load, &ours, &direct);
+        let what = format!("{}, beside no proxy at all", shown(connections));
+        figures.push(Figure::rate(what, rates, requests as f64, "/s", "the instance itself", None));
+    }
+    drop((nginx, caddy));
+    // First, while no other body has made hearthd's memory larger.
+    figures.extend(huge_bodies(bench, &ours));
+    figures.extend(large_bodies(&ours, &direct));
+    backend.remove(bench);
+    figures
+}
+
+fn shown(connections: usize) -> String {
+    let connections = if connections == 1 {
+        "1 kept connection".to_owned()
+    } else {
+        format!("{connections} kept connections")
+    };
+    format!("a tiny answer on {connections}")
+}
+
+type Sides = (Vec<Duration>, Vec<Duration>);
+
+/// Whole times and 99th percentiles of both sides. Each has answered once before.
+fn measure(load: &Load, ours: &Target, theirs: &Target) -> (Sides, Sides) {
+    let p99 = RefCell::new((Vec::new(), Vec::new()));
+    let warm = Load { requests: load.requests.div_ceil(10).max(load.connections), ..*load };
+    warm.run(ours);
+    warm.run(theirs);
+    let whole = in_turns_by(
+        |_| {
+            let times = load.run(ours);
+            p99.borrow_mut().0.push(times.p99());
+            times.whole
+        },
+        |_| {
+            let times = load.run(theirs);
+            p99.borrow_mut().1.push(times.p99());
+            times.whole
+        },
+    );
+    (whole, p99.into_inner())
+}
+
+fn beside_nginx(load: &Load, ours: &Target, nginx: Option<&Proxy>) -> Vec<Figure> {
+    let what = shown(load.connections);
+    let of_p99 = format!("{what}, p99");
+    let Some(nginx) = nginx else {
+        let why = "nginx is not installed (apt-get install nginx-light)";
+        return vec![Figure::not_measured(what, why), Figure::not_measured(of_p99, why)];
+    };
+    let (rates, p99) = measure(load, ours, &nginx.target);
+    vec![
+        Figure::rate(what, rates, load.requests as f64, "/s", "nginx", Some(OF_NGINX)),
+        Figure::ratio(of_p99, p99, "nginx", Some(1.0)),
+    ]
+}
+
+fn beside_caddy(load: &Load, ours: &Target, caddy: Option<&Proxy>) -> Figure {
+    let what = format!("{}, beside caddy", shown(load.connections));
+    let Some(caddy) = caddy else {
+        return Figure::not_measured(what, "caddy is not installed (apt-get install caddy)");
+    };
+    let (rates, _) = measure(load, ours, &caddy.target);
+    Figure::rate(what, rates, load.requests as f64, "/s", "caddy", Some(OF_CADDY))
+}
+
+fn large_bodies(ours: &Target, direct: &Target) -> Vec<Figure> {
+    let counted = format!("{LARGE}\n").len() as u64;
+    let megabytes = LARGE as f64 * LARGE_REQUESTS as f64 / 1e6;
+    let ways = [
+        ("bodies of 10 MB from the service", Ask::Get("/bytes/10000000"), LARGE),
+        ("bodies of 10 MB to the service", Ask::Post("/sink", LARGE), counted),
+    ];
+    let figure = |(what, ask, answer)| {
+        let (connections, requests) = (LARGE_CONNECTIONS, LARGE_REQUESTS);
+        let load = Load { ask, answer, connections, requests, late: Duration::ZERO };
+        let (rates, _) = measure(&load, ours, direct);
+        let what = format!("{what}, on {connections} connections");
+        Figure::rate(what, rates, megabytes, " MB/s", "the instance itself", Some(OF_DIRECT))
+    };
+    ways.map(figure).into()
+}
+
+/// Memory of hearthd while a body of 100 MB passes. Its reader leaves it alone at first: what would be gathered is
+/// gathered then.
+fn huge_bodies(bench: &Bench, ours: &Target) -> Vec<Figure> {
+    let counted = format!("{HUGE}\n").len() as u64;
+    let ways = [
+        ("from the service to a late reader", Ask::Get("/bytes/100000000"), HUGE, serve::LATE),
+        (
+            "from a client to a service that reads late",
+            Ask::Post("/sink/late", HUGE),
+            counted,
+            Duration::ZERO,
+        ),
+    ];
+    let figure = |(way, ask, answer, late)| {
+        let load = Load { ask, answer, connections: 1, requests: 1, late };
+        let growth = bench.memory_growth(|| drop(load.run(ours)));
+        let what = format!("growth of hearthd's memory by a body of 100 MB {way}");
+        Figure::amount(what, growth / 1e6, "MB", GROWTH_BOUND_MB)
+    };
+    ways.map(figure).into()
+}
