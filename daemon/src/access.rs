@@ -63,6 +63,9 @@ struct Claims {
     exp: Option<i64>,
 }
 
+/// Grant that marks the tokens of services, and what the names of such callers begin with.
+const SERVICE: &str = "service";
+
 #[derive(Serialize, Deserialize)]
 struct Grant {
     name: String,
@@ -116,7 +119,12 @@ impl Access {
                 .map_err(|_| AccessError::Invalid("its `api` grant cannot be read"))?,
             _ => ApiScope::default(),
         };
-        Ok(Caller { name: claims.name, scope })
+        // What a service makes is its own, whatever its name.
+        let name = match scope_of(SERVICE) {
+            None => claims.name,
+            Some(_) => format!("{SERVICE}:{}", claims.name),
+        };
+        Ok(Caller { name, scope })
     }
 
     /// Makes a token. `scope` is a word or JSON, as `hearth token mint --scope` takes it.
@@ -127,12 +135,31 @@ impl Access {
         self.sign(name, &parse_scope(scope)?, ttl)
     }
 
+    /// Makes a token for an instance of a service: one that nobody can take for a participant of its name.
+    pub fn mint_for_service(&self, name: &str, scope: &str, ttl: Duration) -> Result<String, MintError> {
+        if name.is_empty() || name.len() > 200 {
+            return Err(MintError::Name);
+        }
+        let mark = Grant { name: SERVICE.to_owned(), scope: Some(true.into()) };
+        self.sign_with(name, &parse_scope(scope)?, ttl, Some(mark)).map(|(token, _)| token)
+    }
+
     /// Makes a token for a scope that the daemon itself chose.
     pub fn sign(
         &self,
         name: &str,
         scope: &ApiScope,
         ttl: Duration,
+    ) -> Result<(String, Timestamp), MintError> {
+        self.sign_with(name, scope, ttl, None)
+    }
+
+    fn sign_with(
+        &self,
+        name: &str,
+        scope: &ApiScope,
+        ttl: Duration,
+        more: Option<Grant>,
     ) -> Result<(String, Timestamp), MintError> {
         if ttl > MAX_TTL {
             return Err(MintError::Ttl);
@@ -143,11 +170,14 @@ impl Access {
         let scope = serde_json::to_value(scope).map_err(|error| sign(&error))?;
         let claims = Claims {
             name: name.to_owned(),
-            grants: vec![
+            grants: [
                 grant("room", self.room.clone().into()),
                 grant("role", "agent".into()),
                 grant("api", scope),
-            ],
+            ]
+            .into_iter()
+            .chain(more)
+            .collect(),
             exp: Some(expires.as_second()),
         };
         let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.encoding)
@@ -189,6 +219,13 @@ mod tests {
         let (token, expires) = access.mint("ann", "full", HOUR).unwrap();
         assert!(expires > Timestamp::now());
         assert_eq!(access.verify(&token), Ok(Caller { name: "ann".to_owned(), scope: ApiScope::full() }));
+    }
+
+    #[test]
+    fn a_token_of_a_service_is_not_taken_for_a_participants() {
+        let access = access("r", "s");
+        let token = access.mint_for_service("ann", "full", HOUR).unwrap();
+        assert_eq!(access.verify(&token).unwrap().name, "service:ann");
     }
 
     #[test]

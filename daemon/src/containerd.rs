@@ -47,6 +47,7 @@ mod leftover;
 pub mod managed;
 mod namespace;
 mod observe;
+mod reserve;
 mod rootfs;
 pub mod spec;
 mod start;
@@ -65,6 +66,8 @@ pub struct Options {
     pub runc: Option<Runc>,
     /// Directory of tasks of our own containerd, for what a killed shim leaves in it.
     pub tasks: Option<PathBuf>,
+    /// A file of ours beside our own containerd: see [`reserve`].
+    pub reserve: Option<PathBuf>,
     /// Directory for the pipes of further processes: made when missing.
     pub pipes: PathBuf,
     /// `hearthd` itself, which the shims start as log keepers.
@@ -94,6 +97,7 @@ struct Inner {
     namespace: String,
     runc: Option<Runc>,
     tasks: Option<PathBuf>,
+    reserve: Option<reserve::Reserve>,
     pipes: PathBuf,
     keeper: PathBuf,
     /// Chosen when first needed.
@@ -113,6 +117,7 @@ impl Containerd {
             namespace: options.namespace,
             runc: options.runc,
             tasks: options.tasks,
+            reserve: options.reserve.map(reserve::Reserve::open),
             pipes: options.pipes,
             keeper: options.keeper,
             snapshotter: OnceCell::new(),

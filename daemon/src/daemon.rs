@@ -28,7 +28,7 @@ use crate::context::{ContextOptions, Contexts};
 use crate::deploy::mounts::{self, InstanceMounts, MountedImages};
 use crate::deploy::{self, LogFiles, RoomServiceImages};
 use crate::image::{Elsewhere, Images};
-use crate::ingress::Ingress;
+use crate::ingress::{Ingress, Tls};
 use crate::model::access::{ApiScope, ContainersGrant, Patterns, RegistryGrant};
 use crate::model::id::BuildId;
 use crate::model::secret::{Credential, Secret};
@@ -61,6 +61,7 @@ pub struct Daemon {
     config: Config,
     metrics: PrometheusHandle,
     listeners: Listeners,
+    tls: Option<Arc<Tls>>,
     storage: Storage,
     store: Store,
     blobs: BlobStore,
@@ -87,8 +88,19 @@ impl Daemon {
         let store = Store::open(&state.join("state.db")).context("state database")?;
         let blobs = BlobStore::open(&state.join("registry")).context("content store")?;
         let access = Access::open(&config.room, &state.join("room.secret"))?;
+        let tls = services::open_tls(&config).await?;
         let listeners = Listeners::bind(&config).await?;
-        Ok(Self { config, metrics, listeners, storage, store, blobs, access: Arc::new(access), _lock: lock })
+        Ok(Self {
+            config,
+            metrics,
+            listeners,
+            tls,
+            storage,
+            store,
+            blobs,
+            access: Arc::new(access),
+            _lock: lock,
+        })
     }
 
     pub fn addresses(&self) -> &Addresses {
@@ -97,12 +109,11 @@ impl Daemon {
 
     /// Serves until `stop`, then drains.
     pub async fn run(self, stop: CancellationToken) -> Result<()> {
-        let Self { config, metrics, mut listeners, storage, store, blobs, access, _lock } = self;
+        let Self { config, metrics, mut listeners, tls, storage, store, blobs, access, _lock } = self;
         let (kit, child) = start_buildkit(&config)?;
         let (runtime, runtime_child) = services::start_containerd(&config, Arc::new(blobs.clone()))?;
         let network = services::open_network(&config).await;
-        let tls = services::open_tls(&config).await?;
-        let own_address = services::own_address(&network, &mut listeners).await?;
+        let (network, own_address) = services::reachable(network, &mut listeners).await;
         let images = Images::new(config.room_registries(), Arc::new(blobs.clone()), Arc::new(store.clone()));
         let registry = Registry::new(UploadLimits::default(), blobs, Arc::new(store.clone()));
         let contexts = Contexts::new(ContextOptions {

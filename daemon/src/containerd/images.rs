@@ -155,7 +155,7 @@ impl Inner {
         let key = format!("unpack-{}", layer.chain);
         let unpacked = apply(leased, snapshotter, layer, parent, &key).await;
         if unpacked.is_err()
-            && let Err(fault) = remove(leased, snapshotter, &key).await
+            && let Err(fault) = self.remove_unpacked(leased, snapshotter, &key).await
         {
             tracing::warn!(%fault, key, "files of a layer that was not unpacked remain");
         }
@@ -163,6 +163,19 @@ impl Inner {
             tracing::warn!(%fault, digest = %layer.blob.digest, "content of a layer remains");
         }
         unpacked
+    }
+
+    /// On a full disk too.
+    async fn remove_unpacked(&self, leased: &Connection, snapshotter: &str, key: &str) -> Result<(), Fault> {
+        match (remove(leased, snapshotter, key).await, &self.reserve) {
+            (Err(Fault::Full), Some(reserve)) => {
+                reserve.give_up();
+                let removed = remove(leased, snapshotter, key).await;
+                reserve.take();
+                removed
+            }
+            (removed, _) => removed,
+        }
     }
 
     pub(super) async fn keep_images(&self, wanted: &BTreeSet<Digest>) -> Result<(), RuntimeError> {

@@ -115,6 +115,7 @@ impl Connect {
             child: Some(child),
             runc: Some(Runc { program: self.runc, root: self.dir.join("runc") }),
             tasks: Some(self.dir.join("state/io.containerd.runtime.v2.task")),
+            reserve: Some(self.dir.join("reserve")),
             pipes: self.dir.join("pipes"),
             keeper: self.keeper,
         }

@@ -95,20 +95,30 @@ impl Root {
             .map_err(|errno| StorageError::at(path, errno))
     }
 
-    /// Holds a directory or regular file that is to be mounted, and says whether it is a directory; links in `path`
-    /// are followed inside the storage. With `make`, a directory is made where nothing is.
+    /// Holds a directory or regular file that is to be mounted, and says whether it is a directory. No link is followed:
+    /// who may use a path could make one that leads to where they may not. With `make`, a directory is made where
+    /// nothing is.
     pub fn hold_source(&self, path: &Path, make: bool) -> Result<(OwnedFd, bool), StorageError> {
         let path = normal(path)?;
-        let (held, stat) = match self.hold(&path) {
+        let hold = || {
+            let held = beneath::hold(&self.directory, path.as_os_str().as_bytes());
+            held.map_err(|errno| match errno {
+                Errno::LOOP => StorageError::IsLink { path: path.clone() },
+                errno => StorageError::at(&path, errno),
+            })
+        };
+        let held = match hold() {
             Err(StorageError::NotFound { .. }) if make => {
                 self.make_directories(&path)?;
-                self.hold(&path)?
+                hold()?
             }
             other => other?,
         };
+        let stat = beneath::stat(&held).map_err(|errno| StorageError::at(&path, errno))?;
         match stat.kind {
             FileType::Directory => Ok((held, true)),
             FileType::RegularFile => Ok((held, false)),
+            FileType::Symlink => Err(StorageError::IsLink { path }),
             _ => Err(StorageError::NotAFile { path }),
         }
     }

@@ -51,6 +51,7 @@ pub(super) fn start_containerd(
             child: None,
             runc: None,
             tasks: None,
+            reserve: None,
             pipes: config.state_dir.join("containerd/pipes"),
             keeper,
         };
@@ -100,15 +101,24 @@ pub(super) struct Services {
     child: Option<supervise::Handle>,
 }
 
-/// Where services reach this daemon, and nothing else of the machine.
-pub(super) async fn own_address(
-    network: &Result<RoomNetwork, NetworkError>,
+/// Where services reach this daemon, and nothing else of the machine. Without that they are not run.
+pub(super) async fn reachable(
+    network: Result<RoomNetwork, NetworkError>,
     listeners: &mut Listeners,
-) -> Result<String> {
-    let Ok(network) = network else { return Ok(String::new()) };
-    let address = listeners.listen_for_services(network.gateway()).await?;
-    network.allow_port(address.port()).await?;
-    Ok(format!("http://{address}"))
+) -> (Result<RoomNetwork, NetworkError>, String) {
+    let Ok(room) = &network else { return (network, String::new()) };
+    let reached = async {
+        let address = listeners.listen_for_services(room.gateway()).await;
+        let address = address.map_err(|error| NetworkError::Other(format!("{error:#}")))?;
+        room.allow_port(address.port()).await.map(|()| address)
+    };
+    match reached.await {
+        Ok(address) => (network, format!("http://{address}")),
+        Err(error) => {
+            tracing::error!(%error, "services cannot be run");
+            (Err(error), String::new())
+        }
+    }
 }
 
 /// The network as deploys see it.

@@ -215,6 +215,27 @@ impl Shared {
     }
 
     /// Removes the logs of all but the last few instances that are gone; of a service that is gone, all.
+    /// Directories of services that a daemon forgot, and then was killed.
+    pub(super) async fn sweep_strange_logs(&self) {
+        let known: BTreeSet<String> = self.all().iter().map(|entry| entry.id.to_string()).collect();
+        let directory = self.options.log_dir.clone();
+        let swept = task::blocking("service logs", move || {
+            for entry in std::fs::read_dir(&directory)? {
+                let name = entry?.file_name();
+                let is_strange = name
+                    .to_str()
+                    .is_some_and(|name| name.parse::<ServiceId>().is_ok() && !known.contains(name));
+                if is_strange {
+                    std::fs::remove_dir_all(directory.join(name))?;
+                }
+            }
+            Ok::<_, std::io::Error>(())
+        });
+        if let Err(error) = swept.await.map_err(std::io::Error::other).flatten() {
+            tracing::warn!(%error, "logs of services that are gone could not be removed");
+        }
+    }
+
     pub(super) async fn sweep_logs(&self, service: &ServiceId, instances: BTreeSet<InstanceId>, all: bool) {
         let directory = self.options.log_dir.join(service.as_str());
         let swept = task::blocking("service logs", move || {
@@ -239,9 +260,26 @@ impl Shared {
 }
 
 /// Makes the directory of an instance's log.
-pub(super) fn make_directory(directory: &Path, revision: u32) -> std::io::Result<()> {
-    std::fs::create_dir_all(directory)?;
-    std::fs::write(directory.join(REVISION_FILE), revision.to_string())
+pub(super) async fn make_directory(directory: &Path, revision: u32) -> std::io::Result<()> {
+    let directory = directory.to_owned();
+    let made = task::blocking("instance log", move || {
+        std::fs::create_dir_all(&directory)?;
+        std::fs::write(directory.join(REVISION_FILE), revision.to_string())
+    });
+    made.await.map_err(std::io::Error::other).flatten()
+}
+
+/// Of an instance that was not started: where nothing was written, nothing is to be read.
+pub(super) async fn remove_unused(directory: &Path) {
+    let directory = directory.to_owned();
+    let removed = task::blocking("instance log", move || {
+        let only_ours =
+            std::fs::read_dir(&directory)?.flatten().all(|entry| entry.file_name() == REVISION_FILE);
+        if only_ours { std::fs::remove_dir_all(&directory) } else { Ok(()) }
+    });
+    if let Err(error) = removed.await.map_err(std::io::Error::other).flatten() {
+        tracing::warn!(%error, "the log directory of a start that failed stays");
+    }
 }
 
 /// Instances that have a log, by when it was begun.

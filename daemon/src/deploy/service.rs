@@ -26,9 +26,10 @@ use super::port::{
     ServiceImages, ServiceStore, StoreError, Tokens,
 };
 use super::{reconcile, start};
+use crate::model::access::Denied;
 use crate::model::fault::Fault;
 use crate::model::id::{InstanceId, ServiceId};
-use crate::model::service::{Domain, ServiceName};
+use crate::model::service::{Domain, ServiceName, ServiceSpec};
 
 /// How long a deploy waits for the comparison of what runs with what shall run.
 const READY_LIMIT: Duration = Duration::from_secs(20);
@@ -86,6 +87,26 @@ pub enum StartError {
     Store(#[from] StoreError),
 }
 
+/// Who asks, and what they may have run. What is kept of an earlier revision is theirs to answer for as well.
+#[derive(Clone)]
+pub struct By {
+    pub name: String,
+    permit: Arc<dyn Fn(&ServiceSpec) -> Result<(), Denied> + Send + Sync>,
+}
+
+impl By {
+    pub fn new(
+        name: String,
+        permit: impl Fn(&ServiceSpec) -> Result<(), Denied> + Send + Sync + 'static,
+    ) -> Self {
+        Self { name, permit: Arc::new(permit) }
+    }
+
+    pub(super) fn may_run(&self, spec: &ServiceSpec) -> Result<(), Denied> {
+        (self.permit)(spec)
+    }
+}
+
 /// Why a request about a service was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum DeployError {
@@ -103,6 +124,8 @@ pub enum DeployError {
     NoInstance { name: ServiceName, instance: InstanceId },
     #[error("no instance of service `{name}` runs")]
     NotRunning { name: ServiceName },
+    #[error(transparent)]
+    Denied(#[from] Denied),
     #[error(transparent)]
     Merge(#[from] MergeError),
     #[error("domain `{domain}` belongs to service `{holder}`")]
@@ -155,6 +178,7 @@ impl DeployError {
             Self::NoInstance { .. } => "instance_not_found",
             Self::NotRunning { .. } | Self::Runtime(RuntimeError::NotRunning(_)) => "not_running",
             Self::Runtime(RuntimeError::Start { code, .. }) => code,
+            Self::Denied(_) => "denied",
             Self::Merge(error) => error.code(),
             Self::DomainTaken { .. } => "domain_taken",
             Self::Scope { .. } => "invalid_scope",

@@ -17,6 +17,7 @@ use super::port::{InstanceState, Observed};
 use super::reconcile::adopt;
 use super::service::Shared;
 use crate::model::id::{InstanceId, ServiceId};
+use crate::model::service::Exit;
 
 /// Between tries while the runtime is away.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -30,6 +31,7 @@ const IMAGES: Duration = Duration::from_secs(600);
 pub(super) async fn compare_loop(shared: Arc<Shared>) {
     let mut pause = FIRST_PAUSE;
     let mut last_error = String::new();
+    shared.sweep_strange_logs().await;
     let begun = Instant::now();
     while let Err(error) = compare_one(&shared).await {
         shared.compared.send_modify(|now| *now = Err(error.clone()));
@@ -70,7 +72,9 @@ async fn compare_one(shared: &Arc<Shared>) -> Result<(), String> {
             of_services.entry(observed.label.service.clone()).or_default().push(observed);
         } else {
             tracing::info!(instance.id = %observed.label.instance, "an instance of no service is taken away");
-            shared.try_take_away(&observed.label.instance).await?;
+            let (shared_too, instance) = (Arc::clone(shared), observed.label.instance);
+            // However long it takes: the room's services do not wait for it.
+            shared.spawn("take away", async move { shared_too.take_away(&instance).await });
         }
     }
     // Those that ended keep theirs until they are taken away; what is incomplete has nothing that works.
@@ -120,6 +124,12 @@ async fn take_back(
             (false, true) => Health::Presumed,
             (false, false) => Health::Unproven { since: Timestamp::now() },
         };
+        let mut observed = observed;
+        if is_broken && !is_serving {
+            // Nobody's doing: another is started, and whoever waits for it does not see it fail.
+            let at = Timestamp::now();
+            observed.state = InstanceState::Ended(Exit { code: None, out_of_memory: false, at });
+        }
         if !adopt(shared, entry, observed, health).await {
             continue;
         }

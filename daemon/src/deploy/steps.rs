@@ -21,7 +21,6 @@ use super::{health, logs};
 use crate::model::deploy::{Action, DeployEventKind, LogQuery};
 use crate::model::id::InstanceId;
 use crate::model::service::{InstanceLabel, Revision};
-use crate::task;
 
 /// Before the next start while the runtime is away.
 const AWAY_PAUSE: Duration = Duration::from_millis(500);
@@ -117,12 +116,19 @@ impl Shared {
             Ok(spec) => spec,
             Err(fault) => return Some(Err(fault)),
         };
-        let address = spec.network.address;
+        let (address, log) = (spec.network.address, spec.log.clone());
+        if let Err(error) = logs::make_directory(&log, revision.number).await {
+            let error = super::port::RuntimeError::Other(format!("log directory: {error}"));
+            return Some(Err(error.into()));
+        }
         // Comes to its end also when it is not wanted any more: the runtime would go on with a call that is let go, and
         // what it makes then nobody would take away.
         let call = self.ports.runtime.start(spec);
         let started = within("starting the process", self.options.call_limit, call).await;
         clock.lap("start");
+        if started.is_err() {
+            logs::remove_unused(&log).await;
+        }
         Some(started.map(|()| address))
     }
 
@@ -137,12 +143,6 @@ impl Shared {
         let spec = &revision.spec;
         let image = InstanceImage { repository: spec.repository.clone(), manifest: spec.manifest };
         let env = self.environment(&label.name, revision).await?;
-        let log = self.log_directory(&label.service, &label.instance);
-        let (directory, number) = (log.clone(), revision.number);
-        let made = task::blocking("instance log", move || logs::make_directory(&directory, number)).await;
-        made.map_err(std::io::Error::other)
-            .flatten()
-            .map_err(|error| super::port::RuntimeError::Other(format!("log directory: {error}")))?;
         let prepare_limit = self.options.prepare_limit;
         within("bringing the image's files", prepare_limit, self.ports.runtime.prepare(&image)).await?;
         clock.lap("image");
@@ -150,7 +150,7 @@ impl Shared {
             within("the network", limit, self.ports.network.attach(&label.instance, &label.name)).await?;
         clock.lap("network");
         let mounts = self.ports.mounts.open(label, &spec.mounts, &spec.mounted);
-        let mounts = within("opening the mounts", limit, mounts).await?;
+        let mounts = within("opening the mounts", prepare_limit, mounts).await?;
         clock.lap("mounts");
         Ok(InstanceSpec {
             label: label.clone(),
@@ -161,7 +161,7 @@ impl Shared {
             mounts,
             limits: spec.limits,
             network,
-            log,
+            log: self.log_directory(&label.service, &label.instance),
         })
     }
 
@@ -278,7 +278,7 @@ impl Shared {
     }
 
     /// Takes away all that there is of an instance, however often it must be tried.
-    async fn take_away(&self, instance: &InstanceId) {
+    pub(super) async fn take_away(&self, instance: &InstanceId) {
         let mut pause = FIRST_PAUSE;
         loop {
             match self.try_take_away(instance).await {

@@ -10,7 +10,7 @@ use super::entry::Entry;
 use super::forecast::forecast;
 use super::merge::{self, Merged};
 use super::plan::{ActualService, DesiredService};
-use super::service::{DeployError, Handle, Shared};
+use super::service::{By, DeployError, Handle, Shared};
 use crate::model::deploy::{DeployRequest, Deployed, Forecast};
 use crate::model::id::ServiceId;
 use crate::model::image::PinnedImage;
@@ -27,10 +27,10 @@ impl Handle {
     pub async fn deploy(
         &self,
         request: DeployRequest,
-        caller: &str,
+        by: &By,
         given: &BTreeMap<String, Credential>,
     ) -> Result<Deployed, DeployError> {
-        let prepared = self.prepare(&request, caller, given).await?;
+        let prepared = self.prepare(&request, by, given).await?;
         let Prepared { entry, mut service, notes, _submitting } = prepared;
         let Some(entry) = entry else {
             self.shared.ports.store.put(&service).await?;
@@ -59,10 +59,10 @@ impl Handle {
     pub async fn dry_run(
         &self,
         request: DeployRequest,
-        caller: &str,
+        by: &By,
         given: &BTreeMap<String, Credential>,
     ) -> Result<Forecast, DeployError> {
-        let Prepared { entry, service, notes, _submitting } = self.prepare(&request, caller, given).await?;
+        let Prepared { entry, service, notes, _submitting } = self.prepare(&request, by, given).await?;
         let created = entry.is_none();
         let actual = entry.map(|entry| entry.state().actual());
         let actual = ActualService { not_before: None, start_failed: None, ..actual.unwrap_or_default() };
@@ -71,8 +71,9 @@ impl Handle {
     }
 
     /// Replaces the instance of the revision that shall run, with fresh tokens and secrets.
-    pub async fn restart(&self, service: &str) -> Result<Deployed, DeployError> {
+    pub async fn restart(&self, service: &str, by: &By) -> Result<Deployed, DeployError> {
         let entry = self.shared.find(service)?;
+        let mut permitted = Ok(());
         let changed = entry.change(&*self.shared.ports.store, |stored| {
             // One that failed is tried again where there is no other.
             let number = match stored.wanted().map(|revision| revision.number) {
@@ -80,13 +81,17 @@ impl Handle {
                 None => stored.desired,
             };
             let revision = stored.revision_mut(number)?;
+            permitted = by.may_run(&revision.spec);
+            permitted.is_ok().then_some(())?;
             revision.generation += 1;
             if matches!(revision.outcome, RevisionOutcome::Failed(_)) {
                 revision.outcome = RevisionOutcome::Pending;
             }
             Some((stored.clone(), number))
         });
-        let Some((service, revision)) = changed.await? else {
+        let changed = changed.await?;
+        permitted?;
+        let Some((service, revision)) = changed else {
             return Err(DeployError::NotFound { given: service.to_owned() });
         };
         self.begin(&entry, revision);
@@ -98,7 +103,7 @@ impl Handle {
         &self,
         service: &str,
         revision: Option<u32>,
-        caller: &str,
+        by: &By,
     ) -> Result<Deployed, DeployError> {
         let entry = self.shared.find(service)?;
         let _submitting = self.shared.submitting.lock().await;
@@ -113,7 +118,8 @@ impl Handle {
                 before(&current).ok_or_else(|| DeployError::NothingBefore { name: current.name.clone() })?
             }
         };
-        let next = following(&current, earlier.spec.clone(), caller);
+        by.may_run(&earlier.spec)?;
+        let next = following(&current, earlier.spec.clone(), &by.name);
         let notes = vec![format!("revision {} runs what revision {} ran", next.number, earlier.number)];
         let changed = entry.change(&*self.shared.ports.store, |stored| {
             push(stored, next);
@@ -184,7 +190,7 @@ impl Handle {
     async fn prepare(
         &self,
         request: &DeployRequest,
-        caller: &str,
+        by: &By,
         given: &BTreeMap<String, Credential>,
     ) -> Result<Prepared<'_>, DeployError> {
         let shared = &self.shared;
@@ -204,15 +210,16 @@ impl Handle {
         let entry = shared.named(&name);
         let existing = entry.as_ref().map(|entry| entry.state().service.clone());
         let Merged { spec, notes } = merge::merge(existing.as_ref(), request, &image, &mounted)?;
+        by.may_run(&spec)?;
         shared.check_env(&name, &spec).await?;
         shared.check_domains(&name, &spec)?;
         let service = match existing {
             Some(mut service) => {
-                let next = following(&service, spec, caller);
+                let next = following(&service, spec, &by.name);
                 push(&mut service, next);
                 service
             }
-            None => first(name, spec, caller),
+            None => first(name, spec, &by.name),
         };
         Ok(Prepared { entry, service, notes, _submitting: submitting })
     }

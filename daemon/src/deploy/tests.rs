@@ -76,7 +76,7 @@ use std::sync::Arc;
 use futures::StreamExt as _;
 
 use super::fake::{App, World};
-use super::service::{Handle, Options, Service as Services};
+use super::service::{By, Handle, Options, Service as Services};
 use crate::model::deploy::{DeployEvent, DeployEventKind, DeployRequest, Deployed};
 use crate::model::service::ServiceName;
 
@@ -106,8 +106,13 @@ fn request(tag: &str) -> DeployRequest {
     request
 }
 
+/// Somebody who may do everything.
+fn ann() -> By {
+    By::new("ann".to_owned(), |_| Ok(()))
+}
+
 async fn deploy(handle: &Handle, request: DeployRequest) -> Deployed {
-    handle.deploy(request, "ann", &BTreeMap::new()).await.unwrap()
+    handle.deploy(request, &ann(), &BTreeMap::new()).await.unwrap()
 }
 
 /// Follows a revision to its last event.

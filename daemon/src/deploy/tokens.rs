@@ -7,7 +7,7 @@ use crate::model::secret::Secret;
 impl Tokens for Access {
     /// Good for as long as a token may be: an instance gets a new one only when it is started again.
     fn mint(&self, name: &str, scope: &str) -> Result<Secret<String>, String> {
-        let minted = Self::mint(self, name, scope, MAX_TTL);
-        minted.map(|(token, _)| Secret::new(token)).map_err(|error| error.to_string())
+        let minted = self.mint_for_service(name, scope, MAX_TTL);
+        minted.map(Secret::new).map_err(|error| error.to_string())
     }
 }

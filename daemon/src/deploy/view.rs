@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::entry::{Entry, EntryState, Known};
 use super::plan::{Health, InstanceStage};
 use super::port::{Exec, ExecSpec};
-use super::service::{DeployError, Handle};
+use super::service::{By, DeployError, Handle};
 use crate::model::deploy::{InstancePhase, InstanceView, RouteView, ServiceState, ServiceStatus};
 use crate::model::id::InstanceId;
 use crate::model::service::RevisionOutcome;
@@ -51,11 +51,18 @@ impl Handle {
     }
 
     /// Runs one more process in the instance that serves, or else in one that runs.
-    pub async fn exec(&self, service: &str, exec: ExecSpec) -> Result<Exec, DeployError> {
+    pub async fn exec(&self, service: &str, exec: ExecSpec, by: &By) -> Result<Exec, DeployError> {
         let entry = self.shared.find(service)?;
         let instance = {
             let state = entry.state();
-            serving(&state).ok_or_else(|| DeployError::NotRunning { name: state.service.name.clone() })?
+            let not_running = || DeployError::NotRunning { name: state.service.name.clone() };
+            let instance = serving(&state).ok_or_else(not_running)?;
+            let number = state.instances.get(&instance).map(|known| known.label.revision);
+            // Who is inside has all that the app has.
+            let revision =
+                number.and_then(|number| state.service.revision(number)).ok_or_else(not_running)?;
+            by.may_run(&revision.spec)?;
+            instance
         };
         Ok(self.shared.ports.runtime.exec(&instance, exec).await?)
     }

@@ -3,6 +3,14 @@
 use hearth_proto::value::Repository;
 use serde::{Deserialize, Serialize};
 
+/// A grant that is missing, and what it was wanted for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: that takes the grant `{grant}`")]
+pub struct Denied {
+    pub what: String,
+    pub grant: String,
+}
+
 /// An authenticated caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
@@ -21,12 +29,18 @@ pub struct ApiScope {
     pub containers: Option<ContainersGrant>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage: Option<StorageGrant>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "granted")]
     pub services: Option<serde_json::Value>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "granted")]
     pub secrets: Option<serde_json::Value>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "granted")]
     pub admin: Option<serde_json::Value>,
+}
+
+/// `false` grants nothing.
+fn granted<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<serde_json::Value>, D::Error> {
+    let value = Option::<serde_json::Value>::deserialize(from)?;
+    Ok(value.filter(|value| *value != serde_json::Value::Bool(false)))
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +127,13 @@ impl StorageGrant {
         covering
             .max_by_key(|allowed| allowed.path.trim_matches('/').len())
             .is_some_and(|allowed| verb == StorageVerb::Read || !allowed.read_only)
+    }
+
+    /// Whether a path may be used with all that lies below it.
+    fn allows_tree(&self, verb: StorageVerb, path: &str) -> bool {
+        let below =
+            self.paths.iter().map(|named| named.path.trim_matches('/')).filter(|named| covers(path, named));
+        self.allows(verb, path) && below.into_iter().all(|named| self.allows(verb, named))
     }
 
     /// Whether everything that another allows is allowed here. Both change only at the paths that they name.
@@ -246,6 +267,11 @@ impl Caller {
         self.scope.containers.as_ref().is_some_and(|containers| containers.registry.write.allow(name))
     }
 
+    /// Whether a path of room or project storage may be mounted: what is written to it may lie anywhere below.
+    pub fn may_mount(&self, verb: StorageVerb, path: &str) -> bool {
+        self.scope.storage.as_ref().is_some_and(|grant| grant.allows_tree(verb, path))
+    }
+
     /// Whether a path of room or project storage may be used. `path` is normalised and relative.
     pub fn may_use_storage(&self, verb: StorageVerb, path: &str) -> bool {
         self.scope.storage.as_ref().is_some_and(|grant| grant.allows(verb, path))
@@ -278,6 +304,29 @@ mod tests {
         let builder = caller(serde_json::json!({"containers": {"use_containers": true}}));
         assert!(builder.may_build());
         assert!(!builder.may_use_repository(RegistryVerb::Write, &repository));
+    }
+
+    #[test]
+    fn false_is_no_grant() {
+        let refused = caller(serde_json::json!({"services": false, "secrets": false, "admin": null}));
+        assert!(!refused.may_use_services() && !refused.may_use_secrets() && !refused.is_admin());
+        let given = caller(serde_json::json!({"services": true, "secrets": {}, "admin": {}}));
+        assert!(given.may_use_services() && given.may_use_secrets() && given.is_admin());
+    }
+
+    #[test]
+    fn a_tree_with_a_read_only_part_is_not_mounted_to_be_written() {
+        let paths = serde_json::json!([{"path": "/apps"}, {"path": "/apps/locked", "read_only": true}]);
+        let caller = caller(serde_json::json!({"storage": {"paths": paths}}));
+        for (verb, path, may) in [
+            (StorageVerb::Write, "apps", false),
+            (StorageVerb::Read, "apps", true),
+            (StorageVerb::Write, "apps/mine", true),
+            (StorageVerb::Write, "apps/locked/x", false),
+            (StorageVerb::Read, "", false),
+        ] {
+            assert_eq!(caller.may_mount(verb, path), may, "{verb:?} {path}");
+        }
     }
 
     #[test]

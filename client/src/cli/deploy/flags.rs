@@ -33,7 +33,7 @@ pub(super) struct MountArgs {
     /// Files of an image, `<image>=<mount>[:ro|rw][,subpath=<path>]`; the default is ro
     #[arg(long, visible_alias = "mount-image", value_name = "MOUNT", help_heading = "Files of the service")]
     image_mount: Vec<String>,
-    /// A directory that is empty when the service starts, `<mount>[:ro|rw]`
+    /// A directory of its own, which begins with what the image has there, `<mount>[:ro|rw]`
     #[arg(long, value_name = "MOUNT", help_heading = "Files of the service")]
     empty_dir_mount: Vec<String>,
 }

@@ -124,8 +124,8 @@ async fn tell_what_serves(client: &Client, answer: &DeployResponse) {
 
 /// Whether traffic is still answered after a failed deploy.
 fn what_serves(service: &Service, answer: &DeployResponse) -> String {
-    match service.live_revision.filter(|live| *live != answer.revision) {
-        Some(live) => format!("revision {live} of {} keeps serving", answer.name),
+    match service.instances.iter().find(|instance| instance.routed) {
+        Some(routed) => format!("revision {} of {} keeps serving", routed.revision, answer.name),
         None => format!("no revision of {} serves", answer.name),
     }
 }

@@ -162,7 +162,13 @@ async fn attached(
             },
             () = outbox.send(), if outbox.waiting.is_some() => continue,
             _ = resized.recv(), if args.tty && outbox.waiting.is_none() => Message::Resize(window()),
-            () = interrupts.next(), if outbox.waiting.is_none() => Message::Signal(SIGINT),
+            () = interrupts.next() => {
+                if outbox.waiting.is_some() {
+                    // It does not read, and no signal passes what waits before it.
+                    return Err(Failure::interrupted("interrupted; the process in the service is ended"));
+                }
+                Message::Signal(SIGINT)
+            }
             piece = next_piece(&mut typed), if outbox.waiting.is_none() => match piece {
                 Some(Ok(bytes)) => Message::Stdin(bytes),
                 Some(Err(error)) => return Err(error.into()),

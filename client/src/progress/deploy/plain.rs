@@ -115,8 +115,9 @@ impl<W: Write + Send> Show for Plain<W> {
         let _ = self.out.flush();
     }
 
+    /// A long log is told in part, and its last line may come too late.
     fn shows_whole_log(&self) -> bool {
-        true
+        false
     }
 }
 

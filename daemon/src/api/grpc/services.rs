@@ -49,14 +49,15 @@ impl v1::services_server::Services for ServicesService {
         allow::services(&caller, "deploy services")?;
         let v1::DeployRequest { spec, dry_run } = request.into_inner();
         let (request, credentials) = deploy_spec(spec.unwrap_or_default(), &self.rooms)?;
-        allow::deploy(&caller, &request, &self.rooms)?;
+        allow::images(&caller, &request, &self.rooms)?;
+        let by = allow::by(caller, &self.rooms);
         let deploys = self.deploys.clone();
         let answer = whole("deploy", async move {
             if dry_run {
-                let forecast = deploys.dry_run(request, &caller.name, &credentials).await?;
+                let forecast = deploys.dry_run(request, &by, &credentials).await?;
                 Ok((forecast.deployed, forecast.actions))
             } else {
-                Ok((deploys.deploy(request, &caller.name, &credentials).await?, Vec::new()))
+                Ok((deploys.deploy(request, &by, &credentials).await?, Vec::new()))
             }
         });
         let (deployed, plan) = answer.await?;
@@ -131,10 +132,8 @@ impl v1::services_server::Services for ServicesService {
         let caller = caller(request.extensions())?;
         allow::services(&caller, "restart services")?;
         let service = request.into_inner().service;
-        let state = self.deploys.get(&service).map_err(Refusal::from)?;
-        allow::run_again(&caller, &state.service, &self.rooms)?;
-        let deploys = self.deploys.clone();
-        let deployed = whole("restart service", async move { deploys.restart(&service).await }).await?;
+        let (deploys, by) = (self.deploys.clone(), allow::by(caller, &self.rooms));
+        let deployed = whole("restart service", async move { deploys.restart(&service, &by).await }).await?;
         Ok(Response::new(self.deployed(deployed, &[])))
     }
 
@@ -145,14 +144,10 @@ impl v1::services_server::Services for ServicesService {
         let caller = caller(request.extensions())?;
         allow::services(&caller, "roll services back")?;
         let v1::RollbackServiceRequest { service, revision } = request.into_inner();
-        let state = self.deploys.get(&service).map_err(Refusal::from)?;
-        allow::run_again(&caller, &state.service, &self.rooms)?;
+        let by = allow::by(caller, &self.rooms);
         let (deploys, revision) = (self.deploys.clone(), Some(revision).filter(|revision| *revision > 0));
         let rolled =
-            whole(
-                "roll back service",
-                async move { deploys.rollback(&service, revision, &caller.name).await },
-            );
+            whole("roll back service", async move { deploys.rollback(&service, revision, &by).await });
         Ok(Response::new(self.deployed(rolled.await?, &[])))
     }
 
@@ -192,8 +187,8 @@ impl v1::services_server::Services for ServicesService {
         let (service, spec) = exec::begin(&mut messages).await?;
         let name = self.deploys.get(&service).map_err(Refusal::from)?.service.name;
         tracing::info!(service.name = %name, by = caller.name, "process in a service");
-        let deploys = self.deploys.clone();
-        let exec = whole("exec", async move { deploys.exec(&service, spec).await }).await?;
+        let (deploys, by) = (self.deploys.clone(), allow::by(caller, &self.rooms));
+        let exec = whole("exec", async move { deploys.exec(&service, spec, &by).await }).await?;
         Ok(Response::new(exec::answers(exec, messages)))
     }
 

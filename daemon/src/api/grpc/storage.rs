@@ -185,6 +185,7 @@ impl From<StorageError> for Refusal {
         let (status, code) = match &error {
             StorageError::NotFound { .. } => (Code::NotFound, "not_found"),
             StorageError::Escapes { .. } => (Code::InvalidArgument, "path_escapes"),
+            StorageError::IsLink { .. } => (Code::FailedPrecondition, "is_a_link"),
             StorageError::LinkLoop { .. } => (Code::InvalidArgument, "link_loop"),
             StorageError::NotADirectory { .. } => (Code::FailedPrecondition, "not_a_directory"),
             StorageError::IsADirectory { .. } => (Code::FailedPrecondition, "is_a_directory"),

@@ -10,6 +10,8 @@ pub enum StorageError {
     NotFound { path: PathBuf },
     #[error("`{}` leads out of this storage, through `..` or a link", shown(path))]
     Escapes { path: PathBuf },
+    #[error("`{}` is a link or goes through one; name the directory or file itself", shown(path))]
+    IsLink { path: PathBuf },
     #[error("`{}` goes through too many links", shown(path))]
     LinkLoop { path: PathBuf },
     #[error("`{}` is not a directory, or goes through something that is none", shown(path))]
@@ -74,6 +76,7 @@ impl StorageError {
         match self {
             Self::NotFound { path }
             | Self::Escapes { path }
+            | Self::IsLink { path }
             | Self::LinkLoop { path }
             | Self::NotADirectory { path }
             | Self::IsADirectory { path }

@@ -42,6 +42,7 @@ pub(super) fn of_storage(target: &MountTarget, storage: &str, error: &StorageErr
     let code = match error {
         StorageError::NotFound { .. } => "mount_source_missing",
         StorageError::Escapes { .. } | StorageError::LinkLoop { .. } => "mount_source_outside_storage",
+        StorageError::IsLink { .. } => "mount_source_is_link",
         StorageError::NoSpace { .. } => "no_space",
         _ => "mount_source_unusable",
     };

@@ -55,7 +55,7 @@ async fn a_service_that_may_not_run_twice_never_does() {
     let recreate = |tag| DeployRequest { strategy: Some(Strategy::Recreate), ..request(tag) };
     deploy(&handle, recreate("2")).await;
     assert!(matches!(outcome(&handle, 2).await, DeployEventKind::Live { .. }));
-    handle.restart("web").await.unwrap();
+    handle.restart("web", &ann()).await.unwrap();
     assert!(matches!(outcome(&handle, 2).await, DeployEventKind::Live { .. }));
     assert_eq!(world.state().peak, 1);
     // The new one does not start: the one before comes back.
@@ -170,7 +170,7 @@ async fn a_restart_replaces_the_instance_with_a_fresh_token() {
     let before = env(&world);
     assert_eq!(before["HEARTH_ADDR"], "http://10.0.0.1:4327");
     assert_eq!((before["HEARTH_ROOM"].as_str(), before["MESHAGENT_ROOM"].as_str()), ("den", "den"));
-    handle.restart("web").await.unwrap();
+    handle.restart("web", &ann()).await.unwrap();
     assert!(matches!(outcome(&handle, 1).await, DeployEventKind::Live { .. }));
     until("one serves", || only_serves(&world, 1)).await;
     let after = env(&world);
@@ -187,12 +187,12 @@ async fn a_rollback_runs_what_was_live_before() {
     let handle = services.handle();
     live(&handle, "1").await;
     live(&handle, "2").await;
-    let back = handle.rollback("web", None, "ann").await.unwrap();
+    let back = handle.rollback("web", None, &ann()).await.unwrap();
     assert_eq!(back.revision, 3);
     assert!(matches!(outcome(&handle, 3).await, DeployEventKind::Live { .. }));
     let service = handle.get("web").unwrap().service;
     assert_eq!(service.revision(3).unwrap().spec, service.revision(1).unwrap().spec);
-    let missing = handle.rollback("web", Some(9), "ann").await.unwrap_err();
+    let missing = handle.rollback("web", Some(9), &ann()).await.unwrap_err();
     assert_eq!(missing.code(), "revision_not_found");
 }
 

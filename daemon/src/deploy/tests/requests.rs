@@ -14,7 +14,7 @@ async fn what_could_not_run_is_refused_before_anything_changes() {
     let refused = async |change: &dyn Fn(&mut DeployRequest)| {
         let mut request = request("1");
         change(&mut request);
-        handle.deploy(request, "ann", &BTreeMap::new()).await.unwrap_err().code().to_owned()
+        handle.deploy(request, &ann(), &BTreeMap::new()).await.unwrap_err().code().to_owned()
     };
     let env = |value: EnvValue| {
         move |request: &mut DeployRequest| {
@@ -60,16 +60,16 @@ async fn images_that_are_mounted_are_looked_up_when_they_are_given_and_never_aga
     assert!(pinned.values().all(|image| image.repository == repository));
     // The tag goes: a restart, a deploy that does not name the mounts and a rollback ask for it no more.
     world.state().apps.remove("2");
-    handle.restart("web").await.unwrap();
+    handle.restart("web", &ann()).await.unwrap();
     assert!(matches!(outcome(&handle, 1).await, DeployEventKind::Live { .. }));
     live(&handle, "3").await;
-    handle.rollback("web", Some(1), "ann").await.unwrap();
+    handle.rollback("web", Some(1), &ann()).await.unwrap();
     assert!(matches!(outcome(&handle, 3).await, DeployEventKind::Live { .. }));
     let service = handle.get("web").unwrap().service;
     assert!(service.revisions.iter().all(|revision| revision.spec.mounted == pinned), "{service:?}");
     let given = world.state().mounted.clone();
     assert!(given.len() >= 4 && given.values().all(|images| *images == pinned), "{given:?}");
-    let gone = handle.deploy(DeployRequest { mounts, ..request("1") }, "ann", &BTreeMap::new()).await;
+    let gone = handle.deploy(DeployRequest { mounts, ..request("1") }, &ann(), &BTreeMap::new()).await;
     let gone = gone.unwrap_err();
     assert_eq!(gone.to_string(), "mount at `/a`: there is no image `assets:2`");
 }
@@ -79,7 +79,7 @@ async fn a_dry_run_tells_the_plan_and_changes_nothing() {
     let world = world();
     let services = start(&world).await;
     let handle = services.handle();
-    let forecast = handle.dry_run(request("1"), "ann", &BTreeMap::new()).await.unwrap();
+    let forecast = handle.dry_run(request("1"), &ann(), &BTreeMap::new()).await.unwrap();
     assert!(forecast.deployed.created && world.state().services.is_empty());
     assert!(
         forecast.deployed.notes.iter().any(|note| note.contains("8080")),
@@ -93,7 +93,7 @@ async fn a_dry_run_tells_the_plan_and_changes_nothing() {
     );
     live(&handle, "1").await;
     let before = world.state().services.clone();
-    let forecast = handle.dry_run(request("2"), "ann", &BTreeMap::new()).await.unwrap();
+    let forecast = handle.dry_run(request("2"), &ann(), &BTreeMap::new()).await.unwrap();
     assert!(
         matches!(forecast.actions.last(), Some(Action::Retire { revision: 1, .. })),
         "{:?}",

@@ -67,7 +67,11 @@ async fn whoever_removes_a_secret_is_told_which_services_use_it() {
     room.world.state().secrets.insert("db".to_owned(), "x".to_owned());
     let mut request = DeployRequest::new("web:1".parse().unwrap());
     request.env.insert("DB".to_owned(), EnvValue::Secret { name: "db".to_owned() });
-    room.deploys.handle().deploy(request, "ann", &Default::default()).await.unwrap();
+    room.deploys
+        .handle()
+        .deploy(request, &crate::deploy::By::new("ann".to_owned(), |_| Ok(())), &Default::default())
+        .await
+        .unwrap();
     let no_services = ApiScope { services: None, ..ApiScope::agent_default() };
     for (scope, used_by) in [(ApiScope::agent_default(), vec!["web".to_owned()]), (no_services, Vec::new())] {
         room.service.set(by(ApiScope::full(), set("db", b"x"))).await.unwrap();
