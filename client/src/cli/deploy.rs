@@ -80,7 +80,7 @@ pub(super) struct DeployArgs {
     /// How long it has for its first healthy answer, such as `90s` [default: kept, else 60s]
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, help_heading = "Deploy")]
     timeout: Option<Duration>,
-    /// Credentials of the image's registry, and of base images, `[registry,]username,password`
+    /// Credentials of the image's registry, and of base and mounted images, `[registry,]username,password`
     #[arg(long, value_name = "CRED", help_heading = "Deploy")]
     cred: Vec<String>,
     /// Print what would be done, and do nothing

@@ -70,10 +70,12 @@ async fn a_runtime_that_is_away_is_waited_for() {
     world.state().away = true;
     let services = start(&world).await;
     let handle = services.handle();
-    deploy(&handle, request("1")).await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert!(!handle.ready().borrow().is_ok());
-    world.state().away = false;
+    let comes_back = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(!handle.ready().borrow().is_ok());
+        world.state().away = false;
+    };
+    tokio::join!(deploy(&handle, request("1")), comes_back);
     assert!(matches!(outcome(&handle, 1).await, DeployEventKind::Live { .. }));
     world.state().away = true;
     deploy(&handle, request("2")).await;

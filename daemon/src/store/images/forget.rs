@@ -1,8 +1,8 @@
 //! What the registry may forget, and what is left.
 //!
-//! A manifest stays while it is tagged, while a revision of a service runs it, while it was touched lately, while an index that stays needs
-//! it, and while the manifest that it refers to (its subject) stays. A link stays while it was
-//! touched lately or a manifest of its repository needs it.
+//! A manifest stays while it is tagged, while a revision of a service runs or mounts it, while it was touched lately,
+//! while an index that stays needs it, and while the manifest that it refers to (its subject) stays. A link stays while
+//! it was touched lately or a manifest of its repository needs it.
 
 use std::collections::HashSet;
 

@@ -106,7 +106,7 @@ async fn an_image_that_a_kept_revision_runs_or_mounts_is_neither_forgotten_nor_r
     mounting.spec.mounted = [("/assets".parse().unwrap(), pinned)].into();
     let one = service("one", vec![mounting]);
     store.put(&one).await.unwrap();
-    assert_eq!(store.services().await.unwrap(), [one.clone()]);
+    assert_eq!(store.services().await.unwrap(), std::slice::from_ref(&one));
     let later = Timestamp::now().checked_add(jiff::SignedDuration::from_hours(10)).unwrap();
     assert_eq!(store.forget(later).await.unwrap().manifests, 2);
     let removal = store.remove_manifest(&repository, &digest(1)).await.unwrap();
