@@ -1,11 +1,13 @@
 //! Participant tokens of this room: made, checked, and turned into a [`Caller`].
 //!
 //! A token is an HS256 JWT signed with the room's secret: `name`, `exp`, and
-//! `grants: [{name: "room", scope: ROOM}, {name: "role", scope: "agent"}, {name: "api", scope: {...}}]`.
+//! `grants: [{name: "room", scope: ROOM}, {name: "role", scope: "agent"}, {name: "api", scope: {...}}]`. That of a
+//! service has `{name: "service", scope: ID}` as well, and is good for as long as the service is there.
 
 pub mod secret_file;
 
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -13,6 +15,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 
 use crate::model::access::{ApiScope, Caller};
+use crate::model::id::ServiceId;
 use crate::model::secret::Secret;
 
 pub use secret_file::SecretFileError;
@@ -22,12 +25,16 @@ pub const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 3600);
 /// A token that is larger than this is not even looked at.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;
 
+type Exists = dyn Fn(&str) -> bool + Send + Sync;
+
 /// Checks and makes tokens of one room; cheap to share.
 pub struct Access {
     room: String,
     encoding: EncodingKey,
     decoding: DecodingKey,
     validation: Validation,
+    /// Whether there is a service of this id.
+    services: OnceLock<Box<Exists>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -90,6 +97,14 @@ impl Access {
             encoding: EncodingKey::from_secret(secret.reveal().as_bytes()),
             decoding: DecodingKey::from_secret(secret.reveal().as_bytes()),
             validation,
+            services: OnceLock::new(),
+        }
+    }
+
+    /// From now on tokens of services that are gone are refused. Said once, at the start.
+    pub fn ask_for_services(&self, exists: impl Fn(&str) -> bool + Send + Sync + 'static) {
+        if self.services.set(Box::new(exists)).is_err() {
+            tracing::warn!("it was said already where services are asked for");
         }
     }
 
@@ -122,7 +137,12 @@ impl Access {
         // What a service makes is its own, whatever its name.
         let name = match scope_of(SERVICE) {
             None => claims.name,
-            Some(_) => format!("{SERVICE}:{}", claims.name),
+            Some(Some(serde_json::Value::String(id)))
+                if self.services.get().is_none_or(|exists| exists(id)) =>
+            {
+                format!("{SERVICE}:{}", claims.name)
+            }
+            Some(_) => return Err(AccessError::Invalid("its service is gone")),
         };
         Ok(Caller { name, scope })
     }
@@ -136,11 +156,17 @@ impl Access {
     }
 
     /// Makes a token for an instance of a service: one that nobody can take for a participant of its name.
-    pub fn mint_for_service(&self, name: &str, scope: &str, ttl: Duration) -> Result<String, MintError> {
+    pub fn mint_for_service(
+        &self,
+        service: &ServiceId,
+        name: &str,
+        scope: &str,
+        ttl: Duration,
+    ) -> Result<String, MintError> {
         if name.is_empty() || name.len() > 200 {
             return Err(MintError::Name);
         }
-        let mark = Grant { name: SERVICE.to_owned(), scope: Some(true.into()) };
+        let mark = Grant { name: SERVICE.to_owned(), scope: Some(service.to_string().into()) };
         self.sign_with(name, &parse_scope(scope)?, ttl, Some(mark)).map(|(token, _)| token)
     }
 
@@ -224,8 +250,15 @@ mod tests {
     #[test]
     fn a_token_of_a_service_is_not_taken_for_a_participants() {
         let access = access("r", "s");
-        let token = access.mint_for_service("ann", "full", HOUR).unwrap();
+        let id = ServiceId::random();
+        let token = access.mint_for_service(&id, "ann", "full", HOUR).unwrap();
         assert_eq!(access.verify(&token).unwrap().name, "service:ann");
+        let there = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let (asked, wanted) = (std::sync::Arc::clone(&there), id.to_string());
+        access.ask_for_services(move |id| id == wanted && asked.load(std::sync::atomic::Ordering::Relaxed));
+        assert_eq!(access.verify(&token).unwrap().name, "service:ann");
+        there.store(false, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(access.verify(&token), Err(AccessError::Invalid("its service is gone")));
     }
 
     #[test]

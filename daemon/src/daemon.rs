@@ -165,6 +165,8 @@ impl Daemon {
         let options = deploy::Options::new(config.room.clone(), own_address, logs);
         let services = Services::start(options, ports, network, (runtime, runtime_child)).await?;
 
+        access.ask_for_services(services.handle().existence());
+
         let readiness = readiness(&kit, &services);
         let changes = router::Changes {
             buildkit: kit.status(),

@@ -156,6 +156,6 @@ impl Changes {
 /// One that has ended does not change any more.
 async fn change<T>(of: &mut watch::Receiver<T>) {
     if of.changed().await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }

@@ -6,16 +6,16 @@ use std::collections::BTreeMap;
 use super::service::Shared;
 use crate::model::fault::{Fault, Stage};
 use crate::model::secret::Secret;
-use crate::model::service::{EnvValue, Revision, ServiceName};
+use crate::model::service::{EnvValue, InstanceLabel, Revision};
 
 impl Shared {
     /// Made for one start: tokens are fresh, secrets as they are now.
     pub(super) async fn environment(
         &self,
-        name: &ServiceName,
+        label: &InstanceLabel,
         revision: &Revision,
     ) -> Result<BTreeMap<String, Secret<String>>, Fault> {
-        let options = &self.options;
+        let (options, name) = (&self.options, &label.name);
         let mut env: BTreeMap<String, Secret<String>> = [
             ("HEARTH_ADDR", options.address.clone()),
             ("MESHAGENT_API_URL", options.address.clone()),
@@ -31,10 +31,12 @@ impl Shared {
         for (variable, value) in &revision.spec.env {
             let value = match value {
                 EnvValue::Plain(text) => Secret::new(text.clone()),
-                EnvValue::Token { scope } => self.ports.tokens.mint(identity, scope).map_err(|reason| {
-                    let message = format!("variable `{variable}`: its token cannot be made: {reason}");
-                    Fault::new(Stage::Deploy, "token_not_made", message)
-                })?,
+                EnvValue::Token { scope } => {
+                    self.ports.tokens.mint(&label.service, identity, scope).map_err(|reason| {
+                        let message = format!("variable `{variable}`: its token cannot be made: {reason}");
+                        Fault::new(Stage::Deploy, "token_not_made", message)
+                    })?
+                }
                 EnvValue::Secret { name } => self.secret(variable, name).await?,
             };
             env.insert(variable.clone(), value);

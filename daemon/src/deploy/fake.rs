@@ -26,7 +26,7 @@ use super::service::Ports;
 use crate::model::build::LogStream;
 use crate::model::deploy::{ImageFacts, LogLine, LogQuery};
 use crate::model::fault::{Fault, Stage};
-use crate::model::id::InstanceId;
+use crate::model::id::{InstanceId, ServiceId};
 use crate::model::image::PinnedImage;
 use crate::model::secret::{Credential, Secret};
 use crate::model::service::{Exit, InstanceLabel, Service, ServiceName};
@@ -498,7 +498,7 @@ impl InstanceLogs for World {
 }
 
 impl Tokens for World {
-    fn mint(&self, name: &str, scope: &str) -> Result<Secret<String>, String> {
+    fn mint(&self, _: &ServiceId, name: &str, scope: &str) -> Result<Secret<String>, String> {
         crate::access::parse_scope(scope).map_err(|error| error.to_string())?;
         let mut state = self.state();
         state.minted += 1;

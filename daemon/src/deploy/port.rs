@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::model::deploy::{ImageFacts, LogLine, LogQuery};
 use crate::model::fault::Fault;
-use crate::model::id::InstanceId;
+use crate::model::id::{InstanceId, ServiceId};
 use crate::model::image::PinnedImage;
 use crate::model::secret::{Credential, Secret};
 use crate::model::service::{Domain, Exit, InstanceLabel, ResourceLimits, Service, ServiceName};
@@ -317,7 +317,7 @@ pub trait ServiceImages: Send + Sync + 'static {
 /// Makes participant tokens for instances. The real one is [`crate::access::Access`].
 pub trait Tokens: Send + Sync + 'static {
     /// `scope` is a word or JSON, as `--env-token` takes it.
-    fn mint(&self, name: &str, scope: &str) -> Result<Secret<String>, String>;
+    fn mint(&self, service: &ServiceId, name: &str, scope: &str) -> Result<Secret<String>, String>;
 }
 
 /// Secrets of the room.

@@ -87,11 +87,13 @@ pub enum StartError {
     Store(#[from] StoreError),
 }
 
+type Permit = dyn Fn(&ServiceSpec) -> Result<(), Denied> + Send + Sync;
+
 /// Who asks, and what they may have run. What is kept of an earlier revision is theirs to answer for as well.
 #[derive(Clone)]
 pub struct By {
     pub name: String,
-    permit: Arc<dyn Fn(&ServiceSpec) -> Result<(), Denied> + Send + Sync>,
+    permit: Arc<Permit>,
 }
 
 impl By {
@@ -315,6 +317,15 @@ impl Handle {
     /// from then on.
     pub fn ready(&self) -> watch::Receiver<Result<(), String>> {
         self.shared.compared.subscribe()
+    }
+
+    /// Tells whether there is a service of an id, for as long as the daemon runs; holds nothing.
+    pub fn existence(&self) -> impl Fn(&str) -> bool + Send + Sync + use<> {
+        let shared = Arc::downgrade(&self.shared);
+        move |id| {
+            let id = id.parse::<ServiceId>().ok();
+            shared.upgrade().zip(id).is_some_and(|(shared, id)| shared.knows(&id))
+        }
     }
 
     /// Waits a while for that.

@@ -142,7 +142,7 @@ impl Shared {
         let limit = self.options.call_limit;
         let spec = &revision.spec;
         let image = InstanceImage { repository: spec.repository.clone(), manifest: spec.manifest };
-        let env = self.environment(&label.name, revision).await?;
+        let env = self.environment(label, revision).await?;
         let prepare_limit = self.options.prepare_limit;
         within("bringing the image's files", prepare_limit, self.ports.runtime.prepare(&image)).await?;
         clock.lap("image");

@@ -266,7 +266,8 @@ impl Shared {
             match value {
                 EnvValue::Plain(_) => {}
                 EnvValue::Token { scope } => {
-                    let minted = self.ports.tokens.mint(identity, scope);
+                    // It is given to nobody.
+                    let minted = self.ports.tokens.mint(&ServiceId::random(), identity, scope);
                     minted
                         .map(drop)
                         .map_err(|reason| DeployError::Scope { variable: variable.clone(), reason })?;

@@ -131,7 +131,15 @@ async fn a_contained_child_takes_everything_with_it_when_it_is_killed() {
             .map(|(entry, _)| entry.file_name().to_str().unwrap().parse::<u32>().unwrap())
             .collect::<Vec<u32>>()
     };
-    let sleep = sleeps();
+    let begun = std::time::Instant::now();
+    let sleep = loop {
+        let found = sleeps();
+        // It becomes `sleep` by and by.
+        if !found.is_empty() || begun.elapsed() > Duration::from_secs(10) {
+            break found;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
     assert_eq!(sleep.len(), 1);
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", sleep[0])).unwrap();
     kill(stat.split(' ').nth(3).unwrap().parse().unwrap());

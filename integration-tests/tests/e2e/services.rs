@@ -218,6 +218,10 @@ fn the_environment_comes_from_flags_files_secrets_and_tokens(daemon: &Daemon) {
     std::thread::sleep(seconds(1));
     daemon.hearth_ok(&["services", "restart", "env"]);
     assert!(!inside(daemon, "env", "env").contains(token), "each instance gets a token of its own");
+    let ask = |status| Request::new("GET", "/v2/").bearer(token).send(&daemon.listen()).expect(status).status;
+    ask(200);
+    daemon.hearth_ok(&["services", "rm", "--now", "env"]);
+    ask(401);
 }
 
 fn storage_is_the_same_inside_and_outside(daemon: &Daemon) {

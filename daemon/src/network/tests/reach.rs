@@ -145,7 +145,8 @@ async fn an_address_that_is_used_again_at_once_answers_at_once() {
         assert!(matches!(other, NetworkError::Exhausted { .. }), "{other}");
         room.network.detach(&id).await.unwrap();
     }
-    assert!(worst < Duration::from_millis(200), "{worst:?}: somebody asked for the address");
+    // One that is asked for takes 0.85 s at least.
+    assert!(worst < Duration::from_millis(600), "{worst:?}: somebody asked for the address");
     println!("first connection to an address that is used again: at most {worst:?}");
     room.close().await;
 }
