@@ -140,9 +140,11 @@ fn an_app_a_shim_and_an_instance_that_are_killed_come_back() {
     settles_on(&daemon, "one\n");
     // One that ends again and again waits longer and longer, and says why.
     App::script("echo it hurts; sleep 0.3; exit 5").pack(&daemon, "sick:1");
-    let output = daemon.hearth(&["deploy", "--tag", "sick:1"]);
-    let shown = daemon.hearth(&["services", "show", "sick"]);
-    assert!(output.code != 0 || shown.stdout.contains('5'), "{output}\n{shown}");
+    // Without a port it is live as soon as it runs, or has failed by then.
+    daemon.hearth(&["deploy", "--tag", "sick:1"]);
+    wait::until(seconds(30), "how it ended is told", || {
+        daemon.hearth_ok(&["services", "show", "sick"]).stdout.contains("exit code 5")
+    });
 }
 
 fn after_a_reboot_services_come_back() {

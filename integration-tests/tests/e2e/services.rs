@@ -32,7 +32,7 @@ pub fn group() -> Group {
             two_deploys_at_once_the_later_wins,
             a_service_that_may_not_run_twice_is_recreated,
             an_app_in_tcp_is_live_when_it_takes_connections,
-            leaving_a_deploy_harms_nothing,
+            a_deploy_that_nobody_waits_for_becomes_live_by_itself,
         ],
     )
 }
@@ -348,7 +348,7 @@ fn memory_that_runs_out_is_named(daemon: &Daemon) {
     app.pack(daemon, "hungry:1");
     let output = daemon.hearth(&["deploy", "--tag", "hungry:1", "--memory", "32m"]);
     assert_ne!(output.code, 0, "{output}");
-    output.says(&["memory"]);
+    output.says(&["needs more memory than its limit"]);
 }
 
 fn two_deploys_at_once_the_later_wins(daemon: &Daemon) {
@@ -400,7 +400,7 @@ fn an_app_in_tcp_is_live_when_it_takes_connections(daemon: &Daemon) {
     assert_ne!(output.code, 0, "a domain leads to http only");
 }
 
-fn leaving_a_deploy_harms_nothing(daemon: &Daemon) {
+fn a_deploy_that_nobody_waits_for_becomes_live_by_itself(daemon: &Daemon) {
     App::script("sleep 2; exec httpd -f -p 8000 -h /site").with(&["--expose", PORT]).pack(daemon, "left:1");
     let output =
         daemon.hearth_ok(&["deploy", "--tag", "left:1", "--domain", "left.test", "--public", "--no-wait"]);
