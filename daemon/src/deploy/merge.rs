@@ -136,8 +136,8 @@ pub fn name_of(request: &DeployRequest) -> Result<ServiceName, MergeError> {
     }
 }
 
-/// `existing` is the service of the request's name. What is kept is that of its desired revision, failed or not:
-/// who corrects one flag need not say the others again. `mounted` are the images of the request's mounts, by target;
+/// `existing` is the service of the request's name. What is kept is that of the revision that is to run: a deploy
+/// that failed has changed nothing. Where none ever served, it is that of the last try. `mounted` are the images of the request's mounts, by target;
 /// a mount that is kept keeps the image that it had.
 pub fn merge(
     existing: Option<&Service>,
@@ -152,8 +152,9 @@ pub fn merge(
             given: image.repository.clone(),
         });
     }
-    let before =
-        existing.and_then(|service| service.revision(service.desired)).map(|revision| &revision.spec);
+    let before = existing
+        .and_then(|service| service.wanted().or_else(|| service.revision(service.desired)))
+        .map(|revision| &revision.spec);
     let kept = before.filter(|_| !request.replace);
     let mut notes = Vec::new();
     let mut env = kept.map(|spec| spec.env.clone()).unwrap_or_default();

@@ -1,7 +1,8 @@
 use super::*;
 use crate::deploy::tests::{service, spec};
 use crate::model::Digest;
-use crate::model::service::EnvValue;
+use crate::model::fault::{Fault, Stage};
+use crate::model::service::{EnvValue, RevisionOutcome};
 
 fn image(exposed: &[u16], volumes: &[&str]) -> ImageFacts {
     ImageFacts {
@@ -68,6 +69,38 @@ fn what_is_not_mentioned_is_kept() {
         ..kept
     };
     assert_eq!(merged, expected);
+}
+
+#[test]
+fn a_deploy_that_failed_leaves_nothing_to_the_next() {
+    let mut kept = spec(8000);
+    kept.env = plain(&[("A", "1")]);
+    let mut existing = service(kept.clone());
+    let mut failed = existing.revisions[0].clone();
+    failed.number = 2;
+    failed.spec.env = plain(&[("A", "2")]);
+    failed.spec.mounts = vec![mount(MountSource::Room("no-such".to_owned()), "/data")];
+    failed.outcome = RevisionOutcome::Failed(Box::new(Fault::new(Stage::Deploy, "not_started", "gone")));
+    existing.revisions.push(failed.clone());
+    existing.desired = 2;
+    let next = |existing: &Service| merged(Some(existing), &request(), &image(&[], &[])).unwrap().spec;
+    assert_eq!((next(&existing).env, next(&existing).mounts), (kept.env, kept.mounts));
+    // Where none ever served, there is only the last try to keep from.
+    existing.live = None;
+    assert_eq!((next(&existing).env, next(&existing).mounts), (failed.spec.env, failed.spec.mounts));
+}
+
+#[test]
+fn a_deploy_on_its_way_is_what_the_next_one_builds_on() {
+    let mut existing = service(spec(8000));
+    let mut pending = existing.revisions[0].clone();
+    pending.number = 2;
+    pending.outcome = RevisionOutcome::Pending;
+    pending.spec.env = plain(&[("A", "2")]);
+    existing.revisions.push(pending.clone());
+    existing.desired = 2;
+    let next = merged(Some(&existing), &request(), &image(&[], &[])).unwrap().spec;
+    assert_eq!(next.env, pending.spec.env);
 }
 
 #[test]
