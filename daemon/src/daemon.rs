@@ -143,7 +143,9 @@ impl Daemon {
         let options = build_options(&config, &listeners.addresses, Arc::clone(&access))?;
         let builds = build::Service::start(options, ports).await?;
 
-        let ingress = Arc::new(Ingress::new(services::ingress_options(&config), Arc::clone(&access)));
+        let ingress = Ingress::new(services::ingress_options(&config), Arc::clone(&access))
+            .context("threads of the ingress")?;
+        let ingress = Arc::new(ingress);
         let mount_options =
             mounts::Options { directory: config.state_dir.join("instances"), storage: storage.clone() };
         let mounted = MountedImages { images: images.clone(), contexts: contexts.clone() };

@@ -31,8 +31,10 @@ mod tls;
 mod token;
 mod tunnel;
 mod upstream;
+mod workers;
 
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -46,6 +48,7 @@ use crate::access::Access;
 use crate::deploy::port::{Route, Router};
 use backend::Backend;
 use table::{Entry, Table};
+use workers::Workers;
 
 pub use options::{CertificateFiles, Options, TlsSource};
 pub use tls::{Tls, TlsError};
@@ -65,6 +68,7 @@ pub struct Ingress {
     /// Everything that is routed, and what is left in flight of what no longer is.
     backends: Mutex<HashMap<SocketAddr, Arc<Backend>>>,
     connections: Arc<Semaphore>,
+    workers: Workers,
     answers: [Counter; CLASSES.len()],
 }
 
@@ -76,14 +80,15 @@ pub struct Traffic {
 }
 
 impl Ingress {
-    /// Needs no runtime; [`serve`](Self::serve) does. The recorder of metrics is to be there before.
-    pub fn new(options: Options, access: Arc<Access>) -> Self {
+    /// Starts the threads that serve. The recorder of metrics is to be there before.
+    pub fn new(options: Options, access: Arc<Access>) -> io::Result<Self> {
         metrics::describe_counter!(
             "hearth_ingress_answers_total",
             "Answers of the ingress, by class of status."
         );
         let connections = options.connections.min(Semaphore::MAX_PERMITS);
-        Self {
+        let workers = Workers::start(options.workers)?;
+        Ok(Self {
             options: Options { connections, ..options },
             access,
             table: RwLock::default(),
@@ -91,9 +96,10 @@ impl Ingress {
             changed: Notify::new(),
             backends: Mutex::default(),
             connections: Arc::new(Semaphore::new(connections)),
+            workers,
             answers: CLASSES
                 .map(|class| metrics::counter!("hearth_ingress_answers_total", "status" => class)),
-        }
+        })
     }
 
     /// What is routed at the moment, by domain.
@@ -152,7 +158,9 @@ impl Router for Ingress {
             .map(|route| {
                 let backend = route.backend.map(|address| {
                     let known = backends.get(&address).filter(|backend| !backend.is_retired());
-                    let backend = known.cloned().unwrap_or_else(|| Arc::new(Backend::new(address)));
+                    let backend = known
+                        .cloned()
+                        .unwrap_or_else(|| Arc::new(Backend::new(address, self.workers.count())));
                     backends.insert(address, Arc::clone(&backend));
                     routed.push(address);
                     backend

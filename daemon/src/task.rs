@@ -2,7 +2,9 @@
 
 use std::future::Future;
 
+use tokio::runtime;
 use tokio::task::{JoinError, JoinHandle};
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Instrument as _;
 
 /// Runs `work` on this thread and on `helpers` more, each with its number, until all have returned.
@@ -33,6 +35,35 @@ where
         let running = thread.spawn_scoped(scope, move || span.in_scope(work))?;
         running.join().map_err(|_| std::io::Error::other(format!("thread `{name}` panicked")))
     })
+}
+
+/// A thread with a runtime of its own: what is spawned there stays there, and so does what that spawns. It ends with
+/// this value, and what runs on it then is dropped.
+pub struct Worker {
+    runtime: runtime::Handle,
+    _stop: DropGuard,
+}
+
+impl Worker {
+    pub fn start(name: &'static str) -> std::io::Result<Self> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        thread.spawn(move || runtime.block_on(stopped.cancelled()))?;
+        Ok(Self { runtime: handle, _stop: stop.drop_guard() })
+    }
+
+    /// As [`spawn`], on this worker.
+    #[expect(clippy::disallowed_methods, reason = "this is the place that spawns")]
+    pub fn spawn<F>(&self, name: &'static str, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.runtime.spawn(future.instrument(tracing::debug_span!("task", name)))
+    }
 }
 
 /// Spawns a task whose owner keeps the handle.

@@ -32,7 +32,8 @@ pub(super) struct Backend {
     empty: Notify,
     /// Ends upgraded connections.
     cut: CancellationToken,
-    kept: Mutex<Vec<Kept>>,
+    /// By worker: whoever drives a connection is woken on the thread where it was made.
+    kept: Vec<Mutex<Vec<Kept>>>,
     sockets: Arc<Sockets>,
 }
 
@@ -44,6 +45,7 @@ struct Kept {
 /// A request that counts as in flight while this lives.
 pub(super) struct InFlight {
     backend: Arc<Backend>,
+    worker: usize,
 }
 
 /// The sockets of open connections, so that they can be shut down under whoever uses them.
@@ -63,22 +65,22 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Backend {
-    pub(super) fn new(address: SocketAddr) -> Self {
+    pub(super) fn new(address: SocketAddr, workers: usize) -> Self {
         Self {
             address,
             in_flight: AtomicUsize::new(0),
             retired: AtomicBool::new(false),
             empty: Notify::new(),
             cut: CancellationToken::new(),
-            kept: Mutex::default(),
+            kept: std::iter::repeat_with(Mutex::default).take(workers).collect(),
             sockets: Arc::default(),
         }
     }
 
-    /// None once it has retired.
-    pub(super) fn enter(self: &Arc<Self>) -> Option<InFlight> {
+    /// On a worker. None once it has retired.
+    pub(super) fn enter(self: &Arc<Self>, worker: usize) -> Option<InFlight> {
         self.in_flight.fetch_add(1, Ordering::SeqCst);
-        let entered = InFlight { backend: Arc::clone(self) };
+        let entered = InFlight { backend: Arc::clone(self), worker };
         // Counted first, asked second; retiring does it the other way round: one of both sees the other.
         (!self.retired.load(Ordering::SeqCst)).then_some(entered)
     }
@@ -94,7 +96,7 @@ impl Backend {
     /// No request enters from now on.
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::SeqCst);
-        locked(&self.kept).clear();
+        self.kept.iter().for_each(|kept| locked(kept).clear());
     }
 
     /// Waits until nothing is in flight, at most for `limit`; then cuts what is. Gives how many were cut.
@@ -122,27 +124,11 @@ impl Backend {
         }
     }
 
-    /// The connection that was used last, unless it has been idle for longer than `idle`.
-    pub(super) fn take_kept(&self, idle: Duration) -> Option<Box<Upstream>> {
-        let kept = locked(&self.kept).pop()?;
-        // The one below is older still; the sweep takes them.
-        (kept.since.elapsed() < idle).then_some(kept.upstream)
-    }
-
-    /// Keeps a connection for the next request, if it may be used again and there is room.
-    pub(super) fn keep(&self, mut upstream: Box<Upstream>, room: usize) {
-        if !upstream.is_reusable() {
-            return;
-        }
-        let mut kept = locked(&self.kept);
-        if kept.len() < room && !self.is_retired() {
-            kept.push(Kept { upstream, since: Instant::now() });
-        }
-    }
-
     /// Closes kept connections that are too old, and those that the instance has closed.
     pub(super) fn sweep(&self, idle: Duration) {
-        locked(&self.kept).retain_mut(|kept| kept.since.elapsed() < idle && kept.upstream.is_reusable());
+        for kept in &self.kept {
+            locked(kept).retain_mut(|kept| kept.since.elapsed() < idle && kept.upstream.is_reusable());
+        }
     }
 
     pub(super) fn register(&self, stream: &TcpStream) -> std::io::Result<OpenSocket> {
@@ -177,6 +163,30 @@ impl InFlight {
         &self.backend
     }
 
+    fn kept(&self) -> Option<MutexGuard<'_, Vec<Kept>>> {
+        self.backend.kept.get(self.worker).map(locked)
+    }
+
+    /// The connection that was used last on this worker, unless it has been idle for longer than `idle`.
+    pub(super) fn take_kept(&self, idle: Duration) -> Option<Box<Upstream>> {
+        let kept = self.kept()?.pop()?;
+        // The one below is older still; the sweep takes them.
+        (kept.since.elapsed() < idle).then_some(kept.upstream)
+    }
+
+    /// Keeps a connection for the next request, if it may be used again and there is room.
+    pub(super) fn keep(&self, mut upstream: Box<Upstream>, room: usize) {
+        if !upstream.is_reusable() {
+            return;
+        }
+        if let Some(mut kept) = self.kept()
+            && kept.len() < room
+            && !self.backend.is_retired()
+        {
+            kept.push(Kept { upstream, since: Instant::now() });
+        }
+    }
+
     pub(super) fn cut(&self) -> &CancellationToken {
         &self.backend.cut
     }
@@ -195,18 +205,18 @@ mod tests {
     use super::*;
 
     fn backend() -> Arc<Backend> {
-        Arc::new(Backend::new("127.0.0.1:1".parse().unwrap()))
+        Arc::new(Backend::new("127.0.0.1:1".parse().unwrap(), 1))
     }
 
     #[tokio::test]
     async fn a_drain_ends_with_the_last_request_in_flight() {
         let backend = backend();
-        let first = backend.enter().unwrap();
-        let second = backend.enter().unwrap();
+        let first = backend.enter(0).unwrap();
+        let second = backend.enter(0).unwrap();
         let draining = backend.drain(Duration::from_secs(60));
         tokio::pin!(draining);
         assert!(futures::poll!(&mut draining).is_pending());
-        assert!(backend.enter().is_none(), "nothing enters a retired backend");
+        assert!(backend.enter(0).is_none(), "nothing enters a retired backend");
         drop(first);
         assert!(futures::poll!(&mut draining).is_pending());
         drop(second);
@@ -216,7 +226,7 @@ mod tests {
     #[tokio::test]
     async fn a_drain_tells_how_many_it_cut() {
         let backend = backend();
-        let entered = backend.enter().unwrap();
+        let entered = backend.enter(0).unwrap();
         let cut = entered.cut().clone();
         let left = crate::task::spawn("exchange", async move {
             entered.cut().cancelled().await;

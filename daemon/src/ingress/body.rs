@@ -100,7 +100,7 @@ impl Streamed {
 
     fn release(&mut self) {
         if let Some(upstream) = self.upstream.take() {
-            self.entered.backend().keep(upstream, self.room);
+            self.entered.keep(upstream, self.room);
         }
     }
 }

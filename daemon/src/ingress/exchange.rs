@@ -139,13 +139,14 @@ impl Ingress {
         let mut pause = FIRST_PAUSE;
         let mut attempt = 0;
         loop {
-            let unanswered = match entry.backend.as_ref().and_then(super::Backend::enter) {
-                Some(entered) => {
-                    attempt += 1;
-                    self.attempt(connection, &entry, entered, request, attempt, switching).await
-                }
-                None => Err(Unanswered::Held(request, Refusal::NoInstance(entry.service.clone()))),
-            };
+            let unanswered =
+                match entry.backend.as_ref().and_then(|backend| backend.enter(connection.seat.worker)) {
+                    Some(entered) => {
+                        attempt += 1;
+                        self.attempt(connection, &entry, entered, request, attempt, switching).await
+                    }
+                    None => Err(Unanswered::Held(request, Refusal::NoInstance(entry.service.clone()))),
+                };
             match unanswered {
                 Ok(response) => return Ok(response),
                 Err(Unanswered::Over(refusal)) => return Err(refusal),
@@ -189,7 +190,7 @@ impl Ingress {
         let service = &entry.service;
         let replayed = replayed(&request);
         let idle = if replayed { self.options.kept_idle } else { self.options.kept_idle.min(FRESH) };
-        let kept = if attempt == 1 { entered.backend().take_kept(idle) } else { None };
+        let kept = if attempt == 1 { entered.take_kept(idle) } else { None };
         let (mut upstream, copy) = match kept {
             Some(upstream) => (upstream, replayed.then(|| Copy::of(&request))),
             None => match Upstream::connect(entered.backend(), self.options.connect).await {

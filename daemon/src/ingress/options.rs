@@ -19,7 +19,9 @@ pub struct Options {
     pub upgrade_idle: Duration,
     /// A connection to an instance is kept this long for the next request.
     pub kept_idle: Duration,
-    /// Connections to one instance that are kept.
+    /// Threads that serve connections.
+    pub workers: usize,
+    /// Connections to one instance that each of them keeps.
     pub kept: usize,
     /// Connections of clients; more wait to be accepted.
     pub connections: usize,
@@ -37,7 +39,8 @@ impl Default for Options {
             hold: Duration::from_secs(3),
             upgrade_idle: Duration::from_secs(10 * 60),
             kept_idle: Duration::from_secs(60),
-            kept: 128,
+            workers: std::thread::available_parallelism().map_or(1, usize::from),
+            kept: 64,
             connections: 10_000,
             max_head_bytes: 64 * 1024,
             trusted_proxies: Vec::new(),

@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::headers::Client;
 use super::tls::Tls;
+use super::workers::Seat;
 use super::{Ingress, Options};
-use crate::task;
 
 /// What a client with prior knowledge begins HTTP/2 with (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -43,6 +43,7 @@ pub(super) struct Connection {
     pub(super) client: Client,
     /// The daemon drains.
     pub(super) stop: CancellationToken,
+    pub(super) seat: Seat,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -73,17 +74,14 @@ impl Ingress {
             match accepted {
                 Ok((stream, peer, slot)) => {
                     let trusted = self.options.trusted_proxies.iter().any(|block| block.contains(peer.ip()));
-                    let connection = Connection {
-                        client: Client::new(peer.ip(), tls.is_some(), trusted),
-                        stop: stop.clone(),
-                        _slot: slot,
-                    };
-                    let serving = serve_one(Arc::clone(&self), stream, tls.clone(), connection);
-                    let abort = abort.clone();
-                    task::spawn("ingress connection", async move {
+                    let client = Client::new(peer.ip(), tls.is_some(), trusted);
+                    let (ingress, tls) = (Arc::clone(&self), tls.clone());
+                    let (stop, abort) = (stop.clone(), abort.clone());
+                    self.workers.spawn("ingress connection", |seat| async move {
+                        let connection = Connection { client, stop, seat, _slot: slot };
                         let outcome = tokio::select! {
                             biased;
-                            outcome = serving => outcome,
+                            outcome = serve_one(ingress, stream, tls, connection) => outcome,
                             () = abort.cancelled() => Err(io::Error::other("cut at the end of the grace period")),
                         };
                         if let Err(error) = outcome {
@@ -106,13 +104,14 @@ impl Ingress {
     }
 }
 
+/// The connection is of no runtime yet: it will be of its worker's.
 async fn accept(
     listener: &TcpListener,
     slot: impl Future<Output = Result<OwnedSemaphorePermit, tokio::sync::AcquireError>>,
-) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+) -> io::Result<(std::net::TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let slot = slot.await.map_err(io::Error::other)?;
     let (stream, peer) = listener.accept().await?;
-    Ok((stream, peer, slot))
+    Ok((stream.into_std()?, peer, slot))
 }
 
 /// Connections inherit these from their listener, which saves the calls for each.
@@ -127,10 +126,11 @@ fn prepare(listener: &TcpListener) {
 
 async fn serve_one(
     ingress: Arc<Ingress>,
-    stream: TcpStream,
+    stream: std::net::TcpStream,
     tls: Option<Arc<Tls>>,
     connection: Connection,
 ) -> io::Result<()> {
+    let stream = TcpStream::from_std(stream)?;
     let late = |_| io::Error::from(io::ErrorKind::TimedOut);
     match tls {
         Some(tls) => {

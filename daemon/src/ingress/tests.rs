@@ -41,7 +41,7 @@ impl Scene {
     async fn with_tls(options: Options, tls: Option<Arc<Tls>>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let access = Access::open("r", &directory.path().join("secret")).unwrap();
-        let ingress = Arc::new(Ingress::new(options, Arc::new(access)));
+        let ingress = Arc::new(Ingress::new(options, Arc::new(access)).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();

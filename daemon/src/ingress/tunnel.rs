@@ -41,7 +41,8 @@ enum End {
 
 pub(super) async fn run(tunnel: Tunnel, client: OnUpgrade, upstream: Box<Upstream>) -> io::Result<()> {
     // A cut shuts the sockets of plain connections down; this one is told, so that it can say goodbye.
-    let (switched, socket) = upstream.switched().await;
+    let switched = upstream.switched().await;
+    let (switched, socket) = switched.ok_or(io::ErrorKind::ConnectionAborted)?;
     drop(socket);
     let client = tokio::time::timeout(SWITCH_LIMIT, client)
         .await

@@ -27,10 +27,16 @@ const MAX_HEAD: usize = 128 * 1024;
 
 pub(super) struct Upstream {
     sender: SendRequest<RequestBody>,
-    connection: Connection,
-    /// The connection has ended, and is not to be polled again.
-    ended: bool,
+    link: Link,
     socket: OpenSocket,
+}
+
+/// What moves the bytes.
+struct Link {
+    /// None once it has ended without an answer.
+    connection: Option<Connection>,
+    /// It has ended, and is not to be polled again.
+    ended: bool,
 }
 
 /// What is left of a connection whose instance has switched protocols.
@@ -89,18 +95,12 @@ impl Upstream {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| ConnectFailure::Other(io::Error::other(error)))?;
-        Ok(Box::new(Self { sender, connection, ended: false, socket }))
+        Ok(Box::new(Self { sender, link: Link { connection: Some(connection), ended: false }, socket }))
     }
 
     /// Moves what can be moved. Ready when the connection has ended.
     pub(super) fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.ended {
-            if let Err(error) = ready!(self.connection.poll_without_shutdown(cx)) {
-                tracing::debug!(%error, "connection to an instance");
-            }
-            self.ended = true;
-        }
-        Poll::Ready(())
+        self.link.drive(cx)
     }
 
     /// Whether one more request may be sent. Sees it when the instance has closed the connection.
@@ -122,22 +122,18 @@ impl Upstream {
         let mut passed = pin!(tokio::time::sleep(limit));
         let mut seen = 0;
         std::future::poll_fn(|cx| {
-            let ended = match self.ended {
-                true => true,
-                false => match self.connection.poll_without_shutdown(cx) {
-                    Poll::Pending => false,
-                    Poll::Ready(_) => {
-                        self.ended = true;
-                        true
-                    }
-                },
-            };
-            if let Poll::Ready(answer) = answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            let quietly = &mut Context::from_waker(Waker::noop());
+            let ended = self.link.drive(cx).is_ready();
+            if let Poll::Ready(answer) = answer.as_mut().poll(quietly) {
                 return Poll::Ready(answer.map_err(SendFailure::from));
             }
             if ended {
-                // The answer comes before the end; this keeps a fault of that from waiting for ever.
-                return Poll::Ready(Err(SendFailure::TimedOut));
+                // A request that it has not taken comes back when it is dropped.
+                self.link.connection = None;
+                return Poll::Ready(match answer.as_mut().poll(quietly) {
+                    Poll::Ready(answer) => answer.map_err(SendFailure::from),
+                    Poll::Pending => Err(SendFailure::TimedOut),
+                });
             }
             loop {
                 ready!(passed.as_mut().poll(cx));
@@ -153,10 +149,23 @@ impl Upstream {
     }
 
     /// Takes the connection out of HTTP, after an answer of 101.
-    pub(super) async fn switched(mut self: Box<Self>) -> (Switched, OpenSocket) {
+    /// None if it has gone meanwhile.
+    pub(super) async fn switched(mut self: Box<Self>) -> Option<(Switched, OpenSocket)> {
         std::future::poll_fn(|cx| self.drive(cx)).await;
-        let parts = self.connection.into_parts();
-        (Switched { stream: parts.io.into_inner(), first: parts.read_buf }, self.socket)
+        let parts = self.link.connection?.into_parts();
+        Some((Switched { stream: parts.io.into_inner(), first: parts.read_buf }, self.socket))
+    }
+}
+
+impl Link {
+    fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(connection) = self.connection.as_mut().filter(|_| !self.ended) {
+            if let Err(error) = ready!(connection.poll_without_shutdown(cx)) {
+                tracing::debug!(%error, "connection to an instance");
+            }
+            self.ended = true;
+        }
+        Poll::Ready(())
     }
 }
 

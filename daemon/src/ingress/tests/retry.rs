@@ -18,7 +18,7 @@ async fn closes_on_the_second(mut stream: TcpStream, number: usize) {
 }
 
 async fn second_answer(method: &str, body: &str) -> (String, usize) {
-    let scene = Scene::new(Options::default()).await;
+    let scene = Scene::new(Options { workers: 1, ..Options::default() }).await;
     let web = Instance::scripted(closes_on_the_second).await;
     scene.route(Some(web.address));
     assert_eq!(status(&scene.get("/").await), "200");
@@ -48,7 +48,7 @@ async fn a_request_that_may_have_had_an_effect_is_not_sent_twice() {
 
 #[tokio::test]
 async fn a_connection_that_was_closed_while_it_was_kept_costs_no_request() {
-    let scene = Scene::new(Options::default()).await;
+    let scene = Scene::new(Options { workers: 1, ..Options::default() }).await;
     let web = Instance::scripted(|mut stream, _| async move {
         read_until(&mut stream, "\r\n\r\n").await;
         stream.write_all(OK).await.unwrap();

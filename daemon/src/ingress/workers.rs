@@ -1,0 +1,86 @@
+//! The threads that serve connections.
+//!
+//! Each has a runtime of its own, and what begins on one stays there, kept connections to instances too: between
+//! the two halves of a request no other thread is woken.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::task::Worker;
+
+pub(super) struct Workers {
+    all: Vec<(Worker, Arc<AtomicUsize>)>,
+}
+
+/// A client's connection's place on a worker.
+pub(super) struct Seat {
+    /// Of the worker, from 0.
+    pub(super) worker: usize,
+    taken: Arc<AtomicUsize>,
+}
+
+impl Workers {
+    /// At least one.
+    pub(super) fn start(count: usize) -> io::Result<Self> {
+        let start = |_| Ok((Worker::start("ingress")?, Arc::default()));
+        Ok(Self { all: (0..count.max(1)).map(start).collect::<io::Result<_>>()? })
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.all.len()
+    }
+
+    /// On the worker that serves the fewest connections. `begin` makes there what is to run.
+    pub(super) fn spawn<F>(&self, name: &'static str, begin: impl FnOnce(Seat) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let taken = |(_, (_, taken)): &(usize, &(Worker, Arc<AtomicUsize>))| taken.load(Ordering::Relaxed);
+        if let Some((number, (worker, taken))) = self.all.iter().enumerate().min_by_key(taken) {
+            taken.fetch_add(1, Ordering::Relaxed);
+            worker.spawn(name, begin(Seat { worker: number, taken: Arc::clone(taken) }));
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_spread_and_places_are_given_back() {
+        let workers = Workers::start(2).unwrap();
+        let seat = || {
+            let mut seat = None;
+            workers.spawn("connection", |taken| {
+                seat = Some(taken);
+                async {}
+            });
+            seat.unwrap()
+        };
+        let (first, second, third) = (seat(), seat(), seat());
+        assert_eq!([first.worker, second.worker, third.worker], [0, 1, 0]);
+        drop((first, third));
+        assert_eq!([seat().worker, seat().worker], [0, 0], "both are given back at once");
+    }
+
+    #[test]
+    fn what_runs_on_a_worker_ends_with_it() {
+        let workers = Workers::start(1).unwrap();
+        let (held, dropped) = std::sync::mpsc::channel::<()>();
+        workers.spawn("connection", |seat| async move {
+            let _held = (held, seat);
+            std::future::pending::<()>().await;
+        });
+        drop(workers);
+        let ended = dropped.recv_timeout(std::time::Duration::from_secs(20));
+        assert_eq!(ended, Err(std::sync::mpsc::RecvTimeoutError::Disconnected));
+    }
+}
