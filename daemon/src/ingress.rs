@@ -134,11 +134,11 @@ impl Ingress {
         self.version.load(Ordering::SeqCst)
     }
 
-    /// Closes kept connections that have grown old or were closed by their instance.
-    fn sweep(&self) {
+    /// Closes a worker's kept connections that have grown old or were closed by their instance.
+    fn sweep(&self, worker: usize) {
         let backends: Vec<_> = self.backends().values().cloned().collect();
         for backend in backends {
-            backend.sweep(self.options.kept_idle);
+            backend.sweep(worker, self.options.kept_idle);
         }
     }
 

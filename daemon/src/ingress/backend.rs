@@ -124,9 +124,9 @@ impl Backend {
         }
     }
 
-    /// Closes kept connections that are too old, and those that the instance has closed.
-    pub(super) fn sweep(&self, idle: Duration) {
-        for kept in &self.kept {
+    /// Closes a worker's kept connections that are too old, and those that the instance has closed.
+    pub(super) fn sweep(&self, worker: usize, idle: Duration) {
+        if let Some(kept) = self.kept.get(worker) {
             locked(kept).retain_mut(|kept| kept.since.elapsed() < idle && kept.upstream.is_reusable());
         }
     }

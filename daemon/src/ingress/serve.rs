@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::headers::Client;
 use super::tls::Tls;
+use super::upstream::PIECE;
 use super::workers::Seat;
 use super::{Ingress, Options};
 
@@ -29,7 +30,8 @@ const PREFACE_PAUSE: Duration = Duration::from_millis(5);
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// After a failed accept, which is mostly "too many open files".
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Between two looks at the connections to instances that are kept.
+/// Between two looks at the connections to instances that are kept. Shorter than any limit of a request: a timer that
+/// is due before all others makes tokio wake the worker that sets it.
 const SWEEP: Duration = Duration::from_secs(5);
 /// HTTP/2: a connection that does not answer a ping for this long is closed.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
@@ -60,16 +62,12 @@ impl Ingress {
         prepare(&listener);
         let abort = CancellationToken::new();
         let _abort = abort.clone().drop_guard();
-        let mut sweep = tokio::time::interval(SWEEP);
+        self.workers.each("sweep", |worker| sweep_loop(Arc::clone(&self), worker, abort.clone()));
         loop {
             let slot = Arc::clone(&self.connections).acquire_owned();
             let accepted = tokio::select! {
                 accepted = accept(&listener, slot) => accepted,
                 () = stop.cancelled() => break,
-                _ = sweep.tick() => {
-                    self.sweep();
-                    continue;
-                }
             };
             match accepted {
                 Ok((stream, peer, slot)) => {
@@ -101,6 +99,14 @@ impl Ingress {
         if tokio::time::timeout(grace, self.connections.acquire_many(slots)).await.is_err() {
             tracing::warn!("requests to services were still running at the end of the grace period");
         }
+    }
+}
+
+/// On the worker whose kept connections it looks at.
+async fn sweep_loop(ingress: Arc<Ingress>, worker: usize, abort: CancellationToken) {
+    let mut sweep = tokio::time::interval(SWEEP);
+    while abort.run_until_cancelled(sweep.tick()).await.is_some() {
+        ingress.sweep(worker);
     }
 }
 
@@ -221,6 +227,7 @@ fn http1_builder(options: &Options) -> http1::Builder {
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(options.head)
+        .max_buf_size(options.max_head_bytes.max(PIECE))
         .max_header_size(options.max_head_bytes);
     builder
 }

@@ -24,6 +24,8 @@ type Connection = hyper::client::conn::http1::Connection<TokioIo<TcpStream>, Req
 
 /// Largest head of an answer.
 const MAX_HEAD: usize = 128 * 1024;
+/// Bytes of a body that are read at once: small enough to be in a processor's cache when they are written.
+pub(super) const PIECE: usize = 128 * 1024;
 
 pub(super) struct Upstream {
     sender: SendRequest<RequestBody>,
@@ -90,7 +92,7 @@ impl Upstream {
             Ok(Ok(connected)) => connected,
         };
         let mut builder = http1::Builder::new();
-        builder.max_header_size(MAX_HEAD);
+        builder.max_header_size(MAX_HEAD).max_buf_size(MAX_HEAD.max(PIECE));
         let (sender, connection) = builder
             .handshake(TokioIo::new(stream))
             .await

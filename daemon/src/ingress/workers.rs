@@ -31,6 +31,16 @@ impl Workers {
         self.all.len()
     }
 
+    /// On every worker, which `begin` is told.
+    pub(super) fn each<F>(&self, name: &'static str, begin: impl Fn(usize) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        for (number, (worker, _)) in self.all.iter().enumerate() {
+            worker.spawn(name, begin(number));
+        }
+    }
+
     /// On the worker that serves the fewest connections. `begin` makes there what is to run.
     pub(super) fn spawn<F>(&self, name: &'static str, begin: impl FnOnce(Seat) -> F)
     where
