@@ -13,6 +13,7 @@
 //! The task is the only writer of its build's record from the moment the build got a slot.
 
 mod context;
+mod early;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,6 +35,7 @@ use crate::model::{MountTarget, Reference};
 use crate::task;
 
 use context::{Context, FRONTEND_ARGUMENT};
+pub(super) use early::Early;
 
 /// Events on their way from the solver to the log.
 const EVENTS: usize = 256;
@@ -86,6 +88,8 @@ impl Shared {
         record.attempts += 1;
         record.started_at.get_or_insert_with(Timestamp::now);
         record.last_sequence = publisher.last();
+        let early = active.take_early().filter(Early::is_young);
+        let early = early.unwrap_or_else(|| self.look(&active, &record));
         let begun = match (log_fault, self.ports.store.update(record.clone()).await) {
             (Some(fault), _) => Err(fault),
             (None, Err(error)) => {
@@ -98,7 +102,7 @@ impl Shared {
         };
         tracing::info!(caller = record.submitted_by, attempt = record.attempts, "build runs");
         let result = match begun {
-            Ok(()) => self.within_limits(&active, &mut record, &mut publisher).await,
+            Ok(()) => self.within_limits(&active, &mut record, early, &mut publisher).await,
             Err(fault) => Err(fault),
         };
         let outcome = match result {
@@ -111,6 +115,11 @@ impl Shared {
             },
         };
         self.end(&active, record, outcome, publisher).await;
+    }
+
+    fn look(&self, active: &Active, record: &BuildRecord) -> Early {
+        let given = &active.secrets.credentials;
+        Early::begin(&self.ports.contexts, &record.spec, &record.submitted_by, given)
     }
 
     fn time_limit(&self, record: &BuildRecord) -> Duration {
@@ -128,6 +137,7 @@ impl Shared {
         &self,
         active: &Active,
         record: &mut BuildRecord,
+        early: Early,
         publisher: &mut Publisher,
     ) -> Result<BuildResult, Fault> {
         let limit = self.time_limit(record);
@@ -143,7 +153,7 @@ impl Shared {
             tokio::time::sleep(self.options.stop_limit).await;
         };
         tokio::select! {
-            result = self.stages(active, record, publisher) => result,
+            result = self.stages(active, record, early, publisher) => result,
             () = guard => {
                 tracing::error!("a build was told to end and did not; it is left behind");
                 Err(Fault::new(Stage::Solve, "stuck", "the build did not end when it was told to").retryable())
@@ -155,13 +165,14 @@ impl Shared {
         &self,
         active: &Active,
         record: &mut BuildRecord,
+        early: Early,
         publisher: &mut Publisher,
     ) -> Result<BuildResult, Fault> {
         let begun = Instant::now();
         let Some(tag) = record.spec.tags.first().cloned() else {
             return Err(Fault::new(Stage::Request, "invalid_tag", "the build has no tag"));
         };
-        let outcome = self.solve_settled(active, record, &tag, publisher).await?;
+        let outcome = self.solve_settled(active, record, early, &tag, publisher).await?;
         let image = self.verify(&tag, outcome).await?;
         let rooms = &self.options.room_registries;
         let (own, elsewhere): (Vec<Reference>, Vec<Reference>) =
@@ -202,13 +213,16 @@ impl Shared {
         &self,
         active: &Active,
         record: &mut BuildRecord,
+        early: Early,
         tag: &Reference,
         publisher: &mut Publisher,
     ) -> Result<SolveOutcome, Fault> {
+        let mut early = Some(early);
         let mut tries = 1;
         loop {
+            let early = early.take().unwrap_or_else(|| self.look(active, record));
             let context = tokio::select! {
-                context = self.context(active, record) => context?,
+                context = self.context(early, record) => context?,
                 () = active.stop.cancelled() => return Err(stopped()),
             };
             record.context = Some(context.identity.clone());
@@ -372,9 +386,7 @@ impl Shared {
         outcome: BuildOutcome,
         mut publisher: Publisher,
     ) {
-        if let Err(error) = publisher.flush().await {
-            tracing::warn!(%error, "the end of a build's log could not be stored");
-        }
+        let flushed = publisher.flush().await;
         (record.state, record.result, record.fault) = match outcome {
             BuildOutcome::Succeeded(result) => (BuildState::Succeeded, Some(result), None),
             BuildOutcome::Failed(fault) => (BuildState::Failed, None, Some(fault)),
@@ -392,7 +404,12 @@ impl Shared {
             fault = record.fault.as_ref().map(|fault| &*fault.code),
             "build ended"
         );
-        self.store_end(record).await;
+        // Each without the other is met with at the next start: a log that is shorter than its record says, a build
+        // that has not ended.
+        let ((), sealed) = tokio::join!(self.store_end(record), publisher.seal());
+        if let Err(error) = flushed.and(sealed) {
+            tracing::warn!(%error, "the end of a build's log could not be stored");
+        }
         if let Err(error) = publisher.finish(state).await {
             // Readers make the last event from the record where the log lacks it.
             tracing::warn!(%error, "the last event of a build could not be stored");
@@ -431,7 +448,8 @@ impl Shared {
         let queued = EventKind::StateChanged { state: BuildState::Queued };
         if let Err(error) = async {
             publisher.publish(queued).await?;
-            publisher.flush().await
+            publisher.flush().await?;
+            publisher.seal().await
         }
         .await
         {
