@@ -14,6 +14,7 @@
 
 mod context;
 mod early;
+mod faults;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,7 +36,10 @@ use crate::model::{MountTarget, Reference};
 use crate::task;
 
 use context::{Context, FRONTEND_ARGUMENT};
+use faults::{is_unsettled, log_fault, log_fault_of, push_fault, stopped, with_path};
+
 pub(super) use early::Early;
+pub(super) use faults::interrupted_fault;
 
 /// Events on their way from the solver to the log.
 const EVENTS: usize = 256;
@@ -115,11 +119,6 @@ impl Shared {
             },
         };
         self.end(&active, record, outcome, publisher).await;
-    }
-
-    fn look(&self, active: &Active, record: &BuildRecord) -> Early {
-        let given = &active.secrets.credentials;
-        Early::begin(&self.ports.contexts, &record.spec, &record.submitted_by, given)
     }
 
     fn time_limit(&self, record: &BuildRecord) -> Duration {
@@ -461,50 +460,4 @@ impl Shared {
         // Its packs stay held: the next run needs them.
         self.forget(active);
     }
-}
-
-/// Whether a solve failed by what its files became since they were looked at.
-fn is_unsettled(fault: &Fault) -> bool {
-    matches!(fault.code.as_str(), "context_changed" | "context_selection")
-}
-
-/// Stands in where another decision has been taken, which says how the build ends.
-fn stopped() -> Fault {
-    Fault::new(Stage::Solve, "stopped", "the build was told to end").retryable()
-}
-
-pub(super) fn interrupted_fault(why: &str) -> Fault {
-    Fault::new(Stage::Solve, "interrupted", format!("the daemon ended while the build was not done, {why}"))
-        .hint("submit the build again")
-        .retryable()
-}
-
-fn log_fault(error: &std::io::Error) -> Fault {
-    Fault::new(Stage::Solve, "log_unwritable", format!("the build's log cannot be written: {error}"))
-        .hint("free space in the state directory")
-        .retryable()
-}
-
-fn log_fault_of(error: &std::io::Error) -> Fault {
-    tracing::error!(%error, "a build's log cannot be written");
-    log_fault(error)
-}
-
-/// The solver knows the Dockerfile by a name of its own.
-fn with_path(mut fault: Fault, path: &MountTarget) -> Fault {
-    if let Some(range) = &mut fault.dockerfile {
-        range.path = path.clone();
-    }
-    fault
-}
-
-/// The image is whole and stays for a while: pushing alone can be done again.
-fn push_fault(mut fault: Fault, image: &VerifiedImage, targets: &[Reference]) -> Fault {
-    let (repository, digest) = (&image.repository, image.manifest.digest);
-    let again: Vec<String> =
-        targets.iter().map(|target| format!("hearth images push {repository}@{digest} {target}")).collect();
-    let kept = format!("the image is kept for an hour; push it again with: {}", again.join("; "));
-    fault.message = format!("the image was built and could not be pushed: {}", fault.message);
-    fault.hint = Some(fault.hint.map_or_else(|| kept.clone(), |hint| format!("{hint}; {kept}")));
-    fault
 }

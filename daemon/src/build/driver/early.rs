@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 use super::super::port::{ContextSource, PreparedContext};
+use super::super::service::{Active, Shared};
 use crate::model::MountSource;
-use crate::model::build::BuildSpec;
+use crate::model::build::{BuildRecord, BuildSpec};
 use crate::model::fault::{Fault, Stage};
 use crate::model::secret::Credential;
 use crate::task;
@@ -62,6 +63,13 @@ impl Early {
                 "the daemon failed while it looked at the files of this build; its log has the cause";
             Err(Fault::new(Stage::Context, "internal", message))
         })
+    }
+}
+
+impl Shared {
+    pub(super) fn look(&self, active: &Active, record: &BuildRecord) -> Early {
+        let given = &active.secrets.credentials;
+        Early::begin(&self.ports.contexts, &record.spec, &record.submitted_by, given)
     }
 }
 
