@@ -29,10 +29,10 @@ use super::mask::Mask;
 use super::port::{SolveError, SolveOutcome, SolveRequest};
 use super::publisher::Publisher;
 use super::service::{Active, Shared};
+use crate::model::Reference;
 use crate::model::build::{BuildOutcome, BuildRecord, BuildResult, BuildState, EventKind};
 use crate::model::fault::{Fault, Stage};
 use crate::model::image::VerifiedImage;
-use crate::model::{MountTarget, Reference};
 use crate::task;
 
 use context::{Context, FRONTEND_ARGUMENT};

@@ -57,12 +57,14 @@ impl Early {
     }
 
     pub(super) async fn prepared(mut self) -> Result<Box<dyn PreparedContext>, Fault> {
-        (&mut self.look).await.unwrap_or_else(|error| {
-            tracing::error!(%error, "the look at the files of a build ended by itself");
-            let message =
-                "the daemon failed while it looked at the files of this build; its log has the cause";
-            Err(Fault::new(Stage::Context, "internal", message))
-        })
+        match (&mut self.look).await {
+            Ok(looked) => looked,
+            Err(error) => {
+                tracing::error!(%error, "the look at the files of a build ended by itself");
+                let message = "the daemon failed while it looked at the files; its log has the cause";
+                Err(Fault::new(Stage::Context, "internal", message))
+            }
+        }
     }
 }
 
