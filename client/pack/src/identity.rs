@@ -13,7 +13,7 @@ mod tree;
 use std::fmt;
 use std::str::FromStr;
 
-pub use cache::{CacheError, FileStamp, HashCache, Remembered, is_settled};
+pub use cache::{CacheError, FileStamp, HashCache, Remembered, is_settled, settles_in};
 pub use tree::{HashedEntry, HashedTree, hash_tree};
 pub(crate) use tree::{now, remember};
 

@@ -80,6 +80,12 @@ impl Admission {
         Ok(Place { caller: caller.to_owned() })
     }
 
+    /// Whether the builds that have places would all run at once.
+    pub fn has_slot(&self) -> bool {
+        let taken = self.running.len() + self.places.values().sum::<usize>();
+        !self.draining && self.waiting.is_empty() && taken <= self.limits.concurrency
+    }
+
     /// The place was not needed.
     pub fn give_back(&mut self, place: Place) {
         let Place { caller } = place;
@@ -212,6 +218,24 @@ mod tests {
         admission.ended(&first);
         admission.next().unwrap();
         submit(&mut admission, "c").unwrap();
+    }
+
+    #[test]
+    fn a_place_has_a_slot_when_nobody_runs_or_waits_for_it() {
+        let mut admission = Admission::new(limits(2, 10, 10));
+        let first = admission.reserve("a").unwrap();
+        let second = admission.reserve("b").unwrap();
+        assert!(admission.has_slot());
+        let third = admission.reserve("b").unwrap();
+        assert!(!admission.has_slot());
+        admission.give_back(third);
+        admission.enqueue(first, BuildId::random());
+        assert!(!admission.has_slot(), "the one that waits comes first");
+        admission.next().unwrap();
+        assert!(admission.has_slot());
+        admission.give_back(second);
+        admission.drain();
+        assert!(!admission.has_slot());
     }
 
     #[test]

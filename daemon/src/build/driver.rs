@@ -13,6 +13,8 @@
 //! The task is the only writer of its build's record from the moment the build got a slot.
 
 mod context;
+mod early;
+mod faults;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,13 +29,17 @@ use super::mask::Mask;
 use super::port::{SolveError, SolveOutcome, SolveRequest};
 use super::publisher::Publisher;
 use super::service::{Active, Shared};
+use crate::model::Reference;
 use crate::model::build::{BuildOutcome, BuildRecord, BuildResult, BuildState, EventKind};
 use crate::model::fault::{Fault, Stage};
 use crate::model::image::VerifiedImage;
-use crate::model::{MountTarget, Reference};
 use crate::task;
 
 use context::{Context, FRONTEND_ARGUMENT};
+use faults::{is_unsettled, log_fault, log_fault_of, push_fault, stopped, with_path};
+
+pub(super) use early::Early;
+pub(super) use faults::interrupted_fault;
 
 /// Events on their way from the solver to the log.
 const EVENTS: usize = 256;
@@ -86,6 +92,8 @@ impl Shared {
         record.attempts += 1;
         record.started_at.get_or_insert_with(Timestamp::now);
         record.last_sequence = publisher.last();
+        let early = active.take_early().filter(Early::is_young);
+        let early = early.unwrap_or_else(|| self.look(&active, &record));
         let begun = match (log_fault, self.ports.store.update(record.clone()).await) {
             (Some(fault), _) => Err(fault),
             (None, Err(error)) => {
@@ -98,7 +106,7 @@ impl Shared {
         };
         tracing::info!(caller = record.submitted_by, attempt = record.attempts, "build runs");
         let result = match begun {
-            Ok(()) => self.within_limits(&active, &mut record, &mut publisher).await,
+            Ok(()) => self.within_limits(&active, &mut record, early, &mut publisher).await,
             Err(fault) => Err(fault),
         };
         let outcome = match result {
@@ -128,6 +136,7 @@ impl Shared {
         &self,
         active: &Active,
         record: &mut BuildRecord,
+        early: Early,
         publisher: &mut Publisher,
     ) -> Result<BuildResult, Fault> {
         let limit = self.time_limit(record);
@@ -143,7 +152,7 @@ impl Shared {
             tokio::time::sleep(self.options.stop_limit).await;
         };
         tokio::select! {
-            result = self.stages(active, record, publisher) => result,
+            result = self.stages(active, record, early, publisher) => result,
             () = guard => {
                 tracing::error!("a build was told to end and did not; it is left behind");
                 Err(Fault::new(Stage::Solve, "stuck", "the build did not end when it was told to").retryable())
@@ -155,13 +164,14 @@ impl Shared {
         &self,
         active: &Active,
         record: &mut BuildRecord,
+        early: Early,
         publisher: &mut Publisher,
     ) -> Result<BuildResult, Fault> {
         let begun = Instant::now();
         let Some(tag) = record.spec.tags.first().cloned() else {
             return Err(Fault::new(Stage::Request, "invalid_tag", "the build has no tag"));
         };
-        let outcome = self.solve_settled(active, record, &tag, publisher).await?;
+        let outcome = self.solve_settled(active, record, early, &tag, publisher).await?;
         let image = self.verify(&tag, outcome).await?;
         let rooms = &self.options.room_registries;
         let (own, elsewhere): (Vec<Reference>, Vec<Reference>) =
@@ -202,13 +212,16 @@ impl Shared {
         &self,
         active: &Active,
         record: &mut BuildRecord,
+        early: Early,
         tag: &Reference,
         publisher: &mut Publisher,
     ) -> Result<SolveOutcome, Fault> {
+        let mut early = Some(early);
         let mut tries = 1;
         loop {
+            let early = early.take().unwrap_or_else(|| self.look(active, record));
             let context = tokio::select! {
-                context = self.context(active, record) => context?,
+                context = self.context(early, record) => context?,
                 () = active.stop.cancelled() => return Err(stopped()),
             };
             record.context = Some(context.identity.clone());
@@ -372,9 +385,7 @@ impl Shared {
         outcome: BuildOutcome,
         mut publisher: Publisher,
     ) {
-        if let Err(error) = publisher.flush().await {
-            tracing::warn!(%error, "the end of a build's log could not be stored");
-        }
+        let flushed = publisher.flush().await;
         (record.state, record.result, record.fault) = match outcome {
             BuildOutcome::Succeeded(result) => (BuildState::Succeeded, Some(result), None),
             BuildOutcome::Failed(fault) => (BuildState::Failed, None, Some(fault)),
@@ -392,7 +403,12 @@ impl Shared {
             fault = record.fault.as_ref().map(|fault| &*fault.code),
             "build ended"
         );
-        self.store_end(record).await;
+        // Each without the other is met with at the next start: a log that is shorter than its record says, a build
+        // that has not ended.
+        let ((), sealed) = tokio::join!(self.store_end(record), publisher.seal());
+        if let Err(error) = flushed.and(sealed) {
+            tracing::warn!(%error, "the end of a build's log could not be stored");
+        }
         if let Err(error) = publisher.finish(state).await {
             // Readers make the last event from the record where the log lacks it.
             tracing::warn!(%error, "the last event of a build could not be stored");
@@ -431,7 +447,8 @@ impl Shared {
         let queued = EventKind::StateChanged { state: BuildState::Queued };
         if let Err(error) = async {
             publisher.publish(queued).await?;
-            publisher.flush().await
+            publisher.flush().await?;
+            publisher.seal().await
         }
         .await
         {
@@ -443,50 +460,4 @@ impl Shared {
         // Its packs stay held: the next run needs them.
         self.forget(active);
     }
-}
-
-/// Whether a solve failed by what its files became since they were looked at.
-fn is_unsettled(fault: &Fault) -> bool {
-    matches!(fault.code.as_str(), "context_changed" | "context_selection")
-}
-
-/// Stands in where another decision has been taken, which says how the build ends.
-fn stopped() -> Fault {
-    Fault::new(Stage::Solve, "stopped", "the build was told to end").retryable()
-}
-
-pub(super) fn interrupted_fault(why: &str) -> Fault {
-    Fault::new(Stage::Solve, "interrupted", format!("the daemon ended while the build was not done, {why}"))
-        .hint("submit the build again")
-        .retryable()
-}
-
-fn log_fault(error: &std::io::Error) -> Fault {
-    Fault::new(Stage::Solve, "log_unwritable", format!("the build's log cannot be written: {error}"))
-        .hint("free space in the state directory")
-        .retryable()
-}
-
-fn log_fault_of(error: &std::io::Error) -> Fault {
-    tracing::error!(%error, "a build's log cannot be written");
-    log_fault(error)
-}
-
-/// The solver knows the Dockerfile by a name of its own.
-fn with_path(mut fault: Fault, path: &MountTarget) -> Fault {
-    if let Some(range) = &mut fault.dockerfile {
-        range.path = path.clone();
-    }
-    fault
-}
-
-/// The image is whole and stays for a while: pushing alone can be done again.
-fn push_fault(mut fault: Fault, image: &VerifiedImage, targets: &[Reference]) -> Fault {
-    let (repository, digest) = (&image.repository, image.manifest.digest);
-    let again: Vec<String> =
-        targets.iter().map(|target| format!("hearth images push {repository}@{digest} {target}")).collect();
-    let kept = format!("the image is kept for an hour; push it again with: {}", again.join("; "));
-    fault.message = format!("the image was built and could not be pushed: {}", fault.message);
-    fault.hint = Some(fault.hint.map_or_else(|| kept.clone(), |hint| format!("{hint}; {kept}")));
-    fault
 }

@@ -137,11 +137,17 @@ async fn play(
 pub struct FakeContexts {
     pub dockerfile: Mutex<String>,
     pub gate: Mutex<Option<Gate>>,
+    /// How often files were looked at.
+    pub looks: AtomicUsize,
 }
 
 impl Default for FakeContexts {
     fn default() -> Self {
-        Self { dockerfile: Mutex::new("FROM scratch\n".to_owned()), gate: Mutex::new(None) }
+        Self {
+            dockerfile: Mutex::new("FROM scratch\n".to_owned()),
+            gate: Mutex::new(None),
+            looks: AtomicUsize::new(0),
+        }
     }
 }
 
@@ -199,6 +205,7 @@ impl ContextSource for FakeContexts {
         _caller: &str,
         _given: &BTreeMap<String, Credential>,
     ) -> Result<Box<dyn PreparedContext>, Fault> {
+        self.looks.fetch_add(1, Ordering::SeqCst);
         let gate = self.gate.lock().unwrap().clone();
         if let Some(gate) = gate {
             gate.pass().await;

@@ -103,8 +103,7 @@ impl Publisher {
     /// Gives out what is held back.
     pub async fn flush(&mut self) -> io::Result<()> {
         let rest = self.take_rest(|_| true);
-        self.store(rest).await?;
-        self.seal().await
+        self.store(rest).await
     }
 
     /// The last event.
@@ -133,7 +132,8 @@ impl Publisher {
         task::blocking("build log", move || log.append(kinds)).await.map_err(io::Error::other)?
     }
 
-    async fn seal(&self) -> io::Result<()> {
+    /// Makes durable what was given out.
+    pub async fn seal(&self) -> io::Result<()> {
         let log = Arc::clone(&self.log);
         task::blocking("build log", move || log.seal()).await.map_err(io::Error::other)?
     }

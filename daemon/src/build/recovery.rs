@@ -59,7 +59,7 @@ async fn recover_one(shared: &Arc<Shared>, mut record: BuildRecord) -> Result<()
     let (directory, id) = (shared.options.log_dir.clone(), record.id.clone());
     let log = task::blocking("build log", move || EventLog::reopen(&directory, &id)).await;
     let log = match log.map_err(std::io::Error::other).flatten() {
-        Ok(log) => log,
+        Ok(log) => Arc::new(log),
         Err(error) => {
             tracing::error!(%error, build.id = %record.id, "the log of a build cannot be opened");
             record.state = BuildState::Interrupted;

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::admission::{Admission, Limits};
 use super::credentials::RegistryCredential;
 use super::decision::{Decision, Verdict};
-use super::driver;
+use super::driver::{self, Early};
 use super::log::EventLog;
 use super::mask::Mask;
 use super::port::{BuildQuery, BuildStore, ContextSource, RoomImages, Solver, StoreError};
@@ -124,6 +124,8 @@ pub(super) struct Active {
     pub(super) secrets: BuildSecrets,
     /// Held until the build ends.
     pub(super) packs: Vec<PackId>,
+    /// At its files, if that could begin before it was stored.
+    early: Mutex<Option<Early>>,
     pub(super) decision: Decision,
     /// Tells the driver to end.
     pub(super) stop: CancellationToken,
@@ -132,16 +134,26 @@ pub(super) struct Active {
 }
 
 impl Active {
-    pub(super) fn new(id: BuildId, log: EventLog, secrets: BuildSecrets, packs: Vec<PackId>) -> Self {
+    pub(super) fn new(id: BuildId, log: Arc<EventLog>, secrets: BuildSecrets, packs: Vec<PackId>) -> Self {
         Self {
             id,
-            log: Arc::new(log),
+            log,
             secrets,
             packs,
+            early: Mutex::default(),
             decision: Decision::default(),
             stop: CancellationToken::new(),
             ended: CancellationToken::new(),
         }
+    }
+
+    #[must_use]
+    pub(super) fn with_early(self, early: Option<Early>) -> Self {
+        Self { early: Mutex::new(early), ..self }
+    }
+
+    pub(super) fn take_early(&self) -> Option<Early> {
+        self.early.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 

@@ -3,12 +3,14 @@
 //! Everything up to the record can be undone, and is when a later part fails. With the record
 //! stored, the build is accepted, whatever happens to the daemon.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use super::admission::{Deny, Place};
+use super::driver::Early;
 use super::log::EventLog;
 use super::port::{IdempotencyKey, Inserted, StoreError};
 use super::service::{Active, Handle, Shared};
@@ -75,7 +77,7 @@ impl SubmitError {
 impl Handle {
     /// Stores a build as queued and answers with its id.
     pub async fn submit(&self, request: SubmitBuild) -> Result<Submitted, SubmitError> {
-        let shared = std::sync::Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.shared);
         // A task of its own: a caller that goes away midway leaves no half of a build.
         let accepted = task::spawn("submit build", async move {
             let submitted = shared.accept(request).await?;
@@ -102,10 +104,18 @@ impl Shared {
             return known(earlier);
         }
         self.check_disk().await?;
-        let place = self.state().admission.reserve(&request.caller)?;
+        let (place, has_slot) = {
+            let admission = &mut self.state().admission;
+            (admission.reserve(&request.caller)?, admission.has_slot())
+        };
         let packs = packs_of(&request.spec);
         match self.hold_packs(&packs, &request.caller).await {
-            Ok(()) => self.store_build(place, packs, request, key).await,
+            Ok(()) => {
+                let SubmitBuild { spec, caller, secrets, .. } = &request;
+                let early = (has_slot && Early::is_harmless(spec))
+                    .then(|| Early::begin(&self.ports.contexts, spec, caller, &secrets.credentials));
+                self.store_build(place, packs, early, request, key).await
+            }
             Err(fault) => {
                 self.state().admission.give_back(place);
                 Err(SubmitError::Refused(Box::new(fault)))
@@ -117,6 +127,7 @@ impl Shared {
         &self,
         place: Place,
         packs: Vec<PackId>,
+        early: Option<Early>,
         request: SubmitBuild,
         key: Option<IdempotencyKey>,
     ) -> Result<Submitted, SubmitError> {
@@ -125,8 +136,8 @@ impl Shared {
         match stored {
             Ok((Inserted::New, log)) => {
                 let mut state = self.state();
-                let active = Active::new(id.clone(), log, request.secrets, packs);
-                state.active.insert(id.clone(), std::sync::Arc::new(active));
+                let active = Active::new(id.clone(), log, request.secrets, packs).with_early(early);
+                state.active.insert(id.clone(), Arc::new(active));
                 state.admission.enqueue(place, id.clone());
                 tracing::info!(build.id = %id, caller = request.caller, "build accepted");
                 Ok(Submitted { id, created: true })
@@ -149,14 +160,14 @@ impl Shared {
         id: &BuildId,
         request: &SubmitBuild,
         key: Option<IdempotencyKey>,
-    ) -> Result<(Inserted, EventLog), SubmitError> {
+    ) -> Result<(Inserted, Arc<EventLog>), SubmitError> {
         let (directory, of) = (self.options.log_dir.clone(), id.clone());
         let log = task::blocking("build log", move || {
             let log = EventLog::create(&directory, &of)?;
             log.append(vec![EventKind::StateChanged { state: BuildState::Queued }])?;
-            log.seal().map(|()| log)
+            Ok::<_, std::io::Error>(log)
         });
-        let log = log.await.map_err(|_| SubmitError::Ending)??;
+        let log = Arc::new(log.await.map_err(|_| SubmitError::Ending)??);
         let record = BuildRecord {
             context: None,
             id: id.clone(),
@@ -174,7 +185,18 @@ impl Shared {
             fault: None,
             last_sequence: log.last(),
         };
-        Ok((self.ports.store.insert(record, key).await?, log))
+        // Both are waited for: nobody was told of a build of which a crash leaves only one.
+        let sealed = Arc::clone(&log);
+        let sealed = task::blocking("build log", move || sealed.seal());
+        let (inserted, sealed) = tokio::join!(self.ports.store.insert(record, key), sealed);
+        let inserted = inserted?;
+        if let Err(error) = sealed.map_err(std::io::Error::other).flatten() {
+            if inserted == Inserted::New {
+                self.ports.store.remove(id).await?;
+            }
+            return Err(SubmitError::Log(error));
+        }
+        Ok((inserted, log))
     }
 
     async fn check_disk(&self) -> Result<(), SubmitError> {

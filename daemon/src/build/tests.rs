@@ -1,6 +1,7 @@
 //! Builds from end to end with scripted neighbours; the state is kept in memory and in SQLite by turns.
 
 mod cancel;
+mod early;
 mod elsewhere;
 mod lifecycle;
 mod restart;

@@ -14,6 +14,7 @@
 
 mod dockerfile;
 mod memory;
+mod recall;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -175,8 +176,9 @@ impl Contexts {
         let identify = move || {
             again_when_changed(|| {
                 let mut snapshot = tree.scan(&directory, &Bounds::default())?;
-                let covered = snapshot.covered(&Selection::default(), None);
-                let identity = snapshot.identify(covered, shared.memory.hashes())?.identity;
+                let all = Selection::default();
+                let identified = recall::identify(&mut snapshot, &all, None, None, &shared.memory)?;
+                let identity = identified.identity.clone();
                 let (files, bytes) = snapshot.files();
                 Ok((identity, files, bytes))
             })
@@ -289,11 +291,11 @@ struct View {
 
 impl View {
     /// Scans and identifies, again when something changed under it.
-    fn look(&self, memory: &Memory) -> Result<(Snapshot, Identified), ContextError> {
+    fn look(&self, memory: &Memory) -> Result<(Snapshot, Arc<Identified>), ContextError> {
         again_when_changed(|| self.look_once(memory))
     }
 
-    fn look_once(&self, memory: &Memory) -> Result<(Snapshot, Identified), ContextError> {
+    fn look_once(&self, memory: &Memory) -> Result<(Snapshot, Arc<Identified>), ContextError> {
         let given = self.ignore_file()?;
         // A link, or what only its reader in BuildKit can tell: it hides nothing here.
         let text = match &given {
@@ -321,8 +323,8 @@ impl View {
         if self.ignore_file()? != given {
             return Err(ContextError::Changed { path: String::from_utf8_lossy(IGNORE).into_owned() });
         }
-        let covered = context.covered(&self.selection, patterns);
-        let identified = context.identify(covered, memory.hashes())?;
+        let text = text.map(Vec::as_slice);
+        let identified = recall::identify(&mut context, &self.selection, text, patterns, memory)?;
         Ok((context, identified))
     }
 

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-pub use spool::Spool;
+pub use spool::{Placed, Spool};
 
 use crate::image::port::{BlobError, Blobs, Stored, Swept};
 use crate::model::Digest;

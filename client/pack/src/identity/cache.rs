@@ -20,8 +20,14 @@ const COARSE_STEP: i64 = 2_000_000_000;
 /// Whether a file with this change time, seen at `now`, would get another one by a later write.
 /// Both are nanoseconds since 1970.
 pub const fn is_settled(changed: i64, now: i64) -> bool {
+    settles_in(changed, now) == 0
+}
+
+/// Nanoseconds from `now` until that is so; 0 when it is.
+pub const fn settles_in(changed: i64, now: i64) -> u64 {
     let step = if changed % 1_000_000_000 == 0 { COARSE_STEP } else { STEP };
-    now.saturating_sub(changed) > step
+    let age = now.saturating_sub(changed);
+    if age > step { 0 } else { step.saturating_sub(age).saturating_add(1).cast_unsigned() }
 }
 
 /// What tells one state of a file from another without reading it. Times are nanoseconds since 1970.

@@ -93,6 +93,12 @@ fn change_times_settle_after_a_step_of_the_clock() {
     assert!(is_settled(1_000_000_001, 1_030_000_000));
     assert!(!is_settled(1_000_000_000, 2_900_000_000), "whole seconds are a coarse clock");
     assert!(!is_settled(5_000_000_001, 1_000_000_000), "the future is never settled");
+    for (changed, now) in [(1_000_000_001, 1_005_000_000), (3_000_000_000, 4_000_000_000), (900, 100)] {
+        let left = i64::try_from(settles_in(changed, now)).unwrap();
+        assert!(left > 0 && is_settled(changed, now + left), "{changed} {now}");
+        assert!(!is_settled(changed, now + left - 1), "{changed} {now}");
+        assert_eq!(settles_in(changed, now + left), 0);
+    }
 }
 
 #[test]

@@ -5,7 +5,8 @@
 use super::super::dockerfile;
 use super::super::port::RoomImage;
 use super::super::presence;
-use super::super::service::{Active, Shared};
+use super::super::service::Shared;
+use super::Early;
 use crate::context::port::ContextFiles;
 use crate::model::MountTarget;
 use crate::model::build::{BuildRecord, ContextIdentity};
@@ -25,10 +26,10 @@ pub(super) struct Context {
 }
 
 impl Shared {
-    pub(super) async fn context(&self, active: &Active, record: &BuildRecord) -> Result<Context, Fault> {
+    /// What an early look at the files led to.
+    pub(super) async fn context(&self, early: Early, record: &BuildRecord) -> Result<Context, Fault> {
         let spec = &record.spec;
-        let given = &active.secrets.credentials;
-        let prepared = self.ports.contexts.prepare(spec, &record.submitted_by, given).await?;
+        let prepared = early.prepared().await?;
         let path = prepared.dockerfile_path().clone();
         let refused =
             |refused: dockerfile::FrontendRefused| frontend_fault(&refused, &path, prepared.dockerfile());

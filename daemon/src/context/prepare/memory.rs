@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use hearth_pack::identity::{CacheError, HashCache};
 
+use super::recall::Recall;
 use crate::context::lineage::{Limits, LineageFileError, LineageId, Lineages, Seen};
 use crate::context::tree::TreeIdentity;
 use crate::context::versions::Versions;
@@ -33,6 +34,7 @@ const MOST_WHOLE: usize = 1000;
 pub(super) struct Memory {
     directory: PathBuf,
     hashes: Mutex<HashCache>,
+    recall: Recall,
     lineages: Mutex<Lineages>,
     versions: Versions,
     /// Where a Dockerfile asked for more than it seemed to.
@@ -66,6 +68,7 @@ impl Memory {
         Ok(Self {
             directory: directory.to_owned(),
             hashes: Mutex::new(hashes),
+            recall: Recall::default(),
             lineages: Mutex::new(lineages),
             versions: Versions::open(directory)?,
             whole: Mutex::default(),
@@ -75,6 +78,10 @@ impl Memory {
 
     pub(super) const fn hashes(&self) -> &Mutex<HashCache> {
         &self.hashes
+    }
+
+    pub(super) const fn recall(&self) -> &Recall {
+        &self.recall
     }
 
     pub(super) fn session_id(&self, lineage: &LineageId, identity: &TreeIdentity) -> String {

@@ -389,3 +389,91 @@ async fn the_id_of_a_context_is_that_of_what_can_be_copied() {
     daemon.file("app/src/f", "2");
     assert_ne!(id(Some(b"src")).await, src);
 }
+
+/// Waits until a later write gets another time stamp for certain, then looks until a look is known again.
+async fn looked_at_until_known(daemon: &Daemon, request: impl Fn() -> ContextRequest) -> Prepared {
+    tokio::time::sleep(std::time::Duration::from_millis(60)).await;
+    daemon.prepare(request()).await.unwrap();
+    daemon.prepare(request()).await.unwrap();
+    let known = daemon.contexts.0.memory.recall().found();
+    let prepared = daemon.prepare(request()).await.unwrap();
+    assert_eq!(daemon.contexts.0.memory.recall().found(), known + 1, "the look was not known again");
+    prepared
+}
+
+#[tokio::test]
+async fn a_tree_that_is_known_again_is_the_same_and_any_change_is_seen() {
+    let daemon = Daemon::new();
+    daemon.file("app/Dockerfile", "FROM a").file("app/main", "aaaa").file("app/lib/one", "1");
+    fs::hard_link(daemon.at("app/main"), daemon.at("app/other")).unwrap();
+    daemon.file("app/.dockerignore", "hidden").file("app/hidden", "h");
+    let scanned = daemon.prepare(app()).await.unwrap();
+    let known = looked_at_until_known(&daemon, app).await;
+    assert_eq!((&known.identity, &known.session), (&scanned.identity, &scanned.session));
+    let covered = |prepared: &Prepared| {
+        let tree = &prepared.context;
+        (0..tree.len()).map(|index| tree.is_covered(index)).collect::<Vec<_>>()
+    };
+    assert_eq!(covered(&known), covered(&scanned));
+    assert!(covered(&known).contains(&false), "the ignore file hides something");
+
+    type Change = fn(&Daemon);
+    let changes: [(&str, Change); 8] = [
+        ("content of the same length, with the time set back", |daemon| {
+            let path = daemon.at("app/main");
+            let modified = fs::metadata(&path).unwrap().modified().unwrap();
+            fs::write(&path, "bbbb").unwrap();
+            fs::File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+        }),
+        ("a mode", |daemon| {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+            fs::set_permissions(daemon.at("app/lib"), mode).unwrap();
+        }),
+        ("a name", |daemon| fs::rename(daemon.at("app/lib/one"), daemon.at("app/lib/two")).unwrap()),
+        ("a link in place of a file", |daemon| {
+            fs::remove_file(daemon.at("app/lib/two")).unwrap();
+            symlink("../main", daemon.at("app/lib/two")).unwrap();
+        }),
+        ("another target of the link", |daemon| {
+            fs::remove_file(daemon.at("app/lib/two")).unwrap();
+            symlink("../othe", daemon.at("app/lib/two")).unwrap();
+        }),
+        ("a hard link that is none any more", |daemon| {
+            fs::remove_file(daemon.at("app/other")).unwrap();
+            fs::copy(daemon.at("app/main"), daemon.at("app/other")).unwrap();
+        }),
+        ("an empty directory", |daemon| fs::create_dir(daemon.at("app/lib/empty")).unwrap()),
+        ("what the ignore file hides", |daemon| _ = daemon.file("app/.dockerignore", "hiddex")),
+    ];
+    let mut last = known;
+    for (what, change) in changes {
+        change(&daemon);
+        let now = daemon.prepare(app()).await.unwrap();
+        assert_ne!(now.identity.digest, last.identity.digest, "{what}");
+        assert_ne!(now.session.id, last.session.id, "{what}");
+        last = looked_at_until_known(&daemon, app).await;
+        assert_eq!(last.identity, now.identity, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn the_same_files_with_another_selection_or_mount_are_not_the_known_ones() {
+    let daemon = Daemon::new();
+    daemon.file("app/Dockerfile", "FROM a").file("app/lib/one", "1").file("app/src/two", "2");
+    let selected = |path: &'static str| {
+        move || {
+            let selection = Box::new(move |_: &[u8]| Selection::of([path.as_bytes().to_vec()]));
+            ContextRequest { selection, ..app() }
+        }
+    };
+    let lib = looked_at_until_known(&daemon, selected("lib")).await;
+    let src = daemon.prepare(selected("src")()).await.unwrap();
+    let all = looked_at_until_known(&daemon, app).await;
+    let elsewhere =
+        || ContextRequest { context_path: target("/elsewhere"), ..request(vec![room("app", "/elsewhere")]) };
+    let elsewhere = looked_at_until_known(&daemon, elsewhere).await;
+    assert_ne!(lib.identity.digest, src.identity.digest);
+    assert_ne!(lib.identity.digest, all.identity.digest);
+    assert_eq!(elsewhere.identity.digest, all.identity.digest);
+    assert_eq!(elsewhere.identity.mounts[0].0.as_str(), "/elsewhere");
+}

@@ -16,7 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read as _};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hearth_pack::identity::{ContentHash, FileStamp, HashCache, Node, NodeKind, TreeDigest, TreeHasher};
 use hearth_pack::ignore::{Filter, Patterns, Visit};
@@ -68,7 +68,8 @@ impl Selection {
 }
 
 /// One flag for each entry.
-pub struct Covered(Vec<bool>);
+#[derive(Clone)]
+pub struct Covered(Arc<[bool]>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TreeIdentity {
@@ -84,6 +85,8 @@ pub struct TreeIdentity {
 pub struct Identified {
     pub identity: TreeIdentity,
     contents: Vec<ContentHash>,
+    /// No file was read for it.
+    pub from_cache: bool,
 }
 
 /// Stands for content that nobody asked for.
@@ -123,7 +126,7 @@ impl Snapshot {
                 Visit::Prune => pruned = Some(entry.path),
             }
         }
-        Covered(covered)
+        Covered(covered.into())
     }
 
     /// Whether no link is on the way to what is selected: each path is then what is at or below it.
@@ -146,6 +149,7 @@ impl Snapshot {
         hashes: &Mutex<HashCache>,
     ) -> Result<Identified, ContextError> {
         let (mut contents, missing) = self.known(&covered, hashes);
+        let from_cache = missing.is_empty();
         for Hashed { index, hash, xattrs } in self.hash_all(&missing, hashes)? {
             contents[index as usize] = hash;
             self.set_xattrs(index as usize, xattrs);
@@ -155,7 +159,7 @@ impl Snapshot {
         self.unsure_contents = self.unsure().iter().filter_map(read).collect();
         let identity = self.sum(&covered, &contents);
         self.covered = Some(covered);
-        Ok(Identified { identity, contents })
+        Ok(Identified { identity, contents, from_cache })
     }
 
     /// The entry that has the content of `index`.

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::vec::IntoIter;
 
 use hearth_pack::ahead::Ahead;
-use hearth_pack::identity::is_settled;
+use hearth_pack::identity::{is_settled, settles_in};
 use rustix::io::Errno;
 
 use super::bounds::Bounds;
@@ -110,7 +110,10 @@ impl Tree {
         if snapshot.unsure().is_empty() {
             return Ok(true);
         }
-        std::thread::sleep(SETTLE);
+        std::thread::sleep(snapshot.unsure().iter().fold(Duration::ZERO, |wait, &index| {
+            let changed = snapshot.stamp(index as usize).map_or(0, |stamp| stamp.changed);
+            wait.max(Duration::from_nanos(settles_in(changed, since_epoch())).min(SETTLE))
+        }));
         let now = since_epoch();
         let mut unsure = Vec::new();
         for &index in snapshot.unsure() {

@@ -38,6 +38,9 @@ pub struct Snapshot {
     pub(super) covered: Option<Covered>,
 }
 
+/// Entries whose stats are summed up at a time.
+const STATS: usize = 1024;
+
 /// One entry.
 struct Node {
     mtime: i64,
@@ -54,6 +57,28 @@ struct Node {
     device: u16,
     kind: Kind,
     origin: From,
+}
+
+impl Node {
+    const BYTES: usize = 48;
+
+    /// All of it but where its path begins, which the others' lengths tell.
+    fn bytes(&self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        let numbers = [self.mtime.cast_unsigned(), self.value, self.source, self.changed.cast_unsigned()];
+        for (place, number) in bytes.chunks_exact_mut(8).zip(numbers) {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        bytes[32..36].copy_from_slice(&self.mount.to_le_bytes());
+        for (place, number) in
+            bytes[36..42].chunks_exact_mut(2).zip([self.path_length, self.mode, self.device])
+        {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        bytes[42] = self.kind as u8;
+        bytes[43] = self.origin as u8;
+        bytes
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -143,6 +168,48 @@ impl Snapshot {
         self.text.extend_from_slice(target);
         self.nodes.push(node);
         Some(index)
+    }
+
+    /// Equal for two scans only when they saw the same: entries, stats and attributes, of the same mounts. `scope` is
+    /// what else makes a difference. None where equal stats do not mean equal content.
+    pub fn fingerprint(&self, scope: &[&[u8]]) -> Option<[u8; 32]> {
+        let on_disk = |node: &Node| matches!(node.origin, From::Disk | From::Made);
+        if !self.unsure.is_empty() || !self.nodes.iter().all(on_disk) {
+            return None;
+        }
+        let mut sum = blake3::Hasher::new();
+        let part = |sum: &mut blake3::Hasher, part: &[u8]| {
+            sum.update(&(part.len() as u64).to_le_bytes()).update(part);
+        };
+        part(&mut sum, &self.top);
+        sum.update(&(self.tree.mounts.len() as u64).to_le_bytes());
+        self.tree.mounts.iter().for_each(|mounted| part(&mut sum, mounted.target.as_str().as_bytes()));
+        scope.iter().for_each(|scope| part(&mut sum, scope));
+        sum.update(&(self.nodes.len() as u64).to_le_bytes());
+        let mut stats = Vec::with_capacity(STATS * Node::BYTES);
+        for nodes in self.nodes.chunks(STATS) {
+            stats.clear();
+            nodes.iter().for_each(|node| stats.extend_from_slice(&node.bytes()));
+            sum.update(&stats);
+        }
+        part(&mut sum, &self.text);
+        self.devices.iter().for_each(|device| _ = sum.update(&device.to_le_bytes()));
+        let mut unlisted: Vec<u32> = self.unlisted.iter().copied().collect();
+        unlisted.sort_unstable();
+        sum.update(&(unlisted.len() as u64).to_le_bytes());
+        unlisted.iter().for_each(|index| _ = sum.update(&index.to_le_bytes()));
+        let mut xattrs: Vec<(&u32, &Vec<Xattr>)> = self.xattrs.iter().collect();
+        xattrs.sort_unstable_by_key(|(index, _)| **index);
+        for (index, xattrs) in xattrs {
+            sum.update(&index.to_le_bytes()).update(&(xattrs.len() as u64).to_le_bytes());
+            xattrs.iter().flat_map(|(name, value)| [name, value]).for_each(|text| part(&mut sum, text));
+        }
+        Some(sum.finalize().into())
+    }
+
+    /// What may be sent, where that is known from a scan with the same fingerprint.
+    pub fn set_covered(&mut self, covered: Covered) {
+        self.covered = Some(covered);
     }
 
     /// Memory for what every entry has.

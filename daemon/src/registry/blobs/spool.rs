@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, FileTimes};
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use sha2::{Digest as _, Sha256};
@@ -50,14 +50,22 @@ impl Spool {
     }
 
     /// Makes the content a blob, durable when this returns, if it has this digest.
-    pub fn finish(mut self, expected: &Digest) -> Result<Stored, BlobError> {
+    pub fn finish(self, expected: &Digest) -> Result<Stored, BlobError> {
+        let placed = self.place(expected)?;
+        placed.settle()?;
+        Ok(placed.stored)
+    }
+
+    /// Makes the content a blob, if it has this digest. Its bytes are durable when this returns, its name is when
+    /// [`Placed::settle`] does.
+    pub fn place(mut self, expected: &Digest) -> Result<Placed, BlobError> {
         let actual = Digest::from_sha256(self.sum.finalize_reset().into());
         if actual != *expected {
             return Err(BlobError::Mismatch { expected: *expected, actual });
         }
         let known = Stored { digest: actual, size: self.size, fresh: None };
         if self.store.touch(&actual)?.is_some() {
-            return Ok(known);
+            return Ok(Placed { stored: known, directory: None });
         }
         let Some((file, path)) = &self.file else {
             // It was there when this began, and has been removed since.
@@ -73,10 +81,24 @@ impl Spool {
             fs::rename(path, &target)?;
         }
         self.file = None;
-        if let Some(directory) = target.parent() {
-            sync_directory(directory)?;
-        }
-        Ok(Stored { fresh: Some(now), ..known })
+        let directory = target.parent().map(Path::to_owned);
+        Ok(Placed { stored: Stored { fresh: Some(now), ..known }, directory })
+    }
+}
+
+/// A blob that is there, and may not outlive a power cut yet.
+#[must_use = "what is acknowledged must be durable"]
+#[derive(Debug)]
+pub struct Placed {
+    stored: Stored,
+    /// That it has a new name in; none for a blob that was there.
+    directory: Option<PathBuf>,
+}
+
+impl Placed {
+    /// Durable when this returns. Blocking.
+    pub fn settle(&self) -> io::Result<()> {
+        self.directory.as_deref().map_or(Ok(()), sync_directory)
     }
 }
 

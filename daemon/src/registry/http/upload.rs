@@ -188,10 +188,14 @@ impl Registry {
         digest: &Digest,
     ) -> Result<Response, Refusal> {
         let expected = *digest;
-        let finished =
-            task::blocking("upload", move || turn.take().map(|spool| spool.finish(&expected))).await?;
-        finished.ok_or_else(|| Refusal::upload_unknown("ended meanwhile"))??;
-        self.catalog.link_blob(repository, digest).await?;
+        let placed =
+            task::blocking("upload", move || turn.take().map(|spool| spool.place(&expected))).await?;
+        let placed = placed.ok_or_else(|| Refusal::upload_unknown("ended meanwhile"))??;
+        // A link to a blob whose name a power cut took away opens nothing: that blob is sent again.
+        let settled = task::blocking("upload", move || placed.settle());
+        let (settled, linked) = tokio::join!(settled, self.catalog.link_blob(repository, digest));
+        settled??;
+        linked?;
         created(repository, digest)
     }
 }

@@ -1,5 +1,6 @@
 //! Both sides of the benchmarks: one daemon with its client, and `buildctl` on the daemon's buildkitd.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpListener};
@@ -17,6 +18,8 @@ use super::registry;
 use super::trees::{self, SourceTree};
 
 const LIMIT: Duration = seconds(300);
+/// Of the progress of a command that failed.
+const LAST_LINES: usize = 30;
 
 pub struct Bench {
     pub daemon: Daemon,
@@ -161,13 +164,19 @@ fn until(command: &mut Command, text: &str) -> Duration {
     let start = Instant::now();
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("a command");
     let mut found = None;
+    let mut last = VecDeque::new();
     for line in BufReader::new(child.stderr.take().expect("piped")).lines() {
         let line = line.expect("progress is text");
         if found.is_none() && line.contains(text) {
             found = Some(start.elapsed());
         }
+        if last.len() >= LAST_LINES {
+            last.pop_front();
+        }
+        last.push_back(line);
     }
-    assert!(child.wait().expect("wait").success(), "{command:?}");
+    let status = child.wait().expect("wait");
+    assert!(status.success(), "{command:?}: {status}; its last lines:\n{}", Vec::from(last).join("\n"));
     found.unwrap_or_else(|| panic!("no `{text}` in the progress of {command:?}"))
 }
 

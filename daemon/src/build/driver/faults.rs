@@ -1,0 +1,52 @@
+//! What builds end with, beside the faults of their solves.
+
+use crate::model::MountTarget;
+use crate::model::Reference;
+use crate::model::fault::{Fault, Stage};
+use crate::model::image::VerifiedImage;
+
+/// Whether a solve failed by what its files became since they were looked at.
+pub(super) fn is_unsettled(fault: &Fault) -> bool {
+    matches!(fault.code.as_str(), "context_changed" | "context_selection")
+}
+
+/// Stands in where another decision has been taken, which says how the build ends.
+pub(super) fn stopped() -> Fault {
+    Fault::new(Stage::Solve, "stopped", "the build was told to end").retryable()
+}
+
+pub(in crate::build) fn interrupted_fault(why: &str) -> Fault {
+    Fault::new(Stage::Solve, "interrupted", format!("the daemon ended while the build was not done, {why}"))
+        .hint("submit the build again")
+        .retryable()
+}
+
+pub(super) fn log_fault(error: &std::io::Error) -> Fault {
+    Fault::new(Stage::Solve, "log_unwritable", format!("the build's log cannot be written: {error}"))
+        .hint("free space in the state directory")
+        .retryable()
+}
+
+pub(super) fn log_fault_of(error: &std::io::Error) -> Fault {
+    tracing::error!(%error, "a build's log cannot be written");
+    log_fault(error)
+}
+
+/// The solver knows the Dockerfile by a name of its own.
+pub(super) fn with_path(mut fault: Fault, path: &MountTarget) -> Fault {
+    if let Some(range) = &mut fault.dockerfile {
+        range.path = path.clone();
+    }
+    fault
+}
+
+/// The image is whole and stays for a while: pushing alone can be done again.
+pub(super) fn push_fault(mut fault: Fault, image: &VerifiedImage, targets: &[Reference]) -> Fault {
+    let (repository, digest) = (&image.repository, image.manifest.digest);
+    let again: Vec<String> =
+        targets.iter().map(|target| format!("hearth images push {repository}@{digest} {target}")).collect();
+    let kept = format!("the image is kept for an hour; push it again with: {}", again.join("; "));
+    fault.message = format!("the image was built and could not be pushed: {}", fault.message);
+    fault.hint = Some(fault.hint.map_or_else(|| kept.clone(), |hint| format!("{hint}; {kept}")));
+    fault
+}
