@@ -53,8 +53,12 @@ mod registry;
 mod secrets;
 #[path = "e2e/service_errors.rs"]
 mod service_errors;
+#[path = "e2e/service_exec.rs"]
+mod service_exec;
 #[path = "e2e/service_faults.rs"]
 mod service_faults;
+#[path = "e2e/service_kills.rs"]
+mod service_kills;
 #[path = "e2e/service_luck.rs"]
 mod service_luck;
 #[path = "e2e/service_mounts.rs"]
@@ -89,10 +93,12 @@ fn main() -> ExitCode {
         python::group(),
         services::group(),
         service_errors::group(),
+        service_exec::group(),
         service_luck::group(),
         service_mounts::group(),
         faults::group(),
         service_faults::group(),
+        service_kills::group(),
     ];
     runner::main(&groups, sweep_scratch)
 }
