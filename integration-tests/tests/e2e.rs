@@ -23,6 +23,8 @@ mod bad_input;
 mod builds;
 #[path = "e2e/compare.rs"]
 mod compare;
+#[path = "e2e/containerd_2.rs"]
+mod containerd_2;
 #[path = "e2e/context.rs"]
 mod context;
 #[path = "e2e/contexts.rs"]
@@ -99,6 +101,7 @@ fn main() -> ExitCode {
         faults::group(),
         service_faults::group(),
         service_kills::group(),
+        containerd_2::group(),
     ];
     runner::main(&groups, sweep_scratch)
 }
