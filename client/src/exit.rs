@@ -8,7 +8,7 @@
 //! | 3 | denied: no token, a wrong one, or one without the grant |
 //! | 4 | nobody answers at the room's address |
 //! | 130 | Ctrl-C |
-//! | other | a failed build ends with the exit code of its failed step, `services exec` with that of its program |
+//! | other | a failed build ends with the exit code of its failed step, `services exec` with that of its program, or with 127 or 126 where there is none or it cannot be run |
 
 use std::process::ExitCode;
 
@@ -39,7 +39,7 @@ pub fn code(failure: &Failure) -> u8 {
         FailureKind::Denied => 3,
         FailureKind::Unreachable => 4,
         FailureKind::Interrupted => 130,
-        FailureKind::Ended(code) => code,
+        FailureKind::Ended(code) | FailureKind::NotBegun(code) => code,
     }
 }
 

@@ -117,7 +117,7 @@ pub struct Packs {
 #[serde(deny_unknown_fields)]
 pub struct Services {
     /// Programs of the containerd that the daemon runs when no `containerd` socket is set; looked up on the path when
-    /// they have no `/`.
+    /// they have no `/`. A containerd with one uses the shim that lies beside it.
     pub containerd_program: PathBuf,
     pub runc_program: PathBuf,
     /// Of their addresses. Where it is not set, one that this machine reaches nothing else by.

@@ -11,6 +11,9 @@ use crate::leftovers;
 use crate::process::{self, Output, Running};
 use crate::wait::{self, seconds};
 
+/// A containerd 2.x, with its shim beside it; the one on the path is Debian's 1.6.
+pub const SECOND: &str = "/usr/local/lib/hearth-tests/containerd-2/containerd";
+
 /// Runs until it is dropped.
 pub struct Containerd {
     directory: PathBuf,
@@ -21,6 +24,11 @@ impl Containerd {
     /// Starts one with root, state and socket below `directory`.
     #[track_caller]
     pub fn start(directory: &Path) -> Self {
+        Self::start_program("containerd", directory)
+    }
+
+    #[track_caller]
+    pub fn start_program(program: &str, directory: &Path) -> Self {
         let at = |name: &str| directory.join(name);
         fs::create_dir_all(directory).expect("directory");
         // Neither Kubernetes nor a place outside the directory.
@@ -32,7 +40,12 @@ impl Containerd {
             at("socket")
         );
         fs::write(at("config.toml"), config).expect("config");
-        let mut command = Command::new("containerd");
+        let mut command = Command::new(program);
+        if let Some(beside) = Path::new(program).parent().filter(|beside| beside.is_absolute()) {
+            // Else it would take the first shim of the path.
+            let path = std::env::var("PATH").unwrap_or_default();
+            command.env("PATH", format!("{}:{path}", beside.display()));
+        }
         let running = Some(process::start(command.arg("--config").arg(at("config.toml"))));
         let containerd = Self { directory: directory.to_owned(), running };
         wait::until(seconds(60), "containerd answers", || containerd.try_ctr(&["version"]).code == 0);

@@ -5,9 +5,10 @@
 //! - [`runner`]: runs groups of cases that share a daemon, with a limit for each.
 //! - [`sources`], [`image`], [`filesystem`]: trees that go into builds, and what came out, read without code of ours.
 //! - [`http`], [`grpc`], [`skopeo`], [`buildctl`]: the other side of ports.
-//! - [`containerd`]: a containerd of the test's own.
+//! - [`containerd`], [`terminal`]: a containerd and a terminal of the test's own.
 //! - [`service`], [`traffic`]: images that services are started from, and requests to them.
 //! - [`process`], [`leftovers`], [`network`]: commands with a time limit, and what must not outlive a test.
+//! - [`remains`]: what there is of a daemon's instances, everywhere.
 //!
 //! Everything here panics on failure, with what was expected and what came: it runs in tests only.
 #![allow(
@@ -30,9 +31,11 @@ pub mod image;
 pub mod leftovers;
 pub mod network;
 pub mod process;
+pub mod remains;
 pub mod runner;
 pub mod service;
 pub mod skopeo;
 pub mod sources;
+pub mod terminal;
 pub mod traffic;
 pub mod wait;

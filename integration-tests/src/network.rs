@@ -29,6 +29,11 @@ pub fn sweep(state: &Path) -> Vec<String> {
     report
 }
 
+/// The links of the daemon with this state directory: its bridge, and an end for each instance.
+pub fn links(state: &Path) -> Vec<String> {
+    bridge_of(state).map(|bridge| links_of(&bridge)).unwrap_or_default()
+}
+
 /// The name comes from the network's directory, and is the table's too.
 fn bridge_of(state: &Path) -> Option<String> {
     let stat = fs::metadata(state.join("network")).ok()?;
@@ -47,12 +52,17 @@ fn links_of(bridge: &str) -> Vec<String> {
     [of(&["master", bridge]), of(&["dev", bridge])].concat()
 }
 
-/// containerd's namespace of a state directory begins the names of its instances' groups.
-fn control_groups(state: &Path) -> Vec<PathBuf> {
+/// containerd's namespace of a state directory.
+pub fn namespace_of(state: &Path) -> Option<String> {
     use sha2::Digest as _;
-    let Ok(path) = state.canonicalize() else { return Vec::new() };
+    let path = state.canonicalize().ok()?;
     let hash = sha2::Sha256::digest(path.as_os_str().as_encoded_bytes());
-    let prefix = format!("hearth-{}", hex::encode(&hash[..6]));
+    Some(format!("hearth-{}", hex::encode(&hash[..6])))
+}
+
+/// That namespace begins the names of its instances' groups.
+pub fn control_groups(state: &Path) -> Vec<PathBuf> {
+    let Some(prefix) = namespace_of(state) else { return Vec::new() };
     let root = PathBuf::from("/sys/fs/cgroup");
     let below = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
     let hierarchies: Vec<_> = below(&root).chain([root.clone()]).collect();

@@ -23,6 +23,8 @@ mod bad_input;
 mod builds;
 #[path = "e2e/compare.rs"]
 mod compare;
+#[path = "e2e/containerd_2.rs"]
+mod containerd_2;
 #[path = "e2e/context.rs"]
 mod context;
 #[path = "e2e/contexts.rs"]
@@ -53,8 +55,12 @@ mod registry;
 mod secrets;
 #[path = "e2e/service_errors.rs"]
 mod service_errors;
+#[path = "e2e/service_exec.rs"]
+mod service_exec;
 #[path = "e2e/service_faults.rs"]
 mod service_faults;
+#[path = "e2e/service_kills.rs"]
+mod service_kills;
 #[path = "e2e/service_luck.rs"]
 mod service_luck;
 #[path = "e2e/service_mounts.rs"]
@@ -89,10 +95,13 @@ fn main() -> ExitCode {
         python::group(),
         services::group(),
         service_errors::group(),
+        service_exec::group(),
         service_luck::group(),
         service_mounts::group(),
         faults::group(),
         service_faults::group(),
+        service_kills::group(),
+        containerd_2::group(),
     ];
     runner::main(&groups, sweep_scratch)
 }

@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::channel::{call, limit};
 use super::failure::Fault;
-use super::spec::types::{PROCESS_URL, Process, Stored};
+use super::spec::types::{ConsoleSize, PROCESS_URL, Process, Stored};
 use super::{Inner, labels, observe};
 use crate::deploy::port::{Exec, ExecInput, ExecOutput, ExecSpec, RuntimeError};
 use crate::model::id::InstanceId;
@@ -46,6 +46,7 @@ struct Running {
     inner: Arc<Inner>,
     container_id: String,
     exec_id: String,
+    terminal: bool,
     _pipes: Pipes,
 }
 
@@ -109,12 +110,13 @@ pub(super) async fn exec(
     };
     let added = call(limit::PROCESS, inner.connection.tasks().exec(request)).await;
     added.map_err(|fault| missing(fault, instance))?;
-    let running = Running { inner, container_id: instance.to_string(), exec_id, _pipes: pipes };
+    let running = Running { inner, container_id: instance.to_string(), exec_id, terminal, _pipes: pipes };
     let request = StartRequest { container_id: instance.to_string(), exec_id: running.exec_id.clone() };
     if let Err(fault) = call(limit::PROCESS, running.inner.connection.tasks().start(request)).await {
         running.delete().await;
         return Err(fault.of_start());
     }
+    // It began with this size, where runc is not too old for that.
     if let Some(size) = spec.terminal {
         running.resize(size.columns, size.rows).await;
     }
@@ -135,6 +137,7 @@ async fn process(inner: &Inner, instance: &InstanceId, spec: &ExecSpec) -> Resul
         serde_json::from_slice(&container.spec.unwrap_or_default().value).map_err(invalid)?;
     let mut process =
         Process { terminal: spec.terminal.is_some(), args: spec.command.clone(), ..stored.process };
+    process.console_size = spec.terminal.map(|size| ConsoleSize { height: size.rows, width: size.columns });
     if process.args.is_empty() {
         let message = "there is no command to run".to_owned();
         return Err(RuntimeError::Start { code: "no_command", message });
@@ -250,10 +253,16 @@ async fn feed(running: &Running, stdin: pipe::Sender, mut inputs: mpsc::Receiver
                     stdin = None;
                 }
             }
+            // The shim would hang the terminal up, and that end the process.
+            ExecInput::StdinEnd if running.terminal => {}
             ExecInput::StdinEnd => running.close_input(&mut stdin).await,
             ExecInput::Resize(size) => running.resize(size.columns, size.rows).await,
             ExecInput::Signal(signal) => running.kill(u32::try_from(signal).unwrap_or(SIGKILL)).await,
         }
+    }
+    if running.terminal {
+        // The pipe is open for as long as the process runs.
+        return std::future::pending().await;
     }
     running.close_input(&mut stdin).await;
 }

@@ -2,7 +2,7 @@
 
 use hearth_proto::status::innermost;
 
-use crate::deploy::port::RuntimeError;
+use crate::deploy::port::{RuntimeError, UNKNOWN_START};
 use crate::model::id::InstanceId;
 
 /// Why a call failed.
@@ -105,13 +105,31 @@ const KNOWN: [(&str, &str, &str); 12] = [
     ("no such file or directory", "command_not_found", "the image has no such program"),
 ];
 
+/// What runc says where the process that was to become the program ended before it did: somebody killed it. (An end
+/// for want of memory has its own words.) As runc 1.1.5 and the shim said it when that was killed at any time.
+const KILLED: [&str; 10] = [
+    "error during container init: %!w(<nil>)",
+    "init-p: connection reset by peer",
+    "init-p: broken pipe",
+    "error getting pipe fds for pid",
+    "can't get final child's PID from pipe",
+    "error waiting for our first child to exit",
+    "cannot start a container that has stopped",
+    "cannot start an already running container",
+    "cannot start a stopped process",
+    "cannot start a deleted process",
+];
+
 /// Why a process could not be started.
 fn started(text: &str) -> RuntimeError {
     let said = shortened(text);
+    if KILLED.iter().any(|words| text.contains(words)) {
+        return RuntimeError::Other(format!("the process was killed while it was started: {said}"));
+    }
     let known = KNOWN.iter().find(|(words, ..)| text.contains(words));
     match known {
         Some((_, code, meaning)) => RuntimeError::Start { code, message: format!("{meaning}: {said}") },
-        None => RuntimeError::Start { code: "start_failed", message: said },
+        None => RuntimeError::Start { code: UNKNOWN_START, message: said },
     }
 }
 
@@ -164,6 +182,31 @@ mod tests {
             };
             assert_eq!(found, code, "{said}");
             assert!(!message.contains("shim task") && !message.contains(": unknown"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_is_killed_in_its_start_is_no_fault_of_its_image() {
+        let prefix = "failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: ";
+        for said in [
+            "error during container init: %!w(<nil>): unknown",
+            "error during container init: read init-p: connection reset by peer: unknown",
+            "error during container init: writing syncT \"procRun\": write init-p: broken pipe: unknown",
+            "error getting pipe fds for pid 7: readlink /proc/7/fd/0: no such file or directory: unknown",
+            "can't get final child's PID from pipe: EOF: unknown",
+            "error waiting for our first child to exit: exit status 1: unknown",
+        ] {
+            let fault = started(&format!("{prefix}{said}"));
+            let RuntimeError::Other(message) = fault else { panic!("{said}: {fault:?}") };
+            assert!(
+                message.starts_with("the process was killed") && !message.contains(": unknown"),
+                "{message}"
+            );
+        }
+        for said in
+            ["cannot start a container that has stopped: unknown", "cannot start a stopped process: unknown"]
+        {
+            assert!(matches!(started(said), RuntimeError::Other(_)), "{said}");
         }
     }
 

@@ -14,6 +14,7 @@
 //! Its offspring lasts: shims and instances go on when it ends, and it takes them back when it starts. The shims' sockets
 //! lie below `/run/containerd/s`, named by a hash of this containerd's address, the namespace and the instance.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -77,15 +78,16 @@ impl Options {
         }
         let kind = Managed {
             dir: dir.clone(),
+            shim: shim_beside(&self.program).unwrap_or_else(|| SHIM.into()),
             program: self.program.clone(),
             runc: self.runc.clone(),
             connection: Connection::new(&socket, &self.namespace),
         };
         let child = supervise::Child {
             name: "containerd",
+            env: path_before_others(&self.program),
             program: self.program,
             args: vec!["--config".into(), dir.join("containerd.toml").into()],
-            env: Vec::new(),
             log: dir.join("containerd.log"),
             root: dir.clone(),
             offspring: supervise::Offspring::Lasting,
@@ -125,6 +127,7 @@ impl Connect {
 struct Managed {
     dir: PathBuf,
     program: PathBuf,
+    shim: PathBuf,
     runc: PathBuf,
     connection: Connection,
 }
@@ -139,7 +142,7 @@ impl supervise::Kind for Managed {
                     .to_owned(),
             );
         }
-        for program in [&self.program, Path::new(SHIM), &self.runc] {
+        for program in [&self.program, &self.shim, &self.runc] {
             find(program).ok_or_else(|| not_installed(program))?;
         }
         let written = settings::write(&self.dir);
@@ -160,6 +163,21 @@ impl supervise::Kind for Managed {
     }
 }
 
+/// The shim of the same release, for a containerd that is named by its path.
+fn shim_beside(program: &Path) -> Option<PathBuf> {
+    let directory = program.parent().filter(|directory| !directory.as_os_str().is_empty())?;
+    find(&directory.join(SHIM))
+}
+
+/// containerd itself would look beside it only where `PATH` has none, and take another release's.
+fn path_before_others(program: &Path) -> Vec<(OsString, OsString)> {
+    let Some(shim) = shim_beside(program) else { return Vec::new() };
+    let others = std::env::var_os("PATH").unwrap_or_default();
+    let all = shim.parent().map(Path::to_owned).into_iter().chain(std::env::split_paths(&others));
+    // A directory that cannot be in a `PATH`, for the `:` in its name, is left to containerd.
+    std::env::join_paths(all).map(|path| vec![("PATH".into(), path)]).unwrap_or_default()
+}
+
 fn not_installed(program: &Path) -> String {
     let what = if program.ends_with("runc") { "runc" } else { "containerd" };
     format!("`{}` is not installed; install {what}, or configure its path", program.display())
@@ -175,6 +193,25 @@ mod tests {
         assert!(options("/var/lib/hearth/containerd").plan().is_ok());
         let error = options(&format!("/{}", "x".repeat(100))).plan().map(|_| ()).unwrap_err();
         assert!(error.to_string().contains("shorter state directory"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_containerd_that_is_named_by_its_path_uses_the_shim_beside_it() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("containerd");
+        let path_of = |program: &Path| {
+            let options = Options::new("/s/containerd".into(), "hearth-x".to_owned(), "/bin/true".into());
+            let (child, _) = Options { program: program.to_owned(), ..options }.plan().unwrap();
+            child.env.into_iter().find(|(name, _)| name == "PATH").map(|(_, path)| path)
+        };
+        assert_eq!(path_of(&program), None);
+        let shim = dir.path().join(SHIM);
+        std::fs::write(&shim, "").unwrap();
+        std::fs::set_permissions(&shim, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let path = path_of(&program).unwrap();
+        assert_eq!(std::env::split_paths(&path).next().as_deref(), Some(dir.path()));
+        assert_eq!(path_of(Path::new("containerd")), None);
     }
 
     #[test]

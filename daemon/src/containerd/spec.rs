@@ -55,6 +55,7 @@ pub fn build(
     let files = machine.open_files.min(MOST_FILES);
     let process = Process {
         terminal: false,
+        console_size: None,
         user: User { uid: user.uid, gid: user.gid, additional_gids: groups(user) },
         args: command(spec, image)?,
         env: environment(spec, image, user),

@@ -8,7 +8,7 @@ use futures::StreamExt as _;
 
 use super::entry::Entry;
 use super::listening::{self, Listener};
-use super::port::{MountFault, MountFaultKind, NetworkError, RuntimeError};
+use super::port::{MountFault, MountFaultKind, NetworkError, RuntimeError, UNKNOWN_START};
 use super::service::Shared;
 use crate::model::deploy::{LogQuery, ProbeAnswer, ProbeResult};
 use crate::model::fault::{Fault, Stage};
@@ -67,6 +67,9 @@ impl From<RuntimeError> for StartFault {
             RuntimeError::Unavailable(_) => {
                 let fault = Fault::new(Stage::Deploy, "runtime_unavailable", message).retryable();
                 Self::new(fault, StartFaultKind::Away)
+            }
+            RuntimeError::Start { code: code @ UNKNOWN_START, .. } => {
+                Self::new(Fault::new(Stage::Deploy, code, message), StartFaultKind::Passing)
             }
             RuntimeError::Start { code, .. } => Self::from(hinted(Fault::new(Stage::Deploy, code, message))),
             RuntimeError::Image(_) => Self::from(Fault::new(Stage::Deploy, "image_unusable", message)),

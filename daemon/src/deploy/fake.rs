@@ -84,6 +84,8 @@ pub struct WorldState {
     pub env: BTreeMap<InstanceId, BTreeMap<String, String>>,
     pub minted: usize,
     pub away: bool,
+    /// So often it is away when it shall stop an instance.
+    pub away_at_stops: usize,
     /// Most instances of one service at a time.
     pub peak: usize,
 }
@@ -269,6 +271,10 @@ impl Runtime for World {
         self.live_or_die().await;
         {
             let mut state = self.state();
+            if state.away_at_stops > 0 {
+                state.away_at_stops -= 1;
+                return Err(RuntimeError::Unavailable("gone".to_owned()));
+            }
             if let Some(revision) = state.instances.get(instance).map(|container| container.label.revision) {
                 state.journal.push(format!("stop {revision}"));
             }

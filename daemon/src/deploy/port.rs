@@ -143,6 +143,9 @@ pub enum ExecOutput {
     Lost(String),
 }
 
+/// The code of a start that failed for a reason that the runtime does not know: another may succeed.
+pub const UNKNOWN_START: &str = "start_failed";
+
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RuntimeError {
     /// It cannot be reached; the same call may succeed later.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::entry::{Entry, Known, StartFailed};
 use super::failure::{StartFault, StartFaultKind};
 use super::plan::{Health, InstanceStage, MAX_OUTSIDE_ENDS, after};
-use super::port::{InstanceImage, InstanceSpec};
+use super::port::{InstanceImage, InstanceSpec, RuntimeError};
 use super::progress::Progress;
 use super::service::Shared;
 use super::{health, logs};
@@ -22,7 +22,7 @@ use crate::model::deploy::{Action, DeployEventKind, LogQuery};
 use crate::model::id::InstanceId;
 use crate::model::service::{InstanceLabel, Revision};
 
-/// Before the next start while the runtime is away.
+/// Before the next start, or the next time it is asked for an end, while the runtime is away.
 const AWAY_PAUSE: Duration = Duration::from_millis(500);
 /// Between tries to take an instance away.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -118,7 +118,7 @@ impl Shared {
         };
         let (address, log) = (spec.network.address, spec.log.clone());
         if let Err(error) = logs::make_directory(&log, revision.number).await {
-            let error = super::port::RuntimeError::Other(format!("log directory: {error}"));
+            let error = RuntimeError::Other(format!("log directory: {error}"));
             return Some(Err(error.into()));
         }
         // Comes to its end also when it is not wanted any more: the runtime would go on with a call that is let go, and
@@ -259,12 +259,7 @@ impl Shared {
                 }
             }
             if runs && !end.grace.is_zero() {
-                let limit = end.grace + shared.options.call_limit;
-                match tokio::time::timeout(limit, shared.ports.runtime.stop(&instance, end.grace)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::warn!(%error, instance.id = %instance, "an instance could not be stopped"),
-                    Err(_) => tracing::warn!(instance.id = %instance, "stopping an instance takes too long"),
-                }
+                shared.ask_to_end(&instance, end.grace).await;
             }
             shared.take_away(&instance).await;
             let left = {
@@ -275,6 +270,26 @@ impl Shared {
             entry.wake.notify_one();
             shared.sweep_logs(&entry.id, left, false).await;
         });
+    }
+
+    /// Asks an instance to end, and waits until it has. While the runtime is away it is asked again: what comes after
+    /// this ends it by force.
+    async fn ask_to_end(&self, instance: &InstanceId, grace: Duration) {
+        let asked = async {
+            loop {
+                match self.ports.runtime.stop(instance, grace).await {
+                    Err(RuntimeError::Unavailable(_)) => tokio::time::sleep(AWAY_PAUSE).await,
+                    other => return other,
+                }
+            }
+        };
+        match tokio::time::timeout(grace + self.options.call_limit, asked).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, instance.id = %instance, "an instance could not be stopped");
+            }
+            Err(_) => tracing::warn!(instance.id = %instance, "stopping an instance takes too long"),
+        }
     }
 
     /// Takes away all that there is of an instance, however often it must be tried.

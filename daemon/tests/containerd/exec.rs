@@ -78,16 +78,22 @@ async fn output_input_and_exit_code_of_a_process_are_its_own() {
 async fn a_terminal_has_a_size_that_can_change() {
     Fixture::run(async |fixture| {
         let id = fixture.sleeping().await;
-        let mut shell = spec(&["/bin/sh", "-c", "read a; stty size; read b; stty size; exit 2"]);
+        let mut shell = spec(&["/bin/sh", "-c", "stty size; read b; stty size; exit 2"]);
         shell.terminal = Some(TerminalSize { columns: 100, rows: 30 });
         let exec = fixture.runtime.exec(&id, shell).await.unwrap();
-        exec.input.send(ExecInput::Stdin(Bytes::from_static(b"\n"))).await.unwrap();
+        // The first look is before anything else could set it.
         tokio::time::sleep(Duration::from_millis(300)).await;
         exec.input.send(ExecInput::Resize(TerminalSize { columns: 120, rows: 40 })).await.unwrap();
         exec.input.send(ExecInput::Stdin(Bytes::from_static(b"\n"))).await.unwrap();
         let (out, err, code) = finish(exec).await;
         assert_eq!((err.as_str(), code), ("", Some(2)));
         assert!(out.contains("30 100") && out.contains("40 120"), "{out}");
+        // One that nobody types into is not hung up.
+        let mut blind = spec(&["/bin/sh", "-c", "sleep 1; echo still; exit 3"]);
+        blind.terminal = Some(TerminalSize { columns: 80, rows: 24 });
+        let exec = fixture.runtime.exec(&id, blind).await.unwrap();
+        exec.input.send(ExecInput::StdinEnd).await.unwrap();
+        assert_eq!(finish(exec).await, ("still\r\n".to_owned(), String::new(), Some(3)));
     })
     .await;
 }

@@ -13,6 +13,7 @@ use integration_tests::image::Image;
 use integration_tests::lone_cases;
 use integration_tests::process::{self, Output};
 use integration_tests::runner::Group;
+use integration_tests::service::{App, page};
 use integration_tests::skopeo::skopeo;
 use integration_tests::sources::{Tree, base_tree, noise, sha256};
 use integration_tests::wait::seconds;
@@ -26,6 +27,7 @@ pub fn group() -> Group {
             a_saved_image_loads_to_the_same_digest,
             a_pack_stands_on_an_image_of_the_room_of_a_registry_and_of_a_mirror,
             an_archive_and_a_room_get_the_same_bytes,
+            an_image_of_another_registry_becomes_a_service,
             a_build_mounts_an_image_of_another_registry,
             from_goes_through_the_mirror,
             a_build_whose_tag_is_elsewhere_is_pushed_there,
@@ -357,6 +359,35 @@ fn a_build_mounts_an_image_of_another_registry() {
     // It has no name in the room.
     let listed = pair.room.hearth_ok(&["images", "list", "--json"]).stdout;
     assert!(!listed.contains("assets"), "{listed}");
+}
+
+fn an_image_of_another_registry_becomes_a_service() {
+    let pair = Pair::start("brought");
+    App::page("one\n").pack(&pair.other, "team/web:1");
+    App::page("two\n").pack(&pair.other, "team/web:2");
+    let deploy = |tag: &str, more: &[&str]| {
+        let image = pair.there(tag);
+        pair.room.hearth(&[&["deploy", "--tag", &image, "--domain", "web.test", "--public"], more].concat())
+    };
+    deploy("team/web:1", &[]).expect_code(3).says(&["401", "team/web", "--cred"]);
+    let wrong = deploy("team/web:1", &["--cred", "any,hunter2"]);
+    wrong.expect_code(3).says(&["401", "team/web"]);
+    assert!(!wrong.to_string().contains("hunter2") && !pair.room.log().contains("hunter2"), "{wrong}");
+    let typed = deploy("team/web:1", &["--cred", "any,hunter2", "--json"]).json();
+    assert_eq!(typed["error"]["code"], "registry_denied", "{typed}");
+    pair.room.hearth(&["services", "show", "team-web"]).expect_code(1);
+
+    deploy("team/web:1", &["--cred", &pair.cred()]).expect_code(0);
+    assert_eq!(page(&pair.room, "web.test"), "one\n");
+    // Without them nothing new can be had, and what runs goes on and can be started again.
+    deploy("team/web:2", &[]).expect_code(3);
+    pair.room.hearth_ok(&["services", "restart", "team-web"]);
+    assert_eq!(page(&pair.room, "web.test"), "one\n");
+    deploy("team/web:2", &["--cred", &pair.named_cred()]).expect_code(0);
+    assert_eq!(page(&pair.room, "web.test"), "two\n");
+    let shown = pair.room.hearth_ok(&["services", "show", "team-web", "-o", "yaml"]).stdout;
+    assert!(!shown.contains(pair.other.token()), "{shown}");
+    pair.room.hearth_ok(&["services", "rm", "--now", "team-web"]);
 }
 
 fn from_goes_through_the_mirror() {

@@ -7,6 +7,7 @@ use integration_tests::daemon::{Daemon, Options};
 use integration_tests::http::Request;
 use integration_tests::lone_cases;
 use integration_tests::process::{self, Process};
+use integration_tests::remains::shims;
 use integration_tests::runner::Group;
 use integration_tests::service::{App, PORT, get, page};
 use integration_tests::traffic;
@@ -44,13 +45,6 @@ fn apps(daemon: &Daemon) -> Vec<Process> {
         .flat_map(|shim| process::tree_of(shim.pid))
         .filter(|process| process.command.starts_with("httpd"))
         .collect()
-}
-
-fn shims(daemon: &Daemon) -> Vec<Process> {
-    let state = daemon.state().display().to_string();
-    let mut all = process::all();
-    all.retain(|process| process.command.contains("containerd-shim") && process.command.contains(&state));
-    all
 }
 
 /// One instance runs, and the page is this one.

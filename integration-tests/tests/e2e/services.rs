@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use integration_tests::daemon::Daemon;
 use integration_tests::http::Request;
 use integration_tests::runner::Group;
@@ -21,11 +23,11 @@ pub fn group() -> Group {
             a_revision_that_fails_takes_no_traffic_and_says_why,
             rollback_restart_and_removal,
             the_environment_comes_from_flags_files_secrets_and_tokens,
+            the_name_in_the_tokens_is_given_once_and_kept,
             storage_is_the_same_inside_and_outside,
             images_empty_directories_and_volumes_are_mounted,
             services_reach_each_other_by_name_and_no_port_of_the_daemon,
             the_log_can_be_read_in_parts,
-            a_process_runs_beside_the_service,
             a_manifest_can_be_shown_and_applied,
             a_dry_run_changes_nothing,
             memory_that_runs_out_is_named,
@@ -224,6 +226,30 @@ fn the_environment_comes_from_flags_files_secrets_and_tokens(daemon: &Daemon) {
     ask(401);
 }
 
+fn the_name_in_the_tokens_is_given_once_and_kept(daemon: &Daemon) {
+    App::page("named\n").pack(daemon, "named:1");
+    App::page("named too\n").pack(daemon, "named:2");
+    let name = || {
+        let token = inside(daemon, "named", "echo $MESHAGENT_TOKEN");
+        let claims = token.split('.').nth(1).expect("claims");
+        let claims = URL_SAFE_NO_PAD.decode(claims).expect("base64");
+        let claims: serde_json::Value = serde_json::from_slice(&claims).expect("JSON");
+        claims["name"].as_str().expect("a name").to_owned()
+    };
+    deploy(daemon, &["--tag", "named:1", "--env-token", "userDefault"]);
+    assert_eq!(name(), "named", "the service's own name is the default");
+    deploy(daemon, &["--tag", "named:1", "--identity", "front-desk"]);
+    assert_eq!(name(), "front-desk");
+    deploy(daemon, &["--tag", "named:2"]);
+    assert_eq!(name(), "front-desk", "kept by a deploy that does not name it");
+    daemon.hearth_ok(&["services", "restart", "named"]);
+    assert_eq!(name(), "front-desk");
+    daemon.hearth_ok(&["services", "rollback", "named", "1"]);
+    assert_eq!(name(), "named", "what revision 1 had");
+    let output = daemon.hearth(&["deploy", "--tag", "named:1", "--identity", ""]);
+    output.expect_code(2).says(&["identity"]);
+}
+
 fn storage_is_the_same_inside_and_outside(daemon: &Daemon) {
     daemon.put("shared", &Tree::new().file("given", "from the room\n"));
     fs::create_dir_all(daemon.project_files().join("assets")).unwrap();
@@ -300,19 +326,6 @@ fn the_log_can_be_read_in_parts(daemon: &Daemon) {
     let grep = logs(&["--grep", "line 3"]);
     assert!(grep.lines().count() == 1 && grep.contains("line 3"), "{grep}");
     assert_eq!(logs(&["--since", "2100-01-01T00:00:00Z"]), "");
-}
-
-fn a_process_runs_beside_the_service(daemon: &Daemon) {
-    App::page("exec\n").pack(daemon, "beside:1");
-    deploy(daemon, &["--tag", "beside:1"]);
-    let output =
-        daemon.hearth(&["services", "exec", "beside", "--", "sh", "-c", "echo out; echo err >&2; exit 7"]);
-    assert_eq!((output.code, output.stdout.as_str()), (7, "out\n"), "{output}");
-    assert!(output.stderr.contains("err\n"), "{output}");
-    let output = daemon.hearth(&["services", "exec", "beside", "--", "no-such-program"]);
-    assert_ne!(output.code, 0);
-    output.says(&["no-such-program"]);
-    daemon.hearth(&["services", "exec", "nobody", "--", "true"]).expect_code(1).says(&["nobody"]);
 }
 
 fn a_manifest_can_be_shown_and_applied(daemon: &Daemon) {

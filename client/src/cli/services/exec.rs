@@ -19,15 +19,16 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::cli::{Globals, connect};
-use crate::client::ExecProcess;
-use crate::error::Failure;
+use crate::client::{ClientError, ExecProcess};
+use crate::error::{Failure, FailureKind};
 use crate::interrupt::Interrupts;
 use crate::terminal::{self, Raw};
 use crate::{output, task};
 
 /// Run a command in the instance that serves
 ///
-/// Ends with the command's own exit code.
+/// Ends with the command's own exit code; as in a shell, with 127 where there is no such program, and with 126 where
+/// it cannot be run.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -100,7 +101,7 @@ pub(super) async fn run(
     }
     let starting = async {
         let client = connect(globals).await?;
-        Ok(client.exec(begin).await?)
+        client.exec(begin).await.map_err(not_begun)
     };
     let mut process = interrupts.or(Box::pin(starting)).await?;
     let exit = {
@@ -218,6 +219,18 @@ impl Outbox {
     }
 }
 
+/// With a shell's exit code, where it is the program that is missing or cannot be run.
+fn not_begun(error: ClientError) -> Failure {
+    let mut failure = Failure::from(error);
+    let code = match failure.detail.code.as_str() {
+        "command_not_found" => 127,
+        "not_executable" | "exec_format" => 126,
+        _ => return failure,
+    };
+    failure.kind = FailureKind::NotBegun(code);
+    failure
+}
+
 fn ended(exit: &Exit) -> Result<(), Failure> {
     if exit.out_of_memory {
         output::note("the process was ended for want of memory");
@@ -232,6 +245,8 @@ fn ended(exit: &Exit) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use hearth_proto::v1::ErrorDetail;
+
     use super::*;
     use crate::exit;
 
@@ -267,6 +282,19 @@ mod tests {
         assert_eq!(code(Some(137)), Err(137));
         assert_eq!(code(Some(-1)), Err(255));
         assert_eq!(code(None), Err(1));
+    }
+
+    #[test]
+    fn a_program_that_cannot_be_run_has_the_exit_code_of_a_shell() {
+        let code = |code: &str| {
+            let detail = ErrorDetail { code: code.into(), message: "m".into(), ..Default::default() };
+            let failure = not_begun(ClientError::Failed(Box::new(detail)));
+            (exit::code(&failure), exit::for_people(&failure))
+        };
+        assert_eq!(code("command_not_found"), (127, "error: m".to_owned()));
+        assert_eq!(code("not_executable").0, 126);
+        assert_eq!(code("exec_format").0, 126);
+        assert_eq!(code("service_not_found").0, 1);
     }
 
     #[tokio::test]

@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 /// Parts that are never used here: Kubernetes, other snapshotters, directories outside of ours.
-const DISABLED: [&str; 10] = [
+const DISABLED: [&str; 12] = [
     "io.containerd.grpc.v1.cri",
     "io.containerd.cri.v1.runtime",
     "io.containerd.cri.v1.images",
     "io.containerd.internal.v1.opt",
     "io.containerd.internal.v1.restart",
+    "io.containerd.monitor.container.v1.restart",
+    "io.containerd.image-verifier.v1.bindir",
     "io.containerd.snapshotter.v1.aufs",
     "io.containerd.snapshotter.v1.btrfs",
     "io.containerd.snapshotter.v1.devmapper",
@@ -25,7 +27,7 @@ struct Settings {
     version: u32,
     root: PathBuf,
     state: PathBuf,
-    disabled_plugins: [&'static str; 10],
+    disabled_plugins: [&'static str; 12],
     grpc: Grpc,
     debug: Debug,
 }
@@ -67,7 +69,7 @@ mod tests {
         version = 2
         root = "/s/containerd/root"
         state = "/s/containerd/state"
-        disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images", "io.containerd.internal.v1.opt", "io.containerd.internal.v1.restart", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.nri.v1.nri"]
+        disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images", "io.containerd.internal.v1.opt", "io.containerd.internal.v1.restart", "io.containerd.monitor.container.v1.restart", "io.containerd.image-verifier.v1.bindir", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.nri.v1.nri"]
 
         [grpc]
         address = "/s/containerd/containerd.sock"

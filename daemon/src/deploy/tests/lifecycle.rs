@@ -211,3 +211,15 @@ async fn a_removed_service_leaves_nothing_and_its_name_and_domain_are_free() {
     assert_eq!(handle.get("web").unwrap_err().code(), "service_not_found");
     assert!(live(&handle, "2").await.created);
 }
+
+#[tokio::test]
+async fn an_instance_is_asked_to_end_also_where_the_runtime_was_away_for_a_moment() {
+    let world = world();
+    let services = start(&world).await;
+    live(&services.handle(), "1").await;
+    world.state().away_at_stops = 2;
+    live(&services.handle(), "2").await;
+    until("the first is gone", || only_serves(&world, 2)).await;
+    assert_eq!(world.state().away_at_stops, 0);
+    assert!(world.state().journal.contains(&"stop 1".to_owned()), "{:?}", world.state().journal);
+}

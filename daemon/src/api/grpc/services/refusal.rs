@@ -81,6 +81,8 @@ fn image_status(fault: &Fault) -> Code {
     match fault.code.as_str() {
         _ if fault.retryable => Code::Unavailable,
         "image_not_found" => Code::NotFound,
+        // As for who pulls it.
+        "registry_denied" => Code::PermissionDenied,
         "internal" | "registry_credentials" => Code::Internal,
         _ => Code::FailedPrecondition,
     }

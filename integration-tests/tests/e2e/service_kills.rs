@@ -1,0 +1,56 @@
+//! containerd, a shim or an app is killed at each step of an update of a service that people reach.
+//!
+//! | killed | the new one's shim or app | the old one's, in its drain | containerd |
+//! |---|---|---|---|
+//! | serves meanwhile | the old one until the switch | the new one | whoever served |
+//! | serves in the end | the new one: an instance that something else ended is started again | the new one | the new one |
+//!
+//! What is killed again and again before it serves fails, and the old one serves on.
+
+use integration_tests::daemon::Options;
+use integration_tests::lone_cases;
+use integration_tests::runner::Group;
+
+#[path = "service_kills/update.rs"]
+mod update;
+
+pub use update::Victim;
+use update::{Moment, World};
+
+pub fn group() -> Group {
+    let cases = lone_cases![
+        an_update_whose_app_is_killed_at_any_step_comes_to_its_end,
+        an_update_whose_shim_is_killed_at_any_step_comes_to_its_end,
+        an_update_whose_containerd_is_killed_at_any_step_comes_to_its_end,
+        a_revision_that_is_killed_whenever_it_starts_fails_and_the_old_one_serves_on,
+        a_service_whose_old_instance_is_killed_in_an_update_is_served_by_the_new_one,
+    ];
+    Group::new("service-kills", cases).in_sequence()
+}
+
+pub fn at_each_step(options: Options, victim: Victim) {
+    let mut world = World::start(options);
+    for moment in Moment::ALL {
+        world.update_with_a_kill(victim, moment);
+    }
+}
+
+fn an_update_whose_app_is_killed_at_any_step_comes_to_its_end() {
+    at_each_step(Options::room("kill-app"), Victim::App);
+}
+
+fn an_update_whose_shim_is_killed_at_any_step_comes_to_its_end() {
+    at_each_step(Options::room("kill-shim"), Victim::Shim);
+}
+
+fn an_update_whose_containerd_is_killed_at_any_step_comes_to_its_end() {
+    at_each_step(Options::room("kill-ctd"), Victim::Containerd);
+}
+
+fn a_revision_that_is_killed_whenever_it_starts_fails_and_the_old_one_serves_on() {
+    World::start(Options::room("kill-again")).update_killed_whenever_it_starts();
+}
+
+fn a_service_whose_old_instance_is_killed_in_an_update_is_served_by_the_new_one() {
+    World::start(Options::room("kill-old")).update_whose_old_app_is_killed();
+}

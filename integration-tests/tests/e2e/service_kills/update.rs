@@ -1,0 +1,351 @@
+//! An update that stands still where a test wants it, and what is killed there.
+//!
+//! Apps look into a directory of room storage: while it has `hold` they do not listen, and while it has `busy` an
+//! answer of `/cgi-bin/slow` does not end. So each step lasts until it was seen, and what was killed in it has its
+//! consequences before it ends.
+
+use std::fs;
+use std::io;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use integration_tests::daemon::{Daemon, Options};
+use integration_tests::http::Request;
+use integration_tests::process::{self, Process, Running};
+use integration_tests::remains::{Remains, shims};
+use integration_tests::service::App;
+use integration_tests::sources::Tree;
+use integration_tests::traffic::{self, Seen};
+use integration_tests::wait::{self, seconds};
+use rustix::process::Signal;
+use serde_json::Value;
+
+const HOST: &str = "web.test";
+const TEXTS: [&str; 2] = ["one\n", "two\n"];
+/// For a step to be reached.
+const STEP: Duration = seconds(30);
+/// Requests that a kill can meet on their way: as many as there are clients.
+const IN_FLIGHT: usize = 8;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Victim {
+    App,
+    Shim,
+    Containerd,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// The new instance has a shim, and its app does not run yet.
+    Start,
+    /// The new app runs, was asked, and does not listen.
+    HealthWait,
+    /// The new app is healthy, and is looked at a little longer before it gets the traffic.
+    Settle,
+    /// The first answer of the new app was seen.
+    Switch,
+    /// The new one has the traffic, and a last request keeps the old one.
+    Drain,
+}
+
+impl Moment {
+    pub const ALL: [Self; 5] = [Self::Start, Self::HealthWait, Self::Settle, Self::Switch, Self::Drain];
+}
+
+/// A daemon with the service `web`, and what there is of it while nothing happens.
+pub struct World {
+    daemon: Daemon,
+    still: Remains,
+    /// Index of the text that is shown.
+    shown: usize,
+}
+
+impl World {
+    pub fn start(options: Options) -> Self {
+        let daemon = Daemon::start(options);
+        daemon.put("gate", &Tree::new().file("about", "what apps wait for\n"));
+        let serve = "trap 'exit 0' TERM; while [ -e /gate/hold ]; do sleep 0.05; done; \
+                     httpd -f -p 8000 -h /site & wait";
+        let slow = "#!/bin/sh\nprintf 'content-type: text/plain\\n\\n'\n\
+                    while [ -e /gate/busy ]; do sleep 0.05; done\necho done\n";
+        for (number, text) in TEXTS.iter().enumerate() {
+            let app = App::page(text).program("site/cgi-bin/slow", slow.into()).command(&["sh", "-c", serve]);
+            app.pack(&daemon, &format!("web:{number}"));
+        }
+        let common = ["--domain", HOST, "--public", "--room-mount", "gate:/gate:ro"];
+        daemon.hearth_ok(&[&["deploy", "--tag", "web:0"], &common[..]].concat());
+        // Both images are unpacked, as they are from now on.
+        daemon.hearth_ok(&["deploy", "--tag", "web:1"]);
+        wait::until(STEP, "one instance is left", || instances(&show(&daemon)).len() == 1);
+        let still = Remains::of(&daemon);
+        Self { daemon, still, shown: 1 }
+    }
+
+    /// Updates the service, kills the victim in that moment, and sees the update come to its right end.
+    pub fn update_with_a_kill(&mut self, victim: Victim, moment: Moment) {
+        let mut update = Update::prepare(self, moment);
+        let slow = update.slow.take();
+        let seen = traffic::during(&self.daemon.ingress(), HOST, &TEXTS, || {
+            let deploy = update.begin();
+            let killed = update.kill(victim, moment);
+            update.consequences(victim, moment, &killed);
+            update.go_on();
+            let output = deploy.finish(seconds(90)).expect("the deploy comes to its end");
+            assert_eq!(output.code, 0, "{victim:?} at {moment:?}: {output}\n{}", self.daemon.log_tail(40));
+            update.is_live(update.new);
+        });
+        let may_fail = match (victim, moment) {
+            // Who had the traffic was killed.
+            (Victim::App | Victim::Shim, Moment::Switch) => IN_FLIGHT,
+            _ => 0,
+        };
+        failed_at_most(&seen, may_fail, &format!("{victim:?} at {moment:?}"));
+        if let Some(slow) = slow.map(|slow| slow.join().expect("no panic"))
+            && victim == Victim::Containerd
+        {
+            assert_eq!(slow.expect("an answer"), (200, "done\n".to_owned()), "it was seen out");
+        }
+        self.shown = update.new;
+        self.still.come_back(&self.daemon);
+    }
+
+    /// Kills the new app in each wait for its health.
+    pub fn update_killed_whenever_it_starts(&mut self) {
+        let update = Update::prepare(self, Moment::HealthWait);
+        let seen = traffic::during(&self.daemon.ingress(), HOST, &[TEXTS[update.old]], || {
+            let deploy = update.begin();
+            let mut last = String::new();
+            for _ in 0..3 {
+                let instance = update.waited_for(&last);
+                process::signal(update.app_of_new(&update.old_shim).expect("an app").pid, Signal::KILL);
+                last = instance;
+            }
+            let output = deploy.finish(seconds(60)).expect("the deploy comes to its end");
+            output.expect_code(1).says(&["revision", "keeps serving"]);
+            update.go_on();
+            update.is_live(update.old);
+        });
+        failed_at_most(&seen, 0, "the old one was not touched");
+        self.still.come_back(&self.daemon);
+    }
+
+    /// Kills the old app while the new one does not serve yet.
+    pub fn update_whose_old_app_is_killed(&mut self) {
+        let update = Update::prepare(self, Moment::HealthWait);
+        let deploy = update.begin();
+        update.waited_for("");
+        process::signal(app_of(&update.old_shim).expect("the old app").pid, Signal::KILL);
+        update.go_on();
+        deploy.finish(seconds(60)).expect("the deploy comes to its end").expect_code(0);
+        update.is_live(update.new);
+        self.shown = update.new;
+        self.still.come_back(&self.daemon);
+    }
+}
+
+#[track_caller]
+fn failed_at_most(seen: &Seen, count: usize, when: &str) {
+    assert!(seen.answers > 100, "{when}: {} answers", seen.answers);
+    assert!(
+        seen.failures <= count,
+        "{when}: {} of {} failed: {:?}",
+        seen.failures,
+        seen.answers,
+        seen.failed
+    );
+}
+
+struct Update<'a> {
+    daemon: &'a Daemon,
+    /// Indexes of the texts.
+    old: usize,
+    new: usize,
+    old_shim: Process,
+    /// Number of the revision that it makes.
+    revision: u64,
+    /// The answer that keeps the old app.
+    slow: Option<JoinHandle<io::Result<(u16, String)>>>,
+}
+
+/// What was killed, and when.
+struct Killed {
+    pid: i32,
+    /// The new instance in that moment.
+    instance: String,
+}
+
+impl<'a> Update<'a> {
+    fn prepare(world: &'a World, moment: Moment) -> Self {
+        let daemon = &world.daemon;
+        let old_shim = shims(daemon).pop().expect("a shim");
+        let show = show(daemon);
+        let revision = show["desired_revision"].as_u64().expect("a revision") + 1;
+        let gate = daemon.room_files().join("gate");
+        if moment == Moment::HealthWait {
+            fs::write(gate.join("hold"), "").unwrap();
+        }
+        let mut slow = None;
+        if moment == Moment::Drain {
+            fs::write(gate.join("busy"), "").unwrap();
+            let ingress = daemon.ingress();
+            slow = Some(thread::spawn(move || {
+                let answer = Request::new("GET", "/cgi-bin/slow").host(HOST).try_send(&ingress)?;
+                Ok((answer.status, answer.text()))
+            }));
+            wait::until(STEP, "the slow request has reached the old app", || {
+                process::tree_of(old_shim.pid).iter().any(|process| process.command.contains("slow"))
+            });
+        }
+        Self { daemon, old: world.shown, new: 1 - world.shown, old_shim, revision, slow }
+    }
+
+    fn begin(&self) -> Running {
+        process::start(self.daemon.client().args(["deploy", "--tag", &format!("web:{}", self.new)]))
+    }
+
+    /// What waits goes on.
+    fn go_on(&self) {
+        for file in ["hold", "busy"] {
+            match fs::remove_file(self.daemon.room_files().join("gate").join(file)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => panic!("{error}"),
+                _ => {}
+            }
+        }
+    }
+
+    fn kill(&self, victim: Victim, moment: Moment) -> Killed {
+        let instance = self.reach(moment);
+        let victim = match victim {
+            Victim::Containerd => containerd(self.daemon),
+            Victim::Shim if moment == Moment::Drain => Some(self.old_shim.clone()),
+            Victim::App if moment == Moment::Drain => app_of(&self.old_shim),
+            Victim::Shim => self.new_shim(),
+            // In the start, whatever is to become the app.
+            Victim::App if moment == Moment::Start => {
+                wait::poll_within(Duration::ZERO, STEP, || init_of(&self.new_shim()?))
+            }
+            Victim::App => self.app_of_new(&self.old_shim),
+        };
+        let pid = victim.expect("what is to be killed is there").pid;
+        process::signal(pid, Signal::KILL);
+        Killed { pid, instance }
+    }
+
+    /// Returns when the moment is there, with the new instance where that is known.
+    fn reach(&self, moment: Moment) -> String {
+        let seen = || match moment {
+            Moment::Start => self.new_shim().map(|_| String::new()),
+            Moment::HealthWait => self.instance(|one| one["last_probe"]["healthy"] == false),
+            Moment::Settle => self.instance(|one| one["phase"] == "healthy" && one["routed"] == false),
+            Moment::Switch => {
+                let answer = Request::new("GET", "/").host(HOST).try_send(&self.daemon.ingress()).ok()?;
+                (answer.text() == TEXTS[self.new]).then(String::new)
+            }
+            Moment::Drain => {
+                let instances = instances(&show(self.daemon));
+                let retires = instances.iter().any(|one| one["phase"] == "retiring");
+                retires.then(|| self.instance(|one| one["routed"] == true)).flatten()
+            }
+        };
+        wait::poll_within(Duration::from_millis(2), STEP, seen)
+            .unwrap_or_else(|| panic!("not reached: {moment:?}\n{}", self.daemon.log_tail(40)))
+    }
+
+    /// The name of an instance of the new revision that is like this.
+    fn instance(&self, is_like: impl Fn(&Value) -> bool) -> Option<String> {
+        let instances = instances(&show(self.daemon));
+        let found = instances.iter().find(|one| one["revision"] == self.revision && is_like(one));
+        found.and_then(|one| one["instance"].as_str()).map(str::to_owned)
+    }
+
+    /// An instance that is waited for, and another than this one.
+    fn waited_for(&self, last: &str) -> String {
+        let waits = || {
+            self.instance(|one| {
+                one["instance"] != last && one["phase"] == "starting" && one["last_probe"]["healthy"] == false
+            })
+        };
+        wait::poll_within(Duration::from_millis(20), STEP, waits)
+            .unwrap_or_else(|| panic!("no other instance than {last:?}\n{}", self.daemon.log_tail(40)))
+    }
+
+    fn new_shim(&self) -> Option<Process> {
+        let mut shims = shims(self.daemon);
+        shims.retain(|shim| shim.pid != self.old_shim.pid && is_server(shim));
+        shims.pop()
+    }
+
+    fn app_of_new(&self, old_shim: &Process) -> Option<Process> {
+        let mut shims = shims(self.daemon);
+        shims.retain(|shim| shim.pid != old_shim.pid);
+        shims.iter().find_map(app_of)
+    }
+
+    /// What follows from the kill alone, while everything that can be held is held.
+    fn consequences(&self, victim: Victim, moment: Moment, killed: &Killed) {
+        if victim == Victim::Containerd {
+            wait::until(STEP, "containerd is back", || {
+                containerd(self.daemon).is_some_and(|process| process.pid != killed.pid)
+                    && self.daemon.status_of("/readyz") == Some(200)
+            });
+        }
+        match (victim, moment) {
+            (Victim::Containerd, Moment::HealthWait) => {
+                assert_eq!(self.waited_for(""), killed.instance, "it lives on");
+                self.shows(self.old);
+            }
+            (_, Moment::HealthWait) => {
+                self.waited_for(&killed.instance);
+                self.shows(self.old);
+            }
+            (_, Moment::Drain) => self.shows(self.new),
+            _ => {}
+        }
+    }
+
+    #[track_caller]
+    fn shows(&self, index: usize) {
+        assert_eq!(integration_tests::service::page(self.daemon, HOST), TEXTS[index]);
+    }
+
+    /// It alone is there and serves.
+    #[track_caller]
+    fn is_live(&self, index: usize) {
+        let revision = if index == self.new { self.revision } else { self.revision - 1 };
+        let settled = wait::poll(STEP, || {
+            let service = show(self.daemon);
+            let alone = instances(&service).len() == 1;
+            (alone && service["status"] == "live" && service["live_revision"] == revision).then_some(())
+        });
+        assert!(settled.is_some(), "{}\n{}", show(self.daemon), self.daemon.log_tail(40));
+        self.shows(index);
+    }
+}
+
+fn show(daemon: &Daemon) -> Value {
+    daemon.hearth_ok(&["services", "show", "web", "--json"]).json()
+}
+
+fn instances(service: &Value) -> Vec<Value> {
+    service["instances"].as_array().expect("instances").clone()
+}
+
+fn containerd(daemon: &Daemon) -> Option<Process> {
+    process::tree_of(daemon.pid()).into_iter().find(|process| process.name == "containerd")
+}
+
+/// Not the one that starts it, or takes away what it left.
+fn is_server(shim: &Process) -> bool {
+    !shim.command.ends_with(" start") && !shim.command.ends_with(" delete")
+}
+
+/// The first process of the instance.
+fn app_of(shim: &Process) -> Option<Process> {
+    let own = |process: &Process| process.parent == shim.pid && process.command.starts_with("sh -c ");
+    process::tree_of(shim.pid).into_iter().find(own)
+}
+
+/// runc's process that becomes the app.
+fn init_of(shim: &Process) -> Option<Process> {
+    process::tree_of(shim.pid).into_iter().find(|process| process.name.starts_with("runc:[2"))
+}
