@@ -56,7 +56,6 @@ impl Worker {
     }
 
     /// As [`spawn`], on this worker.
-    #[expect(clippy::disallowed_methods, reason = "this is the place that spawns")]
     pub fn spawn<F>(&self, name: &'static str, future: F) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
