@@ -62,6 +62,8 @@ impl From<&hearth_proto::v1::Secret> for SecretView {
 
 /// What the daemon takes.
 const MAX_BYTES: u64 = 64 << 10;
+/// Most bytes of a line that Linux's terminals hand over; they drop what follows without a word.
+const TERMINAL_LINE: usize = 4095;
 
 pub(super) async fn run(command: SecretsCommand, globals: &Globals) -> Result<(), Failure> {
     match command {
@@ -118,7 +120,7 @@ async fn read_value(file: Option<PathBuf>) -> Result<Vec<u8>, Failure> {
     let typed = hidden.is_some();
     let read = task::blocking("secret", move || match file {
         Some(path) => of_file(&path),
-        None if typed => Ok(without_line_end(typed_line()?)),
+        None if typed => typed_line(),
         None => Ok(without_line_end(up_to_limit(io::stdin().lock())?)),
     });
     let value = read.await??;
@@ -138,9 +140,14 @@ fn of_file(path: &Path) -> Result<Vec<u8>, Failure> {
         .map_err(|error| Failure::usage(format!("cannot read `{}`: {error}", path.display())))
 }
 
-fn typed_line() -> io::Result<Vec<u8>> {
+fn typed_line() -> Result<Vec<u8>, Failure> {
     let mut line = Vec::new();
     io::stdin().lock().take(MAX_BYTES + 1).read_until(b'\n', &mut line)?;
+    let line = without_line_end(line);
+    if line.len() >= TERMINAL_LINE {
+        let message = format!("a terminal takes {TERMINAL_LINE} bytes of a line and drops the others");
+        return Err(Failure::usage(message).hint("give the value with --from-file, or through a pipe"));
+    }
     Ok(line)
 }
 

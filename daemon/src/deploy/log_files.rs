@@ -34,21 +34,26 @@ impl InstanceLogs for LogFiles {
         let LogQuery { tail, since, grep, follow } = query;
         let mut lines = Lines::new(since, grep.clone());
         let mut start = Position::default();
-        if tail.is_some() {
+        let mut end = if follow { End::Never } else { End::At(Timestamp::now()) };
+        if let Some(wanted) = tail {
             let directory = directory.to_owned();
             let query = read::LogQuery { tail, since, contains: grep, max_bytes: MOST_BYTES };
             let excerpt = task::blocking("read-log", move || read::read(&directory, &query)).await;
             let excerpt =
                 excerpt.map_err(std::io::Error::other).flatten().map_err(|error| unreadable(&error))?;
-            excerpt.lines.iter().for_each(|line| lines.take(line));
-            lines.flush();
-            start = excerpt.end;
+            if excerpt.omitted > 0 && excerpt.lines.len() < wanted {
+                // More than is held at once: they are told as they are read, from the first that is wanted on.
+                let all = excerpt.omitted.saturating_add(excerpt.lines.len() as u64);
+                lines.skip = all.saturating_sub(wanted as u64);
+            } else {
+                excerpt.lines.iter().for_each(|line| lines.take(line));
+                lines.flush();
+                start = excerpt.end;
+                if !follow {
+                    end = End::Reached;
+                }
+            }
         }
-        let end = match (follow, tail) {
-            (true, _) => End::Never,
-            (false, Some(_)) => End::Reached,
-            (false, None) => End::At(Timestamp::now()),
-        };
         let reader = Reader { follower: Follower::new(directory.to_owned(), start), lines, end };
         Ok(Box::pin(stream::unfold(reader, |mut reader| async move {
             let next = reader.next().await?;
@@ -119,6 +124,8 @@ impl Reader {
 struct Lines {
     since: Option<Timestamp>,
     grep: Option<String>,
+    /// So many of those that are wanted are not told.
+    skip: u64,
     /// What has no end yet of stdout and of stderr.
     open: [Option<(Timestamp, String)>; 2],
     dropped_bytes: u64,
@@ -129,7 +136,7 @@ struct Lines {
 
 impl Lines {
     const fn new(since: Option<Timestamp>, grep: Option<String>) -> Self {
-        Self { since, grep, open: [None, None], dropped_bytes: 0, gap: None, ready: VecDeque::new() }
+        Self { since, grep, skip: 0, open: [None, None], dropped_bytes: 0, gap: None, ready: VecDeque::new() }
     }
 
     fn take(&mut self, line: &Line) {
@@ -161,7 +168,10 @@ impl Lines {
         if wanted {
             self.gap = None;
             let dropped_bytes = std::mem::take(&mut self.dropped_bytes);
-            self.ready.push_back(LogLine { at, stream, text, dropped_bytes });
+            match self.skip.checked_sub(1) {
+                Some(left) => self.skip = left,
+                None => self.ready.push_back(LogLine { at, stream, text, dropped_bytes }),
+            }
         }
     }
 
@@ -245,6 +255,26 @@ mod tests {
         }
         let lines = all(directory, LogQuery::default()).await;
         assert_eq!((lines.len(), lines[4].text.as_str()), (1004, "no newlinemore"));
+    }
+
+    #[tokio::test]
+    async fn a_tail_of_more_than_is_held_at_once_is_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        for number in 0..100 {
+            append(directory, number, Source::Stdout, &format!("{number} {}\n", "x".repeat(60_000)));
+        }
+        let query = LogQuery { tail: Some(90), ..LogQuery::default() };
+        let lines = all(directory, query.clone()).await;
+        let first = |line: &LogLine| line.text.split(' ').next().unwrap().to_owned();
+        assert_eq!(
+            (lines.len(), first(&lines[0]), first(&lines[89])),
+            (90, "10".to_owned(), "99".to_owned())
+        );
+        let following = LogQuery { follow: true, ..query };
+        let lines: Vec<_> =
+            LogFiles.read(directory, following).await.unwrap().take(90).map(Result::unwrap).collect().await;
+        assert_eq!((first(&lines[0]), first(&lines[89])), ("10".to_owned(), "99".to_owned()));
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ use integration_tests::process;
 use integration_tests::runner::{Case, Group};
 use integration_tests::shared_cases;
 use integration_tests::sources::Tree;
+use integration_tests::terminal::Terminal;
 use integration_tests::wait::seconds;
 
 pub fn group() -> Group {
@@ -16,6 +17,7 @@ pub fn group() -> Group {
         a_secret_that_a_step_prints_is_masked_in_the_log,
         credentials_are_found_nowhere,
         a_secret_that_is_not_given_is_named,
+        a_secret_is_typed_unseen_and_never_cut,
     ];
     cases.push(Case::alone("tokens_are_in_no_log", tokens_are_in_no_log));
     Group::new("secrets", cases)
@@ -128,4 +130,23 @@ fn tokens_are_in_no_log() {
     use base64::Engine as _;
     let basic = base64::engine::general_purpose::STANDARD.encode(format!("any:{token}"));
     assert!(!daemon.log().contains(&basic[..60]), "a Basic header is in the log");
+}
+
+fn a_secret_is_typed_unseen_and_never_cut(daemon: &Daemon) {
+    let typed = |name: &str, value: &str| {
+        let mut terminal = Terminal::run(daemon, &format!("$HEARTH secrets set {name}"));
+        terminal.shows("not shown");
+        terminal.press(&format!("{value}\r"));
+        terminal.end()
+    };
+    let (code, screen) = typed("typed", "canary-typed-71c2f0");
+    assert_eq!(code, 0, "{screen}");
+    assert!(!screen.contains("canary"), "{screen}");
+    // The kernel drops what is beyond its buffer, and a secret that was cut would be found at its first use.
+    let (code, screen) = typed("long", &"x".repeat(5_000));
+    assert_eq!(code, 2, "{screen}");
+    assert!(screen.contains("4095 bytes") && screen.contains("--from-file"), "{screen}");
+    let listed = daemon.hearth_ok(&["secrets", "ls"]).stdout;
+    assert!(listed.contains("typed") && !listed.contains("long"), "{listed}");
+    nowhere(daemon, "canary-typed-71c2f0", &[]);
 }
