@@ -158,16 +158,20 @@ usable_go() {
     return 1
 }
 
-build_buildkit() { # GO: compiles into the scratch directory, then installs
-    mkdir -p "$scratch/bin"
-    # The tags are those of BuildKit's releases; without `seccomp`, build steps would run without a seccomp profile.
-    if ! (cd "$here/buildkit" && CGO_ENABLED=0 GOTOOLCHAIN=auto GOWORK=off GOBIN="$scratch/bin" \
-        "$1" install -mod=readonly -trimpath -buildvcs=false -tags 'osusergo netgo static_build seccomp' \
-        -ldflags "-s -w -X github.com/moby/buildkit/version.Version=v$buildkit_version" \
+go_install() { # GO MODULE BIN TAGS LDFLAGS: compiles the tools of a module into the directory BIN
+    mkdir -p "$3"
+    if ! (cd "$2" && CGO_ENABLED=0 GOTOOLCHAIN=auto GOWORK=off GOBIN="$3" \
+        "$1" install -mod=readonly -trimpath -buildvcs=false -tags "osusergo netgo static_build $4" -ldflags "-s -w $5" \
         tool) >"$scratch/go.log" 2>&1 </dev/null; then
         grep -v '^go: downloading' "$scratch/go.log" | tail -n 10 >&2
         return 1
     fi
+}
+
+build_buildkit() { # GO: compiles into the scratch directory, then installs
+    # The tags are those of BuildKit's releases; without `seccomp`, build steps would run without a seccomp profile.
+    go_install "$1" "$here/buildkit" "$scratch/bin" seccomp \
+        "-X github.com/moby/buildkit/version.Version=v$buildkit_version" || return 1
     install_binaries "$scratch/bin"
 }
 
@@ -231,15 +235,9 @@ ensure_buildkit() {
 # --- containerd 2.x, for tests ---------------------------------------------------------------------------------------
 
 build_containerd_2() { # GO: compiles into the scratch directory, then installs
-    mkdir -p "$scratch/containerd-2"
     # Without Kubernetes and the snapshotters that a daemon does not use.
-    if ! (cd "$here/../integration-tests/containerd-2" && CGO_ENABLED=0 GOTOOLCHAIN=auto GOWORK=off GOBIN="$scratch/containerd-2" \
-        "$1" install -mod=readonly -trimpath -buildvcs=false -tags 'osusergo netgo static_build no_btrfs no_cri no_devmapper no_zfs' \
-        -ldflags "-s -w -X github.com/containerd/containerd/v2/version.Version=$containerd_2_version" \
-        tool) >"$scratch/go.log" 2>&1 </dev/null; then
-        grep -v '^go: downloading' "$scratch/go.log" | tail -n 10 >&2
-        return 1
-    fi
+    go_install "$1" "$here/../integration-tests/containerd-2" "$scratch/containerd-2" 'no_btrfs no_cri no_devmapper no_zfs' \
+        "-X github.com/containerd/containerd/v2/version.Version=$containerd_2_version" || return 1
     mkdir -p "$containerd_2.new.$$"
     install -m 0755 "$scratch/containerd-2/containerd" "$scratch/containerd-2/containerd-shim-runc-v2" "$containerd_2.new.$$" || return 1
     rm -rf "$containerd_2"

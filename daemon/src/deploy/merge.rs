@@ -137,8 +137,8 @@ pub fn name_of(request: &DeployRequest) -> Result<ServiceName, MergeError> {
 }
 
 /// `existing` is the service of the request's name. What is kept is that of the revision that is to run: a deploy
-/// that failed has changed nothing. Where none ever served, it is that of the last try. `mounted` are the images of the request's mounts, by target;
-/// a mount that is kept keeps the image that it had.
+/// that failed has changed nothing. Where none ever served, it is that of the last try. `mounted` are the images of
+/// the request's mounts, by target; a mount that is kept keeps the image that it had.
 pub fn merge(
     existing: Option<&Service>,
     request: &DeployRequest,
