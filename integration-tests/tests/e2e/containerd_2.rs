@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use integration_tests::containerd::{Containerd, SECOND};
+use integration_tests::containerd::SECOND;
 use integration_tests::daemon::{Daemon, Options};
 use integration_tests::lone_cases;
 use integration_tests::process;
@@ -14,6 +14,7 @@ use integration_tests::wait::{self, seconds};
 use rustix::process::Signal;
 
 use crate::service_kills::{Victim, at_each_step};
+use crate::service_luck::uses_where_it_is_told;
 
 pub fn group() -> Group {
     let cases = lone_cases![
@@ -112,17 +113,7 @@ fn services_are_adopted_by_the_next_daemon_and_the_next_containerd() {
 }
 
 fn a_daemon_uses_a_containerd_2_that_it_is_told() {
-    let directory = tempfile::tempdir().unwrap();
-    let containerd = Containerd::start_program(SECOND, directory.path());
-    let socket = directory.path().join("socket");
-    let daemon =
-        Daemon::start(Options::room("guest-2").arguments(&["--containerd", socket.to_str().unwrap()]));
-    App::page("guest\n").pack(&daemon, "guest:1");
-    daemon.hearth_ok(&["deploy", "--tag", "guest:1", "--domain", "guest.test", "--public"]);
-    assert_eq!(page(&daemon, "guest.test"), "guest\n");
-    daemon.hearth_ok(&["services", "rm", "guest"]);
-    assert_eq!(daemon.retire(), Vec::<String>::new());
-    drop(containerd);
+    uses_where_it_is_told(SECOND, "guest-2");
 }
 
 fn an_update_whose_app_is_killed_at_any_step_comes_to_its_end() {

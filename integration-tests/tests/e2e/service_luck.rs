@@ -210,10 +210,15 @@ fn the_ingress_speaks_tls_with_the_certificate_it_is_given() {
 }
 
 fn a_daemon_uses_the_containerd_that_it_is_told() {
+    uses_where_it_is_told("containerd", "guest");
+}
+
+/// A daemon of this room runs a service on a containerd that is not its own.
+pub fn uses_where_it_is_told(program: &str, room: &str) {
     let directory = tempfile::tempdir().unwrap();
-    let containerd = Containerd::start(directory.path());
+    let containerd = Containerd::start_program(program, directory.path());
     let socket = directory.path().join("socket");
-    let daemon = Daemon::start(Options::room("guest").arguments(&["--containerd", socket.to_str().unwrap()]));
+    let daemon = Daemon::start(Options::room(room).arguments(&["--containerd", socket.to_str().unwrap()]));
     let own = process::tree_of(daemon.pid()).into_iter().any(|process| process.name == "containerd");
     assert!(!own, "it starts none of its own");
     App::page("guest\n").pack(&daemon, "guest:1");
