@@ -17,7 +17,7 @@ use super::progress::Progress;
 use crate::model::deploy::{Action, ProbeResult};
 use crate::model::fault::Fault;
 use crate::model::id::{InstanceId, ServiceId};
-use crate::model::service::{Exit, InstanceLabel, RevisionOutcome, Service};
+use crate::model::service::{Exit, InstanceLabel, Revision, RevisionOutcome, Service};
 
 /// Probe results kept of an instance.
 const KEPT_PROBES: usize = 10;
@@ -43,27 +43,28 @@ pub(super) struct EntryState {
     pub(super) service: Service,
     pub(super) instances: BTreeMap<InstanceId, Known>,
     pub(super) routed: Option<InstanceId>,
-    pub(super) backoff: Backoff,
-    pub(super) start_failed: Option<StartFailed>,
-    /// Of which revision and generation something else has ended so many instances.
-    pub(super) outside_ends: ((u32, u32), u32),
+    /// How it went with the revisions and generations that shall run or serve.
+    attempts: BTreeMap<(u32, u32), Attempts>,
     pub(super) last_exit: Option<Exit>,
     /// Why the last start or instance was no success.
     pub(super) last_fault: Option<Fault>,
     pub(super) progress: BTreeMap<u32, Arc<Progress>>,
-    /// The step that those who watch were told of last.
-    pub(super) last_told: Option<Action>,
+    /// The steps of the last plan that had any: those who watch were told of them.
+    pub(super) last_told: Vec<Action>,
     /// Instances that were taken away lately: a list that was made before may still have them.
     pub(super) gone: VecDeque<InstanceId>,
     /// How a removal stops instances.
     pub(super) remove_grace: Duration,
 }
 
-/// The last start failed in a way that another will not mend.
-pub(super) struct StartFailed {
-    pub(super) revision: u32,
-    pub(super) generation: u32,
-    pub(super) fault: Fault,
+/// The starts of one revision and generation, and the ends of its instances.
+#[derive(Default)]
+pub(super) struct Attempts {
+    pub(super) backoff: Backoff,
+    /// The last start failed in a way that another will not mend.
+    pub(super) start_failed: Option<Fault>,
+    /// Instances that something else has ended.
+    pub(super) outside_ends: u32,
 }
 
 /// An instance, as far as the daemon knows.
@@ -121,13 +122,11 @@ impl Entry {
         let state = EntryState {
             instances: BTreeMap::new(),
             routed: None,
-            backoff: Backoff::default(),
-            start_failed: None,
-            outside_ends: ((0, 0), 0),
+            attempts: BTreeMap::new(),
             last_exit: None,
             last_fault: None,
             progress: progress.into_iter().collect(),
-            last_told: None,
+            last_told: Vec::new(),
             gone: VecDeque::new(),
             remove_grace: Duration::ZERO,
             service,
@@ -171,14 +170,38 @@ impl EntryState {
             generation: known.label.generation,
             stage: known.stage,
         };
-        let want = self.service.wanted().map(|revision| (revision.number, revision.generation));
+        let wanted = self.attempts_of(self.service.wanted());
+        let serving = self.attempts_of(self.service.live_revision());
         ActualService {
             instances: self.instances.iter().map(instance).collect(),
             routed: self.routed.clone(),
-            start_failed: self.start_failed.as_ref().map(|failed| (failed.revision, failed.generation)),
-            not_before: self.backoff.not_before,
-            outside_ends: if want == Some(self.outside_ends.0) { self.outside_ends.1 } else { 0 },
+            start_failed: wanted.is_some_and(|attempts| attempts.start_failed.is_some()),
+            not_before: wanted.and_then(|attempts| attempts.backoff.not_before),
+            outside_ends: wanted.map_or(0, |attempts| attempts.outside_ends),
+            serving_not_before: serving.and_then(|attempts| attempts.backoff.not_before),
         }
+    }
+
+    fn attempts_of(&self, revision: Option<&Revision>) -> Option<&Attempts> {
+        self.attempts.get(&key(revision?))
+    }
+
+    /// How it went with the revision that shall run.
+    pub(super) fn attempts(&self) -> Option<&Attempts> {
+        self.attempts_of(self.service.wanted())
+    }
+
+    /// Where it is noted how it goes with an instance's revision and generation.
+    pub(super) fn attempts_mut(&mut self, label: &InstanceLabel) -> &mut Attempts {
+        let of = (label.revision, label.generation);
+        let kept = [self.service.wanted(), self.service.live_revision()].map(|revision| revision.map(key));
+        self.attempts.retain(|other, _| *other == of || kept.contains(&Some(*other)));
+        self.attempts.entry(of).or_default()
+    }
+
+    /// Whoever changes something wants to see it now.
+    pub(super) fn forget_attempts(&mut self) {
+        self.attempts.clear();
     }
 
     /// An instance is no more.
@@ -195,9 +218,14 @@ impl EntryState {
 
     /// Whether an instance is of the revision and generation that shall run.
     pub(super) fn is_wanted(&self, label: &InstanceLabel) -> bool {
-        self.service.wanted().is_some_and(|revision| {
-            (revision.number, revision.generation) == (label.revision, label.generation)
-        })
+        self.service.wanted().is_some_and(|revision| key(revision) == (label.revision, label.generation))
+    }
+
+    /// Whether an instance is of the live revision, which serves until another that is wanted does.
+    pub(super) fn is_serving(&self, label: &InstanceLabel) -> bool {
+        self.service
+            .live_revision()
+            .is_some_and(|revision| key(revision) == (label.revision, label.generation))
     }
 
     /// An instance ended that should run, or a start failed.
@@ -207,12 +235,9 @@ impl EntryState {
         healthy_since: Option<Timestamp>,
         outside: bool,
     ) {
-        self.backoff.failed(healthy_since, Timestamp::now());
-        let of = (label.revision, label.generation);
-        if self.outside_ends.0 != of {
-            self.outside_ends = (of, 0);
-        }
-        self.outside_ends.1 += u32::from(outside);
+        let attempts = self.attempts_mut(label);
+        attempts.backoff.failed(healthy_since, Timestamp::now());
+        attempts.outside_ends += u32::from(outside);
     }
 
     /// What is told of a revision from now on; whoever watched it before is told that it was superseded.
@@ -235,4 +260,8 @@ impl EntryState {
     pub(super) fn progress(&self, revision: u32) -> Option<Arc<Progress>> {
         self.progress.get(&revision).cloned()
     }
+}
+
+const fn key(revision: &Revision) -> (u32, u32) {
+    (revision.number, revision.generation)
 }

@@ -56,11 +56,11 @@ fn take(action: &Action, desired: &mut DesiredService, actual: &mut ActualServic
         | Action::Remove { instance, .. } => {
             set(actual, instance, InstanceStage::Going);
         }
-        Action::MarkLive { revision } => {
-            desired.serving = Some(*revision);
+        Action::MarkLive { .. } => {
             if let Some(want) = &mut desired.want {
                 want.pending = false;
             }
+            desired.serving = desired.want.clone();
         }
         Action::MarkFailed { .. } => desired.want = None,
         Action::Forget => *desired = DesiredService { removing: false, want: None, serving: None },
@@ -88,15 +88,16 @@ mod tests {
             generation: 0,
             stage: InstanceStage::Running(Health::Healthy { since: Timestamp::UNIX_EPOCH }),
         };
-        let want = Target {
-            revision: revision + 1,
+        let serving = Target {
+            revision,
             generation: 0,
-            pending: true,
+            pending: false,
             strategy,
             settle: Duration::from_secs(2),
             start_limit: Duration::from_secs(60),
         };
-        let desired = DesiredService { removing: false, want: Some(want), serving: Some(revision) };
+        let want = Target { revision: revision + 1, pending: true, ..serving.clone() };
+        let desired = DesiredService { removing: false, want: Some(want), serving: Some(serving) };
         (desired, ActualService { instances: vec![old], routed: Some(id), ..ActualService::default() })
     }
 

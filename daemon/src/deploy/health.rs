@@ -284,7 +284,8 @@ async fn watch(shared: &Shared, entry: &Entry, instance: &InstanceId, revision: 
                 return;
             }
             known.stage = InstanceStage::Running(judge.health);
-            if judge.health == Health::Unhealthy && before != judge.health && state.is_wanted(&label) {
+            let counts = state.is_wanted(&label) || state.is_serving(&label);
+            if judge.health == Health::Unhealthy && before != judge.health && counts {
                 state.count_end(&label, since, false);
             }
             progress

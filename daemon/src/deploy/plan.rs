@@ -5,6 +5,7 @@
 //! Start --> Starting --> Running(Unproven) --AwaitHealthy--> Running(Healthy) --Settle, Route, MarkLive--> serves
 //!              '------------------'---> Ended, or too late: MarkFailed, or Remove and Backoff
 //! an older one: serves --until the new one is routed--> Retire --> gone
+//!                  ^--- Start, where it ends or sickens meanwhile (rolling updates)
 //! ```
 //!
 //! - A revision that is not live yet fails at the first end of its own doing, when it is not healthy in time, or when
@@ -20,7 +21,7 @@ use jiff::Timestamp;
 
 use crate::model::deploy::{Action, FailCause};
 use crate::model::id::InstanceId;
-use crate::model::service::{RevisionOutcome, Service, Strategy};
+use crate::model::service::{Revision, RevisionOutcome, Service, Strategy};
 
 /// Instances of a revision that is not live yet that something else may end before the revision fails.
 pub const MAX_OUTSIDE_ENDS: u32 = 3;
@@ -32,7 +33,7 @@ pub struct DesiredService {
     /// None while no revision is fit to run.
     pub want: Option<Target>,
     /// The live revision: no other serves while the wanted one is not ready.
-    pub serving: Option<u32>,
+    pub serving: Option<Target>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,12 +53,14 @@ pub struct ActualService {
     pub instances: Vec<ActualInstance>,
     /// Where its traffic goes.
     pub routed: Option<InstanceId>,
-    /// Revision and generation whose last start failed in a way that another start will not mend.
-    pub start_failed: Option<(u32, u32)>,
-    /// No start before.
+    /// The wanted revision's last start failed in a way that another start will not mend.
+    pub start_failed: bool,
+    /// No start of it before.
     pub not_before: Option<Timestamp>,
-    /// Instances of the wanted revision that something else has ended.
+    /// Instances of it that something else has ended.
     pub outside_ends: u32,
+    /// No start of the live revision before, where that is another.
+    pub serving_not_before: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,15 +108,25 @@ impl Health {
 
 impl DesiredService {
     pub fn of(service: &Service) -> Self {
-        let want = service.wanted().map(|revision| Target {
+        let target = |revision: &Revision| Target {
             revision: revision.number,
             generation: revision.generation,
             pending: !matches!(revision.outcome, RevisionOutcome::Live { .. }),
             strategy: revision.spec.strategy,
             settle: revision.spec.health.settle,
             start_limit: revision.spec.health.start_limit,
-        });
-        Self { removing: service.removing, want, serving: service.live }
+        };
+        Self {
+            removing: service.removing,
+            want: service.wanted().map(target),
+            serving: service.live_revision().map(target),
+        }
+    }
+}
+
+impl Target {
+    fn is_of(&self, instance: &ActualInstance) -> bool {
+        (instance.revision, instance.generation) == (self.revision, self.generation)
     }
 }
 
@@ -144,10 +157,7 @@ pub fn plan(desired: &DesiredService, actual: &ActualService, now: Timestamp) ->
         Some(want) if !desired.removing => want,
         _ => return clear(desired, actual),
     };
-    let (mine, others): (Vec<_>, Vec<_>) = actual
-        .instances
-        .iter()
-        .partition(|instance| (instance.revision, instance.generation) == (want.revision, want.generation));
+    let (mine, others): (Vec<_>, Vec<_>) = actual.instances.iter().partition(|instance| want.is_of(instance));
     if want.pending
         && let Some(cause) = failure(want, actual, &mine, now)
     {
@@ -192,7 +202,7 @@ fn failure(
     if actual.instances.iter().any(has_traffic) {
         return None;
     }
-    if actual.start_failed == Some((want.revision, want.generation)) {
+    if actual.start_failed {
         return Some(FailCause::NotStarted);
     }
     mine.iter().find_map(|instance| {
@@ -227,11 +237,20 @@ struct Planner<'a> {
 impl<'a> Planner<'a> {
     fn run(mut self) -> Vec<Action> {
         self.clean();
-        match self.best() {
-            Some((best, health)) if health.serves() => self.serve(best, health),
-            Some((best, Health::Unproven { since })) => self.prove(best, since),
-            unhealthy => self.start(unhealthy.map(|(instance, _)| instance)),
+        let best = self.best(&self.mine);
+        if let Some((best, health)) = best.filter(|(_, health)| health.serves()) {
+            self.serve(best, health);
+            return self.actions;
         }
+        let next = self.towards(self.want, best, &self.mine, self.actual.not_before);
+        let starts = matches!(next, Some(Action::Start { .. }));
+        if starts && self.want.strategy == Strategy::Recreate && !self.actual.instances.is_empty() {
+            self.make_room(best.map(|(instance, _)| instance));
+            return self.actions;
+        }
+        self.route_meanwhile();
+        self.cover();
+        self.actions.extend(next);
         self.actions
     }
 
@@ -245,23 +264,44 @@ impl<'a> Planner<'a> {
         for instance in &self.others {
             let (id, revision) = (instance.id.clone(), instance.revision);
             match instance.stage {
-                InstanceStage::Starting => self.actions.push(Action::Abort { instance: id, revision }),
-                InstanceStage::Running(_)
-                    if !self.is_routed(instance) && Some(instance.revision) != self.desired.serving =>
-                {
+                InstanceStage::Starting if !self.is_needed(instance) => {
+                    self.actions.push(Action::Abort { instance: id, revision });
+                }
+                InstanceStage::Running(_) if self.is_routed(instance) => {}
+                InstanceStage::Running(_) if !self.is_of_serving(instance) => {
                     self.actions.push(instance.remove());
+                }
+                // It was to be in another's place, or another is in its.
+                InstanceStage::Running(_) if !instance.serves() && self.stand_in().is_some() => {
+                    self.actions.push(instance.retire());
                 }
                 _ => {}
             }
         }
     }
 
+    fn is_of_serving(&self, instance: &ActualInstance) -> bool {
+        self.desired.serving.as_ref().is_some_and(|serving| serving.revision == instance.revision)
+    }
+
+    /// The live revision, where it has to serve until another wanted one does.
+    fn covering(&self) -> Option<&'a Target> {
+        let another = |serving: &&Target| serving.revision != self.want.revision;
+        let rolling = self.want.strategy == Strategy::Rolling;
+        self.desired.serving.as_ref().filter(another).filter(|_| rolling)
+    }
+
+    /// Whether a start of another than the wanted revision is to go on.
+    fn is_needed(&self, starting: &ActualInstance) -> bool {
+        self.covering().is_some_and(|serving| serving.is_of(starting)) && self.stand_in().is_none()
+    }
+
     fn is_routed(&self, instance: &ActualInstance) -> bool {
         self.actual.routed.as_ref() == Some(&instance.id)
     }
 
-    /// The instance of the wanted revision that is nearest to serving.
-    fn best(&self) -> Option<(&'a ActualInstance, Health)> {
+    /// The instance that is nearest to serving.
+    fn best(&self, among: &[&'a ActualInstance]) -> Option<(&'a ActualInstance, Health)> {
         let rank = |(instance, health): &(&ActualInstance, Health)| match health {
             Health::Healthy { .. } | Health::Presumed if self.is_routed(instance) => 4,
             Health::Healthy { .. } => 3,
@@ -269,14 +309,14 @@ impl<'a> Planner<'a> {
             Health::Unproven { .. } => 1,
             Health::Unhealthy => 0,
         };
-        let running = self.mine.iter().filter_map(|instance| Some((*instance, instance.health()?)));
+        let running = among.iter().filter_map(|instance| Some((*instance, instance.health()?)));
         running.max_by_key(rank)
     }
 
     /// Another instance that may have the traffic meanwhile: of the live revision, and healthy; the routed one first.
     fn stand_in(&self) -> Option<&'a ActualInstance> {
         let may = |instance: &&&ActualInstance| {
-            instance.serves() && (self.is_routed(instance) || Some(instance.revision) == self.desired.serving)
+            instance.serves() && (self.is_routed(instance) || self.is_of_serving(instance))
         };
         self.others.iter().filter(may).max_by_key(|instance| self.is_routed(instance)).copied()
     }
@@ -330,34 +370,36 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn prove(&mut self, best: &'a ActualInstance, since: Timestamp) {
-        self.route_meanwhile();
-        let (instance, revision) = (best.id.clone(), best.revision);
-        if self.now >= after(since, self.want.start_limit) {
-            self.actions.push(best.remove());
-        } else {
-            self.actions.push(Action::AwaitHealthy { instance, revision });
+    /// The next step towards an instance that serves, where `best` does not. None while one is being started.
+    fn towards(
+        &self,
+        target: &Target,
+        best: Option<(&ActualInstance, Health)>,
+        instances: &[&ActualInstance],
+        not_before: Option<Timestamp>,
+    ) -> Option<Action> {
+        if let Some((best, Health::Unproven { since })) = best {
+            let (instance, revision) = (best.id.clone(), best.revision);
+            let late = self.now >= after(since, target.start_limit);
+            return Some(if late { best.remove() } else { Action::AwaitHealthy { instance, revision } });
         }
+        if instances.iter().any(|instance| instance.stage == InstanceStage::Starting) {
+            return None;
+        }
+        if let Some(until) = not_before.filter(|until| self.now < *until) {
+            return Some(Action::Backoff { until });
+        }
+        Some(Action::Start { revision: target.revision, generation: target.generation })
     }
 
-    fn start(&mut self, unhealthy: Option<&'a ActualInstance>) {
-        let starting = |instance: &&ActualInstance| instance.stage == InstanceStage::Starting;
-        if self.mine.iter().any(starting) {
-            return self.route_meanwhile();
-        }
-        if let Some(until) = self.actual.not_before.filter(|until| self.now < *until) {
-            self.route_meanwhile();
-            return self.actions.push(Action::Backoff { until });
-        }
-        if self.want.strategy == Strategy::Recreate {
-            if !self.actual.instances.is_empty() {
-                return self.make_room(unhealthy);
-            }
-        } else {
-            self.route_meanwhile();
-        }
-        let (revision, generation) = (self.want.revision, self.want.generation);
-        self.actions.push(Action::Start { revision, generation });
+    /// The one that served ended, or is unhealthy, before the wanted revision is ready: another of it is started.
+    fn cover(&mut self) {
+        let Some(serving) = self.covering().filter(|_| self.stand_in().is_none()) else { return };
+        let instances: Vec<_> =
+            self.others.iter().copied().filter(|instance| serving.is_of(instance)).collect();
+        let best = self.best(&instances);
+        let next = self.towards(serving, best, &instances, self.actual.serving_not_before);
+        self.actions.extend(next);
     }
 
     /// A service that may not run twice: everything of it goes before the next one starts.

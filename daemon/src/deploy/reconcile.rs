@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::backoff::Backoff;
 use super::entry::{Entry, Known};
 use super::plan::{DesiredService, Health, InstanceStage, after, plan};
 use super::port::{InstanceState, NetworkError, Observed, RuntimeError, StoreError};
@@ -94,26 +93,27 @@ pub(super) async fn reconcile_one(shared: &Arc<Shared>, entry: &Arc<Entry>) -> R
     observe(shared, entry).await?;
     for _ in 0..MAX_ROUNDS {
         let now = Timestamp::now();
-        let (actions, start_limit) = {
-            let state = entry.state();
-            let limit = state.service.wanted().map(|revision| revision.spec.health.start_limit);
-            (plan(&DesiredService::of(&state.service), &state.actual(), now), limit.unwrap_or_default())
+        let (actions, told) = {
+            let mut state = entry.state();
+            let actions = plan(&DesiredService::of(&state.service), &state.actual(), now);
+            let told = if actions.is_empty() { Vec::new() } else { std::mem::take(&mut state.last_told) };
+            (actions, told)
         };
-        let never = after(now, LONGEST_SLEEP);
-        let mut next = never;
+        let mut next = after(now, LONGEST_SLEEP);
         let mut acted = false;
         for action in actions {
-            tell(entry, &action);
+            tell(entry, &action, &told);
             match action {
-                Action::AwaitHealthy { instance, .. } => {
+                Action::AwaitHealthy { instance, revision } => {
                     let state = entry.state();
-                    if let Some(Health::Unproven { since }) =
-                        state.instances.get(&instance).and_then(Known::health)
-                    {
-                        next = after(since, start_limit);
+                    let health = state.instances.get(&instance).and_then(Known::health);
+                    let limit =
+                        state.service.revision(revision).map(|revision| revision.spec.health.start_limit);
+                    if let (Some(Health::Unproven { since }), Some(limit)) = (health, limit) {
+                        next = next.min(after(since, limit));
                     }
                 }
-                Action::Settle { until, .. } | Action::Backoff { until } => next = until,
+                Action::Settle { until, .. } | Action::Backoff { until } => next = next.min(until),
                 Action::Forget => {
                     forget(shared, entry).await?;
                     return Ok(Next::Gone);
@@ -125,7 +125,7 @@ pub(super) async fn reconcile_one(shared: &Arc<Shared>, entry: &Arc<Entry>) -> R
             }
         }
         if !acted {
-            return Ok(Next::At(next.min(never)));
+            return Ok(Next::At(next));
         }
     }
     Err(PassError::Circle)
@@ -247,7 +247,7 @@ pub(super) fn is_outside(exit: Option<Exit>) -> bool {
 /// An instance that ran does not any more.
 async fn end(shared: &Arc<Shared>, entry: &Arc<Entry>, instance: &InstanceId, exit: Option<Exit>) {
     let outside = is_outside(exit);
-    let (label, is_wanted) = {
+    let (label, is_wanted, covered) = {
         let mut state = entry.state();
         let Some(known) = state.instances.get_mut(instance) else { return };
         let since = known.healthy_since();
@@ -256,11 +256,14 @@ async fn end(shared: &Arc<Shared>, entry: &Arc<Entry>, instance: &InstanceId, ex
         known.stop.cancel();
         let label = known.label.clone();
         let is_wanted = state.is_wanted(&label);
-        if is_wanted {
+        let is_serving = state.is_serving(&label);
+        if is_wanted || is_serving {
             state.count_end(&label, since, outside);
             state.last_exit = exit.or(state.last_exit);
         }
-        (label, is_wanted)
+        let wanted = state.service.wanted().filter(|_| is_serving && !is_wanted);
+        let covered = wanted.and_then(|revision| state.progress(revision.number));
+        (label, is_wanted, covered)
     };
     metrics::counter!("hearth_instance_ends_total").increment(1);
     let code = exit.and_then(|exit| exit.code);
@@ -268,6 +271,10 @@ async fn end(shared: &Arc<Shared>, entry: &Arc<Entry>, instance: &InstanceId, ex
         service.name = %label.name, instance.id = %instance, revision = label.revision, exit.code = code,
         "an instance ended"
     );
+    if let Some(progress) = covered {
+        let message = format!("an instance of revision {}, which serves meanwhile, ended", label.revision);
+        progress.tell(DeployEventKind::Trouble { message });
+    }
     if is_wanted && is_live(entry, label.revision) {
         let fault = shared.report_end(entry, instance).await;
         lost(entry, label.revision, fault);
@@ -334,12 +341,12 @@ async fn apply(shared: &Arc<Shared>, entry: &Arc<Entry>, action: Action) -> Resu
 }
 
 /// Those who watch a deploy see each step, and what is waited for once. A start tells of itself.
-fn tell(entry: &Entry, action: &Action) {
+fn tell(entry: &Entry, action: &Action, told: &[Action]) {
     let mut state = entry.state();
-    if matches!(action, Action::Start { .. }) || state.last_told.as_ref() == Some(action) {
+    state.last_told.push(action.clone());
+    if matches!(action, Action::Start { .. }) || told.contains(action) {
         return;
     }
-    state.last_told = Some(action.clone());
     let wanted = state.service.wanted().map(|revision| revision.number);
     if let Some(progress) = wanted.and_then(|revision| state.progress(revision)) {
         progress.tell(DeployEventKind::Started(action.clone()));
@@ -351,7 +358,8 @@ async fn remove(shared: &Arc<Shared>, entry: &Arc<Entry>, instance: &InstanceId)
         let state = entry.state();
         let grace = if state.service.removing { state.remove_grace } else { shared.options.stop_grace };
         let too_late = state.instances.get(instance).filter(|known| {
-            matches!(known.health(), Some(Health::Unproven { .. })) && state.is_wanted(&known.label)
+            matches!(known.health(), Some(Health::Unproven { .. }))
+                && (state.is_wanted(&known.label) || state.is_serving(&known.label))
         });
         (grace, too_late.map(|known| known.label.clone()))
     };
@@ -400,7 +408,7 @@ async fn mark_failed(
     let fault = match cause {
         FailCause::NotStarted => {
             let state = entry.state();
-            let failed = state.start_failed.as_ref().map(|failed| failed.fault.clone());
+            let failed = state.attempts().and_then(|attempts| attempts.start_failed.clone());
             failed.unwrap_or_else(|| {
                 Fault::new(Stage::Deploy, "not_started", "the instance could not be started")
             })
@@ -423,10 +431,7 @@ async fn mark_failed(
     }
     tracing::warn!(service.name = %shared.name_of(entry), revision, fault = fault.code, "a revision failed");
     let progress = {
-        let mut state = entry.state();
-        // The one before may have to start, and is not to blame.
-        state.backoff = Backoff::default();
-        state.start_failed = None;
+        let state = entry.state();
         state.progress(revision)
     };
     if let Some(progress) = progress {

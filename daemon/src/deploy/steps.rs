@@ -11,7 +11,7 @@ use futures::StreamExt as _;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use super::entry::{Entry, Known, StartFailed};
+use super::entry::{Entry, Known};
 use super::failure::{StartFault, StartFaultKind};
 use super::plan::{Health, InstanceStage, MAX_OUTSIDE_ENDS, after};
 use super::port::{InstanceImage, InstanceSpec, RuntimeError};
@@ -219,13 +219,13 @@ impl Shared {
         let StartFault { fault, kind } = failed;
         if kind == StartFaultKind::Away {
             // Nobody's failure: it is asked again soon, however long it is away.
-            state.backoff.not_before = Some(after(Timestamp::now(), AWAY_PAUSE));
+            state.attempts_mut(label).backoff.not_before = Some(after(Timestamp::now(), AWAY_PAUSE));
         } else {
             state.count_end(label, None, kind == StartFaultKind::Passing);
         }
         let lasts = match kind {
             StartFaultKind::Lasting => true,
-            StartFaultKind::Passing => state.outside_ends.1 >= MAX_OUTSIDE_ENDS,
+            StartFaultKind::Passing => state.attempts_mut(label).outside_ends >= MAX_OUTSIDE_ENDS,
             StartFaultKind::Away => false,
         };
         if !lasts && let Some(progress) = state.progress(label.revision) {
@@ -233,8 +233,7 @@ impl Shared {
         }
         state.last_fault = Some(fault.clone());
         if lasts {
-            let (revision, generation) = (label.revision, label.generation);
-            state.start_failed = Some(StartFailed { revision, generation, fault });
+            state.attempts_mut(label).start_failed = Some(fault);
         }
     }
 

@@ -65,7 +65,12 @@ impl Handle {
         let Prepared { entry, service, notes, _submitting } = self.prepare(&request, by, given).await?;
         let created = entry.is_none();
         let actual = entry.map(|entry| entry.state().actual());
-        let actual = ActualService { not_before: None, start_failed: None, ..actual.unwrap_or_default() };
+        let actual = ActualService {
+            start_failed: false,
+            not_before: None,
+            serving_not_before: None,
+            ..actual.unwrap_or_default()
+        };
         let actions = forecast(DesiredService::of(&service), actual, Timestamp::now());
         Ok(Forecast { deployed: Deployed { revision: service.desired, service, created, notes }, actions })
     }
@@ -179,9 +184,7 @@ impl Handle {
         {
             let mut state = entry.state();
             state.begin_progress(revision);
-            // Whoever changes something wants to see it now.
-            state.backoff = super::backoff::Backoff::default();
-            state.start_failed = None;
+            state.forget_attempts();
         }
         entry.wake.notify_one();
     }

@@ -103,14 +103,15 @@ pub(super) fn view(state: &EntryState) -> ServiceState {
         ServiceStatus::Removing => None,
     };
     let now = Timestamp::now();
+    let backoff = state.attempts().map(|attempts| attempts.backoff).unwrap_or_default();
     ServiceState {
         service: state.service.clone(),
         status,
         instances: instances.collect(),
-        restarts: state.backoff.failures,
+        restarts: backoff.failures,
         last_exit: state.last_exit,
         reason,
-        next_start: state.backoff.not_before.filter(|at| *at > now && status == ServiceStatus::CrashLoop),
+        next_start: backoff.not_before.filter(|at| *at > now && status == ServiceStatus::CrashLoop),
     }
 }
 
@@ -139,7 +140,9 @@ fn status(state: &EntryState) -> ServiceStatus {
         Some(Health::Unhealthy) => ServiceStatus::Unhealthy,
         Some(_) if is_wanted => ServiceStatus::Live,
         Some(_) => ServiceStatus::Updating,
-        None if state.backoff.failures > 0 => ServiceStatus::CrashLoop,
+        None if state.attempts().is_some_and(|attempts| attempts.backoff.failures > 0) => {
+            ServiceStatus::CrashLoop
+        }
         None => ServiceStatus::Starting,
     }
 }

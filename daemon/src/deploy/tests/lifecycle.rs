@@ -154,6 +154,35 @@ async fn a_live_instance_that_ends_is_started_again_and_counted() {
 }
 
 #[tokio::test]
+async fn an_old_instance_that_ends_during_an_update_is_started_again() {
+    let world = world();
+    let services = start(&world).await;
+    let handle = services.handle();
+    live(&handle, "1").await;
+    let first = world.running()[0].instance.clone();
+    let request = DeployRequest { start_limit: Some(Duration::from_secs(2)), ..request("silent") };
+    deploy(&handle, request).await;
+    until("the new one has started", || world.state().journal.contains(&"start 2".to_owned())).await;
+    world.exits(&first, 7);
+    until("another has the traffic", || {
+        world.state().journal.ends_with(&["start 1".to_owned(), "route 1".to_owned()])
+    })
+    .await;
+    assert_eq!(handle.get("web").unwrap().status.as_str(), "updating");
+    let second = world.running().into_iter().find(|label| label.revision == 1).unwrap().instance;
+    let events = events(&handle, 2).await;
+    let told = |event: &DeployEvent| matches!(&event.kind, DeployEventKind::Trouble { message } if message.contains("revision 1"));
+    assert!(events.iter().any(told), "{events:?}");
+    let waits = events.iter().filter(
+        |event| matches!(&event.kind, DeployEventKind::Started(step) if step.to_string().contains("wait")),
+    );
+    assert!(waits.count() <= 3, "told again and again: {events:?}");
+    failed(outcome(&handle, 2).await);
+    until("it serves alone", || only_serves(&world, 1)).await;
+    assert_eq!(world.running()[0].instance, second);
+}
+
+#[tokio::test]
 async fn a_restart_replaces_the_instance_with_a_fresh_token() {
     let world = world();
     let services = start(&world).await;
