@@ -5,11 +5,13 @@
 //! | serves meanwhile | the old one until the switch | the new one | whoever served |
 //! | serves in the end | the new one: an instance that something else ended is started again | the new one | the new one |
 //!
-//! What is killed again and again before it serves fails, and the old one serves on.
+//! An old one that ends before the switch is started again beside the new one. What is killed again and again before
+//! it serves fails, and the old one serves on.
 
 use integration_tests::daemon::Options;
 use integration_tests::lone_cases;
 use integration_tests::runner::Group;
+use rustix::process::Signal;
 
 #[path = "service_kills/update.rs"]
 mod update;
@@ -23,7 +25,7 @@ pub fn group() -> Group {
         an_update_whose_shim_is_killed_at_any_step_comes_to_its_end,
         an_update_whose_containerd_is_killed_at_any_step_comes_to_its_end,
         a_revision_that_is_killed_whenever_it_starts_fails_and_the_old_one_serves_on,
-        a_service_whose_old_instance_is_killed_in_an_update_is_served_by_the_new_one,
+        a_service_whose_old_instance_ends_in_an_update_is_served_by_another_of_it,
     ];
     Group::new("service-kills", cases).in_sequence()
 }
@@ -51,6 +53,10 @@ fn a_revision_that_is_killed_whenever_it_starts_fails_and_the_old_one_serves_on(
     World::start(Options::room("kill-again")).update_killed_whenever_it_starts();
 }
 
-fn a_service_whose_old_instance_is_killed_in_an_update_is_served_by_the_new_one() {
-    World::start(Options::room("kill-old")).update_whose_old_app_is_killed();
+fn a_service_whose_old_instance_ends_in_an_update_is_served_by_another_of_it() {
+    let mut world = World::start(Options::room("kill-old"));
+    // By itself, and by another's hand.
+    for signal in [Signal::TERM, Signal::KILL] {
+        world.update_whose_old_app_ends(signal);
+    }
 }

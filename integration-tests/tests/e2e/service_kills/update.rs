@@ -1,7 +1,7 @@
 //! An update that stands still where a test wants it, and what is killed there.
 //!
-//! Apps look into a directory of room storage: while it has `hold` they do not listen, and while it has `busy` an
-//! answer of `/cgi-bin/slow` does not end. So each step lasts until it was seen, and what was killed in it has its
+//! Apps look into a directory of room storage: while it has `hold-N` those of text N do not listen, and while it has
+//! `busy` an answer of `/cgi-bin/slow` does not end. So each step lasts until it was seen, and what was killed in it has its
 //! consequences before it ends.
 
 use std::fs;
@@ -64,11 +64,13 @@ impl World {
     pub fn start(options: Options) -> Self {
         let daemon = Daemon::start(options);
         daemon.put("gate", &Tree::new().file("about", "what apps wait for\n"));
-        let serve = "trap 'exit 0' TERM; while [ -e /gate/hold ]; do sleep 0.05; done; \
-                     httpd -f -p 8000 -h /site & wait";
         let slow = "#!/bin/sh\nprintf 'content-type: text/plain\\n\\n'\n\
                     while [ -e /gate/busy ]; do sleep 0.05; done\necho done\n";
         for (number, text) in TEXTS.iter().enumerate() {
+            let serve = &format!(
+                "trap 'exit 0' TERM; while [ -e /gate/hold-{number} ]; do sleep 0.05; done; \
+                 httpd -f -p 8000 -h /site & wait"
+            );
             let app = App::page(text).program("site/cgi-bin/slow", slow.into()).command(&["sh", "-c", serve]);
             app.pack(&daemon, &format!("web:{number}"));
         }
@@ -129,12 +131,17 @@ impl World {
         self.still.come_back(&self.daemon);
     }
 
-    /// Kills the old app while the new one does not serve yet.
-    pub fn update_whose_old_app_is_killed(&mut self) {
+    /// Ends the old app while the new one does not serve yet.
+    pub fn update_whose_old_app_ends(&mut self, signal: Signal) {
         let update = Update::prepare(self, Moment::HealthWait);
         let deploy = update.begin();
         update.waited_for("");
-        process::signal(app_of(&update.old_shim).expect("the old app").pid, Signal::KILL);
+        let old = app_of(&update.old_shim).expect("the old app").pid;
+        process::signal(old, signal);
+        wait::until(STEP, "the old app is gone", || process::tree_of(old).is_empty());
+        // The request is held until another of the old revision has the traffic.
+        update.shows(update.old);
+        update.waited_for("");
         update.go_on();
         deploy.finish(seconds(60)).expect("the deploy comes to its end").expect_code(0);
         update.is_live(update.new);
@@ -182,7 +189,7 @@ impl<'a> Update<'a> {
         let revision = show["desired_revision"].as_u64().expect("a revision") + 1;
         let gate = daemon.room_files().join("gate");
         if moment == Moment::HealthWait {
-            fs::write(gate.join("hold"), "").unwrap();
+            fs::write(gate.join(format!("hold-{}", 1 - world.shown)), "").unwrap();
         }
         let mut slow = None;
         if moment == Moment::Drain {
@@ -205,7 +212,7 @@ impl<'a> Update<'a> {
 
     /// What waits goes on.
     fn go_on(&self) {
-        for file in ["hold", "busy"] {
+        for file in [&format!("hold-{}", self.new), "busy"] {
             match fs::remove_file(self.daemon.room_files().join("gate").join(file)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => panic!("{error}"),
                 _ => {}
