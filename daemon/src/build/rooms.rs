@@ -13,6 +13,7 @@ use crate::context::port::ContextFiles;
 use crate::context::{ContextMount, ContextRequest, Contexts, OpenedImage, OpenedPack, Prepared};
 use crate::image::port::PackContent;
 use crate::image::{Elsewhere, ImageError, Images, Transfer};
+use crate::model::access::PathLinks;
 use crate::model::build::{BuildSpec, ContextIdentity, MountIdentity};
 use crate::model::fault::{Fault, Stage};
 use crate::model::id::PackId;
@@ -104,7 +105,7 @@ impl ContextSource for RoomContexts {
         caller: &str,
         given: &BTreeMap<String, Credential>,
     ) -> Result<Box<dyn PreparedContext>, Fault> {
-        let mounts = self.open_mounts(&spec.mounts, caller, given).await?;
+        let mounts = self.open_mounts(&spec.mounts, spec.path_links, caller, given).await?;
         let request = ContextRequest {
             mounts,
             context_path: spec.context_path.clone(),
@@ -124,6 +125,7 @@ impl RoomContexts {
     pub async fn open_mounts(
         &self,
         specs: &[MountSpec],
+        links: PathLinks,
         caller: &str,
         given: &BTreeMap<String, Credential>,
     ) -> Result<Vec<ContextMount>, Fault> {
@@ -155,7 +157,7 @@ impl RoomContexts {
                 None => None,
                 Some(manifest) => Some(self.open(manifest).await.map_err(failed)?),
             };
-            mounts.push(ContextMount { spec: mount.clone(), image, pack });
+            mounts.push(ContextMount { spec: mount.clone(), image, pack, links });
         }
         Ok(mounts)
     }

@@ -20,7 +20,7 @@ use super::port::BuildStore;
 use super::service::{Handle, Options, Ports, Service};
 use super::submit::SubmitBuild;
 use crate::model::RoomRegistries;
-use crate::model::access::Patterns;
+use crate::model::access::{PathLinks, Patterns};
 use crate::model::build::{
     BuildEvent, BuildRecord, BuildSecrets, BuildSpec, BuildState, DockerfilePath, EventKind, Network, NoCache,
 };
@@ -90,6 +90,7 @@ fn spec(tag: &str) -> BuildSpec {
     BuildSpec {
         tags: vec![format!("room.meshagent.com/{tag}").parse().unwrap()],
         mounts: Vec::new(),
+        path_links: PathLinks::Followed,
         context_path: "/context".parse().unwrap(),
         dockerfile: DockerfilePath::Search,
         build_args: BTreeMap::new(),

@@ -26,11 +26,12 @@ use super::ContextError;
 use super::layers::{LayerBlob, LayerCache, LayerLimits};
 use super::lineage::{LineageId, LineageName, Seen, lineage_name};
 use super::port::{ContextFiles, FileTree, SessionName};
-use super::storage::Storage;
+use super::storage::{Root, Storage};
 use super::tree::{
     Bounds, DirectoryLayer, Identified, ImageLayer, Layer, Mounted, NamedEntry, Selection, Snapshot,
     StoredLayer, Tree, TreeIdentity,
 };
+use crate::model::access::PathLinks;
 use crate::model::build::DockerfilePath;
 use crate::model::{Digest, MountSource, MountSpec, MountTarget};
 use crate::packs::port::PackTree;
@@ -92,6 +93,8 @@ pub struct ContextMount {
     pub image: Option<OpenedImage>,
     /// For packs that are trees.
     pub pack: Option<OpenedPack>,
+    /// Of the path of a source in storage.
+    pub links: PathLinks,
 }
 
 #[derive(Debug)]
@@ -234,9 +237,9 @@ impl Shared {
     }
 
     fn open(&self, mount: ContextMount) -> Result<Mounted, ContextError> {
-        let ContextMount { spec: MountSpec { source, target, .. }, image, pack } = mount;
-        let storage = |root, path: &str| {
-            DirectoryLayer::open(root, Path::new(path))
+        let ContextMount { spec: MountSpec { source, target, .. }, image, pack, links } = mount;
+        let storage = |root: &Root, path: &str| {
+            DirectoryLayer::open(&root.with_links(links), Path::new(path))
                 .map(Layer::Directory)
                 .map_err(|source| ContextError::Source { target: target.clone(), source })
         };

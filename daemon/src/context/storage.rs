@@ -2,7 +2,8 @@
 //!
 //! Every path below a [`Root`] is resolved by the kernel with `RESOLVE_BENEATH` and
 //! `RESOLVE_NO_MAGICLINKS`: a link may lead anywhere inside the storage, and one that leads out is
-//! [`StorageError::Escapes`], however the tree changes meanwhile. All calls block.
+//! [`StorageError::Escapes`], however the tree changes meanwhile. For whoever may use parts of the storage only,
+//! [`Root::with_links`] refuses every link on the way ([`StorageError::IsLink`]). All calls block.
 
 mod error;
 mod list;
@@ -19,7 +20,8 @@ use std::sync::Arc;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::beneath::{self, LINKS_INSIDE, Stat};
+use super::beneath::{self, LINKS_INSIDE, NO_LINKS, Stat};
+use crate::model::access::PathLinks;
 
 pub use error::StorageError;
 pub use list::Listing;
@@ -39,6 +41,7 @@ pub struct Storage {
 pub struct Root {
     directory: Arc<OwnedFd>,
     path: Arc<Path>,
+    links: PathLinks,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +77,9 @@ impl Root {
         match beneath::hold(&directory, b"") {
             Err(Errno::NOSYS | Errno::PERM) => Err(StorageError::Unsupported { path: path.to_owned() }),
             Err(errno) => Err(fail(errno)),
-            Ok(_) => Ok(Self { directory: Arc::new(directory), path: path.into() }),
+            Ok(_) => {
+                Ok(Self { directory: Arc::new(directory), path: path.into(), links: PathLinks::Followed })
+            }
         }
     }
 
@@ -84,37 +89,42 @@ impl Root {
         Self::open(path)
     }
 
+    /// The same directory, with links in paths treated so.
+    #[must_use]
+    pub fn with_links(&self, links: PathLinks) -> Self {
+        Self { links, ..self.clone() }
+    }
+
     /// Where the directory was when it was opened; for messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Opens a path as it is, with links followed as long as they stay inside.
+    /// Opens a path as it is; links that are followed stay inside.
     fn open_inside(&self, path: &Path, flags: OFlags, mode: Mode) -> Result<OwnedFd, StorageError> {
-        beneath::open(&self.directory, path.as_os_str().as_bytes(), flags, mode, LINKS_INSIDE)
-            .map_err(|errno| StorageError::at(path, errno))
+        let resolve = match self.links {
+            PathLinks::Followed => LINKS_INSIDE,
+            PathLinks::Refused => NO_LINKS,
+        };
+        let opened = beneath::open(&self.directory, path.as_os_str().as_bytes(), flags, mode, resolve);
+        opened.map_err(|errno| match (errno, self.links) {
+            (Errno::LOOP, PathLinks::Refused) => StorageError::IsLink { path: path.to_owned() },
+            (errno, _) => StorageError::at(path, errno),
+        })
     }
 
-    /// Holds a directory or regular file that is to be mounted, and says whether it is a directory. No link is followed:
-    /// who may use a path could make one that leads to where they may not. With `make`, a directory is made where
-    /// nothing is.
+    /// Holds a directory or regular file that is to be mounted, and says whether it is a directory. No link is followed,
+    /// whoever asks. With `make`, a directory is made where nothing is.
     pub fn hold_source(&self, path: &Path, make: bool) -> Result<(OwnedFd, bool), StorageError> {
         let path = normal(path)?;
-        let hold = || {
-            let held = beneath::hold(&self.directory, path.as_os_str().as_bytes());
-            held.map_err(|errno| match errno {
-                Errno::LOOP => StorageError::IsLink { path: path.clone() },
-                errno => StorageError::at(&path, errno),
-            })
-        };
-        let held = match hold() {
+        let root = self.with_links(PathLinks::Refused);
+        let (held, stat) = match root.hold(&path) {
             Err(StorageError::NotFound { .. }) if make => {
-                self.make_directories(&path)?;
-                hold()?
+                root.make_directories(&path)?;
+                root.hold(&path)?
             }
             other => other?,
         };
-        let stat = beneath::stat(&held).map_err(|errno| StorageError::at(&path, errno))?;
         match stat.kind {
             FileType::Directory => Ok((held, true)),
             FileType::RegularFile => Ok((held, false)),

@@ -96,6 +96,16 @@ pub enum StorageVerb {
     Write,
 }
 
+/// Links on the way to a path of storage: whoever may use one part of it could make one that leads to another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathLinks {
+    /// As long as they stay inside the storage.
+    #[default]
+    Followed,
+    Refused,
+}
+
 impl Patterns {
     pub fn all() -> Self {
         Self(vec!["*".to_owned()])
@@ -272,6 +282,11 @@ impl Caller {
         self.scope.storage.as_ref().is_some_and(|grant| grant.allows_tree(verb, path))
     }
 
+    /// Whether links in paths are followed: for callers who may use the whole storage.
+    pub fn path_links(&self, verb: StorageVerb) -> PathLinks {
+        if self.may_mount(verb, "") { PathLinks::Followed } else { PathLinks::Refused }
+    }
+
     /// Whether a path of room or project storage may be used. `path` is normalised and relative.
     pub fn may_use_storage(&self, verb: StorageVerb, path: &str) -> bool {
         self.scope.storage.as_ref().is_some_and(|grant| grant.allows(verb, path))
@@ -347,6 +362,22 @@ mod tests {
             assert_eq!(caller.may_use_repository(RegistryVerb::Pull, &repository), allowed, "{name}");
             assert!(!caller.may_use_repository(RegistryVerb::Write, &repository), "{name}");
         }
+    }
+
+    #[test]
+    fn only_who_may_use_the_whole_storage_has_links_followed() {
+        use PathLinks::{Followed, Refused};
+        let whole = serde_json::json!([{"path": "/"}]);
+        let part = serde_json::json!([{"path": "a"}, {"path": "b"}]);
+        let locked = serde_json::json!([{"path": "/"}, {"path": "a", "read_only": true}]);
+        for (paths, read, write) in
+            [(whole, Followed, Followed), (part, Refused, Refused), (locked, Followed, Refused)]
+        {
+            let caller = caller(serde_json::json!({"storage": {"paths": paths}}));
+            assert_eq!(caller.path_links(StorageVerb::Read), read, "{paths}");
+            assert_eq!(caller.path_links(StorageVerb::Write), write, "{paths}");
+        }
+        assert_eq!(Caller::local(0).path_links(StorageVerb::Write), Followed);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use hearth_proto::value::{Digest, MountSpec, MountTarget, Reference};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::access::Patterns;
+use super::access::{PathLinks, Patterns};
 use super::fault::{DockerfileRange, Fault};
 use super::id::BuildId;
 use super::image::Platform;
@@ -30,6 +30,9 @@ pub struct BuildSpec {
     pub tags: Vec<Reference>,
     /// At least one, targets distinct.
     pub mounts: Vec<MountSpec>,
+    /// Of the mounts' paths in storage.
+    #[serde(default)]
+    pub path_links: PathLinks,
     pub context_path: MountTarget,
     pub dockerfile: DockerfilePath,
     #[serde(default)]

@@ -16,6 +16,7 @@ use hearthd::context::port::{ContextFiles, Entry, FileTree, TransferWatch, Xattr
 use hearthd::context::storage::{Root, Storage};
 use hearthd::context::tree::Selection;
 use hearthd::context::{ContextMount, ContextOptions, ContextRequest, Contexts};
+use hearthd::model::access::PathLinks;
 use hearthd::model::build::{DockerfilePath, NoCache};
 use hearthd::model::{MountMode, MountSource, MountSpec};
 
@@ -146,7 +147,7 @@ impl Room {
             roots => Selection::of(roots.iter().map(|root| root.as_bytes().to_vec())),
         };
         let prepared = self.contexts.prepare(ContextRequest {
-            mounts: vec![ContextMount { spec, image: None, pack: None }],
+            mounts: vec![ContextMount { spec, image: None, pack: None, links: PathLinks::Followed }],
             context_path: "/context".parse().unwrap(),
             dockerfile: DockerfilePath::At(format!("/context/{dockerfile}").parse().unwrap()),
             target: None,

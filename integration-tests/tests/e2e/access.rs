@@ -22,6 +22,7 @@ pub fn group() -> Group {
         an_expired_token_is_refused,
         a_token_without_a_grant_is_refused_each_verb,
         grants_are_by_repository,
+        no_link_leads_out_of_the_part_of_storage_that_a_token_is_for,
         only_admins_mint_tokens,
         the_client_over_tcp_uses_its_token,
         another_user_is_refused_on_the_socket,
@@ -141,6 +142,40 @@ fn grants_are_by_repository(daemon: &Daemon) {
         api.submit(spec("team/two:1", "granted")).await.unwrap_err()
     });
     assert_eq!(status.code(), Code::PermissionDenied, "no write grant, no build: {status:?}");
+}
+
+fn no_link_leads_out_of_the_part_of_storage_that_a_token_is_for(daemon: &Daemon) {
+    daemon.put("theirs", &Tree::new().dockerfile("FROM scratch\nCOPY secret /\n").file("secret", "canary"));
+    daemon.put("mine", &Tree::new().dockerfile("FROM scratch\nCOPY file /\n").file("file", "mine"));
+    std::os::unix::fs::symlink("../theirs", daemon.room_files().join("mine/link")).unwrap();
+    let scope = r#"{"containers": {"use_containers": true, "logs": true, "registry": {"write": ["*"], "pull": ["*"]}},
+                    "storage": {"paths": [{"path": "mine"}]}}"#;
+    let token = daemon.mint(&["--scope", scope]);
+    let by = |args: &[&str]| tcp_client(daemon, &token, args);
+    let packed = daemon.directory().join("link-tree");
+    Tree::new().file("a", "a").write(&packed);
+    let packed = packed.to_str().unwrap();
+    let refused: [&[&str]; 7] = [
+        &["storage", "ls", "mine/link"],
+        &["storage", "get", "mine/link/secret"],
+        &["storage", "put", packed, "mine/link/new"],
+        &["storage", "rm", "mine/link/secret"],
+        &["build", "--tag", "linked:1", "--mount-room-path", "mine/link"],
+        &["context", "cat", "secret", "--mount-room-path", "mine/link"],
+        &["pack", packed, "--tag", "linked:1", "--room-path", "mine/link/new.tar"],
+    ];
+    for args in refused {
+        let output = by(args);
+        assert_ne!(output.code, 0, "{args:?}: {output}");
+        output.says(&["link"]);
+        assert!(!output.to_string().contains("canary"), "{args:?}: {output}");
+    }
+    assert!(!daemon.room_files().join("theirs/new").exists());
+    assert!(!daemon.room_files().join("theirs/new.tar").exists());
+    assert_eq!(std::fs::read(daemon.room_files().join("theirs/secret")).unwrap(), b"canary");
+    by(&["build", "--tag", "linked:1", "--mount-room-path", "mine"]).expect_code(0);
+    // Who may use all of it has links followed inside the storage.
+    daemon.build_ok("linked:2", "mine/link", &[]);
 }
 
 fn only_admins_mint_tokens(daemon: &Daemon) {

@@ -6,6 +6,7 @@ use hearth_proto::v1;
 use super::super::error::Refusal;
 use super::duration;
 use super::mounts::{MountUse, mount_to_wire, mounts};
+use crate::model::access::PathLinks;
 use crate::model::build::{BuildSecrets, BuildSpec, DockerfilePath, Network, NoCache};
 use crate::model::image::Platform;
 use crate::model::secret::{Credential, Secret};
@@ -23,6 +24,8 @@ const MAX_SECRET_BYTES: usize = 500 * 1024;
 pub struct SpecContext<'a> {
     pub rooms: &'a RoomRegistries,
     pub max_timeout: Duration,
+    /// How the caller's paths in storage are followed.
+    pub path_links: PathLinks,
 }
 
 /// Checks a request whole and splits it: the spec is stored, the secrets stay in memory.
@@ -58,6 +61,7 @@ pub fn build_spec(
     let spec = BuildSpec {
         tags,
         mounts,
+        path_links: context.path_links,
         context_path,
         dockerfile,
         build_args: pairs("spec.build_args", wire.build_args)?,
@@ -238,6 +242,10 @@ mod tests {
     use super::*;
     use crate::model::MountMode;
 
+    fn context(rooms: &RoomRegistries) -> SpecContext<'_> {
+        SpecContext { rooms, max_timeout: Duration::from_secs(100), path_links: PathLinks::Followed }
+    }
+
     fn check(change: impl FnOnce(&mut v1::BuildSpec)) -> Result<(BuildSpec, BuildSecrets), Refusal> {
         let mut wire = v1::BuildSpec {
             tag: "my-app:dev".to_owned(),
@@ -246,7 +254,7 @@ mod tests {
         };
         change(&mut wire);
         let rooms = RoomRegistries::default();
-        build_spec(wire, &SpecContext { rooms: &rooms, max_timeout: Duration::from_secs(100) })
+        build_spec(wire, &context(&rooms))
     }
 
     fn room(path: &str, target: &str) -> v1::Mount {
@@ -328,8 +336,7 @@ mod tests {
         let shown = to_wire(spec.clone());
         assert!(!format!("{shown:?}{spec:?}{secrets:?}").contains("canary"));
         let rooms = RoomRegistries::default();
-        let (again, _) =
-            build_spec(shown, &SpecContext { rooms: &rooms, max_timeout: Duration::from_secs(100) }).unwrap();
+        let (again, _) = build_spec(shown, &context(&rooms)).unwrap();
         assert_eq!(BuildSpec { secret_ids: Vec::new(), ..spec }, again);
     }
 }

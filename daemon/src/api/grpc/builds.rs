@@ -38,7 +38,11 @@ impl v1::builds_server::Builds for BuildsService {
             let message = format!("a key has at most {MAX_KEY} bytes");
             return Err(Refusal::invalid("idempotency_key", "invalid_key", message).into());
         }
-        let context = SpecContext { rooms: &self.rooms, max_timeout: self.max_timeout };
+        let context = SpecContext {
+            rooms: &self.rooms,
+            max_timeout: self.max_timeout,
+            path_links: caller.path_links(StorageVerb::Read),
+        };
         let (spec, secrets) = build_spec(request.spec.unwrap_or_default(), &context)?;
         allow(&caller, &spec, &self.rooms)?;
         let submit = SubmitBuild {

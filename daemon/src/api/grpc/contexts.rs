@@ -17,7 +17,7 @@ use crate::context::ContextError;
 use crate::context::compare::{self, Difference};
 use crate::context::mounts::{MountError, MountRequest, MountState, Mounts};
 use crate::context::tree::{Located, Reader, Seen, Shown, Tree};
-use crate::model::access::Caller;
+use crate::model::access::{Caller, StorageVerb};
 use crate::model::{Digest, MountSpec, MountTarget, RoomRegistries};
 use crate::task;
 
@@ -184,7 +184,8 @@ impl ContextsService {
     ) -> Result<Open, Status> {
         let (mounts, root) = convert::context(context, field)?;
         allow_mounts(caller, &mounts, &self.rooms)?;
-        let opened = self.contexts.open_mounts(&mounts, &caller.name, &BTreeMap::new()).await;
+        let links = caller.path_links(StorageVerb::Read);
+        let opened = self.contexts.open_mounts(&mounts, links, &caller.name, &BTreeMap::new()).await;
         let opened = opened.map_err(|fault| {
             let status = match fault.code.as_str() {
                 "pack_not_found" | "image_not_found" => Code::NotFound,

@@ -102,7 +102,8 @@ impl ImagesService {
         let path = hearth_proto::value::storage_path(path)
             .map_err(|error| Refusal::invalid("begin.room_path", "invalid_path", error.to_string()))?;
         allow_storage(caller, StorageVerb::Write, &path)?;
-        Ok(Some(FileUpload::start(self.storage.room.clone(), path.into(), WriteOptions::default())))
+        let root = self.storage.room.with_links(caller.path_links(StorageVerb::Write));
+        Ok(Some(FileUpload::start(root, path.into(), WriteOptions::default())))
     }
 }
 

@@ -15,7 +15,7 @@ use super::super::error::Refusal;
 use super::{allow_repository, allow_storage, caller, require};
 use crate::context::storage::{Storage, StorageError, WriteOptions, Writer};
 use crate::model::Reference;
-use crate::model::access::{Caller, RegistryVerb, StorageVerb};
+use crate::model::access::{Caller, PathLinks, RegistryVerb, StorageVerb};
 use crate::packs::store::{AppendError, MAX_PIECE, Piece};
 use crate::packs::{Begun, Committed, Destination, List, Lister, PackError, PackImageOptions, Packs, Ready};
 use crate::packs::{PieceData, Receiver, SentPiece};
@@ -46,10 +46,11 @@ impl v1::packs_server::Packs for PacksService {
             request.tree.parse().map_err(|error: hearth_pack::identity::InvalidHash| {
                 Refusal::invalid("tree", "invalid_tree", error.to_string())
             })?;
+        let links = caller.path_links(StorageVerb::Write);
         let destination = destination(&caller, request)?;
         let begun = Box::pin(self.packs.begin(tree, destination)).await.map_err(Refusal::from)?;
         let answer = match begun {
-            Begun::Done(ready) => Answer::Done(self.result(*ready).await?),
+            Begun::Done(ready) => Answer::Done(self.result(*ready, links).await?),
             Begun::Upload(id) => Answer::UploadId(id),
         };
         Ok(Response::new(v1::BeginPackResponse { answer: Some(answer) }))
@@ -140,7 +141,8 @@ impl v1::packs_server::Packs for PacksService {
             })?),
         };
         let ready = Box::pin(self.packs.commit(&caller.name, &request.upload_id, proof)).await;
-        let result = self.result(ready.map_err(Refusal::from)?).await?;
+        let links = caller.path_links(StorageVerb::Write);
+        let result = self.result(ready.map_err(Refusal::from)?, links).await?;
         Ok(Response::new(v1::CommitPackResponse { result: Some(result) }))
     }
 }
@@ -177,10 +179,10 @@ impl PacksService {
 
     /// Stores the archive where that is wanted, then names what there is: an image whose archive was not
     /// kept as asked has no name.
-    async fn result(&self, ready: Ready) -> Result<v1::PackResult, Status> {
+    async fn result(&self, ready: Ready, links: PathLinks) -> Result<v1::PackResult, Status> {
         if let Some((image, path)) = ready.archive() {
             let path = path.to_owned();
-            let root = self.storage.room.clone();
+            let root = self.storage.room.with_links(links);
             let write = move || {
                 let mut writer = root.write(path.as_ref(), WriteOptions::default())?;
                 let mut failed = None;

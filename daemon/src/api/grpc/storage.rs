@@ -129,11 +129,11 @@ impl StorageService {
             .map_err(|error| Refusal::invalid("path", "invalid_path", error.to_string()))?;
         allow_storage(caller, verb, &path)?;
         let root = match v1::StorageArea::try_from(area) {
-            Ok(v1::StorageArea::Unspecified | v1::StorageArea::Room) => self.storage.room.clone(),
-            Ok(v1::StorageArea::Project) => self.storage.project.clone(),
+            Ok(v1::StorageArea::Unspecified | v1::StorageArea::Room) => &self.storage.room,
+            Ok(v1::StorageArea::Project) => &self.storage.project,
             Err(_) => return Err(Refusal::invalid("area", "invalid_area", "unknown storage area").into()),
         };
-        Ok((root, path.into()))
+        Ok((root.with_links(caller.path_links(verb)), path.into()))
     }
 }
 

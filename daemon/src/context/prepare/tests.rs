@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 use super::*;
 use crate::context::port::EntryKind;
 use crate::context::storage::{Root, StorageError};
+use crate::model::access::PathLinks;
 use crate::model::{MountMode, Reference};
 
 struct Daemon {
@@ -62,6 +63,7 @@ fn mount(source: MountSource, at: &str) -> ContextMount {
         spec: MountSpec { source, target: target(at), mode: MountMode::ReadOnly },
         image: None,
         pack: None,
+        links: PathLinks::Followed,
     }
 }
 

@@ -98,6 +98,36 @@ fn links_inside_the_storage_are_followed() {
 }
 
 #[test]
+fn where_links_are_refused_none_on_the_way_is_followed() {
+    let mut room = Room::new();
+    room.put("theirs/secret", "secret").unwrap();
+    room.put("mine/file", "mine").unwrap();
+    symlink("../theirs", room.at("mine/to-theirs")).unwrap();
+    symlink("../theirs/secret", room.at("mine/secret")).unwrap();
+    symlink("file", room.at("mine/here")).unwrap();
+    room.root = room.root.with_links(PathLinks::Refused);
+    let is_link = |error: StorageError| matches!(error, StorageError::IsLink { .. });
+    for path in ["mine/to-theirs/secret", "mine/secret", "mine/here"] {
+        assert!(is_link(room.get(path).unwrap_err()), "{path}");
+        assert!(is_link(room.root.list(Path::new(path), true).err().unwrap()), "{path}");
+    }
+    assert!(is_link(room.put("mine/to-theirs/new", "x").unwrap_err()));
+    assert!(is_link(room.put("mine/to-theirs/deep/new", "x").unwrap_err()));
+    assert!(is_link(room.root.remove(Path::new("mine/to-theirs/secret"), false).unwrap_err()));
+    for make in [false, true] {
+        assert!(is_link(room.root.hold_source(Path::new("mine/to-theirs/deep"), make).unwrap_err()));
+    }
+    assert!(!room.at("theirs/deep").exists() && !room.at("theirs/new").exists());
+    // What is no path through a link is as it always is; a link itself can be seen and removed.
+    assert_eq!(room.get("mine/file").unwrap(), "mine");
+    assert_eq!(room.root.stat(Path::new("mine/here")).unwrap().kind, FileKind::Symlink("file".into()));
+    room.root.remove(Path::new("mine/secret"), false).unwrap();
+    room.put("mine/here", "mine again").unwrap();
+    assert_eq!(room.get("mine/here").unwrap(), "mine again");
+    room.put("mine/new/deep", "x").unwrap();
+}
+
+#[test]
 fn a_put_replaces_a_link_and_never_writes_through_it() {
     let room = Room::new();
     symlink("../secret", room.at("link")).unwrap();

@@ -23,7 +23,7 @@ pub struct DirectoryLayer {
 }
 
 impl DirectoryLayer {
-    /// A directory or a regular file of a storage; links in `path` are followed inside the storage.
+    /// A directory or a regular file of a storage; links in `path` are the root's matter.
     pub fn open(root: &Root, path: &Path) -> Result<Self, StorageError> {
         let path = normal(path)?;
         let (source, stat) = root.hold(&path)?;

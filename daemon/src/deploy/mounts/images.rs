@@ -6,6 +6,7 @@ use crate::context::tree::Tree;
 use crate::context::{ContextMount, Contexts, OpenedImage};
 use crate::deploy::port::MountFault;
 use crate::image::{ImageError, Images, OpenLayer};
+use crate::model::access::PathLinks;
 use crate::model::image::PinnedImage;
 use crate::model::{MountSource, MountSpec, MountTarget, Reference};
 
@@ -35,7 +36,7 @@ impl MountedImages {
             .parse()
             .map_err(|_| fault::lasting(&mount.target, "internal", "the name of its place is no path"))?;
         let spec = MountSpec { target, ..mount.clone() };
-        let opened = ContextMount { spec, image: Some(image), pack: None };
+        let opened = ContextMount { spec, image: Some(image), pack: None, links: PathLinks::Refused };
         let tree = self.contexts.open_tree(vec![opened]).await;
         tree.map(Some).map_err(|error| fault::of_context(&mount.target, &error))
     }
