@@ -134,20 +134,21 @@ async fn an_instance_has_no_ipv6_and_may_listen_on_port_80_as_any_user() {
 #[tokio::test]
 async fn an_address_that_is_used_again_at_once_answers_at_once() {
     let room = Room::with(|options| options.subnet = Some(subnet_of_one_instance())).await;
-    let mut worst = Duration::ZERO;
+    let mut times = Vec::new();
     for _ in 0..10 {
         let (id, web) = room.attach("web").await;
         let _web = listen(&web.namespace, 80);
         let begun = Instant::now();
         connect(at(&web, 80)).unwrap();
-        worst = worst.max(begun.elapsed());
+        times.push(begun.elapsed());
         let other = room.network.attach(&InstanceId::random(), &"db".parse().unwrap()).await.unwrap_err();
         assert!(matches!(other, NetworkError::Exhausted { .. }), "{other}");
         room.network.detach(&id).await.unwrap();
     }
-    // One that is asked for takes 0.85 s at least.
-    assert!(worst < Duration::from_millis(600), "{worst:?}: somebody asked for the address");
-    println!("first connection to an address that is used again: at most {worst:?}");
+    times.sort();
+    // One that is asked for takes 0.85 s at least; a busy machine may make some of them late, but not half.
+    assert!(times[5] < Duration::from_millis(600), "{times:?}: somebody asked for the address");
+    println!("connection to an address that is used again: {:?}, at most {:?}", times[5], times[9]);
     room.close().await;
 }
 
