@@ -1,6 +1,7 @@
 //! Requests through the ingress, beside nginx and caddy in front of the same instance, and beside the instance itself.
 
 mod proxy;
+mod relay;
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -118,14 +119,20 @@ fn large_bodies(ours: &Target, direct: &Target) -> Vec<Figure> {
         ("bodies of 10 MB from the service", Ask::Get("/bytes/10000000"), LARGE),
         ("bodies of 10 MB to the service", Ask::Post("/sink", LARGE), counted),
     ];
-    let figure = |(what, ask, answer)| {
+    let relay = relay::start(direct);
+    let figures = |(what, ask, answer)| {
         let (connections, requests) = (LARGE_CONNECTIONS, LARGE_REQUESTS);
         let load = Load { ask, answer, connections, requests, late: Duration::ZERO };
-        let (rates, _) = measure(&load, ours, direct);
         let what = format!("{what}, on {connections} connections");
-        Figure::rate(what, rates, megabytes, " MB/s", "the instance itself", Some(OF_DIRECT))
+        let (beside_relay, _) = measure(&load, ours, &relay);
+        let (beside_direct, _) = measure(&load, ours, direct);
+        let floor = format!("{what}, beside bytes that the kernel moves and nobody reads");
+        [
+            Figure::rate(what, beside_direct, megabytes, " MB/s", "the instance itself", Some(OF_DIRECT)),
+            Figure::rate(floor, beside_relay, megabytes, " MB/s", "a relay by `splice`", None),
+        ]
     };
-    ways.map(figure).into()
+    ways.map(figures).into_iter().flatten().collect()
 }
 
 /// Memory of hearthd while a body of 100 MB passes. Its reader leaves it alone at first: what would be gathered is
