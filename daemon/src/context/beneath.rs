@@ -51,6 +51,12 @@ pub(super) fn hold(directory: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> 
     open(directory, path, flags, Mode::empty(), NO_LINKS)
 }
 
+/// A directory that is held, but neither read nor reached by a link.
+pub(super) fn hold_directory(root: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    open(root, path, flags, Mode::empty(), NO_LINKS)
+}
+
 pub(super) fn directory(root: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
     open(root, path, flags, Mode::empty(), NO_LINKS)

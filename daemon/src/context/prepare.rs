@@ -40,6 +40,7 @@ use crate::task;
 pub use dockerfile::MemoryTree;
 
 use memory::Memory;
+use recall::Scope;
 use watch::Watch;
 
 /// How often a tree that changes while it is hashed is scanned again.
@@ -178,9 +179,11 @@ impl Contexts {
         let shared = Arc::clone(&self.0);
         let identify = move || {
             again_when_changed(|| {
-                let mut snapshot = tree.scan(&directory, &Bounds::default())?;
-                let all = Selection::default();
-                let identified = recall::identify(&mut snapshot, &all, None, None, &shared.memory)?;
+                let (selection, ignore) = (&Selection::default(), &NamedEntry::Absent);
+                let (scope, memory) = (Scope { selection, ignore, patterns: None }, &shared.memory);
+                let scan = || tree.scan(&directory, &Bounds::default());
+                let looked = recall::look(&tree, &directory, &scope, memory, scan)?;
+                let (snapshot, identified) = recall::identify(looked, scope, memory)?;
                 let identity = identified.identity.clone();
                 let (files, bytes) = snapshot.files();
                 Ok((identity, files, bytes))
@@ -307,28 +310,31 @@ impl View {
         };
         // One that cannot be understood hides nothing either, and fails the build in its frontend.
         let patterns = text.and_then(|text| Patterns::parse_file(text).ok());
-        let everything = Selection::default();
-        let scan = |selection: &Selection| {
-            let bounds = match &given {
-                // It may lead anywhere in the context.
-                NamedEntry::Other => Bounds::default(),
-                _ => Bounds::new(selection, patterns.as_ref()),
-            };
-            self.tree.scan(&self.context_path, &bounds)
-        };
-        let mut context = scan(&self.selection)?;
-        if !context.is_plain(&self.selection) {
-            context = scan(&everything)?;
-        }
+        let scope = Scope { selection: &self.selection, ignore: &given, patterns };
+        let scan = || self.scan(&scope);
+        let looked = recall::look(&self.tree, &self.context_path, &scope, memory, scan)?;
         if self.own_ignore.is_none() {
-            context.check_readable(IGNORE, MAX_DOCKERFILE)?;
+            looked.snapshot.check_readable(IGNORE, MAX_DOCKERFILE)?;
         }
         if self.ignore_file()? != given {
             return Err(ContextError::Changed { path: String::from_utf8_lossy(IGNORE).into_owned() });
         }
-        let text = text.map(Vec::as_slice);
-        let identified = recall::identify(&mut context, &self.selection, text, patterns, memory)?;
-        Ok((context, identified))
+        recall::identify(looked, scope, memory)
+    }
+
+    /// What is selected, or everything where a link on the way leads elsewhere.
+    fn scan(&self, scope: &Scope<'_>) -> Result<Snapshot, ContextError> {
+        let everything = Selection::default();
+        let scan = |selection: &Selection| {
+            let bounds = match &scope.ignore {
+                // It may lead anywhere in the context.
+                NamedEntry::Other => Bounds::default(),
+                _ => Bounds::new(selection, scope.patterns.as_ref()),
+            };
+            self.tree.scan(&self.context_path, &bounds)
+        };
+        let context = scan(&self.selection)?;
+        if context.is_plain(&self.selection) { Ok(context) } else { scan(&everything) }
     }
 
     fn ignore_file(&self) -> Result<NamedEntry, ContextError> {

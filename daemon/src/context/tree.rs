@@ -9,9 +9,11 @@
 //! something that is no directory, gets parents of mode 0755 and time 0 that hold only what is
 //! mounted below them. Links are entries like any other: a scan never follows one.
 
+mod again;
 mod bounds;
 mod browse;
 mod directory;
+mod entries;
 mod identify;
 mod image;
 mod listing;
@@ -29,6 +31,7 @@ use super::ContextError;
 use super::port::{EntryKind, Xattr};
 use crate::model::MountTarget;
 
+pub use again::Known;
 pub use bounds::Bounds;
 pub use browse::{Content, LayerFile, Located, MAX_NAMES, Seen, Source, read_xattr};
 pub use directory::DirectoryLayer;
@@ -39,7 +42,7 @@ pub use show::{Reader, Shown, Walk};
 pub use snapshot::Snapshot;
 pub use stored::StoredLayer;
 
-pub(super) use snapshot::path_order;
+pub(super) use entries::path_order;
 
 /// A layer and where it appears.
 pub struct Mounted {

@@ -397,9 +397,11 @@ async fn looked_at_until_known(daemon: &Daemon, request: impl Fn() -> ContextReq
     tokio::time::sleep(std::time::Duration::from_millis(60)).await;
     daemon.prepare(request()).await.unwrap();
     daemon.prepare(request()).await.unwrap();
-    let known = daemon.contexts.0.memory.recall().found();
+    let recall = daemon.contexts.0.memory.recall();
+    let (known, again) = (recall.found(), recall.again());
     let prepared = daemon.prepare(request()).await.unwrap();
-    assert_eq!(daemon.contexts.0.memory.recall().found(), known + 1, "the look was not known again");
+    assert_eq!(recall.found(), known + 1, "the look was not known again");
+    assert_eq!(recall.again(), again + 1, "the files were scanned");
     prepared
 }
 
@@ -456,6 +458,8 @@ async fn a_tree_that_is_known_again_is_the_same_and_any_change_is_seen() {
         last = looked_at_until_known(&daemon, app).await;
         assert_eq!(last.identity, now.identity, "{what}");
     }
+    // The ignore file decides what a scan looks into.
+    assert_eq!(daemon.contexts.0.memory.recall().kept(), 2, "one version for each ignore file");
 }
 
 #[tokio::test]

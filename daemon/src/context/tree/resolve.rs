@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 use std::io::Read as _;
+use std::sync::Arc;
 
+use super::entries::Entries;
 use super::scan::absolute;
 use super::snapshot::kind_name;
 use super::{Found, Origin, Snapshot, Tree, bare, joined};
@@ -246,8 +248,9 @@ impl Tree {
             Some(slash) => (&path[..slash], &path[slash + 1..]),
             None => (&[][..], path),
         };
-        let mut single = Snapshot::new(self.clone(), top.to_vec());
+        let mut single = Entries::default();
         single.push(name, found);
+        let single = Snapshot::new(self.clone(), top.to_vec(), Arc::new(single));
         single.open(0).map_err(|error| read_error(error, text(&absolute(path))))
     }
 }

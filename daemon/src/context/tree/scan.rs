@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::vec::IntoIter;
 
@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::bounds::Bounds;
 use super::directory::child_path;
+use super::entries::Entries;
 use super::listing::{AHEAD, Listed, Listings, Wish};
 use super::snapshot::Snapshot;
 use super::{Child, Children, Found, Layer, Origin, Tree, bare, below, joined};
@@ -27,7 +28,10 @@ pub(in crate::context) const MAX_FILES: usize = 2_000_000;
 
 /// Threads of one scan, at least two: a directory may have to come from a disk.
 pub(super) fn threads() -> usize {
-    std::thread::available_parallelism().map_or(2, |count| count.get().clamp(2, 4))
+    // Told by a dozen files, which takes as long as to look at a hundred of a tree's.
+    static COUNT: LazyLock<usize> =
+        LazyLock::new(|| std::thread::available_parallelism().map_or(2, |count| count.get().clamp(2, 4)));
+    *COUNT
 }
 
 /// How often a tree that changes under the walk is walked again.
@@ -49,7 +53,7 @@ struct Walk<'t> {
     listings: &'t Ahead<'t, Listings<'t>>,
     /// Absolute path of the directory that the context is, without `/` at its start.
     top: Vec<u8>,
-    snapshot: Snapshot,
+    entries: Entries,
     /// First name of every regular file that has several.
     links: HashMap<(u32, u64, u64), usize>,
 }
@@ -79,6 +83,7 @@ impl Tree {
 
     fn walk(&self, context_path: &MountTarget, bounds: &Bounds<'_>) -> Result<Snapshot, ContextError> {
         let (top, backed) = self.context_directory(context_path)?;
+        let root = self.root(&top);
         let listing = Listings { tree: self, top: &top, bounds };
         let listings = Ahead::new(&listing, AHEAD);
         let walked = Mutex::new(Err(ContextError::Ending));
@@ -87,12 +92,18 @@ impl Tree {
                 return listings.help();
             }
             let _end = listings.ends();
-            let snapshot = Snapshot::new(self.clone(), top.clone());
-            let walk =
-                Walk { tree: self, listings: &listings, top: top.clone(), snapshot, links: HashMap::new() };
+            let walk = Walk {
+                tree: self,
+                listings: &listings,
+                top: top.clone(),
+                entries: Entries::default(),
+                links: HashMap::new(),
+            };
             *walked.lock().unwrap_or_else(PoisonError::into_inner) = walk.run(backed);
         });
-        let mut snapshot = walked.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+        let entries = walked.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+        let mut snapshot = Snapshot::new(self.clone(), top.clone(), Arc::new(entries));
+        snapshot.root = root;
         let now = since_epoch();
         // Of content alone: names, modes and link targets are what the scan saw, and are sent from it.
         let is_unsure = |index: &u32| match snapshot.stamp(*index as usize) {
@@ -135,7 +146,7 @@ pub(super) fn since_epoch() -> i64 {
 }
 
 impl Walk<'_> {
-    fn run(mut self, backed: bool) -> Result<Snapshot, ContextError> {
+    fn run(mut self, backed: bool) -> Result<Entries, ContextError> {
         let mut path = self.top.clone();
         let mounts = self.tree.mounts_below(&path);
         let top = self.listings.ask(Wish { path: path.clone(), backed, mounts, above: None });
@@ -156,20 +167,20 @@ impl Walk<'_> {
             let index = self.push(&path, found)?;
             if let Some(directory) = directory {
                 let mut listed = self.listings.take(directory)?;
-                self.snapshot.set_xattrs(index, std::mem::take(&mut listed.xattrs));
+                self.entries.set_xattrs(index, std::mem::take(&mut listed.xattrs));
                 levels.push(Level::new(path.len(), listed));
             } else if is_directory {
-                self.snapshot.set_unlisted(index);
+                self.entries.set_unlisted(index);
             }
         }
-        self.snapshot.finish();
-        Ok(self.snapshot)
+        self.entries.finish();
+        Ok(self.entries)
     }
 
     /// Adds an entry.
     fn push(&mut self, path: &[u8], mut found: Found) -> Result<usize, ContextError> {
         let full = || ContextError::TooManyFiles { limit: MAX_FILES };
-        let index = self.snapshot.len();
+        let index = self.entries.len();
         if index >= MAX_FILES {
             return Err(full());
         }
@@ -181,7 +192,7 @@ impl Walk<'_> {
                 found.kind = EntryKind::HardLink(first);
             }
         }
-        self.snapshot.push(below(&self.top, path).unwrap_or(path), &found).ok_or_else(full)
+        self.entries.push(below(&self.top, path).unwrap_or(path), &found).ok_or_else(full)
     }
 }
 

@@ -1,0 +1,318 @@
+//! What a scan sees of every entry, without the mounts that it saw it in: stats, paths, attributes.
+//!
+//! Made for millions of entries: 48 bytes and the path for each, in two pieces of memory.
+
+use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
+
+use rustix::fs::FileType;
+
+use super::{Found, Origin};
+use crate::context::beneath::Stat;
+use crate::context::port::{Entry, EntryKind, Xattr};
+
+/// Entries whose stats are summed up at a time.
+const STATS: usize = 1024;
+
+/// In the order of their paths, which are relative to the root. The root is none of them.
+#[derive(Clone, Default)]
+pub(super) struct Entries {
+    /// Path of every entry; after that of a link, its target.
+    text: Vec<u8>,
+    nodes: Vec<Node>,
+    /// Numbers of devices that nodes refer to.
+    devices: Vec<u64>,
+    xattrs: HashMap<u32, Vec<Xattr>>,
+    /// Directories that were not looked into.
+    unlisted: HashSet<u32>,
+    /// First names of files that have several.
+    linked: HashSet<u32>,
+}
+
+/// One entry.
+#[derive(Clone)]
+struct Node {
+    mtime: i64,
+    /// Size of a file; first name of a hard link; length of a link's target; numbers of a device.
+    value: u64,
+    /// Inode on disk, or node of the image, or entry of the pack.
+    source: u64,
+    changed: i64,
+    /// Where its path begins.
+    path: u32,
+    mount: u32,
+    path_length: u16,
+    mode: u16,
+    device: u16,
+    kind: Kind,
+    origin: From,
+}
+
+impl Node {
+    const BYTES: usize = 48;
+
+    /// All of it but where its path begins, which the others' lengths tell.
+    fn bytes(&self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        let numbers = [self.mtime.cast_unsigned(), self.value, self.source, self.changed.cast_unsigned()];
+        for (place, number) in bytes.chunks_exact_mut(8).zip(numbers) {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        bytes[32..36].copy_from_slice(&self.mount.to_le_bytes());
+        for (place, number) in
+            bytes[36..42].chunks_exact_mut(2).zip([self.path_length, self.mode, self.device])
+        {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        bytes[42] = self.kind as u8;
+        bytes[43] = self.origin as u8;
+        bytes
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Directory,
+    File,
+    Symlink,
+    HardLink,
+    Fifo,
+    Socket,
+    CharacterDevice,
+    BlockDevice,
+}
+
+#[derive(Clone, Copy)]
+enum From {
+    Made,
+    Disk,
+    Image,
+    Stored,
+}
+
+/// Orders paths as BuildKit's file sync does: `/` sorts before every other byte.
+pub(in crate::context) fn path_order(a: &[u8], b: &[u8]) -> Ordering {
+    let rank = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
+    a.iter().map(rank).cmp(b.iter().map(rank))
+}
+
+impl Entries {
+    /// Adds an entry at a path that must be the next one in order. None when there is no more room.
+    pub fn push(&mut self, path: &[u8], found: &Found) -> Option<usize> {
+        let index = self.nodes.len();
+        let (kind, value, target): (_, u64, &[u8]) = match &found.kind {
+            EntryKind::Directory => (Kind::Directory, 0, &[]),
+            EntryKind::File => (Kind::File, found.size, &[]),
+            EntryKind::Symlink(target) => (Kind::Symlink, target.len() as u64, target),
+            EntryKind::HardLink(first) => {
+                self.linked.insert(*first as u32);
+                (Kind::HardLink, *first as u64, &[])
+            }
+            EntryKind::Fifo => (Kind::Fifo, 0, &[]),
+            EntryKind::Socket => (Kind::Socket, 0, &[]),
+            &EntryKind::Device { character, major, minor } => {
+                let kind = if character { Kind::CharacterDevice } else { Kind::BlockDevice };
+                (kind, u64::from(major) << 32 | u64::from(minor), &[])
+            }
+        };
+        let (origin, mount, source, device, changed) = match found.origin {
+            Origin::Made => (From::Made, 0, 0, 0, 0),
+            Origin::Disk { mount, device, inode, changed } => {
+                (From::Disk, mount, inode, self.device(device)?, changed)
+            }
+            Origin::Image { mount, node } => (From::Image, mount, u64::from(node), 0, 0),
+            Origin::Stored { mount, entry } => (From::Stored, mount, u64::from(entry), 0, 0),
+        };
+        let node = Node {
+            mtime: found.mtime,
+            value,
+            source,
+            changed,
+            path: u32::try_from(self.text.len()).ok()?,
+            mount,
+            path_length: u16::try_from(path.len()).ok()?,
+            mode: u16::try_from(found.mode & 0o7777).unwrap_or_default(),
+            device,
+            kind,
+            origin,
+        };
+        self.text.extend_from_slice(path);
+        self.text.extend_from_slice(target);
+        self.nodes.push(node);
+        Some(index)
+    }
+
+    fn device(&mut self, device: u64) -> Option<u16> {
+        let place = self.devices.iter().rposition(|known| *known == device);
+        let place = place.unwrap_or_else(|| {
+            self.devices.push(device);
+            self.devices.len() - 1
+        });
+        u16::try_from(place).ok()
+    }
+
+    /// Gives back what was taken in advance.
+    pub fn finish(&mut self) {
+        self.text.shrink_to_fit();
+        self.nodes.shrink_to_fit();
+    }
+
+    pub fn set_xattrs(&mut self, index: usize, xattrs: Vec<Xattr>) {
+        if !xattrs.is_empty() {
+            self.xattrs.insert(index as u32, xattrs);
+        }
+    }
+
+    pub fn set_unlisted(&mut self, index: usize) {
+        self.unlisted.insert(index as u32);
+    }
+
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Index of the entry at `path`, relative to the root.
+    pub fn find(&self, path: &[u8]) -> Option<usize> {
+        self.nodes.binary_search_by(|node| path_order(self.path_of(node), path)).ok()
+    }
+
+    /// Number and bytes of the regular files, each hard link counted once.
+    pub fn files(&self) -> (usize, u64) {
+        let regular = self.nodes.iter().filter(|node| matches!(node.kind, Kind::File));
+        regular.fold((0, 0), |(files, bytes), node| (files + 1, bytes + node.value))
+    }
+
+    pub fn origin(&self, index: usize) -> Origin {
+        let &Node { mount, source, changed, device, ref origin, .. } = &self.nodes[index];
+        match origin {
+            From::Made => Origin::Made,
+            From::Disk => {
+                Origin::Disk { mount, device: self.devices[usize::from(device)], inode: source, changed }
+            }
+            From::Image => Origin::Image { mount, node: source as u32 },
+            From::Stored => Origin::Stored { mount, entry: source as u32 },
+        }
+    }
+
+    /// Whether a later entry is another name of this file.
+    pub fn has_links(&self, index: usize) -> bool {
+        !self.linked.is_empty() && self.linked.contains(&(index as u32))
+    }
+
+    fn path_of(&self, node: &Node) -> &[u8] {
+        let start = node.path as usize;
+        &self.text[start..start + usize::from(node.path_length)]
+    }
+
+    pub fn entry(&self, index: usize) -> Entry<'_> {
+        let node = &self.nodes[index];
+        let &Node { mtime, value, mode, .. } = node;
+        let mut size = 0;
+        let device = |character| {
+            let (major, minor) = ((value >> 32) as u32, value as u32);
+            EntryKind::Device { character, major, minor }
+        };
+        let kind = match node.kind {
+            Kind::Directory => EntryKind::Directory,
+            Kind::File => {
+                size = value;
+                EntryKind::File
+            }
+            Kind::Symlink => {
+                let start = node.path as usize + usize::from(node.path_length);
+                EntryKind::Symlink(&self.text[start..start + value as usize])
+            }
+            Kind::HardLink => {
+                size = self.nodes[value as usize].value;
+                EntryKind::HardLink(value as usize)
+            }
+            Kind::Fifo => EntryKind::Fifo,
+            Kind::Socket => EntryKind::Socket,
+            Kind::CharacterDevice => device(true),
+            Kind::BlockDevice => device(false),
+        };
+        Entry { path: self.path_of(node), kind, mode: u32::from(mode), size, mtime }
+    }
+
+    pub fn xattrs(&self, index: usize) -> &[Xattr] {
+        if self.xattrs.is_empty() {
+            return &[];
+        }
+        let index = match self.nodes[index].kind {
+            Kind::HardLink => self.nodes[index].value as u32,
+            _ => index as u32,
+        };
+        self.xattrs.get(&index).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    pub fn is_listed(&self, index: usize) -> bool {
+        !self.unlisted.contains(&(index as u32))
+    }
+
+    /// Whether equal stats mean equal content: what layers of images give has none that do.
+    pub fn are_on_disk(&self) -> bool {
+        self.nodes.iter().all(|node| matches!(node.origin, From::Disk | From::Made))
+    }
+
+    /// Adds all of them to a sum that is the same for the same ones only.
+    pub fn sum(&self, sum: &mut blake3::Hasher) {
+        sum.update(&(self.nodes.len() as u64).to_le_bytes());
+        let mut stats = Vec::with_capacity(STATS * Node::BYTES);
+        for nodes in self.nodes.chunks(STATS) {
+            stats.clear();
+            nodes.iter().for_each(|node| stats.extend_from_slice(&node.bytes()));
+            sum.update(&stats);
+        }
+        sum_part(sum, &self.text);
+        self.devices.iter().for_each(|device| _ = sum.update(&device.to_le_bytes()));
+        let mut unlisted: Vec<u32> = self.unlisted.iter().copied().collect();
+        unlisted.sort_unstable();
+        sum.update(&(unlisted.len() as u64).to_le_bytes());
+        unlisted.iter().for_each(|index| _ = sum.update(&index.to_le_bytes()));
+        let mut xattrs: Vec<(&u32, &Vec<Xattr>)> = self.xattrs.iter().collect();
+        xattrs.sort_unstable_by_key(|(index, _)| **index);
+        for (index, xattrs) in xattrs {
+            sum.update(&index.to_le_bytes()).update(&(xattrs.len() as u64).to_le_bytes());
+            xattrs.iter().flat_map(|(name, value)| [name, value]).for_each(|text| sum_part(sum, text));
+        }
+    }
+
+    /// Memory for what every entry has.
+    #[cfg(test)]
+    pub fn bytes(&self) -> usize {
+        self.nodes.capacity() * size_of::<Node>() + self.text.capacity()
+    }
+
+    pub fn path(&self, index: usize) -> &[u8] {
+        self.path_of(&self.nodes[index])
+    }
+
+    pub fn is_directory(&self, index: usize) -> bool {
+        matches!(self.nodes[index].kind, Kind::Directory)
+    }
+
+    /// Whether an entry on disk has the stat that it had.
+    pub fn is_same(&self, index: usize, stat: &Stat) -> bool {
+        let &Node { mtime, value, source, changed, mode, device, kind, .. } = &self.nodes[index];
+        let is_kind = match kind {
+            Kind::Directory => stat.kind == FileType::Directory,
+            Kind::File => stat.kind == FileType::RegularFile && stat.size == value,
+            Kind::HardLink => {
+                stat.kind == FileType::RegularFile && stat.size == self.nodes[value as usize].value
+            }
+            Kind::Symlink => stat.kind == FileType::Symlink,
+            Kind::Fifo => stat.kind == FileType::Fifo,
+            Kind::Socket => stat.kind == FileType::Socket,
+            Kind::CharacterDevice => stat.kind == FileType::CharacterDevice,
+            Kind::BlockDevice => stat.kind == FileType::BlockDevice,
+        };
+        is_kind
+            && (stat.mode, stat.modified, stat.changed) == (u32::from(mode), mtime, changed)
+            && (stat.device, stat.inode) == (self.devices[usize::from(device)], source)
+    }
+}
+
+/// Adds one part, told from the next by its length.
+pub(super) fn sum_part(sum: &mut blake3::Hasher, part: &[u8]) {
+    sum.update(&(part.len() as u64).to_le_bytes()).update(part);
+}
