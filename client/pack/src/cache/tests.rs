@@ -163,6 +163,28 @@ fn an_archive_that_was_written_into_is_not_packed_from() {
 }
 
 #[test]
+fn an_archive_that_is_mostly_its_base_is_not_kept_with_it() {
+    let bench = Bench::new();
+    let below = tempfile::tempdir().unwrap();
+    let noise: Vec<u8> =
+        (0..200_000u32).flat_map(|number| *blake3::hash(&number.to_le_bytes()).as_bytes()).collect();
+    fs::write(below.path().join("noise"), &noise).unwrap();
+    let base = bench.work.path().join("base.tar");
+    pack(below.path(), &PackOptions::default(), &mut |_| {}).unwrap().write_to_file(&base).unwrap();
+    let out = bench.work.path().join("out.tar");
+    let base = crate::Base::from_archive(&base, &crate::image::Platform::default(), None).unwrap();
+    let options = PackOptions { output: Some(out.clone()), base: Some(base), ..bench.options() };
+    for again in [false, true] {
+        let packed = pack(&bench.tree(), &options, &mut |_| {}).unwrap();
+        packed.write_to_file(&out).unwrap();
+        assert_eq!(reused(&packed), again);
+        let kept = fs::metadata(&bench.layers()[0]).unwrap().len();
+        assert!(bench.layers().len() == 1 && kept < noise.len() as u64, "{kept}");
+    }
+    assert_eq!(fs::metadata(&out).unwrap().nlink(), 1);
+}
+
+#[test]
 fn packs_into_files_at_the_same_time_do_no_harm() {
     let bench = Bench::new();
     let expected = archive(&pack(&bench.tree(), &PackOptions::default(), &mut |_| {}).unwrap());

@@ -30,6 +30,9 @@ use crate::workers::locked;
 /// against a pack, and spares one when they turn out to be as they were.
 const WORTH_HASHING: u64 = 4;
 
+/// What an archive may have before its layer whatever that takes: manifest, config and index are there in any case.
+const SMALL_BEFORE: u64 = 1 << 20;
+
 /// The bytes of a layer, in a file of their own or in the archive to be.
 #[derive(Debug)]
 pub(super) struct Spool {
@@ -63,10 +66,14 @@ impl Spool {
         Self { place, position: 0 }
     }
 
-    /// Gives an archive a name in the cache; whether it has one then.
+    /// Gives an archive a name in the cache; whether it has one then. Not one that is mostly the layers of its base, which
+    /// would be kept with each pack that stands on it.
     fn name_in(&mut self, cache: &Cache, most_bytes: u64) -> bool {
         let Place::Archive { new, spare, .. } = &mut self.place else { return false };
-        *spare = cache.name_archive(new, most_bytes);
+        let before = self.position;
+        if before <= most_bytes.max(SMALL_BEFORE) {
+            *spare = cache.name_archive(new, most_bytes.saturating_add(before));
+        }
         spare.is_some()
     }
 
