@@ -3,8 +3,13 @@
 //!
 //! ```text
 //! hashes/DEVICE-INODE   content hashes of the files below one directory (HashCache)
-//! layers/KEY            a finished layer, and behind it a footer that says what it is
+//! layers/KEY            a finished layer, and behind it a footer that says what it is; or the footer alone and
+//! layers/KEY.archive    another name of the archive that has the layer in it
 //! ```
+//!
+//! A layer that was written into an archive is not written once more where a second name does: the archive may be
+//! removed or replaced all the same, and whoever writes into it spoils no more than this copy, for every layer is
+//! verified when it is used.
 //!
 //! A layer's key is the digest of its tree with everything else that shows in its bytes. Both kinds appear
 //! complete or not at all, so packs may run at the same time; what is damaged, foreign or of another version
@@ -14,7 +19,7 @@ mod footer;
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::SystemTime;
@@ -24,7 +29,7 @@ use sha2::Digest as _;
 use crate::archive::FileRange;
 use crate::identity::{HashCache, TreeDigest};
 use crate::layer::{Compression, Layer, LayerOptions};
-use crate::new_file::NewFile;
+use crate::new_file::{self, NewFile, SpareName};
 
 /// All kept layers together.
 const LAYERS_LIMIT: u64 = 4 << 30;
@@ -33,8 +38,19 @@ const HASHES_LIMIT: u64 = 256 << 20;
 /// So much of the file system is left to others.
 const LEAVE_FREE: u64 = 2 << 30;
 
+/// Extension of what is another name of an archive.
+const ARCHIVE: &str = "archive";
+
 /// Changes when the same tree becomes other bytes than before.
 const LAYER_FORMAT: u32 = 1;
+
+/// A layer that an earlier pack has made.
+pub(crate) struct Kept {
+    pub(crate) layer: Layer,
+    pub(crate) file: File,
+    /// Where in the file it starts.
+    pub(crate) position: u64,
+}
 
 /// A directory of earlier results.
 #[derive(Debug, Clone)]
@@ -116,29 +132,70 @@ impl Cache {
         NewFile::create(&dir, 0o600).map(Some)
     }
 
+    /// A name here for an archive that is being written; none where it cannot have one, such as on another file system,
+    /// or would be too large.
+    pub(crate) fn name_archive(&self, archive: &NewFile, most_bytes: u64) -> Option<SpareName> {
+        if most_bytes > self.layers_limit {
+            return None;
+        }
+        archive.spare_name(&self.dir.join("layers")).ok()
+    }
+
     /// Keeps a layer that was written to the start of `new`.
     pub(crate) fn keep_layer(&self, key: &LayerKey, layer: &Layer, new: &NewFile) -> io::Result<()> {
-        let footer = footer::encode(&key.0, layer);
-        new.file().set_len(layer.size)?;
-        std::os::unix::fs::FileExt::write_all_at(new.file(), &footer, layer.size)?;
-        new.put(&self.layer_path(key))?;
+        self.put_footer(key, layer, None, new)
+    }
+
+    /// Keeps a layer that was written to `position` of an archive that has a name here.
+    pub(crate) fn keep_archive(
+        &self,
+        key: &LayerKey,
+        layer: &Layer,
+        (archive, position): (&NewFile, u64),
+    ) -> io::Result<()> {
+        archive.also_put(&archive_of(&self.layer_path(key)))?;
+        let footer = NewFile::create(&self.dir.join("layers"), 0o600)?;
+        self.put_footer(key, layer, Some(position), &footer)
+    }
+
+    fn put_footer(
+        &self,
+        key: &LayerKey,
+        layer: &Layer,
+        in_archive: Option<u64>,
+        new: &NewFile,
+    ) -> io::Result<()> {
+        let start = if in_archive.is_some() { 0 } else { layer.size };
+        new.file().set_len(start)?;
+        new.file().write_all_at(&footer::encode(&key.0, layer, in_archive), start)?;
+        let path = self.layer_path(key);
+        new.put(&path)?;
+        if in_archive.is_none() {
+            // What an earlier footer belonged to; one that stays is removed with this one.
+            let _ = fs::remove_file(archive_of(&path));
+        }
         prune(&self.dir.join("layers"), self.layers_limit)
     }
 
-    /// The kept layer of that name, if there is one; its bytes are at the start of the file, and are
-    /// verified by [`copy_layer`] or by whoever reads them.
-    pub(crate) fn layer(&self, key: &LayerKey, compression: Compression) -> Option<(Layer, File)> {
+    /// The kept layer of that name, if there is one; its bytes are verified by [`copy_layer`] or by whoever reads
+    /// them.
+    pub(crate) fn layer(&self, key: &LayerKey, compression: Compression) -> Option<Kept> {
         let path = self.layer_path(key);
-        let file = File::options().read(true).write(true).open(path).ok()?;
-        let layer = footer::read(&file, &key.0, compression)?;
+        let file = File::options().read(true).write(true).open(&path).ok()?;
+        let (layer, in_archive) = footer::read(&file, &key.0, compression)?;
         // Used now; where the time cannot be set it goes earlier than it need.
         let _ = file.set_modified(SystemTime::now());
-        Some((layer, file))
+        match in_archive {
+            None => Some(Kept { layer, file, position: 0 }),
+            Some(position) => Some(Kept { layer, file: File::open(archive_of(&path)).ok()?, position }),
+        }
     }
 
     pub(crate) fn forget_layer(&self, key: &LayerKey) {
         // One that cannot be removed is found damaged again next time.
-        let _ = fs::remove_file(self.layer_path(key));
+        let path = self.layer_path(key);
+        let _ = fs::remove_file(archive_of(&path));
+        let _ = fs::remove_file(path);
     }
 
     fn layer_path(&self, key: &LayerKey) -> PathBuf {
@@ -152,7 +209,8 @@ const PIECE: usize = 1 << 20;
 
 /// Copies a kept layer to `out`; whether it was what its digest says. The very bytes that are written are
 /// hashed, by another thread.
-pub(crate) fn copy_layer(layer: &Layer, file: &File, out: &mut dyn Write) -> io::Result<bool> {
+pub(crate) fn copy_layer(kept: &Kept, out: &mut dyn Write) -> io::Result<bool> {
+    let Kept { layer, file, position } = kept;
     let (hash, written) = mpsc::sync_channel::<(Vec<u8>, usize)>(PIECES);
     let (give_back, free) = mpsc::sync_channel(PIECES);
     let mut unused = PIECES;
@@ -166,7 +224,7 @@ pub(crate) fn copy_layer(layer: &Layer, file: &File, out: &mut dyn Write) -> io:
             }
             hearth_proto::value::Digest::from_sha256(sum.finalize().into())
         });
-        let mut from = FileRange { file, position: 0, left: layer.size };
+        let mut from = FileRange { file, position: *position, left: layer.size };
         loop {
             let mut piece = match unused.checked_sub(1) {
                 Some(left) => {
@@ -192,14 +250,28 @@ pub(crate) fn copy_layer(layer: &Layer, file: &File, out: &mut dyn Write) -> io:
     })
 }
 
-/// Removes the files that were used least recently until the rest has at most `limit` bytes.
+/// The archive that a footer at this path belongs to.
+fn archive_of(footer: &Path) -> PathBuf {
+    footer.with_extension(ARCHIVE)
+}
+
+/// Removes the files that were used least recently until the rest has at most `limit` bytes. An archive goes with its
+/// footer.
 fn prune(dir: &Path, limit: u64) -> io::Result<()> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
+        let path = entry.path();
+        let archive = archive_of(&path);
+        let is_extra = path == archive && path.with_extension("").exists();
+        if is_extra || new_file::is_hidden(&path) {
+            continue;
+        }
         // Removed by another pack meanwhile: gone is gone.
         if let Ok(metadata) = entry.metadata() {
-            files.push((metadata.modified()?, metadata.len(), entry.path()));
+            let beside = fs::metadata(&archive).ok().filter(|_| path != archive);
+            let size = metadata.len().saturating_add(beside.map_or(0, |beside| beside.len()));
+            files.push((metadata.modified()?, size, path));
         }
     }
     files.sort_unstable_by_key(|&(used, ..)| std::cmp::Reverse(used));
@@ -207,9 +279,11 @@ fn prune(dir: &Path, limit: u64) -> io::Result<()> {
     for (_, size, path) in files {
         total = total.saturating_add(size);
         if total > limit {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+            for path in [archive_of(&path), path] {
+                match fs::remove_file(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
             }
         }
     }

@@ -25,6 +25,9 @@ pub(crate) struct NewFile {
     hidden: Mutex<Option<PathBuf>>,
 }
 
+/// A name that a file has until this is dropped.
+pub(crate) type SpareName = tempfile::TempPath;
+
 impl NewFile {
     /// A new file for reading and writing in `dir`; the umask takes its part of `mode`.
     pub(crate) fn create(dir: &Path, mode: u32) -> io::Result<Self> {
@@ -61,18 +64,30 @@ impl NewFile {
         let hidden = match locked(&self.hidden).take() {
             Some(hidden) => hidden,
             None => match self.link(path) {
-                Err(Errno::EXIST) => {
-                    // A link never replaces; the rename of a second name does.
-                    let unused = tempfile::Builder::new().prefix(PREFIX).make_in(&self.dir, |path| {
-                        rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive)?;
-                        Ok(self.link(path)?)
-                    })?;
-                    unused.into_temp_path().keep().map_err(|error| error.error)?
-                }
+                // A link never replaces; the rename of a second name does.
+                Err(Errno::EXIST) => self.spare_name(&self.dir)?.keep().map_err(|error| error.error)?,
                 linked => return Ok(linked?),
             },
         };
         fs::rename(&hidden, path).inspect_err(|_| *locked(&self.hidden) = Some(hidden.clone()))
+    }
+
+    /// Gives the file another name, in place of what has that name. It keeps those that it has.
+    pub(crate) fn also_put(&self, path: &Path) -> io::Result<()> {
+        match self.link(path) {
+            Err(Errno::EXIST) => self.spare_name(parent(path))?.persist(path).map_err(|error| error.error),
+            linked => Ok(linked?),
+        }
+    }
+
+    /// A hidden name in `dir`. A file that was without a name must not lose its last one before it is
+    /// [put](Self::put): it could not get another.
+    pub(crate) fn spare_name(&self, dir: &Path) -> io::Result<SpareName> {
+        let unused = tempfile::Builder::new().prefix(PREFIX).make_in(dir, |path| {
+            rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive)?;
+            Ok(self.link(path)?)
+        })?;
+        Ok(unused.into_temp_path())
     }
 
     fn link(&self, path: &Path) -> rustix::io::Result<()> {
@@ -93,7 +108,7 @@ impl Drop for NewFile {
 /// Removes hidden files that nobody holds. Whatever fails here is no matter of the new file.
 fn remove_left_behind(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if !entry.file_name().as_bytes().starts_with(PREFIX.as_bytes()) {
+        if !is_hidden(&entry.path()) {
             continue;
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -102,6 +117,11 @@ fn remove_left_behind(dir: &Path) {
             let _ = fs::remove_file(entry.path());
         }
     }
+}
+
+/// Whether this is a name of a file that is not complete, or was not when its writer ended.
+pub(crate) fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_bytes().starts_with(PREFIX.as_bytes()))
 }
 
 /// The directory of a file, `.` for a bare name.

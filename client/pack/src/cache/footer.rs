@@ -1,4 +1,5 @@
-//! What stands behind a kept layer: its key, digests and sizes, with a checksum over them.
+//! What stands behind a kept layer, or alone where the layer lies in an archive: its key, digests and sizes, with a
+//! checksum over them.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -16,6 +17,9 @@ struct Footer {
     diff_id: Digest,
     size: u64,
     uncompressed_size: u64,
+    /// Where in an archive it starts, if that is where it lies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    in_archive: Option<u64>,
 }
 
 /// The last bytes: length of the JSON, its BLAKE3 hash, and this.
@@ -23,13 +27,14 @@ const MAGIC: &[u8; 16] = b"hearth-layer-1\n\0";
 const TAIL: usize = 4 + 32 + MAGIC.len();
 const JSON_LIMIT: usize = 4096;
 
-pub(super) fn encode(key: &str, layer: &Layer) -> Vec<u8> {
+pub(super) fn encode(key: &str, layer: &Layer, in_archive: Option<u64>) -> Vec<u8> {
     let footer = Footer {
         key: key.to_owned(),
         digest: layer.digest,
         diff_id: layer.diff_id,
         size: layer.size,
         uncompressed_size: layer.uncompressed_size,
+        in_archive,
     };
     // Strings and numbers always serialize; an empty footer would read as damaged.
     let mut bytes = serde_json::to_vec(&footer).unwrap_or_default();
@@ -40,8 +45,8 @@ pub(super) fn encode(key: &str, layer: &Layer) -> Vec<u8> {
     bytes
 }
 
-/// The layer that the file holds; none for anything but a whole one of this key.
-pub(super) fn read(file: &File, key: &str, compression: Compression) -> Option<Layer> {
+/// The layer that the file holds, or where in its archive it lies; none for anything but a whole one of this key.
+pub(super) fn read(file: &File, key: &str, compression: Compression) -> Option<(Layer, Option<u64>)> {
     let length = file.metadata().ok()?.len();
     let mut tail = [0; TAIL];
     file.read_exact_at(&mut tail, length.checked_sub(TAIL as u64)?).ok()?;
@@ -58,11 +63,13 @@ pub(super) fn read(file: &File, key: &str, compression: Compression) -> Option<L
         return None;
     }
     let footer: Footer = serde_json::from_slice(&json).ok()?;
-    (footer.key == key && footer.size == start).then_some(Layer {
+    let layer = Layer {
         digest: footer.digest,
         diff_id: footer.diff_id,
         size: footer.size,
         uncompressed_size: footer.uncompressed_size,
         compression,
-    })
+    };
+    let before = if footer.in_archive.is_some() { 0 } else { footer.size };
+    (footer.key == key && before == start).then_some((layer, footer.in_archive))
 }

@@ -114,6 +114,95 @@ fn the_archive_is_the_same_from_the_cache_and_in_its_own_place() {
     }
 }
 
+/// As [`Bench::pack`], into a file.
+fn pack_into(bench: &Bench, out: &Path) -> Packed {
+    let options = PackOptions { output: Some(out.to_owned()), ..bench.options() };
+    let packed = pack(&bench.tree(), &options, &mut |_| {}).unwrap();
+    packed.write_to_file(out).unwrap();
+    assert_eq!(packed.cache_trouble, None);
+    packed
+}
+
+#[test]
+fn an_archive_is_kept_by_another_name_which_outlives_it() {
+    let bench = Bench::new();
+    let out = bench.work.path().join("out.tar");
+    let packed = pack_into(&bench, &out);
+    assert!(!reused(&packed));
+    let expected = archive(&packed);
+    drop(packed);
+    assert_eq!(fs::metadata(&out).unwrap().nlink(), 2);
+    let [footer, kept] = &bench.layers()[..] else { panic!("{:?}", bench.layers()) };
+    assert!(fs::metadata(footer).unwrap().len() < 1000);
+    assert_eq!(fs::metadata(kept).unwrap().ino(), fs::metadata(&out).unwrap().ino());
+    fs::remove_file(&out).unwrap();
+    let again = pack_into(&bench, &out);
+    assert!(reused(&again) && fs::read(&out).unwrap() == expected);
+    let plain = bench.pack();
+    assert!(reused(&plain) && archive(&plain) == expected);
+    fs::remove_file(kept).unwrap();
+    assert!(!reused(&pack_into(&bench, &out)));
+}
+
+#[test]
+fn an_archive_that_was_written_into_is_not_packed_from() {
+    let bench = Bench::new();
+    let out = bench.work.path().join("out.tar");
+    let expected = archive(&pack_into(&bench, &out));
+    // Inside the layer, which starts as every zstd frame does.
+    let start = expected.windows(4).position(|bytes| bytes == [0x28, 0xb5, 0x2f, 0xfd]).unwrap();
+    let middle = start as u64 + 20;
+    let damages: [&dyn Fn(&File); 2] =
+        [&|file| file.write_all_at(b"X", middle).unwrap(), &|file| file.set_len(middle).unwrap()];
+    for damage in damages {
+        damage(&File::options().write(true).open(&out).unwrap());
+        assert!(!reused(&pack_into(&bench, &out)));
+        assert!(fs::read(&out).unwrap() == expected);
+    }
+    assert!(reused(&pack_into(&bench, &out)));
+}
+
+#[test]
+fn an_archive_that_is_mostly_its_base_is_not_kept_with_it() {
+    let bench = Bench::new();
+    let below = tempfile::tempdir().unwrap();
+    let noise: Vec<u8> =
+        (0..200_000u32).flat_map(|number| *blake3::hash(&number.to_le_bytes()).as_bytes()).collect();
+    fs::write(below.path().join("noise"), &noise).unwrap();
+    let base = bench.work.path().join("base.tar");
+    pack(below.path(), &PackOptions::default(), &mut |_| {}).unwrap().write_to_file(&base).unwrap();
+    let out = bench.work.path().join("out.tar");
+    let base = crate::Base::from_archive(&base, &crate::image::Platform::default(), None).unwrap();
+    let options = PackOptions { output: Some(out.clone()), base: Some(base), ..bench.options() };
+    for again in [false, true] {
+        let packed = pack(&bench.tree(), &options, &mut |_| {}).unwrap();
+        packed.write_to_file(&out).unwrap();
+        assert_eq!(reused(&packed), again);
+        let kept = fs::metadata(&bench.layers()[0]).unwrap().len();
+        assert!(bench.layers().len() == 1 && kept < noise.len() as u64, "{kept}");
+    }
+    assert_eq!(fs::metadata(&out).unwrap().nlink(), 1);
+}
+
+#[test]
+fn packs_into_files_at_the_same_time_do_no_harm() {
+    let bench = Bench::new();
+    let expected = archive(&pack(&bench.tree(), &PackOptions::default(), &mut |_| {}).unwrap());
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (bench, expected) = (&bench, &expected);
+            scope.spawn(move || {
+                for round in 0..4 {
+                    let out = bench.work.path().join(format!("out-{}", (thread + round) % 3));
+                    pack_into(bench, &out);
+                    assert!(fs::read(&out).unwrap() == *expected);
+                }
+            });
+        }
+    });
+    assert_eq!(bench.layers().len(), 2, "{:?}", bench.layers());
+}
+
 #[test]
 fn a_damaged_layer_is_made_again() {
     let bench = Bench::new();
@@ -176,6 +265,15 @@ fn what_was_used_least_recently_goes_first() {
     assert!(!dir.path().join("old").exists() && dir.path().join("new").exists());
     prune(dir.path(), 100).unwrap();
     assert!(dir.path().join("used").exists() && !dir.path().join("new").exists());
+    // An archive counts with its footer, and goes with it; what is being written belongs to its writer.
+    for name in ["used.archive", ".hearth-new-x"] {
+        File::create(dir.path().join(name)).unwrap().set_len(100).unwrap();
+    }
+    prune(dir.path(), 200).unwrap();
+    assert!(dir.path().join("used").exists() && dir.path().join("used.archive").exists());
+    prune(dir.path(), 150).unwrap();
+    assert!(!dir.path().join("used").exists() && !dir.path().join("used.archive").exists());
+    assert!(dir.path().join(".hearth-new-x").exists());
 }
 
 #[test]

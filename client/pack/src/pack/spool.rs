@@ -3,8 +3,9 @@
 //! ```text
 //!                    output asked for            no output
 //! layer kept         copied into the archive     read where it is kept
-//! layer not kept     written into the archive    written to the cache, or to a temporary file
-//!                    and to the cache
+//! layer not kept     written into the archive,   written to the cache, or to a temporary file
+//!                    which the cache keeps by
+//!                    another name; or to both
 //! ```
 
 use std::fs::File;
@@ -18,16 +19,19 @@ use rustix::fs::Advice;
 
 use super::{FILE_MODE, PackError, PackOptions, Progress};
 use crate::archive::FileRange;
-use crate::cache::{Cache, LayerKey, copy_layer};
+use crate::cache::{Cache, Kept, LayerKey, copy_layer};
 use crate::identity::{HashCache, HashedTree, hash_tree, now, remember};
 use crate::layer::{self, Layer, LayerError, LayerProgress, Source};
-use crate::new_file::{self, NewFile};
+use crate::new_file::{self, NewFile, SpareName};
 use crate::walk::{EntryKind, Tree};
 use crate::workers::locked;
 
 /// Files of which the hashes are not known may hold a quarter of all bytes: hashing them first is little
 /// against a pack, and spares one when they turn out to be as they were.
 const WORTH_HASHING: u64 = 4;
+
+/// What an archive may have before its layer whatever that takes: manifest, config and index are there in any case.
+const SMALL_BEFORE: u64 = 1 << 20;
 
 /// The bytes of a layer, in a file of their own or in the archive to be.
 #[derive(Debug)]
@@ -44,6 +48,8 @@ enum Place {
         new: NewFile,
         path: PathBuf,
         taken: Mutex<bool>,
+        /// In the cache.
+        spare: Option<SpareName>,
     },
     /// In a file that the cache may keep.
     Cache(NewFile),
@@ -60,6 +66,17 @@ impl Spool {
         Self { place, position: 0 }
     }
 
+    /// Gives an archive a name in the cache; whether it has one then. Not one that is mostly the layers of its base, which
+    /// would be kept with each pack that stands on it.
+    fn name_in(&mut self, cache: &Cache, most_bytes: u64) -> bool {
+        let Place::Archive { new, spare, .. } = &mut self.place else { return false };
+        let before = self.position;
+        if before <= most_bytes.max(SMALL_BEFORE) {
+            *spare = cache.name_archive(new, most_bytes.saturating_add(before));
+        }
+        spare.is_some()
+    }
+
     fn file(&self) -> &File {
         match &self.place {
             Place::Archive { new, .. } | Place::Cache(new) | Place::Temporary(new) => new.file(),
@@ -74,7 +91,7 @@ impl Spool {
 
     /// The archive-to-be if it is for `path`, and the layer lies where it belongs; only once.
     pub(super) fn take_archive(&self, wanted: &Path, position: Option<u64>) -> Option<&NewFile> {
-        let Place::Archive { new, path, taken } = &self.place else { return None };
+        let Place::Archive { new, path, taken, .. } = &self.place else { return None };
         let fits = path == wanted && position == Some(self.position);
         (fits && !std::mem::replace(&mut *locked(taken), true)).then_some(new)
     }
@@ -188,7 +205,7 @@ pub(super) fn make(
         }
         (_, opened) => {
             maker.note(opened.map(drop));
-            let (spool, _) = maker.spool(None)?;
+            let spool = maker.spool()?;
             let (layer, _) = maker.write(&spool, None, false)?;
             (layer, spool, false)
         }
@@ -222,7 +239,31 @@ impl Maker<'_> {
                 return Ok((layer, spool, true));
             }
         }
-        let copy = match cache.new_layer(tree.content_bytes()) {
+        let (spool, copy) = self.spool_and_copy(cache, tree.content_bytes())?;
+        // Hashed again: the key is that of the very bytes in the layer, whatever happened to a file since
+        // it was hashed above.
+        let (layer, hashed) = self.write(&spool, copy.as_ref(), true)?;
+        let key = hashed.map(|hashed| LayerKey::new(&hashed.digest, options));
+        if let (Some(key), None) = (&key, &self.trouble) {
+            let kept = match (&spool.place, &copy) {
+                (Place::Archive { new, spare: Some(_), .. }, _) => {
+                    cache.keep_archive(key, &layer, (new, spool.position))
+                }
+                (Place::Cache(new), _) | (_, Some(new)) => cache.keep_layer(key, &layer, new),
+                _ => Ok(()),
+            };
+            self.note(kept);
+        }
+        Ok((layer, spool, false))
+    }
+
+    /// Where a layer of a tree with so many bytes is written, and where besides for the cache.
+    fn spool_and_copy(&mut self, cache: &Cache, bytes: u64) -> Result<(Spool, Option<NewFile>), PackError> {
+        let mut archive = self.archive()?;
+        if let Some(spool) = archive.take_if(|spool| spool.name_in(cache, bytes)) {
+            return Ok((spool, None));
+        }
+        let copy = match cache.new_layer(bytes) {
             Ok(Some(copy)) => Some(copy),
             Ok(None) => {
                 self.note(Err(io::Error::other("too little room to keep the layer")));
@@ -233,20 +274,10 @@ impl Maker<'_> {
                 None
             }
         };
-        let (spool, copy) = self.spool(copy)?;
-        // Hashed again: the key is that of the very bytes in the layer, whatever happened to a file since
-        // it was hashed above.
-        let (layer, hashed) = self.write(&spool, copy.as_ref(), true)?;
-        let key = hashed.map(|hashed| LayerKey::new(&hashed.digest, options));
-        let keep = match &spool.place {
-            Place::Cache(new) => Some(new),
-            _ => copy.as_ref(),
-        };
-        if let (Some(new), Some(key), None) = (keep, &key, &self.trouble) {
-            let kept = cache.keep_layer(key, &layer, new);
-            self.note(kept);
+        match archive {
+            Some(spool) => Ok((spool, copy)),
+            None => self.without_archive(copy).map(|spool| (spool, None)),
         }
-        Ok((layer, spool, false))
     }
 
     fn mostly_known(&mut self, tree: &Tree) -> bool {
@@ -261,13 +292,14 @@ impl Maker<'_> {
 
     /// A layer of an earlier pack, verified.
     fn kept(&mut self, cache: &Cache, key: &LayerKey) -> Result<Option<(Layer, Spool)>, PackError> {
-        let Some((layer, file)) = cache.layer(key, self.options.layer.compression) else { return Ok(None) };
-        let (whole, spool) = if self.options.output.is_some() {
-            let (spool, _) = self.spool(None)?;
-            (copy_layer(&layer, &file, &mut spool.out()), spool)
+        let Some(kept) = cache.layer(key, self.options.layer.compression) else { return Ok(None) };
+        let (whole, layer, spool) = if self.options.output.is_some() {
+            let spool = self.spool()?;
+            (copy_layer(&kept, &mut spool.out()), kept.layer, spool)
         } else {
-            let whole = copy_layer(&layer, &file, &mut io::sink());
-            (whole, Spool::new(Place::Kept { file, dir: cache.dir().to_owned() }))
+            let whole = copy_layer(&kept, &mut io::sink());
+            let Kept { layer, file, position } = kept;
+            (whole, layer, Spool { place: Place::Kept { file, dir: cache.dir().to_owned() }, position })
         };
         if whole.map_err(|source| spool.failed(source))? {
             return Ok(Some((layer, spool)));
@@ -276,21 +308,31 @@ impl Maker<'_> {
         Ok(None)
     }
 
-    /// Where the layer is written, and where besides. `copy`, for the cache, is the place itself where no
-    /// archive was asked for.
-    fn spool(&self, copy: Option<NewFile>) -> Result<(Spool, Option<NewFile>), PackError> {
-        if let (Some(path), Some(position)) = (&self.options.output, self.position) {
-            let new = NewFile::create(new_file::parent(path), FILE_MODE)
-                .map_err(|source| PackError::Write { path: path.clone(), source })?;
-            let place = Place::Archive { new, path: path.clone(), taken: Mutex::new(false) };
-            return Ok((Spool { place, position }, copy));
+    /// Where a layer is written that the cache does not keep.
+    fn spool(&self) -> Result<Spool, PackError> {
+        match self.archive()? {
+            Some(archive) => Ok(archive),
+            None => self.without_archive(None),
         }
-        if let Some(copy) = copy {
-            return Ok((Spool::new(Place::Cache(copy)), None));
+    }
+
+    /// The archive-to-be, where one was asked for.
+    fn archive(&self) -> Result<Option<Spool>, PackError> {
+        let (Some(path), Some(position)) = (&self.options.output, self.position) else { return Ok(None) };
+        let new = NewFile::create(new_file::parent(path), FILE_MODE)
+            .map_err(|source| PackError::Write { path: path.clone(), source })?;
+        let place = Place::Archive { new, path: path.clone(), taken: Mutex::new(false), spare: None };
+        Ok(Some(Spool { place, position }))
+    }
+
+    /// In the cache's own file, if there is one.
+    fn without_archive(&self, cached: Option<NewFile>) -> Result<Spool, PackError> {
+        if let Some(cached) = cached {
+            return Ok(Spool::new(Place::Cache(cached)));
         }
         let dir = self.options.spool_dir.clone().unwrap_or_else(std::env::temp_dir);
         let new = NewFile::create(&dir, 0o600).map_err(|source| PackError::Spool { dir, source })?;
-        Ok((Spool::new(Place::Temporary(new)), None))
+        Ok(Spool::new(Place::Temporary(new)))
     }
 
     /// Writes the layer; answers with the tree's identity where that is wanted.

@@ -43,25 +43,26 @@ pub(super) struct Source {
     pub(super) watch: Arc<dyn TransferWatch>,
 }
 
-/// The tree of one session. A later look at the same version of the tree may take its place: its files
-/// may have moved.
+/// The tree of one session, as long as a build uses it. A later look at the same version of the tree may take its
+/// place: its files may have moved.
 #[derive(Clone)]
 pub(super) struct ServedTree {
     /// As BuildKit asks for it.
     dir: &'static str,
-    source: Arc<std::sync::Mutex<Source>>,
+    source: Arc<std::sync::Mutex<Option<Source>>>,
 }
 
 impl ServedTree {
-    pub(super) fn new(dir: &'static str, source: Source) -> Self {
-        Self { dir, source: Arc::new(std::sync::Mutex::new(source)) }
+    pub(super) fn new(dir: &'static str) -> Self {
+        Self { dir, source: Arc::default() }
     }
 
-    pub(super) fn replace(&self, source: Source) {
-        *self.source.lock().unwrap_or_else(PoisonError::into_inner) = source;
+    /// What is served from now on; gives what was served. Transfers that are under way keep theirs.
+    pub(super) fn put(&self, source: Option<Source>) -> Option<Source> {
+        std::mem::replace(&mut *self.source.lock().unwrap_or_else(PoisonError::into_inner), source)
     }
 
-    fn source(&self) -> Source {
+    fn source(&self) -> Option<Source> {
         self.source.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -78,7 +79,9 @@ impl FileSync for ServedTree {
         if dir != self.dir.as_bytes() {
             return Err(Status::not_found("a directory that this session does not serve"));
         }
-        Ok(transfer(self.source(), wanted, requests).boxed())
+        let source =
+            self.source().ok_or_else(|| Status::unavailable("no build uses these files any more"))?;
+        Ok(transfer(source, wanted, requests).boxed())
     }
 }
 

@@ -7,6 +7,9 @@
 //!   '------------------'-----------------------------------------'   the next lease opens another
 //! ```
 //!
+//! Builds bring the trees, and the last one that uses a tree takes it along: an idle session has none, for one of
+//! 58,000 entries takes 16 MB, and nobody asks a session for its files but a build that leases it.
+//!
 //! BuildKit takes a session's id for the version of what it serves, so the id of an open session is
 //! never given to a second one. Of two registrations under one id, the end of the first removes the
 //! second: an id that we closed is opened again only after [`REST`].
@@ -25,9 +28,8 @@ use crate::context::port::{ContextFiles, SessionName, Unwatched};
 
 /// An idle session stays open: the next build of the same tree finds it.
 const LINGER: Duration = Duration::from_secs(120);
-/// Idle sessions, and the entries of all their trees, which are held in memory.
+/// Idle sessions.
 const MOST_IDLE: usize = 16;
-const MOST_IDLE_ENTRIES: usize = 300_000;
 /// What BuildKit may take to forget a session that we closed.
 const REST: Duration = Duration::from_secs(2);
 /// Closed ids are remembered at least for [`REST`].
@@ -46,16 +48,14 @@ struct State {
 }
 
 struct Slot {
-    shared: Arc<tokio::sync::Mutex<Option<Open>>>,
+    open: Arc<tokio::sync::Mutex<Option<Session>>>,
+    tree: ServedTree,
     leases: usize,
     idle_since: Instant,
-    entries: usize,
 }
 
-struct Open {
-    session: Session,
-    tree: ServedTree,
-}
+/// What of a slot it takes to open its session.
+type Held = (Arc<tokio::sync::Mutex<Option<Session>>>, ServedTree);
 
 /// The sessions of one build's trees; they stay open as long as this lives.
 pub(in crate::buildkit) struct Lease {
@@ -77,27 +77,18 @@ impl TreeSessions {
         let context = Source { tree: Arc::clone(&files.context), watch: Arc::clone(&files.watch) };
         let dockerfile = Source { tree: Arc::clone(&files.dockerfile), watch: Arc::new(Unwatched) };
         let mut lease = Lease { sessions: Arc::clone(self), ids: Vec::new() };
-        let context_slot = lease.hold(&files.context_session, &context);
-        let dockerfile_slot = lease.hold(&files.dockerfile_session, &dockerfile);
+        let context = lease.hold(&files.context_session, "context", context);
+        let dockerfile = lease.hold(&files.dockerfile_session, "dockerfile", dockerfile);
         futures::try_join!(
-            self.serve(context_slot, &files.context_session, "context", context),
-            self.serve(dockerfile_slot, &files.dockerfile_session, "dockerfile", dockerfile),
+            self.serve(context, &files.context_session),
+            self.serve(dockerfile, &files.dockerfile_session),
         )?;
         Ok(lease)
     }
 
-    async fn serve(
-        &self,
-        slot: Arc<tokio::sync::Mutex<Option<Open>>>,
-        name: &SessionName,
-        dir: &'static str,
-        source: Source,
-    ) -> Result<(), Status> {
+    async fn serve(&self, (slot, tree): Held, name: &SessionName) -> Result<(), Status> {
         let mut open = slot.lock().await;
-        if let Some(open) = &*open
-            && !open.session.is_over()
-        {
-            open.tree.replace(source);
+        if open.as_ref().is_some_and(|session| !session.is_over()) {
             return Ok(());
         }
         *open = None;
@@ -105,9 +96,7 @@ impl TreeSessions {
         if let Some(closed) = closed {
             sleep(REST.saturating_sub(closed.elapsed())).await;
         }
-        let tree = ServedTree::new(dir, source);
-        let session = Session::tree(&self.address, name, tree.clone()).await?;
-        *open = Some(Open { session, tree });
+        *open = Some(Session::tree(&self.address, name, tree).await?);
         Ok(())
     }
 
@@ -119,17 +108,11 @@ impl TreeSessions {
     /// Closes sessions that nobody has used for a while, and those that are too many.
     pub(in crate::buildkit) fn close_idle(&self) {
         let mut state = self.lock();
-        let mut idle: Vec<(Instant, String, usize)> = state
-            .slots
-            .iter()
-            .filter(|(_, slot)| slot.leases == 0)
-            .map(|(id, slot)| (slot.idle_since, id.clone(), slot.entries))
-            .collect();
-        idle.sort_unstable_by_key(|(since, ..)| std::cmp::Reverse(*since));
-        let mut entries = 0;
-        for (place, (since, id, count)) in idle.into_iter().enumerate() {
-            entries += count;
-            if place >= MOST_IDLE || entries > MOST_IDLE_ENTRIES || since.elapsed() > LINGER {
+        let idle = state.slots.iter().filter(|(_, slot)| slot.leases == 0);
+        let mut idle: Vec<(Instant, String)> = idle.map(|(id, slot)| (slot.idle_since, id.clone())).collect();
+        idle.sort_unstable_by_key(|(since, _)| std::cmp::Reverse(*since));
+        for (place, (since, id)) in idle.into_iter().enumerate() {
+            if place >= MOST_IDLE || since.elapsed() > LINGER {
                 state.slots.remove(&id);
                 state.closed.insert(id, Instant::now());
             }
@@ -141,33 +124,42 @@ impl TreeSessions {
 }
 
 impl Lease {
-    fn hold(&mut self, name: &SessionName, source: &Source) -> Arc<tokio::sync::Mutex<Option<Open>>> {
+    fn hold(&mut self, name: &SessionName, dir: &'static str, source: Source) -> Held {
         let mut state = self.sessions.lock();
         let slot = state.slots.entry(name.id.clone()).or_insert_with(|| Slot {
-            shared: Arc::default(),
+            open: Arc::default(),
+            tree: ServedTree::new(dir),
             leases: 0,
             idle_since: Instant::now(),
-            entries: 0,
         });
         slot.leases += 1;
-        slot.entries = source.tree.len();
-        let shared = Arc::clone(&slot.shared);
+        let (held, before) = ((Arc::clone(&slot.open), slot.tree.clone()), slot.tree.put(Some(source)));
         drop(state);
+        drop(before);
         self.ids.push(name.id.clone());
-        shared
+        held
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        let mut unused = Vec::new();
         let mut state = self.sessions.lock();
         for id in &self.ids {
             if let Some(slot) = state.slots.get_mut(id) {
                 slot.leases -= 1;
                 slot.idle_since = Instant::now();
+                if slot.leases == 0 {
+                    unused.push(slot.tree.put(None));
+                }
             }
         }
         drop(state);
+        // Large ones take their time.
+        drop(unused);
         self.sessions.close_idle();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,14 @@
-//! A map of contents that takes little more than what is in it: many short sorted lists, each of which grows by a
-//! small part of itself. A hash map would double, and a room has hundreds of thousands of contents.
+//! A map of contents that takes little more than what is in it: one sorted list, and a small map of what came since it
+//! was last merged. A hash map would double, many short lists leave holes between them, and a room has hundreds of
+//! thousands of contents.
 
-use std::hash::{BuildHasher as _, RandomState};
+use std::collections::BTreeMap;
 
 use hearth_pack::identity::ContentHash;
 
-const SHELVES: usize = 4096;
+/// What came lately is merged when it is more than this, and more than a part of the list.
+const MOST_RECENT: usize = 4096;
+const RECENT_PART: usize = 16;
 
 /// Half of a content's hash. No two contents that differ are found to have the same one; what is read is
 /// compared with the whole hash all the same.
@@ -50,72 +53,78 @@ impl Known {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Table {
-    shelves: Vec<Vec<(Key, Known)>>,
-    /// Its secret keeps anybody from choosing contents that all belong on one shelf.
-    hasher: RandomState,
-    len: usize,
-}
-
-impl Default for Table {
-    fn default() -> Self {
-        Self { shelves: vec![Vec::new(); SHELVES], hasher: RandomState::new(), len: 0 }
-    }
+    /// By their keys. So long a list has pages of its own, and grows without a copy.
+    settled: Vec<(Key, Known)>,
+    /// None of them is in `settled`.
+    recent: BTreeMap<Key, Known>,
 }
 
 impl Table {
-    pub(super) const fn len(&self) -> usize {
-        self.len
+    pub(super) fn len(&self) -> usize {
+        self.settled.len() + self.recent.len()
     }
 
-    fn shelf(&self, key: &Key) -> usize {
-        (self.hasher.hash_one(key) >> 32) as usize % SHELVES
+    fn find(&self, key: &Key) -> Option<usize> {
+        self.settled.binary_search_by_key(key, |(key, _)| *key).ok()
     }
 
     pub(super) fn get(&self, key: &Key) -> Option<&Known> {
-        let shelf = &self.shelves[self.shelf(key)];
-        let at = shelf.binary_search_by_key(key, |(key, _)| *key).ok()?;
-        Some(&shelf[at].1)
+        match self.find(key) {
+            Some(at) => Some(&self.settled[at].1),
+            None => self.recent.get(key),
+        }
     }
 
     pub(super) fn get_mut(&mut self, key: &Key) -> Option<&mut Known> {
-        let number = self.shelf(key);
-        let shelf = &mut self.shelves[number];
-        let at = shelf.binary_search_by_key(key, |(key, _)| *key).ok()?;
-        Some(&mut shelf[at].1)
+        match self.find(key) {
+            Some(at) => Some(&mut self.settled[at].1),
+            None => self.recent.get_mut(key),
+        }
     }
 
     /// Gives what was known before.
     pub(super) fn insert(&mut self, key: Key, known: Known) -> Option<Known> {
-        let number = self.shelf(&key);
-        let shelf = &mut self.shelves[number];
-        match shelf.binary_search_by_key(&key, |(key, _)| *key) {
-            Ok(at) => Some(std::mem::replace(&mut shelf[at].1, known)),
-            Err(at) => {
-                if shelf.len() == shelf.capacity() {
-                    shelf.reserve_exact(shelf.len() / 8 + 4);
-                }
-                shelf.insert(at, (key, known));
-                self.len += 1;
-                None
+        if let Some(at) = self.find(&key) {
+            return Some(std::mem::replace(&mut self.settled[at].1, known));
+        }
+        let before = self.recent.insert(key, known);
+        if self.recent.len() > MOST_RECENT.max(self.settled.len() / RECENT_PART) {
+            self.merge();
+        }
+        before
+    }
+
+    /// From the back: each entry moves once, to its place in the longer list.
+    fn merge(&mut self) {
+        let recent = std::mem::take(&mut self.recent);
+        let mut left = self.settled.len();
+        self.settled.reserve_exact(recent.len());
+        self.settled.extend(recent.iter().map(|(key, known)| (*key, *known)));
+        let mut free = self.settled.len();
+        for entry in recent.into_iter().rev() {
+            while left > 0 && self.settled[left - 1].0 > entry.0 {
+                left -= 1;
+                free -= 1;
+                self.settled[free] = self.settled[left];
             }
+            free -= 1;
+            self.settled[free] = entry;
         }
     }
 
     pub(super) fn retain(&mut self, mut stays: impl FnMut(&Key, &Known) -> bool) {
-        self.len = 0;
-        for shelf in &mut self.shelves {
-            shelf.retain(|(key, known)| stays(key, known));
-            if shelf.capacity() > shelf.len() + shelf.len() / 4 + 8 {
-                shelf.shrink_to_fit();
-            }
-            self.len += shelf.len();
+        self.settled.retain(|(key, known)| stays(key, known));
+        self.recent.retain(|key, known| stays(key, known));
+        if self.settled.capacity() > self.settled.len() + self.settled.len() / 4 {
+            self.settled.shrink_to_fit();
         }
     }
 
+    /// In no order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Key, &Known)> {
-        self.shelves.iter().flatten().map(|(key, known)| (key, known))
+        self.settled.iter().map(|(key, known)| (key, known)).chain(&self.recent)
     }
 }
 
@@ -154,17 +163,17 @@ mod tests {
     }
 
     #[test]
-    fn a_content_takes_forty_bytes_and_gives_them_back() {
+    fn a_content_takes_little_more_than_its_32_bytes_and_gives_them_back() {
         let mut table = Table::default();
-        let room = |table: &Table| {
-            table.shelves.iter().map(|shelf| shelf.capacity() * size_of::<(Key, Known)>()).sum::<usize>()
-        };
+        let entry = size_of::<(Key, Known)>();
         for number in 0..300_000 {
             table.insert(key(number), known(number));
+            assert!(table.recent.len() <= MOST_RECENT.max(table.settled.len() / RECENT_PART));
         }
-        assert!(room(&table) < 300_000 * 40, "{}", room(&table));
+        assert_eq!((entry, table.settled.capacity()), (32, table.settled.len()));
+        assert!(table.settled.is_sorted_by_key(|(key, _)| *key));
         table.retain(|_, known| known.frame < 3000);
-        assert!(room(&table) < 500_000, "{}", room(&table));
+        assert!(table.settled.capacity() * entry < 100_000, "{}", table.settled.capacity());
         assert_eq!(table.len(), 3000);
     }
 

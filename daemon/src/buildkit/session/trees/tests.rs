@@ -1,0 +1,61 @@
+use super::*;
+use crate::context::port::FileTree;
+use crate::context::prepare::MemoryTree;
+
+fn name(id: &str) -> SessionName {
+    SessionName { id: id.to_owned(), shared_key: String::new() }
+}
+
+fn source(tree: &Arc<MemoryTree>) -> Source {
+    Source { tree: Arc::clone(tree) as Arc<dyn FileTree>, watch: Arc::new(Unwatched) }
+}
+
+fn tree() -> Arc<MemoryTree> {
+    Arc::new(MemoryTree::new(vec![("a".to_owned(), b"1".to_vec())]))
+}
+
+fn sessions() -> Arc<TreeSessions> {
+    Arc::new(TreeSessions::new("unix:///nobody/listens/here".parse().unwrap()))
+}
+
+fn lease(sessions: &Arc<TreeSessions>) -> Lease {
+    Lease { sessions: Arc::clone(sessions), ids: Vec::new() }
+}
+
+#[tokio::test]
+async fn a_tree_goes_with_the_last_build_that_uses_it_and_its_session_stays() {
+    let (sessions, tree) = (sessions(), tree());
+    let (mut one, mut two) = (lease(&sessions), lease(&sessions));
+    drop(one.hold(&name("a"), "context", source(&tree)));
+    drop(two.hold(&name("a"), "context", source(&tree)));
+    drop(one);
+    assert_eq!(Arc::strong_count(&tree), 2);
+    drop(two);
+    assert_eq!(Arc::strong_count(&tree), 1);
+    assert_eq!(sessions.lock().slots.keys().collect::<Vec<_>>(), ["a"]);
+}
+
+#[tokio::test]
+async fn the_next_build_brings_the_tree_to_the_session_that_stayed() {
+    let (sessions, first, second) = (sessions(), tree(), tree());
+    let mut build = lease(&sessions);
+    let (before, _) = build.hold(&name("a"), "context", source(&first));
+    drop(build);
+    let mut build = lease(&sessions);
+    let (after, served) = build.hold(&name("a"), "context", source(&second));
+    assert!(Arc::ptr_eq(&before, &after));
+    assert_eq!((Arc::strong_count(&first), Arc::strong_count(&second)), (1, 2));
+    assert!(served.put(None).is_some());
+}
+
+#[tokio::test]
+async fn of_many_idle_sessions_the_latest_stay() {
+    let sessions = sessions();
+    for number in 0..MOST_IDLE + 3 {
+        let mut build = lease(&sessions);
+        drop(build.hold(&name(&number.to_string()), "context", source(&tree())));
+    }
+    let state = sessions.lock();
+    assert_eq!((state.slots.len(), state.closed.len()), (MOST_IDLE, 3));
+    assert!((3..MOST_IDLE + 3).all(|number| state.slots.contains_key(&number.to_string())));
+}
