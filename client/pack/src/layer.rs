@@ -18,9 +18,9 @@ use std::io::Write;
 use std::sync::Mutex;
 
 use hearth_proto::value::Digest;
+use sha2::{Digest as _, Sha256};
 
 use crate::identity::{ContentHash, HashedEntry, HashedTree};
-use crate::sha256::{self, Sha256};
 use crate::walk::{ContentError, shown};
 use crate::workers;
 pub use compress::Compression;
@@ -169,8 +169,8 @@ impl<'a> Writer<'a> {
         let end = self.envelope.end(self.written).map_err(unwritable)?;
         self.out.write(&end).and_then(|()| self.out.inner.flush()).map_err(unwritable)?;
         Ok(Layer {
-            digest: Digest::from_sha256(self.out.sum.finish()),
-            diff_id: Digest::from_sha256(self.tar.finish()),
+            digest: Digest::from_sha256(self.out.sum.finalize().into()),
+            diff_id: Digest::from_sha256(self.tar.finalize().into()),
             size: self.out.written,
             uncompressed_size: self.written,
             compression: options.compression,
@@ -180,14 +180,14 @@ impl<'a> Writer<'a> {
     fn frame(&mut self, frame: &mut Frame) -> std::io::Result<()> {
         let listed = std::mem::take(&mut frame.hashed);
         let tar = frame.tar();
+        self.tar.update(tar);
         self.written += tar.len() as u64;
         let compressed = match self.options.compression {
             Compression::None => tar,
             Compression::Zstd | Compression::Gzip => &frame.compressed,
         };
         self.envelope.add(compressed.len(), tar.len(), &frame.crc)?;
-        sha256::update_both((&mut self.tar, tar), (&mut self.out.sum, compressed));
-        self.out.write_hashed(compressed)?;
+        self.out.write(compressed)?;
         let Some(hashed) = &mut self.hashed else { return Ok(()) };
         for (index, entry) in listed {
             hashed[index] = entry;
@@ -205,13 +205,8 @@ impl<'a> Writer<'a> {
 
 impl Hashing<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.sum.update(bytes);
-        self.write_hashed(bytes)
-    }
-
-    /// What the sum has taken already.
-    fn write_hashed(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.inner.write_all(bytes)?;
+        self.sum.update(bytes);
         self.written += bytes.len() as u64;
         Ok(())
     }

@@ -31,7 +31,6 @@ mod new_file;
 mod pack;
 pub mod pieces;
 pub mod remote;
-mod sha256;
 mod summary;
 pub mod walk;
 mod workers;
