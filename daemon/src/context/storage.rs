@@ -128,7 +128,6 @@ impl Root {
         match stat.kind {
             FileType::Directory => Ok((held, true)),
             FileType::RegularFile => Ok((held, false)),
-            FileType::Symlink => Err(StorageError::IsLink { path }),
             _ => Err(StorageError::NotAFile { path }),
         }
     }

@@ -221,11 +221,11 @@ impl EntryState {
         self.service.wanted().is_some_and(|revision| key(revision) == (label.revision, label.generation))
     }
 
-    /// Whether an instance is of the live revision, which serves until another that is wanted does.
-    pub(super) fn is_serving(&self, label: &InstanceLabel) -> bool {
-        self.service
-            .live_revision()
-            .is_some_and(|revision| key(revision) == (label.revision, label.generation))
+    /// The same, or of the live revision, which serves until another that is wanted does.
+    pub(super) fn shall_run(&self, label: &InstanceLabel) -> bool {
+        let live = self.service.live_revision();
+        self.is_wanted(label)
+            || live.is_some_and(|revision| key(revision) == (label.revision, label.generation))
     }
 
     /// An instance ended that should run, or a start failed.

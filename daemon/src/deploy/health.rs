@@ -284,8 +284,7 @@ async fn watch(shared: &Shared, entry: &Entry, instance: &InstanceId, revision: 
                 return;
             }
             known.stage = InstanceStage::Running(judge.health);
-            let counts = state.is_wanted(&label) || state.is_serving(&label);
-            if judge.health == Health::Unhealthy && before != judge.health && counts {
+            if judge.health == Health::Unhealthy && before != judge.health && state.shall_run(&label) {
                 state.count_end(&label, since, false);
             }
             progress

@@ -264,7 +264,9 @@ impl<'a> Planner<'a> {
         for instance in &self.others {
             let (id, revision) = (instance.id.clone(), instance.revision);
             match instance.stage {
-                InstanceStage::Starting if !self.is_needed(instance) => {
+                InstanceStage::Starting
+                    if !self.uncovered().is_some_and(|serving| serving.is_of(instance)) =>
+                {
                     self.actions.push(Action::Abort { instance: id, revision });
                 }
                 InstanceStage::Running(_) if self.is_routed(instance) => {}
@@ -284,16 +286,14 @@ impl<'a> Planner<'a> {
         self.desired.serving.as_ref().is_some_and(|serving| serving.revision == instance.revision)
     }
 
-    /// The live revision, where it has to serve until another wanted one does.
-    fn covering(&self) -> Option<&'a Target> {
-        let another = |serving: &&Target| serving.revision != self.want.revision;
-        let rolling = self.want.strategy == Strategy::Rolling;
-        self.desired.serving.as_ref().filter(another).filter(|_| rolling)
-    }
-
-    /// Whether a start of another than the wanted revision is to go on.
-    fn is_needed(&self, starting: &ActualInstance) -> bool {
-        self.covering().is_some_and(|serving| serving.is_of(starting)) && self.stand_in().is_none()
+    /// The live revision, where it has to serve until another wanted one does, and no instance may.
+    fn uncovered(&self) -> Option<&'a Target> {
+        let serving = self.desired.serving.as_ref();
+        serving.filter(|serving| {
+            serving.revision != self.want.revision
+                && self.want.strategy == Strategy::Rolling
+                && self.stand_in().is_none()
+        })
     }
 
     fn is_routed(&self, instance: &ActualInstance) -> bool {
@@ -394,7 +394,7 @@ impl<'a> Planner<'a> {
 
     /// The one that served ended, or is unhealthy, before the wanted revision is ready: another of it is started.
     fn cover(&mut self) {
-        let Some(serving) = self.covering().filter(|_| self.stand_in().is_none()) else { return };
+        let Some(serving) = self.uncovered() else { return };
         let instances: Vec<_> =
             self.others.iter().copied().filter(|instance| serving.is_of(instance)).collect();
         let best = self.best(&instances);

@@ -256,12 +256,12 @@ async fn end(shared: &Arc<Shared>, entry: &Arc<Entry>, instance: &InstanceId, ex
         known.stop.cancel();
         let label = known.label.clone();
         let is_wanted = state.is_wanted(&label);
-        let is_serving = state.is_serving(&label);
-        if is_wanted || is_serving {
+        let shall_run = state.shall_run(&label);
+        if shall_run {
             state.count_end(&label, since, outside);
             state.last_exit = exit.or(state.last_exit);
         }
-        let wanted = state.service.wanted().filter(|_| is_serving && !is_wanted);
+        let wanted = state.service.wanted().filter(|_| shall_run && !is_wanted);
         let covered = wanted.and_then(|revision| state.progress(revision.number));
         (label, is_wanted, covered)
     };
@@ -358,8 +358,7 @@ async fn remove(shared: &Arc<Shared>, entry: &Arc<Entry>, instance: &InstanceId)
         let state = entry.state();
         let grace = if state.service.removing { state.remove_grace } else { shared.options.stop_grace };
         let too_late = state.instances.get(instance).filter(|known| {
-            matches!(known.health(), Some(Health::Unproven { .. }))
-                && (state.is_wanted(&known.label) || state.is_serving(&known.label))
+            matches!(known.health(), Some(Health::Unproven { .. })) && state.shall_run(&known.label)
         });
         (grace, too_late.map(|known| known.label.clone()))
     };
@@ -430,10 +429,7 @@ async fn mark_failed(
         return Ok(());
     }
     tracing::warn!(service.name = %shared.name_of(entry), revision, fault = fault.code, "a revision failed");
-    let progress = {
-        let state = entry.state();
-        state.progress(revision)
-    };
+    let progress = entry.state().progress(revision);
     if let Some(progress) = progress {
         progress.fail(fault);
     }

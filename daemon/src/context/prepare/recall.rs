@@ -65,6 +65,8 @@ impl Scope<'_> {
 /// Files as they are now.
 pub(super) struct Looked {
     pub snapshot: Snapshot,
+    /// See [`Scope::name`].
+    scope: Vec<u8>,
     /// Where they are known to be as they were.
     fingerprint: Option<[u8; 32]>,
 }
@@ -164,13 +166,14 @@ pub(super) fn look(
     scan: impl FnOnce() -> Result<Snapshot, ContextError>,
 ) -> Result<Looked, ContextError> {
     let again = |(known, fingerprint)| Some((tree.again(context_path, &known)?, fingerprint));
-    let known = memory.recall().known(&scope.name()).into_iter().find_map(again);
+    let scope = scope.name();
+    let known = memory.recall().known(&scope).into_iter().find_map(again);
     if let Some((snapshot, fingerprint)) = known {
         #[cfg(test)]
         memory.recall().again.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        return Ok(Looked { snapshot, fingerprint: Some(fingerprint) });
+        return Ok(Looked { snapshot, scope, fingerprint: Some(fingerprint) });
     }
-    Ok(Looked { snapshot: scan()?, fingerprint: None })
+    Ok(Looked { snapshot: scan()?, scope, fingerprint: None })
 }
 
 /// What a build may read of a look comes to. Blocking.
@@ -179,8 +182,7 @@ pub(super) fn identify(
     scope: Scope<'_>,
     memory: &Memory,
 ) -> Result<(Snapshot, Arc<Identified>), ContextError> {
-    let Looked { mut snapshot, fingerprint } = looked;
-    let name = scope.name();
+    let Looked { mut snapshot, scope: name, fingerprint } = looked;
     let fingerprint = fingerprint.or_else(|| snapshot.fingerprint(&[&name]));
     if let Some(fingerprint) = &fingerprint
         && let Some((covered, identified)) = memory.recall().get(fingerprint, || snapshot.as_known())

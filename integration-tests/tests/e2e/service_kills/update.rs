@@ -1,8 +1,8 @@
 //! An update that stands still where a test wants it, and what is killed there.
 //!
 //! Apps look into a directory of room storage: while it has `hold-N` those of text N do not listen, and while it has
-//! `busy` an answer of `/cgi-bin/slow` does not end. So each step lasts until it was seen, and what was killed in it has its
-//! consequences before it ends.
+//! `busy` an answer of `/cgi-bin/slow` does not end. So each step lasts until it was seen, and what was killed in it
+//! has its consequences before it ends.
 
 use std::fs;
 use std::io;
