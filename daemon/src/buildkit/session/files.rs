@@ -5,6 +5,7 @@
 //!      <--REQ 3--REQ 7--...                       files the receiver lacks
 //!      --DATA 3..--DATA 3(empty)--DATA 7..-->     content, ended by an empty one; may interleave
 //!      <--FIN            --FIN-->
+//!      --ERR-->          what failed; the receiver goes, and then the stream ends
 //! ```
 //!
 //! A file that cannot be read, or that is no longer what its stat said, fails the whole transfer
@@ -12,6 +13,7 @@
 
 use std::io::{self, Read};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt as _};
@@ -33,6 +35,9 @@ const READERS: usize = 4;
 const QUEUE: usize = 8;
 /// Stats in one batch.
 const STATS: usize = 256;
+/// For the receiver to read what failed and to go. One that still asks for files when the stream ends knows only that
+/// it has (`EOF`), and so would whoever built.
+const PARTING: Duration = Duration::from_secs(2);
 
 type Batch = Vec<Packet>;
 
@@ -113,7 +118,7 @@ fn query_unescape(value: &[u8]) -> Vec<u8> {
 fn transfer<S>(
     source: Source,
     wanted: Wanted,
-    requests: S,
+    mut requests: S,
 ) -> impl Stream<Item = Result<Packet, Status>> + Send
 where
     S: Stream<Item = Result<Packet, Status>> + Send + Unpin + 'static,
@@ -121,7 +126,7 @@ where
     let (packets, out) = mpsc::channel::<Result<Batch, Status>>(QUEUE);
     crate::task::spawn("file-sync", async move {
         let watch = Arc::clone(&source.watch);
-        let result = send(source, wanted, requests, packets.clone()).await;
+        let result = send(source, wanted, &mut requests, packets.clone()).await;
         if let Ok(true) = result {
             // The build goes on meanwhile.
             let told = crate::task::blocking("file-sync-after", move || watch.sent()).await;
@@ -133,6 +138,14 @@ where
             let text = status.message().to_owned();
             // The receiver shows the text of an ERR packet; the status ends the stream.
             let _ = packets.send(Ok(vec![Packet::error(text)])).await;
+            let goes = async { while let Some(Ok(_)) = requests.next().await {} };
+            let _ = tokio::time::timeout(PARTING, async {
+                tokio::select! {
+                    () = goes => {}
+                    () = packets.closed() => {}
+                }
+            })
+            .await;
             let _ = packets.send(Err(status)).await;
         }
     });
@@ -153,7 +166,7 @@ fn closed<E>(_: E) -> Status {
 async fn send<S>(
     source: Source,
     wanted: Wanted,
-    mut requests: S,
+    requests: &mut S,
     packets: mpsc::Sender<Result<Batch, Status>>,
 ) -> Result<bool, Status>
 where

@@ -145,6 +145,29 @@ fn lists_come_from_headers_escaped_or_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_stream_ends_when_the_receiver_of_an_error_has_gone() {
+    let mut tree = Contents::of(&[("changed", b"0123456789"), ("still", b"one")]);
+    tree.contents[0] = b"shorter".to_vec();
+    let (ask, asked) = mpsc::channel(4);
+    ask.send(request(PacketKind::Req, 0)).await.unwrap();
+    let source = Source { tree: Arc::new(tree), watch: Arc::new(Watched::default()) };
+    let mut sent = transfer(source, Wanted::default(), ReceiverStream::new(asked)).boxed();
+    let limit = Duration::from_secs(10);
+    loop {
+        let packet = timeout(limit, sent.next()).await.unwrap().unwrap().unwrap();
+        if packet.kind == i32::from(PacketKind::Err) {
+            break;
+        }
+    }
+    // It has not read that far, and goes on asking.
+    ask.send(request(PacketKind::Req, 1)).await.unwrap();
+    assert!(timeout(Duration::from_millis(100), sent.next()).await.is_err(), "it ends under the receiver");
+    drop(ask);
+    let error = timeout(limit, sent.next()).await.unwrap().unwrap().unwrap_err();
+    assert!(error.message().contains("`changed`"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_sent_of_a_request_that_goes_beyond_what_the_tree_is_known_by() {
     let mut tree = Contents::of(&[("a", b"one"), ("b", b"two")]);
     tree.beyond = Some(1);
