@@ -16,7 +16,7 @@ use hearth_pack::remote::{Mirror, MirrorError, Mirrors};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{AddressBlock, Registry, RoomRegistries};
+use crate::model::{AddressBlock, CertificateFiles, Registry, RoomRegistries};
 
 /// Everything that can be set, as in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,16 +127,7 @@ pub struct Services {
     pub trusted_proxies: Vec<AddressBlock>,
     /// What the ingress shows over TLS: the first one to clients that ask for no name that another has. Without one,
     /// a self-signed certificate for `localhost`.
-    pub certificates: Vec<Certificate>,
-}
-
-/// PEM files.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Certificate {
-    /// With the chain behind it.
-    pub certificate: PathBuf,
-    pub key: PathBuf,
+    pub certificates: Vec<CertificateFiles>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

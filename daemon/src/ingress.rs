@@ -50,7 +50,7 @@ use backend::Backend;
 use table::{Entry, Table};
 use workers::Workers;
 
-pub use options::{CertificateFiles, Options, TlsSource};
+pub use options::{Options, TlsSource};
 pub use tls::{Tls, TlsError};
 
 /// Classes of status that answers are counted by.

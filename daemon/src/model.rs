@@ -3,6 +3,7 @@
 pub mod access;
 mod address_block;
 pub mod build;
+mod certificate_files;
 pub mod component;
 pub mod deploy;
 pub mod fault;
@@ -13,6 +14,7 @@ pub mod secret;
 pub mod service;
 
 pub use address_block::{AddressBlock, AddressBlockError};
+pub use certificate_files::CertificateFiles;
 pub use hearth_proto::value::{
     Digest, MountMode, MountSource, MountSpec, MountTarget, Reference, Registry, Repository, RoomRegistries,
     Tag,

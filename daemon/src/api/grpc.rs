@@ -12,12 +12,15 @@ mod system;
 mod transfer;
 mod upload;
 
+use std::path::PathBuf;
+
 use axum::body::Body;
 use axum::extract::Request;
 use http_body_util::BodyExt as _;
 use tonic::{Extensions, Status};
 
 use super::error::Refusal;
+use crate::context::storage::Root;
 use crate::model::Repository;
 use crate::model::access::{Caller, RegistryVerb, StorageVerb};
 
@@ -62,7 +65,23 @@ fn allow_repository(caller: &Caller, verb: RegistryVerb, repository: &Repository
     require(caller.may_use_repository(verb, repository), format_args!("{what} `{repository}`"))
 }
 
-/// The same for storage. `path` is normalised and relative.
+/// A storage and a path in it, as the caller may use them: what the grants do not cover is denied, and no link leads
+/// out of a part of it.
+fn storage_for(
+    caller: &Caller,
+    verb: StorageVerb,
+    root: &Root,
+    field: &str,
+    path: &str,
+) -> Result<(Root, PathBuf), Status> {
+    let path = hearth_proto::value::storage_path(path)
+        .map_err(|error| Refusal::invalid(field, "invalid_path", error.to_string()))?;
+    allow_storage(caller, verb, &path)?;
+    Ok((root.with_links(caller.path_links(verb)), path.into()))
+}
+
+/// Denies what the caller's grants do not cover of a storage. `path` is normalised and relative; whoever opens it must
+/// treat links as [`Caller::path_links`] says.
 fn allow_storage(caller: &Caller, verb: StorageVerb, path: &str) -> Result<(), Status> {
     let what = match verb {
         StorageVerb::Read => "read",

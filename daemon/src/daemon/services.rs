@@ -17,7 +17,7 @@ use crate::containerd::{self, Containerd, managed, of_state_dir};
 use crate::deploy::port::{Network, NetworkError, Runtime as _};
 use crate::deploy::{self, Ports};
 use crate::image::port::Blobs;
-use crate::ingress::{self, CertificateFiles, Tls, TlsSource};
+use crate::ingress::{self, Tls, TlsSource};
 use crate::model::component::Component;
 use crate::network::{self, NoNetwork, RoomNetwork};
 use crate::supervise::watched::Status;
@@ -82,13 +82,10 @@ pub(super) async fn open_tls(config: &Config) -> Result<Option<Arc<Tls>>> {
     if config.ingress_tls.is_none() {
         return Ok(None);
     }
-    let pairs = config
-        .services
-        .certificates
-        .iter()
-        .map(|pair| CertificateFiles { certificate: pair.certificate.clone(), key: pair.key.clone() });
-    let pairs: Vec<_> = pairs.collect();
-    let source = if pairs.is_empty() { TlsSource::SelfSigned } else { TlsSource::Files(pairs) };
+    let source = match config.services.certificates.as_slice() {
+        [] => TlsSource::SelfSigned,
+        pairs => TlsSource::Files(pairs.to_vec()),
+    };
     let tls = task::blocking("certificates", move || Tls::open(source)).await??;
     Ok(Some(Arc::new(tls)))
 }

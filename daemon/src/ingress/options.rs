@@ -1,9 +1,8 @@
 //! What can be set of the ingress, and its limits.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::model::AddressBlock;
+use crate::model::{AddressBlock, CertificateFiles};
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -56,10 +55,4 @@ pub enum TlsSource {
     Files(Vec<CertificateFiles>),
     /// Made at the start, for `localhost`: for development only.
     SelfSigned,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CertificateFiles {
-    pub certificate: PathBuf,
-    pub key: PathBuf,
 }

@@ -19,7 +19,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::options::{CertificateFiles, TlsSource};
+use super::options::TlsSource;
+use crate::model::CertificateFiles;
 use crate::task;
 
 /// Between two looks at the files.

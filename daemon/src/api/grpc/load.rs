@@ -17,7 +17,7 @@ use super::super::convert;
 use super::super::error::Refusal;
 use super::images::ImagesService;
 use super::upload::{FileUpload, begin_missing, checked, chunk_missing};
-use super::{allow_repository, allow_storage, require};
+use super::{allow_repository, require, storage_for};
 use crate::context::storage::WriteOptions;
 use crate::image::{Destination, ImageError};
 use crate::model::RoomRegistries;
@@ -99,11 +99,9 @@ impl ImagesService {
         if path.is_empty() {
             return Ok(None);
         }
-        let path = hearth_proto::value::storage_path(path)
-            .map_err(|error| Refusal::invalid("begin.room_path", "invalid_path", error.to_string()))?;
-        allow_storage(caller, StorageVerb::Write, &path)?;
-        let root = self.storage.room.with_links(caller.path_links(StorageVerb::Write));
-        Ok(Some(FileUpload::start(root, path.into(), WriteOptions::default())))
+        let (root, path) =
+            storage_for(caller, StorageVerb::Write, &self.storage.room, "begin.room_path", path)?;
+        Ok(Some(FileUpload::start(root, path, WriteOptions::default())))
     }
 }
 

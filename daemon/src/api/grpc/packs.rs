@@ -12,10 +12,10 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::super::convert;
 use super::super::error::Refusal;
-use super::{allow_repository, allow_storage, caller, require};
-use crate::context::storage::{Storage, StorageError, WriteOptions, Writer};
+use super::{allow_repository, caller, require, storage_for};
+use crate::context::storage::{Root, Storage, StorageError, WriteOptions, Writer};
 use crate::model::Reference;
-use crate::model::access::{Caller, PathLinks, RegistryVerb, StorageVerb};
+use crate::model::access::{Caller, RegistryVerb, StorageVerb};
 use crate::packs::store::{AppendError, MAX_PIECE, Piece};
 use crate::packs::{Begun, Committed, Destination, List, Lister, PackError, PackImageOptions, Packs, Ready};
 use crate::packs::{PieceData, Receiver, SentPiece};
@@ -46,11 +46,10 @@ impl v1::packs_server::Packs for PacksService {
             request.tree.parse().map_err(|error: hearth_pack::identity::InvalidHash| {
                 Refusal::invalid("tree", "invalid_tree", error.to_string())
             })?;
-        let links = caller.path_links(StorageVerb::Write);
-        let destination = destination(&caller, request)?;
+        let destination = destination(&caller, &self.storage.room, request)?;
         let begun = Box::pin(self.packs.begin(tree, destination)).await.map_err(Refusal::from)?;
         let answer = match begun {
-            Begun::Done(ready) => Answer::Done(self.result(*ready, links).await?),
+            Begun::Done(ready) => Answer::Done(self.result(&caller, *ready).await?),
             Begun::Upload(id) => Answer::UploadId(id),
         };
         Ok(Response::new(v1::BeginPackResponse { answer: Some(answer) }))
@@ -141,8 +140,7 @@ impl v1::packs_server::Packs for PacksService {
             })?),
         };
         let ready = Box::pin(self.packs.commit(&caller.name, &request.upload_id, proof)).await;
-        let links = caller.path_links(StorageVerb::Write);
-        let result = self.result(ready.map_err(Refusal::from)?, links).await?;
+        let result = self.result(&caller, ready.map_err(Refusal::from)?).await?;
         Ok(Response::new(v1::CommitPackResponse { result: Some(result) }))
     }
 }
@@ -179,18 +177,19 @@ impl PacksService {
 
     /// Stores the archive where that is wanted, then names what there is: an image whose archive was not
     /// kept as asked has no name.
-    async fn result(&self, ready: Ready, links: PathLinks) -> Result<v1::PackResult, Status> {
+    async fn result(&self, caller: &Caller, ready: Ready) -> Result<v1::PackResult, Status> {
         if let Some((image, path)) = ready.archive() {
-            let path = path.to_owned();
-            let root = self.storage.room.with_links(links);
+            // Whoever commits may do less than who began.
+            let (root, path) =
+                storage_for(caller, StorageVerb::Write, &self.storage.room, "room_path", path)?;
             let write = move || {
-                let mut writer = root.write(path.as_ref(), WriteOptions::default())?;
+                let mut writer = root.write(&path, WriteOptions::default())?;
                 let mut failed = None;
                 let written =
                     image.write_archive(&mut Appending { writer: &mut writer, failed: &mut failed });
                 match (failed, written) {
                     (Some(error), _) => Err(error),
-                    (None, Err(source)) => Err(StorageError::Io { path: path.into(), source }),
+                    (None, Err(source)) => Err(StorageError::Io { path, source }),
                     (None, Ok(())) => writer.finish(),
                 }
             };
@@ -271,7 +270,11 @@ fn push(lister: &mut Lister, entry: &v1::PackEntry) -> Result<(), Refusal> {
     Ok(lister.push(&node)?)
 }
 
-fn destination(caller: &Caller, request: v1::BeginPackRequest) -> Result<Destination, Status> {
+fn destination(
+    caller: &Caller,
+    room: &Root,
+    request: v1::BeginPackRequest,
+) -> Result<Destination, Status> {
     use v1::begin_pack_request::Destination as Wire;
     let tag: Option<Reference> = match &request.destination {
         Some(Wire::Tag(text)) => Some(convert::tag("tag", text)?),
@@ -287,10 +290,8 @@ fn destination(caller: &Caller, request: v1::BeginPackRequest) -> Result<Destina
     }
     let mut archive = None;
     if !request.room_path.is_empty() {
-        let path = hearth_proto::value::storage_path(&request.room_path)
-            .map_err(|error| Refusal::invalid("room_path", "invalid_path", error.to_string()))?;
-        allow_storage(caller, StorageVerb::Write, &path)?;
-        archive = Some(path);
+        storage_for(caller, StorageVerb::Write, room, "room_path", &request.room_path)?;
+        archive = Some(request.room_path);
     }
     if request.lineage.len() > MAX_LINEAGE {
         let what = "a lineage has at most 128 bytes";

@@ -10,7 +10,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::super::error::Refusal;
 use super::upload::{FileUpload, begin_missing, checked, chunk_missing};
-use super::{allow_storage, caller};
+use super::{caller, storage_for};
 use crate::context::storage::{FileKind, FileStat, Root, Storage, StorageError, WriteOptions};
 use crate::model::access::{Caller, StorageVerb};
 use crate::task;
@@ -125,15 +125,12 @@ impl StorageService {
         area: i32,
         path: &str,
     ) -> Result<(Root, PathBuf), Status> {
-        let path = hearth_proto::value::storage_path(path)
-            .map_err(|error| Refusal::invalid("path", "invalid_path", error.to_string()))?;
-        allow_storage(caller, verb, &path)?;
         let root = match v1::StorageArea::try_from(area) {
             Ok(v1::StorageArea::Unspecified | v1::StorageArea::Room) => &self.storage.room,
             Ok(v1::StorageArea::Project) => &self.storage.project,
             Err(_) => return Err(Refusal::invalid("area", "invalid_area", "unknown storage area").into()),
         };
-        Ok((root.with_links(caller.path_links(verb)), path.into()))
+        storage_for(caller, verb, root, "path", path)
     }
 }
 

@@ -44,7 +44,7 @@ const HELD: usize = 64;
 
 /// The directory that a tree is of, before it is scanned.
 #[derive(Clone)]
-pub(super) struct Root {
+pub(super) struct TopDirectory {
     found: Found,
     /// Nanoseconds since 1970.
     pub(super) looked_at: i64,
@@ -55,7 +55,7 @@ pub(super) struct Root {
 pub struct Known {
     target: MountTarget,
     top: Vec<u8>,
-    root: Root,
+    root: TopDirectory,
     entries: Arc<Entries>,
 }
 
@@ -70,11 +70,11 @@ impl Tree {
         }
     }
 
-    pub(super) fn root(&self, top: &[u8]) -> Option<Root> {
+    pub(super) fn root(&self, top: &[u8]) -> Option<TopDirectory> {
         let (_, layer, inside) = self.only_directory(top)?;
         let looked_at = since_epoch();
         let found = layer.lookup(0, inside).ok().flatten()?;
-        Some(Root { found, looked_at })
+        Some(TopDirectory { found, looked_at })
     }
 
     /// What a scan would give, if that is what is known. Blocking.
@@ -101,7 +101,7 @@ impl Tree {
     }
 }
 
-impl Root {
+impl TopDirectory {
     fn is_same(&self, other: &Self) -> bool {
         let known = |root: &Self| (root.found.mode, root.found.mtime, root.found.origin);
         self.found.kind == other.found.kind && known(self) == known(other)

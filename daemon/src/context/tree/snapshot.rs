@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hearth_pack::identity::{ContentHash, FileStamp};
 
-use super::again::Root;
+use super::again::TopDirectory;
 use super::entries::{Entries, sum_part};
 use super::identify::Covered;
 use super::read::Verified;
@@ -22,7 +22,7 @@ pub struct Snapshot {
     top: Vec<u8>,
     pub(super) entries: Arc<Entries>,
     /// That directory before the scan, where it may be known again by it.
-    pub(super) root: Option<Root>,
+    pub(super) root: Option<TopDirectory>,
     /// Files that could change once more without a trace in their times, in order.
     unsure: Vec<u32>,
     /// Their content, once it is known.

@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
 use super::*;
+use crate::model::CertificateFiles;
 use crate::task;
 
 async fn text(response: Response<Incoming>) -> String {

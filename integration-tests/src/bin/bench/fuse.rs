@@ -34,9 +34,13 @@ pub fn chapter(bench: &Bench) -> Vec<Figure> {
         process::run(find.arg(point).args(["-type", "f", "-size", "+1"]), seconds(120)).expect_code(0);
     };
     let find = in_turns(|_| || walk(&fuse.point), |_| || walk(&overlay.point));
+    drop(overlay);
+    let peer = Mounted::fuse_overlayfs(bench, &room);
+    let beside_peer = peer.as_ref().map(|peer| in_turns(|_| || walk(&fuse.point), |_| || walk(&peer.point)));
     let [sequential, find_name] = names;
-    drop((fuse, overlay));
+    drop((fuse, peer));
     let _ = fs::remove_dir_all(room);
+    let peer_name = format!("{find_name}, beside another union in user space");
     vec![
         // 0.8 of the speed is 1.25 of the time.
         Figure::ratio(
@@ -46,6 +50,10 @@ pub fn chapter(bench: &Bench) -> Vec<Figure> {
             Some(1.25),
         ),
         Figure::ratio(find_name, find, "a kernel overlay of the same", Some(3.0)),
+        match beside_peer {
+            Some(find) => Figure::ratio(peer_name, find, "fuse-overlayfs", None),
+            None => Figure::not_measured(peer_name, "fuse-overlayfs is not installed (apt-get install fuse-overlayfs)"),
+        },
     ]
 }
 
@@ -82,15 +90,30 @@ impl Mounted {
     }
 
     fn overlay(bench: &Bench, lower: &Path) -> Self {
-        let point = bench.work.join("overlay-mount");
-        let empty = bench.work.join("overlay-empty");
-        fs::create_dir_all(&point).expect("mount point");
-        fs::create_dir_all(&empty).expect("directory");
-        let options = format!("lowerdir={}:{}", lower.display(), empty.display());
+        let (point, options) = Self::union(bench, lower);
         let mut mount = Command::new("mount");
         mount.args(["-t", "overlay", "overlay", "-o", &options]).arg(&point);
         process::run(&mut mount, seconds(10)).expect_code(0);
         Self { point, unmount: None }
+    }
+
+    /// `None` where it is not installed. Its process ends with the mount.
+    fn fuse_overlayfs(bench: &Bench, lower: &Path) -> Option<Self> {
+        let (point, options) = Self::union(bench, lower);
+        let mut mount = Command::new("fuse-overlayfs");
+        mount.args(["-o", &options]).arg(&point);
+        let mounted = mount.output().ok()?;
+        assert!(mounted.status.success(), "fuse-overlayfs: {}", String::from_utf8_lossy(&mounted.stderr));
+        Some(Self { point, unmount: None })
+    }
+
+    /// A mount point, and options that unite a directory with an empty one.
+    fn union(bench: &Bench, lower: &Path) -> (PathBuf, String) {
+        let point = bench.work.join("overlay-mount");
+        let empty = bench.work.join("overlay-empty");
+        fs::create_dir_all(&point).expect("mount point");
+        fs::create_dir_all(&empty).expect("directory");
+        (point, format!("lowerdir={}:{}", lower.display(), empty.display()))
     }
 }
 

@@ -44,15 +44,16 @@ pub fn chapter(bench: &Bench) -> Vec<Figure> {
             late: Duration::ZERO,
         };
         figures.extend(beside_nginx(&load, &ours, nginx.as_ref()));
-        figures.push(beside_caddy(&load, &ours, caddy.as_ref()));
+        figures.extend(beside_caddy(&load, &ours, caddy.as_ref()));
         let (rates, _) = measure(&load, &ours, &direct);
         let what = format!("{}, beside no proxy at all", shown(connections));
         figures.push(Figure::rate(what, rates, requests as f64, "/s", "the instance itself", None));
     }
-    drop((nginx, caddy));
     // First, while no other body has made hearthd's memory larger.
     figures.extend(huge_bodies(bench, &ours));
-    figures.extend(large_bodies(&ours, &direct));
+    let proxies = [("nginx", nginx.as_ref()), ("caddy", caddy.as_ref())];
+    figures.extend(large_bodies(&ours, &direct, &proxies));
+    drop((nginx, caddy));
     backend.remove(bench);
     figures
 }
@@ -103,16 +104,22 @@ fn beside_nginx(load: &Load, ours: &Target, nginx: Option<&Proxy>) -> Vec<Figure
     ]
 }
 
-fn beside_caddy(load: &Load, ours: &Target, caddy: Option<&Proxy>) -> Figure {
+fn beside_caddy(load: &Load, ours: &Target, caddy: Option<&Proxy>) -> Vec<Figure> {
     let what = format!("{}, beside caddy", shown(load.connections));
+    let of_p99 = format!("{what}, p99");
     let Some(caddy) = caddy else {
-        return Figure::not_measured(what, "caddy is not installed (apt-get install caddy)");
+        let why = "caddy is not installed (apt-get install caddy)";
+        return vec![Figure::not_measured(what, why), Figure::not_measured(of_p99, why)];
     };
-    let (rates, _) = measure(load, ours, &caddy.target);
-    Figure::rate(what, rates, load.requests as f64, "/s", "caddy", Some(OF_CADDY))
+    let (rates, p99) = measure(load, ours, &caddy.target);
+    vec![
+        Figure::rate(what, rates, load.requests as f64, "/s", "caddy", Some(OF_CADDY)),
+        Figure::ratio(of_p99, p99, "caddy", Some(1.0)),
+    ]
 }
 
-fn large_bodies(ours: &Target, direct: &Target) -> Vec<Figure> {
+/// Proxies that are not there are left out: no bound is theirs.
+fn large_bodies(ours: &Target, direct: &Target, proxies: &[(&str, Option<&Proxy>)]) -> Vec<Figure> {
     let counted = format!("{LARGE}\n").len() as u64;
     let megabytes = LARGE as f64 * LARGE_REQUESTS as f64 / 1e6;
     let ways = [
@@ -127,10 +134,17 @@ fn large_bodies(ours: &Target, direct: &Target) -> Vec<Figure> {
         let (beside_relay, _) = measure(&load, ours, &relay);
         let (beside_direct, _) = measure(&load, ours, direct);
         let floor = format!("{what}, beside bytes that the kernel moves and nobody reads");
-        [
-            Figure::rate(what, beside_direct, megabytes, " MB/s", "the instance itself", Some(OF_DIRECT)),
+        let mut figures = vec![
+            Figure::rate(&what, beside_direct, megabytes, " MB/s", "the instance itself", Some(OF_DIRECT)),
             Figure::rate(floor, beside_relay, megabytes, " MB/s", "a relay by `splice`", None),
-        ]
+        ];
+        for (name, proxy) in proxies {
+            let Some(proxy) = proxy else { continue };
+            let (beside_proxy, _) = measure(&load, ours, &proxy.target);
+            let what = format!("{what}, beside {name}");
+            figures.push(Figure::rate(what, beside_proxy, megabytes, " MB/s", name, None));
+        }
+        figures
     };
     ways.map(figures).into_iter().flatten().collect()
 }
