@@ -31,6 +31,7 @@ mod new_file;
 mod pack;
 pub mod pieces;
 pub mod remote;
+pub mod sorted_map;
 mod summary;
 pub mod walk;
 mod workers;

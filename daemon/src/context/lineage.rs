@@ -19,9 +19,9 @@
 mod file;
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher};
 
 use hearth_pack::identity::ContentHash;
+use hearth_pack::sorted_map::SortedMap;
 
 use super::port::Xattr;
 
@@ -55,7 +55,7 @@ pub struct Lineages {
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub lineages: usize,
-    /// In all lineages together; up to 40 bytes each.
+    /// In all lineages together; 16 bytes each.
     pub files: usize,
 }
 
@@ -65,14 +65,14 @@ struct Generation {
     /// The version of the tree that was looked at last.
     version: [u8; 32],
     /// Hash of path, mode, size and mtime, and of content and extended attributes.
-    seen: HashMap<u64, u64, Hashed>,
+    seen: SortedMap<u64, u64>,
     /// Files of the largest scan.
     files: usize,
 }
 
 impl Generation {
     fn new(used: u64) -> Self {
-        Self { name: rand::random(), used, version: [0; 32], seen: HashMap::default(), files: 0 }
+        Self { name: rand::random(), used, version: [0; 32], seen: SortedMap::default(), files: 0 }
     }
 }
 
@@ -157,33 +157,6 @@ fn hashes(key: &[u8; 32], seen: &Seen<'_>) -> (u64, u64) {
         content = first(sum.finalize().as_bytes());
     }
     (first(look.finalize().as_bytes()), content)
-}
-
-/// Keys are hashes already.
-#[derive(Clone, Copy, Default)]
-struct Hashed;
-
-impl BuildHasher for Hashed {
-    type Hasher = Identical;
-    fn build_hasher(&self) -> Identical {
-        Identical(0)
-    }
-}
-
-struct Identical(u64);
-
-impl Hasher for Identical {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-    fn write_u64(&mut self, value: u64) {
-        self.0 = value;
-    }
 }
 
 /// Hashes the parts of a lineage's name, each with its length.

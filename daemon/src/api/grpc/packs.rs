@@ -270,11 +270,7 @@ fn push(lister: &mut Lister, entry: &v1::PackEntry) -> Result<(), Refusal> {
     Ok(lister.push(&node)?)
 }
 
-fn destination(
-    caller: &Caller,
-    room: &Root,
-    request: v1::BeginPackRequest,
-) -> Result<Destination, Status> {
+fn destination(caller: &Caller, room: &Root, request: v1::BeginPackRequest) -> Result<Destination, Status> {
     use v1::begin_pack_request::Destination as Wire;
     let tag: Option<Reference> = match &request.destination {
         Some(Wire::Tag(text)) => Some(convert::tag("tag", text)?),

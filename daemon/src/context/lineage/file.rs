@@ -71,7 +71,7 @@ impl Lineages {
             for number in [*name, *used, *files as u64, seen.len() as u64] {
                 out.write_all(&number.to_le_bytes())?;
             }
-            for (look, content) in seen {
+            for (look, content) in seen.iter() {
                 out.write_all(&look.to_le_bytes())?;
                 out.write_all(&content.to_le_bytes())?;
             }
@@ -98,11 +98,8 @@ fn read<R: Read>(from: &mut Summed<R>, length: u64, limits: Limits) -> io::Resul
         }
         let mut generation = Generation { name, version, ..Generation::new(used) };
         generation.files = usize::try_from(files).unwrap_or_default();
-        generation.seen.reserve(usize::try_from(seen).unwrap_or_default());
-        for _ in 0..seen {
-            let look = number(from)?;
-            generation.seen.insert(look, number(from)?);
-        }
+        let pairs = (0..seen).map(|_| Ok((number(from)?, number(from)?)));
+        generation.seen = pairs.collect::<io::Result<_>>()?;
         lineages.generations.insert(id, generation);
     }
     let sum: [u8; 32] = from.sum.finalize().into();

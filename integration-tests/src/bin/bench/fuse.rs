@@ -52,7 +52,10 @@ pub fn chapter(bench: &Bench) -> Vec<Figure> {
         Figure::ratio(find_name, find, "a kernel overlay of the same", Some(3.0)),
         match beside_peer {
             Some(find) => Figure::ratio(peer_name, find, "fuse-overlayfs", None),
-            None => Figure::not_measured(peer_name, "fuse-overlayfs is not installed (apt-get install fuse-overlayfs)"),
+            None => Figure::not_measured(
+                peer_name,
+                "fuse-overlayfs is not installed (apt-get install fuse-overlayfs)",
+            ),
         },
     ]
 }
