@@ -22,11 +22,13 @@ const FIRST_COPY: &str = "COPY . /all/";
 const SMALL_PART: &str = "FROM scratch\nCOPY part /part/\n";
 const FAILS: &str = "FROM scratch AS all\nCOPY . /all/\nFROM scratch\nCOPY not-there /\n";
 
-pub fn chapter(bench: &Bench) -> Vec<Figure> {
-    let mut figures = Vec::new();
-    for tree in [bench.small(), bench.large()] {
-        figures.extend(Contexts { bench, tree }.all());
-    }
+pub fn small(bench: &Bench) -> Vec<Figure> {
+    Contexts { bench, tree: bench.small() }.all()
+}
+
+/// Takes twenty minutes.
+pub fn large(bench: &Bench) -> Vec<Figure> {
+    let mut figures = Contexts { bench, tree: bench.large() }.all();
     figures.extend(scan(bench, bench.large()));
     figures
 }

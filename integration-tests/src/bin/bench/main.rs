@@ -1,8 +1,8 @@
 //! `make bench`: how fast Hearth is, as ratios beside `buildctl` on the same buildkitd, beside `tar | zstd`, beside
 //! kernel mounts, and beside `docker` and nginx where they are there, in one run. Uses the binaries as a user would, and writes docs/benchmarks.md.
 //!
-//! `make bench CHAPTER=pack` runs one chapter and only prints it. Chapters: tiny, context, pack, upload, image, fuse,
-//! deploy, ingress.
+//! `make bench CHAPTER=pack` runs one chapter and only prints it. Chapters: tiny, context,
+//! context-large, pack, upload, image, fuse, deploy, ingress.
 //! What is not there yet is shown as not measured. Exit code 1 when a bound is missed.
 #![allow(
     clippy::unwrap_used,
@@ -44,9 +44,10 @@ const IDLE_BOUND_MB: f64 = 40.0;
 
 type Chapter = (&'static str, fn(&Bench) -> Vec<Figure>);
 
-const CHAPTERS: [Chapter; 8] = [
+const CHAPTERS: [Chapter; 9] = [
     ("tiny", tiny::chapter),
-    ("context", context::chapter),
+    ("context", context::small),
+    ("context-large", context::large),
     ("pack", pack::chapter),
     ("upload", upload::chapter),
     ("image", image::chapter),
