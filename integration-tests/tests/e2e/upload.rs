@@ -22,6 +22,7 @@ use wire::{
     a_call_without_its_upload_says_so, a_daemon_killed_between_upload_and_commit_has_what_arrived,
     a_lie_about_content_or_tree_leaves_nothing, a_list_of_a_million_entries_takes_bounded_memory,
     a_list_that_no_walk_can_give_is_refused, a_pack_of_another_participant_cannot_be_built_from,
+    whoever_commits_a_pack_may_write_its_archive,
 };
 
 pub fn group() -> Group {
@@ -33,6 +34,7 @@ pub fn group() -> Group {
         two_clients_at_once_with_one_tree,
         a_participant_with_the_same_files_sends_nothing_but_the_list,
         a_pack_of_another_participant_cannot_be_built_from,
+        whoever_commits_a_pack_may_write_its_archive,
         a_list_that_no_walk_can_give_is_refused,
         a_lie_about_content_or_tree_leaves_nothing,
         a_call_without_its_upload_says_so,

@@ -138,6 +138,46 @@ pub fn a_pack_of_another_participant_cannot_be_built_from(daemon: &Daemon) {
     });
 }
 
+pub fn whoever_commits_a_pack_may_write_its_archive(daemon: &Daemon) {
+    let narrow = r#"{"containers": {"use_containers": true, "registry": {"write": ["*"], "pull": ["*"]}},
+                     "storage": {"paths": [{"path": "mine"}]}}"#;
+    let content = b"archived";
+    let archive = daemon.room_files().join("theirs/pack.tar");
+    block_on(seconds(60), async {
+        let all = participant(daemon, "cal").await;
+        let part = daemon.mint(&["--name", "cal", "--scope", narrow]);
+        let part = Api::connect(&daemon.listen(), Some(part)).await;
+        let entries = vec![file("f", content)];
+        let request = BeginPackRequest {
+            tree: digest(&entries),
+            destination: Some(Destination::Tag("archived:1".to_owned())),
+            room_path: "theirs/pack.tar".to_owned(),
+            ..Default::default()
+        };
+        let begin = async |api: &Api| {
+            let begun = api.packs().begin(request.clone()).await?.into_inner();
+            Ok::<_, Status>(begun.answer.expect("an answer"))
+        };
+        assert_eq!(begin(&part).await.unwrap_err().code(), Code::PermissionDenied);
+        let Answer::UploadId(id) = begin(&all).await.expect("begin") else { panic!("the room has it") };
+        for entry in list(&all, &id, entries).await.expect("list").missing {
+            send(&all, &id, entry, content).await.expect("send");
+        }
+        assert_eq!(commit(&part, &id, b"").await.unwrap_err().code(), Code::PermissionDenied);
+        assert!(!archive.exists());
+        // Nothing is lost: the room has the files, and who may write the archive gets it.
+        match begin(&all).await.expect("begin again") {
+            Answer::Done(_) => {}
+            Answer::UploadId(id) => {
+                let needs = list(&all, &id, vec![file("f", content)]).await.expect("list again");
+                assert!(needs.missing.is_empty(), "{needs:?}");
+                commit(&all, &id, b"").await.expect("commit");
+            }
+        }
+        assert!(archive.exists());
+    });
+}
+
 pub fn a_list_that_no_walk_can_give_is_refused(daemon: &Daemon) {
     use PackEntryKind::{Directory, Hardlink, Symlink};
     let lists = [
