@@ -63,7 +63,8 @@ fn a_python_client_without_a_token_is_refused(daemon: &Daemon) {
 }
 
 fn a_python_client_runs_a_service_and_follows_its_start(daemon: &Daemon) {
-    let script = "trap 'exit 0' TERM; echo started by $BY; httpd -f -p 8000 -h /site & wait";
+    // The start is over when the app answers: what it wrote in that very moment may not have been told by then.
+    let script = "trap 'exit 0' TERM; echo started by $BY; sleep 1; httpd -f -p 8000 -h /site & wait";
     App::script(script).with(&["--expose", PORT]).pack(daemon, "snakes/nest:1");
     let output = self::script("deploy.py", daemon.token(), &[&daemon.listen(), "snakes/nest:1"]);
     output.expect_code(0).says(&["started by python"]);
