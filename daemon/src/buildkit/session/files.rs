@@ -139,13 +139,11 @@ where
             // The receiver shows the text of an ERR packet; the status ends the stream.
             let _ = packets.send(Ok(vec![Packet::error(text)])).await;
             let goes = async { while let Some(Ok(_)) = requests.next().await {} };
-            let _ = tokio::time::timeout(PARTING, async {
-                tokio::select! {
-                    () = goes => {}
-                    () = packets.closed() => {}
-                }
-            })
-            .await;
+            tokio::select! {
+                () = goes => {}
+                () = packets.closed() => {}
+                () = tokio::time::sleep(PARTING) => {}
+            }
             let _ = packets.send(Err(status)).await;
         }
     });

@@ -11,7 +11,7 @@ use integration_tests::wait::seconds;
 use rustix::mount::UnmountFlags;
 
 use super::figures::Figure;
-use super::side::Bench;
+use super::side::{Bench, installed};
 use super::trees;
 use super::turns::in_turns;
 
@@ -102,11 +102,9 @@ impl Mounted {
 
     /// `None` where it is not installed. Its process ends with the mount.
     fn fuse_overlayfs(bench: &Bench, lower: &Path) -> Option<Self> {
+        let program = installed("fuse-overlayfs")?;
         let (point, options) = Self::union(bench, lower);
-        let mut mount = Command::new("fuse-overlayfs");
-        mount.args(["-o", &options]).arg(&point);
-        let mounted = mount.output().ok()?;
-        assert!(mounted.status.success(), "fuse-overlayfs: {}", String::from_utf8_lossy(&mounted.stderr));
+        process::run(Command::new(program).args(["-o", &options]).arg(&point), seconds(10)).expect_code(0);
         Some(Self { point, unmount: None })
     }
 

@@ -32,8 +32,8 @@ const OF_DIRECT: f64 = 1.11;
 pub fn chapter(bench: &Bench) -> Vec<Figure> {
     let backend = Backend::start(bench, "bench-ingress");
     let (ours, direct) = (backend.through_ingress(bench), backend.direct(bench));
-    let nginx = Proxy::nginx(&bench.work, &direct);
-    let caddy = Proxy::caddy(&bench.work, &direct);
+    let nginx = Peer { name: "nginx", package: "nginx-light", proxy: Proxy::nginx(&bench.work, &direct) };
+    let caddy = Peer { name: "caddy", package: "caddy", proxy: Proxy::caddy(&bench.work, &direct) };
     let mut figures = Vec::new();
     for (connections, requests) in TINY_LOADS {
         let load = Load {
@@ -43,17 +43,17 @@ pub fn chapter(bench: &Bench) -> Vec<Figure> {
             requests,
             late: Duration::ZERO,
         };
-        figures.extend(beside_nginx(&load, &ours, nginx.as_ref()));
-        figures.extend(beside_caddy(&load, &ours, caddy.as_ref()));
+        let what = shown(connections);
+        figures.extend(beside(&what, &load, &ours, &nginx, OF_NGINX));
+        let beside_caddy = format!("{what}, beside caddy");
+        figures.extend(beside(&beside_caddy, &load, &ours, &caddy, OF_CADDY));
         let (rates, _) = measure(&load, &ours, &direct);
-        let what = format!("{}, beside no proxy at all", shown(connections));
+        let what = format!("{what}, beside no proxy at all");
         figures.push(Figure::rate(what, rates, requests as f64, "/s", "the instance itself", None));
     }
     // First, while no other body has made hearthd's memory larger.
     figures.extend(huge_bodies(bench, &ours));
-    let proxies = [("nginx", nginx.as_ref()), ("caddy", caddy.as_ref())];
-    figures.extend(large_bodies(&ours, &direct, &proxies));
-    drop((nginx, caddy));
+    figures.extend(large_bodies(&ours, &direct, &[nginx, caddy]));
     backend.remove(bench);
     figures
 }
@@ -68,6 +68,14 @@ fn shown(connections: usize) -> String {
 }
 
 type Sides = (Vec<Duration>, Vec<Duration>);
+
+struct Peer {
+    name: &'static str,
+    /// Of Debian.
+    package: &'static str,
+    /// Where it is installed.
+    proxy: Option<Proxy>,
+}
 
 /// Whole times and 99th percentiles of both sides. Each has answered once before.
 fn measure(load: &Load, ours: &Target, theirs: &Target) -> (Sides, Sides) {
@@ -90,36 +98,23 @@ fn measure(load: &Load, ours: &Target, theirs: &Target) -> (Sides, Sides) {
     (whole, p99.into_inner())
 }
 
-fn beside_nginx(load: &Load, ours: &Target, nginx: Option<&Proxy>) -> Vec<Figure> {
-    let what = shown(load.connections);
+/// Requests per second, which have a bound of their own, and the 99th percentile, which is to be no worse.
+fn beside(what: &str, load: &Load, ours: &Target, peer: &Peer, bound: f64) -> [Figure; 2] {
     let of_p99 = format!("{what}, p99");
-    let Some(nginx) = nginx else {
-        let why = "nginx is not installed (apt-get install nginx-light)";
-        return vec![Figure::not_measured(what, why), Figure::not_measured(of_p99, why)];
+    let Peer { name, package, proxy } = peer;
+    let Some(proxy) = proxy else {
+        let why = format!("{name} is not installed (apt-get install {package})");
+        return [Figure::not_measured(what, &why), Figure::not_measured(of_p99, &why)];
     };
-    let (rates, p99) = measure(load, ours, &nginx.target);
-    vec![
-        Figure::rate(what, rates, load.requests as f64, "/s", "nginx", Some(OF_NGINX)),
-        Figure::ratio(of_p99, p99, "nginx", Some(1.0)),
-    ]
-}
-
-fn beside_caddy(load: &Load, ours: &Target, caddy: Option<&Proxy>) -> Vec<Figure> {
-    let what = format!("{}, beside caddy", shown(load.connections));
-    let of_p99 = format!("{what}, p99");
-    let Some(caddy) = caddy else {
-        let why = "caddy is not installed (apt-get install caddy)";
-        return vec![Figure::not_measured(what, why), Figure::not_measured(of_p99, why)];
-    };
-    let (rates, p99) = measure(load, ours, &caddy.target);
-    vec![
-        Figure::rate(what, rates, load.requests as f64, "/s", "caddy", Some(OF_CADDY)),
-        Figure::ratio(of_p99, p99, "caddy", Some(1.0)),
+    let (rates, p99) = measure(load, ours, &proxy.target);
+    [
+        Figure::rate(what, rates, load.requests as f64, "/s", name, Some(bound)),
+        Figure::ratio(of_p99, p99, name, Some(1.0)),
     ]
 }
 
 /// Proxies that are not there are left out: no bound is theirs.
-fn large_bodies(ours: &Target, direct: &Target, proxies: &[(&str, Option<&Proxy>)]) -> Vec<Figure> {
+fn large_bodies(ours: &Target, direct: &Target, proxies: &[Peer]) -> Vec<Figure> {
     let counted = format!("{LARGE}\n").len() as u64;
     let megabytes = LARGE as f64 * LARGE_REQUESTS as f64 / 1e6;
     let ways = [
@@ -138,7 +133,7 @@ fn large_bodies(ours: &Target, direct: &Target, proxies: &[(&str, Option<&Proxy>
             Figure::rate(&what, beside_direct, megabytes, " MB/s", "the instance itself", Some(OF_DIRECT)),
             Figure::rate(floor, beside_relay, megabytes, " MB/s", "a relay by `splice`", None),
         ];
-        for (name, proxy) in proxies {
+        for Peer { name, proxy, .. } in proxies {
             let Some(proxy) = proxy else { continue };
             let (beside_proxy, _) = measure(&load, ours, &proxy.target);
             let what = format!("{what}, beside {name}");

@@ -9,7 +9,7 @@ use integration_tests::process::{self, Running};
 use integration_tests::wait::{self, seconds};
 
 use super::super::load::Target;
-use super::super::side::free_port;
+use super::super::side::{free_port, installed};
 
 pub struct Proxy {
     pub target: Target,
@@ -20,7 +20,7 @@ pub struct Proxy {
 impl Proxy {
     /// `None` where it is not installed.
     pub fn nginx(work: &Path, to: &Target) -> Option<Self> {
-        let program = find("nginx")?;
+        let program = installed("nginx")?;
         let directory = directory(work, "nginx");
         let port = free_port();
         let config = directory.join("nginx.conf");
@@ -32,7 +32,7 @@ impl Proxy {
 
     /// `None` where it is not installed.
     pub fn caddy(work: &Path, to: &Target) -> Option<Self> {
-        let program = find("caddy")?;
+        let program = installed("caddy")?;
         let directory = directory(work, "caddy");
         let port = free_port();
         let config = directory.join("Caddyfile");
@@ -104,11 +104,4 @@ fn directory(work: &Path, name: &str) -> PathBuf {
     let directory = work.join(name);
     fs::create_dir_all(&directory).expect("directory");
     directory
-}
-
-/// On PATH, or where Debian puts what only root runs.
-fn find(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/bin".into()]);
-    places.map(|place: PathBuf| place.join(name)).find(|program| program.is_file())
 }
