@@ -9,6 +9,7 @@
 
 mod ask;
 mod directories;
+mod forget;
 mod passthrough;
 mod shell;
 mod wire;
@@ -73,8 +74,10 @@ fn serve(union: Arc<Union>, device: OwnedFd) -> io::Result<Session> {
     config.acl = fuser::SessionACL::All;
     config.n_threads = Some(threads.clamp(2, MOST_THREADS));
     config.clone_fd = true;
-    let shell = Shell::new(union);
+    let (forget_later, forgetting) = forget::channel();
+    let shell = Shell::new(union, forget_later);
     let session = fuser::Session::from_fd(shell, device, fuser::SessionACL::All, config)?;
+    forgetting.spawn(session.notifier())?;
     Ok(Session { background: session.spawn()? })
 }
 

@@ -10,7 +10,6 @@ const READ_AHEAD: u32 = 1 << 20;
 const BACKGROUND: u16 = 64;
 
 const ALWAYS: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
-    .union(InitFlags::FUSE_READDIRPLUS_AUTO)
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
     .union(InitFlags::FUSE_ASYNC_READ)
     .union(InitFlags::FUSE_ASYNC_DIO)

@@ -1,47 +1,71 @@
-//! Open directories, and what each of them held when somebody began to read it.
+//! Directories as the kernel reads them.
 //!
 //! ```text
-//! open --> read at 0: listed --> read on, from that list --> read at 0: listed anew --> close
+//! read at 0: listed, held --> read on, from what is held --> nothing more: let go
 //! ```
 //!
-//! Names and attributes come in one answer, so a walk through a tree takes no look-up. However long a
-//! reader takes, the kernel keeps nothing longer than if it had been asked for a moment ago: what was
-//! listed a while before it is handed out is remembered for a shorter time.
+//! A directory is read without being opened: the kernel asks for less then, a walk through a tree needs
+//! two requests per directory. So where a reader stands is told by its offset alone. Offsets are hashes of
+//! names, and entries come in their order: a reader that reads on in a listing that was made anew meets
+//! every entry that was there all the time, and each one once.
+//!
+//! Names and attributes come in one answer, so a walk takes no look-up. However long a reader takes, the
+//! kernel keeps nothing longer than if it had been asked for a moment ago: what was listed a while before
+//! it is handed out is remembered for a shorter time.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::collections::hash_map::RandomState;
 use std::ffi::OsStr;
+use std::hash::BuildHasher as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use fuser::{FileHandle, FopenFlags, INodeNo, ReplyDirectory, ReplyDirectoryPlus, ReplyOpen};
+use fuser::{INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
+use super::forget::ForgetLater;
 use super::wire::{self, GENERATION};
 use crate::context::attr::Attr;
 use crate::context::union::{Found, Listing, Union};
 
-/// Of entries of the kernel's lists, `.` and `..`.
-const DOTS: usize = 2;
+/// Directories that are held for readers who will read on, and entries of all of them together; the one
+/// that was listed last is held whatever its size.
+const MOST_HELD: usize = 64;
+const MOST_ENTRIES: usize = 200_000;
+
+/// The offsets behind `.` and `..`.
+const DOT: u64 = 1;
+const DOT_DOT: u64 = 2;
 
 pub(super) struct Directories {
     union: Arc<Union>,
     /// How long the kernel may remember names and attributes.
     remember: Duration,
-    open: Mutex<HashMap<u64, Arc<Reading>>>,
-    next: AtomicU64,
+    /// For listings that the kernel keeps, where they can change without it.
+    forget_later: Option<ForgetLater>,
+    hasher: RandomState,
+    /// The one that was listed last is at the end.
+    held: Mutex<VecDeque<Arc<Held>>>,
 }
 
-/// A directory that is being read.
-#[derive(Default)]
-struct Reading(Mutex<Option<Held>>);
-
-/// What it held at one moment.
+/// What a directory held at one moment.
 struct Held {
-    listing: Listing,
+    inode: u64,
     since: Instant,
+    listing: Listing,
+    /// The offset behind each entry, and which one of the listing it is; sorted.
+    order: Box<[(u64, u32)]>,
+}
+
+enum Given {
+    /// There is room for more.
+    Added,
+    /// Gone since the listing was made.
+    Gone,
+    /// It did not fit.
+    Full,
 }
 
 enum Entry<'l> {
@@ -50,41 +74,21 @@ enum Entry<'l> {
 }
 
 impl Directories {
-    pub fn new(union: Arc<Union>, remember: Duration) -> Self {
-        Self { union, remember, open: Mutex::default(), next: AtomicU64::new(1) }
+    pub fn new(union: Arc<Union>, remember: Duration, forget_later: Option<ForgetLater>) -> Self {
+        Self { union, remember, forget_later, hasher: RandomState::new(), held: Mutex::default() }
     }
 
-    fn opened(&self) -> MutexGuard<'_, HashMap<u64, Arc<Reading>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn open(&self, reply: ReplyOpen) {
-        let handle = self.next.fetch_add(1, Ordering::Relaxed);
-        self.opened().insert(handle, Arc::default());
-        // What was read of a directory that never changes needs no second asking. One that is written to
-        // does: the kernel would read on here after changes that moved the entries.
-        let cached = if self.union.is_constant() && self.union.is_read_only() {
-            FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE
-        } else {
-            FopenFlags::empty()
-        };
-        reply.opened(FileHandle(handle), cached);
-    }
-
-    pub fn close(&self, handle: FileHandle) {
-        self.opened().remove(&handle.0);
-    }
-
-    pub fn read(&self, inode: u64, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let read = self.each(inode, handle, offset, |entry, next| {
+    pub fn read(&self, inode: u64, offset: u64, mut reply: ReplyDirectory) {
+        let read = self.each(inode, offset, |entry, next| {
             let (name, inode, kind) = match entry {
                 Entry::Dot { name, inode } => (name, inode, FileType::Directory),
                 Entry::Listed { held, index } => {
                     let listed = &held.listing.entries()[index];
-                    (&*listed.name, listed.inode, listed.kind)
+                    (&*listed.name, self.union.number(listed), listed.kind)
                 }
             };
-            Ok(reply.add(INodeNo(inode), next, wire::kind(kind), OsStr::from_bytes(name)))
+            let full = reply.add(INodeNo(inode), next, wire::kind(kind), OsStr::from_bytes(name));
+            Ok(if full { Given::Full } else { Given::Added })
         });
         match read {
             Ok(()) => reply.ok(),
@@ -92,24 +96,21 @@ impl Directories {
         }
     }
 
-    pub fn read_plus(&self, inode: u64, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        let read = self.each(inode, handle, offset, |entry, next| {
+    pub fn read_plus(&self, inode: u64, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let read = self.each(inode, offset, |entry, next| {
             let (name, found, remember) = match entry {
                 // The kernel takes their names only.
                 Entry::Dot { name, inode } => {
                     let found = Found { inode, attr: Attr::MADE_DIRECTORY };
                     (name, found, None)
                 }
-                Entry::Listed { held, index } => {
-                    match self.union.look_up_listed(&held.listing, index)? {
-                        Some(found) => {
-                            let remember = self.remember.saturating_sub(held.since.elapsed());
-                            (&*held.listing.entries()[index].name, found, Some(remember))
-                        }
-                        // Gone since the listing was made.
-                        None => return Ok(false),
+                Entry::Listed { held, index } => match self.union.look_up_listed(&held.listing, index)? {
+                    Some(found) => {
+                        let remember = self.remember.saturating_sub(held.since.elapsed());
+                        (&*held.listing.entries()[index].name, found, Some(remember))
                     }
-                }
+                    None => return Ok(Given::Gone),
+                },
             };
             let (attr, name) = (wire::attr(&found), OsStr::from_bytes(name));
             let kept = remember.unwrap_or_default();
@@ -118,7 +119,7 @@ impl Directories {
                 // It did not fit: the kernel never heard of it.
                 self.union.forget(found.inode, 1);
             }
-            Ok(full)
+            Ok(if full { Given::Full } else { Given::Added })
         });
         match read {
             Ok(()) => reply.ok(),
@@ -130,37 +131,96 @@ impl Directories {
     fn each(
         &self,
         inode: u64,
-        handle: FileHandle,
         offset: u64,
-        mut add: impl FnMut(Entry<'_>, u64) -> Result<bool, Errno>,
+        mut add: impl FnMut(Entry<'_>, u64) -> Result<Given, Errno>,
     ) -> Result<(), Errno> {
-        let reading = self.opened().get(&handle.0).cloned().ok_or(Errno::BADF)?;
-        let mut reading = reading.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if offset == 0 || reading.is_none() {
-            *reading = Some(self.list(inode)?);
-        }
-        let Some(held) = &*reading else { return Err(Errno::BADF) };
-        let first = usize::try_from(offset).map_err(|_| Errno::INVAL)?;
-        let mut index = first;
-        while index < held.listing.entries().len() + DOTS {
-            let entry = match index {
-                0 => Entry::Dot { name: b".", inode },
-                1 => Entry::Dot { name: b"..", inode: self.union.parent(inode) },
-                index => Entry::Listed { held, index: index - DOTS },
-            };
-            match add(entry, index as u64 + 1) {
-                Ok(false) => index += 1,
-                Ok(true) => break,
-                Err(errno) if index == first => return Err(errno),
+        let held = match offset {
+            0 => self.list(inode)?,
+            _ => self.find(inode).map_or_else(|| self.list(inode), Ok)?,
+        };
+        let dots = [(DOT, b".".as_slice()), (DOT_DOT, b"..".as_slice())].into_iter();
+        let dots = dots.filter(|(next, _)| *next > offset).map(|(next, name)| {
+            let inode = if next == DOT { inode } else { self.union.parent(inode) };
+            (Entry::Dot { name, inode }, next)
+        });
+        let left = &held.order[held.order.partition_point(|(next, _)| *next <= offset)..];
+        let listed = left.iter().map(|&(next, index)| {
+            let index = index as usize;
+            (Entry::Listed { held: &held, index }, next)
+        });
+        let mut given = false;
+        for (entry, next) in dots.chain(listed) {
+            match add(entry, next) {
+                Ok(Given::Added) => given = true,
+                Ok(Given::Gone) => {}
+                Ok(Given::Full) => break,
                 // What was added is given; whoever reads on meets the error.
-                Err(_) => break,
+                Err(_) if given => break,
+                Err(errno) => return Err(errno),
             }
+        }
+        if left.is_empty() {
+            self.let_go(&held);
         }
         Ok(())
     }
 
-    fn list(&self, inode: u64) -> Result<Held, Errno> {
+    fn all_held(&self) -> MutexGuard<'_, VecDeque<Arc<Held>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, inode: u64) -> Option<Arc<Held>> {
+        self.all_held().iter().find(|held| held.inode == inode).cloned()
+    }
+
+    fn list(&self, inode: u64) -> Result<Arc<Held>, Errno> {
         let since = Instant::now();
-        Ok(Held { listing: self.union.list(inode)?, since })
+        let listing = self.union.list(inode)?;
+        let order = self.order(&listing);
+        let new = Arc::new(Held { inode, since, listing, order });
+        let mut all = self.all_held();
+        all.retain(|held| held.inode != inode);
+        let mut entries: usize = all.iter().map(|held| held.order.len()).sum::<usize>() + new.order.len();
+        while all.len() >= MOST_HELD || entries > MOST_ENTRIES {
+            let Some(oldest) = all.pop_front() else { break };
+            entries -= oldest.order.len();
+        }
+        all.push_back(Arc::clone(&new));
+        drop(all);
+        // The kernel keeps what it is given from here on.
+        self.forget_later(inode);
+        Ok(new)
+    }
+
+    fn order(&self, listing: &Listing) -> Box<[(u64, u32)]> {
+        // Two bits are left free: offsets are signed, and two of one hash stand behind each other.
+        let offset = |name: &[u8]| (self.hasher.hash_one(name) >> 2).max(DOT_DOT + 1);
+        let numbers = 0..u32::MAX;
+        let mut order: Box<[(u64, u32)]> = listing
+            .entries()
+            .iter()
+            .zip(numbers)
+            .map(|(listed, index)| (offset(&listed.name), index))
+            .collect();
+        order.sort_unstable();
+        let mut last = DOT_DOT;
+        for (offset, _) in &mut order {
+            *offset = (*offset).max(last + 1);
+            last = *offset;
+        }
+        order
+    }
+
+    /// The last entry was given: few read on.
+    fn let_go(&self, read: &Arc<Held>) {
+        self.all_held().retain(|held| !Arc::ptr_eq(held, read));
+        // The kernel has all of it now, and goes by it.
+        self.forget_later(read.inode);
+    }
+
+    fn forget_later(&self, inode: u64) {
+        if let Some(forget_later) = &self.forget_later {
+            forget_later.add(inode, self.remember);
+        }
     }
 }

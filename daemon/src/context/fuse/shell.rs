@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    FileHandle, Filesystem, FopenFlags, INodeNo, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
+    FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use rustix::fs::{FallocateFlags, FileType, XattrFlags};
@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use super::ask;
 use super::directories::Directories;
+use super::forget::ForgetLater;
 use super::passthrough::Passthrough;
 use super::wire::{self, GENERATION};
 use crate::context::union::{Change, Found, MAX_NAME, Maker, RenameMode, Union};
@@ -30,6 +31,8 @@ pub(super) struct Shell {
     /// How long the kernel may remember names and attributes.
     remember: Duration,
     directories: Directories,
+    /// Kernels before 5.1 want an answer for each.
+    opens_directories: bool,
     passthrough: Option<Passthrough>,
 }
 
@@ -39,10 +42,11 @@ thread_local! {
 }
 
 impl Shell {
-    pub fn new(union: Arc<Union>) -> Self {
-        let remember = if union.is_constant() { CONSTANT } else { CHANGING };
-        let directories = Directories::new(Arc::clone(&union), remember);
-        Self { union, remember, directories, passthrough: None }
+    pub fn new(union: Arc<Union>, forget_later: ForgetLater) -> Self {
+        let (remember, forget_later) =
+            if union.is_constant() { (CONSTANT, None) } else { (CHANGING, Some(forget_later)) };
+        let directories = Directories::new(Arc::clone(&union), remember, forget_later);
+        Self { union, remember, directories, opens_directories: false, passthrough: None }
     }
 
     fn entry(&self, found: Result<Found, Errno>, reply: ReplyEntry) {
@@ -50,6 +54,10 @@ impl Shell {
             Ok(found) => reply.entry(&self.remember, &wire::attr(&found), GENERATION),
             Err(errno) => reply.error(wire::errno(errno)),
         }
+    }
+
+    fn attr(&self, found: Found, reply: ReplyAttr) {
+        reply.attr(&self.remember, &wire::attr(&found));
     }
 
     /// For files that are not passed through: whether what the kernel has cached of them still holds.
@@ -76,6 +84,7 @@ const fn writes(flags: OpenFlags) -> bool {
 
 impl Filesystem for Shell {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        self.opens_directories = !config.capabilities().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         if ask::features(&self.union, config) {
             self.passthrough = Some(Passthrough::default());
         }
@@ -92,7 +101,7 @@ impl Filesystem for Shell {
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         match self.union.attr(inode.0) {
-            Ok(attr) => reply.attr(&self.remember, &wire::attr(&Found { inode: inode.0, attr })),
+            Ok(attr) => self.attr(Found { inode: inode.0, attr }, reply),
             Err(errno) => reply.error(wire::errno(errno)),
         }
     }
@@ -119,7 +128,7 @@ impl Filesystem for Shell {
         let modified = modified.map(wire::new_time);
         let change = Change { mode, uid, gid, size, accessed, modified };
         match self.union.set_attr(inode.0, &change) {
-            Ok(attr) => reply.attr(&self.remember, &wire::attr(&Found { inode: inode.0, attr })),
+            Ok(attr) => self.attr(Found { inode: inode.0, attr }, reply),
             Err(errno) => reply.error(wire::errno(errno)),
         }
     }
@@ -331,27 +340,27 @@ impl Filesystem for Shell {
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.directories.open(reply);
+        if self.opens_directories {
+            reply.opened(FileHandle(0), FopenFlags::empty());
+        } else {
+            // The kernel reads without, and does not ask again.
+            reply.error(fuser::Errno::ENOSYS);
+        }
     }
 
-    fn readdir(&self, _: &Request, inode: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
-        self.directories.read(inode.0, handle, offset, reply);
+    fn readdir(&self, _: &Request, inode: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.directories.read(inode.0, offset, reply);
     }
 
     fn readdirplus(
         &self,
         _: &Request,
         inode: INodeNo,
-        handle: FileHandle,
+        _: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        self.directories.read_plus(inode.0, handle, offset, reply);
-    }
-
-    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.directories.close(handle);
-        reply.ok();
+        self.directories.read_plus(inode.0, offset, reply);
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {

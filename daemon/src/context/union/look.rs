@@ -32,8 +32,6 @@ pub struct Listing {
 pub struct Listed {
     pub name: Box<[u8]>,
     pub kind: FileType,
-    /// The number it has, or would get when it is looked up.
-    pub inode: u64,
     sight: Sight,
 }
 
@@ -296,14 +294,13 @@ impl Union {
         if directory.upper.is_some() {
             listed.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         }
-        let nodes = self.nodes();
-        let entry = |(name, sight): (Box<[u8]>, Sight)| Listed {
-            kind: sight.attr.kind,
-            inode: nodes.number(&sight.key),
-            name,
-            sight,
-        };
+        let entry = |(name, sight): (Box<[u8]>, Sight)| Listed { kind: sight.attr.kind, name, sight };
         Ok(listed.into_iter().map(entry).collect())
+    }
+
+    /// The number that an entry has, or would get when it is looked up.
+    pub fn number(&self, listed: &Listed) -> u64 {
+        self.nodes().number(&listed.sight.key)
     }
 
     /// Looks up what was listed, without asking again when nothing can have changed here. None when it

@@ -3,6 +3,7 @@
 mod core;
 mod directed;
 mod disk;
+mod listings;
 mod memory;
 mod mounted;
 mod operation;

@@ -235,7 +235,7 @@ impl Target for Core<'_> {
                 let child = if path.is_empty() { name.to_vec() } else { [&path[..], b"/", name].concat() };
                 let found = union.look_up_listed(&listing, index).unwrap().unwrap();
                 known.push(found.inode);
-                assert_eq!(listed.inode, found.inode, "{}", child.escape_ascii());
+                assert_eq!(union.number(listed), found.inode, "{}", child.escape_ascii());
                 let mut asked = union.attr(found.inode).unwrap();
                 // Reading by another name since it was listed.
                 asked.accessed = found.attr.accessed;

@@ -324,26 +324,6 @@ fn a_mounted_lower_that_changes_is_seen_soon() {
 }
 
 #[test]
-fn what_was_listed_long_before_it_is_read_is_asked_for_again() {
-    let place = Place::new();
-    let last = "f1999";
-    (0..2000).for_each(|number| fs::write(place.lower().join(format!("f{number:04}")), "one").unwrap());
-    let at = place.path("at");
-    let _point = Point::fuse(&at, place.read_only());
-    let mut entries = fs::read_dir(&at).unwrap();
-    entries.next().unwrap().unwrap().metadata().unwrap();
-    std::thread::sleep(Duration::from_millis(300));
-    fs::write(place.lower().join(last), "longer").unwrap();
-    // To look at each is what makes the kernel ask for attributes with the names.
-    let sizes = entries.map(|entry| {
-        let entry = entry.unwrap();
-        (entry.file_name(), entry.metadata().unwrap().len())
-    });
-    let found = sizes.filter(|(name, _)| name == last).map(|(_, size)| size).collect::<Vec<_>>();
-    assert_eq!(found, [6]);
-}
-
-#[test]
 fn a_mount_serves_many_readers_and_large_files_whole() {
     let place = Place::new();
     let content: Vec<u8> = (0..3_000_000u32).flat_map(u32::to_le_bytes).collect();

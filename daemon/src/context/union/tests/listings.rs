@@ -1,0 +1,133 @@
+//! Directories of a mount that are read while they change.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::{self, File, FileTimes};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::Place;
+use super::mounted::Point;
+
+const LIMIT: Duration = Duration::from_secs(5);
+/// The kernel takes a directory of this many in several parts.
+const MANY: usize = 2000;
+
+fn fill(directory: &Path) {
+    fs::create_dir_all(directory).unwrap();
+    (0..MANY).for_each(|number| fs::write(directory.join(name(number)), "one").unwrap());
+}
+
+fn name(number: usize) -> OsString {
+    format!("a-name-that-takes-some-room-in-a-listing-{number:04}").into()
+}
+
+fn names(directory: &Path) -> Vec<OsString> {
+    fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+}
+
+#[test]
+fn what_was_listed_long_before_it_is_read_is_asked_for_again() {
+    let place = Place::new();
+    fill(&place.lower());
+    let at = place.path("at");
+    let _point = Point::fuse(&at, place.read_only());
+    // It stays the last one as long as the mount is there.
+    let last = names(&at).pop().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let mut entries = fs::read_dir(&at).unwrap();
+    entries.next().unwrap().unwrap().metadata().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    fs::write(place.lower().join(&last), "longer").unwrap();
+    // To look at each is what makes the kernel ask for attributes with the names.
+    let sizes = entries.map(|entry| {
+        let entry = entry.unwrap();
+        (entry.file_name(), entry.metadata().unwrap().len())
+    });
+    let found = sizes.filter(|(name, _)| *name == last).map(|(_, size)| size).collect::<Vec<_>>();
+    assert_eq!(found, [6]);
+}
+
+#[test]
+fn no_listing_is_kept_although_the_time_of_its_directory_stays() {
+    let place = Place::new();
+    let below = place.lower().join("d");
+    fs::create_dir(&below).unwrap();
+    fs::write(below.join("old"), "").unwrap();
+    let at = place.path("at");
+    let _point = Point::fuse(&at, place.read_only());
+    let modified = fs::metadata(&below).unwrap().modified().unwrap();
+    assert_eq!(names(&at.join("d")), ["old"]);
+    fs::write(below.join("new"), "").unwrap();
+    fs::remove_file(below.join("old")).unwrap();
+    File::open(&below).unwrap().set_times(FileTimes::new().set_modified(modified)).unwrap();
+    let start = Instant::now();
+    while names(&at.join("d")) != ["new"] {
+        assert!(start.elapsed() < LIMIT, "{:?} is still listed", names(&at.join("d")));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Reads a directory in part, makes changes, reads the rest: what was there all the time is met once.
+fn reads_on(at: &Path, change: impl FnOnce(&Path)) {
+    let mut entries = fs::read_dir(at).unwrap();
+    let mut met = vec![entries.next().unwrap().unwrap().file_name()];
+    change(at);
+    met.extend(entries.map(|entry| entry.unwrap().file_name()));
+    let all: BTreeSet<_> = met.iter().cloned().collect();
+    assert_eq!(all.len(), met.len(), "some were met twice");
+    for number in (1..MANY).step_by(2) {
+        assert!(all.contains(&name(number)), "{number} was not met");
+    }
+}
+
+/// Half of the names go, new ones come, and somebody else reads meanwhile.
+fn changes(directory: &Path, at: &Path) {
+    (0..MANY).step_by(2).for_each(|number| fs::remove_file(directory.join(name(number))).unwrap());
+    (MANY..MANY + MANY / 2).for_each(|number| fs::write(directory.join(name(number)), "").unwrap());
+    std::thread::sleep(Duration::from_millis(150));
+    assert_eq!(names(at).len(), MANY);
+}
+
+#[test]
+fn a_reader_goes_on_where_it_stood_whatever_changed_below() {
+    let place = Place::new();
+    fill(&place.lower());
+    let at = place.path("at");
+    let _point = Point::fuse(&at, place.read_only());
+    reads_on(&at, |at| changes(&place.lower(), at));
+}
+
+#[test]
+fn a_reader_goes_on_where_it_stood_whatever_it_changed() {
+    let place = Place::new();
+    fill(&place.lower());
+    let at = place.path("at");
+    let _point = Point::fuse(&at, place.union());
+    reads_on(&at, |at| changes(at, at));
+    fs::create_dir(at.join("d")).unwrap();
+    fill(&at.join("d/e"));
+    fs::remove_dir_all(at.join("d")).unwrap();
+    assert!(!at.join("d").exists());
+}
+
+#[test]
+fn more_readers_than_are_remembered_all_read_to_the_end() {
+    const ENTRIES: usize = 400;
+    let place = Place::new();
+    let all: Vec<_> = (0..100).map(|number| format!("d{number}")).collect();
+    for directory in all.iter().map(|name| place.lower().join(name)) {
+        fs::create_dir(&directory).unwrap();
+        (0..ENTRIES).for_each(|number| fs::write(directory.join(name(number)), "").unwrap());
+    }
+    let at = place.path("at");
+    let _point = Point::fuse(&at, place.read_only());
+    let mut readers: Vec<_> = all.iter().map(|name| fs::read_dir(at.join(name)).unwrap()).collect();
+    let mut met = vec![BTreeSet::new(); all.len()];
+    for _ in 0..ENTRIES {
+        for (reader, met) in readers.iter_mut().zip(&mut met) {
+            assert!(met.insert(reader.next().unwrap().unwrap().file_name()));
+        }
+    }
+    assert!(readers.iter_mut().all(|reader| reader.next().is_none()));
+}
