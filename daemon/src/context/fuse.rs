@@ -7,6 +7,7 @@
 //! Nothing here decides anything but how long the kernel may remember an answer, and which files it may
 //! read by itself (passthrough). No thread of the async runtime is ever used or waited for.
 
+mod ahead;
 mod ask;
 mod directories;
 mod forget;

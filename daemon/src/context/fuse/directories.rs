@@ -25,6 +25,7 @@ use fuser::{INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
+use super::ahead::Ahead;
 use super::forget::ForgetLater;
 use super::wire::{self, GENERATION};
 use crate::context::attr::Attr;
@@ -48,6 +49,7 @@ pub(super) struct Directories {
     hasher: RandomState,
     /// The one that was listed last is at the end.
     held: Mutex<VecDeque<Arc<Held>>>,
+    ahead: Ahead<Held>,
 }
 
 /// What a directory held at one moment.
@@ -75,7 +77,14 @@ enum Entry<'l> {
 
 impl Directories {
     pub fn new(union: Arc<Union>, remember: Duration, forget_later: Option<ForgetLater>) -> Self {
-        Self { union, remember, forget_later, hasher: RandomState::new(), held: Mutex::default() }
+        Self {
+            union,
+            remember,
+            forget_later,
+            hasher: RandomState::new(),
+            held: Mutex::default(),
+            ahead: Ahead::new(),
+        }
     }
 
     pub fn read(&self, inode: u64, offset: u64, mut reply: ReplyDirectory) {
@@ -91,7 +100,7 @@ impl Directories {
             Ok(if full { Given::Full } else { Given::Added })
         });
         match read {
-            Ok(()) => reply.ok(),
+            Ok(_) => reply.ok(),
             Err(errno) => reply.error(wire::errno(errno)),
         }
     }
@@ -122,7 +131,12 @@ impl Directories {
             Ok(if full { Given::Full } else { Given::Added })
         });
         match read {
-            Ok(()) => reply.ok(),
+            Ok(held) => {
+                reply.ok();
+                if offset == 0 {
+                    self.list_ahead(&held);
+                }
+            }
             Err(errno) => reply.error(wire::errno(errno)),
         }
     }
@@ -133,10 +147,10 @@ impl Directories {
         inode: u64,
         offset: u64,
         mut add: impl FnMut(Entry<'_>, u64) -> Result<Given, Errno>,
-    ) -> Result<(), Errno> {
+    ) -> Result<Arc<Held>, Errno> {
         let held = match offset {
-            0 => self.list(inode)?,
-            _ => self.find(inode).map_or_else(|| self.list(inode), Ok)?,
+            0 => self.hold(self.listed_ahead(inode).map_or_else(|| self.list(inode), Ok)?),
+            _ => self.find(inode).map_or_else(|| self.list(inode).map(|new| self.hold(new)), Ok)?,
         };
         let dots = [(DOT, b".".as_slice()), (DOT_DOT, b"..".as_slice())].into_iter();
         let dots = dots.filter(|(next, _)| *next > offset).map(|(next, name)| {
@@ -162,7 +176,7 @@ impl Directories {
         if left.is_empty() {
             self.let_go(&held);
         }
-        Ok(())
+        Ok(held)
     }
 
     fn all_held(&self) -> MutexGuard<'_, VecDeque<Arc<Held>>> {
@@ -173,11 +187,34 @@ impl Directories {
         self.all_held().iter().find(|held| held.inode == inode).cloned()
     }
 
-    fn list(&self, inode: u64) -> Result<Arc<Held>, Errno> {
+    fn list(&self, inode: u64) -> Result<Held, Errno> {
         let since = Instant::now();
         let listing = self.union.list(inode)?;
         let order = self.order(&listing);
-        let new = Arc::new(Held { inode, since, listing, order });
+        Ok(Held { inode, since, listing, order })
+    }
+
+    /// What was listed a moment ago for a walk that comes here now, unless it was changed by the kernel since.
+    fn listed_ahead(&self, inode: u64) -> Option<Held> {
+        let held = self.ahead.come_to(inode)?;
+        let holds = self.union.is_current(&held.listing) && held.since.elapsed() < self.remember / 2;
+        holds.then_some(held)
+    }
+
+    /// Lists the directory that a walk comes to behind this one.
+    fn list_ahead(&self, read: &Held) {
+        let listed = read.order.iter().map(|&(_, index)| &read.listing.entries()[index as usize]);
+        let directories = listed.filter(|listed| listed.kind == FileType::Directory);
+        let Some(next) = self.ahead.expect(directories.map(|listed| self.union.number(listed))) else {
+            return;
+        };
+        // When it is gone, whoever comes there is told.
+        self.ahead.listed(next, self.list(next).ok());
+    }
+
+    /// Keeps it for whoever reads on.
+    fn hold(&self, new: Held) -> Arc<Held> {
+        let (inode, new) = (new.inode, Arc::new(new));
         let mut all = self.all_held();
         all.retain(|held| held.inode != inode);
         let mut entries: usize = all.iter().map(|held| held.order.len()).sum::<usize>() + new.order.len();
@@ -189,7 +226,7 @@ impl Directories {
         drop(all);
         // The kernel keeps what it is given from here on.
         self.forget_later(inode);
-        Ok(new)
+        new
     }
 
     fn order(&self, listing: &Listing) -> Box<[(u64, u32)]> {

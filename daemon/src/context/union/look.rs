@@ -298,6 +298,11 @@ impl Union {
         Ok(listed.into_iter().map(entry).collect())
     }
 
+    /// Whether nothing was changed through this union since a listing was made. Below, it may have been.
+    pub fn is_current(&self, listing: &Listing) -> bool {
+        self.version.load(Ordering::Acquire) == listing.version
+    }
+
     /// The number that an entry has, or would get when it is looked up.
     pub fn number(&self, listed: &Listed) -> u64 {
         self.nodes().number(&listed.sight.key)
@@ -308,7 +313,7 @@ impl Union {
     pub fn look_up_listed(&self, listing: &Listing, index: usize) -> Result<Option<Found>> {
         let Some(listed) = listing.entries.get(index) else { return Ok(None) };
         let _reading = self.reading_names();
-        if self.version.load(Ordering::Acquire) == listing.version {
+        if self.is_current(listing) {
             return self.meet(&listed.sight, listing.directory, &listed.name).map(Some);
         }
         let directory = self.directory(listing.directory)?;

@@ -131,3 +131,59 @@ fn more_readers_than_are_remembered_all_read_to_the_end() {
     }
     assert!(readers.iter_mut().all(|reader| reader.next().is_none()));
 }
+
+/// Directories `d00`, `d01` and so on, with a file in each.
+fn directories(lower: &Path) {
+    for directory in (0..20).map(|number| lower.join(format!("d{number:02}"))) {
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("old"), "").unwrap();
+    }
+}
+
+#[test]
+fn a_walk_meets_what_it_made_itself_in_a_directory_that_was_listed_ahead() {
+    let place = Place::new();
+    directories(&place.lower());
+    let at = place.path("at");
+    let _point = Point::fuse(&at, place.union());
+    for directory in names(&at).into_iter().map(|name| at.join(name)) {
+        // Time to list it, after the one before it was read.
+        std::thread::sleep(Duration::from_millis(5));
+        fs::write(directory.join("new"), "").unwrap();
+        fs::remove_file(directory.join("old")).unwrap();
+        assert_eq!(names(&directory), ["new"]);
+    }
+}
+
+#[test]
+fn a_walk_meets_what_came_below_a_while_before() {
+    let place = Place::new();
+    directories(&place.lower());
+    let at = place.path("at");
+    let _point = Point::fuse(&at, place.read_only());
+    for directory in names(&at) {
+        std::thread::sleep(Duration::from_millis(5));
+        let below = place.lower().join(&directory);
+        fs::write(below.join("new"), "").unwrap();
+        fs::remove_file(below.join("old")).unwrap();
+        std::thread::sleep(Duration::from_millis(110));
+        assert_eq!(names(&at.join(&directory)), ["new"]);
+    }
+}
+
+#[test]
+fn a_walk_through_a_tree_that_loses_its_directories_ends_well() {
+    let place = Place::new();
+    directories(&place.lower());
+    let at = place.path("at");
+    let _point = Point::fuse(&at, place.read_only());
+    let all = names(&at);
+    for directory in &all[..10] {
+        assert_eq!(names(&at.join(directory)), ["old"]);
+    }
+    std::thread::sleep(Duration::from_millis(5));
+    all[10..].iter().for_each(|name| fs::remove_dir_all(place.lower().join(name)).unwrap());
+    std::thread::sleep(Duration::from_millis(150));
+    assert!(all[10..].iter().all(|name| fs::read_dir(at.join(name)).is_err()));
+    assert_eq!(names(&at).len(), 10);
+}

@@ -1,0 +1,143 @@
+//! Where a walk through a tree comes to next, so that it finds the directory listed already.
+//!
+//! ```text
+//! d is read; it holds a and c, a holds b:   expected  c a     (the next one is last)
+//! a is read:                                expected  c b
+//! ```
+//!
+//! A walk goes into a directory before it goes to the next one. Who reads otherwise, or reads while another
+//! does, is not expected anywhere and costs nothing.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Directories that were come to as expected, before one is listed ahead.
+const WALK: u32 = 3;
+/// Expected directories that a walk may pass by.
+const PASSED: usize = 64;
+/// Expected directories of a whole walk; those that are farthest away are not kept.
+const MOST_EXPECTED: usize = 16_384;
+
+/// `L` is a listing.
+pub(super) struct Ahead<L>(Mutex<State<L>>);
+
+struct State<L> {
+    expected: Vec<u64>,
+    /// How often in a row a directory was expected.
+    met: u32,
+    /// Somebody lists the next one.
+    busy: bool,
+    listed: Option<(u64, L)>,
+}
+
+impl<L> Ahead<L> {
+    pub fn new() -> Self {
+        Self(Mutex::new(State { expected: Vec::new(), met: 0, busy: false, listed: None }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<L>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A directory is read from its start. Gives what was listed ahead of it.
+    pub fn come_to(&self, directory: u64) -> Option<L> {
+        let mut state = self.state();
+        let first = state.expected.len().saturating_sub(PASSED);
+        match state.expected[first..].iter().rposition(|&expected| expected == directory) {
+            Some(place) => {
+                state.expected.truncate(first + place);
+                state.met = state.met.saturating_add(1);
+            }
+            None => {
+                state.expected.clear();
+                state.met = 0;
+            }
+        }
+        let (listed, listing) = state.listed.take()?;
+        (listed == directory).then_some(listing)
+    }
+
+    /// Directories in the one that was come to, in the order in which they are read. Gives the one to list
+    /// now; whoever gets it says [`listed`](Self::listed).
+    pub fn expect(&self, below: impl DoubleEndedIterator<Item = u64>) -> Option<u64> {
+        let mut state = self.state();
+        state.expected.extend(below.rev());
+        let over = state.expected.len().saturating_sub(MOST_EXPECTED);
+        state.expected.drain(..over);
+        if state.met < WALK || state.busy {
+            return None;
+        }
+        let next = state.expected.last().copied()?;
+        state.busy = true;
+        Some(next)
+    }
+
+    /// None when it could not be listed.
+    pub fn listed(&self, directory: u64, listing: Option<L>) {
+        let mut state = self.state();
+        state.busy = false;
+        state.listed = listing.map(|listing| (directory, listing));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Comes to a directory with others below, lists what is next. Gives that, and whether it was listed.
+    fn step(ahead: &Ahead<u64>, directory: u64, below: &[u64]) -> (bool, Option<u64>) {
+        let listed = ahead.come_to(directory);
+        assert!(listed.is_none_or(|listed| listed == directory));
+        let next = ahead.expect(below.iter().copied());
+        if let Some(next) = next {
+            ahead.listed(next, Some(next));
+        }
+        (listed.is_some(), next)
+    }
+
+    #[test]
+    fn a_walk_finds_its_directories_listed_once_it_is_known_for_one() {
+        let ahead = Ahead::new();
+        assert_eq!(step(&ahead, 1, &[2, 5, 8]), (false, None));
+        assert_eq!(step(&ahead, 2, &[3, 4]), (false, None));
+        assert_eq!(step(&ahead, 3, &[]), (false, None));
+        assert_eq!(step(&ahead, 4, &[]), (false, Some(5)));
+        assert_eq!(step(&ahead, 5, &[6, 7]), (true, Some(6)));
+        // One is passed by.
+        assert_eq!(step(&ahead, 7, &[]), (false, Some(8)));
+        assert_eq!(step(&ahead, 8, &[]), (true, None));
+    }
+
+    #[test]
+    fn who_comes_from_elsewhere_begins_anew() {
+        let ahead = Ahead::new();
+        for (directory, below) in [(1, &[2, 9][..]), (2, &[3]), (3, &[4])] {
+            step(&ahead, directory, below);
+        }
+        assert_eq!(step(&ahead, 4, &[5]), (false, Some(5)));
+        assert_eq!(step(&ahead, 77, &[78]), (false, None));
+        assert_eq!(step(&ahead, 5, &[]), (false, None));
+        assert_eq!(step(&ahead, 9, &[]), (false, None));
+    }
+
+    #[test]
+    fn one_is_listed_at_a_time_and_a_failure_is_forgotten() {
+        let ahead = Ahead::<u64>::new();
+        for (directory, below) in [(1, &[2][..]), (2, &[3]), (3, &[4])] {
+            step(&ahead, directory, below);
+        }
+        assert_eq!(ahead.come_to(4), None);
+        assert_eq!(ahead.expect([5, 6].into_iter()), Some(5));
+        assert_eq!(ahead.come_to(5), None);
+        assert_eq!(ahead.expect([].into_iter()), None, "the other one is not done");
+        ahead.listed(5, None);
+        assert_eq!(ahead.come_to(6), None);
+    }
+
+    #[test]
+    fn no_more_is_kept_than_the_bound() {
+        let ahead = Ahead::<u64>::new();
+        ahead.expect(0..MOST_EXPECTED as u64 + 5);
+        let state = ahead.state();
+        assert_eq!((state.expected.len(), state.expected.last()), (MOST_EXPECTED, Some(&0)));
+    }
+}
