@@ -78,7 +78,8 @@ fn serve(union: Arc<Union>, device: OwnedFd) -> io::Result<Session> {
     let (forget_later, forgetting) = forget::channel();
     let shell = Shell::new(union, forget_later);
     let session = fuser::Session::from_fd(shell, device, fuser::SessionACL::All, config)?;
-    forgetting.spawn(session.notifier())?;
+    // A listing may be a little older already when the kernel gets it.
+    forgetting.spawn(session.notifier(), shell::CHANGING.saturating_sub(directories::AHEAD))?;
     Ok(Session { background: session.spawn()? })
 }
 

@@ -5,8 +5,8 @@
 //! a is read:                                expected  c b
 //! ```
 //!
-//! A walk goes into a directory before it goes to the next one. Who reads otherwise, or reads while another
-//! does, is not expected anywhere and costs nothing.
+//! A walk goes into a directory before it goes to the next one. For who reads otherwise, or reads while another
+//! does, nothing is listed ahead.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -15,7 +15,7 @@ const WALK: u32 = 3;
 /// Expected directories that a walk may pass by.
 const PASSED: usize = 64;
 /// Expected directories of a whole walk; those that are farthest away are not kept.
-const MOST_EXPECTED: usize = 16_384;
+pub(super) const MOST_EXPECTED: usize = 16_384;
 
 /// `L` is a listing.
 pub(super) struct Ahead<L>(Mutex<State<L>>);
@@ -58,9 +58,9 @@ impl<L> Ahead<L> {
 
     /// Directories in the one that was come to, in the order in which they are read. Gives the one to list
     /// now; whoever gets it says [`listed`](Self::listed).
-    pub fn expect(&self, below: impl DoubleEndedIterator<Item = u64>) -> Option<u64> {
+    pub fn expect(&self, below: &[u64]) -> Option<u64> {
         let mut state = self.state();
-        state.expected.extend(below.rev());
+        state.expected.extend(below.iter().rev());
         let over = state.expected.len().saturating_sub(MOST_EXPECTED);
         state.expected.drain(..over);
         if state.met < WALK || state.busy {
@@ -87,7 +87,7 @@ mod tests {
     fn step(ahead: &Ahead<u64>, directory: u64, below: &[u64]) -> (bool, Option<u64>) {
         let listed = ahead.come_to(directory);
         assert!(listed.is_none_or(|listed| listed == directory));
-        let next = ahead.expect(below.iter().copied());
+        let next = ahead.expect(below);
         if let Some(next) = next {
             ahead.listed(next, Some(next));
         }
@@ -126,9 +126,9 @@ mod tests {
             step(&ahead, directory, below);
         }
         assert_eq!(ahead.come_to(4), None);
-        assert_eq!(ahead.expect([5, 6].into_iter()), Some(5));
+        assert_eq!(ahead.expect(&[5, 6]), Some(5));
         assert_eq!(ahead.come_to(5), None);
-        assert_eq!(ahead.expect([].into_iter()), None, "the other one is not done");
+        assert_eq!(ahead.expect(&[]), None, "the other one is not done");
         ahead.listed(5, None);
         assert_eq!(ahead.come_to(6), None);
     }
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn no_more_is_kept_than_the_bound() {
         let ahead = Ahead::<u64>::new();
-        ahead.expect(0..MOST_EXPECTED as u64 + 5);
+        ahead.expect(&(0..MOST_EXPECTED as u64 + 5).collect::<Vec<_>>());
         let state = ahead.state();
         assert_eq!((state.expected.len(), state.expected.last()), (MOST_EXPECTED, Some(&0)));
     }

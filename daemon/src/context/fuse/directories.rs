@@ -25,7 +25,7 @@ use fuser::{INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use super::ahead::Ahead;
+use super::ahead::{Ahead, MOST_EXPECTED};
 use super::forget::ForgetLater;
 use super::wire::{self, GENERATION};
 use crate::context::attr::Attr;
@@ -33,8 +33,12 @@ use crate::context::union::{Found, Listing, Union};
 
 /// Directories that are held for readers who will read on, and entries of all of them together; the one
 /// that was listed last is held whatever its size.
-const MOST_HELD: usize = 64;
+const MOST_HELD: usize = 32;
 const MOST_ENTRIES: usize = 200_000;
+/// A reader that does not come back for so long finds its directory listed anew.
+const HELD: Duration = Duration::from_secs(10);
+/// How old a listing that was made ahead of a walk may be.
+pub(super) const AHEAD: Duration = Duration::from_millis(20);
 
 /// The offsets behind `.` and `..`.
 const DOT: u64 = 1;
@@ -44,11 +48,11 @@ pub(super) struct Directories {
     union: Arc<Union>,
     /// How long the kernel may remember names and attributes.
     remember: Duration,
-    /// For listings that the kernel keeps, where they can change without it.
+    /// For listings that the kernel keeps, where they can change.
     forget_later: Option<ForgetLater>,
     hasher: RandomState,
-    /// The one that was listed last is at the end.
-    held: Mutex<VecDeque<Arc<Held>>>,
+    /// With the time when it was read last; the newest is at the end.
+    held: Mutex<VecDeque<(Instant, Arc<Held>)>>,
     ahead: Ahead<Held>,
 }
 
@@ -173,18 +177,22 @@ impl Directories {
                 Err(errno) => return Err(errno),
             }
         }
-        if left.is_empty() {
+        if !given {
             self.let_go(&held);
         }
         Ok(held)
     }
 
-    fn all_held(&self) -> MutexGuard<'_, VecDeque<Arc<Held>>> {
+    fn all_held(&self) -> MutexGuard<'_, VecDeque<(Instant, Arc<Held>)>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn find(&self, inode: u64) -> Option<Arc<Held>> {
-        self.all_held().iter().find(|held| held.inode == inode).cloned()
+        let mut all = self.all_held();
+        let place = all.iter().position(|(_, held)| held.inode == inode)?;
+        let (_, held) = all.remove(place)?;
+        all.push_back((Instant::now(), Arc::clone(&held)));
+        Some(held)
     }
 
     fn list(&self, inode: u64) -> Result<Held, Errno> {
@@ -197,17 +205,16 @@ impl Directories {
     /// What was listed a moment ago for a walk that comes here now, unless it was changed by the kernel since.
     fn listed_ahead(&self, inode: u64) -> Option<Held> {
         let held = self.ahead.come_to(inode)?;
-        let holds = self.union.is_current(&held.listing) && held.since.elapsed() < self.remember / 2;
+        let holds = self.union.is_current(&held.listing) && held.since.elapsed() < AHEAD;
         holds.then_some(held)
     }
 
     /// Lists the directory that a walk comes to behind this one.
     fn list_ahead(&self, read: &Held) {
         let listed = read.order.iter().map(|&(_, index)| &read.listing.entries()[index as usize]);
-        let directories = listed.filter(|listed| listed.kind == FileType::Directory);
-        let Some(next) = self.ahead.expect(directories.map(|listed| self.union.number(listed))) else {
-            return;
-        };
+        let directories = listed.filter(|listed| listed.kind == FileType::Directory).take(MOST_EXPECTED);
+        let numbers: Vec<u64> = directories.map(|listed| self.union.number(listed)).collect();
+        let Some(next) = self.ahead.expect(&numbers) else { return };
         // When it is gone, whoever comes there is told.
         self.ahead.listed(next, self.list(next).ok());
     }
@@ -216,13 +223,14 @@ impl Directories {
     fn hold(&self, new: Held) -> Arc<Held> {
         let (inode, new) = (new.inode, Arc::new(new));
         let mut all = self.all_held();
-        all.retain(|held| held.inode != inode);
-        let mut entries: usize = all.iter().map(|held| held.order.len()).sum::<usize>() + new.order.len();
+        all.retain(|(read, held)| held.inode != inode && read.elapsed() < HELD);
+        let mut entries: usize =
+            all.iter().map(|(_, held)| held.order.len()).sum::<usize>() + new.order.len();
         while all.len() >= MOST_HELD || entries > MOST_ENTRIES {
-            let Some(oldest) = all.pop_front() else { break };
+            let Some((_, oldest)) = all.pop_front() else { break };
             entries -= oldest.order.len();
         }
-        all.push_back(Arc::clone(&new));
+        all.push_back((Instant::now(), Arc::clone(&new)));
         drop(all);
         // The kernel keeps what it is given from here on.
         self.forget_later(inode);
@@ -248,16 +256,16 @@ impl Directories {
         order
     }
 
-    /// The last entry was given: few read on.
+    /// There was nothing more to give: few read on.
     fn let_go(&self, read: &Arc<Held>) {
-        self.all_held().retain(|held| !Arc::ptr_eq(held, read));
+        self.all_held().retain(|(_, held)| !Arc::ptr_eq(held, read));
         // The kernel has all of it now, and goes by it.
         self.forget_later(read.inode);
     }
 
     fn forget_later(&self, inode: u64) {
         if let Some(forget_later) = &self.forget_later {
-            forget_later.add(inode, self.remember);
+            forget_later.add(inode);
         }
     }
 }

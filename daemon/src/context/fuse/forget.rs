@@ -1,63 +1,110 @@
 //! Makes the kernel forget listings that it keeps.
 
+use std::collections::HashMap;
 use std::io;
-use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use fuser::{INodeNo, Notifier};
 
-/// Listings that wait to be forgotten; who lists more in that time is held up.
-const MOST_WAITING: usize = 8192;
 /// Listings are forgotten so much too early, to do many at once.
 const TOGETHER: Duration = Duration::from_millis(20);
 
-pub(super) struct ForgetLater(SyncSender<Kept>);
+/// When it is dropped, nothing is forgotten any more.
+pub(super) struct ForgetLater(Arc<Shared>);
 
 /// The other end.
-pub(super) struct Forgetting(Receiver<Kept>);
+pub(super) struct Forgetting(Arc<Shared>);
 
-/// The kernel may have a listing of this directory.
+#[derive(Default)]
+struct Shared {
+    kept: Mutex<Kept>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
 struct Kept {
-    inode: u64,
-    since: Instant,
-    within: Duration,
+    /// Directories of which the kernel may have a listing, and when it got the last of it.
+    directories: HashMap<u64, Instant>,
+    has_ended: bool,
 }
 
 pub(super) fn channel() -> (ForgetLater, Forgetting) {
-    let (add, waiting) = mpsc::sync_channel(MOST_WAITING);
-    (ForgetLater(add), Forgetting(waiting))
+    let shared = Arc::<Shared>::default();
+    (ForgetLater(Arc::clone(&shared)), Forgetting(shared))
+}
+
+impl Shared {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for directories that were kept for `within`. None at the end.
+    fn due(&self, within: Duration) -> Option<Vec<u64>> {
+        let nothing = |kept: &mut Kept| kept.directories.is_empty() && !kept.has_ended;
+        let mut kept = self.changed.wait_while(self.kept(), nothing).unwrap_or_else(PoisonError::into_inner);
+        if kept.has_ended {
+            return None;
+        }
+        let is_due = |_: &u64, since: &mut Instant| since.elapsed() + TOGETHER >= within;
+        Some(kept.directories.extract_if(is_due).map(|(directory, _)| directory).collect())
+    }
 }
 
 impl ForgetLater {
-    /// `within` is the same for all of them.
-    pub fn add(&self, inode: u64, within: Duration) {
-        // Nobody listens when the mount has ended.
-        let _ = self.0.send(Kept { inode, since: Instant::now(), within });
+    /// The kernel gets a listing of this directory. It goes by it only once it has all of it, and asks no more
+    /// then: so the last time counts.
+    pub fn add(&self, directory: u64) {
+        let mut kept = self.0.kept();
+        kept.directories.insert(directory, Instant::now());
+        if kept.directories.len() == 1 {
+            self.0.changed.notify_one();
+        }
+    }
+}
+
+impl Drop for ForgetLater {
+    fn drop(&mut self) {
+        self.0.kept().has_ended = true;
+        self.0.changed.notify_one();
     }
 }
 
 impl Forgetting {
     /// Works in a thread of its own, because the kernel may wait for answers meanwhile; it ends with the mount.
-    pub fn spawn(self, kernel: Notifier) -> io::Result<()> {
+    pub fn spawn(self, kernel: Notifier, within: Duration) -> io::Result<()> {
         let forget = move || {
-            let mut last: Option<(u64, Instant)> = None;
-            for Kept { inode, since, within } in self.0 {
-                // A directory that was read at once is here twice. What it gave must have reached the kernel.
-                let reached = since + within / 2;
-                if last.is_some_and(|(last, at)| last == inode && reached < at) {
-                    continue;
+            while let Some(due) = self.0.due(within) {
+                for directory in due {
+                    if let Err(error) = kernel.inval_inode(INodeNo(directory), 0, 0) {
+                        tracing::debug!(%error, directory, "the kernel was not made to forget a listing");
+                    }
                 }
-                let left = within.saturating_sub(since.elapsed());
-                if left > TOGETHER {
-                    std::thread::sleep(left);
-                }
-                last = Some((inode, Instant::now()));
-                if let Err(error) = kernel.inval_inode(INodeNo(inode), 0, 0) {
-                    tracing::debug!(%error, inode, "the kernel was not made to forget a listing");
-                }
+                std::thread::sleep(TOGETHER);
             }
         };
         std::thread::Builder::new().name("fuse-forget".to_owned()).spawn(forget)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_due_once_and_by_its_last_time() {
+        let within = Duration::from_millis(200);
+        let (later, forgetting) = channel();
+        later.add(1);
+        later.add(2);
+        assert_eq!(forgetting.0.due(within), Some(vec![]));
+        std::thread::sleep(within);
+        later.add(2);
+        assert_eq!(forgetting.0.due(within), Some(vec![1]));
+        std::thread::sleep(within);
+        assert_eq!(forgetting.0.due(within), Some(vec![2]));
+        drop(later);
+        assert_eq!(forgetting.0.due(within), None);
     }
 }

@@ -24,7 +24,7 @@ use crate::context::union::{Change, Found, MAX_NAME, Maker, RenameMode, Union};
 /// How long the kernel may remember what changes only through it.
 const CONSTANT: Duration = Duration::from_secs(3600);
 /// The same where the room's files are below: they change under the mount.
-const CHANGING: Duration = Duration::from_millis(100);
+pub(super) const CHANGING: Duration = Duration::from_millis(100);
 
 pub(super) struct Shell {
     union: Arc<Union>,
@@ -43,8 +43,9 @@ thread_local! {
 
 impl Shell {
     pub fn new(union: Arc<Union>, forget_later: ForgetLater) -> Self {
-        let (remember, forget_later) =
-            if union.is_constant() { (CONSTANT, None) } else { (CHANGING, Some(forget_later)) };
+        let remember = if union.is_constant() { CONSTANT } else { CHANGING };
+        let changes = !union.is_constant() || !union.is_read_only();
+        let forget_later = changes.then_some(forget_later);
         let directories = Directories::new(Arc::clone(&union), remember, forget_later);
         Self { union, remember, directories, opens_directories: false, passthrough: None }
     }
