@@ -11,7 +11,7 @@
 //!
 //! Names and attributes come in one answer, so a walk takes no look-up. However long a reader takes, the
 //! kernel keeps nothing longer than if it had been asked for a moment ago: what was listed a while before
-//! it is handed out is remembered for a shorter time.
+//! it is handed out is remembered for a shorter time, or looked up anew.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
@@ -117,13 +117,17 @@ impl Directories {
                     let found = Found { inode, attr: Attr::MADE_DIRECTORY };
                     (name, found, None)
                 }
-                Entry::Listed { held, index } => match self.union.look_up_listed(&held.listing, index)? {
-                    Some(found) => {
-                        let remember = self.remember.saturating_sub(held.since.elapsed());
-                        (&*held.listing.entries()[index].name, found, Some(remember))
-                    }
-                    None => return Ok(Given::Gone),
-                },
+                Entry::Listed { held, index } => {
+                    let name = &*held.listing.entries()[index].name;
+                    let left = self.remember.saturating_sub(held.since.elapsed());
+                    let (found, remember) = if left.is_zero() {
+                        (self.look_up(inode, name)?, self.remember)
+                    } else {
+                        (self.union.look_up_listed(&held.listing, index)?, left)
+                    };
+                    let Some(found) = found else { return Ok(Given::Gone) };
+                    (name, found, Some(remember))
+                }
             };
             let (attr, name) = (wire::attr(&found), OsStr::from_bytes(name));
             let kept = remember.unwrap_or_default();
@@ -142,6 +146,14 @@ impl Directories {
                 }
             }
             Err(errno) => reply.error(wire::errno(errno)),
+        }
+    }
+
+    /// None when it is gone.
+    fn look_up(&self, directory: u64, name: &[u8]) -> Result<Option<Found>, Errno> {
+        match self.union.look_up(directory, name) {
+            Err(Errno::NOENT) => Ok(None),
+            found => found.map(Some),
         }
     }
 
