@@ -21,7 +21,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use fuser::{INodeNo, ReplyDirectory, ReplyDirectoryPlus};
+use fuser::{INodeNo, ReplyDirectoryPlus};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
@@ -65,20 +65,6 @@ struct Held {
     order: Box<[(u64, u32)]>,
 }
 
-enum Given {
-    /// There is room for more.
-    Added,
-    /// Gone since the listing was made.
-    Gone,
-    /// It did not fit.
-    Full,
-}
-
-enum Entry<'l> {
-    Dot { name: &'static [u8], inode: u64 },
-    Listed { held: &'l Held, index: usize },
-}
-
 impl Directories {
     pub fn new(union: Arc<Union>, remember: Duration, forget_later: Option<ForgetLater>) -> Self {
         Self {
@@ -91,54 +77,8 @@ impl Directories {
         }
     }
 
-    pub fn read(&self, inode: u64, offset: u64, mut reply: ReplyDirectory) {
-        let read = self.each(inode, offset, |entry, next| {
-            let (name, inode, kind) = match entry {
-                Entry::Dot { name, inode } => (name, inode, FileType::Directory),
-                Entry::Listed { held, index } => {
-                    let listed = &held.listing.entries()[index];
-                    (&*listed.name, self.union.number(listed), listed.kind)
-                }
-            };
-            let full = reply.add(INodeNo(inode), next, wire::kind(kind), OsStr::from_bytes(name));
-            Ok(if full { Given::Full } else { Given::Added })
-        });
-        match read {
-            Ok(_) => reply.ok(),
-            Err(errno) => reply.error(wire::errno(errno)),
-        }
-    }
-
-    pub fn read_plus(&self, inode: u64, offset: u64, mut reply: ReplyDirectoryPlus) {
-        let read = self.each(inode, offset, |entry, next| {
-            let (name, found, remember) = match entry {
-                // The kernel takes their names only.
-                Entry::Dot { name, inode } => {
-                    let found = Found { inode, attr: Attr::MADE_DIRECTORY };
-                    (name, found, None)
-                }
-                Entry::Listed { held, index } => {
-                    let name = &*held.listing.entries()[index].name;
-                    let left = self.remember.saturating_sub(held.since.elapsed());
-                    let (found, remember) = if left.is_zero() {
-                        (self.look_up(inode, name)?, self.remember)
-                    } else {
-                        (self.union.look_up_listed(&held.listing, index)?, left)
-                    };
-                    let Some(found) = found else { return Ok(Given::Gone) };
-                    (name, found, Some(remember))
-                }
-            };
-            let (attr, name) = (wire::attr(&found), OsStr::from_bytes(name));
-            let kept = remember.unwrap_or_default();
-            let full = reply.add(INodeNo(found.inode), next, name, &kept, &attr, GENERATION);
-            if full && remember.is_some() {
-                // It did not fit: the kernel never heard of it.
-                self.union.forget(found.inode, 1);
-            }
-            Ok(if full { Given::Full } else { Given::Added })
-        });
-        match read {
+    pub fn read(&self, inode: u64, offset: u64, mut reply: ReplyDirectoryPlus) {
+        match self.fill(inode, offset, &mut reply) {
             Ok(held) => {
                 reply.ok();
                 if offset == 0 {
@@ -149,50 +89,59 @@ impl Directories {
         }
     }
 
-    /// None when it is gone.
-    fn look_up(&self, directory: u64, name: &[u8]) -> Result<Option<Found>, Errno> {
-        match self.union.look_up(directory, name) {
-            Err(Errno::NOENT) => Ok(None),
-            found => found.map(Some),
-        }
-    }
-
-    /// Gives the entries of a directory from `offset` on to `add`, until it says that it is full.
-    fn each(
-        &self,
-        inode: u64,
-        offset: u64,
-        mut add: impl FnMut(Entry<'_>, u64) -> Result<Given, Errno>,
-    ) -> Result<Arc<Held>, Errno> {
+    /// Adds the entries of a directory from `offset` on, until no more fit.
+    fn fill(&self, inode: u64, offset: u64, reply: &mut ReplyDirectoryPlus) -> Result<Arc<Held>, Errno> {
         let held = match offset {
             0 => self.hold(self.listed_ahead(inode).map_or_else(|| self.list(inode), Ok)?),
             _ => self.find(inode).map_or_else(|| self.list(inode).map(|new| self.hold(new)), Ok)?,
         };
-        let dots = [(DOT, b".".as_slice()), (DOT_DOT, b"..".as_slice())].into_iter();
-        let dots = dots.filter(|(next, _)| *next > offset).map(|(next, name)| {
-            let inode = if next == DOT { inode } else { self.union.parent(inode) };
-            (Entry::Dot { name, inode }, next)
-        });
-        let left = &held.order[held.order.partition_point(|(next, _)| *next <= offset)..];
-        let listed = left.iter().map(|&(next, index)| {
-            let index = index as usize;
-            (Entry::Listed { held: &held, index }, next)
-        });
         let mut given = false;
-        for (entry, next) in dots.chain(listed) {
-            match add(entry, next) {
-                Ok(Given::Added) => given = true,
-                Ok(Given::Gone) => {}
-                Ok(Given::Full) => break,
+        for (next, name) in [(DOT, "."), (DOT_DOT, "..")] {
+            if next <= offset {
+                continue;
+            }
+            let inode = if next == DOT { inode } else { self.union.parent(inode) };
+            // The kernel takes their names only.
+            let attr = wire::attr(&Found { inode, attr: Attr::MADE_DIRECTORY });
+            if reply.add(INodeNo(inode), next, name, &Duration::ZERO, &attr, GENERATION) {
+                return Ok(held);
+            }
+            given = true;
+        }
+        let left = held.order.partition_point(|(next, _)| *next <= offset);
+        for &(next, index) in &held.order[left..] {
+            let (found, remember) = match self.look_up(&held, index as usize) {
+                Ok((Some(found), remember)) => (found, remember),
+                // Gone since the listing was made.
+                Ok((None, _)) => continue,
                 // What was added is given; whoever reads on meets the error.
                 Err(_) if given => break,
                 Err(errno) => return Err(errno),
+            };
+            let name = OsStr::from_bytes(&held.listing.entries()[index as usize].name);
+            if reply.add(INodeNo(found.inode), next, name, &remember, &wire::attr(&found), GENERATION) {
+                // It did not fit: the kernel never heard of it.
+                self.union.forget(found.inode, 1);
+                break;
             }
+            given = true;
         }
         if !given {
             self.let_go(&held);
         }
         Ok(held)
+    }
+
+    /// What an entry is, and how long that may be remembered. None when it is gone.
+    fn look_up(&self, held: &Held, index: usize) -> Result<(Option<Found>, Duration), Errno> {
+        let left = self.remember.saturating_sub(held.since.elapsed());
+        if !left.is_zero() {
+            return Ok((self.union.look_up_listed(&held.listing, index)?, left));
+        }
+        match self.union.look_up(held.inode, &held.listing.entries()[index].name) {
+            Err(Errno::NOENT) => Ok((None, self.remember)),
+            found => Ok((Some(found?), self.remember)),
+        }
     }
 
     fn all_held(&self) -> MutexGuard<'_, VecDeque<(Instant, Arc<Held>)>> {

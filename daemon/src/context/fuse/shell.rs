@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    FileHandle, Filesystem, FopenFlags, INodeNo, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use rustix::fs::{FallocateFlags, FileType, XattrFlags};
 use rustix::io::Errno;
@@ -31,8 +31,6 @@ pub(super) struct Shell {
     /// How long the kernel may remember names and attributes.
     remember: Duration,
     directories: Directories,
-    /// Kernels before 5.1 want an answer for each.
-    opens_directories: bool,
     passthrough: Option<Passthrough>,
 }
 
@@ -47,7 +45,7 @@ impl Shell {
         let changes = !union.is_constant() || !union.is_read_only();
         let forget_later = changes.then_some(forget_later);
         let directories = Directories::new(Arc::clone(&union), remember, forget_later);
-        Self { union, remember, directories, opens_directories: false, passthrough: None }
+        Self { union, remember, directories, passthrough: None }
     }
 
     fn entry(&self, found: Result<Found, Errno>, reply: ReplyEntry) {
@@ -85,7 +83,6 @@ const fn writes(flags: OpenFlags) -> bool {
 
 impl Filesystem for Shell {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        self.opens_directories = !config.capabilities().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         if ask::features(&self.union, config) {
             self.passthrough = Some(Passthrough::default());
         }
@@ -341,16 +338,8 @@ impl Filesystem for Shell {
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        if self.opens_directories {
-            reply.opened(FileHandle(0), FopenFlags::empty());
-        } else {
-            // The kernel reads without, and does not ask again.
-            reply.error(fuser::Errno::ENOSYS);
-        }
-    }
-
-    fn readdir(&self, _: &Request, inode: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectory) {
-        self.directories.read(inode.0, offset, reply);
+        // The kernel reads without, and does not ask again: so does each that has openat2.
+        reply.error(fuser::Errno::ENOSYS);
     }
 
     fn readdirplus(
@@ -361,7 +350,7 @@ impl Filesystem for Shell {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        self.directories.read_plus(inode.0, offset, reply);
+        self.directories.read(inode.0, offset, reply);
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
