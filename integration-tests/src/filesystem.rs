@@ -164,8 +164,11 @@ impl FileSystem {
     }
 
     fn remove_below(&mut self, path: &[u8]) {
-        let prefix = if path.is_empty() { Vec::new() } else { [path, b"/"].concat() };
-        self.0.retain(|name, _| !name.starts_with(&prefix));
+        if path.is_empty() {
+            return self.0.clear();
+        }
+        // `0` follows `/`.
+        self.0.extract_if([path, b"/"].concat()..[path, b"0"].concat(), |_, _| true).for_each(drop);
     }
 
     /// Every way in which `other` is not the same as this, a line for each. `time` says what an

@@ -249,8 +249,11 @@ fn apply(tar: &[u8], files: &mut BTreeMap<String, Node>) {
 }
 
 fn remove_below(files: &mut BTreeMap<String, Node>, path: &str) {
-    let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
-    files.retain(|name, _| !name.starts_with(&prefix));
+    if path.is_empty() {
+        return files.clear();
+    }
+    // `0` follows `/`.
+    files.extract_if(format!("{path}/")..format!("{path}0"), |_, _| true).for_each(drop);
 }
 
 #[cfg(test)]
