@@ -87,7 +87,7 @@ impl Union {
             Place::Lower => {
                 let path = node.lower.as_deref().ok_or(Errno::NOENT)?;
                 let seen = self.lower.look(path)?.ok_or(Errno::NOENT)?;
-                let sight = self.sight_below(path, seen);
+                let sight = self.sight_below(path.into(), seen);
                 if inode != ROOT && sight.key != node.key {
                     return Err(Errno::STALE);
                 }
@@ -176,7 +176,7 @@ impl Union {
         let Some(lower) = &directory.lower else { return Ok(None) };
         let path = Tree::child_path(lower, name)?;
         match self.lower.look(&path)? {
-            Some(seen) => self.lower_or_linked(&path, seen).map(Some),
+            Some(seen) => self.lower_or_linked(path, seen).map(Some),
             None => Ok(None),
         }
     }
@@ -209,7 +209,7 @@ impl Union {
     }
 
     /// A file with several names may have moved up by another one.
-    fn lower_or_linked(&self, path: &[u8], seen: Seen) -> Result<Sight> {
+    fn lower_or_linked(&self, path: Box<[u8]>, seen: Seen) -> Result<Sight> {
         if let Some(upper) = &self.upper
             && let Some(key) = self.link_key(&seen)
             && upper.linked().get(&key).is_some_and(|linked| linked.inode.is_some())
@@ -220,7 +220,7 @@ impl Union {
         Ok(self.sight_below(path, seen))
     }
 
-    fn sight_below(&self, path: &[u8], seen: Seen) -> Sight {
+    fn sight_below(&self, path: Box<[u8]>, seen: Seen) -> Sight {
         let mut attr = seen.attr;
         if let Some(upper) = &self.upper
             && let Some(key) = self.link_key(&seen)
@@ -229,10 +229,10 @@ impl Union {
             attr.links = attr.links.saturating_sub(gone).max(1);
         }
         let key = match seen.source {
-            Source::Made => Key::Made(path.into()),
+            Source::Made => Key::Made(path.clone()),
             source => Key::Lower(source),
         };
-        Sight { attr, key, place: Place::Lower, lower: Some(path.into()) }
+        Sight { attr, key, place: Place::Lower, lower: Some(path) }
     }
 
     /// What the names of a file with several in the lower have in common, however often it is mounted.
@@ -287,7 +287,7 @@ impl Union {
         if let Some(path) = &directory.lower {
             for (name, seen) in lower {
                 let path = Tree::child_path(path, &name)?;
-                let sight = self.lower_or_linked(&path, seen)?;
+                let sight = self.lower_or_linked(path, seen)?;
                 listed.push((name, sight));
             }
         }

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 
+use nohash_hasher::IntMap;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
@@ -39,6 +40,8 @@ pub(super) enum Place {
 pub(super) struct Node {
     pub kind: FileType,
     pub key: Key,
+    /// Whether what has this key is this file, and no other that came after it.
+    has_key: bool,
     pub place: Place,
     /// Of a directory, the lower one it is merged with; of anything else, where it is while it is below.
     pub lower: Option<Box<[u8]>>,
@@ -60,10 +63,16 @@ pub(super) struct Sight {
     pub lower: Option<Box<[u8]>>,
 }
 
+/// Nearly all nodes have the number that their key gives, so they are found by it.
 pub(super) struct Nodes {
-    by_number: HashMap<u64, Node>,
-    by_key: HashMap<Key, u64>,
-    hasher: BuildHasherDefault<DefaultHasher>,
+    by_number: IntMap<u64, Node>,
+    /// The others.
+    elsewhere: HashMap<Key, u64>,
+}
+
+/// The number of a node, if no other has it. The same file gets the same number again after it was forgotten.
+fn own_number(key: &Key) -> u64 {
+    (BuildHasherDefault::<DefaultHasher>::default().hash_one(key) >> 1).max(ROOT + 1)
 }
 
 impl Nodes {
@@ -71,6 +80,7 @@ impl Nodes {
         let root = Node {
             kind: FileType::Directory,
             key: Key::Made(Box::default()),
+            has_key: false,
             place: if has_upper { Place::Upper } else { Place::Lower },
             lower: Some(top),
             names: Vec::new(),
@@ -79,11 +89,7 @@ impl Nodes {
             opens: 0,
             children: 0,
         };
-        Self {
-            by_number: HashMap::from([(ROOT, root)]),
-            by_key: HashMap::new(),
-            hasher: BuildHasherDefault::default(),
-        }
+        Self { by_number: std::iter::once((ROOT, root)).collect(), elsewhere: HashMap::new() }
     }
 
     pub fn len(&self) -> usize {
@@ -100,19 +106,27 @@ impl Nodes {
 
     /// The number that a file has, or would get.
     pub fn number(&self, key: &Key) -> u64 {
-        if let Some(&number) = self.by_key.get(key) {
-            return number;
-        }
-        // The same file gets the same number again after it was forgotten, unless another has it now.
-        let mut number = self.hasher.hash_one(key) >> 1;
-        while number <= ROOT || self.by_number.contains_key(&number) {
-            number = number.wrapping_add(1);
+        let mut number = match self.find(key) {
+            Ok(number) => return number,
+            Err(own) => own,
+        };
+        while self.by_number.contains_key(&number) {
+            number += 1;
         }
         number
     }
 
     pub fn known(&self, key: &Key) -> Option<u64> {
-        self.by_key.get(key).copied()
+        self.find(key).ok()
+    }
+
+    /// The number of a node, or the one that it should have if there is none.
+    fn find(&self, key: &Key) -> std::result::Result<u64, u64> {
+        let own = own_number(key);
+        match self.by_number.get(&own) {
+            Some(node) if node.has_key && node.key == *key => Ok(own),
+            _ => self.elsewhere.get(key).copied().ok_or(own),
+        }
     }
 
     /// The node of what was found as `name` of `parent`, made where there is none.
@@ -151,6 +165,7 @@ impl Nodes {
         let node = Node {
             kind: sight.attr.kind,
             key: sight.key.clone(),
+            has_key: false,
             place: sight.place.clone(),
             lower: sight.lower.clone(),
             names: vec![(parent, name.into())],
@@ -160,7 +175,7 @@ impl Nodes {
             children: 0,
         };
         self.by_number.insert(number, node);
-        self.by_key.insert(sight.key.clone(), number);
+        self.attach(number);
         self.count_child(parent);
         Ok(number)
     }
@@ -196,22 +211,29 @@ impl Nodes {
 
     /// It has other content from now on, and is known by that.
     pub fn rekey(&mut self, inode: u64, key: Key, place: Place) {
-        let Some(node) = self.by_number.get_mut(&inode) else { return };
-        let old = std::mem::replace(&mut node.key, key.clone());
-        node.place = place;
-        if self.by_key.get(&old) == Some(&inode) {
-            self.by_key.remove(&old);
+        self.detach(inode);
+        if let Some(other) = self.known(&key) {
+            self.detach(other);
         }
-        self.by_key.insert(key, inode);
+        let Some(node) = self.by_number.get_mut(&inode) else { return };
+        node.key = key;
+        node.place = place;
+        self.attach(inode);
+    }
+
+    fn attach(&mut self, inode: u64) {
+        let Some(node) = self.by_number.get_mut(&inode) else { return };
+        node.has_key = true;
+        if own_number(&node.key) != inode {
+            self.elsewhere.insert(node.key.clone(), inode);
+        }
     }
 
     /// It is on no disk any more: what has its key next is another file.
     pub fn detach(&mut self, inode: u64) {
-        if let Some(node) = self.by_number.get(&inode)
-            && self.by_key.get(&node.key) == Some(&inode)
-        {
-            let key = node.key.clone();
-            self.by_key.remove(&key);
+        let Some(node) = self.by_number.get_mut(&inode) else { return };
+        if std::mem::take(&mut node.has_key) {
+            self.elsewhere.remove(&node.key);
         }
     }
 
@@ -286,5 +308,65 @@ impl Nodes {
             }
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context::attr::Attr;
+
+    fn nodes() -> Nodes {
+        Nodes::new(Box::default(), true)
+    }
+
+    fn meet(nodes: &mut Nodes, key: &Key, name: &[u8]) -> u64 {
+        let attr = Attr { kind: FileType::RegularFile, ..Attr::MADE_DIRECTORY };
+        let sight = Sight { attr, key: key.clone(), place: Place::Lower, lower: None };
+        nodes.meet(&sight, ROOT, name).unwrap()
+    }
+
+    #[test]
+    fn a_file_keeps_its_number_until_another_has_it() {
+        let mut nodes = nodes();
+        let key = Key::Upper(7);
+        let number = meet(&mut nodes, &key, b"a");
+        assert_eq!(meet(&mut nodes, &key, b"a"), number);
+        nodes.forget(number, 2, &mut Vec::new());
+        assert_eq!((nodes.len(), nodes.known(&key)), (1, None));
+        assert_eq!(meet(&mut nodes, &key, b"b"), number);
+
+        // Removed while it is known: the next file with the same inode below is another one.
+        nodes.detach(number);
+        assert_eq!(nodes.known(&key), None);
+        let other = meet(&mut nodes, &key, b"c");
+        assert_ne!(other, number);
+        assert_eq!((nodes.known(&key), nodes.number(&key)), (Some(other), other));
+        nodes.forget(number, 1, &mut Vec::new());
+        assert_eq!(nodes.known(&key), Some(other), "the one that went had the key no more");
+        nodes.forget(other, 1, &mut Vec::new());
+        assert_eq!((nodes.known(&key), nodes.number(&key)), (None, number));
+        assert!(nodes.elsewhere.is_empty());
+    }
+
+    #[test]
+    fn a_file_with_other_content_is_known_by_that_and_keeps_its_number() {
+        let mut nodes = nodes();
+        let (below, above) = (Key::Made(b"f".as_slice().into()), Key::Upper(8));
+        let number = meet(&mut nodes, &below, b"f");
+        nodes.rekey(number, above.clone(), Place::Upper);
+        assert_eq!((nodes.known(&below), nodes.known(&above)), (None, Some(number)));
+        assert_eq!(meet(&mut nodes, &above, b"f"), number);
+        assert_ne!(meet(&mut nodes, &below, b"g"), number);
+
+        // What is met by that content already gives way to who has it now.
+        let (one, other) = (Key::Upper(9), Key::Upper(10));
+        let (first, second) = (meet(&mut nodes, &one, b"h"), meet(&mut nodes, &other, b"i"));
+        nodes.rekey(first, other.clone(), Place::Upper);
+        assert_eq!((nodes.known(&one), nodes.known(&other)), (None, Some(first)));
+        nodes.forget(second, 1, &mut Vec::new());
+        assert_eq!(nodes.known(&other), Some(first));
+        nodes.forget(first, 1, &mut Vec::new());
+        assert_eq!(nodes.known(&other), None);
     }
 }
