@@ -1,9 +1,10 @@
-//! Requests through the ingress, beside nginx and caddy in front of the same instance, and beside the instance itself.
+//! Requests through the ingress, beside other proxies in front of the same instance, and beside the instance itself.
 
 mod proxy;
 mod relay;
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::time::Duration;
 
 use super::backend::Backend;
@@ -24,16 +25,19 @@ const HUGE: u64 = 100_000_000;
 const GROWTH_BOUND_MB: f64 = 16.0;
 /// 0.8 of the requests per second.
 const OF_NGINX: f64 = 1.25;
-/// Twice the requests per second.
-const OF_CADDY: f64 = 0.5;
+/// Twice the requests per second of caddy or of kamal-proxy.
+const OF_A_GO_PROXY: f64 = 0.5;
 /// 0.9 of the bytes per second.
 const OF_DIRECT: f64 = 1.11;
 
 pub fn chapter(bench: &Bench) -> Vec<Figure> {
     let backend = Backend::start(bench, "bench-ingress");
     let (ours, direct) = (backend.through_ingress(bench), backend.direct(bench));
-    let nginx = Peer { name: "nginx", package: "nginx-light", proxy: Proxy::nginx(&bench.work, &direct) };
-    let caddy = Peer { name: "caddy", package: "caddy", proxy: Proxy::caddy(&bench.work, &direct) };
+    let peer =
+        |name, how, start: fn(&Path, &Target) -> _| Peer { name, how, proxy: start(&bench.work, &direct) };
+    let nginx = peer("nginx", "apt-get install nginx-light", Proxy::nginx);
+    let caddy = peer("caddy", "apt-get install caddy", Proxy::caddy);
+    let kamal = peer("kamal-proxy", "built from github.com/basecamp/kamal-proxy", Proxy::kamal);
     let mut figures = Vec::new();
     for (connections, requests) in TINY_LOADS {
         let load = Load {
@@ -45,15 +49,17 @@ pub fn chapter(bench: &Bench) -> Vec<Figure> {
         };
         let what = shown(connections);
         figures.extend(beside(&what, &load, &ours, &nginx, OF_NGINX));
-        let beside_caddy = format!("{what}, beside caddy");
-        figures.extend(beside(&beside_caddy, &load, &ours, &caddy, OF_CADDY));
+        for peer in [&caddy, &kamal] {
+            let what = format!("{what}, beside {}", peer.name);
+            figures.extend(beside(&what, &load, &ours, peer, OF_A_GO_PROXY));
+        }
         let (rates, _) = measure(&load, &ours, &direct);
         let what = format!("{what}, beside no proxy at all");
         figures.push(Figure::rate(what, rates, requests as f64, "/s", "the instance itself", None));
     }
     // First, while no other body has made hearthd's memory larger.
     figures.extend(huge_bodies(bench, &ours));
-    figures.extend(large_bodies(&ours, &direct, &[nginx, caddy]));
+    figures.extend(large_bodies(&ours, &direct, &[nginx, caddy, kamal]));
     backend.remove(bench);
     figures
 }
@@ -71,8 +77,8 @@ type Sides = (Vec<Duration>, Vec<Duration>);
 
 struct Peer {
     name: &'static str,
-    /// Of Debian.
-    package: &'static str,
+    /// How it comes onto a machine.
+    how: &'static str,
     /// Where it is installed.
     proxy: Option<Proxy>,
 }
@@ -101,9 +107,9 @@ fn measure(load: &Load, ours: &Target, theirs: &Target) -> (Sides, Sides) {
 /// Requests per second, which have a bound of their own, and the 99th percentile, which is to be no worse.
 fn beside(what: &str, load: &Load, ours: &Target, peer: &Peer, bound: f64) -> [Figure; 2] {
     let of_p99 = format!("{what}, p99");
-    let Peer { name, package, proxy } = peer;
+    let Peer { name, how, proxy } = peer;
     let Some(proxy) = proxy else {
-        let why = format!("{name} is not installed (apt-get install {package})");
+        let why = format!("{name} is not installed ({how})");
         return [Figure::not_measured(what, &why), Figure::not_measured(of_p99, &why)];
     };
     let (rates, p99) = measure(load, ours, &proxy.target);

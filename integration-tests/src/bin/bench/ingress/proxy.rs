@@ -47,8 +47,42 @@ impl Proxy {
         Some(Self::start("caddy", &mut command, port, to))
     }
 
+    /// `None` where it is not installed. Its log of requests, which cannot be turned off, goes to nowhere.
+    pub fn kamal(work: &Path, to: &Target) -> Option<Self> {
+        let program = installed("kamal-proxy")?;
+        let directory = directory(work, "kamal-proxy");
+        let (port, tls_port) = (free_port(), free_port());
+        let at_home = |mut command: Command| {
+            command.env("HOME", &directory).env("XDG_RUNTIME_DIR", &directory);
+            command.env("XDG_CONFIG_HOME", &directory);
+            command
+        };
+        let mut run = at_home(Command::new("sh"));
+        run.args(["-c", "exec \"$0\" \"$@\" >/dev/null"]).arg(&program).arg("run");
+        run.args(["--http-port", &port.to_string(), "--https-port", &tls_port.to_string()]);
+        let process = process::start(&mut run);
+        let mut deploy = at_home(Command::new(program));
+        deploy.args([
+            "deploy",
+            "app",
+            "--health-check-path",
+            "/",
+            "--target",
+            &to.address,
+            "--host",
+            &to.host,
+        ]);
+        wait::until(seconds(20), "kamal-proxy takes the instance", || {
+            process::run(&mut deploy, seconds(40)).code == 0
+        });
+        Some(Self::leading("kamal-proxy", process, port, to))
+    }
+
     fn start(name: &str, command: &mut Command, port: u16, to: &Target) -> Self {
-        let process = process::start(command);
+        Self::leading(name, process::start(command), port, to)
+    }
+
+    fn leading(name: &str, process: Running, port: u16, to: &Target) -> Self {
         let target = Target { address: format!("127.0.0.1:{port}"), host: to.host.clone() };
         wait::until(seconds(20), &format!("{name} leads to the instance"), || {
             let asked = Request::new("GET", "/").host(&target.host).try_send(&target.address);
