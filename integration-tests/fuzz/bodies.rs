@@ -62,6 +62,7 @@ pub fn mount(bytes: &[u8]) {
                             assert!(path.split('/').all(|part| part != ".."), "{path:?}");
                         }
                         MountSource::Pack(_) | MountSource::EmptyDir => {}
+                        MountSource::File(text) => panic!("no flag gives a text: {text:?}"),
                     }
                 }
                 Err(error) => assert!(!error.to_string().is_empty()),

@@ -4,8 +4,6 @@ mod follow;
 mod options;
 mod request;
 
-use std::path::PathBuf;
-
 use clap::Args;
 use hearth_pack::walk::{Rules, WalkOptions};
 use hearth_proto::v1::begin_pack_request::Destination;
@@ -43,9 +41,6 @@ pub(super) struct BuildArgs {
     /// Name of the result, in the room's registry
     #[arg(long, short, allow_hyphen_values = true)]
     tag: String,
-    /// One more name for it
-    #[arg(long, value_name = "TAG")]
-    also_tag: Vec<String>,
 
     /// Files of room storage, `<source>[:<mount>[:ro|rw]]`
     #[arg(long, visible_alias = "room-mount", value_name = "MOUNT", help_heading = "Files")]
@@ -77,12 +72,6 @@ pub(super) struct BuildArgs {
     /// Repeating a command with the same key does not build twice
     #[arg(long, value_name = "KEY", help_heading = "Output")]
     idempotency_key: Option<String>,
-    /// Write the result to this file as JSON
-    #[arg(long, value_name = "FILE", help_heading = "Output")]
-    metadata_file: Option<PathBuf>,
-    /// Write the image's digest to this file
-    #[arg(long, value_name = "FILE", help_heading = "Output")]
-    iidfile: Option<PathBuf>,
 }
 
 pub(super) async fn run(
@@ -122,7 +111,6 @@ impl BuildArgs {
         Self {
             path: None,
             tag: tag.to_owned(),
-            also_tag: Vec::new(),
             mount_room_path: Vec::new(),
             mount_project_path: Vec::new(),
             mount_image: Vec::new(),
@@ -133,8 +121,6 @@ impl BuildArgs {
             progress: ProgressMode::Auto,
             detach: false,
             idempotency_key: None,
-            metadata_file: None,
-            iidfile: None,
         }
     }
 }
@@ -210,7 +196,7 @@ fn walk_options(args: &BuildArgs) -> WalkOptions {
 
 /// A mount flag in the form of the wire; packs are sent first and come later.
 pub(super) fn mount(spec: MountSpec) -> Mount {
-    use hearth_proto::v1::{EmptyDirSource, ImageSource, MountMode};
+    use hearth_proto::v1::{EmptyDirSource, FileSource, ImageSource, MountMode};
     use hearth_proto::value::MountMode as Mode;
     let source = match spec.source {
         MountSource::Room(path) => Some(Source::RoomPath(path)),
@@ -220,6 +206,7 @@ pub(super) fn mount(spec: MountSpec) -> Mount {
         }
         MountSource::Pack(id) => Some(Source::PackId(id)),
         MountSource::EmptyDir => Some(Source::EmptyDir(EmptyDirSource {})),
+        MountSource::File(text) => Some(Source::File(FileSource { text })),
     };
     let mode = match spec.mode {
         Mode::ReadOnly => MountMode::ReadOnly,

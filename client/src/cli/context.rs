@@ -456,6 +456,7 @@ impl From<&ContextMount> for MountView {
                 Some(Source::Image(image)) => format!("image:{}/{}", image.reference, image.subpath),
                 Some(Source::PackId(id)) => format!("pack:{id}"),
                 Some(Source::EmptyDir(_)) => "empty directory".to_owned(),
+                Some(Source::File(_)) => "file".to_owned(),
                 None => "empty".to_owned(),
             };
             format!("{source}={}", mount.target)

@@ -151,7 +151,10 @@ impl RoomContexts {
                         pack = Some(OpenedPack { tree: Arc::new(tree), lineage });
                     }
                 },
-                MountSource::Room(_) | MountSource::Project(_) | MountSource::EmptyDir => {}
+                MountSource::Room(_)
+                | MountSource::Project(_)
+                | MountSource::EmptyDir
+                | MountSource::File(_) => {}
             }
             let image = match manifest {
                 None => None,

@@ -254,7 +254,8 @@ impl Shared {
                 Some(pack) => Layer::Stored(StoredLayer::new(pack.tree)),
                 None => self.image(&target, image, "")?,
             },
-            MountSource::EmptyDir => Layer::Empty,
+            // Of services only.
+            MountSource::EmptyDir | MountSource::File(_) => Layer::Empty,
         };
         Ok(Mounted { target, layer })
     }
@@ -366,7 +367,7 @@ fn source_name(mount: &ContextMount) -> String {
             Some(pack) => format!("pack {}", pack.lineage),
             None => format!("image {} ", manifest()),
         },
-        MountSource::EmptyDir => "empty".to_owned(),
+        MountSource::EmptyDir | MountSource::File(_) => "empty".to_owned(),
     }
 }
 

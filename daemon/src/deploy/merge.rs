@@ -290,6 +290,7 @@ const fn kind(source: &MountSource) -> u8 {
         MountSource::Image { .. } => 2,
         MountSource::Pack(_) => 3,
         MountSource::EmptyDir => 4,
+        MountSource::File(_) => 5,
     }
 }
 

@@ -5,6 +5,7 @@
 //!                        views/N     an image, as a FUSE mount that has it at `source`; served by this process
 //!                        upper/N     what the instance changed in it, where it may
 //!                        empty/N     an empty directory; the runtime fills it with what the image has at its target
+//!                        files/N     a file with a given text
 //! ```
 //!
 //! N is the place among the service's mounts. The runtime binds these into the container, and what is read-only is so
@@ -48,6 +49,7 @@ const STORAGE: &str = "storage";
 const VIEWS: &str = "views";
 const UPPER: &str = "upper";
 const EMPTY: &str = "empty";
+const FILES: &str = "files";
 
 pub struct Options {
     /// One directory for each instance is made in it.

@@ -18,6 +18,7 @@ pub fn group() -> Group {
         shared_cases![
             a_deploy_returns_when_people_reach_the_service,
             files_of_the_room_become_a_service_that_people_reach,
+            a_directory_is_built_and_deployed_by_one_command,
             an_update_shows_the_new_page_and_keeps_what_is_not_mentioned,
             a_private_service_asks_for_a_token_and_never_sees_it,
             a_revision_that_fails_takes_no_traffic_and_says_why,
@@ -79,6 +80,44 @@ fn files_of_the_room_become_a_service_that_people_reach(daemon: &Daemon) {
     ]);
     assert_eq!(page(daemon, "seed.test"), "from the room\n");
     assert!(inside(daemon, "seed-app", "env").contains("APP_ENV=dev\n"));
+}
+
+fn a_directory_is_built_and_deployed_by_one_command(daemon: &Daemon) {
+    let base = daemon.base_image();
+    let dockerfile = format!(
+        "FROM {base}\nARG WORD\nRUN mkdir /site && echo $WORD > /site/index.html\nCOPY more /site/\nEXPOSE 8000\n\
+         CMD [\"httpd\", \"-f\", \"-p\", \"8000\", \"-h\", \"/site\"]\n"
+    );
+    let local = tempfile::tempdir_in(daemon.directory()).unwrap();
+    let work = local.path().join("work");
+    Tree::new().dockerfile(&dockerfile).file("more/more.html", "sent along\n").write(&work);
+    let pack = work.to_str().unwrap();
+    let [id, told] = ["id", "told.json"].map(|name| local.path().join(name));
+    let deploy = |word: &str, tag: &str| {
+        let argument = format!("WORD={word}");
+        let (id, told) = (id.to_str().unwrap(), told.to_str().unwrap());
+        let built = ["--pack", pack, "--build-arg", &argument, "--also-tag", tag];
+        let files = ["--iidfile", id, "--metadata-file", told];
+        let service = ["deploy", "--tag", "sent/app:dev", "--domain", "sent.test", "--public"];
+        daemon.hearth(&[&service[..], &built, &files].concat())
+    };
+    deploy("one", "sent/app:one").expect_code(0);
+    assert_eq!(page(daemon, "sent.test"), "one\n");
+    assert_eq!(get(daemon, "sent.test", "/more.html").text(), "sent along\n");
+    let digest = fs::read_to_string(&id).unwrap();
+    for tag in ["dev", "one"] {
+        assert_eq!(daemon.tag_digest("sent/app", tag).as_deref(), Some(&*digest), "{tag}");
+    }
+    let told_json: serde_json::Value = serde_json::from_slice(&fs::read(&told).unwrap()).unwrap();
+    assert_eq!(told_json["digest"].as_str(), Some(&*digest), "{told_json}");
+
+    // What cannot be built is not deployed, and leaves the files of the last one.
+    fs::write(work.join("Dockerfile"), dockerfile.replace("COPY more", "COPY nothing")).unwrap();
+    let failed = deploy("two", "sent/app:two");
+    assert_ne!(failed.code, 0, "{failed}");
+    failed.says(&["/nothing"]);
+    assert_eq!(page(daemon, "sent.test"), "one\n");
+    assert_eq!((fs::read_to_string(&id).unwrap(), daemon.tag_digest("sent/app", "two")), (digest, None));
 }
 
 /// What a command says inside of a service.
@@ -341,6 +380,24 @@ fn a_manifest_can_be_shown_and_applied(daemon: &Daemon) {
     daemon.hearth_ok(&["services", "apply", "-f", file]);
     assert!(inside(daemon, "manifest", "env").contains("A=2\n"), "{yaml}");
     assert_eq!(page(daemon, "manifest.test"), "manifest\n");
+
+    // A file with its text, shown and taken as it was given.
+    let text = "# of the manifest\nlisten: 8000\n";
+    let storage = format!(
+        "  storage: {{files: [{{path: /etc/app/conf, text: {}}}, {{path: /etc/own, text: mine, read_only: false}}]}}\n",
+        serde_json::json!(text)
+    );
+    fs::write(&path, yaml.replace("container:\n", &format!("container:\n{storage}"))).unwrap();
+    daemon.hearth_ok(&["services", "apply", "-f", file]);
+    assert_eq!(inside(daemon, "manifest", "cat /etc/app/conf"), text);
+    let written = "echo changed > /etc/own && cat /etc/own; echo x > /etc/app/conf || echo refused";
+    assert_eq!(inside(daemon, "manifest", written), "changed\nrefused\n");
+    let shown = daemon.hearth_ok(&["services", "show", "manifest", "-o", "yaml"]).stdout;
+    assert!(shown.contains("listen: 8000") && shown.contains("/etc/app/conf"), "{shown}");
+    fs::write(&path, &shown).unwrap();
+    daemon.hearth_ok(&["services", "apply", "-f", file]);
+    assert_eq!(inside(daemon, "manifest", "cat /etc/app/conf /etc/own"), format!("{text}mine"));
+
     fs::write(&path, yaml.replace("kind: Service", "kind: Service\nkindness: much")).unwrap();
     daemon.hearth(&["services", "apply", "-f", file]).expect_code(2).says(&["kindness"]);
 }

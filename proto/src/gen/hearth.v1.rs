@@ -14,7 +14,7 @@ pub struct Mount {
     /// a copy that ends with the instance.
     #[prost(enumeration = "MountMode", tag = "6")]
     pub mode: i32,
-    #[prost(oneof = "mount::Source", tags = "1, 2, 3, 4, 7")]
+    #[prost(oneof = "mount::Source", tags = "1, 2, 3, 4, 7, 8")]
     pub source: ::core::option::Option<mount::Source>,
 }
 /// Nested message and enum types in `Mount`.
@@ -37,11 +37,22 @@ pub mod mount {
         /// A directory that is empty when an instance of the service starts. For services only.
         #[prost(message, tag = "7")]
         EmptyDir(super::EmptyDirSource),
+        /// One file with this text. For services only.
+        #[prost(message, tag = "8")]
+        File(super::FileSource),
     }
 }
 #[allow(clippy::all)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EmptyDirSource {}
+/// Written anew for each instance; where the mount is READ_WRITE, what an instance changes ends with it.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FileSource {
+    /// At most 64 KiB, and 256 KiB in all files of a service. Example: "listen 8000;\n".
+    #[prost(string, tag = "1")]
+    pub text: ::prost::alloc::string::String,
+}
 /// An image, or a part of one, as a source of files.
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -30,6 +30,8 @@ pub enum MountSource {
     /// A pack: on a command line a local path, on the wire the id that an upload returned.
     Pack(String),
     EmptyDir,
+    /// A file with this text.
+    File(String),
 }
 
 /// An absolute path inside a build or a service, normalised: no `.`, no `..`, no doubled `/`.

@@ -116,10 +116,10 @@ pub(super) fn result<'a>(args: &BuildArgs, ended: &'a Ended) -> Result<&'a Build
     let Some(result) = build.result.as_ref().filter(|_| build.state() == BuildState::Succeeded) else {
         return Err(failed(ended));
     };
-    if let Some(path) = &args.metadata_file {
+    if let Some(path) = &args.options.metadata_file {
         output::write_file(path, output::to_json(&BuildView::from(build)).as_bytes())?;
     }
-    if let Some(path) = &args.iidfile {
+    if let Some(path) = &args.options.iidfile {
         output::write_file(path, result.digest.as_bytes())?;
     }
     if args.progress != ProgressMode::Json {

@@ -1,5 +1,7 @@
 //! The flags that `hearth build` and `hearth deploy --pack` have in common.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 /// How a build is done: what `hearth build` and `hearth deploy --pack` have in common.
@@ -43,4 +45,14 @@ pub(in crate::cli) struct BuildOptions {
     /// Network of RUN steps
     #[arg(long, value_parser = ["default", "none"], help_heading = "Build")]
     pub(super) network: Option<String>,
+    /// One more name for the image
+    #[arg(long, value_name = "TAG", help_heading = "Build")]
+    pub(super) also_tag: Vec<String>,
+
+    /// Write what the build came to to this file as JSON
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(super) metadata_file: Option<PathBuf>,
+    /// Write the image's digest to this file
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(super) iidfile: Option<PathBuf>,
 }

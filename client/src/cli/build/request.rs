@@ -28,7 +28,7 @@ pub(super) struct LocalPack {
 
 pub(super) fn plan(args: &BuildArgs) -> Result<Plan, Failure> {
     let mut tags = vec![tag("--tag", &args.tag)?];
-    for text in &args.also_tag {
+    for text in &args.options.also_tag {
         tags.push(tag("--also-tag", text)?);
     }
     let (mounts, pack) = mounts(args)?;

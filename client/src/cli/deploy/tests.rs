@@ -136,6 +136,8 @@ fn what_is_wrong_in_itself_is_a_usage_error_that_says_what_is_right() {
         ("--tag a --build-arg V=1", "flags of a build need --pack"),
         ("--tag a --build-timeout 5m", "flags of a build need --pack"),
         ("--tag a --no-cache", "flags of a build need --pack"),
+        ("--tag a --iidfile id", "flags of a build need --pack"),
+        ("--tag a --also-tag b", "flags of a build need --pack"),
     ] {
         let failure = planned(line).err().unwrap_or_else(|| panic!("{line} is taken"));
         assert_eq!(failure.kind, FailureKind::Usage, "{line}");

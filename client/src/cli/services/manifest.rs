@@ -125,7 +125,6 @@ struct Storage {
     project: Vec<StorageMount>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     images: Vec<ImageMount>,
-    /// Known, so that a manifest that has some is told why it is not taken.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     files: Vec<File>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -167,7 +166,9 @@ struct ImageMount {
 #[serde(deny_unknown_fields)]
 struct File {
     path: String,
+    /// What it holds.
     text: String,
+    /// By default true. What an instance writes into one of its own ends with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     read_only: Option<bool>,
 }

@@ -11,6 +11,9 @@ use crate::model::{MountMode, MountSource, MountSpec};
 
 /// Far above what people use.
 const MAX_MOUNTS: usize = 64;
+/// Of one file that is given by its text, and of all of them: every revision of a service keeps them.
+const MAX_TEXT: usize = 64 << 10;
+const MAX_TEXTS: usize = 256 << 10;
 
 /// What mounts are for, and so what they may be.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,7 +48,21 @@ pub(super) fn mounts(wire: Vec<v1::Mount>, field: &str, used: MountUse) -> Resul
         }
         mounts.push(mount);
     }
+    let texts: usize = mounts.iter().map(|mount| text_of(&mount.source).map_or(0, str::len)).sum();
+    if texts > MAX_TEXTS {
+        let message = format!("the texts of files have {texts} bytes; at most {MAX_TEXTS} together");
+        return Err(Refusal::invalid(field, "too_large", message).hint(FILES_HINT));
+    }
     Ok(mounts)
+}
+
+const FILES_HINT: &str = "put large files in room storage, and mount them from there";
+
+fn text_of(source: &MountSource) -> Option<&str> {
+    match source {
+        MountSource::File(text) => Some(text),
+        _ => None,
+    }
 }
 
 fn mount(wire: v1::Mount, field: &str, used: MountUse) -> Result<MountSpec, Refusal> {
@@ -79,6 +96,14 @@ fn mount(wire: v1::Mount, field: &str, used: MountUse) -> Result<MountSpec, Refu
         Some(Source::EmptyDir(_)) => {
             return Err(invalid(".empty_dir", "an empty directory is for services only".to_owned()));
         }
+        Some(Source::File(_)) if !of_service => {
+            return Err(invalid(".file", "a file given by its text is for services only".to_owned()));
+        }
+        Some(Source::File(v1::FileSource { text })) if text.len() > MAX_TEXT => {
+            let message = format!("the text of a file has {} bytes; at most {MAX_TEXT}", text.len());
+            return Err(Refusal::invalid(format!("{field}.file.text"), "too_large", message).hint(FILES_HINT));
+        }
+        Some(Source::File(v1::FileSource { text })) => MountSource::File(text),
     };
     let target = match wire.target.as_str() {
         "" if of_service => return Err(invalid(".target", "the mount has no target".to_owned())),
@@ -109,6 +134,7 @@ pub fn mount_to_wire(mount: MountSpec) -> v1::Mount {
             }
             MountSource::Pack(id) => Source::PackId(id),
             MountSource::EmptyDir => Source::EmptyDir(v1::EmptyDirSource {}),
+            MountSource::File(text) => Source::File(v1::FileSource { text }),
         }),
         target: mount.target.to_string(),
         mode: match mount.mode {
@@ -116,5 +142,32 @@ pub fn mount_to_wire(mount: MountSpec) -> v1::Mount {
             MountMode::ReadWrite => v1::MountMode::ReadWrite,
         }
         .into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_texts(lengths: &[usize]) -> Result<Vec<MountSpec>, Refusal> {
+        let file = |(number, length): (usize, &usize)| {
+            let file = v1::FileSource { text: "x".repeat(*length) };
+            let source = Some(v1::mount::Source::File(file));
+            v1::Mount { source, target: format!("/etc/{number}"), ..v1::Mount::default() }
+        };
+        let wire = lengths.iter().enumerate().map(file).collect();
+        mounts(wire, "spec.mounts", MountUse::Service)
+    }
+
+    #[test]
+    fn files_that_are_given_by_their_text_are_small_and_read_only_unless_they_say_otherwise() {
+        let taken = of_texts(&[MAX_TEXT; 4]).unwrap();
+        assert!(taken.iter().all(|mount| mount.mode == MountMode::ReadOnly));
+        assert_eq!(text_of(&taken[3].source).map(str::len), Some(MAX_TEXT));
+        let refused = |lengths: &[usize]| tonic::Status::from(of_texts(lengths).unwrap_err());
+        let one = refused(&[1, MAX_TEXT + 1]);
+        assert!(one.message().contains("has 65537 bytes; at most 65536"), "{one:?}");
+        let all = refused(&[MAX_TEXT, MAX_TEXT, MAX_TEXT, MAX_TEXT, 1]);
+        assert!(all.message().contains("have 262145 bytes; at most 262144 together"), "{all:?}");
     }
 }

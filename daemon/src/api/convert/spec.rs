@@ -302,6 +302,10 @@ mod tests {
             ("spec.mounts[0].empty_dir", |wire| {
                 wire.mounts[0].source = Some(v1::mount::Source::EmptyDir(v1::EmptyDirSource {}));
             }),
+            ("spec.mounts[0].file", |wire| {
+                let text = "x".to_owned();
+                wire.mounts[0].source = Some(v1::mount::Source::File(v1::FileSource { text }));
+            }),
             ("spec.mounts[0].pack_id", |wire| {
                 wire.mounts[0].source = Some(v1::mount::Source::PackId("../../x".to_owned()));
             }),

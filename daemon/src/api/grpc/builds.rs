@@ -208,7 +208,7 @@ pub(super) fn allow_mounts(
                 }
             }
             // Held for the caller's own name when the build is taken in.
-            MountSource::Pack(_) | MountSource::EmptyDir => {}
+            MountSource::Pack(_) | MountSource::EmptyDir | MountSource::File(_) => {}
         }
     }
     Ok(())

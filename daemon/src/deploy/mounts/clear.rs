@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
-use super::{EMPTY, STORAGE, UPPER, VIEWS, Views};
+use super::{EMPTY, FILES, STORAGE, UPPER, VIEWS, Views};
 use crate::context::mounts::points_below;
 
 /// Of looks at the table: mounts lie on each other only where somebody else put them there.
@@ -24,7 +24,7 @@ pub(super) fn clear(directory: &Path, views: &mut Views) -> io::Result<()> {
     for kind in [STORAGE, VIEWS] {
         missing_is_fine(remove_places(&directory.join(kind)))?;
     }
-    for kind in [EMPTY, UPPER] {
+    for kind in [EMPTY, FILES, UPPER] {
         missing_is_fine(fs::remove_dir_all(directory.join(kind)))?;
     }
     missing_is_fine(fs::remove_dir(directory))

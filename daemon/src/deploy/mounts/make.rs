@@ -1,12 +1,15 @@
 //! Making an instance's mounts: all of them, or none.
 
+use std::fs::{File, Permissions};
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    EMPTY, STORAGE, Shared, UPPER, VIEWS, Views, clear, fault, images, make_directory, storage, unpoisoned,
-    view,
+    EMPTY, FILES, STORAGE, Shared, UPPER, VIEWS, Views, clear, fault, images, make_directory, storage,
+    unpoisoned, view,
 };
 use crate::context::storage::Root;
 use crate::context::tree::Tree;
@@ -78,6 +81,11 @@ impl Shared {
                 make_directory(&empty, 0o777).map_err(failed)?;
                 empty
             }
+            (MountSource::File(text), _) => {
+                let file = place(FILES)?;
+                write_file(&file, text, if read_only { 0o444 } else { 0o666 }).map_err(failed)?;
+                file
+            }
             (MountSource::Image { .. }, Some(tree)) => {
                 let point = place(VIEWS)?;
                 let upper = if read_only { None } else { Some(place(UPPER)?) };
@@ -95,4 +103,11 @@ impl Shared {
         let fill = mount.source == MountSource::EmptyDir;
         Ok(BindMount { source, target: target.clone(), read_only, fill })
     }
+}
+
+/// With this mode, whatever the daemon's own mask is: the app may be any user.
+fn write_file(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
+    let mut file = File::options().write(true).create_new(true).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.set_permissions(Permissions::from_mode(mode))
 }

@@ -1,7 +1,7 @@
 //! On the real kernel, as root: each test leaves nothing in the table of mounts, and proves that.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::time::Duration;
 
 use super::*;
@@ -181,6 +181,24 @@ async fn storage_is_seen_both_ways_and_stays_when_the_instance_goes() {
     at.is_clean();
     at.mounts.close(&id).await.unwrap();
     assert_eq!(fs::read_to_string(at.room_path("moved/new")).unwrap(), "from the service");
+}
+
+#[tokio::test]
+async fn a_file_has_its_text_and_each_instance_one_of_its_own() {
+    let at = Room::new().await;
+    let file = |mode| mount(crate::model::MountSource::File("listen: 8000\n".to_owned()), "/etc/app", mode);
+    for (mode, bits) in [(ReadOnly, 0o444), (ReadWrite, 0o666)] {
+        let (id, opened) = at.open(&[file(mode)]).await;
+        assert_eq!(fs::read_to_string(&opened[0].source).unwrap(), "listen: 8000\n");
+        assert_eq!(fs::metadata(&opened[0].source).unwrap().permissions().mode() & 0o7777, bits);
+        assert_eq!((opened[0].read_only, opened[0].fill), (mode == ReadOnly, false));
+        fs::write(&opened[0].source, "changed").unwrap();
+        let (other, opened) = at.open(&[file(mode)]).await;
+        assert_eq!(fs::read_to_string(&opened[0].source).unwrap(), "listen: 8000\n");
+        at.mounts.close(&id).await.unwrap();
+        at.mounts.close(&other).await.unwrap();
+        at.is_clean();
+    }
 }
 
 #[tokio::test]

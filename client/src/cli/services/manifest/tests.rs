@@ -1,6 +1,6 @@
 use hearth_proto::v1::{
-    CommandLine, DeployStrategy, EmptyDirSource, EnvValue, HealthCheck, ImageSource, Mount, MountMode,
-    PortKind, ServicePort, ServiceSpec, env_value, mount::Source,
+    CommandLine, DeployStrategy, EmptyDirSource, EnvValue, FileSource, HealthCheck, ImageSource, Mount,
+    MountMode, PortKind, ServicePort, ServiceSpec, env_value, mount::Source,
 };
 
 use super::*;
@@ -15,6 +15,7 @@ fn full() -> ServiceSpec {
     };
     let image = ImageSource { reference: "assets:2".into(), subpath: "usr/share".into() };
     let scope = r#"{"containers":{"pull":["*"]}}"#;
+    let text = "# the app's\nlisten: 8000\n";
     ServiceSpec {
         image: "room.meshagent.com/repo/web:1".into(),
         repository: "repo/web".into(),
@@ -33,6 +34,7 @@ fn full() -> ServiceSpec {
             mount(Source::RoomPath("data/web".into()), "/data", MountMode::ReadWrite),
             mount(Source::ProjectPath(String::new()), "/project", MountMode::ReadOnly),
             mount(Source::Image(image), "/assets", MountMode::ReadOnly),
+            mount(Source::File(FileSource { text: text.into() }), "/etc/app.conf", MountMode::ReadOnly),
             mount(Source::EmptyDir(EmptyDirSource {}), "/tmp", MountMode::ReadWrite),
         ],
         ports: vec![
@@ -105,6 +107,12 @@ container:
     - image: assets:2
       path: /assets
       subpath: usr/share
+      read_only: true
+    files:
+    - path: /etc/app.conf
+      text: |
+        # the app's
+        listen: 8000
       read_only: true
     empty_dirs:
     - path: /tmp
@@ -295,7 +303,7 @@ fn what_does_not_fit_together_is_named_with_its_field() {
             with("  environment: [{name: A, token: {identity: x}}, {name: B, token: {identity: y}}]\n"),
             "`B`: identity `y`: another token has `x`",
         ),
-        (with("  storage: {files: [{path: /x, text: y}]}\n"), "container.storage.files: `/x`"),
+        (with("  storage: {files: [{path: x, text: y}]}\n"), "container.storage.files: mount target `x`"),
         (
             with("  storage: {room: [{path: x}]}\n"),
             "container.storage.room: mount target `x` is not absolute",

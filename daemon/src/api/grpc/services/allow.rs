@@ -82,7 +82,7 @@ fn mount(caller: &Caller, mount: &MountSpec, rooms: &RoomRegistries) -> Result<(
             require(allowed, format_args!("mount image `{repository}`"), "containers.registry.pull")
         }
         MountSource::Image { reference, .. } => pull_from(caller, reference),
-        MountSource::Pack(_) | MountSource::EmptyDir => Ok(()),
+        MountSource::Pack(_) | MountSource::EmptyDir | MountSource::File(_) => Ok(()),
     }
 }
 

@@ -2,21 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use hearth_proto::v1::{EmptyDirSource, ImageSource, Mount, MountMode, mount::Source};
+use hearth_proto::v1::{EmptyDirSource, FileSource, ImageSource, Mount, MountMode, mount::Source};
 use hearth_proto::value::{MountTarget, Reference, storage_path};
 
-use super::super::{EmptyDir, ImageMount, Storage, StorageMount};
+use super::super::{EmptyDir, File, ImageMount, Storage, StorageMount};
 use super::{Wrong, wrong};
 
 pub(super) fn mounts(storage: Storage) -> Result<Vec<Mount>, Wrong> {
     const FIELD: &str = "container.storage";
-    if let Some(file) = storage.files.first() {
-        let why = format!(
-            "`{}`: files are not made from manifests here; put it in room storage and mount that",
-            file.path
-        );
-        return Err(wrong(format!("{FIELD}.files"), &why));
-    }
     let mut seen = BTreeSet::new();
     let mut mounts = Vec::new();
     let mut add = |kind: &str, path: &str, read_only: Option<bool>, source| {
@@ -50,6 +43,9 @@ pub(super) fn mounts(storage: Storage) -> Result<Vec<Mount>, Wrong> {
         let source = ImageSource { reference: reference.to_string(), subpath: below("images", subpath)? };
         add("images", &path, read_only, Source::Image(source))?;
     }
+    for File { path, text, read_only } in storage.files {
+        add("files", &path, read_only, Source::File(FileSource { text }))?;
+    }
     for EmptyDir { path, read_only } in storage.empty_dirs {
         add("empty_dirs", &path, read_only, Source::EmptyDir(EmptyDirSource {}))?;
     }
@@ -76,6 +72,9 @@ pub(super) fn storage(mounts: &[Mount]) -> Storage {
             Some(Source::Image(ImageSource { reference, subpath })) => {
                 let image = reference.clone();
                 storage.images.push(ImageMount { image, path, subpath: part(subpath), read_only });
+            }
+            Some(Source::File(FileSource { text })) => {
+                storage.files.push(File { path, text: text.clone(), read_only });
             }
             Some(Source::EmptyDir(_)) => storage.empty_dirs.push(EmptyDir { path, read_only }),
             // No service has one.
