@@ -104,7 +104,9 @@ pub(super) fn credential(text: &str) -> Result<RegistryCredential, Failure> {
 pub(super) fn failure(what: &str, error: &RemoteError) -> Failure {
     let kind = match error {
         RemoteError::Refused { status: 401 | 403, .. } => FailureKind::Denied,
-        RemoteError::Unreachable { .. } | RemoteError::Silent { .. } => FailureKind::Unreachable,
+        RemoteError::Unreachable { .. } | RemoteError::Untrusted { .. } | RemoteError::Silent { .. } => {
+            FailureKind::Unreachable
+        }
         _ => FailureKind::Failed,
     };
     let mut failure = Failure::new(kind, error.code(), format!("{what}: {error}"));

@@ -271,6 +271,19 @@ fn a_pack_stands_on_an_image_of_the_room_of_a_registry_and_of_a_mirror() {
     let environment = [("DOCKER_CONFIG", text(config.path())), ("HEARTH_REGISTRY_MIRROR", &mirror)];
     assert_eq!(check(&packed(&["--base", "python:3.13"], &environment)), of_registry);
 
+    // The same with a helper that the configuration names.
+    let helpers = tempfile::tempdir_in(pair.room.directory()).unwrap();
+    let helper = helpers.path().join("docker-credential-of-the-test");
+    let secret = json!({"ServerURL": pair.other.listen(), "Username": "any", "Secret": pair.other.token()});
+    fs::write(&helper, format!("#!/bin/sh\ngrep -q '^{}$' && echo '{secret}'\n", pair.other.listen()))
+        .unwrap();
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+    let with_helper = json!({"credHelpers": {pair.other.listen(): "of-the-test"}}).to_string();
+    fs::write(helpers.path().join("config.json"), with_helper).unwrap();
+    let path = format!("{}:{}", helpers.path().display(), std::env::var("PATH").unwrap());
+    let with_helper = [("DOCKER_CONFIG", text(helpers.path())), ("PATH", &*path)];
+    assert_eq!(check(&packed(&["--base", &pair.there("team/base:1")], &with_helper)), of_registry);
+
     // What was fetched once is not fetched again, and what lies damaged is not used.
     let cache = pair.room.directory().join("home/.cache/hearth/blobs/sha256");
     let largest = fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path());

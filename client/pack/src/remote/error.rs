@@ -15,6 +15,8 @@ pub enum RemoteError {
     NotFound { reference: String, registry: String },
     #[error("{url} cannot be reached: {reason}")]
     Unreachable { url: String, reason: String },
+    #[error("the certificate of {url} is not trusted here: {reason}")]
+    Untrusted { url: String, reason: String },
     #[error("{url} gave no answer within {seconds} s")]
     Silent { url: String, seconds: u64 },
     #[error("{url} names {realm} as its token service: {reason}")]
@@ -53,6 +55,7 @@ impl RemoteError {
             Self::Refused { .. } => "registry_refused",
             Self::NotFound { .. } => "image_not_found",
             Self::Unreachable { .. } | Self::Silent { .. } => "registry_unreachable",
+            Self::Untrusted { .. } => "registry_untrusted",
             Self::Realm { .. } | Self::Challenge { .. } => "registry_auth_refused",
             Self::Redirect { .. } => "registry_redirect_refused",
             Self::TooLarge { .. } | Self::Answer { .. } => "registry_answer_invalid",
@@ -96,6 +99,9 @@ impl RemoteError {
             Self::Unreachable { .. } | Self::Silent { .. } => {
                 Some("check the network, or name a mirror: --registry-mirror HOST=URL")
             }
+            Self::Untrusted { .. } => Some(
+                "let the system trust its issuer (update-ca-certificates), or name a file with it in SSL_CERT_FILE",
+            ),
             Self::NoPlatform { .. } => Some("name another platform, such as --arch arm64"),
             _ => None,
         }

@@ -365,7 +365,25 @@ pub(super) async fn next_chunk(
 }
 
 fn unreachable(url: &Url, error: &reqwest::Error) -> RemoteError {
-    RemoteError::Unreachable { url: shown(url), reason: reason(error) }
+    let (url, reason) = (shown(url), reason(error));
+    if is_untrusted(error) {
+        RemoteError::Untrusted { url, reason }
+    } else {
+        RemoteError::Unreachable { url, reason }
+    }
+}
+
+/// Whether it ended at the certificate of the other side.
+fn is_untrusted(error: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<rustls::Error>() {
+        return matches!(error, rustls::Error::InvalidCertificate(_));
+    }
+    // What an error of this kind wraps is not its source.
+    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    match wrapped {
+        Some(wrapped) => is_untrusted(wrapped),
+        None => error.source().is_some_and(is_untrusted),
+    }
 }
 
 /// The innermost causes; the outer ones repeat the URL, which may hold a signature.
@@ -385,4 +403,36 @@ fn reason(error: &reqwest::Error) -> String {
         causes.push(kind.to_owned());
     }
     causes.join(": ").chars().take(300).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_certificate_that_is_not_trusted_is_told_from_a_registry_that_is_away() {
+        let transport = Transport::default();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url: Url = format!("https://{}/v2/", listener.local_addr().unwrap()).parse().unwrap();
+        let client = transport.client(&url).unwrap();
+        let own = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(own.signing_key.serialize_der());
+        let config = rustls::ServerConfig::builder().with_no_client_auth();
+        let config = Arc::new(config.with_single_cert(vec![own.cert.der().clone()], key.into()).unwrap());
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut tls = rustls::ServerConnection::new(config).unwrap();
+            tls.complete_io(&mut stream).unwrap_err()
+        });
+        let error = unreachable(&url, &client.get(url.clone()).send().await.unwrap_err());
+        assert!(matches!(error, RemoteError::Untrusted { .. }) && !error.retryable(), "{error}");
+        assert!(error.to_string().contains("UnknownIssuer"), "{error}");
+        server.join().unwrap();
+        // Nobody listens there any more.
+        let error = unreachable(&url, &client.get(url.clone()).send().await.unwrap_err());
+        assert!(matches!(error, RemoteError::Unreachable { .. }), "{error}");
+    }
 }
