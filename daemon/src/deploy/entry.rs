@@ -116,9 +116,15 @@ impl Known {
 
 impl Entry {
     pub(super) fn new(service: Service) -> Self {
-        let pending = service.wanted().filter(|revision| revision.outcome == RevisionOutcome::Pending);
-        let progress =
-            pending.map(|revision| (revision.number, Arc::new(Progress::new(revision.created_at))));
+        let progress = service.wanted().and_then(|revision| {
+            let progress = match revision.outcome {
+                RevisionOutcome::Pending => Progress::new(revision.created_at),
+                // It may be in the middle of a restart: that ends when the traffic is led to it.
+                RevisionOutcome::Live { .. } if revision.generation > 0 => Progress::of_earlier_restart(),
+                _ => return None,
+            };
+            Some((revision.number, Arc::new(progress)))
+        });
         let state = EntryState {
             instances: BTreeMap::new(),
             routed: None,

@@ -89,19 +89,36 @@ impl Follower {
         None
     }
 
+    /// The one that began after the current one and runs the same, also when it has ended meanwhile: where each ends at
+    /// once, none is passed over.
+    async fn next_of_revision(&mut self) -> Option<InstanceId> {
+        let current = self.current.clone()?;
+        let directory = self.shared.options.log_dir.join(self.entry.id.as_str());
+        let later = task::blocking("service logs", move || {
+            let revision = revision_of(&directory, &current);
+            let later = logged(&directory).into_iter().skip_while(|instance| *instance != current).skip(1);
+            later.filter(|instance| revision_of(&directory, instance) == revision).collect::<Vec<_>>()
+        });
+        later.await.ok()?.into_iter().find(|instance| !self.seen.contains(instance))
+    }
+
     async fn next(&mut self) -> Option<Result<LogLine, LogError>> {
         loop {
             if let Some(line) = self.next_of_current().await {
                 return Some(line);
             }
+            let revision = match &self.source {
+                LogSource::Newest => None,
+                LogSource::Revision(number) => Some(*number),
+                LogSource::Instance(_) => return None,
+            };
             let instance = loop {
+                if let Some(instance) = self.next_of_revision().await {
+                    break instance;
+                }
                 {
                     let state = self.entry.state();
-                    let newer = match &self.source {
-                        LogSource::Newest => newest(&state, None),
-                        LogSource::Revision(number) => newest(&state, Some(*number)),
-                        LogSource::Instance(_) => return None,
-                    };
+                    let newer = newest(&state, revision);
                     if let Some(instance) = newer.filter(|instance| !self.seen.contains(instance)) {
                         break instance;
                     }
@@ -204,17 +221,13 @@ impl Shared {
         let listed = task::blocking("service logs", move || {
             let mut found = logged(&directory);
             if let Some(revision) = revision {
-                let of = |instance: &InstanceId| {
-                    std::fs::read_to_string(directory.join(instance.as_str()).join(REVISION_FILE))
-                };
-                found.retain(|instance| of(instance).is_ok_and(|number| number == revision.to_string()));
+                found.retain(|instance| revision_of(&directory, instance) == Some(revision));
             }
             found
         });
         listed.await.unwrap_or_default()
     }
 
-    /// Removes the logs of all but the last few instances that are gone; of a service that is gone, all.
     /// Directories of services that a daemon forgot, and then was killed.
     pub(super) async fn sweep_strange_logs(&self) {
         let known: BTreeSet<String> = self.all().iter().map(|entry| entry.id.to_string()).collect();
@@ -236,6 +249,7 @@ impl Shared {
         }
     }
 
+    /// Removes the logs of all but the last few instances that are gone; of a service that is gone, all.
     pub(super) async fn sweep_logs(&self, service: &ServiceId, instances: BTreeSet<InstanceId>, all: bool) {
         let directory = self.options.log_dir.join(service.as_str());
         let swept = task::blocking("service logs", move || {
@@ -280,6 +294,12 @@ pub(super) async fn remove_unused(directory: &Path) {
     if let Err(error) = removed.await.map_err(std::io::Error::other).flatten() {
         tracing::warn!(%error, "the log directory of a start that failed stays");
     }
+}
+
+/// The revision whose log an instance's is.
+fn revision_of(directory: &Path, instance: &InstanceId) -> Option<u32> {
+    let text = std::fs::read_to_string(directory.join(instance.as_str()).join(REVISION_FILE));
+    text.ok()?.parse().ok()
 }
 
 /// Instances that have a log, by when it was begun.

@@ -26,6 +26,8 @@ pub type DeployEvents = Pin<Box<dyn Stream<Item = DeployEvent> + Send>>;
 
 pub(super) struct Progress {
     begun: Timestamp,
+    /// Its end is one of those that the metrics count.
+    counts: bool,
     told: Mutex<Told>,
     newest: watch::Sender<u64>,
     /// Fires with the last event.
@@ -42,7 +44,24 @@ struct Told {
 
 impl Progress {
     pub(super) fn new(begun: Timestamp) -> Self {
-        Self { begun, told: Mutex::default(), newest: watch::Sender::new(0), ended: CancellationToken::new() }
+        Self {
+            begun,
+            counts: true,
+            told: Mutex::default(),
+            newest: watch::Sender::new(0),
+            ended: CancellationToken::new(),
+        }
+    }
+
+    /// Of a restart that an earlier run of the daemon began, and may have brought to its end.
+    pub(super) fn of_earlier_restart() -> Self {
+        Self { counts: false, ..Self::new(Timestamp::now()) }
+    }
+
+    fn count(&self, outcome: &'static str) {
+        if self.counts && !self.is_ended() {
+            metrics::counter!("hearth_deploys_total", "outcome" => outcome).increment(1);
+        }
     }
 
     fn told(&self) -> MutexGuard<'_, Told> {
@@ -96,24 +115,20 @@ impl Progress {
 
     pub(super) fn live(&self) {
         let took = Timestamp::now().duration_since(self.begun).unsigned_abs();
-        if !self.is_ended() {
-            metrics::counter!("hearth_deploys_total", "outcome" => "live").increment(1);
+        self.count("live");
+        if self.counts && !self.is_ended() {
             metrics::histogram!("hearth_deploy_duration_seconds").record(took.as_secs_f64());
         }
         self.tell(DeployEventKind::Live { took });
     }
 
     pub(super) fn fail(&self, fault: Fault) {
-        if !self.is_ended() {
-            metrics::counter!("hearth_deploys_total", "outcome" => "failed").increment(1);
-        }
+        self.count("failed");
         self.tell(DeployEventKind::Failed(Box::new(fault)));
     }
 
     pub(super) fn supersede(&self, by: u32) {
-        if !self.is_ended() {
-            metrics::counter!("hearth_deploys_total", "outcome" => "superseded").increment(1);
-        }
+        self.count("superseded");
         self.tell(DeployEventKind::Superseded { by });
     }
 

@@ -65,6 +65,26 @@ async fn an_instance_whose_mounts_died_serves_until_another_does() {
 }
 
 #[tokio::test]
+async fn a_restart_that_an_earlier_daemon_began_is_told_live_when_it_is() {
+    let world = world();
+    let services = start(&world).await;
+    live(&services.handle(), "1").await;
+    world.state().away = true;
+    services.handle().restart("web", &ann()).await.unwrap();
+    services.handle().drain(LIMIT).await;
+    let services = start(&world).await;
+    let handle = services.handle();
+    let early = tokio::time::timeout(Duration::from_millis(200), outcome(&handle, 1)).await;
+    assert!(early.is_err(), "{early:?}");
+    world.state().away = false;
+    world.changed();
+    assert!(matches!(outcome(&handle, 1).await, DeployEventKind::Live { .. }));
+    let generations: Vec<u32> = world.running().iter().map(|label| label.generation).collect();
+    assert!(generations.contains(&1), "{generations:?}");
+    until("one serves", || only_serves(&world, 1)).await;
+}
+
+#[tokio::test]
 async fn a_runtime_that_is_away_is_waited_for() {
     let world = world();
     world.state().away = true;

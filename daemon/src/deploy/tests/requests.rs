@@ -202,6 +202,28 @@ async fn who_follows_a_log_sees_that_of_the_next_instance_too() {
 }
 
 #[tokio::test]
+async fn who_follows_a_log_misses_no_instance_that_ends_at_once() {
+    let world = world();
+    let services = start(&world).await;
+    let handle = services.handle();
+    live(&handle, "1").await;
+    let query = LogQuery { follow: true, ..LogQuery::default() };
+    let lines = handle.logs("web", LogSource::Newest, query).await.unwrap();
+    let mut ran = vec![world.running().pop().unwrap().instance];
+    for _ in 0..2 {
+        world.exits(&ran[ran.len() - 1], 1);
+        let next = || world.running().pop().map(|label| label.instance).filter(|id| !ran.contains(id));
+        until("another runs", || next().is_some()).await;
+        let another = next().unwrap();
+        ran.push(another);
+    }
+    let told = lines.map(|line| line.unwrap().text).filter(|text| std::future::ready(text != "begins"));
+    let told =
+        tokio::time::timeout(LIMIT, told.take(3).collect::<Vec<_>>()).await.expect("lines are missing");
+    assert_eq!(told, ran.iter().map(|instance| format!("I am {instance}")).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn the_log_of_a_revision_or_an_instance_is_read_after_it_is_gone() {
     let world = world();
     let services = start(&world).await;
