@@ -58,8 +58,12 @@ impl Progress {
         Self { counts: false, ..Self::new(Timestamp::now()) }
     }
 
+    fn is_counted(&self) -> bool {
+        self.counts && !self.is_ended()
+    }
+
     fn count(&self, outcome: &'static str) {
-        if self.counts && !self.is_ended() {
+        if self.is_counted() {
             metrics::counter!("hearth_deploys_total", "outcome" => outcome).increment(1);
         }
     }
@@ -116,7 +120,7 @@ impl Progress {
     pub(super) fn live(&self) {
         let took = Timestamp::now().duration_since(self.begun).unsigned_abs();
         self.count("live");
-        if self.counts && !self.is_ended() {
+        if self.is_counted() {
             metrics::histogram!("hearth_deploy_duration_seconds").record(took.as_secs_f64());
         }
         self.tell(DeployEventKind::Live { took });

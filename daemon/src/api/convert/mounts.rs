@@ -149,11 +149,11 @@ pub fn mount_to_wire(mount: MountSpec) -> v1::Mount {
 mod tests {
     use super::*;
 
-    fn of_texts(lengths: &[usize]) -> Result<Vec<MountSpec>, Refusal> {
+    fn of_texts(lengths: &[usize], mode: v1::MountMode) -> Result<Vec<MountSpec>, Refusal> {
         let file = |(number, length): (usize, &usize)| {
             let file = v1::FileSource { text: "x".repeat(*length) };
             let source = Some(v1::mount::Source::File(file));
-            v1::Mount { source, target: format!("/etc/{number}"), ..v1::Mount::default() }
+            v1::Mount { source, target: format!("/etc/{number}"), mode: mode.into() }
         };
         let wire = lengths.iter().enumerate().map(file).collect();
         mounts(wire, "spec.mounts", MountUse::Service)
@@ -161,10 +161,12 @@ mod tests {
 
     #[test]
     fn files_that_are_given_by_their_text_are_small_and_read_only_unless_they_say_otherwise() {
-        let taken = of_texts(&[MAX_TEXT; 4]).unwrap();
+        use v1::MountMode::{ReadWrite, Unspecified};
+        let taken = of_texts(&[MAX_TEXT; 4], Unspecified).unwrap();
         assert!(taken.iter().all(|mount| mount.mode == MountMode::ReadOnly));
         assert_eq!(text_of(&taken[3].source).map(str::len), Some(MAX_TEXT));
-        let refused = |lengths: &[usize]| tonic::Status::from(of_texts(lengths).unwrap_err());
+        assert_eq!(of_texts(&[1], ReadWrite).unwrap()[0].mode, MountMode::ReadWrite);
+        let refused = |lengths: &[usize]| tonic::Status::from(of_texts(lengths, Unspecified).unwrap_err());
         let one = refused(&[1, MAX_TEXT + 1]);
         assert!(one.message().contains("has 65537 bytes; at most 65536"), "{one:?}");
         let all = refused(&[MAX_TEXT, MAX_TEXT, MAX_TEXT, MAX_TEXT, 1]);
