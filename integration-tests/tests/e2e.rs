@@ -71,9 +71,11 @@ mod services;
 mod storage;
 #[path = "e2e/upload.rs"]
 mod upload;
+#[path = "e2e/walls.rs"]
+mod walls;
 
 fn main() -> ExitCode {
-    let groups = [
+    let mut groups = vec![
         line::group(),
         context::group(),
         compare::group(),
@@ -103,5 +105,6 @@ fn main() -> ExitCode {
         service_kills::group(),
         containerd_2::group(),
     ];
+    groups.extend(walls::groups());
     runner::main(&groups, sweep_scratch)
 }

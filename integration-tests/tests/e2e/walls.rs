@@ -1,0 +1,9 @@
+//! Attacks of one caller on another, on the machine or on the room. Each was seen to succeed before its wall was built.
+//!
+//! One file for each wall in `walls/`, each with a `group()` or several.
+
+use integration_tests::runner::Group;
+
+pub fn groups() -> Vec<Group> {
+    Vec::new()
+}
