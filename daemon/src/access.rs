@@ -2,7 +2,8 @@
 //!
 //! A token is an HS256 JWT signed with the room's secret: `name`, `exp`, and
 //! `grants: [{name: "room", scope: ROOM}, {name: "role", scope: "agent"}, {name: "api", scope: {...}}]`. That of a
-//! service has `{name: "service", scope: ID}` as well, and is good for as long as the service is there.
+//! service has `{name: "service", scope: ID}` as well, and is good for as long as the service is there. One that was minted
+//! into a trust domain has `{name: "domain", scope: DOMAIN}`.
 
 pub mod secret_file;
 
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::access::{ApiScope, Caller};
 use crate::model::id::ServiceId;
 use crate::model::secret::Secret;
+use crate::model::trust::{Trust, TrustDomain, TrustDomainError};
 
 pub use secret_file::SecretFileError;
 
@@ -33,6 +35,7 @@ pub struct Access {
     encoding: EncodingKey,
     decoding: DecodingKey,
     validation: Validation,
+    trust: Trust,
     /// Whether there is a service of this id.
     services: OnceLock<Box<Exists>>,
 }
@@ -57,6 +60,8 @@ pub enum MintError {
     Ttl,
     #[error("the name is empty or longer than 200 characters")]
     Name,
+    #[error(transparent)]
+    Domain(#[from] TrustDomainError),
     #[error("cannot sign: {0}")]
     Sign(String),
 }
@@ -72,6 +77,8 @@ struct Claims {
 
 /// Grant that marks the tokens of services, and what the names of such callers begin with.
 const SERVICE: &str = "service";
+/// Grant that names the trust domain of its bearer.
+const DOMAIN: &str = "domain";
 
 #[derive(Serialize, Deserialize)]
 struct Grant {
@@ -97,8 +104,22 @@ impl Access {
             encoding: EncodingKey::from_secret(secret.reveal().as_bytes()),
             decoding: DecodingKey::from_secret(secret.reveal().as_bytes()),
             validation,
+            trust: Trust::default(),
             services: OnceLock::new(),
         }
+    }
+
+    /// Puts callers into the trust domains that the operator chose.
+    #[must_use]
+    pub fn with_trust(self, trust: Trust) -> Self {
+        Self { trust, ..self }
+    }
+
+    /// The caller behind the unix socket.
+    pub fn local(&self, uid: u32) -> Caller {
+        let caller = Caller::local(uid);
+        let domain = self.trust.domain(&caller.name, caller.domain, None);
+        Caller { domain, ..caller }
     }
 
     /// From now on tokens of services that are gone are refused. Said once, at the start.
@@ -135,24 +156,47 @@ impl Access {
             _ => ApiScope::default(),
         };
         // What a service makes is its own, whatever its name.
-        let name = match scope_of(SERVICE) {
-            None => claims.name,
+        let caller = match scope_of(SERVICE) {
+            None => Caller::new(claims.name.clone(), scope),
             Some(Some(serde_json::Value::String(id)))
                 if self.services.get().is_none_or(|exists| exists(id)) =>
             {
-                format!("{SERVICE}:{}", claims.name)
+                let name = format!("{SERVICE}:{}", claims.name);
+                Caller { domain: TrustDomain::of_service(id), ..Caller::new(name, scope) }
             }
             Some(_) => return Err(AccessError::Invalid("its service is gone")),
         };
-        Ok(Caller { name, scope })
+        let claimed = match scope_of(DOMAIN) {
+            None => None,
+            Some(Some(serde_json::Value::String(domain))) => Some(
+                domain.parse().map_err(|_| AccessError::Invalid("its `domain` grant is no trust domain"))?,
+            ),
+            Some(_) => return Err(AccessError::Invalid("its `domain` grant cannot be read")),
+        };
+        let domain = self.trust.domain(&caller.name, caller.domain, claimed);
+        Ok(Caller { domain, ..caller })
     }
 
     /// Makes a token. `scope` is a word or JSON, as `hearth token mint --scope` takes it.
     pub fn mint(&self, name: &str, scope: &str, ttl: Duration) -> Result<(String, Timestamp), MintError> {
+        self.mint_into(None, name, scope, ttl)
+    }
+
+    /// The same, for a bearer whose builds use the builder of a given trust domain.
+    pub fn mint_into(
+        &self,
+        domain: Option<&str>,
+        name: &str,
+        scope: &str,
+        ttl: Duration,
+    ) -> Result<(String, Timestamp), MintError> {
         if name.is_empty() || name.len() > 200 {
             return Err(MintError::Name);
         }
-        self.sign(name, &parse_scope(scope)?, ttl)
+        let domain = domain.map(str::parse::<TrustDomain>).transpose()?;
+        let grant =
+            |domain: TrustDomain| Grant { name: DOMAIN.to_owned(), scope: Some(domain.as_str().into()) };
+        self.sign_with(name, &parse_scope(scope)?, ttl, domain.map(grant))
     }
 
     /// Makes a token for an instance of a service: one that nobody can take for a participant of its name.
@@ -244,7 +288,7 @@ mod tests {
         let access = access("r", "s");
         let (token, expires) = access.mint("ann", "full", HOUR).unwrap();
         assert!(expires > Timestamp::now());
-        assert_eq!(access.verify(&token), Ok(Caller { name: "ann".to_owned(), scope: ApiScope::full() }));
+        assert_eq!(access.verify(&token), Ok(Caller::new("ann", ApiScope::full())));
     }
 
     #[test]
@@ -259,6 +303,37 @@ mod tests {
         assert_eq!(access.verify(&token).unwrap().name, "service:ann");
         there.store(false, std::sync::atomic::Ordering::Relaxed);
         assert_eq!(access.verify(&token), Err(AccessError::Invalid("its service is gone")));
+    }
+
+    #[test]
+    fn the_domain_of_a_caller_comes_from_its_token_and_never_from_its_scope() {
+        let access = access("r", "s");
+        let domain = |token: &str| access.verify(token).unwrap().domain.to_string();
+        let (token, _) = access.mint("ann", r#"{"domain": "ci"}"#, HOUR).unwrap();
+        assert_eq!(domain(&token), "caller:ann");
+        let (token, _) = access.mint_into(Some("ci"), "ann", "full", HOUR).unwrap();
+        assert_eq!(domain(&token), "ci");
+        let refused = access.mint_into(Some("c i"), "ann", "full", HOUR);
+        assert!(matches!(refused, Err(MintError::Domain(_))), "{refused:?}");
+        let id = ServiceId::random();
+        let token = access.mint_for_service(&id, "web", r#"{"domain": "ci"}"#, HOUR).unwrap();
+        assert_eq!(domain(&token), format!("service:{id}"));
+        let odd = serde_json::json!({"name": "a", "grants": [{"name": "room", "scope": "r"},
+            {"name": "domain", "scope": 7}]});
+        assert!(matches!(access.verify(&signed(&access, &odd)), Err(AccessError::Invalid(_))));
+    }
+
+    #[test]
+    fn the_operator_puts_callers_together() {
+        let trust = Trust {
+            domains: [("ci".parse().unwrap(), crate::model::access::Patterns(vec!["ci-*".to_owned()]))]
+                .into(),
+            ..Trust::default()
+        };
+        let access = access("r", "s").with_trust(trust);
+        let (token, _) = access.mint("ci-1", "full", HOUR).unwrap();
+        assert_eq!(access.verify(&token).unwrap().domain.to_string(), "ci");
+        assert_eq!(access.local(0).domain, TrustDomain::local());
     }
 
     #[test]

@@ -16,6 +16,7 @@ use hearth_pack::remote::{Mirror, MirrorError, Mirrors};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::model::trust::Trust;
 use crate::model::{AddressBlock, CertificateFiles, Registry, RoomRegistries};
 
 /// Everything that can be set, as in force.
@@ -59,6 +60,7 @@ pub struct Config {
     pub builds: Builds,
     pub builder: Builder,
     pub packs: Packs,
+    pub trust: Trust,
     pub services: Services,
     pub log: Log,
 }
@@ -185,6 +187,7 @@ impl Default for Config {
                 keep_seconds: 24 * 3600,
                 min_free_bytes: GIB,
             },
+            trust: Trust::default(),
             services: Services {
                 containerd_program: "containerd".into(),
                 runc_program: "runc".into(),

@@ -87,7 +87,7 @@ impl Daemon {
         };
         let store = Store::open(&state.join("state.db")).context("state database")?;
         let blobs = BlobStore::open(&state.join("registry")).context("content store")?;
-        let access = Access::open(&config.room, &state.join("room.secret"))?;
+        let access = Access::open(&config.room, &state.join("room.secret"))?.with_trust(config.trust.clone());
         let tls = services::open_tls(&config).await?;
         let listeners = Listeners::bind(&config).await?;
         Ok(Self {

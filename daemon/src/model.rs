@@ -12,6 +12,7 @@ pub mod image;
 pub mod manifest;
 pub mod secret;
 pub mod service;
+pub mod trust;
 
 pub use address_block::{AddressBlock, AddressBlockError};
 pub use certificate_files::CertificateFiles;

@@ -19,7 +19,8 @@ pub(super) enum TokenCommand {
     #[command(after_help = "\
 Examples:
   hearth token mint --ttl 12h > studio.token
-  hearth token mint --name ci --scope '{\"containers\": {\"registry\": {\"pull\": [\"*\"]}}}'")]
+  hearth token mint --name ci --scope '{\"containers\": {\"registry\": {\"pull\": [\"*\"]}}}'
+  hearth token mint --name ci-7 --scope agentDefault --domain ci")]
     Mint {
         /// Name of the participant
         #[arg(long, default_value = "participant")]
@@ -30,6 +31,9 @@ Examples:
         /// How long it is good, such as `12h` or `7d`
         #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration::parse)]
         ttl: Duration,
+        /// Trust domain that it builds in, with a builder and cache shared by all who have it [default: its own]
+        #[arg(long, value_name = "DOMAIN")]
+        domain: Option<String>,
     },
 }
 
@@ -40,13 +44,13 @@ struct TokenView {
 }
 
 pub(super) async fn run(command: TokenCommand, globals: &Globals) -> Result<(), Failure> {
-    let TokenCommand::Mint { name, scope, ttl } = command;
+    let TokenCommand::Mint { name, scope, ttl, domain } = command;
     if let Err(error) = check_scope(&scope) {
         return Err(Failure::usage(error));
     }
     let client = connect(globals).await?;
-    let minted =
-        client.mint_token(MintTokenRequest { name, scope, ttl: Some(duration::to_wire(ttl)) }).await?;
+    let (ttl, domain) = (Some(duration::to_wire(ttl)), domain.unwrap_or_default());
+    let minted = client.mint_token(MintTokenRequest { name, scope, ttl, domain }).await?;
     let expires_at = output::timestamp(minted.expires_at.as_ref()).map(|time| time.to_string());
     if globals.json {
         return output::json(&TokenView { token: minted.token, expires_at });

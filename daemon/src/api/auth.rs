@@ -52,7 +52,7 @@ fn identify(access: &Access, peer: Peer, headers: &HeaderMap) -> Result<Caller, 
         // A token that is given is what counts, on the socket too.
         (Some(token), _) => access.verify(&token),
         (None, Peer::Unix { uid }) if uid == 0 || uid == rustix::process::geteuid().as_raw() => {
-            Ok(Caller::local(uid))
+            Ok(access.local(uid))
         }
         (None, _) => Err(AccessError::Missing),
     }

@@ -96,6 +96,7 @@ impl From<MintError> for Refusal {
             MintError::Scope { .. } => ("scope", "invalid_scope"),
             MintError::Ttl => ("ttl", "invalid_ttl"),
             MintError::Name => ("name", "invalid_name"),
+            MintError::Domain(_) => ("domain", "invalid_domain"),
             MintError::Sign(cause) => return Self::internal("the token cannot be signed", cause),
         };
         Self::invalid(field, code, error.to_string())

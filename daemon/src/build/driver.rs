@@ -278,6 +278,7 @@ impl Shared {
             build_args.remove(FRONTEND_ARGUMENT);
             SolveRequest {
                 build: record.id.clone(),
+                domain: record.trust_domain(),
                 files: context.files.clone(),
                 build_args,
                 target: spec.target.clone(),

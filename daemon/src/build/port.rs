@@ -13,6 +13,7 @@ use crate::model::fault::Fault;
 use crate::model::id::{BuildId, PackId};
 use crate::model::image::{Platform, VerifiedImage};
 use crate::model::secret::{Credential, Secret};
+use crate::model::trust::TrustDomain;
 use crate::model::{Digest, MountTarget, Reference, Repository};
 
 /// Runs Dockerfiles. The real one is BuildKit.
@@ -32,6 +33,8 @@ pub trait Solver: Send + Sync + 'static {
 
 pub struct SolveRequest {
     pub build: BuildId,
+    /// Whose builder runs it: nothing of the build reaches another domain.
+    pub domain: TrustDomain,
     pub files: ContextFiles,
     pub build_args: BTreeMap<String, String>,
     pub target: Option<String>,

@@ -18,6 +18,7 @@ use crate::model::access::Patterns;
 use crate::model::build::{BuildRecord, BuildSecrets, BuildSpec, BuildState, EventKind};
 use crate::model::fault::Fault;
 use crate::model::id::{BuildId, PackId};
+use crate::model::trust::TrustDomain;
 use crate::model::{Digest, MountSource};
 use crate::task;
 
@@ -26,6 +27,8 @@ pub struct SubmitBuild {
     pub secrets: BuildSecrets,
     /// Name of the participant who asks.
     pub caller: String,
+    /// Whose builder runs it.
+    pub domain: TrustDomain,
     /// Images of the room that the Dockerfile may name.
     pub may_pull: Patterns,
     /// Images of other registries, the same.
@@ -173,6 +176,7 @@ impl Shared {
             id: id.clone(),
             spec: request.spec.clone(),
             submitted_by: request.caller.clone(),
+            domain: Some(request.domain.clone()),
             may_pull: request.may_pull.clone(),
             may_pull_from: request.may_pull_from.clone(),
             state: BuildState::Queued,

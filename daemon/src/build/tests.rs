@@ -26,6 +26,7 @@ use crate::model::build::{
 };
 use crate::model::id::BuildId;
 use crate::model::secret::{Credential, Secret};
+use crate::model::trust::TrustDomain;
 
 struct Room {
     directory: tempfile::TempDir,
@@ -113,6 +114,7 @@ fn record(tag: &str, state: BuildState) -> BuildRecord {
         id: BuildId::random(),
         spec: spec(tag),
         submitted_by: "ann".to_owned(),
+        domain: None,
         state,
         created_at: Timestamp::now(),
         started_at: None,
@@ -130,6 +132,7 @@ fn request(spec: BuildSpec) -> SubmitBuild {
         spec,
         secrets: BuildSecrets::default(),
         caller: "ann".to_owned(),
+        domain: TrustDomain::of_caller("ann"),
         may_pull: Patterns::all(),
         may_pull_from: Patterns::all(),
         idempotency_key: None,

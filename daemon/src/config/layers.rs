@@ -81,6 +81,9 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if files.into_iter().any(|path| !path.is_absolute()) {
         return invalid("services.certificates", "must be absolute paths");
     }
+    if let Some((one, other)) = config.trust.overlap() {
+        return invalid("trust.domains", &format!("a caller could be in `{one}` and in `{other}`"));
+    }
     if config.builds.concurrency == 0 {
         return invalid("builds.concurrency", "must be at least 1");
     }
@@ -145,7 +148,7 @@ mod tests {
         let example = include_str!("../../../deploy/config/hearthd.toml");
         assert_eq!(load_with(example, &[]).unwrap(), Config::default());
         assert_eq!(load_with(&example.replace("#: ", ""), &[]).unwrap(), Config::default());
-        assert_eq!(example.matches("#: ").count(), 28, "every setting with a default is shown");
+        assert_eq!(example.matches("#: ").count(), 29, "every setting with a default is shown");
     }
 
     #[test]
@@ -158,6 +161,8 @@ mod tests {
             ("registry_credentials = 'relative'", "registry_credentials"),
             ("[mirrors]\n'docker.io' = ['ftp://x']", "mirrors"),
             ("[builds]\nconcurrency = 0", "concurrency"),
+            ("[trust]\ndomains = { a = ['x*'], b = ['xy'] }", "trust.domains"),
+            ("[trust]\ndomains = { 'a b' = ['x'] }", "trust domain"),
             ("containerd = 'relative.sock'", "containerd"),
             ("[services]\nsubnet = '10.0.0.0'", "subnet"),
             ("[services]\ntrusted_proxies = ['10.0.0.0/40']", "10.0.0.0/40"),

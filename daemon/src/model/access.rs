@@ -3,6 +3,8 @@
 use hearth_proto::value::Repository;
 use serde::{Deserialize, Serialize};
 
+use super::trust::TrustDomain;
+
 /// A grant that is missing, and what it was wanted for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what}: that takes the grant `{grant}`")]
@@ -16,6 +18,8 @@ pub struct Denied {
 pub struct Caller {
     pub name: String,
     pub scope: ApiScope,
+    /// Whose builder the caller's builds use.
+    pub domain: TrustDomain,
 }
 
 /// The `api` grant of a participant token: what its bearer may do through the API.
@@ -211,9 +215,16 @@ impl ApiScope {
 }
 
 impl Caller {
+    /// A participant, in the trust domain of its own name.
+    pub fn new(name: impl Into<String>, scope: ApiScope) -> Self {
+        let name = name.into();
+        let domain = TrustDomain::of_caller(&name);
+        Self { name, scope, domain }
+    }
+
     /// The one behind the unix socket: root or the daemon's own user.
     pub fn local(uid: u32) -> Self {
-        Self { name: format!("uid:{uid}"), scope: ApiScope::full() }
+        Self { domain: TrustDomain::local(), ..Self::new(format!("uid:{uid}"), ApiScope::full()) }
     }
 
     pub fn is_admin(&self) -> bool {
@@ -304,7 +315,7 @@ mod tests {
     use super::*;
 
     fn caller(scope: serde_json::Value) -> Caller {
-        Caller { name: "x".to_owned(), scope: serde_json::from_value(scope).unwrap() }
+        Caller::new("x", serde_json::from_value(scope).unwrap())
     }
 
     #[test]
@@ -346,7 +357,7 @@ mod tests {
 
     #[test]
     fn agents_of_the_room_use_its_secrets_and_people_are_asked_for_a_grant() {
-        let may = |scope| Caller { name: "x".to_owned(), scope }.may_use_secrets();
+        let may = |scope| Caller::new("x", scope).may_use_secrets();
         assert!(may(ApiScope::full()) && may(ApiScope::agent_default()));
         assert!(!may(ApiScope::user_default()));
         assert!(caller(serde_json::json!({"secrets": {}})).may_use_secrets());

@@ -22,6 +22,7 @@ use super::fault::{DockerfileRange, Fault};
 use super::id::BuildId;
 use super::image::Platform;
 use super::secret::{Credential, Secret};
+use super::trust::TrustDomain;
 
 /// A checked request for a build. Holds nothing secret: it is stored and shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,6 +133,9 @@ pub struct BuildRecord {
     pub id: BuildId,
     pub spec: BuildSpec,
     pub submitted_by: String,
+    /// Of whoever submitted it; builds that were stored before there were domains have none.
+    #[serde(default)]
+    pub domain: Option<TrustDomain>,
     /// Images of the room that the Dockerfile may name: what the caller may pull.
     #[serde(default)]
     pub may_pull: Patterns,
@@ -161,6 +165,17 @@ pub struct BuildRecord {
     /// Sequence number of the newest event.
     #[serde(default)]
     pub last_sequence: u64,
+}
+
+impl BuildRecord {
+    /// Whose builder runs the build.
+    pub fn trust_domain(&self) -> TrustDomain {
+        let of_caller = || match self.submitted_by.strip_prefix("uid:") {
+            Some(_) => TrustDomain::local(),
+            None => TrustDomain::of_caller(&self.submitted_by),
+        };
+        self.domain.clone().unwrap_or_else(of_caller)
+    }
 }
 
 /// Digests of what a build could read: files that its ignore file hides, and those beside what its

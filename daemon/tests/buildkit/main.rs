@@ -24,6 +24,7 @@ use hearthd::model::build::{EventKind, LogStream, Network, NoCache};
 use hearthd::model::fault::Fault;
 use hearthd::model::id::BuildId;
 use hearthd::model::secret::{Credential, Secret};
+use hearthd::model::trust::TrustDomain;
 use hearthd::supervise;
 use memory::MemoryTree;
 use registry::Registry;
@@ -77,6 +78,7 @@ impl Fixture {
                 watch: Arc::new(Unwatched),
             },
             build,
+            domain: TrustDomain::local(),
             build_args: BTreeMap::new(),
             target: None,
             platform: None,

@@ -81,7 +81,7 @@ async fn identify(mut request: Request, next: Next) -> Response {
             _ => return next.run(request).await,
         };
         let scope: ApiScope = serde_json::from_value(json!({"containers": {"registry": grant}})).unwrap();
-        request.extensions_mut().insert(Caller { name, scope });
+        request.extensions_mut().insert(Caller::new(name, scope));
     }
     next.run(request).await
 }

@@ -7940,6 +7940,10 @@ pub struct MintTokenRequest {
     /// How long the token is good. Unset is one hour.
     #[prost(message, optional, tag = "3")]
     pub ttl: ::core::option::Option<::prost_types::Duration>,
+    /// Trust domain whose builder the participant's builds use: it shares its cache with all others of that domain.
+    /// Empty is one of the participant's own, or what the operator's configuration says. Example: "ci".
+    #[prost(string, tag = "4")]
+    pub domain: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -51,6 +51,7 @@ impl v1::builds_server::Builds for BuildsService {
             may_pull: pull_grant(&caller),
             may_pull_from: pull_from_grant(&caller),
             caller: caller.name,
+            domain: caller.domain,
             idempotency_key: Some(request.idempotency_key).filter(|key| !key.is_empty()),
         };
         let submitted = self.builds.submit(submit).await.map_err(Refusal::from)?;

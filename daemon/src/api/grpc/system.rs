@@ -55,9 +55,10 @@ impl v1::system_server::System for SystemService {
         let request = request.into_inner();
         let name = if request.name.is_empty() { "participant" } else { &request.name };
         let ttl = duration("ttl", request.ttl)?.unwrap_or(DEFAULT_TTL);
-        let (token, expires) =
-            self.access.mint(name, &request.scope, ttl).map_err(super::super::error::Refusal::from)?;
-        tracing::info!(by = caller.name, name, "token minted");
+        let domain = Some(request.domain.as_str()).filter(|domain| !domain.is_empty());
+        let minted = self.access.mint_into(domain, name, &request.scope, ttl);
+        let (token, expires) = minted.map_err(super::super::error::Refusal::from)?;
+        tracing::info!(by = caller.name, name, domain, "token minted");
         Ok(Response::new(v1::MintTokenResponse { token, expires_at: Some(timestamp(expires)) }))
     }
 }

@@ -32,7 +32,7 @@ async fn room() -> Room {
 
 fn by<T>(scope: ApiScope, message: T) -> Request<T> {
     let mut request = Request::new(message);
-    request.extensions_mut().insert(Caller { name: "ann".to_owned(), scope });
+    request.extensions_mut().insert(Caller::new("ann", scope));
     request
 }
 

@@ -34,7 +34,7 @@ struct Room {
 fn as_caller(mut request: Request<()>) -> Result<Request<()>, Status> {
     let scope = request.metadata().get("scope").and_then(|scope| scope.to_str().ok());
     let scope = parse_scope(scope.unwrap()).map_err(Refusal::from)?;
-    request.extensions_mut().insert(Caller { name: "ann".to_owned(), scope });
+    request.extensions_mut().insert(Caller::new("ann", scope));
     Ok(request)
 }
 

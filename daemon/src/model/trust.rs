@@ -1,0 +1,176 @@
+//! Trust domains: callers of one domain share a builder with its cache. Nothing of a build reaches another domain.
+//!
+//! | callers | domain |
+//! |---|---|
+//! | root on the unix socket | `local` |
+//! | a participant | `caller:NAME` |
+//! | a service | `service:ID` |
+//! | one that the operator's `[trust]` table names, or whose token says so | the name given there |
+//!
+//! A request never names a domain: it comes with the caller's identity.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use hearth_proto::value::Digest;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::access::Patterns;
+
+const MOST_BYTES: usize = 200;
+const LOCAL: &str = "local";
+
+/// Name of a trust domain: at most 200 bytes, without white space and control characters.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TrustDomain(String);
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a trust domain has 1 to {MOST_BYTES} bytes, and no white space or control characters")]
+pub struct TrustDomainError;
+
+impl TrustDomain {
+    /// Root on the unix socket, and the whole room where the operator set that.
+    pub fn local() -> Self {
+        Self(LOCAL.to_owned())
+    }
+
+    pub fn of_caller(name: &str) -> Self {
+        Self::of("caller", name)
+    }
+
+    pub fn of_service(id: &str) -> Self {
+        Self::of("service", id)
+    }
+
+    /// A name that cannot be a domain's is replaced by its hash: every caller has a domain.
+    fn of(kind: &str, name: &str) -> Self {
+        let plain = format!("{kind}:{name}");
+        let hash = || Digest::from_sha256(Sha256::digest(name).into());
+        plain.parse().unwrap_or_else(|_| Self(format!("{kind}:{}", hash())))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::str::FromStr for TrustDomain {
+    type Err = TrustDomainError;
+
+    fn from_str(text: &str) -> Result<Self, TrustDomainError> {
+        let printable = |c: char| !c.is_control() && !c.is_whitespace();
+        let valid = !text.is_empty() && text.len() <= MOST_BYTES && text.chars().all(printable);
+        if valid { Ok(Self(text.to_owned())) } else { Err(TrustDomainError) }
+    }
+}
+
+impl TryFrom<String> for TrustDomain {
+    type Error = TrustDomainError;
+
+    fn try_from(text: String) -> Result<Self, TrustDomainError> {
+        text.parse()
+    }
+}
+
+impl From<TrustDomain> for String {
+    fn from(domain: TrustDomain) -> Self {
+        domain.0
+    }
+}
+
+impl fmt::Display for TrustDomain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Which callers trust one another, as the operator sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Trust {
+    /// All callers of the room are one domain, `local`.
+    pub single: bool,
+    /// By domain: names of callers, each exact or with a trailing `*`.
+    pub domains: BTreeMap<TrustDomain, Patterns>,
+}
+
+impl Trust {
+    /// The domain of a caller: what its token claims, then what the operator's table says, then the caller's own.
+    pub fn domain(&self, name: &str, own: TrustDomain, claimed: Option<TrustDomain>) -> TrustDomain {
+        if self.single {
+            return TrustDomain::local();
+        }
+        let named =
+            || self.domains.iter().find(|(_, names)| names.allow(name)).map(|(domain, _)| domain.clone());
+        claimed.or_else(named).unwrap_or(own)
+    }
+
+    /// Two domains that a caller could be in: which one it was would be chance.
+    pub fn overlap(&self) -> Option<(&TrustDomain, &TrustDomain)> {
+        let covers = |left: &Patterns, right: &Patterns| {
+            right.0.iter().any(|one| left.cover(&Patterns(vec![one.clone()])))
+        };
+        self.domains.iter().enumerate().find_map(|(place, (first, names))| {
+            let mut later = self.domains.iter().skip(place + 1);
+            let other = later.find(|(_, others)| covers(names, others) || covers(others, names));
+            other.map(|(second, _)| (first, second))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trust(text: &str) -> Trust {
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn a_caller_is_its_own_domain_unless_its_token_or_the_operator_says_otherwise() {
+        let trust = trust("domains = { ci = ['ci-*', 'bot'] }");
+        let of = |name: &str, claimed: Option<&str>| {
+            let claimed = claimed.map(|claimed| claimed.parse().unwrap());
+            trust.domain(name, TrustDomain::of_caller(name), claimed).to_string()
+        };
+        assert_eq!(of("ann", None), "caller:ann");
+        assert_eq!(of("ci-7", None), "ci");
+        assert_eq!(of("bot", None), "ci");
+        assert_eq!(of("ci-7", Some("release")), "release");
+        // Whoever has the name of a domain is not in it by that.
+        assert_eq!(of("ci", None), "caller:ci");
+        assert_eq!(of("local", None), "caller:local");
+    }
+
+    #[test]
+    fn one_domain_for_the_room_is_the_one_of_root() {
+        let trust = trust("single = true\ndomains = { ci = ['*'] }");
+        let claimed = Some("mine".parse().unwrap());
+        assert_eq!(trust.domain("ann", TrustDomain::of_caller("ann"), claimed), TrustDomain::local());
+    }
+
+    #[test]
+    fn domains_that_share_a_caller_are_found() {
+        for (text, overlap) in [
+            ("domains = { a = ['x*'], b = ['xy'] }", true),
+            ("domains = { a = ['xy'], b = ['x*'] }", true),
+            ("domains = { a = ['xy*'], b = ['x*'] }", true),
+            ("domains = { a = ['x'], b = ['x'] }", true),
+            ("domains = { a = ['x*'], b = ['y*', 'z'] }", false),
+        ] {
+            assert_eq!(trust(text).overlap().is_some(), overlap, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_name_of_a_caller_makes_a_domain_of_its_own() {
+        let names = ["a", "a b", "a\nb", "", &"x".repeat(300), &"x".repeat(301)];
+        let domains: std::collections::BTreeSet<_> =
+            names.iter().map(|name| TrustDomain::of_caller(name)).collect();
+        assert_eq!(domains.len(), names.len());
+        assert!("".parse::<TrustDomain>().is_err() && "a b".parse::<TrustDomain>().is_err());
+        assert!(toml::from_str::<Trust>("domains = { 'a b' = [] }").is_err());
+    }
+}
