@@ -22,6 +22,7 @@ use crate::api::http::Readiness;
 use crate::build::{self, RegistryAccess, RegistryCredential, RoomContexts};
 use crate::buildkit::{self, BuildKit, managed};
 use crate::config::Config;
+use crate::context::layers::LayerInspection;
 use crate::context::mounts::Mounts;
 use crate::context::storage::{Root, Storage};
 use crate::context::{ContextOptions, Contexts};
@@ -29,6 +30,7 @@ use crate::deploy::mounts::{self, InstanceMounts, MountedImages};
 use crate::deploy::{self, LogFiles, RoomServiceImages};
 use crate::image::{Elsewhere, Images};
 use crate::ingress::{Ingress, Tls};
+use crate::model::LayerLimits;
 use crate::model::access::{ApiScope, ContainersGrant, Patterns, RegistryGrant};
 use crate::model::id::BuildId;
 use crate::model::secret::{Credential, Secret};
@@ -114,13 +116,19 @@ impl Daemon {
         let (runtime, runtime_child) = services::start_containerd(&config, Arc::new(blobs.clone()))?;
         let network = services::open_network(&config).await;
         let (network, own_address) = services::reachable(network, &mut listeners).await;
-        let images = Images::new(config.room_registries(), Arc::new(blobs.clone()), Arc::new(store.clone()));
+        let layer_limits = LayerLimits::default();
+        let images = Images::new(
+            config.room_registries(),
+            Arc::new(blobs.clone()),
+            Arc::new(store.clone()),
+            Arc::new(LayerInspection::new(layer_limits)),
+        );
         let registry = Registry::new(UploadLimits::default(), blobs, Arc::new(store.clone()));
         let contexts = Contexts::new(ContextOptions {
             room: config.room.clone(),
             storage: storage.clone(),
             state_dir: config.state_dir.clone(),
-            limits: crate::context::layers::LayerLimits::default(),
+            limits: layer_limits,
         })?;
         let elsewhere = Elsewhere::new(config.mirrors()?, config.registry_credentials.clone());
         elsewhere.check()?;

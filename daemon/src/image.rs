@@ -7,6 +7,7 @@ mod contents;
 mod elsewhere;
 mod error;
 mod gc;
+mod layers;
 mod load;
 mod origin;
 mod packs;
@@ -24,8 +25,9 @@ use crate::model::{Digest, Reference, Repository, RoomRegistries, Tag};
 use crate::task;
 
 use contents::Contents;
+use layers::Passes;
 use packs::Held;
-use port::{Blobs, Catalog, TagQuery};
+use port::{Blobs, Catalog, LayerInspector, TagQuery};
 
 pub use contents::OpenLayer;
 pub use elsewhere::{CredentialsFileError, Elsewhere};
@@ -48,6 +50,7 @@ struct Shared {
     blobs: Arc<dyn Blobs>,
     catalog: Arc<dyn Catalog>,
     held: Held,
+    passes: Passes,
 }
 
 /// One image as it is shown.
@@ -72,8 +75,14 @@ pub struct OpenBlob {
 }
 
 impl Images {
-    pub fn new(rooms: RoomRegistries, blobs: Arc<dyn Blobs>, catalog: Arc<dyn Catalog>) -> Self {
-        Self { shared: Arc::new(Shared { rooms, blobs, catalog, held: Held::default() }) }
+    pub fn new(
+        rooms: RoomRegistries,
+        blobs: Arc<dyn Blobs>,
+        catalog: Arc<dyn Catalog>,
+        inspector: Arc<dyn LayerInspector>,
+    ) -> Self {
+        let passes = Passes::new(Arc::clone(&blobs), inspector);
+        Self { shared: Arc::new(Shared { rooms, blobs, catalog, held: Held::default(), passes }) }
     }
 
     pub fn room_registries(&self) -> &RoomRegistries {

@@ -6,9 +6,11 @@ pub mod build;
 mod certificate_files;
 pub mod component;
 pub mod deploy;
+mod exact_names;
 pub mod fault;
 pub mod id;
 pub mod image;
+mod layer_limits;
 pub mod manifest;
 pub mod secret;
 pub mod service;
@@ -20,3 +22,4 @@ pub use hearth_proto::value::{
     Digest, MountMode, MountSource, MountSpec, MountTarget, Reference, Registry, Repository, RoomRegistries,
     Tag,
 };
+pub use layer_limits::LayerLimits;

@@ -22,6 +22,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("store/schema-image-origins.sql"),
     include_str!("store/schema-services.sql"),
     include_str!("store/schema-secrets.sql"),
+    include_str!("store/schema-layer-verdicts.sql"),
 ];
 
 /// How long a statement waits for another process that has the database open, such as a backup.

@@ -12,7 +12,7 @@ use crate::context::layers::LayerBlob;
 use crate::context::port::ContextFiles;
 use crate::context::{ContextMount, ContextRequest, Contexts, OpenedImage, OpenedPack, Prepared};
 use crate::image::port::PackContent;
-use crate::image::{Elsewhere, ImageError, Images, Transfer};
+use crate::image::{Elsewhere, ImageError, Images, Platforms, Transfer};
 use crate::model::access::PathLinks;
 use crate::model::build::{BuildSpec, ContextIdentity, MountIdentity};
 use crate::model::fault::{Fault, Stage};
@@ -34,11 +34,15 @@ pub struct RoomContexts {
 #[async_trait]
 impl RoomImages for RoomContexts {
     async fn resolve(&self, reference: &Reference) -> Result<Option<Digest>, Fault> {
-        match self.images.resolve(reference).await {
-            Ok(manifest) => Ok(Some(manifest.digest)),
-            Err(ImageError::NotFound { .. }) => Ok(None),
-            Err(error) => Err(fault(Stage::Context, &error)),
-        }
+        let failed = |error: ImageError| fault(Stage::Context, &error);
+        let manifest = match self.images.resolve(reference).await {
+            Ok(manifest) => manifest,
+            Err(ImageError::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        // BuildKit chooses the platform of each stage itself.
+        self.images.check_layers(&manifest, &Platforms::All).await.map_err(failed)?;
+        Ok(Some(manifest.digest))
     }
 
     async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, Fault> {

@@ -93,7 +93,7 @@ impl ContextError {
             Self::Denied { .. } => "permission_denied",
             Self::PathTooLong { .. } => "path_too_long",
             Self::TooManyFiles { .. } => "too_many_files",
-            Self::Layer { .. } => "invalid_layer",
+            Self::Layer { source, .. } => source.code(),
             Self::Io { .. } => "context_unreadable",
         }
     }

@@ -21,6 +21,7 @@ mod extract;
 mod frames;
 mod gzip;
 mod index;
+mod inspect;
 mod merge;
 mod pass;
 mod pax;
@@ -34,8 +35,10 @@ use std::fs::File;
 use std::io;
 
 use crate::model::Digest;
+pub use crate::model::LayerLimits;
 
-pub use cache::{LayerCache, LayerLimits};
+pub use cache::LayerCache;
+pub use inspect::LayerInspection;
 pub use merge::{ImageTree, NodeKind, NodeStat};
 pub use pax::Xattrs;
 
@@ -78,12 +81,38 @@ pub enum LayerError {
     Escapes { entry: String },
     #[error("entry `{entry}` is a hard link to `{target}`, which is no file of the image")]
     LinkTarget { entry: String, target: String },
+    #[error("reading it was cancelled")]
+    Cancelled,
     #[error("no space is left for it in the daemon's state directory")]
     NoSpace,
     #[error(transparent)]
     Index(#[from] wire::Damaged),
     #[error(transparent)]
     Io(io::Error),
+}
+
+impl LayerError {
+    /// Whether the layer holds more than the limits allow.
+    pub(super) const fn is_over_limit(&self) -> bool {
+        matches!(
+            self,
+            Self::TooLarge { .. }
+                | Self::Bomb { .. }
+                | Self::Window { .. }
+                | Self::TooManyNames { .. }
+                | Self::TooManyEntries { .. }
+        )
+    }
+
+    /// Stable word for the cause.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::DiffId { .. } => "layer_mismatch",
+            Self::NoSpace => "no_space",
+            error if error.is_over_limit() => "layer_too_large",
+            _ => "invalid_layer",
+        }
+    }
 }
 
 impl From<io::Error> for LayerError {

@@ -161,8 +161,8 @@ pub(super) fn open_layers(blobs: &dyn Blobs, top: &Descriptor) -> Result<Vec<Ope
         .map_err(|error| ImageError::Config { digest, reason: error.to_string() })?;
     let diff_ids = config.diff_ids;
     if diff_ids.len() != image.layers.len() {
-        let reason = format!("it lists {} layers, the manifest {}", diff_ids.len(), image.layers.len());
-        return Err(ImageError::Config { digest, reason });
+        let (layers, diff_ids) = (image.layers.len(), diff_ids.len());
+        return Err(ImageError::LayerCount { manifest: top.digest, layers, diff_ids });
     }
     let open = |(layer, diff_id): (Descriptor, Digest)| {
         let file =

@@ -3,7 +3,7 @@ use hearth_pack::remote::RemoteError;
 
 use super::elsewhere::CredentialsFileError;
 
-use super::port::CatalogError;
+use super::port::{CatalogError, LayerRefusal};
 use crate::model::Digest;
 use crate::model::id::PackId;
 use crate::model::manifest::ManifestError;
@@ -31,6 +31,22 @@ pub enum ImageError {
     OtherPlatform { reference: String, found: String, wanted: String },
     #[error("config {digest} of the image is not valid: {reason}")]
     Config { digest: Digest, reason: String },
+    #[error(transparent)]
+    LayerMismatch(Box<LayerMismatch>),
+    #[error("image {manifest} has {layers} layers, and its config lists {diff_ids}")]
+    LayerCount { manifest: Digest, layers: usize, diff_ids: usize },
+    #[error(
+        "image {manifest}: layer {layer} is not what its media type `{media_type}` says, or of a type that is not known"
+    )]
+    LayerForm { manifest: Digest, layer: Digest, media_type: String },
+    #[error(
+        "image {manifest}: layer {layer} is to be fetched from URLs that the manifest names, which is not done"
+    )]
+    LayerElsewhere { manifest: Digest, layer: Digest },
+    #[error("layer {layer}: {reason}")]
+    LayerRefused { layer: Digest, refusal: LayerRefusal, reason: String },
+    #[error("image {manifest}: {reason}")]
+    ImageTooLarge { manifest: Digest, reason: String },
     #[error("the archive has {count} images; an archive with one is taken")]
     ImageCount { count: usize },
     #[error(transparent)]
@@ -55,6 +71,18 @@ pub enum ImageError {
     Ending,
 }
 
+/// A config that does not belong to the layers of its image.
+#[derive(Debug, thiserror::Error)]
+#[error("image {manifest}: layer {layer} holds {found}, and the image's config says {said}")]
+pub struct LayerMismatch {
+    pub manifest: Digest,
+    pub layer: Digest,
+    /// DiffID in the config.
+    pub said: Digest,
+    /// DiffID of the layer's bytes.
+    pub found: Digest,
+}
+
 impl ImageError {
     /// Stable word for the cause.
     pub fn code(&self) -> &'static str {
@@ -67,6 +95,13 @@ impl ImageError {
             Self::NoPlatform { .. } => "platform_missing",
             Self::OtherPlatform { .. } => "platform_mismatch",
             Self::Config { .. } => "invalid_config",
+            Self::LayerMismatch(_) | Self::LayerCount { .. } | Self::LayerForm { .. } => "layer_mismatch",
+            Self::LayerRefused { refusal: LayerRefusal::TooLarge, .. } | Self::ImageTooLarge { .. } => {
+                "layer_too_large"
+            }
+            Self::LayerElsewhere { .. } | Self::LayerRefused { refusal: LayerRefusal::Invalid, .. } => {
+                "invalid_layer"
+            }
             Self::ImageCount { .. } => "invalid_archive",
             Self::Archive(ArchiveError::Truncated) => "archive_truncated",
             Self::Archive(ArchiveError::Mismatch { .. }) => "blob_mismatch",
@@ -98,6 +133,9 @@ impl ImageError {
             Self::OtherPlatform { .. } | Self::NoPlatform { .. } => {
                 Some("build or pull it for this machine's platform, such as with --platform")
             }
+            Self::LayerMismatch(_) | Self::LayerCount { .. } | Self::LayerForm { .. } => Some(
+                "whoever made this image wrote a config that does not belong to its layers; build or pull it again, and do not use it",
+            ),
             Self::NoSpace => {
                 Some("remove images that are not needed, or give the state directory more space")
             }

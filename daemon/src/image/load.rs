@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use super::contents::Contents;
 use super::port::{BlobError, Blobs, Pack, PackContent, Stored};
-use super::{ImageError, Images};
+use super::{ImageError, Images, Platforms};
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, TaggedImage};
 use crate::model::{Digest, Reference, Repository, Tag};
@@ -79,7 +79,7 @@ impl Images {
     /// Names what was received. On an error, it is discarded.
     pub async fn settle(&self, received: Received, destination: Destination) -> Result<Loaded, ImageError> {
         let Received { manifest, contents, stored } = received;
-        match self.name(&manifest, contents, destination).await {
+        match self.name_checked(&manifest, contents, destination).await {
             Ok((pack, image, size_bytes)) => {
                 if let Some(id) = &pack {
                     self.remember_brought(id, &stored).await;
@@ -121,7 +121,18 @@ impl Images {
         Ok(self.name(&manifest, contents, Destination::Tag(tag)).await?.1)
     }
 
-    pub(super) async fn name(
+    /// Names an image that came from outside, once its layers are found to be what its config says.
+    pub(super) async fn name_checked(
+        &self,
+        manifest: &Descriptor,
+        contents: Contents,
+        destination: Destination,
+    ) -> Result<(Option<PackId>, Option<TaggedImage>, u64), ImageError> {
+        self.check_layers(manifest, &Platforms::All).await?;
+        self.name(manifest, contents, destination).await
+    }
+
+    async fn name(
         &self,
         manifest: &Descriptor,
         contents: Contents,

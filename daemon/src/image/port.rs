@@ -8,7 +8,9 @@
 //! catalog. The sweep reads what is live, then removes a file only if it is neither live nor
 //! touched within the grace period, and it decides that last part under the lock that `touch` takes.
 
-use std::collections::HashSet;
+mod layers;
+
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::time::SystemTime;
@@ -21,6 +23,8 @@ use crate::model::id::PackId;
 use crate::model::image::{Descriptor, TaggedImage};
 use crate::model::manifest::Part;
 use crate::model::{Digest, Repository, Tag};
+
+pub use layers::{LayerCompression, LayerFacts, LayerFault, LayerInspector, LayerRefusal, LayerVerdict};
 
 /// Content by digest. Blocking: call from a blocking thread.
 pub trait Blobs: Send + Sync + 'static {
@@ -139,6 +143,21 @@ pub trait Catalog: Send + Sync + 'static {
     ) -> Result<(), CatalogError>;
     /// The manifests that were made of this.
     async fn made_of(&self, origin: Origin) -> Result<Vec<(Repository, Digest)>, CatalogError>;
+
+    /// What is known of these layers, as found under `limits`.
+    async fn layer_verdicts(
+        &self,
+        layers: Vec<Digest>,
+        limits: &str,
+    ) -> Result<HashMap<Digest, LayerVerdict>, CatalogError>;
+    /// Keeps what was found of layers under `limits`, in place of what was found before.
+    async fn put_layer_verdicts(
+        &self,
+        verdicts: Vec<(Digest, LayerVerdict)>,
+        limits: &str,
+    ) -> Result<(), CatalogError>;
+    /// Forgets what was found of layers that are not in `live`.
+    async fn forget_layer_verdicts(&self, live: HashSet<Digest>) -> Result<(), CatalogError>;
 
     /// Packs: images without a tag that builds use.
     async fn put_pack(&self, pack: Pack) -> Result<(), CatalogError>;

@@ -95,7 +95,7 @@ impl Images {
         stored.extend(kept);
         let reused = stored.iter().filter(|stored| stored.fresh.is_none());
         let reused_bytes = reused.map(|stored| stored.size).sum();
-        match self.name(&top, contents, destination).await {
+        match self.name_checked(&top, contents, destination).await {
             Ok((pack, image, size_bytes)) => {
                 Ok(Loaded { manifest: top, size_bytes, reused_bytes, pack, image })
             }

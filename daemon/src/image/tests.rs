@@ -2,11 +2,14 @@ use std::io::Write as _;
 use std::path::Path;
 
 use super::port::Blobs as _;
+
 use super::*;
+use crate::context::layers::{LayerInspection, LayerLimits};
 use crate::model::id::PackId;
 use crate::registry::blobs::BlobStore;
 use crate::store::Store;
 
+mod layers;
 mod pull;
 mod runnable;
 
@@ -18,10 +21,15 @@ struct Room {
 }
 
 fn room() -> Room {
+    room_with(Arc::new(LayerInspection::new(LayerLimits::default())))
+}
+
+fn room_with(inspector: Arc<dyn LayerInspector>) -> Room {
     let directory = tempfile::tempdir().unwrap();
     let blobs = BlobStore::open(&directory.path().join("registry")).unwrap();
     let store = Store::open(&directory.path().join("state.db")).unwrap();
-    let images = Images::new(RoomRegistries::default(), Arc::new(blobs.clone()), Arc::new(store.clone()));
+    let images =
+        Images::new(RoomRegistries::default(), Arc::new(blobs.clone()), Arc::new(store.clone()), inspector);
     Room { directory, images, blobs, store }
 }
 

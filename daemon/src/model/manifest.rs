@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hearth_proto::value::{Digest, MountTarget};
 use serde::Deserialize;
+use serde_json::Value;
 
+use super::exact_names::misspelled;
 use super::image::{Descriptor, Platform};
 
 /// Larger manifests are refused, here and by most registries.
@@ -32,6 +34,8 @@ pub struct ImageManifest {
     pub layers: Vec<Descriptor>,
     /// Layers that lie elsewhere by agreement (`urls`, "non-distributable") need not be in the room.
     pub foreign: BTreeSet<Digest>,
+    /// The first layer that names URLs to fetch it from.
+    pub with_urls: Option<Digest>,
     pub about: About,
 }
 
@@ -84,6 +88,10 @@ pub enum ManifestError {
     Json(#[from] serde_json::Error),
     #[error("the manifest names `{0}` as a digest")]
     Digest(String),
+    #[error("`{0}` is a name that other programs take for the same name in other letters")]
+    Name(String),
+    #[error("it has `{0}`, which makes it a manifest and an index at once")]
+    Ambiguous(&'static str),
 }
 
 impl Manifest {
@@ -97,6 +105,7 @@ impl Manifest {
         if !Self::is_known(media_type) {
             return Err(ManifestError::MediaType(media_type.chars().take(200).collect()));
         }
+        check_names(bytes, is_index(media_type))?;
         let head: Head = serde_json::from_slice(bytes)?;
         if head.schema_version != 2 {
             return Err(ManifestError::SchemaVersion(head.schema_version));
@@ -122,17 +131,22 @@ impl Manifest {
         }
         let image: ImageJson = serde_json::from_slice(bytes)?;
         let mut foreign = BTreeSet::new();
+        let mut with_urls = None;
         let mut layers = Vec::new();
         for layer in image.layers.unwrap_or_default() {
+            let has_urls = layer.urls.is_some_and(|urls| !urls.is_empty());
+            if has_urls && with_urls.is_none() {
+                with_urls = Some(layer.digest);
+            }
             let elsewhere =
                 layer.media_type.contains("nondistributable") || layer.media_type.contains("foreign");
-            if elsewhere && layer.urls.is_some_and(|urls| !urls.is_empty()) {
+            if elsewhere && has_urls {
                 foreign.insert(layer.digest);
             }
             layers.push(Descriptor { media_type: layer.media_type, digest: layer.digest, size: layer.size });
         }
         let about = about(Some(&image.config));
-        Ok(Self::Image(ImageManifest { config: image.config, layers, foreign, about }))
+        Ok(Self::Image(ImageManifest { config: image.config, layers, foreign, with_urls, about }))
     }
 
     pub fn about(&self) -> &About {
@@ -181,6 +195,37 @@ impl ImageIndex {
 /// `linux/arm64` stands for any variant of it.
 fn covers(wanted: &Platform, own: &Platform) -> bool {
     own.as_str().strip_prefix(wanted.as_str()).is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// Names that decide what an image is made of.
+const MANIFEST_NAMES: &[&str] = &["schemaVersion", "mediaType", "config", "layers", "manifests", "fsLayers"];
+const DESCRIPTOR_NAMES: &[&str] = &["mediaType", "digest", "size", "urls", "data", "platform"];
+const CONFIG_NAMES: &[&str] = &["rootfs", "os", "architecture", "variant", "config"];
+const ROOTFS_NAMES: &[&str] = &["type", "diff_ids"];
+
+/// Fails for a document that others may read as another one. What is not as it should be otherwise is found by
+/// whoever reads the document.
+fn check_names(bytes: &[u8], is_index: bool) -> Result<(), ManifestError> {
+    let Value::Object(top) = serde_json::from_slice(bytes)? else { return Ok(()) };
+    exact(&top, MANIFEST_NAMES)?;
+    let others: &[&'static str] = if is_index { &["config", "layers"] } else { &["manifests"] };
+    if let Some(name) = others.iter().find(|name| top.get(**name).is_some_and(|value| !value.is_null())) {
+        return Err(ManifestError::Ambiguous(name));
+    }
+    let lists = ["layers", "manifests"].iter().filter_map(|name| top.get(*name)?.as_array()).flatten();
+    let descriptors = top.get("config").into_iter().chain(lists);
+    descriptors.filter_map(Value::as_object).try_for_each(|descriptor| exact(descriptor, DESCRIPTOR_NAMES))
+}
+
+fn check_config_names(bytes: &[u8]) -> Result<(), ManifestError> {
+    let Value::Object(top) = serde_json::from_slice(bytes)? else { return Ok(()) };
+    exact(&top, CONFIG_NAMES)?;
+    top.get("rootfs").and_then(Value::as_object).map_or(Ok(()), |rootfs| exact(rootfs, ROOTFS_NAMES))
+}
+
+fn exact(object: &serde_json::Map<String, Value>, names: &[&str]) -> Result<(), ManifestError> {
+    misspelled(object, names)
+        .map_or(Ok(()), |name| Err(ManifestError::Name(name.chars().take(200).collect())))
 }
 
 fn is_image(media_type: &str) -> bool {
@@ -291,6 +336,7 @@ impl ImageConfig {
         struct RootFs {
             diff_ids: Option<Vec<Digest>>,
         }
+        check_config_names(bytes)?;
         let config: Json = serde_json::from_slice(bytes)?;
         let run = config.config.unwrap_or_default();
         let exposed: BTreeSet<u16> =

@@ -11,6 +11,7 @@ use hearth_pack::walk::{EntryKind, Tree, WalkOptions, walk};
 
 use super::store::AppendError;
 use super::*;
+use crate::context::layers::{LayerInspection, LayerLimits};
 use crate::image::ImageError;
 use crate::model::RoomRegistries;
 use crate::model::id::PackId;
@@ -30,7 +31,13 @@ fn open(directory: tempfile::TempDir, limits: StoreLimits) -> Room {
     let path = directory.path();
     let blobs = BlobStore::open(&path.join("registry")).unwrap();
     let store = Store::open(&path.join("state.db")).unwrap();
-    let images = Images::new(RoomRegistries::default(), Arc::new(blobs), Arc::new(store.clone()));
+    let inspection = LayerInspection::new(LayerLimits::default());
+    let images = Images::new(
+        RoomRegistries::default(),
+        Arc::new(blobs),
+        Arc::new(store.clone()),
+        Arc::new(inspection),
+    );
     let keep = Duration::from_secs(3600);
     let options = PackOptions { directory: path.join("packs"), limits, keep };
     let packs = Packs::open(options, images.clone()).unwrap();

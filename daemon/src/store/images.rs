@@ -1,12 +1,13 @@
 //! Names of images in SQLite: manifests and what they need, links of blobs, tags, origins, packs.
 
 mod forget;
+mod layers;
 mod manifests;
 mod origins;
 mod packs;
 mod tags;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
 
 use async_trait::async_trait;
@@ -16,7 +17,8 @@ use rusqlite::{OptionalExtension as _, Row, Transaction};
 
 use super::{Store, StoreError};
 use crate::image::port::{
-    Catalog, CatalogError, Forgotten, NewManifest, Origin, Pack, ReferrerQuery, Removal, TagQuery,
+    Catalog, CatalogError, Forgotten, LayerVerdict, NewManifest, Origin, Pack, ReferrerQuery, Removal,
+    TagQuery,
 };
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, TaggedImage};
@@ -204,6 +206,28 @@ impl Catalog for Store {
 
     async fn made_of(&self, origin: Origin) -> Result<Vec<(Repository, Digest)>, CatalogError> {
         Ok(self.transaction(move |transaction| origins::find(transaction, &origin)).await?)
+    }
+
+    async fn layer_verdicts(
+        &self,
+        layers: Vec<Digest>,
+        limits: &str,
+    ) -> Result<HashMap<Digest, LayerVerdict>, CatalogError> {
+        let limits = limits.to_owned();
+        Ok(self.transaction(move |transaction| layers::get(transaction, layers, &limits)).await?)
+    }
+
+    async fn put_layer_verdicts(
+        &self,
+        verdicts: Vec<(Digest, LayerVerdict)>,
+        limits: &str,
+    ) -> Result<(), CatalogError> {
+        let limits = limits.to_owned();
+        Ok(self.transaction(move |transaction| layers::put(transaction, &verdicts, &limits)).await?)
+    }
+
+    async fn forget_layer_verdicts(&self, live: HashSet<Digest>) -> Result<(), CatalogError> {
+        Ok(self.transaction(move |transaction| layers::forget(transaction, &live)).await?)
     }
 
     async fn put_pack(&self, pack: Pack) -> Result<(), CatalogError> {

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use hearth_pack::image::ConfigFlags;
-use hearthd::context::layers::LayerLimits;
+use hearthd::context::layers::{LayerInspection, LayerLimits};
 use hearthd::context::mounts::points_below;
 use hearthd::context::storage::{Root, Storage};
 use hearthd::context::{ContextOptions, Contexts};
@@ -24,7 +24,13 @@ async fn room(fixture: &Fixture) -> (InstanceMounts, PinnedImage) {
     let root = |name: &str| Root::open_or_create(&path.join("storage").join(name)).unwrap();
     let storage = Storage { room: root("room"), project: root("project") };
     let store = Store::open(&path.join("state.db")).unwrap();
-    let images = Images::new(RoomRegistries::default(), Arc::clone(&fixture.blobs) as _, Arc::new(store));
+    let inspection = LayerInspection::new(LayerLimits::default());
+    let images = Images::new(
+        RoomRegistries::default(),
+        Arc::clone(&fixture.blobs) as _,
+        Arc::new(store),
+        Arc::new(inspection),
+    );
     let tree = tempfile::tempdir().unwrap();
     fs::create_dir(tree.path().join("inner")).unwrap();
     fs::write(tree.path().join("inner/file"), "of the image\n").unwrap();

@@ -224,6 +224,12 @@ impl From<ImageError> for Refusal {
             | ImageError::Archive(_) => Code::InvalidArgument,
             ImageError::BlobMissing { .. }
             | ImageError::NoPlatform { .. }
+            | ImageError::LayerMismatch(_)
+            | ImageError::LayerCount { .. }
+            | ImageError::LayerForm { .. }
+            | ImageError::LayerElsewhere { .. }
+            | ImageError::LayerRefused { .. }
+            | ImageError::ImageTooLarge { .. }
             | ImageError::OtherPlatform { .. } => Code::FailedPrecondition,
             ImageError::NoSpace => Code::ResourceExhausted,
             ImageError::TooManyBlobs { .. } => Code::InvalidArgument,

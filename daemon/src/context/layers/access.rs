@@ -3,6 +3,9 @@
 //! A plain tar is readable anywhere. Of zstd each frame stands for itself. gzip has no such places but
 //! between its members, so the state of a decoder is kept every few MiB.
 
+use std::io;
+
+use super::blob::Bytes;
 use super::wire::{Damaged, Wire, put_number};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,14 @@ pub(super) struct Within {
 const MAX_STATE: u32 = 256 << 10;
 
 impl Format {
+    /// By the first bytes of a blob.
+    pub(super) fn of_blob(blob: &dyn Bytes) -> io::Result<Self> {
+        let mut start = [0; 4];
+        let length = usize::try_from(blob.length()).unwrap_or(usize::MAX).min(start.len());
+        blob.read_exact_at(&mut start[..length], 0)?;
+        Ok(Self::of(&start[..length]))
+    }
+
     pub(super) fn of(start: &[u8]) -> Self {
         match start {
             [0x1f, 0x8b, ..] => Self::Gzip,

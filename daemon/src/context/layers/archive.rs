@@ -47,6 +47,19 @@ pub(super) enum TarKind {
     Device { character: bool, major: u32, minor: u32 },
 }
 
+impl TarEntry {
+    /// Bytes that the file has beyond those that are stored.
+    pub(super) fn holes(&self) -> u64 {
+        match &self.kind {
+            TarKind::File { size, content: Content::Sparse(pieces), .. } => {
+                let stored: u64 = pieces.iter().map(|piece| piece.length).sum();
+                size.saturating_sub(stored)
+            }
+            _ => 0,
+        }
+    }
+}
+
 /// Where a file's bytes lie in the tar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Content {
@@ -121,6 +134,8 @@ pub(super) struct TarParser {
     /// Of the next byte in the tar.
     at: u64,
     extended: Extended,
+    /// Whether content is hashed; without that, the hash of a file says nothing.
+    hashes: bool,
     /// Zeros that may still be hashed.
     hole_budget: u64,
 }
@@ -137,12 +152,18 @@ const fn padding(size: u64) -> u64 {
 impl TarParser {
     pub(super) fn new() -> Self {
         Self {
+            hashes: true,
             state: State::Header,
             buffer: Vec::new(),
             at: 0,
             extended: Extended::default(),
             hole_budget: super::content::HASHED_HOLES,
         }
+    }
+
+    /// For whoever does not want to know what files hold.
+    pub(super) fn without_hashes() -> Self {
+        Self { hashes: false, ..Self::new() }
     }
 
     /// Takes the next bytes and gives out the entries that they complete.
@@ -267,7 +288,9 @@ impl TarParser {
             }
             State::Content { file, content, mut sum, left } => {
                 let taken = self.take(bytes, left);
-                sum.update(taken);
+                if self.hashes {
+                    sum.update(taken);
+                }
                 Ok(State::Content { file, content, sum, left: left - taken.len() as u64 })
             }
         }
@@ -421,7 +444,10 @@ impl TarParser {
         }
         let left = file.stored.checked_sub(map).ok_or_else(damaged)?;
         let pieces = pieces(parts, file.size, left, self.at).ok_or_else(damaged)?;
-        let sum = Box::new(ContentSum::sparse(&pieces, file.size, &mut self.hole_budget));
+        let sum = Box::new(match self.hashes {
+            true => ContentSum::sparse(&pieces, file.size, &mut self.hole_budget),
+            false => ContentSum::plain(),
+        });
         Ok(State::Content { file, content: Content::Sparse(pieces), sum, left })
     }
 }

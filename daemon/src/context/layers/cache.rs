@@ -22,43 +22,13 @@ use super::index::{self, LayerIndex};
 use super::pass::pass;
 use super::reader::{Decoded, LayerReader};
 use super::{ImageTree, LayerBlob, LayerError};
-use crate::model::Digest;
+use crate::model::{Digest, LayerLimits};
 
 /// Names of files that are not complete; removed at start.
 const UNFINISHED: &str = "unfinished-";
 const INDEX: &str = "index";
 /// Of an earlier version, which kept decompressed layers.
 const SPOOLED: &str = "tar";
-
-#[derive(Clone, Copy, Debug)]
-pub struct LayerLimits {
-    /// Of one decompressed layer.
-    pub layer_bytes: u64,
-    /// Decompressed over compressed bytes: gzip cannot do over about 1000 and what real layers do is
-    /// far below this.
-    pub ratio: u64,
-    /// Decompressed bytes up to which any ratio is harmless.
-    pub ratio_floor: u64,
-    /// Of one image, directories that no entry names included.
-    pub entries: usize,
-    /// Of the index of one image: names, link targets, extended attributes, sparse maps.
-    pub index_bytes: u64,
-    /// Of all indexes kept.
-    pub kept_bytes: u64,
-}
-
-impl Default for LayerLimits {
-    fn default() -> Self {
-        Self {
-            layer_bytes: 32 << 30,
-            ratio: 200,
-            ratio_floor: 1 << 30,
-            entries: 1_000_000,
-            index_bytes: 256 << 20,
-            kept_bytes: 2 << 30,
-        }
-    }
-}
 
 /// Makes layers readable.
 pub struct LayerCache {
@@ -205,10 +175,7 @@ impl LayerCache {
     }
 
     fn make(&self, diff_id: Digest, digest: Digest, blob: &Blob) -> Result<(LayerIndex, File), LayerError> {
-        let mut start = [0; 4];
-        let known = usize::try_from(blob.length()).unwrap_or(usize::MAX).min(start.len());
-        blob.read_exact_at(&mut start[..known], 0)?;
-        let format = Format::of(&start[..known]);
+        let format = Format::of_blob(&**blob)?;
         let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(&self.directory)?;
         let passed = pass(blob, format, &self.limits, file.as_file_mut())?;
         if passed.diff_id != diff_id {

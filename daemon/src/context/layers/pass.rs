@@ -1,4 +1,4 @@
-//! The one pass over a layer that makes its index.
+//! The one pass over a layer: it makes the layer's index, or only finds out what the layer holds.
 //!
 //! ```text
 //! blob -- decoders (zstd: a few, by turns) --> pieces --+--> DiffID, on a thread of its own
@@ -10,6 +10,7 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, Scope};
 
@@ -52,19 +53,50 @@ enum Said {
 pub(super) struct Passed {
     pub diff_id: Digest,
     pub length: u64,
+    /// Bytes that its files have beyond what is stored of them: holes of sparse files.
+    pub holes: u64,
+    pub entry_count: usize,
     pub points: Vec<Point>,
     pub entries: Vec<u8>,
     /// Whether any entry may be a whiteout.
     pub hides: bool,
 }
 
-/// Reads all of a blob. States of gzip decoders are written to `states`, from its start on.
+/// Reads all of a blob and makes its index. States of gzip decoders are written to `states`, from its start on.
 pub(super) fn pass(
     blob: &Blob,
     format: Format,
     limits: &LayerLimits,
     states: &mut dyn Write,
 ) -> Result<Passed, LayerError> {
+    run(blob, format, limits, Purpose::Index(states))
+}
+
+/// Reads all of a blob and keeps nothing of it. Setting `cancelled` ends it early.
+pub(super) fn look_through(
+    blob: &Blob,
+    format: Format,
+    limits: &LayerLimits,
+    cancelled: &AtomicBool,
+) -> Result<Passed, LayerError> {
+    run(blob, format, limits, Purpose::Facts(cancelled))
+}
+
+/// What a pass is made for.
+enum Purpose<'p> {
+    /// States of gzip decoders go here.
+    Index(&'p mut dyn Write),
+    /// The layer is to be unpacked by others: holes of its files are counted, as others may write them out.
+    Facts(&'p AtomicBool),
+}
+
+fn run(
+    blob: &Blob,
+    format: Format,
+    limits: &LayerLimits,
+    purpose: Purpose<'_>,
+) -> Result<Passed, LayerError> {
+    let with_states = matches!(purpose, Purpose::Index(_));
     let units = match format {
         Format::Zstd => frames::units(&**blob)?,
         Format::Plain | Format::Gzip => Vec::new(),
@@ -76,24 +108,25 @@ pub(super) fn pass(
             to_hash.iter().for_each(|piece| sum.update(&**piece));
             Digest::from_sha256(sum.finalize().into())
         })?;
-        let mut taker = Taker::new(blob.length(), limits, states, hashed);
+        let mut taker = Taker::new(blob.length(), limits, purpose, hashed);
         match format {
             Format::Zstd => decode_units(scope, blob, &units, &mut taker)?,
             Format::Plain | Format::Gzip => {
                 let (sender, said) = sync_channel(WAITING);
                 let input = Input::new(Arc::clone(blob), 0, u64::MAX);
                 spawn(scope, "layer-decode", move || match format {
-                    Format::Gzip => send_result(&sender, inflate(input, &sender)),
+                    Format::Gzip => send_result(&sender, inflate(input, with_states, &sender)),
                     _ => send_result(&sender, copy(input, &sender)),
                 })?;
                 said.iter().try_for_each(|said| taker.take(said))?;
             }
         }
-        let Taker { tar, entries, points, length, hashed, .. } = taker;
+        let Taker { tar, entries, points, length, holes, hashed, .. } = taker;
         drop(hashed);
         let diff_id = sum.join().map_err(|_| LayerError::Io(io::Error::other("a hash was not finished")))?;
         tar.finish()?;
-        Ok(Passed { diff_id, length, points, entries: entries.bytes, hides: entries.hides })
+        let EntryWriter { bytes, count, hides, .. } = entries;
+        Ok(Passed { diff_id, length, holes, entry_count: count, points, entries: bytes, hides })
     })
 }
 
@@ -150,7 +183,7 @@ fn copy(mut input: Input, sender: &SyncSender<Said>) -> Result<(), DecodeError> 
     }
 }
 
-fn inflate(input: Input, sender: &SyncSender<Said>) -> Result<(), DecodeError> {
+fn inflate(input: Input, with_states: bool, sender: &SyncSender<Said>) -> Result<(), DecodeError> {
     let mut gzip = Gzip::new(input);
     send(sender, Said::Begin(0, None))?;
     let mut since = 0;
@@ -160,7 +193,7 @@ fn inflate(input: Input, sender: &SyncSender<Said>) -> Result<(), DecodeError> {
         piece.extend_from_slice(output);
         if piece.len() >= PIECE {
             send(sender, Said::Piece(std::mem::replace(&mut piece, Vec::with_capacity(2 * PIECE))))?;
-            if since >= GZIP_STEP {
+            if with_states && since >= GZIP_STEP {
                 send(sender, Said::Begin(gzip.position(), gzip.state()?))?;
                 since = 0;
             }
@@ -231,10 +264,10 @@ fn decode_unit(
 }
 
 /// Takes what the decoders say, in the order of the tar.
-struct Taker<'w> {
+struct Taker<'p> {
     blob_length: u64,
     limits: LayerLimits,
-    states: &'w mut dyn Write,
+    purpose: Purpose<'p>,
     states_length: u64,
     buffers: Buffers,
     hashed: SyncSender<Arc<buffers::Piece>>,
@@ -242,26 +275,31 @@ struct Taker<'w> {
     entries: EntryWriter,
     points: Vec<Point>,
     length: u64,
+    holes: u64,
 }
 
-impl<'w> Taker<'w> {
+impl<'p> Taker<'p> {
     fn new(
         blob_length: u64,
         limits: &LayerLimits,
-        states: &'w mut dyn Write,
+        purpose: Purpose<'p>,
         hashed: SyncSender<Arc<buffers::Piece>>,
     ) -> Self {
         Self {
             blob_length,
             limits: *limits,
-            states,
+            tar: match purpose {
+                Purpose::Index(_) => TarParser::new(),
+                Purpose::Facts(_) => TarParser::without_hashes(),
+            },
+            purpose,
             states_length: 0,
             buffers: Buffers::default(),
             hashed,
-            tar: TarParser::new(),
             entries: EntryWriter::default(),
             points: Vec::new(),
             length: 0,
+            holes: 0,
         }
     }
 
@@ -275,10 +313,11 @@ impl<'w> Taker<'w> {
     }
 
     fn begin(&mut self, blob: u64, state: Option<Vec<u8>>) -> Result<(), LayerError> {
+        let Purpose::Index(states) = &mut self.purpose else { return Ok(()) };
         let within = match state {
             None => None,
             Some(state) => {
-                self.states.write_all(&state)?;
+                states.write_all(&state)?;
                 let at = self.states_length;
                 let length = u32::try_from(state.len()).unwrap_or(u32::MAX);
                 self.states_length += u64::from(length);
@@ -295,28 +334,45 @@ impl<'w> Taker<'w> {
     }
 
     fn piece(&mut self, piece: Vec<u8>) -> Result<(), LayerError> {
-        let LayerLimits { layer_bytes, ratio, ratio_floor, entries: limit, index_bytes, .. } = self.limits;
+        let cancelled = match self.purpose {
+            Purpose::Index(_) => None,
+            Purpose::Facts(cancelled) => Some(cancelled),
+        };
+        if cancelled.is_some_and(|cancelled| cancelled.load(Ordering::Relaxed)) {
+            return Err(LayerError::Cancelled);
+        }
+        let (limits, stored) = (self.limits, self.blob_length);
         self.length += piece.len() as u64;
-        if self.length > layer_bytes {
-            return Err(LayerError::TooLarge { limit: layer_bytes });
-        }
-        if self.length > ratio_floor && self.length / ratio > self.blob_length {
-            return Err(LayerError::Bomb { ratio });
-        }
+        check_size(&limits, self.length.saturating_add(self.holes), stored)?;
         let piece = self.buffers.share(piece);
         if self.hashed.send(Arc::clone(&piece)).is_err() {
             return Err(LayerError::Io(io::Error::other("a hash was not finished")));
         }
-        let entries = &mut self.entries;
+        let (entries, holes, length) = (&mut self.entries, &mut self.holes, self.length);
         self.tar.feed(&piece, &mut |entry| {
-            if entries.count >= limit {
-                return Err(LayerError::TooManyEntries { limit });
+            if entries.count >= limits.entries {
+                return Err(LayerError::TooManyEntries { limit: limits.entries });
+            }
+            if cancelled.is_some() {
+                entries.count += 1;
+                *holes = holes.saturating_add(entry.holes());
+                return check_size(&limits, length.saturating_add(*holes), stored);
             }
             entries.push(entry);
-            if entries.bytes.len() as u64 > index_bytes {
-                return Err(LayerError::TooManyNames { limit: index_bytes });
+            if entries.bytes.len() as u64 > limits.index_bytes {
+                return Err(LayerError::TooManyNames { limit: limits.index_bytes });
             }
             Ok(())
         })
     }
+}
+
+fn check_size(limits: &LayerLimits, unpacked: u64, stored: u64) -> Result<(), LayerError> {
+    if unpacked > limits.layer_bytes {
+        return Err(LayerError::TooLarge { limit: limits.layer_bytes });
+    }
+    if limits.is_bomb(unpacked, stored) {
+        return Err(LayerError::Bomb { ratio: limits.ratio });
+    }
+    Ok(())
 }

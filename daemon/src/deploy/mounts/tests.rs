@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::time::Duration;
 
 use super::*;
-use crate::context::layers::LayerLimits;
+use crate::context::layers::{LayerInspection, LayerLimits};
 use crate::context::mounts::points_below;
 use crate::context::storage::Root;
 use crate::context::{ContextOptions, Contexts};
@@ -29,7 +29,9 @@ impl Room {
         let path = directory.path();
         let blobs = BlobStore::open(&path.join("registry")).unwrap();
         let store = Store::open(&path.join("state.db")).unwrap();
-        let images = Images::new(RoomRegistries::default(), Arc::new(blobs), Arc::new(store));
+        let inspection = LayerInspection::new(LayerLimits::default());
+        let images =
+            Images::new(RoomRegistries::default(), Arc::new(blobs), Arc::new(store), Arc::new(inspection));
         let contexts = Contexts::new(ContextOptions {
             room: "r".to_owned(),
             storage: storage(path),

@@ -16,8 +16,9 @@ fn digest_of(bytes: &[u8]) -> Digest {
 
 /// Serves a manifest whose layer is `layer`, with that layer's content or without.
 async fn registry(layer: OciDescriptor, content: Option<Vec<u8>>) -> (String, task_handle::Server) {
-    let config =
-        br#"{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":[]}}"#.to_vec();
+    // Its layer is not compressed, whatever its media type says.
+    let rootfs = format!(r#"{{"type":"layers","diff_ids":["{}"]}}"#, layer.digest);
+    let config = format!(r#"{{"os":"linux","architecture":"amd64","rootfs":{rootfs}}}"#).into_bytes();
     let wanted = layer.digest.to_string();
     let manifest =
         OciManifest::new(OciDescriptor::new(CONFIG, digest_of(&config), config.len() as u64), vec![layer]);
@@ -95,7 +96,7 @@ async fn a_manifest_of_another_registry_opens_no_blob_of_the_room() {
 #[tokio::test]
 async fn what_a_mount_brought_is_reused_by_its_participant_and_by_nobody_else() {
     let room = room();
-    let content = vec![7u8; 100_000];
+    let content = layers::tar("file", &[7; 100_000]);
     let layer = OciDescriptor::new(LAYER, digest_of(&content), content.len() as u64);
     let reused = async |owner: &str, host: &str| {
         let destination = Destination::Pack { owner: format!("image mounts of {owner}") };

@@ -1,0 +1,43 @@
+//! Names of JSON fields that other programs would read as a field which we read under another spelling.
+//!
+//! Go's `encoding/json`, which BuildKit and containerd read images with, takes `Layers` for `layers`. A document with
+//! both would be one image to us and another one to them.
+
+use serde_json::{Map, Value};
+
+/// The first key that is one of `names` but for its case.
+pub(super) fn misspelled(object: &Map<String, Value>, names: &[&str]) -> Option<String> {
+    let is_other_spelling =
+        |key: &String| names.iter().any(|name| key != name && folded(key).eq(name.chars().flat_map(fold)));
+    object.keys().find(|key| is_other_spelling(key)).cloned()
+}
+
+fn folded(text: &str) -> impl Iterator<Item = char> + '_ {
+    text.chars().flat_map(fold)
+}
+
+/// As Go folds: two letters beyond ASCII are spellings of `k` and `s`.
+fn fold(letter: char) -> Option<char> {
+    Some(match letter {
+        '\u{212a}' => 'k',
+        '\u{17f}' => 's',
+        letter => letter.to_ascii_lowercase(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_spelling_that_go_takes_for_a_name_is_found() {
+        let found =
+            |value: Value| misspelled(value.as_object().unwrap(), &["layers", "diff_ids", "mediaType"]);
+        assert_eq!(found(json!({"layers": 1, "diff_ids": 2, "mediaType": 3, "other": 4, "Labels": 5})), None);
+        for key in ["Layers", "LAYERS", "layer\u{17f}", "Diff_IDs", "mediatype", "MediaType"] {
+            assert_eq!(found(json!({key: 1})), Some(key.to_owned()));
+        }
+    }
+}
