@@ -1,43 +1,75 @@
 //! Participant tokens of this room: made, checked, and turned into a [`Caller`].
 //!
-//! A token is an HS256 JWT signed with the room's secret: `name`, `exp`, and
-//! `grants: [{name: "room", scope: ROOM}, {name: "role", scope: "agent"}, {name: "api", scope: {...}}]`. That of a
-//! service has `{name: "service", scope: ID}` as well, and is good for as long as the service is there. One that was minted
+//! A token is a JWT: HS256 with the room's secret, or RS256 or EdDSA with a configured public key ([`keys`]). It says
+//! `name`, `exp` and `grants: [{name: "room", scope: ROOM}, {name: "role", scope: "agent"}, {name: "api", scope: {...}}]`.
+//! Those of services have `{name: "service", scope: ID}` as well, and are good for as long as the service is there;
+//! those of builds have `{name: "build", scope: ID}`. Only the room's own secret makes these two. One that was minted
 //! into a trust domain has `{name: "domain", scope: DOMAIN}`.
+//!
+//! ```text
+//! token --keys--> claims --times, room, mark, revocations--> Caller --policy--> allowed or denied
+//! ```
 
+mod claims;
+mod keys;
+pub mod policy;
 pub mod secret_file;
+mod state;
 
-use std::path::Path;
-use std::sync::OnceLock;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use serde::{Deserialize, Serialize};
 
+use crate::model::TokenKeyFile;
 use crate::model::access::{ApiScope, Caller};
-use crate::model::id::ServiceId;
-use crate::model::secret::Secret;
+use crate::model::id::{BuildId, ServiceId};
 use crate::model::trust::{Trust, TrustDomain, TrustDomainError};
+use claims::{Claims, Grant};
+use keys::{PublicKeys, SecretKeys, Signer};
+use state::{EarlierSecret, MAX_EARLIER, State, StateFile};
 
+pub use keys::TokenKeyError;
 pub use secret_file::SecretFileError;
+pub use state::{MAX_REVOCATIONS, Revocation};
 
 /// Tokens are asked to be short-lived; longer ones are refused.
 pub const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 3600);
+/// How long a secret that was replaced may go on being good.
+pub const MAX_GRACE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// A token that is larger than this is not even looked at.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;
+const MAX_NAME_BYTES: usize = 200;
+/// What names of callers begin with that are no participants.
+const RESERVED: [&str; 3] = ["service:", "build:", "uid:"];
+
+/// Grants that mark the tokens of services and builds.
+const SERVICE: &str = "service";
+const BUILD: &str = "build";
+/// Grant that names the trust domain of its bearer.
+const DOMAIN: &str = "domain";
 
 type Exists = dyn Fn(&str) -> bool + Send + Sync;
 
 /// Checks and makes tokens of one room; cheap to share.
 pub struct Access {
     room: String,
-    encoding: EncodingKey,
-    decoding: DecodingKey,
-    validation: Validation,
+    secret_file: PathBuf,
+    state_file: StateFile,
+    held: RwLock<Held>,
+    /// One change of keys or state at a time. Nobody who only checks a token waits for a disk.
+    changing: Mutex<()>,
     trust: Trust,
     /// Whether there is a service of this id.
     services: OnceLock<Box<Exists>>,
+}
+
+/// What tokens are checked with.
+struct Held {
+    secrets: SecretKeys,
+    public: PublicKeys,
+    state: State,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,8 +78,10 @@ pub enum AccessError {
     Missing,
     #[error("the token is not a participant token of this room: {0}")]
     Invalid(&'static str),
-    #[error("the token has expired")]
-    Expired,
+    #[error("the token of `{name}` expired at {at}")]
+    Expired { name: String, at: Timestamp },
+    #[error("the tokens of `{name}` that were made before now were revoked")]
+    Revoked { name: String },
     #[error("the token is for another room than `{room}`")]
     OtherRoom { room: String },
 }
@@ -58,55 +92,63 @@ pub enum MintError {
     Scope { given: String, reason: String },
     #[error("a token may be good for at most {} days", MAX_TTL.as_secs() / 86400)]
     Ttl,
-    #[error("the name is empty or longer than 200 characters")]
+    #[error("the name is empty, longer than {MAX_NAME_BYTES} bytes, or has a control character")]
     Name,
+    #[error("names that begin with `service:`, `build:` or `uid:` are not those of participants")]
+    ReservedName,
     #[error(transparent)]
     Domain(#[from] TrustDomainError),
     #[error("cannot sign: {0}")]
     Sign(String),
 }
 
-#[derive(Serialize, Deserialize)]
-struct Claims {
-    name: String,
-    #[serde(default)]
-    grants: Vec<Grant>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    exp: Option<i64>,
+/// Why the room's secret was not replaced, or tokens were not revoked.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyChangeError {
+    #[error("a secret may go on being good for at most {} days", MAX_GRACE.as_secs() / 86400)]
+    Grace,
+    #[error(
+        "{MAX_EARLIER} earlier secrets are still good; wait for the end of a grace time, or rotate with none at all"
+    )]
+    TooManySecrets,
+    #[error("the tokens of {MAX_REVOCATIONS} names were revoked already; rotate the secret instead")]
+    TooManyRevocations,
+    #[error("no caller can have this name")]
+    Name,
+    #[error(transparent)]
+    File(#[from] SecretFileError),
 }
 
-/// Grant that marks the tokens of services, and what the names of such callers begin with.
-const SERVICE: &str = "service";
-/// Grant that names the trust domain of its bearer.
-const DOMAIN: &str = "domain";
-
-#[derive(Serialize, Deserialize)]
-struct Grant {
-    name: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    scope: Option<serde_json::Value>,
+/// What a token is for beside its grants.
+enum Mark<'a> {
+    Participant(Option<TrustDomain>),
+    Service(&'a ServiceId),
+    Build(&'a BuildId),
 }
 
 impl Access {
-    /// Reads the room's secret, or makes it at the first start.
+    /// Reads the room's secret, or makes it at the first start. Blocking.
     pub fn open(room: &str, secret_file: &Path) -> Result<Self, SecretFileError> {
-        Ok(Self::with_secret(room, &secret_file::read_or_create(secret_file)?))
-    }
-
-    fn with_secret(room: &str, secret: &Secret<String>) -> Self {
-        let mut validation = Validation::new(Algorithm::HS256);
-        validation.leeway = 0;
-        validation.validate_exp = true;
-        // Tokens of others may carry no expiry; one that is there is always checked.
-        validation.required_spec_claims.clear();
-        Self {
+        let secret = secret_file::read_or_create(secret_file)?;
+        let state_file = StateFile(secret_file.with_file_name("tokens.json"));
+        let state = state_file.read()?;
+        let secrets = SecretKeys::new(&secret, &state.live(Timestamp::now()));
+        Ok(Self {
             room: room.to_owned(),
-            encoding: EncodingKey::from_secret(secret.reveal().as_bytes()),
-            decoding: DecodingKey::from_secret(secret.reveal().as_bytes()),
-            validation,
+            secret_file: secret_file.to_owned(),
+            state_file,
+            held: RwLock::new(Held { secrets, public: PublicKeys::default(), state }),
+            changing: Mutex::new(()),
             trust: Trust::default(),
             services: OnceLock::new(),
-        }
+        })
+    }
+
+    /// Takes tokens that were made with the private keys to these, too. Blocking.
+    pub fn with_public_keys(self, files: &[TokenKeyFile]) -> Result<Self, TokenKeyError> {
+        let public = PublicKeys::read(files)?;
+        self.change(|held| held.public = public);
+        Ok(self)
     }
 
     /// Puts callers into the trust domains that the operator chose.
@@ -129,52 +171,83 @@ impl Access {
         }
     }
 
-    /// The caller whom a token names. The signature is compared in constant time.
+    /// The caller whom a token names.
     pub fn verify(&self, token: &str) -> Result<Caller, AccessError> {
-        use jsonwebtoken::errors::ErrorKind;
-        if token.len() > MAX_TOKEN_BYTES {
-            return Err(AccessError::Invalid("it is too long"));
-        }
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation)
-            .map_err(|error| match error.kind() {
-                ErrorKind::ExpiredSignature => AccessError::Expired,
-                ErrorKind::InvalidSignature => AccessError::Invalid("its signature does not match"),
-                ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => {
-                    AccessError::Invalid("it is not signed with HS256")
-                }
-                _ => AccessError::Invalid("it cannot be read"),
-            })?
-            .claims;
-        let scope_of = |name| claims.grants.iter().find(|grant| grant.name == name).map(|grant| &grant.scope);
-        match scope_of("room") {
-            Some(Some(serde_json::Value::String(room))) if *room == self.room => {}
-            _ => return Err(AccessError::OtherRoom { room: self.room.clone() }),
-        }
-        let scope = match scope_of("api") {
+        let now = Timestamp::now();
+        let (signer, claims) = self.claims(token, now)?;
+        claims.check_times(now)?;
+        let scope = match claims.grant("api") {
             Some(Some(scope)) => serde_json::from_value(scope.clone())
                 .map_err(|_| AccessError::Invalid("its `api` grant cannot be read"))?,
             _ => ApiScope::default(),
         };
-        // What a service makes is its own, whatever its name.
-        let caller = match scope_of(SERVICE) {
-            None => Caller::new(claims.name.clone(), scope),
-            Some(Some(serde_json::Value::String(id)))
-                if self.services.get().is_none_or(|exists| exists(id)) =>
-            {
-                let name = format!("{SERVICE}:{}", claims.name);
-                Caller { domain: TrustDomain::of_service(id), ..Caller::new(name, scope) }
-            }
-            Some(_) => return Err(AccessError::Invalid("its service is gone")),
-        };
-        let claimed = match scope_of(DOMAIN) {
+        let name = self.owner(signer, &claims)?;
+        let before = self.held().state.revoked.get(&name).map(|revocation| revocation.before);
+        if before.is_some_and(|before| claims.iat.is_none_or(|iat| iat < before)) {
+            return Err(AccessError::Revoked { name });
+        }
+        let claimed = match claims.text_grant(DOMAIN) {
             None => None,
-            Some(Some(serde_json::Value::String(domain))) => Some(
+            Some(Some(domain)) => Some(
                 domain.parse().map_err(|_| AccessError::Invalid("its `domain` grant is no trust domain"))?,
             ),
-            Some(_) => return Err(AccessError::Invalid("its `domain` grant cannot be read")),
+            Some(None) => return Err(AccessError::Invalid("its `domain` grant cannot be read")),
         };
-        let domain = self.trust.domain(&caller.name, caller.domain, claimed);
+        let caller = Caller::new(name, scope);
+        let own = match claims.text_grant(SERVICE) {
+            Some(Some(id)) => TrustDomain::of_service(id),
+            _ => caller.domain.clone(),
+        };
+        let domain = self.trust.domain(&caller.name, own, claimed);
         Ok(Caller { domain, ..caller })
+    }
+
+    /// Whether a text is a token of this room, good for now or not.
+    pub fn is_token(&self, text: &str) -> bool {
+        self.claims(text, Timestamp::now()).is_ok()
+    }
+
+    /// What a token of this room says, whether or not it holds at the moment.
+    fn claims(&self, token: &str, now: Timestamp) -> Result<(Signer, Claims), AccessError> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(AccessError::Invalid("it is too long"));
+        }
+        let (signer, claims) = {
+            let held = self.held();
+            keys::claims(&held.secrets, &held.public, token, now)?
+        };
+        match claims.text_grant("room") {
+            Some(Some(room)) if room == self.room => Ok((signer, claims)),
+            _ => Err(AccessError::OtherRoom { room: self.room.clone() }),
+        }
+    }
+
+    /// Whose the things are that the bearer makes. A participant is who the token says; a service and a build are what
+    /// they are, whatever name they were given.
+    fn owner(&self, signer: Signer, claims: &Claims) -> Result<String, AccessError> {
+        let id = match (claims.text_grant(SERVICE), claims.text_grant(BUILD)) {
+            (None, None) => {
+                let participant = claims.name.clone();
+                check_name(&participant).map_err(|_| AccessError::Invalid("no participant has its name"))?;
+                return Ok(participant);
+            }
+            (Some(Some(id)), None) => {
+                let exists = self.services.get().is_none_or(|exists| exists(id));
+                if !exists {
+                    return Err(AccessError::Invalid("its service is gone"));
+                }
+                id.parse::<ServiceId>().ok().map(|id| format!("{SERVICE}:{id}"))
+            }
+            (None, Some(Some(id))) => id.parse::<BuildId>().ok().map(|id| format!("{BUILD}:{id}")),
+            _ => None,
+        };
+        match (id, signer) {
+            (Some(id), Signer::Room) => Ok(id),
+            (Some(_), Signer::Configured) => {
+                Err(AccessError::Invalid("only the room itself makes tokens of services and builds"))
+            }
+            (None, _) => Err(AccessError::Invalid("it says of no service or build that there can be")),
+        }
     }
 
     /// Makes a token. `scope` is a word or JSON, as `hearth token mint --scope` takes it.
@@ -190,13 +263,9 @@ impl Access {
         scope: &str,
         ttl: Duration,
     ) -> Result<(String, Timestamp), MintError> {
-        if name.is_empty() || name.len() > 200 {
-            return Err(MintError::Name);
-        }
+        check_name(name)?;
         let domain = domain.map(str::parse::<TrustDomain>).transpose()?;
-        let grant =
-            |domain: TrustDomain| Grant { name: DOMAIN.to_owned(), scope: Some(domain.as_str().into()) };
-        self.sign_with(name, &parse_scope(scope)?, ttl, domain.map(grant))
+        self.sign(name, &parse_scope(scope)?, ttl, &Mark::Participant(domain))
     }
 
     /// Makes a token for an instance of a service: one that nobody can take for a participant of its name.
@@ -207,53 +276,137 @@ impl Access {
         scope: &str,
         ttl: Duration,
     ) -> Result<String, MintError> {
-        if name.is_empty() || name.len() > 200 {
+        if name.is_empty() || name.len() > MAX_NAME_BYTES {
             return Err(MintError::Name);
         }
-        let mark = Grant { name: SERVICE.to_owned(), scope: Some(service.to_string().into()) };
-        self.sign_with(name, &parse_scope(scope)?, ttl, Some(mark)).map(|(token, _)| token)
+        self.sign(name, &parse_scope(scope)?, ttl, &Mark::Service(service)).map(|(token, _)| token)
     }
 
-    /// Makes a token for a scope that the daemon itself chose.
-    pub fn sign(
+    /// Makes a token for a build, with a scope that the daemon itself chose.
+    pub fn sign_for_build(
+        &self,
+        build: &BuildId,
+        scope: &ApiScope,
+        ttl: Duration,
+    ) -> Result<String, MintError> {
+        self.sign(&format!("{BUILD}:{build}"), scope, ttl, &Mark::Build(build)).map(|(token, _)| token)
+    }
+
+    fn sign(
         &self,
         name: &str,
         scope: &ApiScope,
         ttl: Duration,
-    ) -> Result<(String, Timestamp), MintError> {
-        self.sign_with(name, scope, ttl, None)
-    }
-
-    fn sign_with(
-        &self,
-        name: &str,
-        scope: &ApiScope,
-        ttl: Duration,
-        more: Option<Grant>,
+        mark: &Mark<'_>,
     ) -> Result<(String, Timestamp), MintError> {
         if ttl > MAX_TTL {
             return Err(MintError::Ttl);
         }
         let sign = |error: &dyn std::fmt::Display| MintError::Sign(error.to_string());
-        let expires = Timestamp::now().checked_add(ttl).map_err(|error| sign(&error))?;
-        let grant = |name: &str, scope| Grant { name: name.to_owned(), scope: Some(scope) };
+        let now = Timestamp::now();
+        let expires = now.checked_add(ttl).map_err(|error| sign(&error))?;
+        let grant =
+            |name: &str, scope: serde_json::Value| Grant { name: name.to_owned(), scope: Some(scope) };
         let scope = serde_json::to_value(scope).map_err(|error| sign(&error))?;
+        let (owner, mark) = match mark {
+            Mark::Participant(domain) => {
+                let domain = domain.as_ref().map(|domain| grant(DOMAIN, domain.as_str().into()));
+                (name.to_owned(), domain)
+            }
+            Mark::Service(id) => (format!("{SERVICE}:{id}"), Some(grant(SERVICE, id.to_string().into()))),
+            Mark::Build(id) => (format!("{BUILD}:{id}"), Some(grant(BUILD, id.to_string().into()))),
+        };
+        // One that is made in the second of a revocation is newer than it.
+        let held = self.held();
+        let revoked = held.state.revoked.get(&owner).map_or(i64::MIN, |revocation| revocation.before);
+        let grants =
+            [grant("room", self.room.clone().into()), grant("role", "agent".into()), grant("api", scope)];
         let claims = Claims {
             name: name.to_owned(),
-            grants: [
-                grant("room", self.room.clone().into()),
-                grant("role", "agent".into()),
-                grant("api", scope),
-            ]
-            .into_iter()
-            .chain(more)
-            .collect(),
+            grants: grants.into_iter().chain(mark).collect(),
             exp: Some(expires.as_second()),
+            nbf: None,
+            iat: Some(now.as_second().max(revoked)),
         };
-        let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.encoding)
-            .map_err(|error| sign(&error))?;
+        let token = held.secrets.sign(&claims).map_err(|error| sign(&error))?;
         Ok((token, expires))
     }
+
+    /// Replaces the room's secret. Tokens of the one before are good until the moment that is answered, at most, and
+    /// none at all where there is no grace. Durable when it returns; blocking.
+    pub fn rotate(&self, grace: Duration) -> Result<Timestamp, KeyChangeError> {
+        if grace > MAX_GRACE {
+            return Err(KeyChangeError::Grace);
+        }
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Timestamp::now();
+        let until = now.checked_add(grace).map_err(|_| KeyChangeError::Grace)?;
+        let mut next = self.held().state.clone();
+        next.prune(now);
+        if grace.is_zero() {
+            next.earlier.clear();
+        } else if next.earlier.len() >= MAX_EARLIER {
+            return Err(KeyChangeError::TooManySecrets);
+        } else {
+            next.earlier.push(EarlierSecret::new(&secret_file::read_or_create(&self.secret_file)?, until));
+        }
+        // Cut off between the two, the secret is both the current one and an earlier one, which changes nothing.
+        self.state_file.write(&next)?;
+        let secret = secret_file::renew(&self.secret_file)?;
+        self.change(|held| {
+            held.secrets = SecretKeys::new(&secret, &next.live(now));
+            held.state = next;
+        });
+        Ok(until)
+    }
+
+    /// Refuses all tokens of a caller that were made before now. Durable when it returns; blocking.
+    pub fn revoke(&self, name: &str, by: &str) -> Result<Revocation, KeyChangeError> {
+        if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
+            return Err(KeyChangeError::Name);
+        }
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.held().state.clone();
+        if next.revoked.len() >= MAX_REVOCATIONS && !next.revoked.contains_key(name) {
+            return Err(KeyChangeError::TooManyRevocations);
+        }
+        // Tokens tell their age in seconds: those of this second are old.
+        let revocation = Revocation { before: Timestamp::now().as_second() + 1, by: by.to_owned() };
+        next.revoked.insert(name.to_owned(), revocation.clone());
+        self.state_file.write(&next)?;
+        self.change(|held| held.state = next);
+        Ok(revocation)
+    }
+
+    /// Whose tokens were revoked, by name.
+    pub fn revocations(&self) -> Vec<(String, Revocation)> {
+        self.held()
+            .state
+            .revoked
+            .iter()
+            .map(|(name, revocation)| (name.clone(), revocation.clone()))
+            .collect()
+    }
+
+    fn held(&self) -> RwLockReadGuard<'_, Held> {
+        self.held.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Held)) {
+        // Nothing under this lock leaves it half changed.
+        change(&mut self.held.write().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// Whether a participant can have this name.
+fn check_name(name: &str) -> Result<(), MintError> {
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
+        return Err(MintError::Name);
+    }
+    if RESERVED.iter().any(|prefix| name.starts_with(prefix)) {
+        return Err(MintError::ReservedName);
+    }
+    Ok(())
 }
 
 /// The scope of a token, as `--scope` and `--env-token` take it: a word, or JSON.
@@ -270,108 +423,4 @@ pub fn parse_scope(text: &str) -> Result<ApiScope, MintError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn access(room: &str, secret: &str) -> Access {
-        Access::with_secret(room, &Secret::new(secret.to_owned()))
-    }
-
-    fn signed(access: &Access, claims: &serde_json::Value) -> String {
-        jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, &access.encoding).unwrap()
-    }
-
-    const HOUR: Duration = Duration::from_secs(3600);
-
-    #[test]
-    fn a_minted_token_names_its_caller_and_scope() {
-        let access = access("r", "s");
-        let (token, expires) = access.mint("ann", "full", HOUR).unwrap();
-        assert!(expires > Timestamp::now());
-        assert_eq!(access.verify(&token), Ok(Caller::new("ann", ApiScope::full())));
-    }
-
-    #[test]
-    fn a_token_of_a_service_is_not_taken_for_a_participants() {
-        let access = access("r", "s");
-        let id = ServiceId::random();
-        let token = access.mint_for_service(&id, "ann", "full", HOUR).unwrap();
-        assert_eq!(access.verify(&token).unwrap().name, "service:ann");
-        let there = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
-        let (asked, wanted) = (std::sync::Arc::clone(&there), id.to_string());
-        access.ask_for_services(move |id| id == wanted && asked.load(std::sync::atomic::Ordering::Relaxed));
-        assert_eq!(access.verify(&token).unwrap().name, "service:ann");
-        there.store(false, std::sync::atomic::Ordering::Relaxed);
-        assert_eq!(access.verify(&token), Err(AccessError::Invalid("its service is gone")));
-    }
-
-    #[test]
-    fn the_domain_of_a_caller_comes_from_its_token_and_never_from_its_scope() {
-        let access = access("r", "s");
-        let domain = |token: &str| access.verify(token).unwrap().domain.to_string();
-        let (token, _) = access.mint("ann", r#"{"domain": "ci"}"#, HOUR).unwrap();
-        assert_eq!(domain(&token), "caller:ann");
-        let (token, _) = access.mint_into(Some("ci"), "ann", "full", HOUR).unwrap();
-        assert_eq!(domain(&token), "ci");
-        let refused = access.mint_into(Some("c i"), "ann", "full", HOUR);
-        assert!(matches!(refused, Err(MintError::Domain(_))), "{refused:?}");
-        let id = ServiceId::random();
-        let token = access.mint_for_service(&id, "web", r#"{"domain": "ci"}"#, HOUR).unwrap();
-        assert_eq!(domain(&token), format!("service:{id}"));
-        let odd = serde_json::json!({"name": "a", "grants": [{"name": "room", "scope": "r"},
-            {"name": "domain", "scope": 7}]});
-        assert!(matches!(access.verify(&signed(&access, &odd)), Err(AccessError::Invalid(_))));
-    }
-
-    #[test]
-    fn the_operator_puts_callers_together() {
-        let trust = Trust {
-            domains: [("ci".parse().unwrap(), crate::model::access::Patterns(vec!["ci-*".to_owned()]))]
-                .into(),
-            ..Trust::default()
-        };
-        let access = access("r", "s").with_trust(trust);
-        let (token, _) = access.mint("ci-1", "full", HOUR).unwrap();
-        assert_eq!(access.verify(&token).unwrap().domain.to_string(), "ci");
-        assert_eq!(access.local(0).domain, TrustDomain::local());
-    }
-
-    #[test]
-    fn tokens_of_another_secret_room_algorithm_or_time_are_refused() {
-        let here = access("r", "s");
-        let (other_secret, _) = access("r", "x").mint("a", "full", HOUR).unwrap();
-        assert!(matches!(here.verify(&other_secret), Err(AccessError::Invalid(_))));
-        let (other_room, _) = access("q", "s").mint("a", "full", HOUR).unwrap();
-        assert_eq!(here.verify(&other_room), Err(AccessError::OtherRoom { room: "r".to_owned() }));
-        let expired = serde_json::json!({"name": "a", "exp": Timestamp::now().as_second() - 1,
-            "grants": [{"name": "room", "scope": "r"}]});
-        assert_eq!(here.verify(&signed(&here, &expired)), Err(AccessError::Expired));
-        let roomless = serde_json::json!({"name": "a", "grants": []});
-        assert!(matches!(here.verify(&signed(&here, &roomless)), Err(AccessError::OtherRoom { .. })));
-        // {"alg":"none"} and {"name":"a","grants":[{"name":"room","scope":"r"}]}, unsigned.
-        let unsigned =
-            "eyJhbGciOiJub25lIn0.eyJuYW1lIjoiYSIsImdyYW50cyI6W3sibmFtZSI6InJvb20iLCJzY29wZSI6InIifV19.";
-        assert!(matches!(here.verify(unsigned), Err(AccessError::Invalid(_))));
-        for garbage in ["", "x", "a.b.c", &"x".repeat(100_000)] {
-            assert!(matches!(here.verify(garbage), Err(AccessError::Invalid(_))));
-        }
-    }
-
-    #[test]
-    fn a_token_without_an_api_grant_may_do_nothing() {
-        let here = access("r", "s");
-        let claims = serde_json::json!({"name": "a", "grants": [{"name": "room", "scope": "r"}]});
-        let caller = here.verify(&signed(&here, &claims)).unwrap();
-        assert_eq!(caller.scope, ApiScope::default());
-        assert!(!caller.may_build());
-    }
-
-    #[test]
-    fn a_scope_is_a_word_or_json() {
-        assert_eq!(parse_scope("agentDefault"), Ok(ApiScope::agent_default()));
-        assert_eq!(parse_scope(""), Ok(ApiScope::user_default()));
-        let scope = parse_scope(r#"{"containers": {"use_containers": true}}"#).unwrap();
-        assert!(scope.containers.unwrap().use_containers);
-        assert!(matches!(parse_scope("fulll"), Err(MintError::Scope { .. })));
-    }
-}
+mod tests;

@@ -17,7 +17,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::model::trust::Trust;
-use crate::model::{AddressBlock, CertificateFiles, Registry, RoomRegistries};
+use crate::model::{AddressBlock, CertificateFiles, Registry, RoomRegistries, TokenKeyFile};
 
 /// Everything that can be set, as in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +53,8 @@ pub struct Config {
     /// File with credentials of other registries, which only the daemon's user may read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry_credentials: Option<PathBuf>,
+    /// Public keys whose owners may make participant tokens of this room, beside the daemon itself.
+    pub token_keys: Vec<TokenKeyFile>,
     /// Registry names that mean this room's registry.
     pub room_registries: Vec<Registry>,
     /// By registry: URLs that are asked before it.
@@ -163,6 +165,7 @@ impl Default for Config {
             buildkit: None,
             containerd: None,
             registry_credentials: None,
+            token_keys: Vec::new(),
             room_registries: RoomRegistries::default().names().to_vec(),
             mirrors: BTreeMap::new(),
             builds: Builds {

@@ -89,7 +89,8 @@ impl Daemon {
         };
         let store = Store::open(&state.join("state.db")).context("state database")?;
         let blobs = BlobStore::open(&state.join("registry")).context("content store")?;
-        let access = Access::open(&config.room, &state.join("room.secret"))?.with_trust(config.trust.clone());
+        let access = Access::open(&config.room, &state.join("room.secret"))?;
+        let access = access.with_public_keys(&config.token_keys)?.with_trust(config.trust.clone());
         let tls = services::open_tls(&config).await?;
         let listeners = Listeners::bind(&config).await?;
         Ok(Self {
@@ -330,8 +331,7 @@ fn registry_credential(access: Arc<Access>) -> RegistryCredential {
         };
         let containers = Some(ContainersGrant { registry, ..ContainersGrant::default() });
         let scope = ApiScope { containers, ..ApiScope::default() };
-        let token = access.sign(&format!("build:{build}"), &scope, BUILD_TOKEN_TTL);
-        let password = token.map(|(token, _)| token).unwrap_or_else(|error| {
+        let password = access.sign_for_build(build, &scope, BUILD_TOKEN_TTL).unwrap_or_else(|error| {
             // BuildKit is then refused, and the build says so.
             tracing::error!(%error, build.id = %build, "no token for a build");
             String::new()

@@ -58,4 +58,4 @@ pub use images::RoomServiceImages;
 pub use log_files::LogFiles;
 pub use merge::MergeError;
 pub use progress::DeployEvents;
-pub use service::{By, DeployError, Handle, Options, Ports, Service, StartError};
+pub use service::{By, DeployError, Handle, Options, Permits, Ports, Service, StartError};

@@ -14,6 +14,7 @@ mod layer_limits;
 pub mod manifest;
 pub mod secret;
 pub mod service;
+mod token_key_file;
 pub mod trust;
 
 pub use address_block::{AddressBlock, AddressBlockError};
@@ -23,3 +24,4 @@ pub use hearth_proto::value::{
     Tag,
 };
 pub use layer_limits::LayerLimits;
+pub use token_key_file::{TokenAlgorithm, TokenKeyFile};

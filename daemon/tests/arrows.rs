@@ -27,7 +27,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("network", &["model", "task", "deploy::port", "capability"]),
     ("capability", &[]),
     ("buildkit", &["model", "task", "build::port", "context::port", "supervise", "capability"]),
-    ("registry", &["model", "task", "image::port"]),
+    // What may be done with repositories is one question for gRPC and `/v2/`, of values only.
+    ("registry", &["model", "task", "image::port", "access::policy"]),
     ("store", &["model", "task", "build::port", "deploy::port", "image::port", "secrets::port"]),
     // `registry::unauthorized` and its router are mounted by the API beside gRPC.
     (

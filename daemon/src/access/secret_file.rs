@@ -48,6 +48,16 @@ pub fn read(path: &Path) -> Result<Option<Secret<String>>, SecretFileError> {
     Ok(Some(Secret::new(secret)))
 }
 
+/// Makes a new secret in the place of the one that is there. Durable when it returns. Blocking.
+pub(super) fn renew(path: &Path) -> Result<Secret<String>, SecretFileError> {
+    let mut bytes = [0u8; SECRET_BYTES];
+    rand::fill(&mut bytes);
+    let secret = hex::encode(bytes);
+    super::state::replace(path, secret.as_bytes())
+        .map_err(|source| SecretFileError::Io { path: path.to_owned(), source })?;
+    Ok(Secret::new(secret))
+}
+
 /// Written beside its place and linked there, so that a half-written secret never has the name, and
 /// of two daemons that start at once, one wins.
 fn create(path: &Path) -> io::Result<()> {

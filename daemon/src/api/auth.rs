@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 
-use crate::access::{Access, AccessError};
+use crate::access::{Access, AccessError, policy};
 use crate::api::error::Refusal;
 use crate::api::serve::Peer;
 use crate::model::access::Caller;
@@ -23,14 +23,11 @@ use crate::registry;
 pub async fn require_caller(
     State(access): State<Arc<Access>>,
     ConnectInfo(peer): ConnectInfo<Peer>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Response {
     match identify(&access, peer, request.headers()) {
-        Ok(caller) => {
-            request.extensions_mut().insert(caller);
-            next.run(request).await
-        }
+        Ok(caller) => admit(caller, request, next).await,
         Err(error) => {
             metrics::counter!("hearth_requests_refused_total").increment(1);
             tracing::info!(?peer, path = request.uri().path(), %error, "refused");
@@ -45,6 +42,23 @@ pub async fn require_caller(
             }
         }
     }
+}
+
+/// Asks whether the caller may call a gRPC method, and hands the request on with its [`Caller`]. What is asked of `/v2/`
+/// lies in its paths and verbs: the registry asks that.
+pub(super) async fn admit(caller: Caller, mut request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    if !is_registry(path)
+        && let Err(denied) = policy::enter(&caller, path)
+    {
+        return tonic::Status::from(Refusal::from(denied)).into_http();
+    }
+    request.extensions_mut().insert(caller);
+    next.run(request).await
+}
+
+fn is_registry(path: &str) -> bool {
+    path == "/v2" || path.starts_with("/v2/")
 }
 
 fn identify(access: &Access, peer: Peer, headers: &HeaderMap) -> Result<Caller, AccessError> {
@@ -107,7 +121,7 @@ mod tests {
         let own = rustix::process::geteuid().as_raw();
         let none = HeaderMap::new();
         for uid in [0, own] {
-            assert!(identify(&access, Peer::Unix { uid }, &none).unwrap().is_admin());
+            assert!(identify(&access, Peer::Unix { uid }, &none).unwrap().scope.admin.is_some());
         }
         assert_eq!(identify(&access, Peer::Unix { uid: own + 1 }, &none), Err(AccessError::Missing));
         let tcp = Peer::Tcp(([127, 0, 0, 1], 1).into());

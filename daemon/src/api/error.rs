@@ -7,6 +7,7 @@ use hearth_proto::status::status_with_detail;
 use hearth_proto::v1::ErrorDetail;
 use tonic::{Code, Status};
 
+use crate::access::policy::Denied;
 use crate::access::{AccessError, MintError};
 use crate::model::fault::Fault;
 
@@ -34,12 +35,6 @@ impl Refusal {
         refusal.detail.field = field.into();
         "request".clone_into(&mut refusal.detail.stage);
         refusal
-    }
-
-    /// The caller lacks a grant.
-    pub fn denied(what: impl std::fmt::Display) -> Self {
-        Self::new(Code::PermissionDenied, "denied", format!("this token may not {what}"))
-            .hint("ask for a token whose `api` grant allows it: hearth token mint --scope ...")
     }
 
     /// A fault of the daemon's own: the caller gets a short word, the log gets the cause.
@@ -82,11 +77,20 @@ impl From<AccessError> for Refusal {
         let code = match &error {
             AccessError::Missing => "token_missing",
             AccessError::Invalid(_) => "token_invalid",
-            AccessError::Expired => "token_expired",
+            AccessError::Expired { .. } => "token_expired",
+            AccessError::Revoked { .. } => "token_revoked",
             AccessError::OtherRoom { .. } => "token_other_room",
         };
         Self::new(Code::Unauthenticated, code, error.to_string())
             .hint("make a token on the daemon's machine: hearth token mint")
+    }
+}
+
+/// The caller lacks a grant.
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Self {
+        Self::new(Code::PermissionDenied, "denied", format!("this token may not {denied}"))
+            .hint("ask for a token whose `api` grant allows it: hearth token mint --scope ...")
     }
 }
 
@@ -95,7 +99,7 @@ impl From<MintError> for Refusal {
         let (field, code) = match &error {
             MintError::Scope { .. } => ("scope", "invalid_scope"),
             MintError::Ttl => ("ttl", "invalid_ttl"),
-            MintError::Name => ("name", "invalid_name"),
+            MintError::Name | MintError::ReservedName => ("name", "invalid_name"),
             MintError::Domain(_) => ("domain", "invalid_domain"),
             MintError::Sign(cause) => return Self::internal("the token cannot be signed", cause),
         };

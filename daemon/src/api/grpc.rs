@@ -20,9 +20,9 @@ use http_body_util::BodyExt as _;
 use tonic::{Extensions, Status};
 
 use super::error::Refusal;
+use crate::access::policy::{Action, decide};
 use crate::context::storage::Root;
-use crate::model::Repository;
-use crate::model::access::{Caller, RegistryVerb, StorageVerb};
+use crate::model::access::{Caller, StorageVerb};
 
 pub use super::convert::Entrance;
 pub use builds::BuildsService;
@@ -50,19 +50,9 @@ pub async fn cut_off_is_an_error(request: Request) -> Request {
     })
 }
 
-/// Denies with the verb's name unless it is allowed.
-fn require(allowed: bool, what: impl std::fmt::Display) -> Result<(), Status> {
-    if allowed { Ok(()) } else { Err(Refusal::denied(what).into()) }
-}
-
-/// Denies what the caller's grants do not cover of the room's registry.
-fn allow_repository(caller: &Caller, verb: RegistryVerb, repository: &Repository) -> Result<(), Status> {
-    let what = match verb {
-        RegistryVerb::List => "list",
-        RegistryVerb::Pull => "pull",
-        RegistryVerb::Write => "write",
-    };
-    require(caller.may_use_repository(verb, repository), format_args!("{what} `{repository}`"))
+/// Denies what the caller's grants do not cover.
+fn ask(caller: &Caller, action: &Action<'_>) -> Result<(), Status> {
+    decide(caller, action).map_err(|denied| Refusal::from(denied).into())
 }
 
 /// A storage and a path in it, as the caller may use them: what the grants do not cover is denied, and no link leads
@@ -76,16 +66,9 @@ fn storage_for(
 ) -> Result<(Root, PathBuf), Status> {
     let path = hearth_proto::value::storage_path(path)
         .map_err(|error| Refusal::invalid(field, "invalid_path", error.to_string()))?;
-    allow_storage(caller, verb, &path)?;
+    match verb {
+        StorageVerb::Read => ask(caller, &Action::ReadStorage(&path))?,
+        StorageVerb::Write => ask(caller, &Action::WriteStorage(&path))?,
+    }
     Ok((root.with_links(caller.path_links(verb)), path.into()))
-}
-
-/// Denies what the caller's grants do not cover of a storage. `path` is normalised and relative; whoever opens it must
-/// treat links as [`Caller::path_links`] says.
-fn allow_storage(caller: &Caller, verb: StorageVerb, path: &str) -> Result<(), Status> {
-    let what = match verb {
-        StorageVerb::Read => "read",
-        StorageVerb::Write => "write",
-    };
-    require(caller.may_use_storage(verb, path), format_args!("{what} `/{path}` in storage"))
 }

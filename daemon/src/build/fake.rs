@@ -342,9 +342,16 @@ impl BuildStore for MemoryStore {
         Ok(self.tables.lock().unwrap().find(key))
     }
 
-    async fn ids_with_prefix(&self, prefix: &str, limit: usize) -> Result<Vec<BuildId>, StoreError> {
+    async fn ids_with_prefix(
+        &self,
+        prefix: &str,
+        owner: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<BuildId>, StoreError> {
         let tables = self.tables.lock().unwrap();
-        let mut ids: Vec<_> = tables.builds.iter().map(|record| record.id.clone()).collect();
+        let builds =
+            tables.builds.iter().filter(|record| owner.is_none_or(|owner| record.submitted_by == owner));
+        let mut ids: Vec<_> = builds.map(|record| record.id.clone()).collect();
         ids.retain(|id| id.as_str().starts_with(prefix));
         ids.sort();
         ids.truncate(limit);

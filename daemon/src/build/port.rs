@@ -148,7 +148,13 @@ pub trait BuildStore: Send + Sync + 'static {
     /// The build that an earlier call with this key made.
     async fn find(&self, key: &IdempotencyKey) -> Result<Option<Inserted>, StoreError>;
     /// Ids that begin with `prefix`, at most `limit`.
-    async fn ids_with_prefix(&self, prefix: &str, limit: usize) -> Result<Vec<BuildId>, StoreError>;
+    /// Ids of builds that begin with `prefix`, in order; of those that `owner` submitted, if one is named.
+    async fn ids_with_prefix(
+        &self,
+        prefix: &str,
+        owner: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<BuildId>, StoreError>;
     async fn list(&self, query: BuildQuery) -> Result<Vec<BuildRecord>, StoreError>;
     /// Replaces what is stored of a build; durable when this returns.
     async fn update(&self, record: BuildRecord) -> Result<(), StoreError>;

@@ -191,7 +191,12 @@ impl Drop for Service {
 impl Handle {
     /// One build, by its whole id or a beginning of it that no other build has.
     pub async fn get(&self, id: &str) -> Result<BuildRecord, BuildError> {
-        let id = self.resolve(id).await?;
+        self.find(id, None).await
+    }
+
+    /// The same, where the beginning of an id is looked up among the builds of `owner`, if one is named.
+    pub async fn find(&self, id: &str, owner: Option<&str>) -> Result<BuildRecord, BuildError> {
+        let id = self.resolve(id, owner).await?;
         self.record(&id).await
     }
 
@@ -209,7 +214,7 @@ impl Handle {
 
     /// A part of the log as lines.
     pub async fn read_log(&self, id: &str, query: LogQuery) -> Result<LogText, BuildError> {
-        let id = self.resolve(id).await?;
+        let id = self.resolve(id, None).await?;
         let active = self.shared.active(&id);
         let (directory, of) = (self.shared.options.log_dir.clone(), id.clone());
         let read = task::blocking("build log", move || match active {
@@ -225,7 +230,7 @@ impl Handle {
     /// Ends a build, and answers when its processes are gone. One that has ended, or that already
     /// publishes its tags, ends as it would have.
     pub async fn cancel(&self, id: &str) -> Result<BuildRecord, BuildError> {
-        let id = self.resolve(id).await?;
+        let id = self.resolve(id, None).await?;
         let (active, was_waiting) = {
             let mut state = self.shared.state();
             match state.active.get(&id).cloned() {
@@ -319,7 +324,7 @@ impl Handle {
         Ok(record)
     }
 
-    pub(super) async fn resolve(&self, given: &str) -> Result<BuildId, BuildError> {
+    pub(super) async fn resolve(&self, given: &str, owner: Option<&str>) -> Result<BuildId, BuildError> {
         let not_found = || BuildError::NotFound { given: given.chars().take(40).collect() };
         if let Ok(id) = given.parse::<BuildId>() {
             return Ok(id);
@@ -327,7 +332,7 @@ impl Handle {
         if given.is_empty() || !given.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
             return Err(not_found());
         }
-        let mut ids = self.shared.ports.store.ids_with_prefix(given, 2).await?;
+        let mut ids = self.shared.ports.store.ids_with_prefix(given, owner, 2).await?;
         match (ids.pop(), ids.pop()) {
             (Some(_), Some(_)) => Err(BuildError::Ambiguous { given: given.to_owned() }),
             (Some(id), None) => Ok(id),

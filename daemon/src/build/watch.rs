@@ -25,7 +25,7 @@ impl Handle {
     /// The events of a build from a number on, each once and in order. With `follow`, waits for
     /// more until the build has ended; without, ends after the newest one.
     pub async fn watch(&self, id: &str, from_sequence: u64, follow: bool) -> Result<Events, BuildError> {
-        let id = self.resolve(id).await?;
+        let id = self.resolve(id, None).await?;
         // Active first: a build that ends in between is found in the store by then.
         let active = self.shared.active(&id);
         self.record(&id).await?;

@@ -74,6 +74,9 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if config.registry_credentials.as_ref().is_some_and(|path| !path.is_absolute()) {
         return invalid("registry_credentials", "must be an absolute path");
     }
+    if config.token_keys.iter().any(|key| !key.file.is_absolute()) {
+        return invalid("token_keys", "`file` must be an absolute path");
+    }
     if config.containerd.as_ref().is_some_and(|path| !path.is_absolute()) {
         return invalid("containerd", "must be the absolute path of a socket");
     }

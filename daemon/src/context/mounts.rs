@@ -109,6 +109,16 @@ impl Mounts {
         self.blocking(|shared| shared.list()).await
     }
 
+    /// Who mounted what is on a directory, or has changes kept of it.
+    pub async fn owners(&self, directory: PathBuf) -> Result<Vec<String>, MountError> {
+        self.blocking(move |shared| {
+            let canonical = directory.canonicalize().unwrap_or_else(|_| directory.clone());
+            let here = |record: &Record| record.directory == directory || record.directory == canonical;
+            Ok(shared.records.all()?.into_iter().filter(here).map(|record| record.caller).collect())
+        })
+        .await
+    }
+
     /// The union that is mounted on a directory.
     pub async fn union(&self, directory: PathBuf) -> Result<Arc<Union>, MountError> {
         self.blocking(move |shared| match shared.active().get(&directory) {

@@ -26,10 +26,10 @@ use super::port::{
     ServiceImages, ServiceStore, StoreError, Tokens,
 };
 use super::{reconcile, start};
-use crate::model::access::Denied;
+use crate::access::policy::Denied;
 use crate::model::fault::Fault;
 use crate::model::id::{InstanceId, ServiceId};
-use crate::model::service::{Domain, ServiceName, ServiceSpec};
+use crate::model::service::{self, Domain, ServiceName, ServiceSpec};
 
 /// How long a deploy waits for the comparison of what runs with what shall run.
 const READY_LIMIT: Duration = Duration::from_secs(20);
@@ -87,25 +87,32 @@ pub enum StartError {
     Store(#[from] StoreError),
 }
 
-type Permit = dyn Fn(&ServiceSpec) -> Result<(), Denied> + Send + Sync;
+/// What a caller may do to services. What is kept of an earlier revision is theirs to answer for as well.
+pub trait Permits: Send + Sync + 'static {
+    /// Has this run, or gets into what runs it.
+    fn run(&self, spec: &ServiceSpec) -> Result<(), Denied>;
+    /// Removes this service, takes a domain from it, or reads its log. `what` is a verb with its object.
+    fn change(&self, service: &service::Service, what: &str) -> Result<(), Denied>;
+}
 
-/// Who asks, and what they may have run. What is kept of an earlier revision is theirs to answer for as well.
+/// Who asks, and what they may do.
 #[derive(Clone)]
 pub struct By {
     pub name: String,
-    permit: Arc<Permit>,
+    permits: Arc<dyn Permits>,
 }
 
 impl By {
-    pub fn new(
-        name: String,
-        permit: impl Fn(&ServiceSpec) -> Result<(), Denied> + Send + Sync + 'static,
-    ) -> Self {
-        Self { name, permit: Arc::new(permit) }
+    pub fn new(name: String, permits: impl Permits) -> Self {
+        Self { name, permits: Arc::new(permits) }
     }
 
     pub(super) fn may_run(&self, spec: &ServiceSpec) -> Result<(), Denied> {
-        (self.permit)(spec)
+        self.permits.run(spec)
+    }
+
+    pub(super) fn may_change(&self, service: &service::Service, verb: &str) -> Result<(), Denied> {
+        self.permits.change(service, &format!("{verb} service `{}`", service.name))
     }
 }
 

@@ -144,14 +144,19 @@ impl Handle {
         service: &str,
         grace: Duration,
         limit: Duration,
+        by: &By,
     ) -> Result<Service, DeployError> {
         let entry = self.shared.find(service)?;
-        entry.state().remove_grace = grace;
+        let mut permitted = Ok(());
         let changed = entry.change(&*self.shared.ports.store, |stored| {
+            permitted = by.may_change(stored, "remove");
+            permitted.is_ok().then_some(())?;
+            entry.state().remove_grace = grace;
             stored.removing = true;
             Some(stored.clone())
         });
         let service = changed.await?;
+        permitted?;
         entry.wake.notify_one();
         let gone = tokio::time::timeout(limit, entry.gone.cancelled()).await;
         match (service, gone) {
@@ -161,11 +166,12 @@ impl Handle {
     }
 
     /// Takes a domain away from its service. What serves goes on without it: no new revision is made.
-    pub async fn remove_route(&self, domain: &Domain) -> Result<ServiceName, DeployError> {
+    pub async fn remove_route(&self, domain: &Domain, by: &By) -> Result<ServiceName, DeployError> {
         let _submitting = self.shared.submitting.lock().await;
         let holds = |entry: &Arc<Entry>| entry.state().service.domains().contains(domain);
         let entry = self.shared.all().into_iter().find(holds);
         let entry = entry.ok_or_else(|| DeployError::NoRoute(domain.clone()))?;
+        by.may_change(&entry.state().service, &format!("take domain `{domain}` from"))?;
         let changed = entry.change(&*self.shared.ports.store, |stored| {
             let kept = [Some(stored.desired), stored.live];
             for revision in

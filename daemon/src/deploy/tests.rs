@@ -75,7 +75,7 @@ use std::sync::Arc;
 
 use futures::StreamExt as _;
 
-use super::fake::{App, World};
+use super::fake::{AllPermits, App, World};
 use super::service::{By, Handle, Options, Service as Services};
 use crate::model::deploy::{DeployEvent, DeployEventKind, DeployRequest, Deployed};
 use crate::model::service::ServiceName;
@@ -108,7 +108,7 @@ fn request(tag: &str) -> DeployRequest {
 
 /// Somebody who may do everything.
 fn ann() -> By {
-    By::new("ann".to_owned(), |_| Ok(()))
+    By::new("ann".to_owned(), AllPermits)
 }
 
 async fn deploy(handle: &Handle, request: DeployRequest) -> Deployed {

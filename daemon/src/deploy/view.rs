@@ -10,7 +10,7 @@ use super::port::{Exec, ExecSpec};
 use super::service::{By, DeployError, Handle};
 use crate::model::deploy::{InstancePhase, InstanceView, RouteView, ServiceState, ServiceStatus};
 use crate::model::id::InstanceId;
-use crate::model::service::RevisionOutcome;
+use crate::model::service::{RevisionOutcome, Service};
 
 impl Handle {
     /// In order of name.
@@ -24,6 +24,13 @@ impl Handle {
     /// One service, by its name or id.
     pub fn get(&self, service: &str) -> Result<ServiceState, DeployError> {
         Ok(view(&self.shared.find(service)?.state()))
+    }
+
+    /// A service that the caller may change, or read the log of; `verb` says what for.
+    pub fn changeable(&self, service: &str, verb: &str, by: &By) -> Result<Service, DeployError> {
+        let service = self.shared.find(service)?.state().service.clone();
+        by.may_change(&service, verb)?;
+        Ok(service)
     }
 
     /// Every domain of the room's services, in order.

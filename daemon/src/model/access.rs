@@ -1,21 +1,15 @@
-//! Who calls, and what they may do. A missing grant denies.
+//! Who calls, and what their token grants. What follows from that is decided in `access::policy`.
 
-use hearth_proto::value::Repository;
 use serde::{Deserialize, Serialize};
 
 use super::trust::TrustDomain;
 
-/// A grant that is missing, and what it was wanted for.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what}: that takes the grant `{grant}`")]
-pub struct Denied {
-    pub what: String,
-    pub grant: String,
-}
-
 /// An authenticated caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
+    /// Whose a thing is that this caller makes: no two callers have the same name, and none chooses that of another. A
+    /// participant's is the one in the token; a service's is `service:` and its id, whatever it calls itself; that on
+    /// the unix socket is `uid:` and the user.
     pub name: String,
     pub scope: ApiScope,
     /// Whose builder the caller's builds use.
@@ -144,7 +138,7 @@ impl StorageGrant {
     }
 
     /// Whether a path may be used with all that lies below it.
-    fn allows_tree(&self, verb: StorageVerb, path: &str) -> bool {
+    pub fn allows_tree(&self, verb: StorageVerb, path: &str) -> bool {
         let below =
             self.paths.iter().map(|named| named.path.trim_matches('/')).filter(|named| covers(path, named));
         self.allows(verb, path) && below.into_iter().all(|named| self.allows(verb, named))
@@ -227,80 +221,10 @@ impl Caller {
         Self { domain: TrustDomain::local(), ..Self::new(format!("uid:{uid}"), ApiScope::full()) }
     }
 
-    pub fn is_admin(&self) -> bool {
-        self.scope.admin.is_some()
-    }
-
-    /// Whether the names of the room's secrets may be listed, and secrets be set and removed. Nobody reads one back.
-    pub fn may_use_secrets(&self) -> bool {
-        self.scope.secrets.is_some()
-    }
-
-    /// Whether services may be seen, deployed and changed.
-    pub fn may_use_services(&self) -> bool {
-        self.scope.services.is_some()
-    }
-
-    /// Whether an image of the room's registry may run. `name` is `registry/repository`.
-    pub fn may_run(&self, repository: &Repository, name: &str) -> bool {
-        self.scope.containers.as_ref().is_some_and(|grant| {
-            grant.registry.run.allow(repository.as_str()) || grant.run.allow(repository.as_str())
-        }) || self.may_run_from(name)
-    }
-
-    /// Whether an image of another registry may run; `name` is `registry/repository`.
-    pub fn may_run_from(&self, name: &str) -> bool {
-        self.scope.containers.as_ref().is_some_and(|grant| grant.run.allow(name))
-    }
-
-    /// A grant that keeps the caller from handing on this scope. An admin may make any.
-    pub fn lacks(&self, scope: &ApiScope) -> Option<&'static str> {
-        if self.is_admin() { None } else { self.scope.lacks(scope) }
-    }
-
-    pub fn may_build(&self) -> bool {
-        self.scope.containers.as_ref().is_some_and(|grant| grant.use_containers)
-    }
-
-    pub fn may_read_logs(&self) -> bool {
-        self.scope.containers.as_ref().is_some_and(|grant| grant.logs)
-    }
-
-    pub fn may_use_repository(&self, verb: RegistryVerb, repository: &Repository) -> bool {
-        let Some(grant) = self.scope.containers.as_ref().map(|containers| &containers.registry) else {
-            return false;
-        };
-        let patterns = match verb {
-            RegistryVerb::List => &grant.list,
-            RegistryVerb::Pull => &grant.pull,
-            RegistryVerb::Write => &grant.write,
-        };
-        patterns.allow(repository.as_str())
-    }
-
-    /// Whether an image of another registry may be read here; `name` is `registry/repository`.
-    pub fn may_pull_from(&self, name: &str) -> bool {
-        self.scope.containers.as_ref().is_some_and(|containers| containers.pull.allow(name))
-    }
-
-    /// Whether images may be sent to another registry; `name` is `registry/repository`.
-    pub fn may_push_to(&self, name: &str) -> bool {
-        self.scope.containers.as_ref().is_some_and(|containers| containers.registry.write.allow(name))
-    }
-
-    /// Whether a path of room or project storage may be mounted: what is written to it may lie anywhere below.
-    pub fn may_mount(&self, verb: StorageVerb, path: &str) -> bool {
-        self.scope.storage.as_ref().is_some_and(|grant| grant.allows_tree(verb, path))
-    }
-
     /// Whether links in paths are followed: for callers who may use the whole storage.
     pub fn path_links(&self, verb: StorageVerb) -> PathLinks {
-        if self.may_mount(verb, "") { PathLinks::Followed } else { PathLinks::Refused }
-    }
-
-    /// Whether a path of room or project storage may be used. `path` is normalised and relative.
-    pub fn may_use_storage(&self, verb: StorageVerb, path: &str) -> bool {
-        self.scope.storage.as_ref().is_some_and(|grant| grant.allows(verb, path))
+        let whole = self.scope.storage.as_ref().is_some_and(|grant| grant.allows_tree(verb, ""));
+        if whole { PathLinks::Followed } else { PathLinks::Refused }
     }
 }
 
@@ -319,31 +243,18 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_grant_denies() {
-        let nobody = caller(serde_json::json!({}));
-        let repository = "a/b".parse().unwrap();
-        assert!(!nobody.may_build() && !nobody.is_admin() && !nobody.may_read_logs());
-        assert!(!nobody.may_use_secrets() && !nobody.may_use_services());
-        assert!(!nobody.may_run(&repository, "room/a/b") && !nobody.may_run_from("room/a/b"));
-        assert!(!nobody.may_use_repository(RegistryVerb::Pull, &repository));
-        assert!(!nobody.may_use_storage(StorageVerb::Read, "a"));
-        let builder = caller(serde_json::json!({"containers": {"use_containers": true}}));
-        assert!(builder.may_build());
-        assert!(!builder.may_use_repository(RegistryVerb::Write, &repository));
-    }
-
-    #[test]
     fn false_is_no_grant() {
-        let refused = caller(serde_json::json!({"services": false, "secrets": false, "admin": null}));
-        assert!(!refused.may_use_services() && !refused.may_use_secrets() && !refused.is_admin());
-        let given = caller(serde_json::json!({"services": true, "secrets": {}, "admin": {}}));
-        assert!(given.may_use_services() && given.may_use_secrets() && given.is_admin());
+        let scope = |json| caller(json).scope;
+        let refused = scope(serde_json::json!({"services": false, "secrets": false, "admin": null}));
+        assert_eq!(refused, ApiScope::default());
+        let given = scope(serde_json::json!({"services": true, "secrets": {}, "admin": {}}));
+        assert!(given.services.is_some() && given.secrets.is_some() && given.admin.is_some());
     }
 
     #[test]
     fn a_tree_with_a_read_only_part_is_not_mounted_to_be_written() {
         let paths = serde_json::json!([{"path": "/apps"}, {"path": "/apps/locked", "read_only": true}]);
-        let caller = caller(serde_json::json!({"storage": {"paths": paths}}));
+        let grant = caller(serde_json::json!({"storage": {"paths": paths}})).scope.storage.unwrap();
         for (verb, path, may) in [
             (StorageVerb::Write, "apps", false),
             (StorageVerb::Read, "apps", true),
@@ -351,27 +262,17 @@ mod tests {
             (StorageVerb::Write, "apps/locked/x", false),
             (StorageVerb::Read, "", false),
         ] {
-            assert_eq!(caller.may_mount(verb, path), may, "{verb:?} {path}");
+            assert_eq!(grant.allows_tree(verb, path), may, "{verb:?} {path}");
         }
     }
 
     #[test]
-    fn agents_of_the_room_use_its_secrets_and_people_are_asked_for_a_grant() {
-        let may = |scope| Caller::new("x", scope).may_use_secrets();
-        assert!(may(ApiScope::full()) && may(ApiScope::agent_default()));
-        assert!(!may(ApiScope::user_default()));
-        assert!(caller(serde_json::json!({"secrets": {}})).may_use_secrets());
-    }
-
-    #[test]
     fn names_are_exact_or_have_a_trailing_star() {
-        let caller = caller(serde_json::json!({"containers": {"registry": {"pull": ["a/b", "team/*"]}}}));
+        let patterns = Patterns(vec!["a/b".to_owned(), "team/*".to_owned()]);
         for (name, allowed) in
             [("a/b", true), ("a/bc", false), ("a", false), ("team/x/y", true), ("team", false)]
         {
-            let repository = name.parse().unwrap();
-            assert_eq!(caller.may_use_repository(RegistryVerb::Pull, &repository), allowed, "{name}");
-            assert!(!caller.may_use_repository(RegistryVerb::Write, &repository), "{name}");
+            assert_eq!(patterns.allow(name), allowed, "{name}");
         }
     }
 
@@ -396,6 +297,7 @@ mod tests {
         let caller = caller(serde_json::json!({"storage": {"paths": [
             {"path": "/apps"}, {"path": "apps/locked/", "read_only": true}
         ]}}));
+        let grant = caller.scope.storage.unwrap();
         for (path, read, write) in [
             ("apps", true, true),
             ("apps/x/y", true, true),
@@ -404,32 +306,16 @@ mod tests {
             ("appsx", false, false),
             ("", false, false),
         ] {
-            assert_eq!(caller.may_use_storage(StorageVerb::Read, path), read, "{path}");
-            assert_eq!(caller.may_use_storage(StorageVerb::Write, path), write, "{path}");
+            assert_eq!(grant.allows(StorageVerb::Read, path), read, "{path}");
+            assert_eq!(grant.allows(StorageVerb::Write, path), write, "{path}");
         }
-        assert!(Caller::local(0).may_use_storage(StorageVerb::Write, "anything"));
-    }
-
-    #[test]
-    fn an_image_of_the_room_runs_by_its_repository_or_its_whole_name() {
-        let (repository, name) = ("team/web".parse().unwrap(), "room.meshagent.com/team/web");
-        for (containers, allowed) in [
-            (serde_json::json!({"registry": {"run": ["team/*"]}}), true),
-            (serde_json::json!({"run": ["team/web"]}), true),
-            (serde_json::json!({"run": ["room.meshagent.com/*"]}), true),
-            (serde_json::json!({"run": ["web"], "registry": {"pull": ["*"], "write": ["*"]}}), false),
-        ] {
-            let caller = caller(serde_json::json!({"containers": containers}));
-            assert_eq!(caller.may_run(&repository, name), allowed, "{containers}");
-        }
-        let room_only = caller(serde_json::json!({"containers": {"registry": {"run": ["*"]}}}));
-        assert!(!room_only.may_run_from("docker.io/library/nginx"));
     }
 
     #[test]
     fn a_scope_that_is_handed_on_is_no_wider_than_the_callers_own() {
-        let lacks =
-            |own: serde_json::Value, wanted: serde_json::Value| caller(own).lacks(&caller(wanted).scope);
+        let lacks = |own: serde_json::Value, wanted: serde_json::Value| {
+            caller(own).scope.lacks(&caller(wanted).scope)
+        };
         let user = serde_json::to_value(ApiScope::user_default()).unwrap();
         let agent = serde_json::to_value(ApiScope::agent_default()).unwrap();
         let full = serde_json::to_value(ApiScope::full()).unwrap();
@@ -441,8 +327,6 @@ mod tests {
         assert_eq!(lacks(user.clone(), agent.clone()), Some("secrets"));
         assert_eq!(lacks(agent, full.clone()), Some("admin"));
         assert_eq!(lacks(serde_json::json!({"containers": {}}), user), Some("services"));
-        // An admin may make what it has not itself.
-        assert_eq!(lacks(serde_json::json!({"admin": {}}), full), None);
         let run = |names: &[&str]| serde_json::json!({"containers": {"run": names}});
         for (own, wanted, covered) in [
             (&["a/*"][..], &["a/b", "a/b/*", "a/*"][..], true),
@@ -473,7 +357,7 @@ mod tests {
             (&[("/apps/locked/deep", true)], true),
             (&[("/", true)], false),
         ] {
-            let lacks = caller(storage(&own)).lacks(&caller(storage(wanted)).scope);
+            let lacks = caller(storage(&own)).scope.lacks(&caller(storage(wanted)).scope);
             assert_eq!(lacks, (!covered).then_some("storage"), "{wanted:?}");
         }
     }

@@ -27,11 +27,12 @@ use percent_encoding::percent_decode_str;
 
 use self::refusal::Refusal;
 use self::route::Route;
+pub use self::route::{RouteKind, Verb};
 use super::blobs::BlobStore;
 use super::uploads::Uploads;
+use crate::access::policy;
 use crate::image::port::Catalog;
-use crate::model::Repository;
-use crate::model::access::{Caller, RegistryVerb};
+use crate::model::access::Caller;
 use crate::task;
 
 pub use super::uploads::UploadLimits;
@@ -76,78 +77,44 @@ impl Registry {
         let caller = parts.extensions.get::<Caller>().cloned().ok_or_else(Refusal::unauthorized)?;
         let query = Query::parse(parts.uri.query().unwrap_or_default());
         let (method, headers) = (&parts.method, &parts.headers);
-        let reads = matches!(*method, Method::GET | Method::HEAD);
-        match route {
-            Route::Base if reads => {
+        let verb = Verb::of(method).filter(|verb| route.kind().verbs().contains(verb));
+        let verb = verb.ok_or_else(|| Refusal::method(route.kind()))?;
+        if let Some(action) = route.action(verb) {
+            policy::decide(&caller, &action)?;
+        }
+        match (route, verb) {
+            (Route::Base, _) => {
                 let mut response = Response::new(Body::from("{}"));
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 Ok(response)
             }
-            Route::Catalog if reads => self.list_repositories(&caller, &query).await,
-            Route::Tags(name) if reads => {
-                allow(&caller, &[RegistryVerb::List], name)?;
-                self.list_tags(name, &query).await
+            (Route::Catalog, _) => self.list_repositories(&caller, &query).await,
+            (Route::Tags(name), _) => self.list_tags(name, &query).await,
+            (Route::Referrers(name, subject), _) => self.list_referrers(name, subject, &query).await,
+            (Route::Manifest(name, reference), Verb::Put) => {
+                self.put_manifest(name, reference, headers, body).await
             }
-            Route::Referrers(name, subject) if reads => {
-                allow(&caller, &[RegistryVerb::Pull], name)?;
-                self.list_referrers(name, subject, &query).await
+            (Route::Manifest(name, reference), Verb::Delete) => self.delete_manifest(name, reference).await,
+            (Route::Manifest(name, reference), _) => {
+                self.get_manifest(name, reference, method, headers).await
             }
-            Route::Base | Route::Catalog | Route::Tags(_) | Route::Referrers(..) => {
-                Err(Refusal::method("GET, HEAD"))
-            }
-
-            Route::Manifest(name, reference) => match *method {
-                Method::GET | Method::HEAD => {
-                    allow_read(&caller, method, name)?;
-                    self.get_manifest(name, reference, method, headers).await
-                }
-                Method::PUT => {
-                    allow(&caller, &[RegistryVerb::Write], name)?;
-                    self.put_manifest(name, reference, headers, body).await
-                }
-                Method::DELETE => {
-                    allow(&caller, &[RegistryVerb::Write], name)?;
-                    self.delete_manifest(name, reference).await
-                }
-                _ => Err(Refusal::method("GET, HEAD, PUT, DELETE")),
-            },
-            Route::BadTag(name, tag) if *method == Method::PUT => {
-                allow(&caller, &[RegistryVerb::Write], name)?;
+            (Route::BadTag(_, tag), Verb::Put) => {
                 Err(Refusal::bad("MANIFEST_INVALID", format!("`{tag}` cannot be a tag")))
             }
-            Route::BadTag(name, tag) => {
-                allow_read(&caller, method, name)?;
+            (Route::BadTag(name, tag), _) => {
                 Err(Refusal::unknown("MANIFEST_UNKNOWN", format!("repository `{name}` has no tag `{tag}`")))
             }
-
-            Route::Blob(name, digest) => match *method {
-                Method::GET | Method::HEAD => {
-                    allow_read(&caller, method, name)?;
-                    self.get_blob(name, digest, method, headers).await
-                }
-                Method::DELETE => {
-                    allow(&caller, &[RegistryVerb::Write], name)?;
-                    self.delete_blob(name, digest).await
-                }
-                _ => Err(Refusal::method("GET, HEAD, DELETE")),
-            },
-            Route::Uploads(name) => {
-                allow(&caller, &[RegistryVerb::Write], name)?;
-                match *method {
-                    Method::POST => self.begin_upload(&caller, name, &query, body).await,
-                    _ => Err(Refusal::method("POST")),
-                }
+            (Route::Blob(name, digest), Verb::Delete) => self.delete_blob(name, digest).await,
+            (Route::Blob(name, digest), _) => self.get_blob(name, digest, method, headers).await,
+            (Route::Uploads(name), _) => self.begin_upload(&caller, name, &query, body).await,
+            (Route::Upload(name, id), Verb::Patch) => {
+                self.patch_upload(&caller, name, id, headers, body).await
             }
-            Route::Upload(name, id) => {
-                allow(&caller, &[RegistryVerb::Write], name)?;
-                match *method {
-                    Method::GET | Method::HEAD => self.upload_status(&caller, name, id).await,
-                    Method::PATCH => self.patch_upload(&caller, name, id, headers, body).await,
-                    Method::PUT => self.put_upload(&caller, name, id, &query, headers, body).await,
-                    Method::DELETE => self.cancel_upload(&caller, name, id).await,
-                    _ => Err(Refusal::method("GET, PATCH, PUT, DELETE")),
-                }
+            (Route::Upload(name, id), Verb::Put) => {
+                self.put_upload(&caller, name, id, &query, headers, body).await
             }
+            (Route::Upload(name, id), Verb::Delete) => self.cancel_upload(&caller, name, id).await,
+            (Route::Upload(name, id), _) => self.upload_status(&caller, name, id).await,
         }
     }
 }
@@ -160,7 +127,7 @@ pub fn unauthorized() -> Response {
 async fn serve(State(registry): State<Registry>, request: Request) -> Response {
     let method = method_label(request.method());
     let parsed = Route::parse(request.uri().path());
-    let label = parsed.as_ref().map_or("none", Route::label);
+    let label = parsed.as_ref().map_or("none", |route| route.kind().label());
     let (request, rest) = rest::keep(request);
     let answered = match parsed {
         Ok(route) => registry.answer(&route, request).await,
@@ -191,27 +158,6 @@ fn method_label(method: &Method) -> &'static str {
         Method::PATCH => "PATCH",
         Method::DELETE => "DELETE",
         _ => "other",
-    }
-}
-
-/// Any of these verbs will do.
-fn allow(caller: &Caller, verbs: &[RegistryVerb], repository: &Repository) -> Result<(), Refusal> {
-    if verbs.iter().any(|verb| caller.may_use_repository(*verb, repository)) {
-        return Ok(());
-    }
-    let verb = match verbs {
-        [RegistryVerb::List, ..] => "list",
-        [RegistryVerb::Write, ..] => "write to",
-        _ => "pull from",
-    };
-    Err(Refusal::denied(verb, repository))
-}
-
-/// Who may push may ask what is there, without reading it.
-fn allow_read(caller: &Caller, method: &Method, repository: &Repository) -> Result<(), Refusal> {
-    match *method {
-        Method::HEAD => allow(caller, &[RegistryVerb::Pull, RegistryVerb::Write], repository),
-        _ => allow(caller, &[RegistryVerb::Pull], repository),
     }
 }
 

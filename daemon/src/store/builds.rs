@@ -65,14 +65,20 @@ impl BuildStore for Store {
         Ok(self.transaction(move |transaction| find(transaction, &key)).await?)
     }
 
-    async fn ids_with_prefix(&self, prefix: &str, limit: usize) -> Result<Vec<BuildId>, port::StoreError> {
-        let prefix = prefix.to_owned();
+    async fn ids_with_prefix(
+        &self,
+        prefix: &str,
+        owner: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<BuildId>, port::StoreError> {
+        let (prefix, owner) = (prefix.to_owned(), owner.map(str::to_owned));
         let work = move |transaction: &Transaction<'_>| {
             // A range, so that the index serves it; no letter of an id sorts after `~`.
-            let query = "SELECT id FROM builds WHERE id >= ?1 AND id < ?1 || '~' ORDER BY id LIMIT ?2";
+            let query = "SELECT id FROM builds WHERE id >= ?1 AND id < ?1 || '~'
+                AND (?2 IS NULL OR json_extract(record, '$.submitted_by') = ?2) ORDER BY id LIMIT ?3";
             let mut statement = transaction.prepare_cached(query)?;
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            let rows = statement.query_map(params![prefix, limit], |row| row.get::<_, String>(0))?;
+            let rows = statement.query_map(params![prefix, owner, limit], |row| row.get::<_, String>(0))?;
             rows.map(|id| Ok(serde_json::from_value(serde_json::Value::String(id?))?)).collect()
         };
         Ok(self.transaction(work).await?)

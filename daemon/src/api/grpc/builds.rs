@@ -7,13 +7,13 @@ use tonic::{Code, Request, Response, Status};
 
 use super::super::convert::{self, SpecContext, build_spec, page_size};
 use super::super::error::{Refusal, fault_detail};
-use super::transfer::{allow_pull_from, allow_push_to};
-use super::{allow_repository, allow_storage, caller, require};
+use super::{ask, caller};
+use crate::access::policy::{self, Action};
 use crate::build::port::BuildQuery;
 use crate::build::{BuildError, Deny, Handle, LogQuery, SubmitBuild, SubmitError};
-use crate::model::access::{Caller, Patterns, RegistryVerb, StorageVerb};
-use crate::model::build::{BuildRecord, BuildSpec, EventKind};
-use crate::model::{MountSource, MountSpec, RoomRegistries};
+use crate::model::RoomRegistries;
+use crate::model::access::{Caller, Patterns, StorageVerb};
+use crate::model::build::{BuildRecord, EventKind};
 
 const MAX_KEY: usize = 256;
 
@@ -32,7 +32,6 @@ impl v1::builds_server::Builds for BuildsService {
         request: Request<v1::SubmitBuildRequest>,
     ) -> Result<Response<v1::SubmitBuildResponse>, Status> {
         let caller = caller(request.extensions())?;
-        require(caller.may_build(), "build images")?;
         let request = request.into_inner();
         if request.idempotency_key.len() > MAX_KEY {
             let message = format!("a key has at most {MAX_KEY} bytes");
@@ -44,7 +43,7 @@ impl v1::builds_server::Builds for BuildsService {
             path_links: caller.path_links(StorageVerb::Read),
         };
         let (spec, secrets) = build_spec(request.spec.unwrap_or_default(), &context)?;
-        allow(&caller, &spec, &self.rooms)?;
+        policy::may_build(&caller, &spec, &self.rooms).map_err(Refusal::from)?;
         let submit = SubmitBuild {
             spec,
             secrets,
@@ -72,7 +71,6 @@ impl v1::builds_server::Builds for BuildsService {
         request: Request<v1::ListBuildsRequest>,
     ) -> Result<Response<v1::ListBuildsResponse>, Status> {
         let caller = caller(request.extensions())?;
-        require(caller.may_build() || caller.may_read_logs(), "see builds")?;
         let request = request.into_inner();
         let size = page_size(request.page_size, 50, 1000);
         let states = request.states().filter_map(convert::build_state_from_wire).collect();
@@ -86,7 +84,7 @@ impl v1::builds_server::Builds for BuildsService {
             "" => None,
             text => Some(self.rooms.qualify(convert::tag("tag", text)?).to_string()),
         };
-        let submitted_by = (!caller.is_admin()).then_some(caller.name);
+        let submitted_by = policy::listed_owner(&caller).map(str::to_owned);
         let query = BuildQuery { states, tag, submitted_by, after, limit: size };
         let records = self.builds.list(query).await.map_err(Refusal::from)?;
         let full = records.len() == size;
@@ -103,7 +101,7 @@ impl v1::builds_server::Builds for BuildsService {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let caller = caller(request.extensions())?;
         let request = request.into_inner();
-        let record = self.own_log(&caller, &request.build_id).await?;
+        let record = self.own(&caller, &request.build_id).await?;
         let id = record.id.to_string();
         let events = self.builds.watch(&id, request.from_sequence, !request.no_follow).await;
         let builds = self.builds.clone();
@@ -127,7 +125,7 @@ impl v1::builds_server::Builds for BuildsService {
     ) -> Result<Response<v1::ReadBuildLogResponse>, Status> {
         let caller = caller(request.extensions())?;
         let request = request.into_inner();
-        let record = self.own_log(&caller, &request.build_id).await?;
+        let record = self.own(&caller, &request.build_id).await?;
         let query = LogQuery {
             from_sequence: request.from_sequence,
             tail: request.tail as usize,
@@ -162,57 +160,15 @@ impl v1::builds_server::Builds for BuildsService {
 }
 
 impl BuildsService {
-    /// A build of the caller's own; admins see all. Another's build and none are the same answer.
+    /// A build of the caller's own; admins see all. Another's build and none are the same answer, and the beginning of
+    /// an id is looked up among the builds that the caller may see.
     async fn own(&self, caller: &Caller, id: &str) -> Result<BuildRecord, Status> {
-        require(caller.may_build() || caller.may_read_logs(), "see builds")?;
-        let record = self.builds.get(id).await.map_err(Refusal::from)?;
-        if caller.is_admin() || record.submitted_by == caller.name {
-            return Ok(record);
+        let record = self.builds.find(id, policy::listed_owner(caller)).await.map_err(Refusal::from)?;
+        if ask(caller, &Action::UseBuild { id, owner: &record.submitted_by }).is_err() {
+            return Err(Refusal::from(BuildError::NotFound { given: id.chars().take(40).collect() }).into());
         }
-        Err(Refusal::from(BuildError::NotFound { given: id.chars().take(40).collect() }).into())
+        Ok(record)
     }
-
-    async fn own_log(&self, caller: &Caller, id: &str) -> Result<BuildRecord, Status> {
-        require(caller.may_read_logs(), "read build logs")?;
-        self.own(caller, id).await
-    }
-}
-
-/// What a build reads and writes must be the caller's to read and write.
-fn allow(caller: &Caller, spec: &BuildSpec, rooms: &RoomRegistries) -> Result<(), Status> {
-    for tag in &spec.tags {
-        if !rooms.owns_tag(tag) {
-            allow_push_to(caller, tag)?;
-        }
-        // A result for another registry is made here first.
-        allow_repository(caller, RegistryVerb::Write, &tag.repository)?;
-    }
-    allow_mounts(caller, &spec.mounts, rooms)
-}
-
-/// What is mounted must be the caller's to read.
-pub(super) fn allow_mounts(
-    caller: &Caller,
-    mounts: &[MountSpec],
-    rooms: &RoomRegistries,
-) -> Result<(), Status> {
-    for mount in mounts {
-        match &mount.source {
-            MountSource::Room(path) | MountSource::Project(path) => {
-                allow_storage(caller, StorageVerb::Read, path)?;
-            }
-            MountSource::Image { reference, .. } => {
-                if rooms.owns_tag(reference) {
-                    allow_repository(caller, RegistryVerb::Pull, &reference.repository)?;
-                } else {
-                    allow_pull_from(caller, reference)?;
-                }
-            }
-            // Held for the caller's own name when the build is taken in.
-            MountSource::Pack(_) | MountSource::EmptyDir | MountSource::File(_) => {}
-        }
-    }
-    Ok(())
 }
 
 fn pull_grant(caller: &Caller) -> Patterns {

@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use axum::extract::connect_info::ConnectInfo;
 use hearth_proto::{CHUNK_BYTES, v1};
@@ -9,9 +9,9 @@ use tonic::{Code, Extensions, Request, Response, Status};
 use super::super::convert;
 use super::super::error::{Refusal, fault_detail};
 use super::super::serve::Peer;
-use super::builds::allow_mounts;
 use super::storage::{Answers, from_thread};
-use super::{caller, require};
+use super::{ask, caller};
+use crate::access::policy::{self, Action};
 use crate::build::RoomContexts;
 use crate::context::ContextError;
 use crate::context::compare::{self, Difference};
@@ -113,8 +113,10 @@ impl v1::contexts_server::Contexts for ContextsService {
                 return Err(Refusal::invalid("left", "nothing_to_compare", message).into());
             }
             Some(Left::Mounted(directory)) => {
-                require(local, "look at what was changed in a mounted directory over the network")?;
-                return self.changes(directory.into()).await;
+                let directory = PathBuf::from(directory);
+                require_this_machine(local, "look at what was changed in a mounted directory")?;
+                self.own_mount(&caller, &directory).await?;
+                return self.changes(directory).await;
             }
             Some(Left::Context(context)) => self.open(&caller, Some(context), "left.context").await?,
         };
@@ -137,11 +139,13 @@ impl v1::contexts_server::Contexts for ContextsService {
         request: Request<v1::MountContextRequest>,
     ) -> Result<Response<v1::ContextMount>, Status> {
         let caller = caller(request.extensions())?;
-        require_this_machine(request.extensions(), "mount contexts")?;
+        require_this_machine(on_this_machine(request.extensions()), "mount contexts")?;
         let v1::MountContextRequest { context, directory, writable } = request.into_inner();
+        let directory = PathBuf::from(directory);
+        self.own_mount(&caller, &directory).await?;
         let Open { tree, mounts, manifests, root } = self.open(&caller, context, "context").await?;
         let request = MountRequest {
-            directory: directory.into(),
+            directory,
             mounts,
             manifests,
             context_path: root,
@@ -156,10 +160,12 @@ impl v1::contexts_server::Contexts for ContextsService {
         &self,
         request: Request<v1::UnmountContextRequest>,
     ) -> Result<Response<v1::UnmountContextResponse>, Status> {
-        caller(request.extensions())?;
-        require_this_machine(request.extensions(), "unmount contexts")?;
+        let caller = caller(request.extensions())?;
+        require_this_machine(on_this_machine(request.extensions()), "unmount contexts")?;
         let v1::UnmountContextRequest { directory, lazy, discard } = request.into_inner();
-        let kept = self.mounts.unmount(directory.into(), lazy, discard).await.map_err(Refusal::from)?;
+        let directory = PathBuf::from(directory);
+        self.own_mount(&caller, &directory).await?;
+        let kept = self.mounts.unmount(directory, lazy, discard).await.map_err(Refusal::from)?;
         Ok(Response::new(v1::UnmountContextResponse { kept }))
     }
 
@@ -169,7 +175,8 @@ impl v1::contexts_server::Contexts for ContextsService {
     ) -> Result<Response<v1::ListContextMountsResponse>, Status> {
         let caller = caller(request.extensions())?;
         let mounts = self.mounts.list().await.map_err(Refusal::from)?;
-        let own = |state: &MountState| caller.is_admin() || state.record.caller == caller.name;
+        let owner = policy::listed_owner(&caller);
+        let own = |state: &MountState| owner.is_none_or(|owner| state.record.caller == owner);
         let mounts = mounts.into_iter().filter(own).map(mount_to_wire).collect();
         Ok(Response::new(v1::ListContextMountsResponse { mounts }))
     }
@@ -183,7 +190,7 @@ impl ContextsService {
         field: &str,
     ) -> Result<Open, Status> {
         let (mounts, root) = convert::context(context, field)?;
-        allow_mounts(caller, &mounts, &self.rooms)?;
+        policy::may_mount_in_builds(caller, &mounts, &self.rooms).map_err(Refusal::from)?;
         let links = caller.path_links(StorageVerb::Read);
         let opened = self.contexts.open_mounts(&mounts, links, &caller.name, &BTreeMap::new()).await;
         let opened = opened.map_err(|fault| {
@@ -197,6 +204,12 @@ impl ContextsService {
             opened.iter().filter_map(|mount| mount.image.as_ref().map(|image| image.manifest)).collect();
         let tree = self.contexts.contexts.open_tree(opened).await.map_err(Refusal::from)?;
         Ok(Open { tree, mounts, manifests, root })
+    }
+
+    /// Denies what another caller mounted, or has changes kept of. Where there is nothing, what comes next says so.
+    async fn own_mount(&self, caller: &Caller, directory: &Path) -> Result<(), Status> {
+        let owners = self.mounts.owners(directory.to_owned()).await.map_err(Refusal::from)?;
+        owners.iter().try_for_each(|owner| ask(caller, &Action::UseContextMount { owner }))
     }
 
     async fn changes(&self, directory: PathBuf) -> Result<Response<Answers<v1::ContextDifference>>, Status> {
@@ -224,8 +237,8 @@ fn on_this_machine(extensions: &Extensions) -> bool {
     }
 }
 
-fn require_this_machine(extensions: &Extensions, what: &str) -> Result<(), Status> {
-    if on_this_machine(extensions) {
+fn require_this_machine(local: bool, what: &str) -> Result<(), Status> {
+    if local {
         return Ok(());
     }
     let message = format!("only root and the daemon's own user may {what}, on the daemon's machine");

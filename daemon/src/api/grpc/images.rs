@@ -7,11 +7,11 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use super::super::convert::{self, page_size};
 use super::super::error::Refusal;
 use super::storage::{Answers, from_thread};
-use super::{allow_repository, caller};
+use super::{ask, caller};
+use crate::access::policy::{Action, decide};
 use crate::context::storage::Storage;
 use crate::image::port::TagQuery;
 use crate::image::{Elsewhere, ImageError, Images, Inspected, OpenBlob};
-use crate::model::access::RegistryVerb;
 use crate::model::{Digest, Reference, Repository, Tag};
 
 pub struct ImagesService {
@@ -49,7 +49,7 @@ impl v1::images_server::Images for ImagesService {
             query.after = found.last().map(|last| (last.repository.clone(), last.tag.clone()));
             let allowed = found
                 .into_iter()
-                .filter(|image| caller.may_use_repository(RegistryVerb::List, &image.repository));
+                .filter(|image| decide(&caller, &Action::ListRepository(&image.repository)).is_ok());
             images.extend(allowed);
             if images.len() >= size || !more {
                 let mut next_page_token = String::new();
@@ -72,7 +72,7 @@ impl v1::images_server::Images for ImagesService {
     ) -> Result<Response<v1::InspectImageResponse>, Status> {
         let caller = caller(request.extensions())?;
         let reference = reference("reference", &request.into_inner().reference)?;
-        allow_repository(&caller, RegistryVerb::Pull, &reference.repository)?;
+        ask(&caller, &Action::PullRepository(&reference.repository))?;
         let inspected = self.images.inspect(&reference).await.map_err(Refusal::from)?;
         Ok(Response::new(self.inspected(inspected)))
     }
@@ -82,8 +82,8 @@ impl v1::images_server::Images for ImagesService {
         let request = request.into_inner();
         let source = reference("reference", &request.reference)?;
         let tag = convert::tag("tag", &request.tag)?;
-        allow_repository(&caller, RegistryVerb::Pull, &source.repository)?;
-        allow_repository(&caller, RegistryVerb::Write, &tag.repository)?;
+        ask(&caller, &Action::PullRepository(&source.repository))?;
+        ask(&caller, &Action::WriteRepository(&tag.repository))?;
         let image = self.images.tag(&source, &tag).await.map_err(Refusal::from)?;
         Ok(Response::new(convert::image(&image, self.images.room_registries())))
     }
@@ -94,7 +94,7 @@ impl v1::images_server::Images for ImagesService {
     ) -> Result<Response<v1::RemoveImageResponse>, Status> {
         let caller = caller(request.extensions())?;
         let reference = reference("reference", &request.into_inner().reference)?;
-        allow_repository(&caller, RegistryVerb::Write, &reference.repository)?;
+        ask(&caller, &Action::WriteRepository(&reference.repository))?;
         self.images.remove(&reference).await.map_err(Refusal::from)?;
         Ok(Response::new(v1::RemoveImageResponse {}))
     }
@@ -131,7 +131,7 @@ impl v1::images_server::Images for ImagesService {
         let caller = caller(request.extensions())?;
         let request = request.into_inner();
         let reference = reference("reference", &request.reference)?;
-        allow_repository(&caller, RegistryVerb::Pull, &reference.repository)?;
+        ask(&caller, &Action::PullRepository(&reference.repository))?;
         let digest = match request.digest.as_str() {
             "" => None,
             text => Some(

@@ -17,11 +17,12 @@ use super::super::convert;
 use super::super::error::Refusal;
 use super::images::ImagesService;
 use super::upload::{FileUpload, begin_missing, checked, chunk_missing};
-use super::{allow_repository, require, storage_for};
+use super::{ask, storage_for};
+use crate::access::policy::Action;
 use crate::context::storage::WriteOptions;
 use crate::image::{Destination, ImageError};
 use crate::model::RoomRegistries;
-use crate::model::access::{Caller, RegistryVerb, StorageVerb};
+use crate::model::access::{Caller, StorageVerb};
 use crate::task;
 
 /// Chunks of an archive between the connection and the thread that reads it.
@@ -116,11 +117,11 @@ fn destination(
             if !rooms.owns_tag(&tag) {
                 return Err(Refusal::from(ImageError::Foreign { reference: tag.to_string() }).into());
             }
-            allow_repository(caller, RegistryVerb::Write, &tag.repository)?;
+            ask(caller, &Action::WriteRepository(&tag.repository))?;
             Ok(Destination::Tag(tag))
         }
         Some(v1::load_begin::Destination::Temporary(true)) => {
-            require(caller.may_build(), "send packs for builds")?;
+            ask(caller, &Action::SendPack)?;
             Ok(Destination::Pack { owner: caller.name.clone() })
         }
         Some(v1::load_begin::Destination::Temporary(false)) | None => {

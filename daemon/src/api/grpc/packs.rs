@@ -12,10 +12,11 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::super::convert;
 use super::super::error::Refusal;
-use super::{allow_repository, caller, require, storage_for};
+use super::{ask, caller, storage_for};
+use crate::access::policy::Action;
 use crate::context::storage::{Root, Storage, StorageError, WriteOptions, Writer};
 use crate::model::Reference;
-use crate::model::access::{Caller, RegistryVerb, StorageVerb};
+use crate::model::access::{Caller, StorageVerb};
 use crate::packs::store::{AppendError, MAX_PIECE, Piece};
 use crate::packs::{Begun, Committed, Destination, List, Lister, PackError, PackImageOptions, Packs, Ready};
 use crate::packs::{PieceData, Receiver, SentPiece};
@@ -281,8 +282,8 @@ fn destination(caller: &Caller, room: &Root, request: v1::BeginPackRequest) -> R
         }
     };
     match &tag {
-        Some(tag) => allow_repository(caller, RegistryVerb::Write, &tag.repository)?,
-        None => require(caller.may_build(), "send packs for builds")?,
+        Some(tag) => ask(caller, &Action::WriteRepository(&tag.repository))?,
+        None => ask(caller, &Action::SendPack)?,
     }
     let mut archive = None;
     if !request.room_path.is_empty() {

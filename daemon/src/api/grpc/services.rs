@@ -46,7 +46,6 @@ impl v1::services_server::Services for ServicesService {
         request: Request<v1::DeployRequest>,
     ) -> Result<Response<v1::DeployResponse>, Status> {
         let caller = caller(request.extensions())?;
-        allow::services(&caller, "deploy services")?;
         let v1::DeployRequest { spec, dry_run } = request.into_inner();
         let (request, credentials) = deploy_spec(spec.unwrap_or_default(), &self.rooms)?;
         allow::images(&caller, &request, &self.rooms)?;
@@ -69,20 +68,17 @@ impl v1::services_server::Services for ServicesService {
         request: Request<v1::WatchDeployRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let caller = caller(request.extensions())?;
-        allow::logs(&caller, "watch deploys")?;
         let request = request.into_inner();
-        let revision = match request.revision {
-            0 => self.deploys.get(&request.service).map_err(Refusal::from)?.service.desired,
-            revision => revision,
-        };
-        let events = self.deploys.watch(&request.service, revision, request.from_sequence);
+        let by = allow::by(caller, &self.rooms);
+        let service = self.deploys.changeable(&request.service, "watch", &by).map_err(Refusal::from)?;
+        let revision = if request.revision == 0 { service.desired } else { request.revision };
+        let events = self.deploys.watch(service.id.as_str(), revision, request.from_sequence);
         let events = events.map_err(Refusal::from)?;
         Ok(Response::new(events.map(|event| Ok(convert::deploy_event(event))).boxed()))
     }
 
     async fn get(&self, request: Request<v1::GetServiceRequest>) -> Result<Response<v1::Service>, Status> {
-        let caller = caller(request.extensions())?;
-        allow::services(&caller, "see services")?;
+        caller(request.extensions())?;
         let state = self.deploys.get(&request.into_inner().service).map_err(Refusal::from)?;
         Ok(Response::new(convert::service(state, self.entrance, true)))
     }
@@ -91,8 +87,7 @@ impl v1::services_server::Services for ServicesService {
         &self,
         request: Request<v1::ListServicesRequest>,
     ) -> Result<Response<v1::ListServicesResponse>, Status> {
-        let caller = caller(request.extensions())?;
-        allow::services(&caller, "see services")?;
+        caller(request.extensions())?;
         let request = request.into_inner();
         let size = page_size(request.page_size, 100, 200);
         let after: Option<ServiceName> = match request.page_token.as_str() {
@@ -118,10 +113,12 @@ impl v1::services_server::Services for ServicesService {
         request: Request<v1::ReadServiceLogsRequest>,
     ) -> Result<Response<Self::LogsStream>, Status> {
         let caller = caller(request.extensions())?;
-        allow::logs(&caller, "read logs of services")?;
         let request = request.into_inner();
         let (source, query) = logs::question(&request)?;
-        let lines = self.deploys.logs(&request.service, source, query).await.map_err(Refusal::from)?;
+        let by = allow::by(caller, &self.rooms);
+        let service = self.deploys.changeable(&request.service, "read the log of", &by);
+        let service = service.map_err(Refusal::from)?.id;
+        let lines = self.deploys.logs(service.as_str(), source, query).await.map_err(Refusal::from)?;
         Ok(Response::new(logs::batches(lines)))
     }
 
@@ -130,7 +127,6 @@ impl v1::services_server::Services for ServicesService {
         request: Request<v1::RestartServiceRequest>,
     ) -> Result<Response<v1::DeployResponse>, Status> {
         let caller = caller(request.extensions())?;
-        allow::services(&caller, "restart services")?;
         let service = request.into_inner().service;
         let (deploys, by) = (self.deploys.clone(), allow::by(caller, &self.rooms));
         let deployed = whole("restart service", async move { deploys.restart(&service, &by).await }).await?;
@@ -142,7 +138,6 @@ impl v1::services_server::Services for ServicesService {
         request: Request<v1::RollbackServiceRequest>,
     ) -> Result<Response<v1::DeployResponse>, Status> {
         let caller = caller(request.extensions())?;
-        allow::services(&caller, "roll services back")?;
         let v1::RollbackServiceRequest { service, revision } = request.into_inner();
         let by = allow::by(caller, &self.rooms);
         let (deploys, revision) = (self.deploys.clone(), Some(revision).filter(|revision| *revision > 0));
@@ -156,21 +151,19 @@ impl v1::services_server::Services for ServicesService {
         request: Request<v1::RemoveServiceRequest>,
     ) -> Result<Response<v1::RemoveServiceResponse>, Status> {
         let caller = caller(request.extensions())?;
-        allow::services(&caller, "remove services")?;
         let v1::RemoveServiceRequest { service, grace } = request.into_inner();
         let grace = duration("grace", grace)?.unwrap_or(REMOVE_GRACE);
         if grace > MAX_REMOVE_GRACE {
             let message = format!("the grace is at most {} s", MAX_REMOVE_GRACE.as_secs());
             return Err(Refusal::invalid("grace", "invalid_grace", message).into());
         }
-        let deploys = self.deploys.clone();
+        let (deploys, name) = (self.deploys.clone(), caller.name.clone());
+        let by = allow::by(caller, &self.rooms);
+        let limit = grace + REMOVE_LIMIT;
         let removed =
-            whole(
-                "remove service",
-                async move { deploys.remove(&service, grace, grace + REMOVE_LIMIT).await },
-            );
+            whole("remove service", async move { deploys.remove(&service, grace, limit, &by).await });
         let removed = removed.await?;
-        tracing::info!(service.name = %removed.name, by = caller.name, "service removed");
+        tracing::info!(service.name = %removed.name, by = name, "service removed");
         Ok(Response::new(v1::RemoveServiceResponse {
             service_id: removed.id.to_string(),
             name: removed.name.to_string(),
@@ -182,7 +175,6 @@ impl v1::services_server::Services for ServicesService {
         request: Request<Streaming<v1::ExecRequest>>,
     ) -> Result<Response<Self::ExecStream>, Status> {
         let caller = caller(request.extensions())?;
-        allow::services(&caller, "run processes in services")?;
         let mut messages = request.into_inner();
         let (service, spec) = exec::begin(&mut messages).await?;
         let name = self.deploys.get(&service).map_err(Refusal::from)?.service.name;
@@ -196,8 +188,7 @@ impl v1::services_server::Services for ServicesService {
         &self,
         request: Request<v1::ListRoutesRequest>,
     ) -> Result<Response<v1::ListRoutesResponse>, Status> {
-        let caller = caller(request.extensions())?;
-        allow::services(&caller, "see routes")?;
+        caller(request.extensions())?;
         let routes = self.deploys.routes();
         Ok(Response::new(v1::ListRoutesResponse {
             routes: routes.iter().map(|route| convert::route(route, self.entrance)).collect(),
@@ -209,11 +200,11 @@ impl v1::services_server::Services for ServicesService {
         request: Request<v1::RemoveRouteRequest>,
     ) -> Result<Response<v1::RemoveRouteResponse>, Status> {
         let caller = caller(request.extensions())?;
-        allow::services(&caller, "remove routes")?;
         let domain = convert::domain("domain", &request.into_inner().domain)?;
-        let (deploys, given) = (self.deploys.clone(), domain.clone());
-        let service = whole("remove route", async move { deploys.remove_route(&given).await }).await?;
-        tracing::info!(%domain, service.name = %service, by = caller.name, "route removed");
+        let (deploys, given, name) = (self.deploys.clone(), domain.clone(), caller.name.clone());
+        let by = allow::by(caller, &self.rooms);
+        let service = whole("remove route", async move { deploys.remove_route(&given, &by).await }).await?;
+        tracing::info!(%domain, service.name = %service, by = name, "route removed");
         Ok(Response::new(v1::RemoveRouteResponse { service: service.to_string() }))
     }
 }

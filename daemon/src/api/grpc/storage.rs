@@ -10,7 +10,8 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::super::error::Refusal;
 use super::upload::{FileUpload, begin_missing, checked, chunk_missing};
-use super::{caller, storage_for};
+use super::{ask, caller, storage_for};
+use crate::access::policy::Action;
 use crate::context::storage::{FileKind, FileStat, Root, Storage, StorageError, WriteOptions};
 use crate::model::access::{Caller, StorageVerb};
 use crate::task;
@@ -111,6 +112,9 @@ impl v1::storage_server::Storage for StorageService {
         let caller = caller(request.extensions())?;
         let request = request.into_inner();
         let (root, path) = self.allow(&caller, StorageVerb::Write, request.area, &request.path)?;
+        if request.recursive {
+            ask(&caller, &Action::RemoveTree(&path.to_string_lossy()))?;
+        }
         blocking(move || root.remove(&path, request.recursive)).await?;
         Ok(Response::new(v1::RemoveFileResponse {}))
     }

@@ -15,11 +15,12 @@ use tonic::Status;
 
 use super::super::convert;
 use super::super::error::Refusal;
+use super::ask;
 use super::images::{ImagesService, reference};
 use super::storage::Answers;
-use super::{allow_repository, require};
+use crate::access::policy::Action;
 use crate::image::{Destination, Platforms, Pull, Transfer};
-use crate::model::access::{Caller, RegistryVerb};
+use crate::model::access::Caller;
 use crate::model::image::Platform;
 use crate::model::{Reference, RoomRegistries};
 use crate::task;
@@ -47,8 +48,8 @@ impl ImagesService {
             }
             text => convert::tag("tag", text)?,
         };
-        allow_pull_from(caller, &source)?;
-        allow_repository(caller, RegistryVerb::Write, &tag.repository)?;
+        ask(caller, &Action::PullElsewhere(&full_name(&source)))?;
+        ask(caller, &Action::WriteRepository(&tag.repository))?;
         let platforms = match (request.all_platforms, request.platform.as_str()) {
             (true, _) => Platforms::All,
             (false, "") => Platforms::One(Platform::host()),
@@ -86,8 +87,8 @@ impl ImagesService {
         let source = reference("reference", &request.reference)?;
         let target = convert::tag("target", &request.target)?;
         foreign("target", &target, self.images.room_registries())?;
-        allow_repository(caller, RegistryVerb::Pull, &source.repository)?;
-        allow_push_to(caller, &target)?;
+        ask(caller, &Action::PullRepository(&source.repository))?;
+        ask(caller, &Action::PushElsewhere(&full_name(&target)))?;
         let remote =
             self.elsewhere.remote(&convert::registry_credentials("credentials", request.credentials)?);
         let remote = remote.map_err(|error| Refusal::from(crate::image::ImageError::from(error)))?;
@@ -104,18 +105,6 @@ impl ImagesService {
             })
         }))
     }
-}
-
-/// Denies an image of another registry that the caller's `containers.pull` does not name.
-pub(super) fn allow_pull_from(caller: &Caller, reference: &Reference) -> Result<(), Status> {
-    let name = full_name(reference);
-    require(caller.may_pull_from(&name), format_args!("pull `{name}` from its registry"))
-}
-
-/// Denies a push to another registry that the caller's `containers.registry.write` does not name.
-pub(super) fn allow_push_to(caller: &Caller, reference: &Reference) -> Result<(), Status> {
-    let name = full_name(reference);
-    require(caller.may_push_to(&name), format_args!("push to `{name}`"))
 }
 
 /// Refuses a name of this room where one of another registry is meant.

@@ -41,10 +41,12 @@ async fn keeps_builds(store: &dyn BuildStore) {
     store.update(changed.clone()).await.unwrap();
     assert_eq!(store.get(&changed.id).await.unwrap(), Some(changed.clone()));
     assert_eq!(store.get(&BuildId::random()).await.unwrap(), None);
-    let found = store.ids_with_prefix(&changed.id.as_str()[..11], 2).await.unwrap();
+    let found = store.ids_with_prefix(&changed.id.as_str()[..11], None, 2).await.unwrap();
     assert_eq!(found, [changed.id.clone()]);
-    assert_eq!(store.ids_with_prefix("", 2).await.unwrap().len(), 2);
-    assert_eq!(store.ids_with_prefix("%", 2).await.unwrap(), []);
+    assert_eq!(store.ids_with_prefix("", None, 2).await.unwrap().len(), 2);
+    assert_eq!(store.ids_with_prefix("", Some("ann"), 2).await.unwrap().len(), 2);
+    assert_eq!(store.ids_with_prefix("", Some("eve"), 2).await.unwrap(), []);
+    assert_eq!(store.ids_with_prefix("%", None, 2).await.unwrap(), []);
 
     let first = record("keyed", BuildState::Queued);
     assert_eq!(store.insert(first.clone(), key("ann", "k", 1)).await.unwrap(), Inserted::New);

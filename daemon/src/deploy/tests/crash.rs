@@ -117,7 +117,7 @@ async fn dies_at(n: usize, strategy: Strategy, removes: bool) -> bool {
     let act = async {
         until("compared", || handle.ready().borrow().is_ok()).await;
         if removes {
-            handle.remove("web", Duration::from_millis(10), LIMIT).await.unwrap();
+            handle.remove("web", Duration::from_millis(10), LIMIT, &ann()).await.unwrap();
         } else {
             deploy(&handle, DeployRequest { strategy: Some(strategy), ..request("2") }).await;
             assert!(matches!(outcome(&handle, 2).await, DeployEventKind::Live { .. }));

@@ -231,7 +231,7 @@ async fn a_removed_service_leaves_nothing_and_its_name_and_domain_are_free() {
     let services = start(&world).await;
     let handle = services.handle();
     live(&handle, "1").await;
-    handle.remove("web", Duration::ZERO, LIMIT).await.unwrap();
+    handle.remove("web", Duration::ZERO, LIMIT, &ann()).await.unwrap();
     {
         let state = world.state();
         assert!(state.instances.is_empty() && state.networks.is_empty() && state.mounts.is_empty());

@@ -109,10 +109,10 @@ async fn a_route_goes_without_a_new_revision() {
     let handle = services.handle();
     live(&handle, "1").await;
     assert_eq!(handle.routes().len(), 1);
-    handle.remove_route(&"web.test".parse().unwrap()).await.unwrap();
+    handle.remove_route(&"web.test".parse().unwrap(), &ann()).await.unwrap();
     assert!(handle.routes().is_empty() && world.state().routes.is_empty());
     assert_eq!(world.running().len(), 1);
-    let missing = handle.remove_route(&"web.test".parse().unwrap()).await.unwrap_err();
+    let missing = handle.remove_route(&"web.test".parse().unwrap(), &ann()).await.unwrap_err();
     assert_eq!(missing.code(), "route_not_found");
     // Another may have it now.
     let mut other = request("2");
@@ -197,7 +197,7 @@ async fn who_follows_a_log_sees_that_of_the_next_instance_too() {
     world.exits(&first, 1);
     assert_eq!(next().await, "begins");
     assert_ne!(next().await, format!("I am {first}"));
-    handle.remove("web", Duration::ZERO, LIMIT).await.unwrap();
+    handle.remove("web", Duration::ZERO, LIMIT, &ann()).await.unwrap();
     assert!(tokio::time::timeout(LIMIT, lines.next()).await.expect("it does not end").is_none());
 }
 
@@ -271,7 +271,7 @@ async fn who_watches_or_follows_is_let_go_when_the_daemon_ends_or_the_service_is
     gone.name = Some("gone".parse().unwrap());
     let gone = deploy(&handle, gone).await;
     let forgotten = handle.watch("gone", gone.revision, 1).unwrap();
-    handle.remove("gone", Duration::ZERO, LIMIT).await.unwrap();
+    handle.remove("gone", Duration::ZERO, LIMIT, &ann()).await.unwrap();
     tokio::time::timeout(LIMIT, forgotten.count()).await.expect("it watches what is gone");
     handle.drain(LIMIT).await;
     let both = async { tokio::join!(watched.count(), log.count()) };

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use super::refusal::Refusal;
 use super::{Query, Registry, header_value, route};
+use crate::access::policy::{Action, decide};
 use crate::image::port::{ReferrerQuery, TagQuery};
-use crate::model::access::{Caller, RegistryVerb};
+use crate::model::access::Caller;
 use crate::model::manifest::{Manifest, OCI_INDEX};
 use crate::model::{Digest, Repository, Tag};
 
@@ -64,8 +65,8 @@ impl Registry {
             let names = self.catalog.repositories(after.clone(), STEP).await?;
             let is_last = names.len() < STEP;
             after = names.last().cloned().or(after);
-            visible
-                .extend(names.into_iter().filter(|name| caller.may_use_repository(RegistryVerb::List, name)));
+            let is_listed = |name: &Repository| decide(caller, &Action::ListRepository(name)).is_ok();
+            visible.extend(names.into_iter().filter(is_listed));
             if is_last {
                 break;
             }

@@ -7,6 +7,8 @@ use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::{Value, json};
 
+use super::route::RouteKind;
+use crate::access::policy::Denied;
 use crate::image::port::{BlobError, CatalogError};
 use crate::model::{Digest, Repository};
 
@@ -45,14 +47,6 @@ impl Refusal {
         )
     }
 
-    pub(super) fn denied(verb: &str, repository: &Repository) -> Self {
-        Self::new(
-            StatusCode::FORBIDDEN,
-            "DENIED",
-            format!("this token may not {verb} repository `{repository}`"),
-        )
-    }
-
     pub(super) fn unauthorized() -> Self {
         Self::new(
             StatusCode::UNAUTHORIZED,
@@ -62,9 +56,10 @@ impl Refusal {
         .header(WWW_AUTHENTICATE, "Basic realm=\"hearth\"")
     }
 
-    pub(super) fn method(allowed: &'static str) -> Self {
+    pub(super) fn method(kind: RouteKind) -> Self {
+        let allowed = kind.verbs().iter().map(|verb| verb.as_str()).collect::<Vec<_>>().join(", ");
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", format!("allowed here: {allowed}"))
-            .header(ALLOW, allowed)
+            .header(ALLOW, &allowed)
     }
 
     /// The fault is ours: what it was goes to the log only.
@@ -92,6 +87,12 @@ impl Refusal {
             self.headers.push((name, value));
         }
         self
+    }
+}
+
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "DENIED", format!("this token may not {denied}"))
     }
 }
 

@@ -1,8 +1,10 @@
 //! Paths below `/v2/`. Repository names have slashes, so a path is read from its right end.
 
+use http::Method;
 use percent_encoding::percent_decode_str;
 
 use super::refusal::Refusal;
+use crate::access::policy::Action;
 use crate::model::{Digest, Repository, Tag};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,16 +70,132 @@ impl Route {
         Err(nothing_here())
     }
 
+    pub(super) const fn kind(&self) -> RouteKind {
+        match self {
+            Self::Base => RouteKind::Base,
+            Self::Catalog => RouteKind::Catalog,
+            Self::Tags(_) => RouteKind::Tags,
+            Self::Referrers(..) => RouteKind::Referrers,
+            Self::Manifest(..) | Self::BadTag(..) => RouteKind::Manifest,
+            Self::Uploads(_) => RouteKind::Uploads,
+            Self::Upload(..) => RouteKind::Upload,
+            Self::Blob(..) => RouteKind::Blob,
+        }
+    }
+
+    /// What a request wants to do. None where a token of the room is enough.
+    pub(super) fn action(&self, verb: Verb) -> Option<Action<'_>> {
+        Some(match self {
+            // A list shows what the caller may list.
+            Self::Base | Self::Catalog => return None,
+            Self::Tags(name) => Action::ListRepository(name),
+            Self::Referrers(name, _) => Action::PullRepository(name),
+            Self::Uploads(name) | Self::Upload(name, _) => Action::WriteRepository(name),
+            Self::Manifest(name, _) | Self::BadTag(name, _) | Self::Blob(name, _) => match verb {
+                Verb::Get => Action::PullRepository(name),
+                Verb::Head => Action::ProbeRepository(name),
+                Verb::Post | Verb::Put | Verb::Patch | Verb::Delete => Action::WriteRepository(name),
+            },
+        })
+    }
+}
+
+/// The methods that the API knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    Get,
+    Head,
+    Post,
+    Put,
+    Patch,
+    Delete,
+}
+
+impl Verb {
+    pub fn of(method: &Method) -> Option<Self> {
+        Some(match *method {
+            Method::GET => Self::Get,
+            Method::HEAD => Self::Head,
+            Method::POST => Self::Post,
+            Method::PUT => Self::Put,
+            Method::PATCH => Self::Patch,
+            Method::DELETE => Self::Delete,
+            _ => return None,
+        })
+    }
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Patch => "PATCH",
+            Self::Delete => "DELETE",
+        }
+    }
+}
+
+/// What paths there are, without what they name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouteKind {
+    Base,
+    Catalog,
+    Tags,
+    Referrers,
+    Manifest,
+    Blob,
+    Uploads,
+    Upload,
+}
+
+impl RouteKind {
+    pub const ALL: &'static [Self] = &[
+        Self::Base,
+        Self::Catalog,
+        Self::Tags,
+        Self::Referrers,
+        Self::Manifest,
+        Self::Blob,
+        Self::Uploads,
+        Self::Upload,
+    ];
+
+    /// As documentation has it.
+    pub const fn pattern(self) -> &'static str {
+        match self {
+            Self::Base => "/v2/",
+            Self::Catalog => "/v2/_catalog",
+            Self::Tags => "/v2/<repository>/tags/list",
+            Self::Referrers => "/v2/<repository>/referrers/<digest>",
+            Self::Manifest => "/v2/<repository>/manifests/<tag or digest>",
+            Self::Blob => "/v2/<repository>/blobs/<digest>",
+            Self::Uploads => "/v2/<repository>/blobs/uploads/",
+            Self::Upload => "/v2/<repository>/blobs/uploads/<id>",
+        }
+    }
+
+    /// Any other method is answered with 405.
+    pub const fn verbs(self) -> &'static [Verb] {
+        match self {
+            Self::Base | Self::Catalog | Self::Tags | Self::Referrers => &[Verb::Get, Verb::Head],
+            Self::Manifest => &[Verb::Get, Verb::Head, Verb::Put, Verb::Delete],
+            Self::Blob => &[Verb::Get, Verb::Head, Verb::Delete],
+            Self::Uploads => &[Verb::Post],
+            Self::Upload => &[Verb::Get, Verb::Head, Verb::Patch, Verb::Put, Verb::Delete],
+        }
+    }
+
     /// One of few, for figures.
-    pub(super) fn label(&self) -> &'static str {
+    pub(super) const fn label(self) -> &'static str {
         match self {
             Self::Base => "base",
             Self::Catalog => "catalog",
-            Self::Tags(_) => "tags",
-            Self::Referrers(..) => "referrers",
-            Self::Manifest(..) | Self::BadTag(..) => "manifest",
-            Self::Uploads(_) | Self::Upload(..) => "upload",
-            Self::Blob(..) => "blob",
+            Self::Tags => "tags",
+            Self::Referrers => "referrers",
+            Self::Manifest => "manifest",
+            Self::Uploads | Self::Upload => "upload",
+            Self::Blob => "blob",
         }
     }
 }

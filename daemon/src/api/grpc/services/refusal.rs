@@ -24,7 +24,7 @@ impl From<DeployError> for Refusal {
             | DeployError::Runtime(RuntimeError::NotRunning(_) | RuntimeError::Start { .. }) => {
                 new(Code::FailedPrecondition)
             }
-            DeployError::Denied(denied) => return Self::denied(denied),
+            DeployError::Denied(denied) => return Self::from(denied),
             DeployError::Merge(error @ MergeError::OtherRepository { .. }) => {
                 new(Code::AlreadyExists).field(field(&error))
             }

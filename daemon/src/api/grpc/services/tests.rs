@@ -7,15 +7,19 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use axum::middleware::{Next, from_fn};
 use hearth_proto::status::error_detail;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
 use tonic::Code;
-use tonic::transport::{Channel, Server};
+use tonic::service::Routes;
+use tonic::transport::Channel;
 use v1::services_client::ServicesClient;
 use v1::services_server::ServicesServer;
 
 use super::*;
 use crate::access::parse_scope;
+use crate::api::auth::admit;
+use crate::api::serve::serve;
 use crate::deploy::fake::{App, World};
 use crate::deploy::{Options, Service as Deploys};
 use crate::model::access::Caller;
@@ -30,17 +34,25 @@ struct Room {
     client: ServicesClient<Channel>,
 }
 
-/// What authentication does, with the scope that the test says.
-fn as_caller(mut request: Request<()>) -> Result<Request<()>, Status> {
-    let scope = request.metadata().get("scope").and_then(|scope| scope.to_str().ok());
-    let scope = parse_scope(scope.unwrap()).map_err(Refusal::from)?;
-    request.extensions_mut().insert(Caller::new("ann", scope));
-    Ok(request)
+/// What authentication does, with the name and the scope that the test says.
+async fn as_caller(request: axum::extract::Request, next: Next) -> axum::response::Response {
+    let caller = caller_of(request.headers());
+    admit(caller, request, next).await
 }
 
-/// A message of somebody with this scope.
+fn caller_of(headers: &http::HeaderMap) -> Caller {
+    let said = |name: &str| headers.get(name).unwrap().to_str().unwrap();
+    Caller::new(said("name"), parse_scope(said("scope")).unwrap())
+}
+
+/// A message of Ann with this scope.
 fn by<T>(scope: &str, message: T) -> Request<T> {
+    of("ann", scope, message)
+}
+
+fn of<T>(name: &str, scope: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
+    request.metadata_mut().insert("name", name.parse().unwrap());
     request.metadata_mut().insert("scope", scope.parse().unwrap());
     request.set_timeout(LIMIT);
     request
@@ -63,8 +75,8 @@ async fn room() -> Room {
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let server = Server::builder().add_service(ServicesServer::with_interceptor(service, as_caller));
-    task::spawn("server", server.serve_with_incoming(TcpListenerStream::new(listener)));
+    let router = Routes::new(ServicesServer::new(service)).into_axum_router().layer(from_fn(as_caller));
+    task::spawn("server", serve(listener, router, CancellationToken::new(), LIMIT));
     let client = ServicesClient::connect(format!("http://{address}")).await.unwrap();
     Room { world, deploys, address, client }
 }

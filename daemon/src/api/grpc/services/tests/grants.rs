@@ -180,3 +180,33 @@ async fn what_ran_once_is_run_again_only_by_who_may_run_it() {
     assert_eq!(client.restart(by(&scope, restart())).await.unwrap().into_inner().revision, 1);
     assert_eq!(client.rollback(by(&scope, rollback())).await.unwrap().into_inner().revision, 2);
 }
+
+#[tokio::test]
+async fn a_service_of_another_is_removed_and_read_only_by_who_may_run_its_image() {
+    let mut room = room().await;
+    room.live(spec("1")).await;
+    let mut client = room.client.clone();
+    let service = || "web".to_owned();
+    let watch = || v1::WatchDeployRequest { service: service(), revision: 0, from_sequence: 0 };
+    let log = || v1::ReadServiceLogsRequest { service: service(), ..v1::ReadServiceLogsRequest::default() };
+    let route = || v1::RemoveRouteRequest { domain: "web.test".to_owned() };
+    let remove = || v1::RemoveServiceRequest { service: service(), grace: None };
+    let other = json!({"services": {}, "containers": {"logs": true, "run": ["other"]}}).to_string();
+    for message in [
+        denied(client.watch(of("bob", &other, watch())).await),
+        denied(client.logs(of("bob", &other, log())).await),
+        denied(client.remove_route(of("bob", &other, route())).await),
+        denied(client.remove(of("bob", &other, remove())).await),
+    ] {
+        assert!(message.contains("service `web`, which another caller deployed"), "{message}");
+        assert!(message.ends_with("that takes the grant `containers.run`"), "{message}");
+    }
+    assert_eq!(room.get("web").await.unwrap().status(), v1::ServiceStatus::Live);
+    // Who may run its image may change it, and so may its owner, who needs no more than the call's own grant.
+    let runs = json!({"services": {}, "containers": {"run": ["web"]}}).to_string();
+    client.watch(of("bob", &runs, watch())).await.unwrap();
+    client.logs(of("bob", &runs, log())).await.unwrap();
+    client.remove_route(of("bob", &runs, route())).await.unwrap();
+    let bare = json!({"services": {}}).to_string();
+    client.remove(of("ann", &bare, remove())).await.unwrap();
+}

@@ -1,0 +1,79 @@
+//! What tokens say, and when it holds.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::{AccessError, MAX_TTL};
+
+/// Clocks of whoever else makes tokens may be ahead by this much.
+const AHEAD_SECONDS: i64 = 300;
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct Claims {
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) grants: Vec<Grant>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "date")]
+    pub(super) exp: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "date")]
+    pub(super) nbf: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "date")]
+    pub(super) iat: Option<i64>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct Grant {
+    pub(super) name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) scope: Option<serde_json::Value>,
+}
+
+/// Seconds since 1970, which may have a fraction (RFC 7519, 2).
+fn date<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Date {
+        Whole(i64),
+        Fraction(f64),
+    }
+    Ok(match Option::<Date>::deserialize(from)? {
+        None => None,
+        Some(Date::Whole(seconds)) => Some(seconds),
+        #[expect(clippy::cast_possible_truncation, reason = "`as` saturates, and NaN is no JSON number")]
+        Some(Date::Fraction(seconds)) => Some(seconds.floor() as i64),
+    })
+}
+
+impl Claims {
+    /// Whether the token is good at this moment.
+    pub(super) fn check_times(&self, now: Timestamp) -> Result<(), AccessError> {
+        let now = now.as_second();
+        let Some(exp) = self.exp else {
+            return Err(AccessError::Invalid("it says nothing of when it expires (`exp`)"));
+        };
+        if exp <= now {
+            let at = Timestamp::from_second(exp).unwrap_or(Timestamp::MIN);
+            return Err(AccessError::Expired { name: self.name.chars().take(200).collect(), at });
+        }
+        if exp - now > MAX_TTL.as_secs().cast_signed() + AHEAD_SECONDS {
+            return Err(AccessError::Invalid("it is good for longer than a year (`exp`)"));
+        }
+        if self.nbf.is_some_and(|nbf| nbf > now) {
+            return Err(AccessError::Invalid("it is not good yet (`nbf`)"));
+        }
+        if self.iat.is_some_and(|iat| iat > now + AHEAD_SECONDS) {
+            return Err(AccessError::Invalid("it was made in the future (`iat`)"));
+        }
+        Ok(())
+    }
+
+    /// The scope of the grant of a name. None where there is none of that name; a grant may have no scope.
+    pub(super) fn grant(&self, name: &str) -> Option<Option<&serde_json::Value>> {
+        self.grants.iter().find(|grant| grant.name == name).map(|grant| grant.scope.as_ref())
+    }
+
+    /// The same, where its scope is text.
+    pub(super) fn text_grant(&self, name: &str) -> Option<Option<&str>> {
+        self.grant(name).map(|scope| scope.and_then(serde_json::Value::as_str))
+    }
+}

@@ -1,0 +1,165 @@
+//! The keys that tokens of the room are checked with. Each is for one algorithm, which the key decides and never the
+//! token: a public key is no HMAC secret, whatever a header says.
+
+use std::fs;
+use std::path::PathBuf;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jiff::Timestamp;
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+
+use super::AccessError;
+use super::claims::Claims;
+use crate::model::secret::Secret;
+use crate::model::{TokenAlgorithm, TokenKeyFile};
+
+/// Each key is tried for each token of its algorithm.
+const MAX_PUBLIC_KEYS: usize = 16;
+/// Of an RSA key of 2048 bits, as PKCS #1 has it.
+const MIN_RSA_BYTES: usize = 256;
+const MAX_FILE_BYTES: u64 = 64 * 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum TokenKeyError {
+    #[error("token key {path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("token key {path}: expected a public key for {algorithm} in PEM (`-----BEGIN PUBLIC KEY-----`)")]
+    Malformed { path: PathBuf, algorithm: TokenAlgorithm },
+    #[error("token key {path}: an RSA key must have 2048 bits at least")]
+    Weak { path: PathBuf },
+    #[error("at most {MAX_PUBLIC_KEYS} public keys of tokens can be configured")]
+    TooMany,
+}
+
+/// Who signed a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Signer {
+    /// This daemon, with the room's secret.
+    Room,
+    /// Whoever has the private key to a configured public one.
+    Configured,
+}
+
+struct Verifier {
+    key: DecodingKey,
+    validation: Validation,
+}
+
+/// The room's secrets at one moment: replaced as a whole when they are rotated.
+pub(super) struct SecretKeys {
+    signing: EncodingKey,
+    current: Verifier,
+    /// Secrets before the current one, each with the end of its grace time.
+    earlier: Vec<(Verifier, Timestamp)>,
+}
+
+/// The configured public keys.
+#[derive(Default)]
+pub(super) struct PublicKeys(Vec<(TokenAlgorithm, Verifier)>);
+
+impl Verifier {
+    fn new(key: DecodingKey, algorithm: Algorithm) -> Self {
+        let mut validation = Validation::new(algorithm);
+        // The times are looked at afterwards, so that a token that has expired can be named.
+        validation.validate_exp = false;
+        validation.validate_nbf = false;
+        // The `room` grant says whom a token is for.
+        validation.validate_aud = false;
+        validation.required_spec_claims.clear();
+        Self { key, validation }
+    }
+
+    fn of_secret(secret: &Secret<String>) -> Self {
+        Self::new(DecodingKey::from_secret(secret.reveal().as_bytes()), Algorithm::HS256)
+    }
+
+    fn claims(&self, token: &str) -> Result<Claims, AccessError> {
+        let decoded = jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation);
+        decoded.map(|token| token.claims).map_err(|error| match error.kind() {
+            ErrorKind::InvalidSignature => AccessError::Invalid("its signature does not match"),
+            _ => AccessError::Invalid("it cannot be read"),
+        })
+    }
+}
+
+impl PublicKeys {
+    /// Reads the configured keys. Blocking.
+    pub(super) fn read(files: &[TokenKeyFile]) -> Result<Self, TokenKeyError> {
+        if files.len() > MAX_PUBLIC_KEYS {
+            return Err(TokenKeyError::TooMany);
+        }
+        let keys = files.iter().map(|TokenKeyFile { algorithm, file }| {
+            let path = || file.clone();
+            let failed = |source| TokenKeyError::Io { path: path(), source };
+            if fs::metadata(file).map_err(failed)?.len() > MAX_FILE_BYTES {
+                return Err(TokenKeyError::Malformed { path: path(), algorithm: *algorithm });
+            }
+            let pem = fs::read(file).map_err(failed)?;
+            let (key, of) = match algorithm {
+                TokenAlgorithm::Rs256 => (DecodingKey::from_rsa_pem(&pem), Algorithm::RS256),
+                TokenAlgorithm::EdDsa => (DecodingKey::from_ed_pem(&pem), Algorithm::EdDSA),
+            };
+            let key = key.map_err(|_| TokenKeyError::Malformed { path: path(), algorithm: *algorithm })?;
+            if *algorithm == TokenAlgorithm::Rs256 && key.as_bytes().len() < MIN_RSA_BYTES {
+                return Err(TokenKeyError::Weak { path: path() });
+            }
+            Ok((*algorithm, Verifier::new(key, of)))
+        });
+        keys.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl SecretKeys {
+    pub(super) fn new(secret: &Secret<String>, earlier: &[(Secret<String>, Timestamp)]) -> Self {
+        Self {
+            signing: EncodingKey::from_secret(secret.reveal().as_bytes()),
+            current: Verifier::of_secret(secret),
+            earlier: earlier.iter().map(|(secret, until)| (Verifier::of_secret(secret), *until)).collect(),
+        }
+    }
+
+    pub(super) fn sign(&self, claims: &Claims) -> Result<String, jsonwebtoken::errors::Error> {
+        jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, &self.signing)
+    }
+}
+
+/// What a token says, if one of the keys signed it. The signature is compared in constant time.
+pub(super) fn claims(
+    secrets: &SecretKeys,
+    public: &PublicKeys,
+    token: &str,
+    now: Timestamp,
+) -> Result<(Signer, Claims), AccessError> {
+    let unreadable = AccessError::Invalid("it cannot be read");
+    let head = token.split('.').next().unwrap_or_default();
+    let head = URL_SAFE_NO_PAD.decode(head).map_err(|_| unreadable.clone())?;
+    let head: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&head).map_err(|_| unreadable)?;
+    // RFC 7515, 4.1.11: what is not understood must not be passed over.
+    if head.contains_key("crit") {
+        return Err(AccessError::Invalid("its header asks for extensions that are not known here (`crit`)"));
+    }
+    let mut outcome = Err(AccessError::Invalid(
+        "it is not signed with HS256, nor with RS256 or EdDSA and a configured key",
+    ));
+    let mut tried = |verifier: &Verifier| {
+        outcome = verifier.claims(token);
+        outcome.is_ok()
+    };
+    // Algorithms that are not known here are those of nobody's key.
+    let signer = match head.get("alg").and_then(serde_json::Value::as_str).unwrap_or_default() {
+        "HS256" => {
+            let live = secrets.earlier.iter().filter(|(_, until)| *until > now).map(|(verifier, _)| verifier);
+            std::iter::once(&secrets.current).chain(live).any(&mut tried);
+            Signer::Room
+        }
+        name => {
+            let keys = public.0.iter().filter(|(algorithm, _)| algorithm.as_str() == name);
+            keys.map(|(_, verifier)| verifier).any(&mut tried);
+            Signer::Configured
+        }
+    };
+    outcome.map(|claims| (signer, claims))
+}

@@ -1,0 +1,203 @@
+//! Who may do what: a [`Caller`] and an [`Action`] in, yes or [`Denied`] out. Values only: no lock, no I/O.
+//!
+//! gRPC, `/v2/`, deploys and the ingress all ask here. A gRPC call is asked about twice: once for its method
+//! ([`methods`]), before its handler runs, and then for each object that it names ([`Action`]). A method that has no
+//! row in the table is denied.
+//!
+//! Each answer comes from one [`Rule`]. The unit tests turn one rule off after the other and fail for a rule whose
+//! absence no case notices.
+
+mod action;
+mod methods;
+mod spec;
+
+use std::fmt;
+
+use crate::model::access::{Caller, RegistryVerb, StorageVerb};
+
+pub use action::Action;
+pub use methods::{Gate, METHODS, Method};
+pub use spec::{may_build, may_change, may_mount_in_builds, may_mount_in_service, may_run, may_run_image};
+
+/// A grant that is missing, and what it was wanted for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: that takes the grant `{grant}`")]
+pub struct Denied {
+    pub what: String,
+    pub grant: &'static str,
+    pub rule: Rule,
+}
+
+/// Declares the rules with the grant that each takes, as it is written in a token and in the documentation.
+macro_rules! rules {
+    ($($rule:ident: $grant:literal, $id:literal;)*) => {
+        /// One question. Its id is what the audit trail and the tests call it.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Rule { $($rule),* }
+
+        impl Rule {
+            pub const ALL: &'static [Self] = &[$(Self::$rule),*];
+
+            /// The grant that would be enough.
+            pub const fn grant(self) -> &'static str {
+                match self { $(Self::$rule => $grant),* }
+            }
+
+            pub const fn id(self) -> &'static str {
+                match self { $(Self::$rule => $id),* }
+            }
+        }
+    };
+}
+
+rules! {
+    Build: "containers.use_containers", "build";
+    SeeBuilds: "containers.use_containers", "see-builds";
+    ReadBuildLogs: "containers.logs", "read-build-logs";
+    BuildOwner: "admin", "build-owner";
+    ListOwner: "admin", "list-owner";
+    ListRepository: "containers.registry.list", "list-repository";
+    PullRepository: "containers.registry.pull", "pull-repository";
+    ProbeRepository: "containers.registry.pull", "probe-repository";
+    WriteRepository: "containers.registry.write", "write-repository";
+    PullElsewhere: "containers.pull", "pull-elsewhere";
+    PushElsewhere: "containers.registry.write", "push-elsewhere";
+    RunRoomImage: "containers.run", "run-room-image";
+    RunElsewhereImage: "containers.run", "run-elsewhere-image";
+    ReadStorage: "storage.paths", "read-storage";
+    WriteStorage: "storage.paths", "write-storage";
+    RemoveTree: "storage.paths", "remove-tree";
+    MountToRead: "storage.paths", "mount-to-read";
+    MountToWrite: "storage.paths", "mount-to-write";
+    Services: "services", "services";
+    ReadServiceLogs: "containers.logs", "read-service-logs";
+    ServiceOwner: "containers.run", "service-owner";
+    Secrets: "secrets", "secrets";
+    UseSecret: "secrets", "use-secret";
+    HandOnToken: "admin", "hand-on-token";
+    ContextMountOwner: "admin", "context-mount-owner";
+    Admin: "admin", "admin";
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.id())
+    }
+}
+
+/// Whether a caller may do something; if not, what is missing.
+pub fn decide(caller: &Caller, action: &Action<'_>) -> Result<(), Denied> {
+    let Some((rule, answer)) = question(caller, action) else { return Ok(()) };
+    match answer {
+        _ if turned_off(rule) => Ok(()),
+        Ok(()) => Ok(()),
+        Err(grant) => Err(Denied { what: action.to_string(), grant, rule }),
+    }
+}
+
+/// The question of a gRPC method, before anything of the request is read. One that is not in the table is denied.
+pub fn enter(caller: &Caller, path: &str) -> Result<(), Denied> {
+    match Method::find(path) {
+        Some(method) => decide(caller, &Action::Enter(method)),
+        None => Err(Denied { what: format!("call {path}"), grant: Rule::Admin.grant(), rule: Rule::Admin }),
+    }
+}
+
+/// Whose builds and mounts a list shows: the caller's, or everybody's where none is named.
+pub fn listed_owner(caller: &Caller) -> Option<&str> {
+    let all = caller.scope.admin.is_some() || turned_off(Rule::ListOwner);
+    (!all).then_some(&caller.name)
+}
+
+/// The rule that answers, and the answer; the grant that is missing is mostly the rule's own. None where a token of
+/// the room is enough.
+fn question(caller: &Caller, action: &Action<'_>) -> Option<(Rule, Result<(), &'static str>)> {
+    let containers = caller.scope.containers.as_ref();
+    let (admin, may_build) =
+        (caller.scope.admin.is_some(), containers.is_some_and(|grant| grant.use_containers));
+    let (services, logs) = (caller.scope.services.is_some(), containers.is_some_and(|grant| grant.logs));
+    let secrets = caller.scope.secrets.is_some();
+    let storage =
+        |verb, path: &str, tree: bool| {
+            caller.scope.storage.as_ref().is_some_and(|grant| {
+                if tree { grant.allows_tree(verb, path) } else { grant.allows(verb, path) }
+            })
+        };
+    let repository = |verb: RegistryVerb, name: &str| {
+        containers.map(|grant| &grant.registry).is_some_and(|grant| match verb {
+            RegistryVerb::List => grant.list.allow(name),
+            RegistryVerb::Pull => grant.pull.allow(name),
+            RegistryVerb::Write => grant.write.allow(name),
+        })
+    };
+    let is_own = |owner: &str| admin || owner == caller.name;
+    let (rule, allowed) = match action {
+        Action::Enter(method) => match method.gate {
+            Gate::Public | Gate::Participant | Gate::Objects => return None,
+            Gate::Build => (Rule::Build, may_build),
+            Gate::SeeBuilds => (Rule::SeeBuilds, may_build || logs),
+            Gate::ReadBuildLogs => (Rule::ReadBuildLogs, logs),
+            Gate::Services => (Rule::Services, services),
+            Gate::ReadServiceLogs => (Rule::ReadServiceLogs, services || logs),
+            Gate::Secrets => (Rule::Secrets, secrets),
+            Gate::Admin => (Rule::Admin, admin),
+        },
+        Action::SendPack => (Rule::Build, may_build),
+        Action::UseBuild { owner, .. } => (Rule::BuildOwner, is_own(owner)),
+        Action::ListRepository(name) => (Rule::ListRepository, repository(RegistryVerb::List, name.as_str())),
+        Action::PullRepository(name) => (Rule::PullRepository, repository(RegistryVerb::Pull, name.as_str())),
+        Action::ProbeRepository(name) => {
+            let may = |verb| repository(verb, name.as_str());
+            (Rule::ProbeRepository, may(RegistryVerb::Pull) || may(RegistryVerb::Write))
+        }
+        Action::WriteRepository(name) => {
+            (Rule::WriteRepository, repository(RegistryVerb::Write, name.as_str()))
+        }
+        Action::PullElsewhere(name) => {
+            (Rule::PullElsewhere, containers.is_some_and(|grant| grant.pull.allow(name)))
+        }
+        Action::PushElsewhere(name) => (Rule::PushElsewhere, repository(RegistryVerb::Write, name)),
+        Action::RunRoomImage { repository, name } => {
+            let allowed = containers.is_some_and(|grant| {
+                let repository = repository.as_str();
+                grant.registry.run.allow(repository) || grant.run.allow(repository) || grant.run.allow(name)
+            });
+            (Rule::RunRoomImage, allowed)
+        }
+        Action::RunElsewhereImage(name) => {
+            (Rule::RunElsewhereImage, containers.is_some_and(|grant| grant.run.allow(name)))
+        }
+        Action::ReadStorage(path) => (Rule::ReadStorage, storage(StorageVerb::Read, path, false)),
+        Action::WriteStorage(path) => (Rule::WriteStorage, storage(StorageVerb::Write, path, false)),
+        Action::RemoveTree(path) => (Rule::RemoveTree, storage(StorageVerb::Write, path, true)),
+        Action::MountStorage { verb: StorageVerb::Read, path } => {
+            (Rule::MountToRead, storage(StorageVerb::Read, path, true))
+        }
+        Action::MountStorage { verb: StorageVerb::Write, path } => {
+            (Rule::MountToWrite, storage(StorageVerb::Write, path, true))
+        }
+        Action::ChangeService { owner, run, .. } => {
+            let runs = || question(caller, run).is_none_or(|(_, answer)| answer.is_ok());
+            (Rule::ServiceOwner, is_own(owner) || runs())
+        }
+        Action::UseSecret(_) => (Rule::UseSecret, secrets),
+        Action::ShowUsers => (Rule::Services, services),
+        Action::HandOnToken(scope) => {
+            let lacking = if admin { None } else { caller.scope.lacks(scope) };
+            return Some((Rule::HandOnToken, lacking.map_or(Ok(()), Err)));
+        }
+        Action::UseContextMount { owner } => (Rule::ContextMountOwner, is_own(owner)),
+    };
+    Some((rule, if allowed { Ok(()) } else { Err(rule.grant()) }))
+}
+
+#[cfg(not(test))]
+const fn turned_off(_: Rule) -> bool {
+    false
+}
+
+#[cfg(test)]
+use tests::turned_off;
+
+#[cfg(test)]
+mod tests;

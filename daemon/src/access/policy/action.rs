@@ -1,0 +1,93 @@
+use std::fmt;
+
+use super::Method;
+use crate::model::Repository;
+use crate::model::access::{ApiScope, StorageVerb};
+
+/// What a caller wants to do, with the object that it concerns. Names of images elsewhere are `registry/repository`;
+/// paths are normalised and relative to the storage; owners are names of callers ([`Caller::name`]).
+///
+/// [`Caller::name`]: crate::model::access::Caller::name
+#[derive(Clone, Copy, Debug)]
+pub enum Action<'a> {
+    /// Calls a gRPC method, whatever its objects.
+    Enter(&'static Method),
+    /// Sends files that builds of the same caller mount.
+    SendPack,
+    /// Sees, follows, cancels or removes a build.
+    UseBuild {
+        id: &'a str,
+        owner: &'a str,
+    },
+    ListRepository(&'a Repository),
+    PullRepository(&'a Repository),
+    /// Asks whether something is there, without reading it: who may push may ask as well.
+    ProbeRepository(&'a Repository),
+    WriteRepository(&'a Repository),
+    PullElsewhere(&'a str),
+    PushElsewhere(&'a str),
+    RunRoomImage {
+        repository: &'a Repository,
+        name: &'a str,
+    },
+    RunElsewhereImage(&'a str),
+    ReadStorage(&'a str),
+    WriteStorage(&'a str),
+    /// Removes a directory with all that lies below it.
+    RemoveTree(&'a str),
+    /// Gives a directory and all that lies below it to a container.
+    MountStorage {
+        verb: StorageVerb,
+        path: &'a str,
+    },
+    /// Does something to a service that is there: `what` is a verb with its object, `run` the question whether the
+    /// caller may run its image.
+    ChangeService {
+        what: &'a str,
+        owner: &'a str,
+        run: &'a Action<'a>,
+    },
+    /// Has a service run with a secret of the room.
+    UseSecret(&'a str),
+    /// Sees which services use something.
+    ShowUsers,
+    /// Has a service run with a token of this scope.
+    HandOnToken(&'a ApiScope),
+    /// Sees, compares or unmounts a context that somebody mounted.
+    UseContextMount {
+        owner: &'a str,
+    },
+}
+
+impl fmt::Display for Action<'_> {
+    /// As it goes on after "this token may not".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Enter(method) => f.write_str(method.what),
+            Self::SendPack => f.write_str("send packs for builds"),
+            Self::UseBuild { id, .. } => write!(f, "use build `{id}` of another caller"),
+            Self::ListRepository(name) => write!(f, "list repository `{name}`"),
+            Self::PullRepository(name) => write!(f, "pull from repository `{name}`"),
+            Self::ProbeRepository(name) => write!(f, "look into repository `{name}`"),
+            Self::WriteRepository(name) => write!(f, "write to repository `{name}`"),
+            Self::PullElsewhere(name) => write!(f, "pull `{name}` from its registry"),
+            Self::PushElsewhere(name) => write!(f, "push to `{name}`"),
+            Self::RunRoomImage { repository, .. } => write!(f, "run `{repository}`"),
+            Self::RunElsewhereImage(name) => write!(f, "run `{name}`"),
+            Self::ReadStorage(path) => write!(f, "read `/{path}` in storage"),
+            Self::WriteStorage(path) => write!(f, "write `/{path}` in storage"),
+            Self::RemoveTree(path) => write!(f, "remove `/{path}` in storage with all that lies below it"),
+            Self::MountStorage { verb: StorageVerb::Read, path } => {
+                write!(f, "mount `/{path}` of storage to read it")
+            }
+            Self::MountStorage { verb: StorageVerb::Write, path } => {
+                write!(f, "mount `/{path}` of storage to write it")
+            }
+            Self::ChangeService { what, .. } => write!(f, "{what}, which another caller deployed"),
+            Self::UseSecret(name) => write!(f, "use a service that has the secret `{name}`"),
+            Self::ShowUsers => f.write_str("see services"),
+            Self::HandOnToken(_) => f.write_str("use a service whose token may do more than this one"),
+            Self::UseContextMount { .. } => f.write_str("use a mounted context of another caller"),
+        }
+    }
+}

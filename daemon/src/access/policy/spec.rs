@@ -1,0 +1,110 @@
+//! What builds and services consist of, taken apart into actions. A service gets no more than who deploys it has: what
+//! is kept of an earlier revision is asked for again, as what is mentioned.
+
+use hearth_pack::remote::full_name;
+
+use super::{Action, Denied, decide};
+use crate::access::parse_scope;
+use crate::model::access::{Caller, StorageVerb};
+use crate::model::build::BuildSpec;
+use crate::model::service::{EnvValue, Service, ServiceSpec};
+use crate::model::{MountMode, MountSource, MountSpec, Reference, RoomRegistries};
+
+/// What a build reads and writes must be its caller's to read and write.
+pub fn may_build(caller: &Caller, spec: &BuildSpec, rooms: &RoomRegistries) -> Result<(), Denied> {
+    for tag in &spec.tags {
+        if !rooms.owns_tag(tag) {
+            decide(caller, &Action::PushElsewhere(&full_name(tag)))?;
+        }
+        // A result for another registry is made here first.
+        decide(caller, &Action::WriteRepository(&tag.repository))?;
+    }
+    may_mount_in_builds(caller, &spec.mounts, rooms)
+}
+
+/// What is mounted in a build, or looked at as a context, must be its caller's to read.
+pub fn may_mount_in_builds(
+    caller: &Caller,
+    mounts: &[MountSpec],
+    rooms: &RoomRegistries,
+) -> Result<(), Denied> {
+    mounts.iter().try_for_each(|mount| match &mount.source {
+        MountSource::Room(path) | MountSource::Project(path) => decide(caller, &Action::ReadStorage(path)),
+        MountSource::Image { reference, .. } => may_read_image(caller, reference, rooms),
+        // Held for its owner when the build is taken in.
+        MountSource::Pack(_) | MountSource::EmptyDir | MountSource::File(_) => Ok(()),
+    })
+}
+
+/// What a service runs must be the caller's to run, with all that it is given.
+pub fn may_run(caller: &Caller, spec: &ServiceSpec, rooms: &RoomRegistries) -> Result<(), Denied> {
+    may_run_image(caller, &spec.image, rooms)?;
+    spec.mounts.iter().try_for_each(|mount| may_mount_in_service(caller, mount, rooms))?;
+    spec.env.values().try_for_each(|value| match value {
+        EnvValue::Plain(_) => Ok(()),
+        EnvValue::Secret { name } => decide(caller, &Action::UseSecret(name)),
+        // One that is no scope is refused as such, where it is tried.
+        EnvValue::Token { scope } => match parse_scope(scope) {
+            Ok(scope) => decide(caller, &Action::HandOnToken(&scope)),
+            Err(_) => Ok(()),
+        },
+    })
+}
+
+pub fn may_run_image(caller: &Caller, image: &Reference, rooms: &RoomRegistries) -> Result<(), Denied> {
+    let name = full_name(image);
+    decide(caller, &run_action(image, rooms, &name))?;
+    if rooms.owns_tag(image) { Ok(()) } else { decide(caller, &Action::PullElsewhere(&name)) }
+}
+
+pub fn may_mount_in_service(
+    caller: &Caller,
+    mount: &MountSpec,
+    rooms: &RoomRegistries,
+) -> Result<(), Denied> {
+    match &mount.source {
+        MountSource::Room(path) | MountSource::Project(path) => {
+            let verb = match mount.mode {
+                MountMode::ReadOnly => StorageVerb::Read,
+                MountMode::ReadWrite => StorageVerb::Write,
+            };
+            decide(caller, &Action::MountStorage { verb, path })
+        }
+        MountSource::Image { reference, .. } => may_read_image(caller, reference, rooms),
+        MountSource::Pack(_) | MountSource::EmptyDir | MountSource::File(_) => Ok(()),
+    }
+}
+
+fn may_read_image(caller: &Caller, image: &Reference, rooms: &RoomRegistries) -> Result<(), Denied> {
+    if rooms.owns_tag(image) {
+        decide(caller, &Action::PullRepository(&image.repository))
+    } else {
+        decide(caller, &Action::PullElsewhere(&full_name(image)))
+    }
+}
+
+/// Whoever deployed a service first may change it and read its log, and whoever may run what it runs. `what` is a verb
+/// with its object, such as "remove service `web`".
+pub fn may_change(
+    caller: &Caller,
+    service: &Service,
+    what: &str,
+    rooms: &RoomRegistries,
+) -> Result<(), Denied> {
+    let revision = service.wanted().or_else(|| service.revisions.last());
+    let name = revision.map(|revision| full_name(&revision.spec.image)).unwrap_or_default();
+    let run = match revision {
+        Some(revision) => run_action(&revision.spec.image, rooms, &name),
+        None => Action::RunRoomImage { repository: &service.repository, name: &name },
+    };
+    decide(caller, &Action::ChangeService { what, owner: &service.created_by, run: &run })
+}
+
+/// `name` is the image's full one.
+fn run_action<'a>(image: &'a Reference, rooms: &RoomRegistries, name: &'a str) -> Action<'a> {
+    if rooms.owns_tag(image) {
+        Action::RunRoomImage { repository: &image.repository, name }
+    } else {
+        Action::RunElsewhereImage(name)
+    }
+}

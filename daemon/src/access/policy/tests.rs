@@ -1,0 +1,282 @@
+//! Each rule has cases with two participants: Ann, whose the things are, and Bob. A rule that is turned off must change
+//! what becomes of one of them.
+
+use std::cell::Cell;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::model::access::ApiScope;
+use crate::model::{Reference, Repository, RoomRegistries};
+
+thread_local! {
+    static OFF: Cell<Option<Rule>> = const { Cell::new(None) };
+}
+
+/// Whether this thread's test has turned a rule off. Only in tests: elsewhere no rule can be.
+pub(super) fn turned_off(rule: Rule) -> bool {
+    OFF.get() == Some(rule)
+}
+
+fn caller(name: &str, scope: Value) -> Caller {
+    Caller::new(name, serde_json::from_value(scope).unwrap())
+}
+
+fn bob(scope: Value) -> Caller {
+    caller("bob", scope)
+}
+
+fn containers(grant: Value) -> Value {
+    json!({ "containers": grant })
+}
+
+fn registry(grant: Value) -> Value {
+    containers(json!({ "registry": grant }))
+}
+
+/// The outcome of every question that has an object, with what it must be.
+fn objects() -> Vec<(String, bool, bool)> {
+    let theirs: Repository = "ann/app".parse().unwrap();
+    let scope: ApiScope = serde_json::from_value(registry(json!({"write": ["*"]}))).unwrap();
+    let run = Action::RunRoomImage { repository: &theirs, name: "room.meshagent.com/ann/app" };
+    let change = Action::ChangeService { what: "remove service `web`", owner: "ann", run: &run };
+    let build = Action::UseBuild { id: "7f3k9wq2m7xh", owner: "ann" };
+    let mount = Action::UseContextMount { owner: "ann" };
+    let locked =
+        json!({"storage": {"paths": [{"path": "/apps"}, {"path": "/apps/locked", "read_only": true}]}});
+    let cases: Vec<(Action<'_>, Vec<Caller>, Vec<Caller>)> = vec![
+        (Action::SendPack, vec![bob(containers(json!({"use_containers": true})))], vec![bob(json!({}))]),
+        (
+            build,
+            vec![caller("ann", json!({})), bob(json!({"admin": {}}))],
+            vec![
+                bob(serde_json::to_value(ApiScope::agent_default()).unwrap()),
+                caller("service:ann", json!({})),
+            ],
+        ),
+        (
+            Action::ListRepository(&theirs),
+            vec![bob(registry(json!({"list": ["ann/*"]})))],
+            vec![
+                bob(registry(json!({"pull": ["*"], "write": ["*"], "run": ["*"], "list": ["bob/*"]}))),
+                bob(json!({})),
+            ],
+        ),
+        (
+            Action::PullRepository(&theirs),
+            vec![bob(registry(json!({"pull": ["ann/*"]})))],
+            vec![bob(registry(json!({"list": ["*"], "write": ["*"], "run": ["*"], "pull": ["bob/*"]})))],
+        ),
+        (
+            Action::ProbeRepository(&theirs),
+            vec![bob(registry(json!({"pull": ["*"]}))), bob(registry(json!({"write": ["*"]})))],
+            vec![bob(registry(json!({"list": ["*"], "run": ["*"]})))],
+        ),
+        (
+            Action::WriteRepository(&theirs),
+            vec![bob(registry(json!({"write": ["ann/app"]})))],
+            vec![bob(registry(json!({"list": ["*"], "pull": ["*"], "run": ["*"], "write": ["ann"]})))],
+        ),
+        (
+            Action::PullElsewhere("docker.io/library/python"),
+            vec![bob(containers(json!({"pull": ["docker.io/*"]})))],
+            vec![bob(containers(json!({"run": ["*"], "pull": ["ghcr.io/*"], "registry": {"pull": ["*"]}})))],
+        ),
+        (
+            Action::PushElsewhere("ghcr.io/a/b"),
+            vec![bob(registry(json!({"write": ["ghcr.io/*"]})))],
+            vec![bob(containers(json!({"pull": ["*"], "registry": {"write": ["a/*"], "pull": ["*"]}})))],
+        ),
+        (
+            run,
+            vec![
+                bob(registry(json!({"run": ["ann/*"]}))),
+                bob(containers(json!({"run": ["ann/app"]}))),
+                bob(containers(json!({"run": ["room.meshagent.com/*"]}))),
+            ],
+            vec![bob(containers(json!({"run": ["app"], "registry": {"pull": ["*"], "write": ["*"]}})))],
+        ),
+        (
+            Action::RunElsewhereImage("docker.io/library/nginx"),
+            vec![bob(containers(json!({"run": ["docker.io/*"]})))],
+            vec![bob(containers(json!({"pull": ["*"], "registry": {"run": ["*"]}})))],
+        ),
+        (
+            Action::ReadStorage("apps/locked/x"),
+            vec![bob(locked.clone())],
+            vec![bob(json!({"storage": {"paths": [{"path": "other"}]}})), bob(json!({}))],
+        ),
+        (
+            Action::WriteStorage("apps/locked/x"),
+            vec![bob(json!({"storage": {"paths": [{"path": "/"}]}}))],
+            vec![bob(locked.clone())],
+        ),
+        (
+            Action::RemoveTree("apps"),
+            vec![bob(json!({"storage": {"paths": [{"path": "apps"}]}}))],
+            vec![bob(locked.clone())],
+        ),
+        (
+            Action::MountStorage { verb: StorageVerb::Read, path: "apps" },
+            vec![bob(locked.clone())],
+            vec![bob(json!({"storage": {"paths": [{"path": "apps/mine"}]}}))],
+        ),
+        (
+            Action::MountStorage { verb: StorageVerb::Write, path: "apps" },
+            vec![bob(json!({"storage": {"paths": [{"path": "/"}]}}))],
+            vec![bob(locked)],
+        ),
+        (
+            change,
+            vec![
+                caller("ann", json!({})),
+                bob(json!({"admin": {}})),
+                bob(containers(json!({"run": ["ann/*"]}))),
+            ],
+            vec![bob(json!({"services": {}, "containers": {"run": ["bob/*"], "logs": true}}))],
+        ),
+        (Action::UseSecret("db"), vec![bob(json!({"secrets": {}}))], vec![bob(json!({"services": {}}))]),
+        (Action::ShowUsers, vec![bob(json!({"services": {}}))], vec![bob(json!({"secrets": {}}))]),
+        (
+            Action::HandOnToken(&scope),
+            vec![bob(registry(json!({"write": ["*"]}))), bob(json!({"admin": {}}))],
+            vec![bob(registry(json!({"write": ["bob/*"], "pull": ["*"]})))],
+        ),
+        (
+            mount,
+            vec![caller("ann", json!({})), bob(json!({"admin": {}}))],
+            vec![bob(serde_json::to_value(ApiScope::agent_default()).unwrap())],
+        ),
+    ];
+    let mut outcomes = Vec::new();
+    for (action, may, may_not) in &cases {
+        for (callers, expected) in [(may, true), (may_not, false)] {
+            for caller in callers {
+                let what = format!("{action:?} by {caller:?}");
+                outcomes.push((what, decide(caller, action).is_ok(), expected));
+            }
+        }
+    }
+    outcomes
+}
+
+/// Tokens with one grant each.
+const GRANTS: &[&str] = &[
+    "nothing",
+    "containers.use_containers",
+    "containers.logs",
+    "services",
+    "secrets",
+    "admin",
+    "storage.paths",
+];
+
+fn with(grant: &str) -> Caller {
+    bob(match grant {
+        "containers.use_containers" => containers(json!({"use_containers": true})),
+        "containers.logs" => containers(json!({"logs": true})),
+        "services" => json!({"services": {}}),
+        "secrets" => json!({"secrets": {}}),
+        "admin" => json!({"admin": {}}),
+        "storage.paths" => json!({"storage": {"paths": [{"path": "/"}]}}),
+        _ => json!({}),
+    })
+}
+
+fn opens(gate: Gate) -> &'static [&'static str] {
+    match gate {
+        Gate::Public | Gate::Participant | Gate::Objects => GRANTS,
+        Gate::Build => &["containers.use_containers"],
+        Gate::SeeBuilds => &["containers.use_containers", "containers.logs"],
+        Gate::ReadBuildLogs => &["containers.logs"],
+        Gate::Services => &["services"],
+        Gate::ReadServiceLogs => &["services", "containers.logs"],
+        Gate::Secrets => &["secrets"],
+        Gate::Admin => &["admin"],
+    }
+}
+
+/// The outcome of each method for each grant, with what it must be.
+fn gates() -> Vec<(String, bool, bool)> {
+    let of = |method: &'static Method| {
+        GRANTS.iter().map(move |grant| {
+            let answer = enter(&with(grant), method.path).is_ok();
+            (format!("{} with {grant}", method.path), answer, opens(method.gate).contains(grant))
+        })
+    };
+    METHODS.iter().flat_map(of).collect()
+}
+
+fn lists() -> Vec<(String, bool, bool)> {
+    let all = |caller: &Caller| listed_owner(caller).is_none();
+    vec![
+        ("everything is listed to an admin".to_owned(), all(&with("admin")), true),
+        ("everything is listed to Bob".to_owned(), all(&with("containers.logs")), false),
+    ]
+}
+
+fn outcomes() -> Vec<(String, bool, bool)> {
+    [objects(), gates(), lists()].concat()
+}
+
+#[test]
+fn each_question_has_the_answer_that_the_grants_give() {
+    for (what, answer, expected) in outcomes() {
+        assert_eq!(answer, expected, "{what}");
+    }
+}
+
+#[test]
+fn a_rule_that_is_turned_off_is_noticed() {
+    for rule in Rule::ALL {
+        OFF.set(Some(*rule));
+        let noticed = outcomes().iter().any(|(_, answer, expected)| answer != expected);
+        OFF.set(None);
+        assert!(noticed, "no case notices that rule `{rule}` is gone");
+    }
+}
+
+#[test]
+fn a_denial_names_what_was_wanted_and_the_grant() {
+    let denied = decide(&bob(json!({})), &Action::PullElsewhere("docker.io/library/python")).unwrap_err();
+    assert_eq!(
+        denied.to_string(),
+        "pull `docker.io/library/python` from its registry: that takes the grant `containers.pull`"
+    );
+    let denied = enter(&bob(json!({})), "/hearth.v1.Secrets/Set").unwrap_err();
+    assert_eq!(denied.to_string(), "set secrets: that takes the grant `secrets`");
+}
+
+#[test]
+fn a_method_without_a_row_is_denied_to_everybody() {
+    let everything = caller("uid:0", serde_json::to_value(ApiScope::full()).unwrap());
+    assert!(enter(&everything, "/hearth.v1.Builds/Unheard").is_err());
+    assert!(enter(&everything, "").is_err());
+}
+
+#[test]
+fn each_row_of_the_table_is_there_once() {
+    for (at, method) in METHODS.iter().enumerate() {
+        assert!(METHODS[..at].iter().all(|other| other.path != method.path), "{}", method.path);
+    }
+}
+
+#[test]
+fn a_mount_of_a_build_asks_for_the_image_where_it_lies() {
+    use crate::model::{MountMode, MountSource, MountSpec};
+    let rooms = RoomRegistries::default();
+    let mount = |reference: &str| MountSpec {
+        source: MountSource::Image {
+            reference: reference.parse::<Reference>().unwrap(),
+            subpath: String::new(),
+        },
+        target: "/m".parse().unwrap(),
+        mode: MountMode::ReadOnly,
+    };
+    let may = |scope, reference: &str| may_mount_in_builds(&bob(scope), &[mount(reference)], &rooms).is_ok();
+    let here = "room.meshagent.com/ann/app:1";
+    assert!(may(registry(json!({"pull": ["ann/*"]})), here));
+    assert!(!may(containers(json!({"pull": ["*"], "registry": {"write": ["*"]}})), here));
+    assert!(may(containers(json!({"pull": ["ghcr.io/*"]})), "ghcr.io/a/b:1"));
+    assert!(!may(registry(json!({"pull": ["*"]})), "ghcr.io/a/b:1"));
+}
