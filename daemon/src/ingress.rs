@@ -30,6 +30,7 @@ mod table;
 mod tls;
 mod token;
 mod tunnel;
+mod upgrade;
 mod upstream;
 mod workers;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::OnUpgrade;
@@ -18,8 +18,9 @@ use super::page::Refusal;
 use super::serve::Connection;
 use super::table::Entry;
 use super::tunnel::Tunnel;
+use super::upgrade::Protocols;
 use super::upstream::{ConnectFailure, SendFailure, Upstream};
-use super::{Ingress, headers, host, token, tunnel};
+use super::{Ingress, headers, host, token, tunnel, upgrade};
 use crate::task;
 
 /// Largest body that is kept to be sent once more.
@@ -96,10 +97,19 @@ impl Ingress {
         if entry.private {
             token::admit(request.headers_mut(), &self.access).map_err(Refusal::Token)?;
         }
+        // Asked while the cookies are there that a browser has sent.
+        let with_cookies = request.headers().contains_key(header::COOKIE);
         token::strip_cookie(request.headers_mut());
+        token::strip(request.headers_mut(), &self.access)?;
         let has_body = !request.body().is_end_stream();
         let upgrade = headers::to_instance(&mut request, &connection.client, host.clone(), has_body)?;
-        let mut switching = upgrade.map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
+        if with_cookies
+            && upgrade.as_ref().is_some_and(|protocols| protocols.has(b"websocket"))
+            && upgrade::is_foreign(request.headers(), &host, connection.client.trusted)
+        {
+            return Err(Refusal::ForeignOrigin);
+        }
+        let mut switching = upgrade.map(|protocols| (protocols, hyper::upgrade::on(&mut request)));
         let outgoing = self.outgoing(request, has_body).await?;
         let admitted = entry.private;
         self.send(connection, &name, (version, entry), admitted, outgoing, &mut switching).await
@@ -133,7 +143,7 @@ impl Ingress {
         (mut version, mut entry): (u64, Arc<Entry>),
         admitted: bool,
         mut request: Box<Outgoing>,
-        switching: &mut Option<(HeaderValue, OnUpgrade)>,
+        switching: &mut Option<(Protocols, OnUpgrade)>,
     ) -> Result<Response<AnswerBody>, Refusal> {
         let mut held_since = None;
         let mut pause = FIRST_PAUSE;
@@ -185,7 +195,7 @@ impl Ingress {
         entered: InFlight,
         request: Box<Outgoing>,
         attempt: u32,
-        switching: &mut Option<(HeaderValue, OnUpgrade)>,
+        switching: &mut Option<(Protocols, OnUpgrade)>,
     ) -> Result<Response<AnswerBody>, Unanswered> {
         let service = &entry.service;
         let replayed = replayed(&request);
@@ -215,9 +225,11 @@ impl Ingress {
         };
         match upstream.send(*request, self.options.first_byte, moved.as_deref()).await {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                let switching =
-                    switching.take().ok_or_else(|| Unanswered::Over(Refusal::NoAnswer(service.clone())))?;
-                Ok(self.switch(connection, response, switching, upstream, entered))
+                let not_asked = || Unanswered::Over(Refusal::NoAnswer(service.clone()));
+                let (protocols, client) = switching.take().ok_or_else(not_asked)?;
+                let chosen = protocols.chosen(response.headers()).ok_or_else(not_asked)?;
+                let websocket = chosen.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket");
+                Ok(self.switch(connection, response, (websocket, client), upstream, entered))
             }
             Ok(mut response) => {
                 headers::to_client(response.headers_mut(), false);
@@ -248,7 +260,7 @@ impl Ingress {
         &self,
         connection: &Arc<Connection>,
         mut response: Response<Incoming>,
-        (protocol, client): (HeaderValue, OnUpgrade),
+        (websocket, client): (bool, OnUpgrade),
         upstream: Box<Upstream>,
         entered: InFlight,
     ) -> Response<AnswerBody> {
@@ -256,7 +268,7 @@ impl Ingress {
         let tunnel = Tunnel {
             entered,
             connection: Arc::clone(connection),
-            websocket: protocol.as_bytes().eq_ignore_ascii_case(b"websocket"),
+            websocket,
             idle: self.options.upgrade_idle,
         };
         task::spawn("tunnel", async move {

@@ -10,6 +10,8 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Version};
 
 use super::page::Refusal;
+use super::token;
+use super::upgrade::Protocols;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -23,7 +25,7 @@ pub(super) struct Client {
     forwarded_for: HeaderValue,
     proto: HeaderValue,
     /// What it says of those before it is believed.
-    trusted: bool,
+    pub(super) trusted: bool,
 }
 
 impl Client {
@@ -83,14 +85,14 @@ fn tells_origin(name: &str) -> bool {
     }
 }
 
-/// Makes the head of a client's request the one that an instance gets. Gives the protocol that the
+/// Makes the head of a client's request the one that an instance gets. Gives the protocols that the
 /// client asks to switch to.
 pub(super) fn to_instance<B>(
     request: &mut Request<B>,
     client: &Client,
     host: HeaderValue,
     has_body: bool,
-) -> Result<Option<HeaderValue>, Refusal> {
+) -> Result<Option<Protocols>, Refusal> {
     let (http11, get) = (request.version() == Version::HTTP_11, request.method() == Method::GET);
     let headers = request.headers_mut();
     let mut out: Vec<HeaderName> = Vec::new();
@@ -105,7 +107,7 @@ pub(super) fn to_instance<B>(
             Kind::Connection => {
                 for named in connection_names(headers) {
                     if named == header::UPGRADE {
-                        upgrade = headers.get(header::UPGRADE).filter(|_| http11 && get).cloned();
+                        upgrade = if http11 && get { Protocols::asked(headers) } else { None };
                     } else if !matches!(named, header::HOST | header::CONTENT_LENGTH) {
                         out.push(named);
                     }
@@ -119,11 +121,9 @@ pub(super) fn to_instance<B>(
     for name in out {
         headers.remove(name);
     }
-    // Not ours to lead: a switch to HTTP/2 in clear text is between two neighbours.
-    upgrade = upgrade.filter(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"));
-    if let Some(protocol) = &upgrade {
+    if let Some(protocols) = &upgrade {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(header::UPGRADE, protocol.clone());
+        headers.insert(header::UPGRADE, protocols.value().clone());
     }
     if trailers {
         headers.insert(header::TE, TRAILERS);
@@ -189,6 +189,7 @@ pub(super) fn to_client(headers: &mut HeaderMap, switched: bool) {
     for name in out {
         headers.remove(name);
     }
+    token::strip_set_cookie(headers);
 }
 
 /// Another coding than `chunked` would be lost with the header.

@@ -24,6 +24,8 @@ pub(super) enum Refusal {
     SlowBody,
     BrokenBody,
     Token(AccessError),
+    /// A page of another origin opens a WebSocket, and the browser sends its cookies along.
+    ForeignOrigin,
     UnknownHost(String),
     /// No instance of the service is healthy.
     NoInstance(ServiceName),
@@ -88,6 +90,13 @@ impl Refusal {
                 error.to_string(),
                 "Send a participant token of this room, as `Authorization: Bearer TOKEN` or as the cookie \
                  `hearth_token`; `hearth token mint` makes one.",
+            ),
+            Self::ForeignOrigin => text(
+                StatusCode::FORBIDDEN,
+                "foreign_origin",
+                "a page of another origin may not open a WebSocket here with the cookies of its visitors"
+                    .to_owned(),
+                "Open it from a page of the same host, or without cookies.",
             ),
             Self::UnknownHost(host) => text(
                 StatusCode::NOT_FOUND,
@@ -268,6 +277,6 @@ mod tests {
             Refusal::Token(error).page(None).headers()["www-authenticate"].to_str().unwrap().to_owned()
         };
         assert_eq!(asked(AccessError::Missing), r#"Bearer realm="hearth""#);
-        assert!(asked(AccessError::Expired).contains("invalid_token"));
+        assert!(asked(AccessError::Invalid("x")).contains("invalid_token"));
     }
 }
