@@ -27,11 +27,11 @@ fn bob(scope: Value) -> Caller {
 }
 
 fn containers(grant: Value) -> Value {
-    json!({ "containers": grant })
+    Value::Object([("containers".to_owned(), grant)].into_iter().collect())
 }
 
 fn registry(grant: Value) -> Value {
-    containers(json!({ "registry": grant }))
+    containers(Value::Object([("registry".to_owned(), grant)].into_iter().collect()))
 }
 
 /// The outcome of every question that has an object, with what it must be.
