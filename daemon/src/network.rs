@@ -43,6 +43,8 @@ mod leases;
 mod links;
 mod namespace;
 mod netlink;
+#[cfg_attr(not(test), expect(dead_code, reason = "its users come next"))]
+mod routed_pair;
 mod subnet;
 #[cfg(test)]
 mod tests;

@@ -22,7 +22,7 @@ use super::netlink::{Netlink, Request};
 use super::{namespace, subnet};
 
 /// The loopback interface's index in every namespace.
-const LOOPBACK: u32 = 1;
+pub(super) const LOOPBACK: u32 = 1;
 /// The link's name inside of an instance.
 const INSIDE: &str = "eth0";
 
@@ -36,7 +36,10 @@ pub(super) struct Link {
     pub(super) passes: bool,
     /// The bridge that it is a port of.
     pub(super) bridge: Option<u32>,
-    hardware: Vec<u8>,
+    /// Whether it asks for hardware addresses and answers who asks.
+    pub(super) arp: bool,
+    pub(super) group: u32,
+    pub(super) hardware: Vec<u8>,
     kind: Option<InfoKind>,
 }
 
@@ -48,6 +51,8 @@ impl Link {
             up: message.header.flags.contains(LinkFlags::Up),
             passes: false,
             bridge: None,
+            arp: !message.header.flags.contains(LinkFlags::Noarp),
+            group: 0,
             hardware: Vec::new(),
             kind: None,
         };
@@ -55,6 +60,7 @@ impl Link {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Controller(index) => link.bridge = Some(index),
+                LinkAttribute::Group(group) => link.group = group,
                 LinkAttribute::OperState(state) => link.passes = state == State::Up,
                 LinkAttribute::Address(hardware) => link.hardware = hardware,
                 LinkAttribute::LinkInfo(infos) => {
@@ -178,7 +184,7 @@ pub(super) fn check_pairs(netlink: &mut Netlink, bridge: &str) -> io::Result<()>
 }
 
 /// The kernel's word for a kind of link that it does not have.
-fn unsupported(error: io::Error, kind: &str) -> io::Error {
+pub(super) fn unsupported(error: io::Error, kind: &str) -> io::Error {
     if error.kind() == io::ErrorKind::Unsupported {
         return io::Error::new(
             error.kind(),
@@ -194,14 +200,8 @@ pub(super) fn set_up_inside(netlink: &mut Netlink, lease: Ipv4Addr, net: Ipv4Net
         .ok_or_else(|| io::Error::other(format!("there is no {INSIDE} in the namespace")))?
         .index;
     let gateway = subnet::gateway(net);
-    let mut route = RouteMessage::default();
-    route.header.address_family = AddressFamily::Inet;
-    route.header.table = RouteHeader::RT_TABLE_MAIN;
-    route.header.protocol = RouteProtocol::Boot;
-    route.header.scope = RouteScope::Universe;
-    route.header.kind = RouteType::Unicast;
+    let mut route = route(index, Ipv4Net::default());
     route.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
-    route.attributes.push(RouteAttribute::Oif(index));
     netlink.run(vec![
         Request::change("loopback up", RouteNetlinkMessage::SetLink(up(indexed(LOOPBACK)))),
         Request::change(format!("{INSIDE} up"), RouteNetlinkMessage::SetLink(up(indexed(index)))),
@@ -235,6 +235,21 @@ pub(super) fn neighbour(link: u32, address: Ipv4Addr) -> Request {
     let mut message = neighbour_of(link, address);
     message.attributes.push(NeighbourAttribute::LinkLayerAddress(subnet::hardware(address).to_vec()));
     Request::replace(format!("neighbour {address}"), RouteNetlinkMessage::NewNeighbour(message))
+}
+
+/// Whether a link has that neighbour.
+pub(super) fn knows_neighbour(netlink: &mut Netlink, link: u32, address: Ipv4Addr) -> io::Result<bool> {
+    let mut message = neighbour_of(link, address);
+    // The kernel takes the question without them only.
+    message.header.state = NeighbourState::None;
+    message.header.kind = RouteType::Unspec;
+    let Some(RouteNetlinkMessage::NewNeighbour(found)) =
+        netlink.get(RouteNetlinkMessage::GetNeighbour(message))?
+    else {
+        return Ok(false);
+    };
+    let hardware = NeighbourAttribute::LinkLayerAddress(subnet::hardware(address).to_vec());
+    Ok(found.header.state == NeighbourState::Permanent && found.attributes.contains(&hardware))
 }
 
 pub(super) fn forget_neighbour(link: u32, address: Ipv4Addr) -> Request {
@@ -332,25 +347,25 @@ pub(super) fn routes(netlink: &mut Netlink) -> io::Result<Vec<Route>> {
         .collect())
 }
 
-fn named(name: &str) -> LinkMessage {
+pub(super) fn named(name: &str) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
     message
 }
 
-fn indexed(index: u32) -> LinkMessage {
+pub(super) fn indexed(index: u32) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message
 }
 
-fn up(mut message: LinkMessage) -> LinkMessage {
+pub(super) fn up(mut message: LinkMessage) -> LinkMessage {
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
     message
 }
 
-fn address(link: u32, address: Ipv4Addr, net: Ipv4Net) -> AddressMessage {
+pub(super) fn address(link: u32, address: Ipv4Addr, net: Ipv4Net) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Inet;
     message.header.prefix_len = net.prefix_len();
@@ -358,8 +373,50 @@ fn address(link: u32, address: Ipv4Addr, net: Ipv4Net) -> AddressMessage {
     message.header.index = link;
     message.attributes.push(AddressAttribute::Address(address.into()));
     message.attributes.push(AddressAttribute::Local(address.into()));
-    message.attributes.push(AddressAttribute::Broadcast(net.broadcast()));
+    if net.prefix_len() < 31 {
+        message.attributes.push(AddressAttribute::Broadcast(net.broadcast()));
+    }
     message
+}
+
+/// A route to `net` over a link, in the main table.
+pub(super) fn route(link: u32, net: Ipv4Net) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Boot;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    message.header.destination_prefix_length = net.prefix_len();
+    if net.prefix_len() > 0 {
+        message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(net.network())));
+    }
+    message.attributes.push(RouteAttribute::Oif(link));
+    message
+}
+
+/// The link that packets to `address` leave by, and the address that they are sent from.
+pub(super) fn way_to(
+    netlink: &mut Netlink,
+    address: Ipv4Addr,
+) -> io::Result<Option<(u32, Option<Ipv4Addr>)>> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.destination_prefix_length = 32;
+    message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(address)));
+    let Some(RouteNetlinkMessage::NewRoute(found)) = netlink.get(RouteNetlinkMessage::GetRoute(message))?
+    else {
+        return Ok(None);
+    };
+    let (mut link, mut source) = (None, None);
+    for attribute in found.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => link = Some(index),
+            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => source = Some(address),
+            _ => {}
+        }
+    }
+    Ok(link.map(|link| (link, source)))
 }
 
 fn neighbour_of(link: u32, address: Ipv4Addr) -> NeighbourMessage {

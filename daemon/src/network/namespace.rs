@@ -34,13 +34,16 @@ pub(super) fn make(file: &Path) -> io::Result<Netlink> {
         // SAFETY: only the network namespace of this thread changes, which ends with this closure.
         #[expect(unsafe_code, reason = "rustix marks every unshare, for the sake of the file table")]
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?;
-        for (path, value) in SETTINGS {
-            set(Path::new(path), value)?;
-        }
+        configure()?;
         let socket = Netlink::open()?;
         rustix::mount::mount_bind("/proc/thread-self/ns/net", file)?;
         Ok(socket)
     })?
+}
+
+/// Sets what every namespace of ours has, in the one that the calling thread is in: to be called by [`within`].
+pub(super) fn configure() -> io::Result<()> {
+    SETTINGS.iter().try_for_each(|(path, value)| set(Path::new(path), value))
 }
 
 /// A socket in the namespace of `file`.

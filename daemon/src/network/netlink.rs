@@ -120,7 +120,7 @@ impl Netlink {
                     NetlinkPayload::InnerMessage(message) => found = Some(Ok(Some(message))),
                     NetlinkPayload::Error(answer) => {
                         let error = answer.to_io();
-                        let gone = [Errno::NODEV, Errno::NOENT]
+                        let gone = [Errno::NODEV, Errno::NOENT, Errno::NETUNREACH, Errno::HOSTUNREACH]
                             .iter()
                             .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
                         found = Some(if gone { Ok(None) } else { Err(error) });

@@ -14,6 +14,7 @@ use super::wiring::{STEPS, link_of};
 use super::*;
 
 mod healing;
+mod pair;
 mod reach;
 
 /// As long as one that is not answered may take; those that are take well under a millisecond.

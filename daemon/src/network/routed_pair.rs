@@ -1,0 +1,179 @@
+//! A pair of links that joins one network namespace to the host by routing alone: there is no bridge, and so no
+//! layer 2 that two namespaces share.
+//!
+//! ```text
+//! host                                            namespace
+//! <outside>, no address, NOARP                    <inside>, address/32
+//!   route      address/32 dev <outside>             route      gateway/32 dev <inside>
+//!   neighbour  address, permanent                   neighbour  gateway, permanent
+//!                                                   route      default via gateway
+//! ```
+//!
+//! Whatever leaves the namespace comes to the host as a packet to be routed, where rules decide on it. Neither end asks
+//! for the other's hardware address, so no connection waits for ARP, and there is nothing that could be answered
+//! falsely. `outside` needs no address: `gateway` is only the name of the next hop. The host end has no IPv6, as the
+//! namespace has none ([`namespace::make`]).
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use ipnet::Ipv4Net;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteScope};
+
+use super::links::{self, LOOPBACK};
+use super::netlink::{Netlink, Request};
+use super::{namespace, subnet};
+
+/// How long a new pair may take until packets pass; the kernel takes well under a millisecond.
+const PASSES: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_micros(200);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RoutedPair {
+    /// Name of the host end, fifteen letters at most.
+    pub(super) outside: String,
+    /// Name of the end in the namespace.
+    pub(super) inside: String,
+    /// The namespace's only address.
+    pub(super) address: Ipv4Addr,
+    /// Next hop of everything that leaves the namespace.
+    pub(super) gateway: Ipv4Addr,
+    /// The address by which the host speaks to the namespace: one that the host has.
+    pub(super) source: Ipv4Addr,
+    /// Link group of the host end, by which rules of the firewall know it (`iifgroup`).
+    pub(super) group: u32,
+}
+
+impl RoutedPair {
+    /// Makes the pair and waits until packets pass. A link named `outside` that is there already is replaced.
+    /// `namespace` is where the inner end goes, and `inside` a socket in it.
+    pub(super) fn make(
+        &self,
+        host: &mut Netlink,
+        namespace: BorrowedFd<'_>,
+        inside: &mut Netlink,
+    ) -> io::Result<()> {
+        self.make_links(host, namespace)?;
+        self.set_up_outside(host)?;
+        self.set_up_inside(inside)?;
+        self.wait(host)
+    }
+
+    /// Both links, and nothing that leads to them.
+    pub(super) fn make_links(&self, host: &mut Netlink, namespace: BorrowedFd<'_>) -> io::Result<()> {
+        // Its other end goes with it.
+        if links::link(host, &self.outside)?.is_some() {
+            host.run(vec![links::delete(&self.outside)])?;
+        }
+        let mut peer = links::named(&self.inside);
+        peer.attributes.push(hardware(self.address));
+        peer.attributes.push(LinkAttribute::NetNsFd(namespace.as_raw_fd()));
+        let mut message = links::named(&self.outside);
+        message.header.flags = LinkFlags::Up | LinkFlags::Noarp;
+        message.header.change_mask = LinkFlags::Up | LinkFlags::Noarp;
+        message.attributes.push(hardware(self.gateway));
+        message.attributes.push(LinkAttribute::Group(self.group));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]));
+        let what = format!("link {}", self.outside);
+        host.run(vec![Request::create(what, RouteNetlinkMessage::NewLink(message))])
+            .map_err(|error| links::unsupported(error, "veth"))?;
+        // No address of IPv6 comes before the inner end is up.
+        namespace::set(Path::new(&format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", self.outside)), "1")
+    }
+
+    /// How the host reaches the namespace.
+    pub(super) fn set_up_outside(&self, host: &mut Netlink) -> io::Result<()> {
+        let index = found(host, &self.outside)?;
+        let mut route = links::route(index, self.address.into());
+        route.header.scope = RouteScope::Link;
+        route.attributes.push(RouteAttribute::PrefSource(RouteAddress::Inet(self.source)));
+        host.run(vec![
+            links::neighbour(index, self.address),
+            Request::replace(
+                format!("route to {} over {}", self.address, self.outside),
+                RouteNetlinkMessage::NewRoute(route),
+            ),
+        ])
+    }
+
+    /// The inner half, asked from inside. May be done again.
+    pub(super) fn set_up_inside(&self, inside: &mut Netlink) -> io::Result<()> {
+        let index = found(inside, &self.inside)?;
+        let mut hop = links::route(index, self.gateway.into());
+        hop.header.scope = RouteScope::Link;
+        let mut default = links::route(index, Ipv4Net::default());
+        default.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(self.gateway)));
+        let up = |index| RouteNetlinkMessage::SetLink(links::up(links::indexed(index)));
+        let address = links::address(index, self.address, self.address.into());
+        inside.run(vec![
+            Request::change("loopback up", up(LOOPBACK)),
+            Request::change(format!("{} up", self.inside), up(index)),
+            Request::replace(format!("address {}", self.address), RouteNetlinkMessage::NewAddress(address)),
+            links::neighbour(index, self.gateway),
+            Request::replace(format!("route to {}", self.gateway), RouteNetlinkMessage::NewRoute(hop)),
+            Request::replace("default route", RouteNetlinkMessage::NewRoute(default)),
+        ])
+    }
+
+    /// A packet that is sent too early is lost, and what sends it asks again only a second later.
+    pub(super) fn wait(&self, host: &mut Netlink) -> io::Result<()> {
+        let begun = Instant::now();
+        while !links::link(host, &self.outside)?.is_some_and(|link| link.passes) {
+            if begun.elapsed() > PASSES {
+                let what = format!("link {} does not come up", self.outside);
+                return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// Whether both halves are as they were made.
+    pub(super) fn is_whole(&self, host: &mut Netlink, inside: &mut Netlink) -> io::Result<bool> {
+        Ok(self.is_set_up_outside(host)? && self.is_set_up_inside(inside)?)
+    }
+
+    fn is_set_up_outside(&self, host: &mut Netlink) -> io::Result<bool> {
+        let Some(link) = links::link(host, &self.outside)? else { return Ok(false) };
+        let wired = link.up && link.passes && !link.arp && link.bridge.is_none() && link.group == self.group;
+        Ok(wired
+            && link.hardware == subnet::hardware(self.gateway)
+            && links::knows_neighbour(host, link.index, self.address)?
+            && links::way_to(host, self.address)? == Some((link.index, Some(self.source))))
+    }
+
+    fn is_set_up_inside(&self, netlink: &mut Netlink) -> io::Result<bool> {
+        let Some(inside) = links::link(netlink, &self.inside)? else { return Ok(false) };
+        let loopback = links::links(netlink)?.into_iter().any(|link| link.index == LOOPBACK && link.up);
+        let own = links::addresses(netlink)?.into_iter().filter(|one| one.link == inside.index);
+        let only = own.map(|one| (one.address, one.net)).eq([(self.address, self.address.into())]);
+        let leads = links::routes(netlink)?.into_iter().any(|route| {
+            route.net.prefix_len() == 0
+                && route.link == Some(inside.index)
+                && route.gateway == Some(self.gateway)
+        });
+        Ok(inside.up
+            && loopback
+            && only
+            && leads
+            && inside.hardware == subnet::hardware(self.address)
+            && links::knows_neighbour(netlink, inside.index, self.gateway)?)
+    }
+}
+
+fn hardware(address: Ipv4Addr) -> LinkAttribute {
+    LinkAttribute::Address(subnet::hardware(address).to_vec())
+}
+
+fn found(netlink: &mut Netlink, name: &str) -> io::Result<u32> {
+    let link = links::link(netlink, name)?;
+    Ok(link.ok_or_else(|| io::Error::other(format!("there is no link {name}")))?.index)
+}
