@@ -16,6 +16,7 @@ use hearth_pack::remote::{Mirror, MirrorError, Mirrors};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::model::egress::{EgressPolicy, EgressRule};
 use crate::model::trust::Trust;
 use crate::model::{AddressBlock, CertificateFiles, Registry, RoomRegistries, TokenKeyFile};
 
@@ -89,6 +90,18 @@ pub struct Builds {
     pub keep: usize,
     /// Builds are refused when the state directory's file system has less free space than this.
     pub min_free_bytes: u64,
+    pub egress: Egress,
+}
+
+/// Where steps of builds may connect to, and the builder itself for `ADD https://...`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Egress {
+    /// Hosts, suffixes and blocks of addresses; empty means the world. Private networks are closed unless a block
+    /// within them is listed.
+    pub allow: Vec<EgressRule>,
+    /// Where steps' names are asked; the machine's own resolvers where it is empty.
+    pub resolvers: Vec<SocketAddr>,
 }
 
 /// The buildkitd that the daemon runs when no `buildkit` address is set.
@@ -178,6 +191,7 @@ impl Default for Config {
                 builder_wait_seconds: 60,
                 keep: 1000,
                 min_free_bytes: GIB,
+                egress: Egress::default(),
             },
             builder: Builder {
                 program: "buildkitd".into(),
@@ -219,6 +233,10 @@ impl Config {
     pub fn mirrors(&self) -> Result<Mirrors, MirrorError> {
         let all = self.mirrors.iter().flat_map(|(host, urls)| urls.iter().map(move |url| (host, url)));
         Ok(Mirrors::new(all.map(|(host, url)| Mirror::new(host, url)).collect::<Result<_, _>>()?))
+    }
+
+    pub fn egress(&self) -> EgressPolicy {
+        EgressPolicy::new(self.builds.egress.allow.clone())
     }
 
     pub const fn default_timeout(&self) -> Duration {

@@ -6,6 +6,7 @@
 mod listeners;
 mod router;
 mod services;
+mod steps;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -34,6 +35,7 @@ use crate::model::LayerLimits;
 use crate::model::access::{ApiScope, ContainersGrant, Patterns, RegistryGrant};
 use crate::model::id::BuildId;
 use crate::model::secret::{Credential, Secret};
+use crate::network::steps::StepNetwork;
 use crate::packs::store::StoreLimits;
 use crate::packs::{PackOptions, Packs};
 use crate::registry::blobs::BlobStore;
@@ -113,7 +115,7 @@ impl Daemon {
     /// Serves until `stop`, then drains.
     pub async fn run(self, stop: CancellationToken) -> Result<()> {
         let Self { config, metrics, mut listeners, tls, storage, store, blobs, access, _lock } = self;
-        let (kit, child) = start_buildkit(&config)?;
+        let (kit, builder) = start_buildkit(&config).await?;
         let (runtime, runtime_child) = services::start_containerd(&config, Arc::new(blobs.clone()))?;
         let network = services::open_network(&config).await;
         let (network, own_address) = services::reachable(network, &mut listeners).await;
@@ -230,8 +232,8 @@ impl Daemon {
         housekeeping.abort();
         services.end().await;
         mounts.end().await;
-        if let Some(child) = child {
-            child.stop().await;
+        if let Some(builder) = builder {
+            builder.stop().await;
         }
         listeners::forget_addresses(&config.state_dir)?;
         listeners::remove_socket(&addresses.socket);
@@ -269,8 +271,23 @@ fn open_packs(config: &Config, images: Images) -> Result<Packs> {
     Packs::open(PackOptions { directory, limits, keep }, images).context("content of packs")
 }
 
+/// A builder of our own, and the network of its steps.
+struct OwnBuilder {
+    child: supervise::Handle,
+    network: Option<StepNetwork>,
+}
+
+impl OwnBuilder {
+    async fn stop(self) {
+        self.child.stop().await;
+        if let Some(network) = self.network {
+            steps::close(network).await;
+        }
+    }
+}
+
 /// The configured BuildKit, or our own under supervision.
-fn start_buildkit(config: &Config) -> Result<(BuildKit, Option<supervise::Handle>)> {
+async fn start_buildkit(config: &Config) -> Result<(BuildKit, Option<OwnBuilder>)> {
     if let Some(address) = &config.buildkit {
         if !config.mirrors.is_empty() {
             tracing::warn!(
@@ -280,7 +297,10 @@ fn start_buildkit(config: &Config) -> Result<(BuildKit, Option<supervise::Handle
         let options = buildkit::Options { address: address.parse()?, child: None, executor: None };
         return Ok((BuildKit::connect(options), None));
     }
-    let mut options = managed::Options::new(config.state_dir.join("buildkit"));
+    let directory = config.state_dir.join("buildkit");
+    let network = steps::open(config).await?;
+    let of_builder = network.clone().and_then(|network| network.builder(&directory));
+    let mut options = managed::Options::new(directory, of_builder.map_err(|error| error.to_string()));
     options.program.clone_from(&config.builder.program);
     options.mirrors = config.mirrors()?;
     options.quota.max_used = config.builder.max_used_bytes;
@@ -288,7 +308,7 @@ fn start_buildkit(config: &Config) -> Result<(BuildKit, Option<supervise::Handle
     let (child, mut connect) = options.plan()?;
     let child = supervise::start(child)?;
     connect.child = Some(child.status());
-    Ok((BuildKit::connect(connect), Some(child)))
+    Ok((BuildKit::connect(connect), Some(OwnBuilder { child, network: network.ok() })))
 }
 
 fn build_options(config: &Config, addresses: &Addresses, access: Arc<Access>) -> Result<build::Options> {

@@ -8,13 +8,16 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use hearthd::config::{self, Config, Flags};
 use hearthd::daemon::Daemon;
-use hearthd::{instance_log, shutdown, task, telemetry};
+use hearthd::{instance_log, network, shutdown, task, telemetry};
 
 /// Exit code for a configuration that cannot be used, as for wrong usage.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     if let Some(code) = instance_log::run_keeper() {
+        return code;
+    }
+    if let Some(code) = network::steps::run_plugin() {
         return code;
     }
     allocator::set_up();

@@ -6,6 +6,7 @@ pub mod build;
 mod certificate_files;
 pub mod component;
 pub mod deploy;
+pub mod egress;
 mod exact_names;
 pub mod fault;
 pub mod id;

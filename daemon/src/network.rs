@@ -43,8 +43,8 @@ mod leases;
 mod links;
 mod namespace;
 mod netlink;
-#[cfg_attr(not(test), expect(dead_code, reason = "its users come next"))]
 mod routed_pair;
+pub mod steps;
 mod subnet;
 #[cfg(test)]
 mod tests;
@@ -263,10 +263,15 @@ fn wire(options: &Options) -> Result<Wiring, NetworkError> {
 
 /// The inode and not the path: two daemons in two containers on the host's network may share the path.
 fn name_of(dir: &Path) -> io::Result<String> {
+    Ok(format!("{PREFIX}-{}", tag_of(dir)?))
+}
+
+/// Eight letters that stand for a directory on this machine.
+fn tag_of(dir: &Path) -> io::Result<String> {
     let stat = fs::metadata(dir)?;
     let mut hasher = blake3::Hasher::new();
     hasher.update(&stat.dev().to_le_bytes()).update(&stat.ino().to_le_bytes());
-    Ok(format!("{PREFIX}-{}", &hasher.finalize().to_hex()[..8]))
+    Ok(hasher.finalize().to_hex()[..8].to_owned())
 }
 
 /// Gives the bridge its subnet: the one that is asked for, or the one that it has, or had before the last reboot, or

@@ -26,7 +26,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("instance_log", &["model", "task"]),
     ("network", &["model", "task", "deploy::port", "capability"]),
     ("capability", &[]),
-    ("buildkit", &["model", "task", "build::port", "context::port", "supervise", "capability"]),
+    (
+        "buildkit",
+        &["model", "task", "build::port", "context::port", "supervise", "capability", "network::steps"],
+    ),
     // What may be done with repositories is one question for gRPC and `/v2/`, of values only.
     ("registry", &["model", "task", "image::port", "access::policy"]),
     ("store", &["model", "task", "build::port", "deploy::port", "image::port", "secrets::port"]),

@@ -26,7 +26,7 @@ use crate::image::Image;
 use crate::process::{self, Output, Process};
 use crate::sources::{Tree, base_tree};
 use crate::wait::{self, seconds};
-use crate::{http, leftovers, network, skopeo};
+use crate::{http, leftovers, network, skopeo, step_network};
 
 /// The base image of builds in tests: busybox, with no registry needed to get it.
 pub const BASE: &str = "room.meshagent.com/busybox:test";
@@ -449,7 +449,8 @@ impl Daemon {
         // A child that was killed with its parent takes a moment to go.
         wait::poll(seconds(5), || leftovers::processes(&self.directory).is_empty().then_some(()));
         // One that was killed had no chance to take its network away.
-        let network = network::sweep(&self.state());
+        let mut network = network::sweep(&self.state());
+        network.extend(step_network::sweep(&self.state()));
         report.extend(network.into_iter().filter(|_| drained));
         self.keep_log_of_failure(!report.is_empty());
         let own_mounts = self.live().own_mounts.clone();

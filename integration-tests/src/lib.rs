@@ -7,7 +7,8 @@
 //! - [`http`], [`grpc`], [`skopeo`], [`buildctl`]: the other side of ports.
 //! - [`containerd`], [`terminal`]: a containerd and a terminal of the test's own.
 //! - [`service`], [`traffic`]: images that services are started from, and requests to them.
-//! - [`process`], [`leftovers`], [`network`]: commands with a time limit, and what must not outlive a test.
+//! - [`process`], [`leftovers`], [`network`], [`step_network`]: commands with a time limit, and what must not outlive a test.
+//! - [`world`]: machines that a build's steps may or may not reach.
 //! - [`remains`]: what there is of a daemon's instances, everywhere.
 //!
 //! Everything here panics on failure, with what was expected and what came: it runs in tests only.
@@ -36,6 +37,8 @@ pub mod runner;
 pub mod service;
 pub mod skopeo;
 pub mod sources;
+pub mod step_network;
 pub mod terminal;
 pub mod traffic;
 pub mod wait;
+pub mod world;

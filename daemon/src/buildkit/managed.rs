@@ -7,12 +7,13 @@
 //!   buildkitd.log        buildkitd.log.1
 //!   data/                BuildKit's root: cache, content, snapshots
 //!   tmp/                 its TMPDIR: what it mounts for a moment lies below <dir> too
+//!   cni/                 how its steps get a network (network/steps/builder.rs)
 //! ```
 //!
 //! It runs contained: its steps' processes and its mounts end with it, however it ends.
 //!
-//! A `RUN` without `--network none` sees the network of the host: with no CNI plugins installed,
-//! that is BuildKit's only mode that has any network.
+//! Each `RUN` has a network of its own, made by this process ([`crate::network::steps`]). Where that cannot be made,
+//! buildkitd is not started: no step ever gets the network of the host in its place.
 
 use std::ffi::OsString;
 use std::fs;
@@ -26,6 +27,7 @@ use hearth_pack::remote::Mirrors;
 use tonic::transport::Channel;
 
 use super::{Address, AddressError, channel};
+use crate::network::steps::BuilderNetwork;
 use crate::supervise::port as supervise;
 use crate::supervise::program::find;
 
@@ -39,7 +41,7 @@ pub use settings::Quota;
 const EXECUTOR: &str = "data/runc-overlayfs/executor";
 const EXECUTOR_NATIVE: &str = "data/runc-native/executor";
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// Directory of this buildkitd alone.
     pub dir: PathBuf,
@@ -50,13 +52,16 @@ pub struct Options {
     pub quota: Quota,
     /// Asked for FROM before the registries they stand for.
     pub mirrors: Mirrors,
+    /// The network of its steps, or why there is none: then buildkitd is not started, and says so.
+    pub network: Result<BuilderNetwork, String>,
     pub limits: supervise::Limits,
 }
 
 impl Options {
-    pub fn new(dir: PathBuf) -> Self {
+    pub fn new(dir: PathBuf, network: Result<BuilderNetwork, String>) -> Self {
         Self {
             dir,
+            network,
             program: "buildkitd".into(),
             runc: "runc".into(),
             quota: Quota::default(),
@@ -76,6 +81,7 @@ impl Options {
             runc: self.runc,
             quota: self.quota,
             mirrors: self.mirrors,
+            network: self.network,
             control: channel::control(&address),
         };
         let variable = |name: &str, value: &str| (OsString::from(name), OsString::from(value));
@@ -106,6 +112,7 @@ struct Buildkitd {
     runc: PathBuf,
     quota: Quota,
     mirrors: Mirrors,
+    network: Result<BuilderNetwork, String>,
     control: ControlClient<Channel>,
 }
 
@@ -115,18 +122,34 @@ impl supervise::Kind for Buildkitd {
         capability::check()?;
         find(&self.program).ok_or_else(|| not_found(&self.program, "BuildKit"))?;
         let runc = find(&self.runc).ok_or_else(|| not_found(&self.runc, "runc"))?;
+        let network = self.network.as_ref().map_err(|reason| {
+            format!("steps of builds cannot have a network of their own, so nothing is built: {reason}")
+        })?;
+        let wiring = settings::StepWiring {
+            config: network.config(),
+            plugins: network.plugins(),
+            resolver: network.resolver(),
+        };
         let write = || -> io::Result<()> {
             fs::create_dir_all(self.dir.join("tmp"))?;
             for executor in [EXECUTOR, EXECUTOR_NATIVE] {
                 containers::remove_bundles(&self.dir.join(executor))?;
             }
-            settings::write(&self.dir, &runc, &self.quota, &self.mirrors)
+            network.prepare()?;
+            settings::write(&self.dir, &runc, &self.quota, &self.mirrors, &wiring)
         };
         write().map_err(|error| format!("settings of buildkitd in `{}`: {error}", self.dir.display()))
     }
 
     async fn probe(&self) -> Result<String, supervise::ProbeError> {
-        super::version(self.control.clone()).await
+        let version = super::version(self.control.clone()).await?;
+        // BuildKit gives this socket of its own to every step as long as it finds it.
+        match fs::remove_file(settings::otel_socket(&self.dir)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(supervise::ProbeError::Refused(
+                format!("the socket of traces cannot be taken from steps: {error}"),
+            )),
+            _ => Ok(version),
+        }
     }
 
     fn explain(&self, log_tail: &str) -> Option<String> {
@@ -135,7 +158,9 @@ impl supervise::Kind for Buildkitd {
 
     fn sweep(&self) -> Result<(), String> {
         let dir = self.dir.canonicalize().map_err(|error| error.to_string())?;
-        containers::end_below(&dir, &self.runc)
+        let ended = containers::end_below(&dir, &self.runc);
+        let Ok(network) = &self.network else { return ended };
+        ended.and(network.release().map_err(|error| format!("networks of steps: {error}")))
     }
 }
 

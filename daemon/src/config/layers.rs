@@ -133,6 +133,14 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_of_the_list_of_egress_that_is_none_fails_and_is_named() {
+        let rules = load_with("[builds.egress]\nallow = ['*.pypi.org', '10.0.0.0/8']\n", &[]).unwrap();
+        assert!(rules.egress().allows_name("files.pypi.org") && !rules.egress().is_open());
+        let error = load_with("[builds.egress]\nallow = ['https://pypi.org']\n", &[]).unwrap_err();
+        assert!(error.to_string().contains("https://pypi.org"), "{error}");
+    }
+
+    #[test]
     fn a_typo_in_the_file_fails_and_names_file_and_key() {
         let error = load_with("statedir = '/x'\n", &[]).unwrap_err().to_string();
         assert!(error.contains("hearthd.toml") && error.contains("statedir"), "{error}");
@@ -151,7 +159,7 @@ mod tests {
         let example = include_str!("../../../deploy/config/hearthd.toml");
         assert_eq!(load_with(example, &[]).unwrap(), Config::default());
         assert_eq!(load_with(&example.replace("#: ", ""), &[]).unwrap(), Config::default());
-        assert_eq!(example.matches("#: ").count(), 29, "every setting with a default is shown");
+        assert_eq!(example.matches("#: ").count(), 31, "every setting with a default is shown");
     }
 
     #[test]

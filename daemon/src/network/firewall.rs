@@ -143,7 +143,7 @@ pub(super) async fn dropping(program: &Path) -> Result<Vec<Chain>, NetworkError>
         .map_err(|error| NetworkError::Other(format!("{} -j list chains: {error}", program.display())))
 }
 
-async fn run(program: &Path, args: &[&str], input: &str) -> Result<String, NetworkError> {
+pub(super) async fn run(program: &Path, args: &[&str], input: &str) -> Result<String, NetworkError> {
     let failed =
         |reason: String| NetworkError::Other(format!("{} {}: {reason}", program.display(), args.join(" ")));
     let mut child = Command::new(program)

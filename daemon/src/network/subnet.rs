@@ -15,12 +15,17 @@ const PREFIX: u8 = 24;
 /// A /24 that overlaps nothing of `taken`; where the search begins follows from `seed`, so that daemons of one
 /// host, and rooms that meet in one VPN, seldom choose the same. None when all is taken.
 pub(super) fn choose(seed: u32, taken: &[Ipv4Net]) -> Option<Ipv4Net> {
+    choose_of(PREFIX, seed, taken)
+}
+
+/// The same with another length of the prefix, from /16 on.
+pub(super) fn choose_of(length: u8, seed: u32, taken: &[Ipv4Net]) -> Option<Ipv4Net> {
     SPACES.into_iter().find_map(|(space, prefix)| {
-        let count = 1u32 << (PREFIX - prefix);
+        let count = 1u32 << (length - prefix);
         let nth = |step: u32| (seed % count + step) % count;
         (0..count)
             .map(nth)
-            .filter_map(|n| Ipv4Net::new((u32::from(space) + (n << (32 - PREFIX))).into(), PREFIX).ok())
+            .filter_map(|n| Ipv4Net::new((u32::from(space) + (n << (32 - length))).into(), length).ok())
             .find(|subnet| !overlaps(*subnet, taken))
     })
 }

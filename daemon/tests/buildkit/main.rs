@@ -25,6 +25,7 @@ use hearthd::model::fault::Fault;
 use hearthd::model::id::BuildId;
 use hearthd::model::secret::{Credential, Secret};
 use hearthd::model::trust::TrustDomain;
+use hearthd::network::steps::{StepNetwork, StepNetworkOptions};
 use hearthd::supervise;
 use memory::MemoryTree;
 use registry::Registry;
@@ -46,6 +47,7 @@ impl Credentials for NoCredentials {
 struct Fixture {
     kit: BuildKit,
     supervision: supervise::Handle,
+    steps: StepNetwork,
     registry: Registry,
     address: String,
     dir: tempfile::TempDir,
@@ -54,10 +56,10 @@ struct Fixture {
 impl Fixture {
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (kit, supervision) = managed_in(dir.path());
+        let (kit, supervision, steps) = managed_in(dir.path()).await;
         ready(&kit).await;
         let (registry, address) = Registry::start().await;
-        Self { kit, supervision, registry, address, dir }
+        Self { kit, supervision, steps, registry, address, dir }
     }
 
     fn request(&self, dockerfile: &str, context: MemoryTree) -> SolveRequest {
@@ -168,6 +170,7 @@ impl Fixture {
     async fn stop(self) {
         drop(self.kit);
         self.supervision.stop().await;
+        self.steps.close().await.unwrap();
         assert_eq!(processes_below(self.dir.path()), Vec::<String>::new(), "no process is left");
         assert_eq!(mounts_below(self.dir.path()), 0, "no mount is left");
     }
@@ -183,13 +186,17 @@ impl Fixture {
     }
 }
 
-fn managed_in(dir: &Path) -> (BuildKit, supervise::Handle) {
-    let mut options = managed::Options::new(dir.join("buildkit"));
+async fn managed_in(dir: &Path) -> (BuildKit, supervise::Handle, StepNetwork) {
+    let plugin = env!("CARGO_BIN_EXE_hearthd").into();
+    let steps = StepNetwork::open(StepNetworkOptions::new(dir.to_owned(), plugin)).await.unwrap();
+    let directory = dir.join("buildkit");
+    let network = steps.builder(&directory).unwrap();
+    let mut options = managed::Options::new(directory, Ok(network));
     options.limits.restart_first = Duration::from_millis(50);
     let (child, mut options) = options.plan().unwrap();
     let handle = supervise::start(child).unwrap();
     options.child = Some(handle.status());
-    (BuildKit::connect(options), handle)
+    (BuildKit::connect(options), handle, steps)
 }
 
 async fn ready(kit: &BuildKit) {
@@ -470,9 +477,26 @@ fn kill(command_line: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_buildkitd_whose_steps_can_have_no_network_of_their_own_is_not_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let reason = "nft: no such program".to_owned();
+    let (child, mut options) =
+        managed::Options::new(dir.path().join("buildkit"), Err(reason)).plan().unwrap();
+    let handle = supervise::start(child).unwrap();
+    options.child = Some(handle.status());
+    let kit = BuildKit::connect(options);
+    let mut status = kit.status();
+    let told =
+        status.wait_for(|status| status.detail.as_ref().is_some_and(|d| d.contains("nft: no such program")));
+    timeout(LIMIT, told).await.unwrap().unwrap();
+    assert!(!dir.path().join("buildkit/buildkitd.toml").exists());
+    handle.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_reason_of_a_buildkitd_that_cannot_start_is_told() {
     let dir = tempfile::tempdir().unwrap();
-    let mut options = managed::Options::new(dir.path().join("buildkit"));
+    let mut options = managed::Options::new(dir.path().join("buildkit"), Err("none is needed".to_owned()));
     options.runc = "no-such-runc".into();
     let (child, mut options) = options.plan().unwrap();
     let handle = supervise::start(child).unwrap();
@@ -489,11 +513,11 @@ async fn the_reason_of_a_buildkitd_that_cannot_start_is_told() {
 async fn as_a_daemon_that_will_be_killed() {
     let Some(dir) = std::env::var_os(DAEMON_DIR) else { return };
     let dir = std::path::PathBuf::from(dir);
-    let (kit, supervision) = managed_in(&dir);
+    let (kit, supervision, steps) = managed_in(&dir).await;
     ready(&kit).await;
     let (registry, address) = Registry::start().await;
     // The directory is the other process's to remove.
-    let fixture = Fixture { kit, supervision, registry, address, dir: tempfile::tempdir().unwrap() };
+    let fixture = Fixture { kit, supervision, steps, registry, address, dir: tempfile::tempdir().unwrap() };
     let (task, mark) = sleeping(&fixture, &CancellationToken::new()).await;
     std::fs::write(dir.join("mark"), mark).unwrap();
     let _ = task.await;
@@ -531,9 +555,10 @@ async fn a_killed_daemon_leaves_nothing_running_and_the_next_one_starts() {
     println!("nothing runs {:?} after the daemon was killed", killed.elapsed());
     let left = processes_below(&below);
     let sleeping = mark.as_deref().map(sleeps);
-    let (kit, supervision) = managed_in(dir.path());
+    let (kit, supervision, steps) = managed_in(dir.path()).await;
     ready(&kit).await;
     supervision.stop().await;
+    steps.close().await.unwrap();
     assert_eq!((left, sleeping), (Vec::new(), Some(0)));
     assert_eq!((processes_below(&below), mounts_below(dir.path())), (Vec::new(), 0));
 }

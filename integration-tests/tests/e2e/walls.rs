@@ -4,6 +4,9 @@
 
 use integration_tests::runner::Group;
 
+#[path = "walls/steps.rs"]
+mod steps;
+
 pub fn groups() -> Vec<Group> {
-    Vec::new()
+    vec![steps::group()]
 }

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 
 use hearth_pack::remote::Mirrors;
 use serde::Serialize;
 
+/// Namespaces that BuildKit keeps ready: a step that finds none waits some 50 ms for one.
+const READY_NAMESPACES: u32 = 4;
 const GB: u64 = 1_000_000_000;
 
 /// How much of the disk the build cache may take, in bytes. BuildKit looks after builds, not during.
@@ -36,6 +39,7 @@ struct Settings<'a> {
     provenance_env_dir: &'a Path,
     grpc: Grpc,
     otel: Otel<'a>,
+    dns: Dns,
     cdi: Cdi,
     history: History,
     worker: Workers<'a>,
@@ -61,6 +65,11 @@ struct Grpc {
 struct Otel<'a> {
     #[serde(rename = "socketPath")]
     socket_path: &'a Path,
+}
+
+#[derive(Serialize)]
+struct Dns {
+    nameservers: [Ipv4Addr; 1],
 }
 
 #[derive(Serialize)]
@@ -94,6 +103,12 @@ struct Oci<'a> {
     binary: &'a Path,
     #[serde(rename = "networkMode")]
     network_mode: &'static str,
+    #[serde(rename = "cniConfigPath")]
+    cni_config_path: PathBuf,
+    #[serde(rename = "cniBinaryPath")]
+    cni_binary_path: PathBuf,
+    #[serde(rename = "cniPoolSize")]
+    cni_pool_size: u32,
     gc: bool,
     gcpolicy: [GcPolicy; 3],
 }
@@ -131,7 +146,20 @@ fn registries(mirrors: &Mirrors) -> BTreeMap<String, Registry> {
     registries
 }
 
-fn text(dir: &Path, runc: &Path, quota: &Quota, mirrors: &Mirrors) -> io::Result<String> {
+/// What steps are given in place of the host's network.
+pub(super) struct StepWiring {
+    pub(super) config: PathBuf,
+    pub(super) plugins: PathBuf,
+    pub(super) resolver: Ipv4Addr,
+}
+
+fn text(
+    dir: &Path,
+    runc: &Path,
+    quota: &Quota,
+    mirrors: &Mirrors,
+    wiring: &StepWiring,
+) -> io::Result<String> {
     let policy = |all, filters, keep_duration| GcPolicy {
         all,
         filters,
@@ -146,7 +174,8 @@ fn text(dir: &Path, runc: &Path, quota: &Quota, mirrors: &Mirrors) -> io::Result
         insecure_entitlements: [],
         provenance_env_dir: &dir.join("provenance.d"),
         grpc: Grpc { address: [format!("unix://{}", socket.display())] },
-        otel: Otel { socket_path: &dir.join("otel.sock") },
+        otel: Otel { socket_path: &otel_socket(dir) },
+        dns: Dns { nameservers: [wiring.resolver] },
         cdi: Cdi { disabled: true },
         // Builds are not recorded there (`internal`); this bounds what else may be.
         history: History { max_age: 3600, max_entries: 1 },
@@ -155,7 +184,10 @@ fn text(dir: &Path, runc: &Path, quota: &Quota, mirrors: &Mirrors) -> io::Result
                 enabled: true,
                 snapshotter: "auto",
                 binary: runc,
-                network_mode: "host",
+                network_mode: "cni",
+                cni_config_path: wiring.config.clone(),
+                cni_binary_path: wiring.plugins.clone(),
+                cni_pool_size: READY_NAMESPACES,
                 gc: true,
                 gcpolicy: [
                     // BuildKit's default drops contexts that 48 hours did not use once they pass
@@ -174,9 +206,19 @@ fn text(dir: &Path, runc: &Path, quota: &Quota, mirrors: &Mirrors) -> io::Result
     toml::to_string(&settings).map_err(io::Error::other)
 }
 
-pub(super) fn write(dir: &Path, runc: &Path, quota: &Quota, mirrors: &Mirrors) -> io::Result<()> {
+pub(super) fn otel_socket(dir: &Path) -> PathBuf {
+    dir.join("otel.sock")
+}
+
+pub(super) fn write(
+    dir: &Path,
+    runc: &Path,
+    quota: &Quota,
+    mirrors: &Mirrors,
+    wiring: &StepWiring,
+) -> io::Result<()> {
     let new = dir.join("buildkitd.toml.new");
-    fs::write(&new, text(dir, runc, quota, mirrors)?)?;
+    fs::write(&new, text(dir, runc, quota, mirrors, wiring)?)?;
     fs::rename(new, dir.join("buildkitd.toml"))
 }
 
@@ -187,7 +229,12 @@ mod tests {
     fn table(mirrors: &[&str]) -> toml::Table {
         let mirrors = Mirrors::new(mirrors.iter().map(|text| text.parse().unwrap()).collect());
         let (dir, runc) = (Path::new("/s/bk"), Path::new("/usr/sbin/runc"));
-        text(dir, runc, &Quota::default(), &mirrors).unwrap().parse().unwrap()
+        let wiring = StepWiring {
+            config: "/s/bk/cni/steps.conflist".into(),
+            plugins: "/s/bk/cni/plugins".into(),
+            resolver: Ipv4Addr::new(10, 1, 0, 2),
+        };
+        text(dir, runc, &Quota::default(), &mirrors, &wiring).unwrap().parse().unwrap()
     }
 
     #[test]
@@ -219,6 +266,9 @@ mod tests {
         assert_eq!(table["worker"]["containerd"]["enabled"].as_bool(), Some(false));
         let oci = &table["worker"]["oci"];
         assert_eq!(oci["binary"].as_str(), Some("/usr/sbin/runc"));
+        assert_eq!(oci["networkMode"].as_str(), Some("cni"));
+        assert_eq!(oci["cniConfigPath"].as_str(), Some("/s/bk/cni/steps.conflist"));
+        assert_eq!(table["dns"]["nameservers"][0].as_str(), Some("10.1.0.2"));
         assert_eq!(oci["gcpolicy"][0]["keepDuration"].as_str(), Some("1440h"));
         assert_eq!(oci["gcpolicy"][0]["filters"][0].as_str(), Some("type==source.local"));
         assert_eq!(oci["gcpolicy"][2]["all"].as_bool(), Some(true));

@@ -1,0 +1,305 @@
+//! The network of build steps: a namespace for each, wired by this process, that reaches the world and nothing of this
+//! machine.
+//!
+//! ```text
+//! buildkitd --CNI--> hearthd as plugin (plugin.rs) --socket, namespace--> builder.rs --> attachments.rs: address, pair
+//!
+//!   step   eth1, A/32  ---- pair ----  hst<daemon><n>        rules.rs (nft): NAT to the world, everything else refused
+//!   step   ...         ---- pair ----  ...
+//!   builders' namespace ---- pair ----  hst<daemon>-b         resolver.rs answers here
+//! ```
+//!
+//! No step shares a wire with another, or with the host: what leaves a step is a packet to be routed, on which the rules
+//! decide. There is no IPv6. BuildKit keeps some wired namespaces ready (`cniPoolSize`), so that no step waits.
+//!
+//! Steps end with their builder, and builders with this process: nothing of this is kept on disk. What a daemon that was
+//! killed leaves is a link and a table of its own name, which the next one with the same state directory takes away.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ipnet::Ipv4Net;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::netlink::Netlink;
+use super::{FORWARD, NetworkError, at, blocking, capability, firewall, forward, links, other, subnet};
+use crate::model::egress::EgressPolicy;
+use crate::task;
+
+mod attachments;
+mod builder;
+mod call;
+mod dns_message;
+mod gate;
+mod plugin;
+mod refusals;
+mod resolver;
+mod rules;
+
+use attachments::{AttachError, Attachments, BuilderKey, BuildersNamespace};
+pub use builder::BuilderNetwork;
+use call::Wired;
+use gate::StepFirewall;
+pub use plugin::run_plugin;
+use refusals::Refusals;
+pub use refusals::RefusedConnection;
+use resolver::{Resolver, ResolverOptions};
+use rules::{STEP_PREFIX, StepRules};
+
+/// Steps that may have a network at once, of all builders together: some 4000.
+const SUBNET_PREFIX: u8 = 20;
+/// Daemons that start at once may choose the same subnet; then each chooses again.
+const CHOICES: u32 = 16;
+/// How often it is looked whether somebody has changed the table.
+const MEND_EVERY: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Debug)]
+pub struct StepNetworkOptions {
+    /// The daemon's; its identity parts this daemon's links and table from those of others.
+    pub state_dir: PathBuf,
+    /// The program that BuildKit starts as its CNI plugin: hearthd.
+    pub plugin: PathBuf,
+    /// `nft`, looked up in `PATH` unless it has a `/`.
+    pub nft: PathBuf,
+    pub policy: EgressPolicy,
+    /// Where names are asked; those of `resolv_conf` where there are none.
+    pub resolvers: Vec<SocketAddr>,
+    pub resolv_conf: PathBuf,
+    /// Where that has none either.
+    pub fallback_resolvers: Vec<Ipv4Addr>,
+}
+
+impl StepNetworkOptions {
+    pub fn new(state_dir: PathBuf, plugin: PathBuf) -> Self {
+        let services = super::Options::new(state_dir.clone());
+        Self {
+            state_dir,
+            plugin,
+            nft: services.nft,
+            policy: EgressPolicy::default(),
+            resolvers: Vec::new(),
+            resolv_conf: services.resolv_conf,
+            fallback_resolvers: services.fallback_resolvers,
+        }
+    }
+}
+
+/// The network of the steps of all builders of one daemon. Cheap to clone.
+#[derive(Clone)]
+pub struct StepNetwork {
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    tasks: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
+
+struct Shared {
+    attachments: Mutex<Attachments>,
+    firewall: Arc<StepFirewall>,
+    refusals: Arc<Refusals>,
+    resolver: Ipv4Addr,
+    /// Held as long as the network: the namespace lives by it.
+    _builders: OwnedFd,
+    plugin: PathBuf,
+    next_builder: AtomicU64,
+}
+
+impl StepNetwork {
+    /// Wires everything but steps. An error names what is missing here.
+    pub async fn open(options: StepNetworkOptions) -> Result<Self, NetworkError> {
+        // Before anything is made: there may be no nft, or none in the kernel.
+        let dropping = firewall::dropping(&options.nft).await?;
+        let state_dir = options.state_dir.clone();
+        let (attachments, builders, name) = blocking(move || wire(&state_dir)).await?;
+        for chain in &dropping {
+            tracing::warn!(
+                chain = %chain,
+                "this chain drops what is forwarded: steps of builds reach nothing unless it has rules that accept what \
+                 comes from and goes to `{name}*`"
+            );
+        }
+        let rules = StepRules {
+            name: name.clone(),
+            subnet: attachments.subnet,
+            resolver: builders.address,
+            policy: options.policy.clone(),
+        };
+        let subnet = rules.subnet;
+        let firewall = Arc::new(StepFirewall::new(options.nft.clone(), rules));
+        firewall.write().await?;
+        let refusals = Arc::new(Refusals::default());
+        let resolver_options = ResolverOptions {
+            policy: options.policy,
+            upstreams: options.resolvers,
+            resolv_conf: options.resolv_conf,
+            fallback: options.fallback_resolvers,
+        };
+        let gate = Arc::clone(&firewall) as Arc<dyn resolver::Gate>;
+        let resolver = Resolver::bind(
+            std::os::fd::AsFd::as_fd(&builders.descriptor),
+            resolver_options,
+            gate,
+            Arc::clone(&refusals),
+        )
+        .map_err(|error| other("resolver of steps", &error))?;
+        let stop = CancellationToken::new();
+        let tasks = vec![
+            task::spawn("steps-resolver", resolver.serve(stop.clone())),
+            task::spawn("steps-firewall", mend_loop(Arc::clone(&firewall), stop.clone())),
+        ];
+        tracing::info!(links = name, %subnet, "network of build steps is up");
+        let shared = Shared {
+            attachments: Mutex::new(attachments),
+            firewall,
+            refusals,
+            resolver: builders.address,
+            _builders: builders.descriptor,
+            plugin: options.plugin,
+            next_builder: AtomicU64::new(0),
+        };
+        Ok(Self { shared: Arc::new(shared), stop, tasks: Arc::new(Mutex::new(tasks)) })
+    }
+
+    /// The network of the steps of one builder, whose files are in `directory`.
+    pub fn builder(&self, directory: &Path) -> Result<BuilderNetwork, NetworkError> {
+        let key = self.shared.next_builder.fetch_add(1, Ordering::Relaxed);
+        BuilderNetwork::open(self, key, directory).map_err(|error| at(directory, &error))
+    }
+
+    /// Takes everything away. Builders are to have ended.
+    pub async fn close(self) -> Result<(), NetworkError> {
+        self.stop.cancel();
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        for ended in futures::future::join_all(tasks).await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a part of the network of steps ended badly");
+            }
+        }
+        let shared = Arc::clone(&self.shared);
+        let links =
+            blocking(move || shared.lock().sweep().map_err(|error| other("links of steps", &error))).await;
+        links.and(self.shared.firewall.remove().await)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Attachments> {
+        self.attachments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn attach(
+        &self,
+        builder: BuilderKey,
+        container: &str,
+        interface: &str,
+        namespace: OwnedFd,
+    ) -> Result<Wired, AttachError> {
+        self.lock().attach(builder, container, interface, namespace)
+    }
+
+    fn check(&self, builder: BuilderKey, container: &str) -> Result<(), AttachError> {
+        self.lock().check(builder, container)
+    }
+
+    /// Nothing to do where there is nothing.
+    fn detach(&self, builder: BuilderKey, container: &str) -> Result<(), AttachError> {
+        let Some(outside) = self.lock().outside_of(builder, container) else { return Ok(()) };
+        // The kernel takes some 35 ms for this, most of it waiting: nobody else waits for it.
+        delete_links(&[outside])
+            .map_err(|error| AttachError { code: call::code::WIRING, message: error.to_string() })?;
+        self.lock().forget(builder, container);
+        Ok(())
+    }
+
+    fn release_all(&self, builder: BuilderKey) -> io::Result<()> {
+        let (outsides, containers) = {
+            let attachments = self.lock();
+            (attachments.outsides_of(builder), attachments.containers_of(builder))
+        };
+        delete_links(&outsides)?;
+        self.lock().forget_all(builder);
+        builder::forget_results(&containers);
+        Ok(())
+    }
+
+    async fn refused_since(
+        &self,
+        builder: BuilderKey,
+        moment: Instant,
+    ) -> io::Result<Vec<RefusedConnection>> {
+        let listed = self.firewall.list_refused().await.map_err(io::Error::other)?;
+        let mut found = self.refusals.since(moment, &listed)?;
+        let attachments = self.lock();
+        found.retain(|refused| {
+            refused.from == self.resolver || attachments.builder_of(refused.from) == Some(builder)
+        });
+        Ok(found)
+    }
+}
+
+fn delete_links(names: &[String]) -> io::Result<()> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    Netlink::open()?.run(names.iter().map(|name| links::delete(name)).collect())
+}
+
+/// Subnet, and the namespace of builders.
+fn wire(state_dir: &Path) -> Result<(Attachments, BuildersNamespace, String), NetworkError> {
+    capability::check().map_err(NetworkError::Other)?;
+    let name = super::tag_of(state_dir).map_err(|error| at(state_dir, &error))?;
+    let name = format!("{STEP_PREFIX}{}", &name[..6]);
+    let failed = |error: io::Error| other("network of steps", &error);
+    forward()?;
+    let mut seed = u32::from_str_radix(&name[STEP_PREFIX.len()..], 16).unwrap_or_default();
+    for _ in 0..CHOICES {
+        let chosen =
+            subnet::choose_of(SUBNET_PREFIX, seed, &taken(&name).map_err(failed)?).ok_or_else(|| {
+                NetworkError::Other(
+                    "this host reaches all private addresses otherwise: none is left for steps".to_owned(),
+                )
+            })?;
+        let mut attachments = Attachments::new(name.clone(), chosen).map_err(failed)?;
+        attachments.sweep().map_err(failed)?;
+        let builders = attachments.make_builders_namespace().map_err(failed)?;
+        // Another daemon may have looked at the same moment.
+        if !subnet::overlaps(chosen, &taken(&name).map_err(failed)?) {
+            return Ok((attachments, builders, name));
+        }
+        attachments.sweep().map_err(failed)?;
+        seed = rand::random();
+    }
+    Err(NetworkError::Other("no subnet of steps stays free: others take each that is chosen".to_owned()))
+}
+
+/// What this host reaches by links that are not ours.
+fn taken(name: &str) -> io::Result<Vec<Ipv4Net>> {
+    let mut netlink = Netlink::open()?;
+    let all = links::links(&mut netlink)?;
+    let own: BTreeSet<u32> =
+        all.iter().filter(|link| link.name.starts_with(name)).map(|link| link.index).collect();
+    let routes = links::routes(&mut netlink)?.into_iter();
+    let routes = routes.filter(|route| route.net.prefix_len() > 0);
+    let others = routes.filter(|route| route.link.is_none_or(|link| !own.contains(&link)));
+    let mut taken: Vec<_> = others.map(|route| route.net).collect();
+    let addresses = links::addresses(&mut netlink)?.into_iter();
+    taken.extend(addresses.filter(|one| !own.contains(&one.link)).map(|one| one.net));
+    Ok(taken)
+}
+
+async fn mend_loop(firewall: Arc<StepFirewall>, stop: CancellationToken) {
+    while tokio::time::timeout(MEND_EVERY, stop.cancelled()).await.is_err() {
+        if let Err(error) = firewall.mend().await {
+            tracing::error!(%error, "the table of steps cannot be looked at; the next look tries again");
+        }
+        if let Err(error) = blocking(forward).await {
+            tracing::error!(%error, path = FORWARD, "steps may not reach the world");
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Which address belongs to which namespace of which builder, and the pair of links that leads there.
+//!
+//! Nothing of it is kept on disk: steps do not outlive the daemon, so the next one takes away whatever it finds
+//! ([`Attachments::sweep`]) and begins anew.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use ipnet::Ipv4Net;
+use netlink_packet_route::RouteNetlinkMessage;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+
+use super::call::{Wired, code};
+use crate::network::netlink::{Netlink, Request};
+use crate::network::routed_pair::RoutedPair;
+use crate::network::{links, namespace, subnet};
+use crate::task;
+
+/// The link's name in the builders' namespace.
+const INSIDE: &str = "eth0";
+/// No group of links of its own: rules know steps by the names of their links.
+const NO_GROUP: u32 = 0;
+
+/// A builder of this daemon, by a number that is never used again.
+pub(super) type BuilderKey = u64;
+
+/// Why a namespace was not wired: a code of CNI, and what to say.
+#[derive(Debug)]
+pub(super) struct AttachError {
+    pub(super) code: u32,
+    pub(super) message: String,
+}
+
+struct Attachment {
+    builder: BuilderKey,
+    container: String,
+    pair: RoutedPair,
+    namespace: OwnedFd,
+}
+
+pub(super) struct Attachments {
+    netlink: Netlink,
+    /// What the names of all links begin with.
+    name: String,
+    pub(super) subnet: Ipv4Net,
+    taken: BTreeMap<Ipv4Addr, Attachment>,
+    last: Option<Ipv4Addr>,
+}
+
+/// The namespace that builders and the resolver are in.
+pub(super) struct BuildersNamespace {
+    pub(super) descriptor: OwnedFd,
+    pub(super) address: Ipv4Addr,
+}
+
+impl Attachments {
+    pub(super) fn new(name: String, subnet: Ipv4Net) -> io::Result<Self> {
+        let netlink = Netlink::open()?;
+        Ok(Self { netlink, name, subnet, taken: BTreeMap::new(), last: Some(address_of_builders(subnet)) })
+    }
+
+    /// Makes the namespace of builders. The host's end of its pair has the gateway's address and the route to the whole
+    /// subnet, so that nobody else on this machine takes the subnet for a free one.
+    pub(super) fn make_builders_namespace(&mut self) -> io::Result<BuildersNamespace> {
+        let (descriptor, mut inside) = new_namespace()?;
+        let (gateway, address) = (subnet::gateway(self.subnet), address_of_builders(self.subnet));
+        let pair = RoutedPair {
+            outside: format!("{}-b", self.name),
+            inside: INSIDE.to_owned(),
+            address,
+            gateway,
+            source: gateway,
+            group: NO_GROUP,
+        };
+        pair.make_links(&mut self.netlink, descriptor.as_fd())?;
+        let index = links::link(&mut self.netlink, &pair.outside)?
+            .ok_or_else(|| io::Error::other(format!("link {} is gone again", pair.outside)))?
+            .index;
+        let message = links::address(index, gateway, self.subnet);
+        let what = format!("address {gateway}");
+        self.netlink.run(vec![Request::replace(what, RouteNetlinkMessage::NewAddress(message))])?;
+        pair.set_up_outside(&mut self.netlink)?;
+        pair.set_up_inside(&mut inside)?;
+        pair.wait(&mut self.netlink)?;
+        Ok(BuildersNamespace { descriptor, address })
+    }
+
+    /// Wires a namespace. One that the container had before goes.
+    pub(super) fn attach(
+        &mut self,
+        builder: BuilderKey,
+        container: &str,
+        interface: &str,
+        namespace: OwnedFd,
+    ) -> Result<Wired, AttachError> {
+        let failed = |error: io::Error| AttachError { code: code::WIRING, message: error.to_string() };
+        if let Some(outside) = self.outside_of(builder, container) {
+            self.netlink.run(vec![links::delete(&outside)]).map_err(failed)?;
+            self.forget(builder, container);
+        }
+        let (gateway, builders) = (subnet::gateway(self.subnet), address_of_builders(self.subnet));
+        let address =
+            subnet::next_free(self.subnet, self.last, |one| one == builders || self.taken.contains_key(&one))
+                .ok_or_else(|| AttachError {
+                    code: code::NO_ADDRESS,
+                    message: format!(
+                        "no address of {} is free for another step; wait until others have ended",
+                        self.subnet
+                    ),
+                })?;
+        let pair = RoutedPair {
+            outside: format!("{}{:04x}", self.name, u32::from(address) - u32::from(self.subnet.network())),
+            inside: interface.to_owned(),
+            address,
+            gateway,
+            source: gateway,
+            group: NO_GROUP,
+        };
+        let made = settle_inside(namespace.as_fd())
+            .and_then(|mut inside| pair.make(&mut self.netlink, namespace.as_fd(), &mut inside));
+        if let Err(error) = made {
+            // Its name is used again by the next one that gets the address, which replaces it.
+            if let Err(left) = self.netlink.run(vec![links::delete(&pair.outside)]) {
+                tracing::warn!(link = pair.outside, error = %left, "the link of a step that was not wired is left");
+            }
+            return Err(failed(error));
+        }
+        self.last = Some(address);
+        let wired = Wired { address, gateway, outside: pair.outside.clone() };
+        let attachment = Attachment { builder, container: container.to_owned(), pair, namespace };
+        self.taken.insert(address, attachment);
+        Ok(wired)
+    }
+
+    /// Whether the container's namespace is as it was wired; an error names what is not.
+    pub(super) fn check(&mut self, builder: BuilderKey, container: &str) -> Result<(), AttachError> {
+        let Some(one) = self.taken.values().find(|one| one.builder == builder && one.container == container)
+        else {
+            let message = format!("there is no container `{container}`");
+            return Err(AttachError { code: code::UNKNOWN_CONTAINER, message });
+        };
+        let whole = settle_inside(one.namespace.as_fd())
+            .and_then(|mut inside| one.pair.is_whole(&mut self.netlink, &mut inside));
+        let message = match whole {
+            Ok(true) => return Ok(()),
+            Ok(false) => format!("link `{}` is not as it was made", one.pair.outside),
+            Err(error) => error.to_string(),
+        };
+        Err(AttachError { code: code::WIRING, message })
+    }
+
+    /// The host's end of a container's pair.
+    pub(super) fn outside_of(&self, builder: BuilderKey, container: &str) -> Option<String> {
+        let mut all = self.taken.values();
+        all.find(|one| one.builder == builder && one.container == container)
+            .map(|one| one.pair.outside.clone())
+    }
+
+    /// The host's ends of all pairs of a builder.
+    pub(super) fn outsides_of(&self, builder: BuilderKey) -> Vec<String> {
+        self.taken.values().filter(|one| one.builder == builder).map(|one| one.pair.outside.clone()).collect()
+    }
+
+    pub(super) fn containers_of(&self, builder: BuilderKey) -> Vec<String> {
+        self.taken.values().filter(|one| one.builder == builder).map(|one| one.container.clone()).collect()
+    }
+
+    /// The builder that an address belongs to now.
+    pub(super) fn builder_of(&self, address: Ipv4Addr) -> Option<BuilderKey> {
+        self.taken.get(&address).map(|one| one.builder)
+    }
+
+    /// Frees the address of a container whose links are gone.
+    pub(super) fn forget(&mut self, builder: BuilderKey, container: &str) {
+        self.taken.retain(|_, one| one.builder != builder || one.container != container);
+    }
+
+    pub(super) fn forget_all(&mut self, builder: BuilderKey) {
+        self.taken.retain(|_, one| one.builder != builder);
+    }
+
+    /// Takes away all links of this daemon's steps, whoever made them.
+    pub(super) fn sweep(&mut self) -> io::Result<()> {
+        let left = links::links(&mut self.netlink)?.into_iter();
+        let ours = left.filter(|link| link.name.starts_with(&self.name));
+        let requests: Vec<_> = ours.map(|link| links::delete(&link.name)).collect();
+        self.taken.clear();
+        if requests.is_empty() { Ok(()) } else { self.netlink.run(requests) }
+    }
+}
+
+fn address_of_builders(subnet: Ipv4Net) -> Ipv4Addr {
+    (u32::from(subnet::gateway(subnet)) + 1).into()
+}
+
+fn new_namespace() -> io::Result<(OwnedFd, Netlink)> {
+    task::apart("netns", || {
+        // SAFETY: only the network namespace of this thread changes, which ends with this closure.
+        #[expect(unsafe_code, reason = "rustix marks every unshare, for the sake of the file table")]
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?;
+        namespace::configure()?;
+        Ok((File::open("/proc/thread-self/ns/net")?.into(), Netlink::open()?))
+    })?
+}
+
+/// A socket in a namespace that somebody else made, whose settings become those of ours: no IPv6 above all.
+fn settle_inside(namespace: BorrowedFd<'_>) -> io::Result<Netlink> {
+    within(namespace, || namespace::configure().and_then(|()| Netlink::open()))?
+}
+
+/// Runs `work` inside of a namespace.
+pub(super) fn within<T: Send>(namespace: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    task::apart("netns", || {
+        rustix::thread::move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?;
+        Ok(work())
+    })?
+}

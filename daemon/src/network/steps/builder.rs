@@ -1,0 +1,201 @@
+//! What one builder needs for its steps' network: a CNI configuration, a directory of plugins, and the socket where the
+//! plugin finds the daemon.
+//!
+//! ```text
+//! <builder>/cni/
+//!   steps.conflist          names the socket
+//!   plugins/hearth-step     link to hearthd      plugins/loopback   the same
+//!   socket
+//! ```
+
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::attachments::BuilderKey;
+use super::call::{self, Answer, Call, code};
+use super::plugin::{self, PluginConfig};
+use super::refusals::RefusedConnection;
+use super::{Shared, StepNetwork};
+use crate::task;
+
+const DIRECTORY: &str = "cni";
+/// Calls that are worked on at once; the others wait in the socket's queue.
+const MAX_CALLS: usize = 16;
+/// What BuildKit's library of CNI remembers of each call, and forgets only when it is told to.
+const RESULTS: &str = "/var/lib/cni/results";
+
+/// The network of one builder's steps. The socket is served until the last clone is dropped.
+#[derive(Clone)]
+pub struct BuilderNetwork {
+    shared: Arc<Shared>,
+    key: BuilderKey,
+    directory: PathBuf,
+    _serving: Arc<DropGuard>,
+}
+
+impl BuilderNetwork {
+    /// For the builder whose files are in `directory`.
+    pub(super) fn open(network: &StepNetwork, key: BuilderKey, directory: &Path) -> io::Result<Self> {
+        let directory = directory.join(DIRECTORY);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        let socket = socket(&directory);
+        match fs::remove_file(&socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&socket)?;
+        let stop = CancellationToken::new();
+        let (shared, stopped) = (Arc::clone(&network.shared), stop.clone());
+        task::spawn("steps-network", async move {
+            stopped.run_until_cancelled(serve(listener, shared, key)).await;
+        });
+        let shared = Arc::clone(&network.shared);
+        Ok(Self { shared, key, directory, _serving: Arc::new(stop.drop_guard()) })
+    }
+
+    /// The file for BuildKit's `cniConfigPath`.
+    pub fn config(&self) -> PathBuf {
+        self.directory.join("steps.conflist")
+    }
+
+    /// The directory for BuildKit's `cniBinaryPath`.
+    pub fn plugins(&self) -> PathBuf {
+        self.directory.join("plugins")
+    }
+
+    /// Where steps ask for names.
+    pub fn resolver(&self) -> Ipv4Addr {
+        self.shared.resolver
+    }
+
+    /// Writes the configuration and the links to the plugin. To be called before each start of the builder.
+    pub fn prepare(&self) -> io::Result<()> {
+        let plugins = self.plugins();
+        fs::create_dir_all(&plugins)?;
+        for name in [plugin::STEP, plugin::LOOPBACK] {
+            let link = plugins.join(name);
+            if fs::read_link(&link).is_ok_and(|to| to == self.shared.plugin) {
+                continue;
+            }
+            let new = plugins.join(format!("{name}.new"));
+            let _ = fs::remove_file(&new);
+            std::os::unix::fs::symlink(&self.shared.plugin, &new)?;
+            fs::rename(new, link)?;
+        }
+        let config = PluginConfig {
+            cni_version: String::new(),
+            name: String::new(),
+            kind: plugin::STEP.to_owned(),
+            socket: Some(socket(&self.directory)),
+        };
+        let mut config = serde_json::to_value(config)?;
+        if let Some(keys) = config.as_object_mut() {
+            // They stand in the list, which hands them on.
+            keys.remove("cniVersion");
+            keys.remove("name");
+        }
+        let list = json!({ "cniVersion": plugin::VERSION, "name": "hearth", "plugins": [config] });
+        let new = self.directory.join("steps.conflist.new");
+        fs::write(&new, serde_json::to_vec_pretty(&list)?)?;
+        fs::rename(new, self.config())
+    }
+
+    /// Takes away the networks of all steps of this builder. Blocking.
+    pub fn release(&self) -> io::Result<()> {
+        self.shared.release_all(self.key)
+    }
+
+    /// Connections of this builder's steps that were refused since a moment, those of the builder itself included.
+    pub async fn refused_since(&self, moment: Instant) -> io::Result<Vec<RefusedConnection>> {
+        self.shared.refused_since(self.key, moment).await
+    }
+}
+
+fn socket(directory: &Path) -> PathBuf {
+    directory.join("socket")
+}
+
+async fn serve(listener: UnixListener, shared: Arc<Shared>, key: BuilderKey) {
+    let places = Arc::new(Semaphore::new(MAX_CALLS));
+    loop {
+        // Never closed.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a call for the network of a step was lost");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let shared = Arc::clone(&shared);
+        task::spawn("step-network-call", async move {
+            let done = task::blocking("step-network", move || {
+                let stream = stream.into_std()?;
+                stream.set_nonblocking(false)?;
+                serve_one(&stream, &shared, key)
+            });
+            match done.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "a call for the network of a step was not answered"),
+                Err(error) => tracing::error!(%error, "a call for the network of a step ended badly"),
+            }
+            drop(place);
+        });
+    }
+}
+
+fn serve_one(stream: &UnixStream, shared: &Shared, key: BuilderKey) -> io::Result<()> {
+    let answer = match call::take(stream) {
+        Ok((call, namespace)) => {
+            let container = call.container().to_owned();
+            let begun = Instant::now();
+            let outcome = match call {
+                Call::Add { interface, .. } => match namespace {
+                    Some(namespace) => {
+                        shared.attach(key, &container, &interface, namespace).map(Answer::Wired)
+                    }
+                    None => Err(call_error(code::INVALID_ENVIRONMENT, "no namespace came with the call")),
+                },
+                Call::Check { .. } => shared.check(key, &container).map(|()| Answer::Done),
+                Call::Del { .. } => shared.detach(key, &container).map(|()| Answer::Done),
+            };
+            tracing::debug!(container, took = ?begun.elapsed(), ok = outcome.is_ok(), "network of a step");
+            outcome.unwrap_or_else(|error| {
+                tracing::warn!(container, error = error.message, "the network of a step failed");
+                Answer::Failed { code: error.code, message: error.message }
+            })
+        }
+        Err(error) => Answer::Failed { code: code::DECODING, message: error.to_string() },
+    };
+    call::answer(stream, &answer)
+}
+
+fn call_error(code: u32, message: &str) -> super::attachments::AttachError {
+    super::attachments::AttachError { code, message: message.to_owned() }
+}
+
+/// Removes what BuildKit's library of CNI has kept of containers that it was never told the end of.
+pub(super) fn forget_results(containers: &[String]) {
+    let Ok(entries) = fs::read_dir(RESULTS) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let of_ours = |container: &String| name.to_string_lossy().contains(&format!("-{container}-"));
+        if containers.iter().any(of_ours)
+            && let Err(error) = fs::remove_file(entry.path())
+        {
+            tracing::debug!(%error, "a record of CNI stays");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The nft table of steps in the kernel: written whole, looked at now and then, and opened for addresses of allowed
+//! names.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio::sync::Mutex;
+
+use super::dns_message::Record;
+use super::resolver::Gate;
+use super::rules::{MAX_ALLOWED, REFUSED, StepRules};
+use crate::network::{NetworkError, firewall};
+
+/// An address stays open for at least and at most so long, whatever its record says: programs keep names for a while.
+const SHORTEST: Duration = Duration::from_secs(300);
+const LONGEST: Duration = Duration::from_secs(3600);
+
+pub(super) struct StepFirewall {
+    nft: PathBuf,
+    rules: StepRules,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The table as `nft` prints it after it was written, without what its sets hold.
+    applied: String,
+    /// Allowed addresses, and until when they are.
+    open: BTreeMap<Ipv4Addr, Instant>,
+}
+
+impl StepFirewall {
+    pub(super) fn new(nft: PathBuf, rules: StepRules) -> Self {
+        Self { nft, rules, state: Mutex::default() }
+    }
+
+    /// Replaces the table, in one transaction of the kernel.
+    pub(super) async fn write(&self) -> Result<(), NetworkError> {
+        let mut state = self.state.lock().await;
+        self.write_as(&mut state).await
+    }
+
+    async fn write_as(&self, state: &mut State) -> Result<(), NetworkError> {
+        let now = Instant::now();
+        state.open.retain(|_, until| *until > now);
+        let left = |until: &Instant| until.duration_since(now).as_secs().max(1);
+        let open: Vec<_> = state.open.iter().map(|(address, until)| (*address, left(until))).collect();
+        let script = self.rules.script() + &self.rules.allow(&open);
+        firewall::run(&self.nft, &["-f", "-"], &script).await?;
+        state.applied = self.list().await?;
+        Ok(())
+    }
+
+    /// Writes the table again where it is not as it was written.
+    pub(super) async fn mend(&self) -> Result<(), NetworkError> {
+        let mut state = self.state.lock().await;
+        // No table is an error of `nft`.
+        if self.list().await.is_ok_and(|now| now == state.applied) {
+            return Ok(());
+        }
+        tracing::warn!(
+            table = self.rules.name,
+            "somebody changed the nft table of build steps; it is written again"
+        );
+        self.write_as(&mut state).await
+    }
+
+    pub(super) async fn remove(&self) -> Result<(), NetworkError> {
+        firewall::run(&self.nft, &["-f", "-"], &self.rules.removal()).await.map(drop)
+    }
+
+    /// The set of refused connections, as JSON.
+    pub(super) async fn list_refused(&self) -> Result<String, NetworkError> {
+        firewall::run(&self.nft, &["-j", "list", "set", "inet", &self.rules.name, REFUSED], "").await
+    }
+
+    async fn list(&self) -> Result<String, NetworkError> {
+        firewall::run(&self.nft, &["--terse", "list", "table", "inet", &self.rules.name], "").await
+    }
+}
+
+#[async_trait]
+impl Gate for StepFirewall {
+    async fn allow(&self, records: Vec<Record>) -> io::Result<()> {
+        let mut state = self.state.lock().await;
+        let now = Instant::now();
+        let mut new = Vec::new();
+        for record in records {
+            let lasts = Duration::from_secs(record.ttl.into()).clamp(SHORTEST, LONGEST);
+            // One that is open for most of that time needs no change.
+            if state.open.get(&record.address).is_none_or(|until| *until < now + lasts / 2) {
+                new.push((record.address, lasts));
+            }
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
+        state.open.retain(|_, until| *until > now);
+        if state.open.len() + new.len() > MAX_ALLOWED {
+            return Err(io::Error::other(format!("{MAX_ALLOWED} addresses are open already")));
+        }
+        let elements: Vec<_> = new.iter().map(|(address, lasts)| (*address, lasts.as_secs())).collect();
+        firewall::run(&self.nft, &["-f", "-"], &self.rules.allow(&elements))
+            .await
+            .map_err(io::Error::other)?;
+        state.open.extend(new.into_iter().map(|(address, lasts)| (address, now + lasts)));
+        Ok(())
+    }
+}

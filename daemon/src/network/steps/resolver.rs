@@ -1,0 +1,353 @@
+//! The resolver of steps: it listens in the builders' namespace, where only steps and builders reach it, and asks the
+//! resolvers of this machine, which steps need not reach.
+//!
+//! ```text
+//! step --query--> policy --no--> "no such name", and the refusal is remembered
+//!                    '--yes--> upstream --answer--> addresses into the set of allowed ones --> step
+//! ```
+//!
+//! Messages are passed on as they are; only the question and the addresses of an answer are read
+//! ([`dns_message`](super::dns_message)). Names have no addresses of IPv6 here, as steps have no IPv6.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::attachments::within;
+use super::dns_message::{Query, Record};
+use super::refusals::Refusals;
+use crate::model::egress::EgressPolicy;
+use crate::task;
+
+const PORT: u16 = 53;
+/// For one upstream server; programs ask again after five seconds.
+const UPSTREAM_LIMIT: Duration = Duration::from_secs(2);
+/// Upstream servers that are asked, as the C library has it.
+const MAX_UPSTREAMS: usize = 3;
+/// Queries that are worked on: of all steps, and of one.
+const MAX_QUERIES: usize = 512;
+const MAX_QUERIES_OF_ONE: u32 = 64;
+/// Connections of all steps, and how long one may be silent.
+const MAX_CONNECTIONS: usize = 64;
+const CONNECTION_IDLE: Duration = Duration::from_secs(10);
+/// Datagrams are never longer, whatever size a query offers.
+const MAX_DATAGRAM: usize = 4096;
+
+/// Lets addresses through the firewall for a while.
+#[async_trait]
+pub(super) trait Gate: Send + Sync + 'static {
+    async fn allow(&self, records: Vec<Record>) -> io::Result<()>;
+}
+
+pub(super) struct ResolverOptions {
+    pub(super) policy: EgressPolicy,
+    /// Asked in place of those that `resolv_conf` names, where there are any.
+    pub(super) upstreams: Vec<SocketAddr>,
+    pub(super) resolv_conf: PathBuf,
+    pub(super) fallback: Vec<Ipv4Addr>,
+}
+
+/// The sockets of a resolver that does not answer yet.
+pub(super) struct Resolver {
+    udp: UdpSocket,
+    tcp: TcpListener,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    options: ResolverOptions,
+    gate: Arc<dyn Gate>,
+    refusals: Arc<Refusals>,
+    queries: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
+    /// Queries that are worked on, by who asked.
+    busy: Mutex<HashMap<IpAddr, u32>>,
+}
+
+impl Resolver {
+    /// Binds the sockets in a namespace. Not before the namespace has its address.
+    pub(super) fn bind(
+        namespace: BorrowedFd<'_>,
+        options: ResolverOptions,
+        gate: Arc<dyn Gate>,
+        refusals: Arc<Refusals>,
+    ) -> io::Result<Self> {
+        let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT);
+        let (udp, tcp) = within(namespace, || {
+            let udp = std::net::UdpSocket::bind(any)?;
+            let tcp = std::net::TcpListener::bind(any)?;
+            udp.set_nonblocking(true)?;
+            tcp.set_nonblocking(true)?;
+            io::Result::Ok((udp, tcp))
+        })??;
+        let shared = Shared {
+            options,
+            gate,
+            refusals,
+            queries: Arc::new(Semaphore::new(MAX_QUERIES)),
+            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            busy: Mutex::default(),
+        };
+        Ok(Self {
+            udp: UdpSocket::from_std(udp)?,
+            tcp: TcpListener::from_std(tcp)?,
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// Answers until it is told to stop.
+    pub(super) async fn serve(self, stop: CancellationToken) {
+        let Self { udp, tcp, shared } = self;
+        let datagrams = serve_datagrams(Arc::new(udp), Arc::clone(&shared));
+        let connections = serve_connections(tcp, shared);
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = datagrams => {}
+            () = connections => {}
+        }
+    }
+}
+
+async fn serve_datagrams(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
+    let mut buffer = vec![0; MAX_DATAGRAM];
+    loop {
+        let (length, from) = match socket.recv_from(&mut buffer).await {
+            Ok(received) => received,
+            Err(error) => {
+                // Such as the report that an earlier answer found nobody.
+                tracing::debug!(%error, "a datagram to the resolver of steps was lost");
+                continue;
+            }
+        };
+        let query = buffer[..length].to_vec();
+        // Whoever asks more than is worked on asks again, as after any lost datagram.
+        let Some(work) = Work::begin(&shared, from.ip()) else { continue };
+        let (socket, shared) = (Arc::clone(&socket), Arc::clone(&shared));
+        task::spawn("resolve", async move {
+            if let Some(answer) = shared.answer(&query, from.ip(), Transport::Datagram).await
+                && let Err(error) = socket.send_to(&answer, from).await
+            {
+                tracing::debug!(%error, "an answer of the resolver was not sent");
+            }
+            drop(work);
+        });
+    }
+}
+
+async fn serve_connections(listener: TcpListener, shared: Arc<Shared>) {
+    loop {
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::debug!(%error, "a connection to the resolver of steps was lost");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&shared.connections).try_acquire_owned() else { continue };
+        let shared = Arc::clone(&shared);
+        task::spawn("resolve-tcp", async move {
+            if let Err(error) = shared.serve_connection(stream, from.ip()).await {
+                tracing::debug!(%error, "a connection to the resolver ended early");
+            }
+            drop(place);
+        });
+    }
+}
+
+/// A query that is worked on.
+struct Work {
+    shared: Arc<Shared>,
+    from: IpAddr,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Work {
+    fn begin(shared: &Arc<Shared>, from: IpAddr) -> Option<Self> {
+        let place = Arc::clone(&shared.queries).try_acquire_owned().ok()?;
+        let mut busy = shared.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = busy.entry(from).or_default();
+        if *count >= MAX_QUERIES_OF_ONE {
+            return None;
+        }
+        *count += 1;
+        Some(Self { shared: Arc::clone(shared), from, _place: place })
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        let mut busy = self.shared.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = busy.get_mut(&self.from) {
+            *count -= 1;
+            if *count == 0 {
+                busy.remove(&self.from);
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Transport {
+    Datagram,
+    Stream,
+}
+
+impl Shared {
+    async fn serve_connection(self: &Arc<Self>, mut stream: TcpStream, from: IpAddr) -> io::Result<()> {
+        loop {
+            let Ok(query) = timeout(CONNECTION_IDLE, read_framed(&mut stream)).await else { return Ok(()) };
+            let Some(query) = query? else { return Ok(()) };
+            let Some(work) = Work::begin(self, from) else { return Ok(()) };
+            let Some(answer) = self.answer(&query, from, Transport::Stream).await else { return Ok(()) };
+            drop(work);
+            let written = timeout(CONNECTION_IDLE, write_framed(&mut stream, &answer)).await;
+            written.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+        }
+    }
+
+    async fn answer(&self, message: &[u8], from: IpAddr, transport: Transport) -> Option<Vec<u8>> {
+        let query = Query::parse(message)?;
+        if !self.options.policy.allows_name(&query.name) {
+            if let IpAddr::V4(from) = from {
+                self.refusals.name(from, &query.name);
+            }
+            return Some(query.denial(message));
+        }
+        if query.is_for_ipv6() {
+            return Some(query.emptiness(message));
+        }
+        let Some(answer) = self.ask_upstreams(&query, message, transport).await else {
+            return Some(query.failure(message));
+        };
+        let records = query.addresses(&answer);
+        self.refusals.resolved(&query.name, &records);
+        if !self.options.policy.is_open()
+            && !records.is_empty()
+            && let Err(error) = self.gate.allow(records).await
+        {
+            tracing::error!(%error, name = query.name, "addresses of an allowed name could not be opened to steps");
+            return Some(query.failure(message));
+        }
+        Some(answer)
+    }
+
+    async fn ask_upstreams(&self, query: &Query, message: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        // Another number than the step's: a datagram that somebody makes up has to guess it.
+        let mut asked = message.to_vec();
+        asked[..2].copy_from_slice(&rand::random::<[u8; 2]>());
+        for upstream in self.upstreams().await {
+            let exchange = async {
+                match transport {
+                    Transport::Datagram => ask_by_datagram(query, &asked, upstream).await,
+                    Transport::Stream => ask_by_stream(query, &asked, upstream).await,
+                }
+            };
+            match timeout(UPSTREAM_LIMIT, exchange).await {
+                Ok(Ok(mut answer)) => {
+                    answer[..2].copy_from_slice(&message[..2]);
+                    return Some(answer);
+                }
+                Ok(Err(error)) => tracing::debug!(%upstream, %error, "a resolver of this machine failed"),
+                Err(_) => tracing::debug!(%upstream, "a resolver of this machine does not answer"),
+            }
+        }
+        None
+    }
+
+    /// Read anew for each query: the machine may have moved to another network.
+    async fn upstreams(&self) -> Vec<SocketAddr> {
+        if !self.options.upstreams.is_empty() {
+            return self.options.upstreams.iter().copied().take(MAX_UPSTREAMS).collect();
+        }
+        let text = tokio::fs::read_to_string(&self.options.resolv_conf).await.unwrap_or_default();
+        let mut found = servers(&text);
+        if found.is_empty() {
+            found = self.options.fallback.iter().map(|server| (*server, PORT).into()).collect();
+        }
+        found.truncate(MAX_UPSTREAMS);
+        found
+    }
+}
+
+/// All `nameserver` lines. Loopback is fine here: it is this machine that asks.
+fn servers(resolv_conf: &str) -> Vec<SocketAddr> {
+    let words = resolv_conf.lines().map(|line| {
+        let mut words = line.split_whitespace();
+        (words.next(), words.next())
+    });
+    words
+        .filter_map(|line| match line {
+            (Some("nameserver"), Some(server)) => server.parse::<IpAddr>().ok(),
+            _ => None,
+        })
+        .map(|server| SocketAddr::new(server, PORT))
+        .collect()
+}
+
+async fn ask_by_datagram(query: &Query, message: &[u8], upstream: SocketAddr) -> io::Result<Vec<u8>> {
+    let any: SocketAddr = match upstream {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(any).await?;
+    socket.connect(upstream).await?;
+    socket.send(message).await?;
+    let mut buffer = vec![0; MAX_DATAGRAM];
+    loop {
+        let length = socket.recv(&mut buffer).await?;
+        if query.is_answered_by(message, &buffer[..length]) {
+            buffer.truncate(length);
+            return Ok(buffer);
+        }
+    }
+}
+
+async fn ask_by_stream(query: &Query, message: &[u8], upstream: SocketAddr) -> io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(upstream).await?;
+    write_framed(&mut stream, message).await?;
+    match read_framed(&mut stream).await? {
+        Some(answer) if query.is_answered_by(message, &answer) => Ok(answer),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "no answer to the question")),
+    }
+}
+
+/// A message with its length before it; none at the end of the connection.
+async fn read_framed(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
+    let length = match stream.read_u16().await {
+        Ok(length) => length,
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut message = vec![0; usize::from(length)];
+    stream.read_exact(&mut message).await?;
+    Ok(Some(message))
+}
+
+async fn write_framed(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(message.len()).map_err(io::Error::other)?;
+    stream.write_all(&[&length.to_be_bytes(), message].concat()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolvers_on_loopback_count_since_the_machine_asks() {
+        let text = "nameserver 127.0.0.53\nnameserver ::1\n# nameserver 1.1.1.1\nnameserver x\nsearch a\n";
+        let expected: [SocketAddr; 2] = ["127.0.0.53:53".parse().unwrap(), "[::1]:53".parse().unwrap()];
+        assert_eq!(servers(text), expected);
+    }
+}

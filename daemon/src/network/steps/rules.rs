@@ -1,0 +1,164 @@
+//! The nft table of steps: what they reach, decided on the host end of each pair.
+//!
+//! Every packet that comes from a step passes `check` first: it is IPv4, and its source is the address of the pair that
+//! it came by (the route back to it leads over the same link). Then a step reaches the resolver in the builders'
+//! namespace and the world that the policy leaves; nothing reaches a step but answers. The machine itself answers
+//! nothing. What is refused is answered at once, and kept in the set `refused` for a while, so that a build can say why
+//! its step failed.
+
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use crate::model::egress::{CLOSED, EgressPolicy};
+use crate::network::PREFIX as SERVICE_PREFIX;
+
+/// Links of steps of all daemons begin with this.
+pub(super) const STEP_PREFIX: &str = "hst";
+pub(super) const REFUSED: &str = "refused";
+pub(super) const ALLOWED: &str = "allowed";
+/// How long a refused connection is remembered.
+pub(super) const REFUSED_SECONDS: u64 = 600;
+/// Entries of each set; when one is full, new ones are not taken.
+pub(super) const MAX_REFUSED: usize = 4096;
+pub(super) const MAX_ALLOWED: usize = 16384;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct StepRules {
+    /// Name of the table; the names of all links of this daemon's steps begin with it.
+    pub(super) name: String,
+    pub(super) subnet: Ipv4Net,
+    /// Address of the resolver, which is the one of the builders' namespace.
+    pub(super) resolver: Ipv4Addr,
+    pub(super) policy: EgressPolicy,
+}
+
+impl StepRules {
+    /// `add` before `delete`, so that both work where there is no table.
+    pub(super) fn removal(&self) -> String {
+        format!("add table inet {name}\ndelete table inet {name}\n", name = self.name)
+    }
+
+    pub(super) fn script(&self) -> String {
+        let Self { name, subnet, resolver, policy } = self;
+        let closed = list(&CLOSED);
+        let private = accept(&policy.private_blocks());
+        let world = if policy.is_open() {
+            "accept".to_owned()
+        } else {
+            format!("{}    ip daddr @{ALLOWED} accept\n    jump refuse", accept(&policy.world_blocks()))
+        };
+        format!(
+            "{removal}table inet {name} {{
+  set {ALLOWED} {{
+    type ipv4_addr
+    flags timeout
+    size {MAX_ALLOWED}
+  }}
+  set {REFUSED} {{
+    type ipv4_addr . ipv4_addr . inet_proto . inet_service
+    flags dynamic,timeout
+    timeout {REFUSED_SECONDS}s
+    size {MAX_REFUSED}
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    ip saddr {subnet} oifname != \"{name}*\" masquerade
+  }}
+  chain check {{
+    meta nfproto ipv6 drop
+    ip saddr != {subnet} drop
+    fib saddr . iif oif missing drop
+  }}
+  chain refuse {{
+    meta l4proto {{ tcp, udp }} update @{REFUSED} {{ ip saddr . ip daddr . meta l4proto . th dport }}
+    meta l4proto tcp reject with tcp reset
+    reject with icmpx admin-prohibited
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy accept;
+    iifname != \"{name}*\" oifname != \"{name}*\" accept
+    iifname \"{name}*\" jump check
+    ct state established,related accept
+    iifname \"{name}*\" ip daddr {resolver} meta l4proto {{ tcp, udp }} th dport 53 accept
+    oifname \"{STEP_PREFIX}*\" jump refuse
+    oifname \"{SERVICE_PREFIX}*\" jump refuse
+{private}    ip daddr {closed} jump refuse
+    {world}
+  }}
+  chain input {{
+    type filter hook input priority filter; policy accept;
+    iifname != \"{name}*\" accept
+    jump check
+    ct state established,related accept
+    jump refuse
+  }}
+}}
+",
+            removal = self.removal()
+        )
+    }
+
+    /// Puts addresses into the set of allowed ones, each for so many seconds; those that are there already last anew.
+    pub(super) fn allow(&self, addresses: &[(Ipv4Addr, u64)]) -> String {
+        let Self { name, .. } = self;
+        let mut script = String::new();
+        for (address, seconds) in addresses {
+            let element = format!("element inet {name} {ALLOWED}");
+            // Writing to a string does not fail. An element that is there keeps its end unless it is taken out first.
+            let _ = writeln!(script, "add {element} {{ {address} }}");
+            let _ = writeln!(script, "delete {element} {{ {address} }}");
+            let _ = writeln!(script, "add {element} {{ {address} timeout {seconds}s }}");
+        }
+        script
+    }
+}
+
+fn list(blocks: &[Ipv4Net]) -> String {
+    let blocks: Vec<String> = blocks.iter().map(ToString::to_string).collect();
+    format!("{{ {} }}", blocks.join(", "))
+}
+
+/// A line for each: blocks of one set may not overlap.
+fn accept(blocks: &[Ipv4Net]) -> String {
+    blocks.iter().map(|block| format!("    ip daddr {block} accept\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(allow: &[&str]) -> StepRules {
+        StepRules {
+            name: "hstabcdef".to_owned(),
+            subnet: "10.1.0.0/20".parse().unwrap(),
+            resolver: "10.1.0.2".parse().unwrap(),
+            policy: EgressPolicy::new(allow.iter().map(|rule| rule.parse().unwrap()).collect()),
+        }
+    }
+
+    fn forward(rules: &StepRules) -> Vec<String> {
+        let script = rules.script();
+        let lines = script.lines().map(str::trim).skip_while(|line| *line != "chain forward {").skip(2);
+        lines.take_while(|line| *line != "}").map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn private_networks_are_refused_before_the_world_is_accepted() {
+        let open = forward(&rules(&[]));
+        assert_eq!(open.last().unwrap(), "accept");
+        assert!(open[open.len() - 2].starts_with("ip daddr { 0.0.0.0/8, 10.0.0.0/8"), "{open:?}");
+        let lines = forward(&rules(&["0.0.0.0/0", "10.9.0.0/16"]));
+        let opened = lines.iter().position(|line| line == "ip daddr 10.9.0.0/16 accept").unwrap();
+        let services = lines.iter().position(|line| line.contains("\"hth*\"")).unwrap();
+        assert!(services < opened && opened < lines.len() - 2, "{lines:?}");
+    }
+
+    #[test]
+    fn a_list_ends_with_a_refusal() {
+        let lines = forward(&rules(&["pypi.org", "203.0.113.0/24"]));
+        let end: Vec<_> = lines.iter().skip(lines.len() - 3).collect();
+        assert_eq!(end, ["ip daddr 203.0.113.0/24 accept", "ip daddr @allowed accept", "jump refuse"]);
+    }
+}

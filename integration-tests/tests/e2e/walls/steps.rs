@@ -1,0 +1,267 @@
+//! A RUN step has a network of its own: what it reached when it had the host's, it does not reach.
+
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use integration_tests::binaries::repository;
+use integration_tests::daemon::{BASE, Daemon, Options, scratch};
+use integration_tests::http::Request;
+use integration_tests::process;
+use integration_tests::runner::Group;
+use integration_tests::service::{App, get};
+use integration_tests::sources::Tree;
+use integration_tests::wait::{self, seconds};
+use integration_tests::world::World;
+use integration_tests::{lone_cases, step_network};
+
+pub fn group() -> Group {
+    Group::new(
+        "walls_steps",
+        lone_cases![
+            a_step_reaches_the_world_by_nat_and_by_name,
+            a_step_reaches_no_port_of_this_machine_on_any_address,
+            a_step_reaches_no_private_network_and_no_link_local_address,
+            a_step_reaches_no_service_of_the_room,
+            a_step_reaches_no_other_step,
+            a_step_sees_no_packet_of_others,
+            a_step_cannot_use_another_source_address,
+            a_step_has_no_ipv6_and_no_sockets_of_others,
+            a_killed_daemon_leaves_no_network_to_the_next,
+        ],
+    )
+    .in_sequence()
+}
+
+/// A daemon, and the world that its steps may reach.
+struct Place {
+    daemon: Daemon,
+    world: World,
+}
+
+impl Place {
+    fn start(name: &str) -> Self {
+        Self::with(name, "")
+    }
+
+    /// With these lines in `[builds.egress]`.
+    fn with(name: &str, egress: &str) -> Self {
+        let world = World::make(&scratch().join(format!("{name}-world")));
+        let config = format!("[builds.egress]\nresolvers = ['{}']\n{egress}\n", world.resolver());
+        let daemon = Daemon::start(Options::room(name).config(&config));
+        daemon.base_image();
+        Self { daemon, world }
+    }
+
+    /// Builds one step that runs this script, and gives what it wrote to `/out`.
+    #[track_caller]
+    fn step(&self, name: &str, script: &str) -> String {
+        self.put(name, script);
+        let tag = format!("{name}:1");
+        self.daemon.build_ok(&tag, name, &["--no-cache"]);
+        self.daemon.image(&tag).file("out")
+    }
+
+    #[track_caller]
+    fn put(&self, name: &str, script: &str) {
+        let tree = Tree::new()
+            .dockerfile(&format!("FROM {BASE}\nCOPY attack step /\nRUN sh /step > /out 2>&1\n"))
+            .file_with_mode("attack", fs::read(attack()).expect("program"), 0o755)
+            .file("step", script);
+        self.daemon.put(name, &tree);
+    }
+}
+
+/// The program of `attack.c`.
+fn attack() -> PathBuf {
+    let program = scratch().join("attack");
+    if !program.exists() {
+        let source = repository().join("integration-tests/tests/e2e/walls/attack.c");
+        let mut compiler = Command::new("cc");
+        process::run(compiler.args(["-static", "-O1", "-o"]).arg(&program).arg(source), seconds(60))
+            .expect_code(0);
+    }
+    program
+}
+
+/// Tries to connect; prints the place where that works.
+const TRY: &str = "try() { nc -w 2 \"$1\" \"$2\" </dev/null >/dev/null 2>&1 && echo \"reached $1 $2\"; }\n";
+
+/// All IPv4 addresses of this machine.
+fn own_addresses() -> Vec<String> {
+    let shown = process::run(Command::new("ip").args(["-4", "-o", "address", "show"]), seconds(10));
+    let address = |line: &str| Some(line.split_whitespace().nth(3)?.split('/').next()?.to_owned());
+    shown.stdout.lines().filter_map(address).collect()
+}
+
+fn a_step_reaches_the_world_by_nat_and_by_name() {
+    let place = Place::start("sw");
+    let World { one, host, .. } = place.world;
+    let script = format!(
+        "wget -q -O - http://{one}/page; wget -q -O - http://one.test/page; wget -q -O - http://one.test/cgi-bin/who\n"
+    );
+    // The world has no route to the step's address: it sees the machine's.
+    assert_eq!(place.step("world", &script), format!("the world\nthe world\n{host}\n"));
+}
+
+fn a_step_reaches_no_port_of_this_machine_on_any_address() {
+    let place = Place::start("sm");
+    // Stands for every program of this machine that listens everywhere.
+    let everywhere = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    everywhere.set_nonblocking(true).unwrap();
+    let port = everywhere.local_addr().unwrap().port();
+    let [api, ingress] = [place.daemon.listen(), place.daemon.ingress()]
+        .map(|address| address.rsplit_once(':').expect("a port").1.to_owned());
+    let mut script = TRY.to_owned();
+    for address in own_addresses().iter().map(String::as_str).chain(["169.254.1.1", "0.0.0.0"]) {
+        for port in [&api, &ingress, &port.to_string(), "53", "22", "111"] {
+            script += &format!("try {address} {port}\n");
+        }
+    }
+    script += &format!(
+        "gateway=$(ip route | sed -n 's/default via \\([0-9.]*\\).*/\\1/p'); echo gateway $gateway\n\
+         for port in {api} {ingress} {port} 53; do try $gateway $port; done; try loopback.test {api}; echo end\n"
+    );
+    let out = place.step("machine", &script);
+    let said: Vec<_> = out.lines().collect();
+    assert!(matches!(said.as_slice(), [gateway, "end"] if gateway.starts_with("gateway 1")), "{out}");
+    assert_eq!(everywhere.accept().map(drop).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
+
+fn a_step_reaches_no_private_network_and_no_link_local_address() {
+    let place = Place::start("sp");
+    let private = place.world.private;
+    let script = format!(
+        "{TRY}for a in {private} private.test 169.254.169.254 metadata.test 10.0.0.1 172.16.0.1 192.168.0.1 100.64.0.1 \
+         224.0.0.1 240.0.0.1; do try $a 80; done; echo end\n"
+    );
+    let begun = Instant::now();
+    assert_eq!(place.step("private", &script), "end\n");
+    assert!(begun.elapsed() < seconds(30), "a refusal comes at once");
+    // The operator may open it, without losing the world.
+    let options = format!(
+        "[builds.egress]\nresolvers = ['{}']\nallow = ['0.0.0.0/0', '{private}/32']\n",
+        place.world.resolver()
+    );
+    place.daemon.terminate();
+    place.daemon.restart_with(Options::room("sp").config(&options));
+    let script = "wget -q -O - http://private.test/page; wget -q -O - http://one.test/page\n";
+    assert_eq!(place.step("opened", script), "the world\nthe world\n");
+}
+
+fn a_step_reaches_no_service_of_the_room() {
+    let place = Place::start("ss");
+    let daemon = &place.daemon;
+    App::page("secret of the room\n").pack(daemon, "app:1");
+    daemon.hearth_ok(&["deploy", "--tag", "app:1", "--domain", "app.test", "--public"]);
+    assert_eq!(get(daemon, "app.test", "/").status, 200);
+    let leases = fs::read_to_string(daemon.state().join("network/leases.json")).unwrap();
+    let leases: serde_json::Value = serde_json::from_str(&leases).unwrap();
+    let address = leases["leases"].as_object().unwrap().values().next().unwrap()["address"].as_str().unwrap();
+    let script = format!(
+        "{TRY}try {address} 8000; try app 8000; wget -T 3 -q -O - http://{address}:8000/; echo end\n"
+    );
+    let out = place.step("service", &script);
+    assert!(!out.contains("reached") && !out.contains("secret") && out.ends_with("end\n"), "{out}");
+}
+
+fn a_step_reaches_no_other_step() {
+    let place = Place::start("so");
+    let listens = "ip -4 -o address show dev eth1 | sed 's/.*inet \\([0-9.]*\\).*/address \\1/' >/dev/stderr\n\
+                   timeout 25 nc -l -p 9000 </dev/null; echo ended\n";
+    place.daemon.put(
+        "listens",
+        &Tree::new().file("step", listens).dockerfile(&format!("FROM {BASE}\nCOPY step /\nRUN sh /step\n")),
+    );
+    let mut client = place.daemon.client();
+    client.args(place.daemon.build_arguments("listens:1", "listens:/context:ro", &["--no-cache"]));
+    let listener = process::start(&mut client);
+    // Every address that a step of this daemon has now, or has next.
+    let name = step_network::name_of(&place.daemon.state()).unwrap();
+    wait::until(seconds(20), "namespaces are ready", || step_network::links(&place.daemon.state()).len() > 3);
+    let routes = process::run(Command::new("ip").args(["-4", "route", "show"]), seconds(10));
+    let addresses: Vec<_> = routes
+        .stdout
+        .lines()
+        .filter(|line| line.contains(&format!("dev {name}")) && !line.contains('/'))
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    let script = format!("{TRY}sleep 3; for a in {}; do try $a 9000; done; echo end\n", addresses.join(" "));
+    assert!(addresses.len() > 3, "{routes}");
+    let own = place.step("tries", &script);
+    // A refused port of its own answers as well: only a connection counts.
+    assert_eq!(own, "end\n", "{addresses:?}");
+    let ended = listener.finish(seconds(90)).expect("the step that listens ends");
+    assert!(ended.code == 0 && ended.stderr.contains("address 1"), "{ended}");
+}
+
+fn a_step_sees_no_packet_of_others() {
+    let place = Place::start("sn");
+    let stop = AtomicBool::new(false);
+    let token = place.daemon.token();
+    let out = std::thread::scope(|scope| {
+        let traffic = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                Request::new("GET", "/v2/").bearer(token).send(&place.daemon.listen());
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let out = place.step("sniffs", &format!("/attack sniff 4 '{token}'\nls /sys/class/net\n"));
+        stop.store(true, Ordering::Relaxed);
+        traffic.join().unwrap();
+        out
+    });
+    assert!(!out.contains("found"), "the token of a caller was read");
+    let links: Vec<_> = out.lines().skip(1).collect();
+    assert_eq!(links, ["eth1", "lo"], "{out}");
+}
+
+fn a_step_cannot_use_another_source_address() {
+    let place = Place::start("sa");
+    let World { one, two, .. } = place.world;
+    let program = attack();
+    let listens = [program.to_str().unwrap(), "listen", "4001", "6"];
+    let heard = process::start(&mut place.world.command(&listens));
+    std::thread::sleep(Duration::from_millis(500));
+    let gateway = "$(ip route | sed -n 's/default via \\([0-9.]*\\).*/\\1/p')";
+    let script = format!(
+        "for source in {two} 127.0.0.1 192.0.2.2 {gateway} 10.1.2.3; do /attack spoof $source {one} 4001; done\n\
+         /attack say {one} 4001\n"
+    );
+    let out = place.step("spoofs", &script);
+    assert!(out.matches("sent").count() >= 3, "the step may send: {out}");
+    let text = heard.finish(seconds(20)).expect("the listener ends").stdout;
+    assert_eq!(text, "honest\n", "only what has the step's own address goes out");
+}
+
+fn a_step_has_no_ipv6_and_no_sockets_of_others() {
+    let place = Place::start("s6");
+    let script = "cat /proc/net/if_inet6; grep -c @ /proc/net/unix; ls /dev/otel-grpc.sock /run/buildkit \
+                  /run/containerd 2>/dev/null; find / -xdev -type s; ip -6 route\n";
+    assert_eq!(place.step("ipv6", script), "0\n");
+    // Nor has the host's end of a pair an address that a frame made by hand could be sent to.
+    for link in step_network::links(&place.daemon.state()) {
+        let shown =
+            process::run(Command::new("ip").args(["-6", "-o", "address", "show", "dev", &link]), seconds(10));
+        assert_eq!(shown.stdout, "", "{link}");
+    }
+}
+
+fn a_killed_daemon_leaves_no_network_to_the_next() {
+    let place = Place::start("sk");
+    let state = place.daemon.state();
+    place.step("before", "true\n");
+    let table = step_network::name_of(&state).unwrap();
+    place.daemon.kill9();
+    // Namespaces end with the builder, and their links with them; the table outlives the kill.
+    let tables = || process::run(Command::new("nft").args(["list", "tables"]), seconds(10)).stdout;
+    assert!(tables().contains(&table));
+    place.daemon.restart();
+    assert_eq!(place.step("after", "wget -q -O - http://one.test/page\n"), "the world\n");
+    let status = place.daemon.terminate();
+    assert!(status.success(), "{status}");
+    assert_eq!(step_network::sweep(&state), Vec::<String>::new());
+}
