@@ -16,6 +16,7 @@ use hearth_pack::remote::{Mirror, MirrorError, Mirrors};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::model::confinement::AddedCapability;
 use crate::model::egress::{EgressPolicy, EgressRule};
 use crate::model::trust::Trust;
 use crate::model::{AddressBlock, CertificateFiles, Registry, RoomRegistries, TokenKeyFile};
@@ -145,6 +146,8 @@ pub struct Services {
     /// What the ingress shows over TLS: the first one to clients that ask for no name that another has. Without one,
     /// a self-signed certificate for `localhost`.
     pub certificates: Vec<CertificateFiles>,
+    /// Capabilities beside the default ones that a deploy may ask for.
+    pub allow_capabilities: Vec<AddedCapability>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -211,6 +214,7 @@ impl Default for Config {
                 subnet: None,
                 trusted_proxies: Vec::new(),
                 certificates: Vec::new(),
+                allow_capabilities: Vec::new(),
             },
             log: Log { format: LogFormat::Text, filter: "info".to_owned() },
         }

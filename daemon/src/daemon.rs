@@ -175,7 +175,8 @@ impl Daemon {
             secrets: Arc::new(secrets.clone()),
         };
         let logs = config.state_dir.join("service-logs");
-        let options = deploy::Options::new(config.room.clone(), own_address, logs);
+        let mut options = deploy::Options::new(config.room.clone(), own_address, logs);
+        options.allowed_capabilities = config.services.allow_capabilities.iter().copied().collect();
         let services = Services::start(options, ports, network, (runtime, runtime_child)).await?;
 
         access.ask_for_services(services.handle().existence());

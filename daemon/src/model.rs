@@ -5,6 +5,7 @@ mod address_block;
 pub mod build;
 mod certificate_files;
 pub mod component;
+pub mod confinement;
 pub mod deploy;
 pub mod egress;
 mod exact_names;

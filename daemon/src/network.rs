@@ -1,5 +1,6 @@
-//! The network of instances: one bridge per daemon with a subnet of its own, one namespace and one pair of links per
-//! instance, by netlink from this process; one nft table (`network/firewall.rs`).
+//! The network of instances: a subnet for each daemon, one namespace and one routed pair of links per instance
+//! (`network/routed_pair.rs`), by netlink from this process; one nft table (`network/firewall.rs`). Instances share no
+//! layer 2: what one sends to another passes the host's routing and the table's rules.
 //!
 //! ```text
 //! <state>/network/
@@ -8,8 +9,10 @@
 //!   instances/<instance>/    hosts, resolv.conf, hostname
 //! ```
 //!
-//! Instances reach each other, the world behind the host, and one port of the [gateway](Network::gateway), which is
-//! this daemon's. They do not reach the host otherwise, nor another daemon's instances; nobody reaches them but the host.
+//! Instances reach each other unless one of the two is isolated, the world behind the host, and one port of the
+//! [gateway](Network::gateway), which is this daemon's. They do not reach the host otherwise, nor another daemon's
+//! instances, nor what is link-local; nobody reaches them but the host. Whatever an instance sends from an address that
+//! is not its own goes nowhere.
 //!
 //! Namespaces are bound below the state directory, where all that is one daemon's lies, and not in `/run`: nothing
 //! has to be found again by a name that others use too. After a reboot the files there are plain, and
@@ -39,6 +42,7 @@ mod absent;
 mod capability;
 mod files;
 mod firewall;
+mod group;
 mod leases;
 mod links;
 mod namespace;
@@ -52,11 +56,12 @@ mod wiring;
 
 pub use absent::NoNetwork;
 use firewall::{Firewall, Rules};
+use group::Group;
 use leases::Leases;
 use netlink::Netlink;
 use wiring::Wiring;
 
-/// Links of instances are named so, and with a dash behind it, bridges and tables.
+/// Links of instances are named so, and with a dash behind it, the gateway's link and the table.
 const PREFIX: &str = "hth";
 /// Daemons that start at once may choose the same subnet; then each chooses again.
 const CHOICES: u32 = 16;
@@ -91,7 +96,7 @@ impl Options {
 #[derive(Clone)]
 pub struct RoomNetwork {
     gateway: Ipv4Addr,
-    bridge: String,
+    name: String,
     /// One change at a time: the kernel has one lock for them too.
     state: Arc<Mutex<State>>,
 }
@@ -103,34 +108,36 @@ struct State {
 }
 
 impl RoomNetwork {
-    /// Makes the bridge and the table, or takes back those of an earlier run. An error names what is missing here.
+    /// Makes the gateway's link and the table, or takes back those of an earlier run. An error names what is missing here.
     pub async fn open(options: Options) -> Result<Self, NetworkError> {
         // Before anything is made: there may be no nft, or none in the kernel.
         let dropping = firewall::dropping(&options.nft).await?;
         let given = options.clone();
         let wiring = blocking(move || wire(&given)).await?;
-        let bridge = wiring.bridge.clone();
+        let name = wiring.name.clone();
         let gateway = subnet::gateway(wiring.subnet);
-        for chain in dropping.iter().filter(|chain| chain.table != bridge) {
+        for chain in dropping.iter().filter(|chain| chain.table != name) {
             tracing::warn!(
                 chain = %chain,
-                "this chain drops what is forwarded: services reach nothing outside of the room unless it has rules \
-                 that accept what comes from and goes to `{bridge}`"
+                "this chain drops what is forwarded: services reach neither each other nor what is outside of the \
+                 room unless it has rules that accept what comes from and goes to interfaces named `{PREFIX}*`"
             );
         }
         let rules = Rules {
-            name: bridge.clone(),
+            name: name.clone(),
+            group: wiring.group,
             subnet: wiring.subnet,
             gateway,
             port: None,
             resolvers: BTreeSet::new(),
+            link_local_resolvers: BTreeSet::new(),
         };
         let firewall = Firewall::new(options.nft.clone(), rules);
         let mut state = State { wiring, firewall, options };
-        let rules = Rules { resolvers: state.local_resolvers()?, ..state.firewall.rules().clone() };
+        let rules = state.with_resolvers()?;
         state.firewall.set(rules).await?;
-        tracing::info!(bridge, subnet = %state.wiring.subnet, "network of instances is up");
-        Ok(Self { gateway, bridge, state: Arc::new(Mutex::new(state)) })
+        tracing::info!(table = name, subnet = %state.wiring.subnet, "network of instances is up");
+        Ok(Self { gateway, name, state: Arc::new(Mutex::new(state)) })
     }
 
     /// Instances reach this port of the gateway, and no other.
@@ -140,18 +147,19 @@ impl RoomNetwork {
         state.firewall.set(rules).await
     }
 
-    /// The bridge's name, which the table has too.
-    pub fn bridge(&self) -> &str {
-        &self.bridge
+    /// The name of the gateway's link, which the table has too.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
-    /// Takes everything away: networks of all instances, bridge, table and files.
+    /// Takes everything away: networks of all instances, the gateway's link, table and files.
     pub async fn close(self) -> Result<(), NetworkError> {
         let state = self.state.clone().lock_owned().await;
         let state = changed(state, |state| {
             let first = state.wiring.reconcile(&BTreeSet::new());
-            let bridge = links::delete(&state.wiring.bridge);
-            let gone = state.wiring.netlink.run(vec![bridge]).map_err(|error| other("bridge", &error));
+            let gateway = links::delete(&state.wiring.name);
+            let gone =
+                state.wiring.netlink.run(vec![gateway]).map_err(|error| other("gateway's link", &error));
             first.and(gone)
         })
         .await?;
@@ -175,9 +183,14 @@ impl RoomNetwork {
 
 #[async_trait]
 impl Network for RoomNetwork {
-    async fn attach(&self, instance: &InstanceId, name: &ServiceName) -> Result<Attached, NetworkError> {
+    async fn attach(
+        &self,
+        instance: &InstanceId,
+        name: &ServiceName,
+        isolated: bool,
+    ) -> Result<Attached, NetworkError> {
         let (instance, name) = (instance.clone(), name.clone());
-        self.change(move |wiring| wiring.attach(&instance, &name)).await
+        self.change(move |wiring| wiring.attach(&instance, &name, isolated)).await
     }
 
     async fn detach(&self, instance: &InstanceId) -> Result<(), NetworkError> {
@@ -204,16 +217,15 @@ impl Network for RoomNetwork {
             forward()?;
             state.wiring.resolvers =
                 files::resolvers(&state.options.resolv_conf, &state.options.fallback_resolvers);
-            links::ensure_bridge(&mut state.wiring.netlink, &state.wiring.bridge, state.wiring.subnet)
-                .map_err(|error| other("bridge", &error))?;
+            links::ensure_gateway_link(&mut state.wiring.netlink, &state.wiring.name, state.wiring.subnet)
+                .map_err(|error| other("gateway's link", &error))?;
             state.wiring.reconcile(&instances)
         })
         .await?;
-        let resolvers = state.local_resolvers()?;
-        if resolvers == state.firewall.rules().resolvers {
+        let rules = state.with_resolvers()?;
+        if rules == *state.firewall.rules() {
             return state.firewall.mend().await;
         }
-        let rules = Rules { resolvers, ..state.firewall.rules().clone() };
         state.firewall.set(rules).await
     }
 
@@ -223,16 +235,19 @@ impl Network for RoomNetwork {
 }
 
 impl State {
-    /// The resolvers that are addresses of this host.
-    fn local_resolvers(&mut self) -> Result<BTreeSet<Ipv4Addr>, NetworkError> {
+    /// The rules, with the resolvers that are addresses of this host or link-local as they are now.
+    fn with_resolvers(&mut self) -> Result<Rules, NetworkError> {
         let addresses =
             links::addresses(&mut self.wiring.netlink).map_err(|error| other("addresses", &error))?;
+        let own = |server: &Ipv4Addr| addresses.iter().any(|one| one.address == *server);
         let servers = self.wiring.resolvers.servers.iter().copied();
-        Ok(servers.filter(|server| addresses.iter().any(|one| one.address == *server)).collect())
+        let (resolvers, foreign): (BTreeSet<_>, BTreeSet<_>) = servers.partition(own);
+        let link_local_resolvers = foreign.into_iter().filter(Ipv4Addr::is_link_local).collect();
+        Ok(Rules { resolvers, link_local_resolvers, ..self.firewall.rules().clone() })
     }
 }
 
-/// Directories, leases, subnet and bridge.
+/// Directories, leases, subnet and the gateway's link.
 fn wire(options: &Options) -> Result<Wiring, NetworkError> {
     capability::check().map_err(NetworkError::Other)?;
     let dir = options.state_dir.join("network");
@@ -240,7 +255,7 @@ fn wire(options: &Options) -> Result<Wiring, NetworkError> {
         fs::create_dir_all(&part).map_err(|error| at(&part, &error))?;
     }
     let dir = dir.canonicalize().map_err(|error| at(&dir, &error))?;
-    let bridge = name_of(&dir).map_err(|error| at(&dir, &error))?;
+    let seed = seed_of(&dir).map_err(|error| at(&dir, &error))?;
     let leases = dir.join("leases.json");
     let leases = Leases::read(leases.clone()).map_err(|error| at(&leases, &error))?;
     let netlink = Netlink::open().map_err(|error| other("netlink", &error))?;
@@ -249,34 +264,38 @@ fn wire(options: &Options) -> Result<Wiring, NetworkError> {
     let mut wiring = Wiring {
         netlink,
         leases,
-        bridge,
+        name: format!("{PREFIX}-{seed:08x}"),
+        group: Group::of(seed),
         // Replaced before anything is made of it.
         subnet: Ipv4Net::default(),
         resolvers,
         names: BTreeMap::new(),
         dir,
     };
-    links::check_pairs(&mut wiring.netlink, &wiring.bridge).map_err(|error| other("links", &error))?;
-    settle(&mut wiring, options.subnet)?;
+    links::check_pairs(&mut wiring.netlink, &wiring.name)
+        .and_then(|()| wiring.cut_ports())
+        .map_err(|error| other("links", &error))?;
+    settle(&mut wiring, options.subnet, seed)?;
     Ok(wiring)
 }
 
 /// The inode and not the path: two daemons in two containers on the host's network may share the path.
-fn name_of(dir: &Path) -> io::Result<String> {
-    Ok(format!("{PREFIX}-{}", tag_of(dir)?))
+fn seed_of(dir: &Path) -> io::Result<u32> {
+    let stat = fs::metadata(dir)?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&stat.dev().to_le_bytes()).update(&stat.ino().to_le_bytes());
+    let [a, b, c, d, ..] = *hasher.finalize().as_bytes();
+    Ok(u32::from_be_bytes([a, b, c, d]))
 }
 
 /// Eight letters that stand for a directory on this machine.
 fn tag_of(dir: &Path) -> io::Result<String> {
-    let stat = fs::metadata(dir)?;
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&stat.dev().to_le_bytes()).update(&stat.ino().to_le_bytes());
-    Ok(hasher.finalize().to_hex()[..8].to_owned())
+    Ok(format!("{:08x}", seed_of(dir)?))
 }
 
-/// Gives the bridge its subnet: the one that is asked for, or the one that it has, or had before the last reboot, or
+/// Gives the room its subnet: the one that is asked for, or the one that it has, or had before the last reboot, or
 /// one that overlaps nothing that this host reaches.
-fn settle(wiring: &mut Wiring, wanted: Option<Ipv4Net>) -> Result<(), NetworkError> {
+fn settle(wiring: &mut Wiring, wanted: Option<Ipv4Net>, mut seed: u32) -> Result<(), NetworkError> {
     let failed = |error: io::Error| other("subnet", &error);
     if let Some(wanted) = wanted.map(|net| net.trunc()) {
         if wanted.prefix_len() > 30 {
@@ -294,13 +313,12 @@ fn settle(wiring: &mut Wiring, wanted: Option<Ipv4Net>) -> Result<(), NetworkErr
         return adopt(wiring, wanted).map_err(failed);
     }
     if let Some(last) = wiring.leases.subnet() {
-        let running = links::link(&mut wiring.netlink, &wiring.bridge).map_err(failed)?.is_some();
+        let running = links::link(&mut wiring.netlink, &wiring.name).map_err(failed)?.is_some();
         if running || !subnet::overlaps(last, &taken(wiring).map_err(failed)?) {
             return adopt(wiring, last).map_err(failed);
         }
         tracing::warn!(subnet = %last, "the room's subnet is in use by others now; the room gets another one");
     }
-    let mut seed = u32::from_str_radix(&wiring.bridge[PREFIX.len() + 1..], 16).unwrap_or_default();
     for _ in 0..CHOICES {
         let chosen = subnet::choose(seed, &taken(wiring).map_err(failed)?).ok_or_else(|| {
             NetworkError::Other(
@@ -312,14 +330,14 @@ fn settle(wiring: &mut Wiring, wanted: Option<Ipv4Net>) -> Result<(), NetworkErr
         if !subnet::overlaps(chosen, &taken(wiring).map_err(failed)?) {
             return Ok(());
         }
-        wiring.netlink.run(vec![links::delete(&wiring.bridge)]).map_err(failed)?;
+        wiring.netlink.run(vec![links::delete(&wiring.name)]).map_err(failed)?;
         seed = rand::random();
     }
     Err(NetworkError::Other("no subnet stays free: others take each that is chosen".to_owned()))
 }
 
 fn adopt(wiring: &mut Wiring, subnet: Ipv4Net) -> io::Result<()> {
-    links::ensure_bridge(&mut wiring.netlink, &wiring.bridge, subnet)?;
+    links::ensure_gateway_link(&mut wiring.netlink, &wiring.name, subnet)?;
     wiring.leases.set_subnet(subnet)?;
     wiring.subnet = subnet;
     Ok(())
@@ -327,12 +345,14 @@ fn adopt(wiring: &mut Wiring, subnet: Ipv4Net) -> io::Result<()> {
 
 /// Where this host reaches other networks, and its resolvers, which lie behind the default route.
 fn taken(wiring: &mut Wiring) -> io::Result<Vec<Ipv4Net>> {
-    let own = links::link(&mut wiring.netlink, &wiring.bridge)?.map(|link| link.index);
+    let gateway = links::link(&mut wiring.netlink, &wiring.name)?;
+    let own: BTreeSet<u32> = wiring.own_links()?.into_iter().chain(gateway).map(|link| link.index).collect();
+    let others = |link: Option<u32>| link.is_none_or(|link| !own.contains(&link));
     let routes = links::routes(&mut wiring.netlink)?.into_iter();
-    let routes = routes.filter(|route| route.net.prefix_len() > 0 && (own.is_none() || route.link != own));
+    let routes = routes.filter(|route| route.net.prefix_len() > 0 && others(route.link));
     let mut taken: Vec<_> = routes.map(|route| route.net).collect();
     let addresses = links::addresses(&mut wiring.netlink)?.into_iter();
-    taken.extend(addresses.filter(|one| Some(one.link) != own).map(|one| one.net));
+    taken.extend(addresses.filter(|one| others(Some(one.link))).map(|one| one.net));
     taken.extend(wiring.resolvers.servers.iter().map(|server| Ipv4Net::from(*server)));
     Ok(taken)
 }

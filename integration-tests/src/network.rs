@@ -11,14 +11,15 @@ use crate::wait::seconds;
 /// Everything of the network of the daemon with this state directory; taken away as it is found.
 pub fn sweep(state: &Path) -> Vec<String> {
     let mut report = Vec::new();
-    if let Some(bridge) = bridge_of(state) {
-        for link in links_of(&bridge) {
+    if let Some(seed) = seed_of(state) {
+        for link in links_of(seed) {
             process::run(Command::new("ip").args(["link", "delete", &link]), seconds(10));
             report.push(format!("link {link}"));
         }
-        let table = process::run(Command::new("nft").args(["delete", "table", "inet", &bridge]), seconds(10));
+        let name = name_of(seed);
+        let table = process::run(Command::new("nft").args(["delete", "table", "inet", &name]), seconds(10));
         if table.code == 0 {
-            report.push(format!("nft table {bridge}"));
+            report.push(format!("nft table {name}"));
         }
     }
     for group in control_groups(state) {
@@ -29,27 +30,35 @@ pub fn sweep(state: &Path) -> Vec<String> {
     report
 }
 
-/// The links of the daemon with this state directory: its bridge, and an end for each instance.
+/// The links of the daemon with this state directory: the one of its gateway, and an end for each instance.
 pub fn links(state: &Path) -> Vec<String> {
-    bridge_of(state).map(|bridge| links_of(&bridge)).unwrap_or_default()
+    seed_of(state).map(links_of).unwrap_or_default()
 }
 
-/// The name comes from the network's directory, and is the table's too.
-fn bridge_of(state: &Path) -> Option<String> {
+/// Names and groups come from the network's directory.
+fn seed_of(state: &Path) -> Option<u32> {
     let stat = fs::metadata(state.join("network")).ok()?;
     let mut hasher = blake3::Hasher::new();
     hasher.update(&stat.dev().to_le_bytes()).update(&stat.ino().to_le_bytes());
-    Some(format!("hth-{}", &hasher.finalize().to_hex()[..8]))
+    let [a, b, c, d, ..] = *hasher.finalize().as_bytes();
+    Some(u32::from_be_bytes([a, b, c, d]))
 }
 
-/// The bridge, where there is one, and the instances' ends of it before it.
-fn links_of(bridge: &str) -> Vec<String> {
+/// Of the gateway's link and the table.
+fn name_of(seed: u32) -> String {
+    format!("hth-{seed:08x}")
+}
+
+/// The instances' ends in both link groups, and the gateway's link behind them.
+fn links_of(seed: u32) -> Vec<String> {
     let of = |what: &[&str]| {
         let shown = process::run(Command::new("ip").args(["-o", "link", "show"]).args(what), seconds(10));
         let name = |line: &str| Some(line.split(": ").nth(1)?.split('@').next()?.to_owned());
         shown.stdout.lines().filter_map(name).collect::<Vec<_>>()
     };
-    [of(&["master", bridge]), of(&["dev", bridge])].concat()
+    let group = (seed & !1).max(2);
+    let (open, isolated) = (group.to_string(), (group | 1).to_string());
+    [of(&["group", &open]), of(&["group", &isolated]), of(&["dev", &name_of(seed)])].concat()
 }
 
 /// containerd's namespace of a state directory.

@@ -1,5 +1,6 @@
 //! `hearth deploy`
 
+pub(super) mod confinement;
 mod environment;
 mod flags;
 pub(super) mod follow;
@@ -73,6 +74,8 @@ pub(super) struct DeployArgs {
     /// Most processors that it may use, such as `1.5`
     #[arg(long, value_name = "NUMBER", value_parser = quantity::cpus, help_heading = "Process")]
     cpus: Option<u32>,
+    #[command(flatten)]
+    confinement: confinement::ConfinementArgs,
 
     /// How the new revision takes the place of the old one
     #[arg(long, value_enum, help_heading = "Deploy")]

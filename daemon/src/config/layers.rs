@@ -176,6 +176,7 @@ mod tests {
             ("[trust]\ndomains = { 'a b' = ['x'] }", "trust domain"),
             ("containerd = 'relative.sock'", "containerd"),
             ("[services]\nsubnet = '10.0.0.0'", "subnet"),
+            ("[services]\nallow_capabilities = ['SYS_ADMIN']", "SYS_ADMIN"),
             ("[services]\ntrusted_proxies = ['10.0.0.0/40']", "10.0.0.0/40"),
             ("[services]\ncertificates = [{ certificate = 'a.pem', key = '/b.pem' }]", "certificates"),
         ] {

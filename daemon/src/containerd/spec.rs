@@ -14,8 +14,7 @@ pub mod user;
 
 use image::RunConfig;
 use types::{
-    Capabilities, Cpu, DeviceAccess, Linux, Memory, Mount, Namespace, Pids, Process, Resources, Rlimit, Root,
-    Spec, User,
+    Cpu, DeviceAccess, Linux, Memory, Mount, Namespace, Pids, Process, Resources, Rlimit, Root, Spec, User,
 };
 use user::Resolved;
 
@@ -60,7 +59,7 @@ pub fn build(
         args: command(spec, image)?,
         env: environment(spec, image, user),
         cwd: workdir(spec, image)?,
-        capabilities: Some(Capabilities::same(&confinement::CAPABILITIES)),
+        capabilities: Some(confinement::capabilities(&spec.capabilities)),
         rlimits: vec![Rlimit { kind: "RLIMIT_NOFILE".to_owned(), hard: files, soft: files }],
         no_new_privileges: true,
     };

@@ -1,7 +1,7 @@
 //! What services of the room run on: the network, containerd, the ingress; and deploys, which drive them.
 //!
 //! Services outlive the daemon. Its end leaves instances and their network as they are, and its next start takes them
-//! back; only a daemon that runs none takes its bridge and its table along.
+//! back; only a daemon that runs none takes its link and its table along.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -332,7 +332,12 @@ impl Runtime for World {
 
 #[async_trait]
 impl Network for World {
-    async fn attach(&self, instance: &InstanceId, name: &ServiceName) -> Result<Attached, NetworkError> {
+    async fn attach(
+        &self,
+        instance: &InstanceId,
+        name: &ServiceName,
+        _isolated: bool,
+    ) -> Result<Attached, NetworkError> {
         self.live_or_die().await;
         self.state().networks.insert(instance.clone());
         self.live_or_die().await;

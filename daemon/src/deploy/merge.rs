@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::model::confinement::Confinement;
 use crate::model::deploy::{DeployRequest, ImageFacts};
 use crate::model::image::PinnedImage;
 use crate::model::service::{
@@ -201,6 +202,14 @@ pub fn merge(
             .clone()
             .or_else(|| Some(kept?.annotations.clone()))
             .unwrap_or_default(),
+        confinement: Confinement {
+            isolated: request.isolated.or(kept.map(|spec| spec.confinement.isolated)).unwrap_or(false),
+            capabilities: request
+                .capabilities
+                .clone()
+                .or_else(|| Some(kept?.confinement.capabilities.clone()))
+                .unwrap_or_default(),
+        },
     };
     check(&spec)?;
     Ok(Merged { spec, notes })

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use futures::Stream;
 use tokio::sync::{mpsc, watch};
 
+use crate::model::confinement::AddedCapability;
 use crate::model::deploy::{ImageFacts, LogLine, LogQuery};
 use crate::model::fault::Fault;
 use crate::model::id::{InstanceId, ServiceId};
@@ -73,6 +74,8 @@ pub struct InstanceSpec {
     pub workdir: Option<MountTarget>,
     pub mounts: Vec<BindMount>,
     pub limits: ResourceLimits,
+    /// Beside those that every instance has.
+    pub capabilities: BTreeSet<AddedCapability>,
     pub network: Attached,
     /// Directory of its log, made by whoever starts it.
     pub log: PathBuf,
@@ -169,8 +172,14 @@ pub enum RuntimeError {
 /// Gives each instance an address. The real one is netlink and one nft table.
 #[async_trait]
 pub trait Network: Send + Sync + 'static {
-    /// A network of its own for an instance; for one that has it already, the same again.
-    async fn attach(&self, instance: &InstanceId, name: &ServiceName) -> Result<Attached, NetworkError>;
+    /// A network of its own for an instance; for one that has it already, the same again. One that is isolated reaches
+    /// no other instance, and none reaches it.
+    async fn attach(
+        &self,
+        instance: &InstanceId,
+        name: &ServiceName,
+        isolated: bool,
+    ) -> Result<Attached, NetworkError>;
 
     /// Takes it away. Nothing to do for one that has none.
     async fn detach(&self, instance: &InstanceId) -> Result<(), NetworkError>;

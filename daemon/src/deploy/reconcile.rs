@@ -217,7 +217,8 @@ pub(super) async fn adopt(shared: &Shared, entry: &Entry, observed: Observed, he
         }
         InstanceState::Running { pid } => {
             let limit = shared.options.call_limit;
-            let attach = shared.ports.network.attach(&instance, &known.label.name);
+            let isolated = is_isolated(entry, known.label.revision);
+            let attach = shared.ports.network.attach(&instance, &known.label.name, isolated);
             match tokio::time::timeout(limit, attach).await {
                 Ok(Ok(attached)) => {
                     known.pid = Some(pid);
@@ -236,6 +237,12 @@ pub(super) async fn adopt(shared: &Shared, entry: &Entry, observed: Observed, he
     let runs = known.health().is_some();
     entry.state().instances.insert(instance, known);
     runs
+}
+
+/// Whether a revision is; one that is not known any more is, until its instance is replaced.
+fn is_isolated(entry: &Entry, revision: u32) -> bool {
+    let state = entry.state();
+    state.service.revision(revision).is_none_or(|revision| revision.spec.confinement.isolated)
 }
 
 /// Whether an instance ended by something else than its own doing, as far as can be told: nobody saw the exit, or it

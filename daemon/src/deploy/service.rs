@@ -9,7 +9,7 @@
 //! Each service has an [`Entry`] and one loop. What shall be lies in the store; what is, the runtime knows; the entry
 //! holds what must not outlive the daemon: health, backoff, steps under way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,7 +27,8 @@ use super::port::{
 };
 use super::{reconcile, start};
 use crate::access::policy::Denied;
-use crate::model::fault::Fault;
+use crate::model::confinement::AddedCapability;
+use crate::model::fault::{Fault, Stage};
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::{self, Domain, ServiceName, ServiceSpec};
 
@@ -49,6 +50,8 @@ pub struct Options {
     pub prepare_limit: Duration,
     /// For each other call of a neighbour.
     pub call_limit: Duration,
+    /// Those that a service may be given.
+    pub allowed_capabilities: BTreeSet<AddedCapability>,
 }
 
 impl Options {
@@ -61,7 +64,37 @@ impl Options {
             drain_limit: Duration::from_secs(30),
             prepare_limit: Duration::from_secs(1800),
             call_limit: Duration::from_secs(60),
+            allowed_capabilities: BTreeSet::new(),
         }
+    }
+
+    pub(super) fn check_capabilities(&self, spec: &ServiceSpec) -> Result<(), CapabilityNotAllowed> {
+        let asked = &spec.confinement.capabilities;
+        match asked.difference(&self.allowed_capabilities).next() {
+            Some(capability) => Err(CapabilityNotAllowed(*capability)),
+            None => Ok(()),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the operator of this room allows no service the capability {0}")]
+pub struct CapabilityNotAllowed(AddedCapability);
+
+impl CapabilityNotAllowed {
+    pub(super) const CODE: &str = "capability_not_allowed";
+
+    pub(super) fn hint(self) -> String {
+        format!(
+            "deploy it with --cap-add none, or allow the capability with allow_capabilities = [\"{}\"] in [services] of hearthd's configuration",
+            self.0
+        )
+    }
+}
+
+impl From<CapabilityNotAllowed> for Fault {
+    fn from(refused: CapabilityNotAllowed) -> Self {
+        Self::new(Stage::Deploy, CapabilityNotAllowed::CODE, refused.to_string()).hint(refused.hint())
     }
 }
 
@@ -137,6 +170,8 @@ pub enum DeployError {
     Denied(#[from] Denied),
     #[error(transparent)]
     Merge(#[from] MergeError),
+    #[error(transparent)]
+    Capability(#[from] CapabilityNotAllowed),
     #[error("domain `{domain}` belongs to service `{holder}`")]
     DomainTaken { domain: Domain, holder: ServiceName },
     #[error("variable `{variable}`: the scope of its token is not valid: {reason}")]
@@ -189,6 +224,7 @@ impl DeployError {
             Self::Runtime(RuntimeError::Start { code, .. }) => code,
             Self::Denied(_) => "denied",
             Self::Merge(error) => error.code(),
+            Self::Capability(_) => CapabilityNotAllowed::CODE,
             Self::DomainTaken { .. } => "domain_taken",
             Self::Scope { .. } => "invalid_scope",
             Self::UnknownSecret { .. } => "secret_not_found",
@@ -213,6 +249,7 @@ impl DeployError {
             }
             Self::NotRunning { name } => format!("see why with: hearth services show {name}"),
             Self::Merge(error) => return error.hint(),
+            Self::Capability(refused) => refused.hint(),
             Self::DomainTaken { domain, .. } => {
                 format!("take another domain, or free it with: hearth routes rm {domain}")
             }

@@ -19,6 +19,7 @@ use super::progress::Progress;
 use super::service::Shared;
 use super::{health, logs};
 use crate::model::deploy::{Action, DeployEventKind, LogQuery};
+use crate::model::fault::Fault;
 use crate::model::id::InstanceId;
 use crate::model::service::{InstanceLabel, Revision};
 
@@ -142,12 +143,14 @@ impl Shared {
         let limit = self.options.call_limit;
         let spec = &revision.spec;
         let image = InstanceImage { repository: spec.repository.clone(), manifest: spec.manifest };
+        // The operator may have taken one back since the deploy.
+        self.options.check_capabilities(spec).map_err(Fault::from)?;
         let env = self.environment(label, revision).await?;
         let prepare_limit = self.options.prepare_limit;
         within("bringing the image's files", prepare_limit, self.ports.runtime.prepare(&image)).await?;
         clock.lap("image");
-        let network =
-            within("the network", limit, self.ports.network.attach(&label.instance, &label.name)).await?;
+        let attach = self.ports.network.attach(&label.instance, &label.name, spec.confinement.isolated);
+        let network = within("the network", limit, attach).await?;
         clock.lap("network");
         let mounts = self.ports.mounts.open(label, &spec.mounts, &spec.mounted);
         let mounts = within("opening the mounts", prepare_limit, mounts).await?;
@@ -160,6 +163,7 @@ impl Shared {
             workdir: spec.workdir.clone(),
             mounts,
             limits: spec.limits,
+            capabilities: spec.confinement.capabilities.clone(),
             network,
             log: self.log_directory(&label.service, &label.instance),
         })

@@ -220,6 +220,7 @@ impl Handle {
         let existing = entry.as_ref().map(|entry| entry.state().service.clone());
         let Merged { spec, notes } = merge::merge(existing.as_ref(), request, &image, &mounted)?;
         by.may_run(&spec)?;
+        shared.options.check_capabilities(&spec)?;
         shared.check_env(&name, &spec).await?;
         shared.check_domains(&name, &spec)?;
         let service = match existing {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::model::Digest;
+use crate::model::confinement::Confinement;
 use crate::model::deploy::{ProbeAnswer, ProbeResult};
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::{
@@ -31,6 +32,7 @@ pub(crate) fn spec(port: u16) -> ServiceSpec {
         public: false,
         description: String::new(),
         annotations: std::collections::BTreeMap::new(),
+        confinement: Confinement::default(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is asked of deploys, and what is told of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::build::LogStream;
+use super::confinement::AddedCapability;
 use super::fault::Fault;
 use super::id::{InstanceId, ServiceId};
 use super::service::{Domain, EnvValue, Exit, Port, Service, ServiceName, Strategy};
@@ -39,6 +40,8 @@ pub struct DeployRequest {
     pub public: Option<bool>,
     pub description: Option<String>,
     pub annotations: Option<BTreeMap<String, String>>,
+    pub isolated: Option<bool>,
+    pub capabilities: Option<BTreeSet<AddedCapability>>,
     /// For a whole manifest: what is not mentioned is not kept, but for the identity.
     pub replace: bool,
 }
@@ -63,6 +66,8 @@ impl DeployRequest {
             public: None,
             description: None,
             annotations: None,
+            isolated: None,
+            capabilities: None,
             replace: false,
         }
     }

@@ -14,6 +14,7 @@ use hearth_proto::value::{Digest, MountSpec, MountTarget, Reference, Repository}
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::confinement::Confinement;
 use super::fault::Fault;
 use super::id::{InstanceId, ServiceId};
 use super::image::PinnedImage;
@@ -271,6 +272,8 @@ pub struct ServiceSpec {
     pub description: String,
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
+    #[serde(default)]
+    pub confinement: Confinement,
 }
 
 impl ServiceSpec {

@@ -16,7 +16,7 @@ pub struct NoNetwork {
 
 #[async_trait]
 impl Network for NoNetwork {
-    async fn attach(&self, _: &InstanceId, _: &ServiceName) -> Result<Attached, NetworkError> {
+    async fn attach(&self, _: &InstanceId, _: &ServiceName, _: bool) -> Result<Attached, NetworkError> {
         Err(self.reason.clone())
     }
 

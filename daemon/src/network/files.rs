@@ -78,10 +78,11 @@ fn in_place(path: &Path, text: &str) -> io::Result<()> {
     file.set_len(text.len() as u64)
 }
 
-/// An instance finds itself under its own name, also while another of the service takes the traffic.
+/// An instance finds itself under its own name, also while another of the service takes the traffic. One that is
+/// isolated finds nobody else.
 fn hosts(lease: &Lease, names: &BTreeMap<ServiceName, Ipv4Addr>) -> String {
     let mut text = format!("127.0.0.1\tlocalhost\n{}\t{}\n", lease.address, lease.name);
-    for (name, address) in names.iter().filter(|(name, _)| **name != lease.name) {
+    for (name, address) in names.iter().filter(|(name, _)| **name != lease.name && !lease.isolated) {
         // Writing to a string does not fail.
         let _ = writeln!(text, "{address}\t{name}");
     }
@@ -158,7 +159,7 @@ mod tests {
     use super::*;
 
     fn lease() -> Lease {
-        Lease { address: Ipv4Addr::new(10, 1, 2, 3), name: "web".parse().unwrap() }
+        Lease { address: Ipv4Addr::new(10, 1, 2, 3), name: "web".parse().unwrap(), isolated: false }
     }
 
     #[test]
@@ -178,6 +179,11 @@ mod tests {
         files.write_hosts(&lease(), &names).unwrap();
         assert_eq!(fs::read_to_string(files.hosts()).unwrap(), "127.0.0.1\tlocalhost\n10.1.2.3\tweb\n");
         assert_eq!(fs::metadata(files.hosts()).unwrap().ino(), inode);
+
+        let isolated = Lease { isolated: true, ..lease() };
+        names.insert("db".parse().unwrap(), Ipv4Addr::new(10, 1, 2, 9));
+        files.write_hosts(&isolated, &names).unwrap();
+        assert_eq!(fs::read_to_string(files.hosts()).unwrap(), "127.0.0.1\tlocalhost\n10.1.2.3\tweb\n");
         files.remove().unwrap();
         files.remove().unwrap();
     }

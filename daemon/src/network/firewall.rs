@@ -4,8 +4,12 @@
 //! written when the daemon starts, when its port is known, and when somebody has taken the table away (`nft flush
 //! ruleset`), never for an instance.
 //!
+//! What a daemon's instances send is known by the group of the link that it comes by, so that no rule changes with an
+//! instance. It must come from the address that the host routes to that very link (`fib saddr . iif`): each link has
+//! one, so nobody speaks for another.
+//!
 //! A verdict of one table does not lift that of another. Where another one drops what is forwarded (Docker sets the
-//! policy of iptables' FORWARD so), instances do not reach other networks until that table has a rule for the bridge:
+//! policy of iptables' FORWARD so), instances reach neither each other nor other networks until that table has a rule for their links:
 //! this is looked for and said, and left to whoever owns the table. Rules of iptables' legacy kind are not seen.
 
 use std::collections::BTreeSet;
@@ -21,6 +25,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use super::PREFIX;
+use super::group::Group;
 use crate::deploy::port::NetworkError;
 
 /// `nft` takes some milliseconds; longer where somebody else changes rules.
@@ -36,14 +41,17 @@ pub(super) struct Firewall {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rules {
-    /// Name of the bridge and of the table.
+    /// Name of the gateway's link and of the table.
     pub(super) name: String,
+    pub(super) group: Group,
     pub(super) subnet: Ipv4Net,
     pub(super) gateway: Ipv4Addr,
     /// The one port of the gateway that instances reach.
     pub(super) port: Option<u16>,
     /// Addresses of the host where a resolver listens.
     pub(super) resolvers: BTreeSet<Ipv4Addr>,
+    /// Link-local resolvers of the network that the host is in, as some clouds have them.
+    pub(super) link_local_resolvers: BTreeSet<Ipv4Addr>,
 }
 
 impl Rules {
@@ -54,37 +62,36 @@ impl Rules {
 
     fn script(&self) -> String {
         let Self { name, subnet, gateway, .. } = self;
+        let (open, isolated) = (self.group.open(), self.group.isolated());
+        let own = format!("{{ {open}, {isolated} }}");
         let port =
             self.port.map(|port| format!("ip daddr {gateway} tcp dport {port} accept")).unwrap_or_default();
-        let resolvers: String = self
-            .resolvers
-            .iter()
-            .map(|server| {
-                format!(
-                    "ip daddr {server} udp dport 53 accept\n    ip daddr {server} tcp dport 53 accept\n    "
-                )
-            })
-            .collect();
         format!(
             "{removal}table inet {name} {{
+  chain prerouting {{
+    type filter hook prerouting priority raw; policy accept;
+    iifname \"{name}\" drop
+    iifgroup != {own} accept
+    meta nfproto != ipv4 drop
+    fib saddr . iif oif missing drop
+  }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
-    ip saddr {subnet} oifname != \"{name}\" masquerade
+    ip saddr {subnet} oifgroup != {own} masquerade
   }}
   chain forward {{
     type filter hook forward priority filter; policy accept;
-    iifname != \"{name}\" oifname != \"{name}\" accept
+    iifgroup != {own} oifgroup != {own} accept
     ct state established,related accept
-    iifname \"{name}\" meta nfproto ipv6 drop
-    iifname \"{name}\" ip saddr != {subnet} drop
-    iifname \"{name}\" oifname \"{name}\" accept
-    iifname \"{name}\" oifname \"{PREFIX}-*\" reject
-    iifname \"{name}\" accept
-    reject
+    iifgroup {open} oifgroup {open} accept
+    oifgroup {own} reject with icmpx admin-prohibited
+    {link_local_resolvers}
+    ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited
+    oifname \"{PREFIX}*\" reject with icmpx admin-prohibited
   }}
   chain input {{
     type filter hook input priority filter; policy accept;
-    iifname != \"{name}\" accept
+    iifgroup != {own} accept
     ct state established,related accept
     {port}
     {resolvers}
@@ -92,9 +99,19 @@ impl Rules {
   }}
 }}
 ",
-            removal = self.removal()
+            removal = self.removal(),
+            resolvers = questions(&self.resolvers),
+            link_local_resolvers = questions(&self.link_local_resolvers),
         )
     }
+}
+
+/// Lets questions to resolvers pass.
+fn questions(servers: &BTreeSet<Ipv4Addr>) -> String {
+    let rules = servers.iter().flat_map(|server| {
+        ["udp", "tcp"].map(|protocol| format!("ip daddr {server} {protocol} dport 53 accept"))
+    });
+    rules.collect::<Vec<_>>().join("\n    ")
 }
 
 impl Firewall {
@@ -234,18 +251,24 @@ mod tests {
     fn a_table_without_port_and_resolvers_lets_nobody_in() {
         let mut rules = Rules {
             name: "hth-1".to_owned(),
+            group: Group::of(8),
             subnet: "10.1.2.0/24".parse().unwrap(),
             gateway: "10.1.2.1".parse().unwrap(),
             port: None,
             resolvers: BTreeSet::new(),
+            link_local_resolvers: BTreeSet::new(),
         };
         let accepts = |rules: &Rules| {
-            rules.script().lines().filter(|line| line.trim_start().starts_with("ip daddr")).count()
+            let script = rules.script();
+            let lines = script.lines().filter(|line| line.trim_start().starts_with("ip daddr"));
+            lines.filter(|line| line.ends_with("accept")).count()
         };
         assert_eq!(accepts(&rules), 0);
         rules.port = Some(80);
         rules.resolvers.insert("192.0.2.1".parse().unwrap());
         assert_eq!(accepts(&rules), 3);
+        rules.link_local_resolvers.insert("169.254.169.253".parse().unwrap());
+        assert_eq!(accepts(&rules), 5);
         assert!(rules.script().contains("ip daddr 10.1.2.1 tcp dport 80 accept"));
     }
 }

@@ -22,6 +22,9 @@ use crate::model::service::ServiceName;
 pub(super) struct Lease {
     pub(super) address: Ipv4Addr,
     pub(super) name: ServiceName,
+    /// Whether it reaches no other service, and none reaches it.
+    #[serde(default)]
+    pub(super) isolated: bool,
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -72,6 +75,7 @@ impl Leases {
         &mut self,
         instance: &InstanceId,
         name: &ServiceName,
+        isolated: bool,
         subnet: Ipv4Net,
     ) -> Result<Lease, NetworkError> {
         if let Some(lease) = self.record.leases.get(instance) {
@@ -80,7 +84,7 @@ impl Leases {
         let taken: BTreeSet<_> = self.record.leases.values().map(|lease| lease.address).collect();
         let address = subnet::next_free(subnet, self.record.last, |address| taken.contains(&address))
             .ok_or_else(|| NetworkError::Exhausted { subnet: subnet.to_string() })?;
-        let lease = Lease { address, name: name.clone() };
+        let lease = Lease { address, name: name.clone(), isolated };
         self.record.leases.insert(instance.clone(), lease.clone());
         self.record.last = Some(address);
         if let Err(error) = self.write() {
@@ -123,16 +127,16 @@ mod tests {
         let name: ServiceName = "web".parse().unwrap();
         let mut leases = Leases::read(path.clone()).unwrap();
         leases.set_subnet(subnet).unwrap();
-        let lease = leases.take(&one, &name, subnet).unwrap();
+        let lease = leases.take(&one, &name, false, subnet).unwrap();
 
         let mut leases = Leases::read(path.clone()).unwrap();
         assert_eq!(leases.subnet(), Some(subnet));
-        assert_eq!(leases.take(&one, &name, subnet).unwrap(), lease);
-        let error = leases.take(&two, &name, subnet).unwrap_err();
+        assert_eq!(leases.take(&one, &name, false, subnet).unwrap(), lease);
+        let error = leases.take(&two, &name, false, subnet).unwrap_err();
         assert!(matches!(error, NetworkError::Exhausted { subnet } if subnet == "10.9.8.0/30"));
         leases.release(&one).unwrap();
         leases.release(&one).unwrap();
-        assert_eq!(leases.take(&two, &name, subnet).unwrap().address, lease.address);
+        assert_eq!(leases.take(&two, &name, false, subnet).unwrap().address, lease.address);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
@@ -146,7 +150,7 @@ mod tests {
         let subnet: Ipv4Net = "10.9.8.0/24".parse().unwrap();
         leases.set_subnet(subnet).unwrap();
         let instance = InstanceId::random();
-        leases.take(&instance, &"web".parse().unwrap(), subnet).unwrap();
+        leases.take(&instance, &"web".parse().unwrap(), false, subnet).unwrap();
         leases.set_subnet("10.9.9.0/24".parse().unwrap()).unwrap();
         assert!(leases.get(&instance).is_none());
     }

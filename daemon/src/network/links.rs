@@ -1,14 +1,13 @@
-//! What is asked of the kernel, as its messages: the bridge, an instance's pair of links, addresses, neighbours.
+//! What is asked of the kernel, as its messages: links, addresses, neighbours and routes.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::path::Path;
 
 use ipnet::Ipv4Net;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -23,8 +22,6 @@ use super::{namespace, subnet};
 
 /// The loopback interface's index in every namespace.
 pub(super) const LOOPBACK: u32 = 1;
-/// The link's name inside of an instance.
-const INSIDE: &str = "eth0";
 
 /// A link that is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +31,7 @@ pub(super) struct Link {
     pub(super) up: bool,
     /// Whether packets pass: the other end is up too.
     pub(super) passes: bool,
-    /// The bridge that it is a port of.
+    /// The bridge that it is a port of; none of ours is one.
     pub(super) bridge: Option<u32>,
     /// Whether it asks for hardware addresses and answers who asks.
     pub(super) arp: bool,
@@ -84,7 +81,10 @@ pub(super) fn link(netlink: &mut Netlink, name: &str) -> io::Result<Option<Link>
 }
 
 pub(super) fn links(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
-    let messages = netlink.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    let mut message = LinkMessage::default();
+    // Half of the answer, which nobody reads.
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let messages = netlink.dump(&RouteNetlinkMessage::GetLink(message))?;
     Ok(messages
         .into_iter()
         .filter_map(|message| match message {
@@ -94,31 +94,25 @@ pub(super) fn links(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
         .collect())
 }
 
-/// The bridge `name`, with the first address of `subnet` alone; made if it is missing. Gives its index.
-pub(super) fn ensure_bridge(netlink: &mut Netlink, name: &str, net: Ipv4Net) -> io::Result<u32> {
+/// The link `name` that holds the first address of `net` and nothing else, so that the host has that address and its
+/// other links do not reach the rest of `net`; made if it is missing. Gives its index.
+///
+/// It is a bridge that never has a port: a kernel that has pairs of links may be without the kind `dummy`.
+pub(super) fn ensure_gateway_link(netlink: &mut Netlink, name: &str, net: Ipv4Net) -> io::Result<u32> {
     let gateway = subnet::gateway(net);
-    let hardware = subnet::hardware(gateway).to_vec();
     if link(netlink, name)?.is_none() {
         let mut message = named(name);
-        // Without one of its own it would have that of a port, and another after that one has gone.
-        message.attributes.push(LinkAttribute::Address(hardware.clone()));
         message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
-        let request = Request::create(format!("bridge {name}"), RouteNetlinkMessage::NewLink(message));
+        let request = Request::create(format!("link {name}"), RouteNetlinkMessage::NewLink(message));
         netlink.run(vec![request]).map_err(|error| unsupported(error, "bridge"))?;
         // Before it is up: instances shall not find the host by an address of IPv6 either.
         namespace::set(Path::new(&format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6")), "1")?;
     }
-    let found =
-        link(netlink, name)?.ok_or_else(|| io::Error::other(format!("bridge {name} is gone again")))?;
+    let found = link(netlink, name)?.ok_or_else(|| io::Error::other(format!("link {name} is gone again")))?;
     if found.kind != Some(InfoKind::Bridge) {
         return Err(io::Error::other(format!("link {name} is not a bridge; remove it")));
     }
     let mut requests = Vec::new();
-    if found.hardware != hardware {
-        let mut message = indexed(found.index);
-        message.attributes.push(LinkAttribute::Address(hardware));
-        requests.push(Request::change(format!("bridge {name}"), RouteNetlinkMessage::SetLink(message)));
-    }
     let present = addresses(netlink)?;
     for other in present.iter().filter(|one| one.link == found.index && one.address != gateway) {
         let message = address(found.index, other.address, other.net);
@@ -134,7 +128,7 @@ pub(super) fn ensure_bridge(netlink: &mut Netlink, name: &str, net: Ipv4Net) -> 
     }
     if !found.up {
         let message = up(indexed(found.index));
-        requests.push(Request::change(format!("bridge {name} up"), RouteNetlinkMessage::SetLink(message)));
+        requests.push(Request::change(format!("link {name} up"), RouteNetlinkMessage::SetLink(message)));
     }
     if !requests.is_empty() {
         netlink.run(requests)?;
@@ -142,35 +136,13 @@ pub(super) fn ensure_bridge(netlink: &mut Netlink, name: &str, net: Ipv4Net) -> 
     Ok(found.index)
 }
 
-/// An instance's pair in one step: one end a port of the bridge and up, the other inside. (The kernel refuses a pair
-/// whose inner end is up before there is an outer one.)
-pub(super) fn make_pair(
-    netlink: &mut Netlink,
-    name: &str,
-    bridge: u32,
-    namespace: BorrowedFd<'_>,
-    inside: Ipv4Addr,
-) -> io::Result<()> {
-    let mut peer = named(INSIDE);
-    peer.attributes.push(LinkAttribute::Address(subnet::hardware(inside).to_vec()));
-    peer.attributes.push(LinkAttribute::NetNsFd(namespace.as_raw_fd()));
-    let mut message = up(named(name));
-    message.attributes.push(LinkAttribute::Controller(bridge));
-    message.attributes.push(LinkAttribute::LinkInfo(vec![
-        LinkInfo::Kind(InfoKind::Veth),
-        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-    ]));
-    let request = Request::create(format!("link {name}"), RouteNetlinkMessage::NewLink(message));
-    netlink.run(vec![request]).map_err(|error| unsupported(error, "veth"))
-}
-
-/// Whether the kernel has links in pairs: makes one and takes it away. Where the bridge is there already, instances
-/// had some.
-pub(super) fn check_pairs(netlink: &mut Netlink, bridge: &str) -> io::Result<()> {
-    let [one, two] = ["a", "b"].map(|end| format!("{bridge}{end}"));
+/// Whether the kernel has links in pairs: makes one and takes it away. Where the gateway's link is there already,
+/// instances had some.
+pub(super) fn check_pairs(netlink: &mut Netlink, gateway: &str) -> io::Result<()> {
+    let [one, two] = ["a", "b"].map(|end| format!("{gateway}{end}"));
     // Of an earlier run that was killed here.
     netlink.run(vec![delete(&one)])?;
-    if link(netlink, bridge)?.is_some() {
+    if link(netlink, gateway)?.is_some() {
         return Ok(());
     }
     let mut message = named(&one);
@@ -194,42 +166,6 @@ pub(super) fn unsupported(error: io::Error, kind: &str) -> io::Error {
     error
 }
 
-/// The inner half of an instance's network, asked from inside.
-pub(super) fn set_up_inside(netlink: &mut Netlink, lease: Ipv4Addr, net: Ipv4Net) -> io::Result<()> {
-    let index = link(netlink, INSIDE)?
-        .ok_or_else(|| io::Error::other(format!("there is no {INSIDE} in the namespace")))?
-        .index;
-    let gateway = subnet::gateway(net);
-    let mut route = route(index, Ipv4Net::default());
-    route.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
-    netlink.run(vec![
-        Request::change("loopback up", RouteNetlinkMessage::SetLink(up(indexed(LOOPBACK)))),
-        Request::change(format!("{INSIDE} up"), RouteNetlinkMessage::SetLink(up(indexed(index)))),
-        Request::replace(
-            format!("address {lease}"),
-            RouteNetlinkMessage::NewAddress(address(index, lease, net)),
-        ),
-        neighbour(index, gateway),
-        Request::replace("default route", RouteNetlinkMessage::NewRoute(route)),
-    ])
-}
-
-/// Whether the inner half is as it was set up.
-pub(super) fn is_set_up_inside(netlink: &mut Netlink, lease: Ipv4Addr, net: Ipv4Net) -> io::Result<bool> {
-    let Some(inside) = link(netlink, INSIDE)? else {
-        return Ok(false);
-    };
-    let loopback = links(netlink)?.into_iter().any(|link| link.index == LOOPBACK && link.up);
-    let own: Vec<_> = addresses(netlink)?.into_iter().filter(|one| one.link == inside.index).collect();
-    let only = matches!(own.as_slice(), [one] if (one.address, one.net) == (lease, net));
-    let gateway = subnet::gateway(net);
-    let leads = routes(netlink)?.into_iter().any(|route| {
-        route.net.prefix_len() == 0 && route.link == Some(inside.index) && route.gateway == Some(gateway)
-    });
-    let knows = neighbours(netlink, inside.index)?.contains(&gateway);
-    Ok(inside.up && loopback && only && leads && knows && inside.hardware == subnet::hardware(lease))
-}
-
 /// A neighbour that is never asked for.
 pub(super) fn neighbour(link: u32, address: Ipv4Addr) -> Request {
     let mut message = neighbour_of(link, address);
@@ -250,33 +186,6 @@ pub(super) fn knows_neighbour(netlink: &mut Netlink, link: u32, address: Ipv4Add
     };
     let hardware = NeighbourAttribute::LinkLayerAddress(subnet::hardware(address).to_vec());
     Ok(found.header.state == NeighbourState::Permanent && found.attributes.contains(&hardware))
-}
-
-pub(super) fn forget_neighbour(link: u32, address: Ipv4Addr) -> Request {
-    let message = neighbour_of(link, address);
-    Request::delete(format!("neighbour {address}"), RouteNetlinkMessage::DelNeighbour(message))
-}
-
-/// Those neighbours of a link that are never asked for.
-pub(super) fn neighbours(netlink: &mut Netlink, link: u32) -> io::Result<Vec<Ipv4Addr>> {
-    let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
-    let messages = netlink.dump(&RouteNetlinkMessage::GetNeighbour(message))?;
-    let permanent = messages.into_iter().filter_map(|message| match message {
-        RouteNetlinkMessage::NewNeighbour(message)
-            if message.header.ifindex == link && message.header.state == NeighbourState::Permanent =>
-        {
-            Some(message.attributes)
-        }
-        _ => None,
-    });
-    Ok(permanent
-        .flatten()
-        .filter_map(|attribute| match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(address),
-            _ => None,
-        })
-        .collect())
 }
 
 pub(super) fn delete(name: &str) -> Request {

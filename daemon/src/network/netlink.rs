@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
@@ -20,8 +20,10 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 const LIMIT: Duration = Duration::from_secs(10);
 /// Above the 32 KiB that the kernel puts into one message of a dump.
 const BUFFER: usize = 64 << 10;
-/// A dump that something changed meanwhile is asked for again, this many times.
-const DUMPS: usize = 5;
+/// A dump that something changed meanwhile is asked for again after a pause, which doubles from the first to the
+/// longest, until it took the limit: on a machine where containers come and go, quiet moments are short but many.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(64);
 
 pub(super) struct Netlink {
     socket: OwnedFd,
@@ -132,37 +134,46 @@ impl Netlink {
         found.unwrap_or(Ok(None))
     }
 
-    /// All that is like `message`.
+    /// All that is like `message`, as it was at one moment.
     pub(super) fn dump(&mut self, message: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
-        for attempt in 1.. {
-            let mut out = Vec::new();
-            self.send(&mut out, message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
-            self.write(&out)?;
-            let sequence = self.sequence;
-            let (mut found, mut end, mut disturbed) = (Vec::new(), None, false);
-            while end.is_none() {
-                self.read(|header, payload| {
-                    if header.sequence_number != sequence {
-                        return;
-                    }
-                    disturbed |= header.flags & NLM_F_DUMP_INTR != 0;
-                    match payload {
-                        NetlinkPayload::InnerMessage(message) => found.push(message),
-                        NetlinkPayload::Done(_) => end = Some(Ok(())),
-                        NetlinkPayload::Error(answer) => end = Some(Err(answer.to_io())),
-                        _ => {}
-                    }
-                })?;
-            }
-            end.unwrap_or(Ok(()))?;
-            if !disturbed {
+        let begun = Instant::now();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            if let Some(found) = self.dump_once(message)? {
                 return Ok(found);
             }
-            if attempt == DUMPS {
-                break;
+            if begun.elapsed() > LIMIT {
+                let what = "the kernel's list of links, addresses or routes does not stand still";
+                return Err(io::Error::new(io::ErrorKind::TimedOut, what));
             }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        Err(io::Error::other("the kernel's list of links, addresses or routes does not stand still"))
+    }
+
+    /// None when something changed meanwhile: what was read may lack some and have others twice.
+    fn dump_once(&mut self, message: &RouteNetlinkMessage) -> io::Result<Option<Vec<RouteNetlinkMessage>>> {
+        let mut out = Vec::new();
+        self.send(&mut out, message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
+        self.write(&out)?;
+        let sequence = self.sequence;
+        let (mut found, mut end, mut disturbed) = (Vec::new(), None, false);
+        while end.is_none() {
+            self.read(|header, payload| {
+                if header.sequence_number != sequence {
+                    return;
+                }
+                disturbed |= header.flags & NLM_F_DUMP_INTR != 0;
+                match payload {
+                    NetlinkPayload::InnerMessage(message) => found.push(message),
+                    NetlinkPayload::Done(_) => end = Some(Ok(())),
+                    NetlinkPayload::Error(answer) => end = Some(Err(answer.to_io())),
+                    _ => {}
+                }
+            })?;
+        }
+        end.unwrap_or(Ok(()))?;
+        Ok((!disturbed).then_some(found))
     }
 
     /// Adds one message to those that go out together.

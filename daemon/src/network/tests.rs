@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 use super::wiring::{STEPS, link_of};
 use super::*;
 
+mod churn;
 mod healing;
 mod pair;
 mod reach;
+mod walls;
 
 /// As long as one that is not answered may take; those that are take well under a millisecond.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -46,31 +48,45 @@ impl Room {
 
     async fn attach(&self, name: &str) -> (InstanceId, Attached) {
         let id = InstanceId::random();
-        let attached = self.network.attach(&id, &name.parse().unwrap()).await.unwrap();
+        let attached = self.network.attach(&id, &name.parse().unwrap(), false).await.unwrap();
+        (id, attached)
+    }
+
+    async fn attach_isolated(&self, name: &str) -> (InstanceId, Attached) {
+        let id = InstanceId::random();
+        let attached = self.network.attach(&id, &name.parse().unwrap(), true).await.unwrap();
         (id, attached)
     }
 
     async fn close(self) {
-        let bridge = self.network.bridge().to_owned();
+        let (name, group) = (self.network.name().to_owned(), self.group().await);
         self.network.clone().close().await.unwrap();
-        assert!(!tables().contains(&bridge), "nft table {bridge} is left");
-        assert_eq!(ports_and_bridge(&bridge), Vec::<String>::new());
+        assert!(!tables().contains(&name), "nft table {name} is left");
+        assert_eq!(links_of(&name, group), Vec::<String>::new());
         assert_eq!(mounts_below(&self.options.state_dir), Vec::<String>::new());
         assert_eq!(fs::read_dir(&self.options.state_dir).unwrap().count(), 0);
     }
 
-    /// All that there is of instances: links, files, namespaces, leases, neighbours.
+    async fn group(&self) -> Group {
+        self.network.state.lock().await.wiring.group
+    }
+
+    /// All that there is of instances: links, routes, files, namespaces, leases.
     async fn remains(&self) -> Vec<String> {
         let mut state = self.network.state.lock().await;
         let wiring = &mut state.wiring;
-        let bridge = links::link(&mut wiring.netlink, &wiring.bridge).unwrap().unwrap().index;
         let mut found: Vec<String> = wiring.leases.iter().map(|(id, _)| format!("lease {id}")).collect();
         found.extend(names(&wiring.namespaces()).into_iter().map(|name| format!("netns {name}")));
         found.extend(names(&wiring.instances()).into_iter().map(|name| format!("files {name}")));
         found.extend(mounts_below(&wiring.dir));
-        found.extend(ports_and_bridge(&wiring.bridge).into_iter().filter(|name| *name != wiring.bridge));
-        let neighbours = links::neighbours(&mut wiring.netlink, bridge).unwrap();
-        found.extend(neighbours.iter().map(|address| format!("neighbour {address}")));
+        found.extend(links_of(&wiring.name, wiring.group).into_iter().filter(|name| *name != wiring.name));
+        let routes = links::routes(&mut wiring.netlink).unwrap();
+        let own = |net: &Ipv4Net| wiring.subnet.contains(net) && net.prefix_len() == 32;
+        let own = routes.iter().filter(|route| own(&route.net) && route.net.addr() != self.network.gateway());
+        let broadcast = wiring.subnet.broadcast();
+        found.extend(
+            own.filter(|route| route.net.addr() != broadcast).map(|route| format!("route {}", route.net)),
+        );
         let file = fs::read_to_string(wiring.dir.join("leases.json")).unwrap();
         if !file.contains(r#""leases":{}"#) {
             found.push(file);
@@ -83,15 +99,16 @@ impl Room {
 impl Drop for Room {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let bridge = self.network.bridge();
-            for link in ports_and_bridge(bridge) {
+            let name = self.network.name();
+            let seed = u32::from_str_radix(&name[PREFIX.len() + 1..], 16).unwrap();
+            for link in links_of(name, Group::of(seed)) {
                 let _ = Netlink::open().and_then(|mut netlink| netlink.run(vec![links::delete(&link)]));
             }
             for mount in mounts_below(&self.options.state_dir) {
                 let _ = namespace::remove(Path::new(&mount));
             }
             let _ =
-                Command::new("nft").args(["delete", "table", "inet", bridge]).stderr(Stdio::null()).status();
+                Command::new("nft").args(["delete", "table", "inet", name]).stderr(Stdio::null()).status();
         }
     }
 }
@@ -104,12 +121,11 @@ fn tables() -> String {
     String::from_utf8(Command::new("nft").args(["list", "tables"]).output().unwrap().stdout).unwrap()
 }
 
-fn ports_and_bridge(bridge: &str) -> Vec<String> {
-    let all = links::links(&mut Netlink::open().unwrap()).unwrap();
-    let index = all.iter().find(|link| link.name == bridge).map(|link| link.index);
-    let ours =
-        |link: &&links::Link| link.name.starts_with(bridge) || (index.is_some() && link.bridge == index);
-    all.iter().filter(ours).map(|link| link.name.clone()).collect()
+/// The gateway's link and the pairs of a daemon.
+fn links_of(name: &str, group: Group) -> Vec<String> {
+    let all = links::links(&mut Netlink::open().unwrap()).unwrap().into_iter();
+    let own = all.filter(|link| link.name.starts_with(name) || group.has(link.group));
+    own.map(|link| link.name).collect()
 }
 
 fn mounts_below(dir: &Path) -> Vec<String> {

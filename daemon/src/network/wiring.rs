@@ -1,8 +1,8 @@
 //! The links, namespaces, leases and files of instances, changed by one at a time.
 //!
 //! ```text
-//! attach:  lease -> files -> namespace -> pair of links -> inside -> neighbour
-//! detach:  neighbour, pair of links, namespace, files, lease
+//! attach:  lease -> files -> namespace -> pair of links -> outside -> inside
+//! detach:  pair of links with its route and neighbours, namespace, files, lease
 //! ```
 //!
 //! The lease is the first to come and the last to go: whatever a daemon that was killed left, a lease names, and every
@@ -14,25 +14,28 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 
 use super::files::{Files, Resolvers};
+use super::group::Group;
 use super::leases::{Lease, Leases};
 use super::netlink::Netlink;
-use super::{PREFIX, links, namespace};
+use super::routed_pair::RoutedPair;
+use super::{PREFIX, links, namespace, subnet};
 use crate::deploy::port::{Attached, NetworkError};
 use crate::model::id::InstanceId;
 use crate::model::service::ServiceName;
 
-/// How long a new pair may take until packets pass; the kernel takes well under a millisecond.
-const PASSES: Duration = Duration::from_secs(1);
+/// The link's name inside of an instance.
+const INSIDE: &str = "eth0";
 
 pub(super) struct Wiring {
     pub(super) netlink: Netlink,
     pub(super) leases: Leases,
-    pub(super) bridge: String,
+    /// Name of the link that holds the gateway's address, and of the nft table.
+    pub(super) name: String,
+    pub(super) group: Group,
     pub(super) subnet: Ipv4Net,
     pub(super) resolvers: Resolvers,
     pub(super) names: BTreeMap<ServiceName, Ipv4Addr>,
@@ -53,14 +56,19 @@ pub(super) const STEPS: [(&str, Step); 5] = [
     ("files", Wiring::files),
     ("namespace", Wiring::namespace),
     ("links", Wiring::links),
+    ("outside", Wiring::outside),
     ("inside", Wiring::inside),
-    ("neighbour", Wiring::neighbour),
 ];
 
 impl Wiring {
-    pub(super) fn attach(&mut self, id: &InstanceId, name: &ServiceName) -> Result<Attached, NetworkError> {
+    pub(super) fn attach(
+        &mut self,
+        id: &InstanceId,
+        name: &ServiceName,
+        isolated: bool,
+    ) -> Result<Attached, NetworkError> {
         let known = self.leases.get(id).is_some();
-        let instance = self.lease(id, name)?;
+        let instance = self.lease(id, name, isolated)?;
         if known && self.is_whole(&instance).unwrap_or(false) {
             self.files(&instance).map_err(|error| about(id, "files", &error))?;
             return Ok(self.attached(&instance));
@@ -76,8 +84,13 @@ impl Wiring {
         }
     }
 
-    pub(super) fn lease(&mut self, id: &InstanceId, name: &ServiceName) -> Result<Instance, NetworkError> {
-        let lease = self.leases.take(id, name, self.subnet)?;
+    pub(super) fn lease(
+        &mut self,
+        id: &InstanceId,
+        name: &ServiceName,
+        isolated: bool,
+    ) -> Result<Instance, NetworkError> {
+        let lease = self.leases.take(id, name, isolated, self.subnet)?;
         Ok(Instance { id: id.clone(), lease })
     }
 
@@ -99,34 +112,31 @@ impl Wiring {
     }
 
     fn links(&mut self, instance: &Instance) -> io::Result<()> {
-        let bridge = links::ensure_bridge(&mut self.netlink, &self.bridge, self.subnet)?;
-        let name = link_of(&instance.id);
-        // One that is there is not whole; its other end goes with it.
-        if links::link(&mut self.netlink, &name)?.is_some() {
-            self.netlink.run(vec![links::delete(&name)])?;
-        }
         let namespace = File::open(self.namespace_of(&instance.id))?;
-        links::make_pair(&mut self.netlink, &name, bridge, namespace.as_fd(), instance.lease.address)
+        self.pair(instance).make_links(&mut self.netlink, namespace.as_fd())
+    }
+
+    fn outside(&mut self, instance: &Instance) -> io::Result<()> {
+        links::ensure_gateway_link(&mut self.netlink, &self.name, self.subnet)?;
+        self.pair(instance).set_up_outside(&mut self.netlink)
     }
 
     fn inside(&mut self, instance: &Instance) -> io::Result<()> {
-        let mut netlink = namespace::open(&self.namespace_of(&instance.id))?;
-        links::set_up_inside(&mut netlink, instance.lease.address, self.subnet)
+        let pair = self.pair(instance);
+        pair.set_up_inside(&mut namespace::open(&self.namespace_of(&instance.id))?)?;
+        pair.wait(&mut self.netlink)
     }
 
-    /// And waits until packets pass: the first that is sent too early is asked for again a second later.
-    fn neighbour(&mut self, instance: &Instance) -> io::Result<()> {
-        let bridge = links::ensure_bridge(&mut self.netlink, &self.bridge, self.subnet)?;
-        self.netlink.run(vec![links::neighbour(bridge, instance.lease.address)])?;
-        let begun = Instant::now();
-        let name = link_of(&instance.id);
-        while !links::link(&mut self.netlink, &name)?.is_some_and(|link| link.passes) {
-            if begun.elapsed() > PASSES {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("link {name} does not come up")));
-            }
-            std::thread::sleep(Duration::from_micros(200));
+    fn pair(&self, instance: &Instance) -> RoutedPair {
+        let gateway = subnet::gateway(self.subnet);
+        RoutedPair {
+            outside: link_of(&instance.id),
+            inside: INSIDE.to_owned(),
+            address: instance.lease.address,
+            gateway,
+            source: gateway,
+            group: if instance.lease.isolated { self.group.isolated() } else { self.group.open() },
         }
-        Ok(())
     }
 
     fn is_whole(&mut self, instance: &Instance) -> io::Result<bool> {
@@ -134,22 +144,13 @@ impl Wiring {
         if !namespace::is_at(&file)? {
             return Ok(false);
         }
-        let bridge = links::ensure_bridge(&mut self.netlink, &self.bridge, self.subnet)?;
-        let link = links::link(&mut self.netlink, &link_of(&instance.id))?;
-        let outside = link.is_some_and(|link| link.up && link.passes && link.bridge == Some(bridge))
-            && links::neighbours(&mut self.netlink, bridge)?.contains(&instance.lease.address);
-        Ok(outside
-            && links::is_set_up_inside(&mut namespace::open(&file)?, instance.lease.address, self.subnet)?)
+        links::ensure_gateway_link(&mut self.netlink, &self.name, self.subnet)?;
+        self.pair(instance).is_whole(&mut self.netlink, &mut namespace::open(&file)?)
     }
 
     pub(super) fn detach(&mut self, id: &InstanceId) -> Result<(), NetworkError> {
         let failed = |what| move |error: io::Error| about(id, what, &error);
-        let mut requests = vec![links::delete(&link_of(id))];
-        let bridge = links::link(&mut self.netlink, &self.bridge).map_err(failed("bridge"))?;
-        if let (Some(bridge), Some(lease)) = (bridge, self.leases.get(id)) {
-            requests.push(links::forget_neighbour(bridge.index, lease.address));
-        }
-        self.netlink.run(requests).map_err(failed("links"))?;
+        self.netlink.run(vec![links::delete(&link_of(id))]).map_err(failed("links"))?;
         namespace::remove(&self.namespace_of(id)).map_err(failed("namespace"))?;
         self.files_of(id).remove().map_err(failed("files"))?;
         self.leases.release(id).map_err(failed("lease"))
@@ -172,7 +173,6 @@ impl Wiring {
             tracing::info!(instance = %id, "the network of an instance that is gone is taken away");
             first = first.and(self.detach(id));
         }
-        first = first.and(self.forget_neighbours().map_err(|error| NetworkError::Other(error.to_string())));
         for id in wanted {
             first = first.and(self.mend(id));
         }
@@ -202,25 +202,27 @@ impl Wiring {
                 found.extend(name.to_str().and_then(|name| name.parse::<InstanceId>().ok()));
             }
         }
-        // Ports of the bridge that are named as ours; another daemon's have its own bridge.
-        let bridge = links::link(&mut self.netlink, &self.bridge).map_err(failed)?;
-        if let Some(bridge) = bridge {
-            let ports = links::links(&mut self.netlink).map_err(failed)?.into_iter();
-            let ours = ports.filter(|link| link.bridge == Some(bridge.index));
-            found.extend(ours.filter_map(|link| link.name.strip_prefix(PREFIX)?.parse::<InstanceId>().ok()));
-        }
+        let links = self.own_links().map_err(failed)?.into_iter();
+        found.extend(links.filter_map(|link| link.name.strip_prefix(PREFIX)?.parse::<InstanceId>().ok()));
         Ok(found)
     }
 
-    /// Takes away neighbours that no lease names.
-    fn forget_neighbours(&mut self) -> io::Result<()> {
-        let Some(bridge) = links::link(&mut self.netlink, &self.bridge)? else {
-            return Ok(());
-        };
-        let leased: BTreeSet<_> = self.leases.iter().map(|(_, lease)| lease.address).collect();
-        let known = links::neighbours(&mut self.netlink, bridge.index)?;
-        let stale = known.into_iter().filter(|address| !leased.contains(address));
-        let requests: Vec<_> = stale.map(|address| links::forget_neighbour(bridge.index, address)).collect();
+    /// The host's ends of all pairs of this daemon.
+    pub(super) fn own_links(&mut self) -> io::Result<Vec<links::Link>> {
+        let all = links::links(&mut self.netlink)?.into_iter();
+        Ok(all.filter(|link| self.group.has(link.group)).collect())
+    }
+
+    /// Takes away the pairs of an older version's instances, which were ports of the gateway's link and so shared a
+    /// layer 2. [`reconcile`](Self::reconcile) makes them again around the same namespaces and addresses.
+    pub(super) fn cut_ports(&mut self) -> io::Result<()> {
+        let Some(gateway) = links::link(&mut self.netlink, &self.name)? else { return Ok(()) };
+        let ports = links::links(&mut self.netlink)?.into_iter();
+        let ports: Vec<_> = ports.filter(|link| link.bridge == Some(gateway.index)).collect();
+        for port in &ports {
+            tracing::info!(link = port.name, "an instance that shared a bridge with others is wired anew");
+        }
+        let requests: Vec<_> = ports.iter().map(|port| links::delete(&port.name)).collect();
         if requests.is_empty() { Ok(()) } else { self.netlink.run(requests) }
     }
 

@@ -1,6 +1,6 @@
 //! A containerd of the test's own with the runtime on it, a room's blobs, and a network namespace.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
@@ -162,6 +162,7 @@ impl Fixture {
             workdir: None,
             mounts: Vec::new(),
             limits: ResourceLimits::default(),
+            capabilities: BTreeSet::new(),
             network: Attached {
                 address: [10, 9, 8, 7].into(),
                 namespace: self.network(),

@@ -5720,6 +5720,14 @@ pub struct DeploySpec {
     /// For the registry of the image, where it is another than the room's. Held in memory only.
     #[prost(message, repeated, tag = "19")]
     pub credentials: ::prost::alloc::vec::Vec<RegistryCredential>,
+    /// Whether it reaches no other service of the room, and none reaches it. The ingress does. Neither set nor kept:
+    /// false.
+    #[prost(bool, optional, tag = "20")]
+    pub isolated: ::core::option::Option<bool>,
+    /// Beside those that every service has. Each must be allowed by the room's operator (`allow_capabilities`), or the
+    /// deploy is refused as `capability_not_allowed`. An empty list takes all of them back.
+    #[prost(message, optional, tag = "21")]
+    pub capabilities: ::core::option::Option<Capabilities>,
 }
 /// Value of an environment variable.
 #[allow(clippy::all)]
@@ -5772,6 +5780,13 @@ pub struct CommandLine {
     /// At least the program.
     #[prost(string, repeated, tag = "1")]
     pub arguments: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Capabilities {
+    /// "NET_RAW" (packets of any shape) and "MKNOD" (device nodes, none of which can be opened).
+    #[prost(string, repeated, tag = "1")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -5881,6 +5896,11 @@ pub struct ServiceSpec {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    #[prost(bool, tag = "19")]
+    pub isolated: bool,
+    /// Beside those that every service has. Example: \["NET_RAW"\].
+    #[prost(string, repeated, tag = "20")]
+    pub capabilities: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// How it is told from outside whether an instance serves.
 #[allow(clippy::all)]

@@ -125,6 +125,8 @@ pub(super) fn plan(
         description: None,
         annotations: None,
         replace: false,
+        isolated: args.confinement.isolated(),
+        capabilities: args.confinement.capabilities().map_err(|error| wrong("--cap-add", &error))?,
         // What is built is in the room: its credentials are for the build.
         credentials: if args.pack.is_some() { Vec::new() } else { for_reference(&args.cred, &image)? },
     };

@@ -47,7 +47,7 @@ fn every_flag_is_in_the_request() {
         "--tag a/b:1 --name web --env A=1 -e HOME --env-secret S=db --meshagent-token full --identity bot \
          --room-mount data:/data --project-mount p:/p:rw --image-mount i:2=/i,subpath=x --empty-dir-mount /tmp:ro \
          --port 80 --port 5432/tcp --public --liveness /healthz --command [\"sh\",\"-c\",\"a_b\"] --workdir /srv/ \
-         --memory 512m --cpus 1.5 --strategy recreate --timeout 90s --cred r.example,u,p --no-wait",
+         --memory 512m --cpus 1.5 --isolated --cap-add cap_net_raw --cap-add MKNOD --strategy recreate --timeout 90s --cred r.example,u,p --no-wait",
     );
     assert_eq!((got.image.as_str(), got.name.as_deref()), ("a/b:1", Some("web")));
     let env = |name: &str| got.env.get(name).and_then(|value| value.value.clone()).unwrap();
@@ -55,6 +55,10 @@ fn every_flag_is_in_the_request() {
     assert_eq!(env("S"), Value::Secret("db".into()));
     assert_eq!(env("MESHAGENT_TOKEN"), Value::TokenScope("full".into()));
     assert_eq!(got.identity.as_deref(), Some("bot"));
+    assert_eq!(
+        (got.isolated, got.capabilities.unwrap().names),
+        (Some(true), vec!["NET_RAW".into(), "MKNOD".into()])
+    );
     let mounts: Vec<_> = got.mounts.iter().map(|mount| (mount.target.as_str(), mount.mode())).collect();
     assert_eq!(
         mounts,
@@ -165,6 +169,8 @@ fn what_the_command_line_cannot_take_is_said_by_the_flag() {
         ("--tag a --liveness healthz", ValueValidation, "begins with `/`"),
         ("--tag a --memory lots", ValueValidation, "`lots` is not an amount of memory"),
         ("--tag a --cpus 0", ValueValidation, "`0` is not a number of processors"),
+        ("--tag a --cap-add SYS_ADMIN", ValueValidation, "there are NET_RAW and MKNOD"),
+        ("--tag a --isolated --not-isolated", ArgumentConflict, "--not-isolated"),
         ("--tag a --timeout soon", ValueValidation, "`soon` is not a length of time"),
         ("--tag a --strategy blue", InvalidValue, "rolling"),
         ("--tag a --progress loud", InvalidValue, "plain"),

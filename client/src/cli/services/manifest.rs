@@ -2,7 +2,7 @@
 //!
 //! `services show -o yaml` prints one, `services apply` takes one, and what the first prints the second takes. A field
 //! that is not known is an error that names its line. Beside the fields that other tools of such rooms know there are
-//! `container.memory`, `container.cpus`, `domains`, `strategy` and `start_limit`.
+//! `container.memory`, `container.cpus`, `container.capabilities`, `isolated`, `domains`, `strategy` and `start_limit`.
 
 mod convert;
 mod text;
@@ -31,6 +31,9 @@ pub(super) struct Manifest {
     /// For the first healthy answer, such as `90s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     start_limit: Option<String>,
+    /// Whether it reaches no other service of the room, and none reaches it; by default false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    isolated: Option<bool>,
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -72,6 +75,9 @@ struct Container {
     /// As `--cpus` takes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cpus: Option<String>,
+    /// Beside those that every service has: `NET_RAW`, `MKNOD`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    capabilities: Vec<String>,
 }
 
 /// Exactly one of `value`, `token` and `secret` is there.

@@ -1,6 +1,6 @@
 //! What a deploy asks for, checked. What a service as a whole may be, `deploy::merge` checks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use hearth_proto::v1;
@@ -9,6 +9,7 @@ use super::super::error::Refusal;
 use super::mounts::{MountUse, mounts};
 use super::spec::pairs;
 use super::{duration, registry_credentials};
+use crate::model::confinement::AddedCapability;
 use crate::model::deploy::DeployRequest;
 use crate::model::secret::{Credential, SecretName};
 use crate::model::service::{Domain, EnvValue, Port, PortKind, Strategy};
@@ -69,9 +70,16 @@ pub fn deploy_spec(
             None => None,
             Some(annotations) => Some(pairs("spec.annotations", annotations.annotations)?),
         },
+        isolated: wire.isolated,
+        capabilities: wire.capabilities.map(|wire| capabilities(&wire.names)).transpose()?,
         replace: wire.replace,
     };
     Ok((request, registry_credentials("spec.credentials", wire.credentials)?))
+}
+
+fn capabilities(names: &[String]) -> Result<BTreeSet<AddedCapability>, Refusal> {
+    let parsed = names.iter().map(|name| name.parse::<AddedCapability>()).collect::<Result<_, _>>();
+    parsed.map_err(|error| Refusal::invalid("spec.capabilities", "invalid_capability", error.to_string()))
 }
 
 fn image(text: &str, rooms: &RoomRegistries) -> Result<Reference, Refusal> {

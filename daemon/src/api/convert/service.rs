@@ -147,6 +147,8 @@ pub fn service_spec(spec: ServiceSpec) -> v1::ServiceSpec {
         public: spec.public,
         description: spec.description,
         annotations: spec.annotations,
+        isolated: spec.confinement.isolated,
+        capabilities: spec.confinement.capabilities.iter().map(ToString::to_string).collect(),
     }
 }
 

@@ -1,16 +1,16 @@
-//! What every instance may see and do, whatever its image says: Docker's defaults.
+//! What every instance may see and do, whatever its image says: Docker's defaults, but for two capabilities.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::types::Mount;
+use super::types::{Capabilities, Mount};
+use crate::model::confinement::AddedCapability;
 
-pub const CAPABILITIES: [&str; 14] = [
+/// Docker's without NET_RAW and MKNOD: services share no machine-wide trust in what packets and devices are.
+const CAPABILITIES: [&str; 12] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
     "CAP_FSETID",
     "CAP_FOWNER",
-    "CAP_MKNOD",
-    "CAP_NET_RAW",
     "CAP_SETGID",
     "CAP_SETUID",
     "CAP_SETFCAP",
@@ -20,6 +20,14 @@ pub const CAPABILITIES: [&str; 14] = [
     "CAP_KILL",
     "CAP_AUDIT_WRITE",
 ];
+
+pub fn capabilities(added: &BTreeSet<AddedCapability>) -> Capabilities {
+    let added = added.iter().map(|capability| match capability {
+        AddedCapability::NetRaw => "CAP_NET_RAW",
+        AddedCapability::Mknod => "CAP_MKNOD",
+    });
+    Capabilities::same(&CAPABILITIES.into_iter().chain(added).collect::<Vec<_>>())
+}
 
 pub const MASKED: [&str; 11] = [
     "/proc/asound",

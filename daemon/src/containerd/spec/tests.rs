@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::image::RunConfig;
 use super::*;
@@ -25,6 +25,7 @@ fn instance() -> InstanceSpec {
         workdir: None,
         mounts: Vec::new(),
         limits: ResourceLimits::default(),
+        capabilities: BTreeSet::new(),
         network: Attached {
             address: [10, 0, 0, 2].into(),
             namespace: "/run/netns/x".into(),

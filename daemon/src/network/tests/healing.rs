@@ -7,7 +7,7 @@ const KILLED: &str = "HEARTH_TEST_ATTACH_UNTIL_KILLED";
 async fn attach_in_part(room: &Room, steps: usize) -> InstanceId {
     let id = InstanceId::random();
     let mut state = room.network.state.lock().await;
-    let instance = state.wiring.lease(&id, &"web".parse().unwrap()).unwrap();
+    let instance = state.wiring.lease(&id, &"web".parse().unwrap(), false).unwrap();
     state.wiring.build(&instance, steps).unwrap();
     id
 }
@@ -33,7 +33,7 @@ async fn an_attach_that_was_cut_short_is_finished_by_the_next() {
         room.again().await;
         let wanted = BTreeSet::from([id.clone()]);
         room.network.reconcile(&wanted).await.unwrap();
-        let web = room.network.attach(&id, &"web".parse().unwrap()).await.unwrap();
+        let web = room.network.attach(&id, &"web".parse().unwrap(), false).await.unwrap();
         let _web = listen(&web.namespace, 80);
         connect(super::at(&web, 80)).unwrap();
     }
@@ -46,15 +46,17 @@ async fn whatever_is_taken_from_an_instance_is_mended_around_its_namespace() {
     let (id, web) = room.attach("web").await;
     let _web = listen(&web.namespace, 80);
     let namespace = fs::metadata(&web.namespace).unwrap().ino();
-    let bridge = room.network.bridge().to_owned();
+    let name = room.network.name().to_owned();
     let link = link_of(&id);
-    let harms: [(&str, Vec<String>); 6] = [
+    let harms: [(&str, Vec<String>); 8] = [
         ("link", vec![format!("ip link delete {link}")]),
-        ("port", vec![format!("ip link set {link} nomaster")]),
-        ("bridge", vec![format!("ip link delete {bridge}")]),
-        ("bridge down", vec![format!("ip link set {bridge} down")]),
-        ("neighbour", vec![format!("ip neighbour flush dev {bridge} nud permanent")]),
-        ("table", vec![format!("nft delete table inet {bridge}")]),
+        ("port", vec![format!("ip link set {link} master {name}")]),
+        ("group", vec![format!("ip link set {link} group 0")]),
+        ("route", vec![format!("ip route delete {} dev {link}", web.address)]),
+        ("gateway", vec![format!("ip link delete {name}")]),
+        ("gateway down", vec![format!("ip link set {name} down")]),
+        ("neighbour", vec![format!("ip neighbour flush dev {link} nud permanent")]),
+        ("table", vec![format!("nft delete table inet {name}")]),
     ];
     for (what, commands) in harms {
         for command in &commands {
@@ -63,8 +65,8 @@ async fn whatever_is_taken_from_an_instance_is_mended_around_its_namespace() {
         }
         room.network.reconcile(&BTreeSet::from([id.clone()])).await.unwrap();
         connect(super::at(&web, 80)).unwrap_or_else(|error| panic!("{what}: {error}"));
-        assert!(tables().contains(&bridge), "{what}");
-        let again = room.network.attach(&id, &"web".parse().unwrap()).await.unwrap();
+        assert!(tables().contains(&name), "{what}");
+        let again = room.network.attach(&id, &"web".parse().unwrap(), false).await.unwrap();
         assert_eq!(again, web, "{what}");
     }
     // From inside, which a service can do only with more capabilities than it gets.
@@ -76,6 +78,29 @@ async fn whatever_is_taken_from_an_instance_is_mended_around_its_namespace() {
     room.network.reconcile(&BTreeSet::from([id.clone()])).await.unwrap();
     connect(super::at(&web, 80)).unwrap();
     assert_eq!(fs::metadata(&web.namespace).unwrap().ino(), namespace, "the service runs in this one");
+    room.close().await;
+}
+
+/// What a version before this one left: pairs that are ports of one bridge.
+#[tokio::test]
+async fn an_instance_on_the_bridge_of_an_older_version_is_wired_anew_around_its_process() {
+    let mut room = Room::open().await;
+    let ((id, web), (other, db)) = (room.attach("web").await, room.attach("db").await);
+    let name = room.network.name().to_owned();
+    let _web = listen(&web.namespace, 80);
+    for id in [&id, &other] {
+        let link = link_of(id);
+        for words in [format!("link set {link} group 0 arp on"), format!("link set {link} master {name}")] {
+            assert!(Command::new("ip").args(words.split(' ')).status().unwrap().success(), "{words}");
+        }
+    }
+    room.again().await;
+    // Nothing shares the bridge from the moment on that the new version is there.
+    let shown = Command::new("ip").args(["-o", "link", "show", "master", &name]).output().unwrap();
+    assert_eq!(String::from_utf8(shown.stdout).unwrap(), "");
+    room.network.reconcile(&BTreeSet::from([id.clone(), other.clone()])).await.unwrap();
+    connect(super::at(&web, 80)).unwrap();
+    connect_inside(&db.namespace, super::at(&web, 80)).unwrap();
     room.close().await;
 }
 
@@ -99,14 +124,14 @@ async fn after_a_reboot_subnet_and_addresses_are_the_same() {
     let gateway = room.network.gateway();
     // What a reboot does: links, mounts and rules are gone, files are not.
     let mut netlink = Netlink::open().unwrap();
-    netlink.run(vec![links::delete(&link_of(&id)), links::delete(room.network.bridge())]).unwrap();
+    netlink.run(vec![links::delete(&link_of(&id)), links::delete(room.network.name())]).unwrap();
     rustix::mount::unmount(&web.namespace, rustix::mount::UnmountFlags::DETACH).unwrap();
-    let table = ["delete", "table", "inet", room.network.bridge()];
+    let table = ["delete", "table", "inet", room.network.name()];
     assert!(Command::new("nft").args(table).status().unwrap().success());
 
     room.again().await;
     assert_eq!(room.network.gateway(), gateway);
-    let again = room.network.attach(&id, &"web".parse().unwrap()).await.unwrap();
+    let again = room.network.attach(&id, &"web".parse().unwrap(), false).await.unwrap();
     assert_eq!(again, web);
     let _web = listen(&again.namespace, 80);
     connect(super::at(&again, 80)).unwrap();
@@ -162,7 +187,7 @@ async fn attaches_and_detaches_until_killed() {
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(60) {
         let id = InstanceId::random();
-        network.attach(&id, &"web".parse().unwrap()).await.unwrap();
+        network.attach(&id, &"web".parse().unwrap(), false).await.unwrap();
         network.detach(&id).await.unwrap();
     }
 }

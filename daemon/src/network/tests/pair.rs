@@ -55,7 +55,7 @@ struct Holder(String);
 impl Holder {
     fn make(net: Ipv4Net) -> Self {
         let holder = Self(format!("tst{:08x}h", rand::random::<u32>()));
-        links::ensure_bridge(&mut Netlink::open().unwrap(), &holder.0, net).unwrap();
+        links::ensure_gateway_link(&mut Netlink::open().unwrap(), &holder.0, net).unwrap();
         holder
     }
 }

@@ -1,9 +1,10 @@
+use super::super::routed_pair::RoutedPair;
 use super::*;
 
 /// A network that is none of ours, with one machine in it, behind the host.
-struct World {
-    bridge: String,
-    namespace: PathBuf,
+pub(super) struct World {
+    holder: String,
+    pub(super) namespace: PathBuf,
     net: Ipv4Net,
     _dir: tempfile::TempDir,
 }
@@ -11,32 +12,42 @@ struct World {
 impl World {
     const MACHINE: u32 = 2;
 
-    fn make() -> Self {
+    pub(super) fn make() -> Self {
+        // Of the range for tests of networks; another test has another part of it.
+        Self::of(Ipv4Net::new((0xc612_0000 | (rand::random::<u32>() & 0x1_fff0)).into(), 28).unwrap())
+    }
+
+    pub(super) fn of(net: Ipv4Net) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let namespace = dir.path().join("world");
         let mut netlink = Netlink::open().unwrap();
-        let bridge = format!("wld-{:08x}", rand::random::<u32>());
-        // Of the range for tests of networks; another test has another part of it.
-        let net = Ipv4Net::new((0xc612_0000 | (rand::random::<u32>() & 0x1_fff0)).into(), 28).unwrap();
+        let holder = format!("wld-{:08x}", rand::random::<u32>());
         // Before anything is made, so that it goes also when something of it fails.
-        let world = Self { bridge, namespace, net, _dir: dir };
-        let index = links::ensure_bridge(&mut netlink, &world.bridge, net).unwrap();
+        let world = Self { holder, namespace, net, _dir: dir };
+        links::ensure_gateway_link(&mut netlink, &world.holder, net).unwrap();
         let mut inside = namespace::make(&world.namespace).unwrap();
-        let (file, machine) = (File::open(&world.namespace).unwrap(), world.machine());
-        links::make_pair(&mut netlink, &format!("{}x", world.bridge), index, file.as_fd(), machine).unwrap();
-        links::set_up_inside(&mut inside, machine, net).unwrap();
+        let file = File::open(&world.namespace).unwrap();
+        let (address, gateway) = (world.machine(), subnet::gateway(net));
+        let (outside, inner) = (format!("{}x", world.holder), "eth0".to_owned());
+        let pair = RoutedPair { outside, inside: inner, address, gateway, source: gateway, group: 0 };
+        pair.make(&mut netlink, file.as_fd(), &mut inside).unwrap();
         world
     }
 
-    fn machine(&self) -> Ipv4Addr {
+    pub(super) fn machine(&self) -> Ipv4Addr {
         (u32::from(self.net.network()) + Self::MACHINE).into()
+    }
+
+    fn links(&self) -> Vec<String> {
+        let all = links::links(&mut Netlink::open().unwrap()).unwrap().into_iter();
+        all.map(|link| link.name).filter(|name| name.starts_with(&self.holder)).collect()
     }
 }
 
 impl Drop for World {
     fn drop(&mut self) {
         let gone = Netlink::open().and_then(|mut netlink| {
-            netlink.run(vec![links::delete(&format!("{}x", self.bridge)), links::delete(&self.bridge)])
+            netlink.run(vec![links::delete(&format!("{}x", self.holder)), links::delete(&self.holder)])
         });
         gone.and_then(|()| namespace::remove(&self.namespace)).unwrap();
     }
@@ -79,16 +90,18 @@ async fn instances_reach_the_world_as_the_host_and_the_world_does_not_reach_them
     let (_, web) = room.attach("web").await;
     let outside = listen(&world.namespace, 443);
     connect_inside(&web.namespace, (world.machine(), 443)).unwrap();
-    assert_eq!(outside.accept().unwrap().1.ip(), subnet::gateway(world.net));
+    let addresses = links::addresses(&mut Netlink::open().unwrap()).unwrap();
+    let seen = outside.accept().unwrap().1.ip();
+    assert!(addresses.iter().any(|one| one.address == seen), "{seen} is not the host's");
 
     let _web = listen(&web.namespace, 80);
     connect(at(&web, 80)).unwrap();
     connect_inside(&world.namespace, at(&web, 80)).unwrap_err();
 
-    let before = ports_and_bridge(&world.bridge);
+    let before = world.links();
     room.network.reconcile(&BTreeSet::new()).await.unwrap();
     room.close().await;
-    assert_eq!(ports_and_bridge(&world.bridge), before);
+    assert_eq!(world.links(), before);
     connect((world.machine(), 443)).unwrap();
 }
 
@@ -126,8 +139,10 @@ async fn an_instance_has_no_ipv6_and_may_listen_on_port_80_as_any_user() {
     })
     .unwrap();
     assert_eq!((ipv6.as_str(), port.trim()), ("", "0"));
-    let bridge = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", room.network.bridge());
-    assert!(fs::read_to_string(bridge).map_or(true, |off| off.trim() == "1"));
+    for link in links_of(room.network.name(), room.group().await) {
+        let off = fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"));
+        assert!(off.map_or(true, |off| off.trim() == "1"), "{link}");
+    }
     room.close().await;
 }
 
@@ -141,7 +156,8 @@ async fn an_address_that_is_used_again_at_once_answers_at_once() {
         let begun = Instant::now();
         connect(at(&web, 80)).unwrap();
         times.push(begun.elapsed());
-        let other = room.network.attach(&InstanceId::random(), &"db".parse().unwrap()).await.unwrap_err();
+        let other =
+            room.network.attach(&InstanceId::random(), &"db".parse().unwrap(), false).await.unwrap_err();
         assert!(matches!(other, NetworkError::Exhausted { .. }), "{other}");
         room.network.detach(&id).await.unwrap();
     }

@@ -5,13 +5,14 @@ mod storage;
 mod traffic;
 
 use hearth_proto::v1::{
-    Annotations, CommandLine, DeploySpec, DeployStrategy, DomainNames, ServicePorts, ServiceSpec,
+    Annotations, Capabilities, CommandLine, DeploySpec, DeployStrategy, DomainNames, ServicePorts,
+    ServiceSpec,
 };
 use hearth_proto::value::Reference;
 
 use super::text::Command;
 use super::{Container, Kind, Manifest, Metadata, Strategy, Version};
-use crate::cli::deploy::{network, quantity};
+use crate::cli::deploy::{confinement, network, quantity};
 use crate::duration;
 use crate::error::Failure;
 use environment::{environment, variable};
@@ -41,6 +42,8 @@ impl Manifest {
             Some(Strategy::Rolling) => DeployStrategy::Rolling,
             Some(Strategy::Recreate) => DeployStrategy::Recreate,
         };
+        let names = container.capabilities.iter().map(|name| confinement::capability(name)).collect();
+        let names: Vec<String> = names.map_err(|why: String| wrong("container.capabilities", &why))?;
         let Traffic { ports, liveness, public } = traffic(self.ports)?;
         Ok(DeploySpec {
             image: image.to_string(),
@@ -61,6 +64,8 @@ impl Manifest {
             description: metadata.description,
             annotations: Some(Annotations { annotations: metadata.annotations }),
             replace: true,
+            isolated: Some(self.isolated.unwrap_or(false)),
+            capabilities: Some(Capabilities { names }),
             credentials: Vec::new(),
         })
     }
@@ -91,11 +96,13 @@ impl Manifest {
                 storage: storage(&spec.mounts),
                 memory: spec.memory_bytes.map(quantity::show_memory),
                 cpus: spec.cpu_millis.map(quantity::show_cpus),
+                capabilities: spec.capabilities.clone(),
             },
             ports: ports(spec),
             domains: spec.domains.clone(),
             strategy,
             start_limit: limit.map(|limit| duration::write(duration::from_wire(limit))),
+            isolated: spec.isolated.then_some(true),
         }
     }
 }

@@ -57,6 +57,8 @@ fn full() -> ServiceSpec {
         public: true,
         description: "The web: a \"page\"\nand more".into(),
         annotations: [("team".to_owned(), "on".to_owned())].into(),
+        isolated: true,
+        capabilities: vec!["NET_RAW".into()],
     }
 }
 
@@ -119,6 +121,8 @@ container:
       read_only: false
   memory: 512m
   cpus: "1.5"
+  capabilities:
+  - NET_RAW
 ports:
 - num: 9000
   type: http
@@ -136,6 +140,7 @@ domains:
 - "*.example.com"
 strategy: recreate
 start_limit: 90s
+isolated: true
 "#;
 
 #[test]
@@ -292,6 +297,7 @@ fn what_does_not_fit_together_is_named_with_its_field() {
         (with("  command: []\n"), "container.command: the command is empty"),
         (with("  memory: lots\n"), "container.memory: `lots`"),
         (with("  cpus: none\n"), "container.cpus: `none`"),
+        (with("  capabilities: [SYS_ADMIN]\n"), "container.capabilities: `SYS_ADMIN`"),
         (with("start_limit: soon\n"), "start_limit: `soon`"),
         (with("  environment: [{name: A}]\n"), "container.environment: `A`: expected exactly one of"),
         (with("  environment: [{name: A, value: x, secret: {id: y}}]\n"), "expected exactly one of"),

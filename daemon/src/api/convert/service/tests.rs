@@ -3,6 +3,7 @@ use jiff::Timestamp;
 use super::super::deploy_spec;
 use super::*;
 use crate::deploy::tests;
+use crate::model::confinement::AddedCapability;
 use crate::model::fault::{Fault, Stage};
 use crate::model::{MountMode, MountSource, MountSpec, RoomRegistries};
 
@@ -32,6 +33,8 @@ fn full_spec() -> ServiceSpec {
     spec.identity = Some("agent".to_owned());
     spec.limits.memory_bytes = Some(64 << 20);
     spec.limits.cpu_millis = Some(250);
+    spec.confinement.isolated = true;
+    spec.confinement.capabilities.insert(AddedCapability::NetRaw);
     spec.health.path = Some("/up".to_owned());
     spec.strategy = Strategy::Recreate;
     spec.domains = vec!["www.example.com".parse().unwrap(), "*.example.com".parse().unwrap()];
@@ -75,6 +78,8 @@ fn what_is_shown_of_a_revision_asks_for_the_same_when_it_is_sent_back() {
         public: Some(shown.public),
         description: Some(shown.description.clone()),
         annotations: Some(v1::Annotations { annotations: shown.annotations.clone() }),
+        isolated: Some(shown.isolated),
+        capabilities: Some(v1::Capabilities { names: shown.capabilities.clone() }),
         ..v1::DeploySpec::default()
     };
     let (request, _) = deploy_spec(sent, &RoomRegistries::default()).unwrap();
@@ -87,6 +92,8 @@ fn what_is_shown_of_a_revision_asks_for_the_same_when_it_is_sent_back() {
     assert_eq!((request.strategy, request.domains), (Some(spec.strategy), Some(spec.domains)));
     assert_eq!((request.public, request.description), (Some(spec.public), Some(spec.description)));
     assert_eq!(request.annotations, Some(spec.annotations));
+    assert_eq!(request.isolated, Some(spec.confinement.isolated));
+    assert_eq!(request.capabilities, Some(spec.confinement.capabilities));
 }
 
 #[test]

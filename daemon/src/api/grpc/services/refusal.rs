@@ -29,6 +29,7 @@ impl From<DeployError> for Refusal {
                 new(Code::AlreadyExists).field(field(&error))
             }
             DeployError::Merge(error) => Self::invalid(field(&error), &code, message),
+            DeployError::Capability(_) => new(Code::FailedPrecondition).field("spec.capabilities"),
             DeployError::DomainTaken { .. } => new(Code::AlreadyExists).field("spec.domains"),
             DeployError::Scope { variable, .. } => {
                 Self::invalid(format!("spec.env.{variable}"), &code, message)

@@ -1,0 +1,42 @@
+//! The link groups of one daemon: by these, and by no list that would change with each instance, its firewall knows
+//! the links of its instances, and which of them are isolated.
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Group(u32);
+
+impl Group {
+    /// Two daemons of one host have different seeds. Group 0 is that of all other links.
+    pub(super) fn of(seed: u32) -> Self {
+        Self((seed & !1).max(2))
+    }
+
+    /// Links of instances that reach each other.
+    pub(super) const fn open(self) -> u32 {
+        self.0
+    }
+
+    /// Links of instances that reach no other.
+    pub(super) const fn isolated(self) -> u32 {
+        self.0 | 1
+    }
+
+    pub(super) const fn has(self, group: u32) -> bool {
+        group & !1 == self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_groups_are_told_apart_from_each_other_and_from_those_of_other_links() {
+        for seed in [0, 1, 2, 3, 0x8000_0001, u32::MAX] {
+            let group = Group::of(seed);
+            assert_ne!(group.open(), group.isolated());
+            assert!(group.has(group.open()) && group.has(group.isolated()));
+            assert!(!group.has(0) && !group.has(1), "{seed}");
+        }
+        assert!(!Group::of(8).has(Group::of(10).open()));
+    }
+}
