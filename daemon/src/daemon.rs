@@ -167,7 +167,7 @@ impl Daemon {
             runtime: Arc::new(runtime.clone()),
             network: services::port_of(&network),
             router: Arc::clone(&ingress) as Arc<dyn deploy::port::Router>,
-            mounts: Arc::new(instance_mounts),
+            mounts: Arc::new(instance_mounts.clone()),
             store: Arc::new(store),
             images: Arc::new(RoomServiceImages { images: images.clone(), elsewhere: elsewhere.clone() }),
             logs: Arc::new(LogFiles),
@@ -177,7 +177,8 @@ impl Daemon {
         let logs = config.state_dir.join("service-logs");
         let mut options = deploy::Options::new(config.room.clone(), own_address, logs);
         options.allowed_capabilities = config.services.allow_capabilities.iter().copied().collect();
-        let services = Services::start(options, ports, network, (runtime, runtime_child)).await?;
+        let services =
+            Services::start(options, ports, network, (runtime, runtime_child), instance_mounts).await?;
 
         access.ask_for_services(services.handle().existence());
 

@@ -159,7 +159,7 @@ mod tests {
         let example = include_str!("../../../deploy/config/hearthd.toml");
         assert_eq!(load_with(example, &[]).unwrap(), Config::default());
         assert_eq!(load_with(&example.replace("#: ", ""), &[]).unwrap(), Config::default());
-        assert_eq!(example.matches("#: ").count(), 31, "every setting with a default is shown");
+        assert_eq!(example.matches("#: ").count(), 32, "every setting with a default is shown");
     }
 
     #[test]

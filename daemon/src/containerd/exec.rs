@@ -148,6 +148,9 @@ async fn process(inner: &Inner, instance: &InstanceId, spec: &ExecSpec) -> Resul
     if spec.terminal.is_some() && !spec.env.contains_key("TERM") {
         set(&mut process.env, "TERM", "xterm");
     }
+    for (name, value) in &spec.confidential {
+        set(&mut process.env, name, value.reveal());
+    }
     spec.env.iter().for_each(|(name, value)| set(&mut process.env, name, value));
     serde_json::to_vec(&process).map_err(invalid)
 }

@@ -21,7 +21,7 @@ use services::{
 use super::channel::{call, limit};
 use super::failure::{Fault, unless_missing};
 use super::images::{self, Stored};
-use super::spec::types::SPEC_URL;
+use super::spec::types::{SPEC_URL, Spec};
 use super::spec::user::{Resolved, UserSpec};
 use super::spec::{self, Machine};
 use super::{Inner, cgroup, labels, rootfs};
@@ -69,7 +69,12 @@ impl Inner {
         let cgroup = cgroup::path(&self.namespace, id);
         let oci = spec::build(spec, &stored.config, &user, machine(), &cgroup)
             .map_err(|fault| RuntimeError::Start { code: "no_command", message: fault.to_string() })?;
-        let oci = serde_json::to_vec(&oci).map_err(|error| RuntimeError::Other(error.to_string()))?;
+        let json =
+            |oci: &Spec| serde_json::to_vec(oci).map_err(|error| RuntimeError::Other(error.to_string()));
+        // What the runtime keeps once the process has its environment.
+        let kept =
+            if spec.confidential.is_empty() { None } else { Some(json(&oci.without(&spec.confidential))?) };
+        let oci = json(&oci)?;
         let options = self.options();
         let container = Container {
             id: id.to_owned(),
@@ -86,7 +91,7 @@ impl Inner {
         };
         let request = CreateContainerRequest { container: Some(container) };
         call(limit::RECORD, self.connection.containers().create(request)).await.map_err(Fault::plain)?;
-        self.start_task(id, &spec.log, mounts, options).await
+        self.start_task(id, &spec.log, mounts, options, kept).await
     }
 
     /// The instance's own files, on those of its image.
@@ -119,6 +124,7 @@ impl Inner {
         log: &Path,
         rootfs: Vec<Mount>,
         options: Option<prost_types::Any>,
+        kept: Option<Vec<u8>>,
     ) -> Result<(), RuntimeError> {
         let keeper = keeper(&self.keeper, log);
         let request = CreateTaskRequest {
@@ -135,19 +141,40 @@ impl Inner {
         let container = Container {
             id: id.to_owned(),
             labels: HashMap::from([(labels::STARTED.to_owned(), "1".to_owned())]),
+            spec: kept.clone().map(|value| prost_types::Any { type_url: SPEC_URL.to_owned(), value }),
             ..Container::default()
         };
-        let path = format!("labels.{}", labels::STARTED);
-        let request =
-            UpdateContainerRequest { container: Some(container), update_mask: labels::update(&path) };
+        let mut update_mask = labels::update(&format!("labels.{}", labels::STARTED));
+        if let (Some(mask), true) = (&mut update_mask, kept.is_some()) {
+            mask.paths.push("spec".to_owned());
+        }
+        let request = UpdateContainerRequest { container: Some(container), update_mask };
         let mut containers = self.connection.containers();
         let marked = call(limit::RECORD, containers.update(request));
         let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
         let mut tasks = self.connection.tasks();
         let started = call(limit::PROCESS, tasks.start(request));
-        let (marked, started) = tokio::join!(marked, started);
+        let (marked, started, forgotten) = tokio::join!(marked, started, self.forget_in_bundle(id, kept));
         started.map_err(Fault::of_start)?;
-        marked.map(|_| ()).map_err(Fault::plain)
+        marked.map(|_| ()).map_err(Fault::plain)?;
+        forgotten
+    }
+
+    /// The shim's own copy of the specification, which it has read by then. Of a containerd that is not ours it is not
+    /// known where that lies.
+    async fn forget_in_bundle(&self, id: &str, kept: Option<Vec<u8>>) -> Result<(), RuntimeError> {
+        let (Some(tasks), Some(kept)) = (&self.tasks, kept) else { return Ok(()) };
+        let path = tasks.join(&self.namespace).join(id).join("config.json");
+        let written = crate::task::blocking("forget-secrets", move || std::fs::write(path, kept)).await;
+        match written.map_err(std::io::Error::other).flatten() {
+            // The shim is gone already, with all that it had.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(|error| {
+                RuntimeError::Other(format!(
+                    "the shim's copy of the specification keeps its secrets: {error}"
+                ))
+            }),
+        }
     }
 
     pub(super) fn options(&self) -> Option<prost_types::Any> {

@@ -14,6 +14,7 @@ use super::listeners::{Addresses, Listeners};
 use crate::api::grpc::Entrance;
 use crate::config::Config;
 use crate::containerd::{self, Containerd, managed, of_state_dir};
+use crate::deploy::mounts::InstanceMounts;
 use crate::deploy::port::{Network, NetworkError, Runtime as _};
 use crate::deploy::{self, Ports};
 use crate::image::port::Blobs;
@@ -96,6 +97,7 @@ pub(super) struct Services {
     network: Result<RoomNetwork, NetworkError>,
     containerd: Containerd,
     child: Option<supervise::Handle>,
+    mounts: InstanceMounts,
 }
 
 /// Where services reach this daemon, and nothing else of the machine. Without that they are not run.
@@ -132,9 +134,10 @@ impl Services {
         ports: Ports,
         network: Result<RoomNetwork, NetworkError>,
         (containerd, child): (Containerd, Option<supervise::Handle>),
+        mounts: InstanceMounts,
     ) -> Result<Self> {
         let deploys = deploy::Service::start(options, ports).await?;
-        Ok(Self { deploys, network, containerd, child })
+        Ok(Self { deploys, network, containerd, child, mounts })
     }
 
     pub(super) fn containerd(&self) -> watch::Receiver<Status> {
@@ -167,11 +170,18 @@ impl Services {
 
     /// Instances run on; without any, nothing of ours stays in the kernel.
     pub(super) async fn end(self) {
-        let Self { deploys, network, containerd, child } = self;
+        let Self { deploys, network, containerd, child, mounts } = self;
         let left = tokio::time::timeout(CLOSE_LIMIT, containerd.list()).await;
         drop((deploys, containerd));
         match (left, network) {
-            (Ok(Ok(left)), Ok(network)) if left.is_empty() => close(network).await,
+            (Ok(Ok(left)), network) if left.is_empty() => {
+                if let Err(error) = mounts.end().await {
+                    tracing::warn!(%error, "a mount of storage is left; the next start takes it back");
+                }
+                if let Ok(network) = network {
+                    close(network).await;
+                }
+            }
             (Ok(Ok(left)), _) => {
                 let ids: Vec<_> = left.iter().map(|one| one.label.instance.as_str()).collect();
                 tracing::info!(instances = ids.join(" "), "services run on");

@@ -27,21 +27,50 @@ impl Shared {
         .into_iter()
         .map(|(name, value)| (name.to_owned(), Secret::new(value)))
         .collect();
-        let identity = revision.spec.identity.as_deref().unwrap_or(name.as_str());
         for (variable, value) in &revision.spec.env {
-            let value = match value {
-                EnvValue::Plain(text) => Secret::new(text.clone()),
-                EnvValue::Token { scope } => {
-                    self.ports.tokens.mint(&label.service, identity, scope).map_err(|reason| {
-                        let message = format!("variable `{variable}`: its token cannot be made: {reason}");
-                        Fault::new(Stage::Deploy, "token_not_made", message)
-                    })?
-                }
-                EnvValue::Secret { name } => self.secret(variable, name).await?,
-            };
-            env.insert(variable.clone(), value);
+            env.insert(variable.clone(), self.value(label, revision, variable, value).await?);
         }
         Ok(env)
+    }
+
+    /// The tokens and secrets for one more process of an instance: tokens are fresh, secrets as they are now. What
+    /// cannot be had is left out, since people look into instances that have trouble.
+    pub(super) async fn confidential(
+        &self,
+        label: &InstanceLabel,
+        revision: &Revision,
+    ) -> BTreeMap<String, Secret<String>> {
+        let mut env = BTreeMap::new();
+        for (variable, value) in revision.spec.confidential() {
+            match self.value(label, revision, variable, value).await {
+                Ok(value) => drop(env.insert(variable.clone(), value)),
+                Err(fault) => {
+                    let (service, error) = (&label.name, &fault.message);
+                    tracing::warn!(%service, error, "a process in a service goes without a variable");
+                }
+            }
+        }
+        env
+    }
+
+    async fn value(
+        &self,
+        label: &InstanceLabel,
+        revision: &Revision,
+        variable: &str,
+        value: &EnvValue,
+    ) -> Result<Secret<String>, Fault> {
+        match value {
+            EnvValue::Plain(text) => Ok(Secret::new(text.clone())),
+            EnvValue::Token { scope } => {
+                let identity = revision.spec.identity.as_deref().unwrap_or(label.name.as_str());
+                self.ports.tokens.mint(&label.service, identity, scope).map_err(|reason| {
+                    let message = format!("variable `{variable}`: its token cannot be made: {reason}");
+                    Fault::new(Stage::Deploy, "token_not_made", message)
+                })
+            }
+            EnvValue::Secret { name } => self.secret(variable, name).await,
+        }
     }
 
     async fn secret(&self, variable: &str, name: &str) -> Result<Secret<String>, Fault> {

@@ -8,6 +8,9 @@
 //!                        files/N     a file with a given text
 //! ```
 //!
+//! Storage that a service may write to is mounted on itself, so that what it leaves there is harmless to the host
+//! (`mounts/shield.rs`).
+//!
 //! N is the place among the service's mounts. The runtime binds these into the container, and what is read-only is so
 //! there. Nothing else is written down: what lies in the directory and in the kernel's table of mounts is the truth.
 //! [`close`](MountSource::close) takes away whatever it finds, in an order in which it can be cut short and begun
@@ -17,10 +20,12 @@
 //! nothing. They stay until the instance is replaced, and so are found by [`reconcile`](MountSource::reconcile) however
 //! often the daemon is started.
 
+mod attributes;
 mod clear;
 mod fault;
 mod images;
 mod make;
+mod shield;
 mod storage;
 mod view;
 
@@ -43,6 +48,7 @@ use crate::model::{MountSpec, MountTarget};
 use crate::task;
 
 pub use images::MountedImages;
+use shield::Shields;
 use view::View;
 
 const STORAGE: &str = "storage";
@@ -66,6 +72,8 @@ struct Shared {
     directory: PathBuf,
     storage: Storage,
     images: MountedImages,
+    /// Held while a storage is mounted on itself, or such a mount taken away.
+    shields: Mutex<Shields>,
     /// Held while the mounts of one instance are made or taken away.
     instances: Mutex<BTreeMap<InstanceId, Arc<Mutex<Views>>>>,
 }
@@ -78,7 +86,17 @@ impl InstanceMounts {
         let Options { directory, storage } = options;
         DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
         let directory = directory.canonicalize()?;
-        Ok(Self(Arc::new(Shared { directory, storage, images, instances: Mutex::default() })))
+        let shields = Mutex::new(Shields::recorded_in(directory.with_extension("shields.json")));
+        Ok(Self(Arc::new(Shared { directory, storage, images, shields, instances: Mutex::default() })))
+    }
+
+    /// Takes away what was mounted for all services together. To be called when none is left.
+    pub async fn end(&self) -> Result<(), MountFault> {
+        self.blocking("mounts.end", |shared| {
+            let released = unpoisoned(&shared.shields).release();
+            released.map_err(|error| fault::of_io(&"storage", &error))
+        })
+        .await
     }
 
     async fn blocking<T: Send + 'static>(
@@ -144,6 +162,7 @@ impl Shared {
     }
 
     fn reconcile(&self, instances: &BTreeSet<InstanceId>) -> io::Result<BTreeSet<InstanceId>> {
+        self.shield(instances);
         let mut dead = BTreeSet::new();
         for entry in fs::read_dir(&self.directory)? {
             let name = entry?.file_name();
@@ -161,6 +180,20 @@ impl Shared {
             }
         }
         Ok(dead)
+    }
+
+    /// Instances of a version without shields run on, and so do those whose shields somebody took away.
+    fn shield(&self, instances: &BTreeSet<InstanceId>) {
+        if !instances.iter().any(|instance| self.directory_of(instance).join(STORAGE).exists()) {
+            return;
+        }
+        let shields = unpoisoned(&self.shields);
+        for storage in [&self.storage.room, &self.storage.project] {
+            if let Err(error) = shields.ensure(storage) {
+                let path = storage.path().display();
+                tracing::warn!(%path, %error, "storage that services write to is not mounted with nosuid and nodev");
+            }
+        }
     }
 
     /// Whether it has views that nobody serves.

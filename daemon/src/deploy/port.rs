@@ -71,6 +71,8 @@ pub struct InstanceSpec {
     pub command: Option<Vec<String>>,
     /// Over the image's own. Tokens and secrets among it: shown nowhere.
     pub env: BTreeMap<String, Secret<String>>,
+    /// Names of those variables whose values the runtime does not keep once the process runs.
+    pub confidential: BTreeSet<String>,
     pub workdir: Option<MountTarget>,
     pub mounts: Vec<BindMount>,
     pub limits: ResourceLimits,
@@ -111,7 +113,10 @@ pub enum InstanceState {
 #[derive(Clone, Debug)]
 pub struct ExecSpec {
     pub command: Vec<String>,
+    /// Over the instance's own.
     pub env: BTreeMap<String, String>,
+    /// The instance's confidential variables, which the runtime does not know any more.
+    pub confidential: BTreeMap<String, Secret<String>>,
     pub workdir: Option<MountTarget>,
     pub terminal: Option<TerminalSize>,
 }

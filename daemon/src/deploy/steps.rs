@@ -160,6 +160,7 @@ impl Shared {
             image,
             command: spec.command.clone(),
             env,
+            confidential: spec.confidential().map(|(variable, _)| variable.clone()).collect(),
             workdir: spec.workdir.clone(),
             mounts,
             limits: spec.limits,

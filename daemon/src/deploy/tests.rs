@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::model::Digest;
-use crate::model::confinement::Confinement;
+use crate::model::confinement::{AddedCapability, Confinement};
 use crate::model::deploy::{ProbeAnswer, ProbeResult};
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::{
@@ -95,10 +95,15 @@ fn world() -> Arc<World> {
 }
 
 async fn start(world: &Arc<World>) -> Services {
+    start_with(world, &[]).await
+}
+
+async fn start_with(world: &Arc<World>, allowed: &[AddedCapability]) -> Services {
     let directory = world.directory.as_ref().unwrap().path().to_owned();
     let mut options = Options::new("den".to_owned(), "http://10.0.0.1:4327".to_owned(), directory);
     options.stop_grace = Duration::from_millis(50);
     options.drain_limit = Duration::from_millis(500);
+    options.allowed_capabilities = allowed.iter().copied().collect();
     Services::start(options, world.ports()).await.unwrap()
 }
 

@@ -58,20 +58,21 @@ impl Handle {
     }
 
     /// Runs one more process in the instance that serves, or else in one that runs.
-    pub async fn exec(&self, service: &str, exec: ExecSpec, by: &By) -> Result<Exec, DeployError> {
+    pub async fn exec(&self, service: &str, mut exec: ExecSpec, by: &By) -> Result<Exec, DeployError> {
         let entry = self.shared.find(service)?;
-        let instance = {
+        let (label, revision) = {
             let state = entry.state();
             let not_running = || DeployError::NotRunning { name: state.service.name.clone() };
             let instance = serving(&state).ok_or_else(not_running)?;
-            let number = state.instances.get(&instance).map(|known| known.label.revision);
+            let label = state.instances.get(&instance).map(|known| known.label.clone());
+            let label = label.ok_or_else(not_running)?;
             // Who is inside has all that the app has.
-            let revision =
-                number.and_then(|number| state.service.revision(number)).ok_or_else(not_running)?;
+            let revision = state.service.revision(label.revision).ok_or_else(not_running)?.clone();
             by.may_run(&revision.spec)?;
-            instance
+            (label, revision)
         };
-        Ok(self.shared.ports.runtime.exec(&instance, exec).await?)
+        exec.confidential = self.shared.confidential(&label, &revision).await;
+        Ok(self.shared.ports.runtime.exec(&label.instance, exec).await?)
     }
 }
 

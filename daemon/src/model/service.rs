@@ -277,6 +277,11 @@ pub struct ServiceSpec {
 }
 
 impl ServiceSpec {
+    /// Variables whose values are tokens or secrets.
+    pub fn confidential(&self) -> impl Iterator<Item = (&String, &EnvValue)> {
+        self.env.iter().filter(|(_, value)| !matches!(value, EnvValue::Plain(_)))
+    }
+
     /// All images that it needs to run: its own and those that it mounts.
     pub fn images(&self) -> impl Iterator<Item = (&Repository, &Digest)> {
         let mounted = self.mounted.values().map(|image| (&image.repository, &image.digest));

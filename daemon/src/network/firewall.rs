@@ -26,6 +26,7 @@ use tokio::process::Command;
 
 use super::PREFIX;
 use super::group::Group;
+use super::steps::STEP_PREFIX;
 use crate::deploy::port::NetworkError;
 
 /// `nft` takes some milliseconds; longer where somebody else changes rules.
@@ -88,6 +89,7 @@ impl Rules {
     {link_local_resolvers}
     ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited
     oifname \"{PREFIX}*\" reject with icmpx admin-prohibited
+    oifname \"{STEP_PREFIX}*\" reject with icmpx admin-prohibited
   }}
   chain input {{
     type filter hook input priority filter; policy accept;

@@ -51,7 +51,8 @@ pub use plugin::run_plugin;
 use refusals::Refusals;
 pub use refusals::RefusedConnection;
 use resolver::{Resolver, ResolverOptions};
-use rules::{STEP_PREFIX, StepRules};
+pub(super) use rules::STEP_PREFIX;
+use rules::StepRules;
 
 /// Steps that may have a network at once, of all builders together: some 4000.
 const SUBNET_PREFIX: u8 = 20;

@@ -16,6 +16,7 @@ fn spec(command: &[&str]) -> ExecSpec {
     ExecSpec {
         command: command.iter().map(|word| (*word).to_owned()).collect(),
         env: BTreeMap::from([("MODE".to_owned(), "exec".to_owned())]),
+        confidential: BTreeMap::new(),
         workdir: None,
         terminal: None,
     }

@@ -159,6 +159,7 @@ impl Fixture {
             image: image.clone(),
             command: Some(command.iter().map(|word| (*word).to_owned()).collect()),
             env: BTreeMap::new(),
+            confidential: BTreeSet::new(),
             workdir: None,
             mounts: Vec::new(),
             limits: ResourceLimits::default(),

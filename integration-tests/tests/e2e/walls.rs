@@ -4,9 +4,11 @@
 
 use integration_tests::runner::Group;
 
+#[path = "walls/services.rs"]
+mod services;
 #[path = "walls/steps.rs"]
 mod steps;
 
 pub fn groups() -> Vec<Group> {
-    vec![steps::group()]
+    vec![services::group(), steps::group()]
 }

@@ -4,6 +4,7 @@ use super::image::RunConfig;
 use super::*;
 use crate::deploy::port::{Attached, InstanceImage};
 use crate::model::Digest;
+use crate::model::confinement::AddedCapability;
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::secret::Secret;
 use crate::model::service::{InstanceLabel, ResourceLimits};
@@ -22,6 +23,7 @@ fn instance() -> InstanceSpec {
         image: InstanceImage { repository: "web".parse().unwrap(), manifest: Digest::from_sha256([1; 32]) },
         command: None,
         env: BTreeMap::new(),
+        confidential: BTreeSet::new(),
         workdir: None,
         mounts: Vec::new(),
         limits: ResourceLimits::default(),
@@ -127,6 +129,36 @@ fn swap_is_limited_only_where_it_is_counted_and_seccomp_only_where_there_is_one(
     let linux = build(&spec, &image(), &Resolved::default(), machine, "/x").unwrap().linux;
     assert_eq!(linux.resources.memory, Some(Memory { limit: 1 << 20, swap: None }));
     assert_eq!(linux.seccomp, None);
+}
+
+#[test]
+fn raw_sockets_and_devices_are_given_to_those_that_have_them_added_alone() {
+    let mut spec = instance();
+    let has = |spec: &InstanceSpec, name: &str| {
+        let given = built(spec, &image()).process.capabilities.unwrap();
+        let lists = [given.bounding, given.effective, given.permitted];
+        lists.map(|list| list.iter().any(|one| one == name))
+    };
+    for name in ["CAP_NET_RAW", "CAP_MKNOD", "CAP_NET_ADMIN", "CAP_SYS_ADMIN"] {
+        assert_eq!(has(&spec, name), [false; 3], "{name}");
+    }
+    spec.capabilities.insert(AddedCapability::NetRaw);
+    assert_eq!((has(&spec, "CAP_NET_RAW"), has(&spec, "CAP_MKNOD")), ([true; 3], [false; 3]));
+    spec.capabilities = BTreeSet::from([AddedCapability::Mknod]);
+    assert_eq!((has(&spec, "CAP_NET_RAW"), has(&spec, "CAP_MKNOD")), ([false; 3], [true; 3]));
+}
+
+#[test]
+fn what_the_runtime_keeps_lacks_confidential_values_alone() {
+    let mut spec = instance();
+    for name in ["TOKEN", "TOKENS", "MODE"] {
+        spec.env.insert(name.to_owned(), Secret::new("a=b".to_owned()));
+    }
+    let whole = built(&spec, &image());
+    let kept = whole.without(&BTreeSet::from(["TOKEN".to_owned()]));
+    let gone: Vec<_> = whole.process.env.iter().filter(|entry| !kept.process.env.contains(entry)).collect();
+    assert_eq!(gone, ["TOKEN=a=b"]);
+    assert_eq!(kept.process.args, whole.process.args);
 }
 
 #[test]

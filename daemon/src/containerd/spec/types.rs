@@ -1,6 +1,6 @@
 //! The part of the OCI runtime specification (`config.json`) that is used.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -81,6 +81,15 @@ pub struct Rlimit {
     pub kind: String,
     pub hard: u64,
     pub soft: u64,
+}
+
+impl Spec {
+    /// The same, without the values of these variables.
+    pub fn without(&self, variables: &BTreeSet<String>) -> Self {
+        let mut spec = self.clone();
+        spec.process.env.retain(|entry| entry.split('=').next().is_none_or(|name| !variables.contains(name)));
+        spec
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

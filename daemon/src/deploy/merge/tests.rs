@@ -1,6 +1,7 @@
 use super::*;
 use crate::deploy::tests::{service, spec};
 use crate::model::Digest;
+use crate::model::confinement::AddedCapability;
 use crate::model::fault::{Fault, Stage};
 use crate::model::service::{EnvValue, RevisionOutcome};
 
@@ -48,6 +49,8 @@ fn what_is_not_mentioned_is_kept() {
     kept.limits.memory_bytes = Some(64 << 20);
     kept.domains = vec!["a.test".parse().unwrap()];
     kept.public = true;
+    kept.confinement =
+        Confinement { isolated: true, capabilities: BTreeSet::from([AddedCapability::NetRaw]) };
     kept.mounts = vec![mount(MountSource::Room("a".to_owned()), "/a"), mount(MountSource::EmptyDir, "/tmp")];
     let existing = service(kept.clone());
     let mut request = request();
@@ -69,6 +72,20 @@ fn what_is_not_mentioned_is_kept() {
         ..kept
     };
     assert_eq!(merged, expected);
+}
+
+#[test]
+fn isolation_and_capabilities_are_taken_back_when_that_is_said_and_by_a_manifest_that_is_silent() {
+    let mut kept = spec(8000);
+    kept.confinement =
+        Confinement { isolated: true, capabilities: BTreeSet::from([AddedCapability::NetRaw]) };
+    let existing = service(kept);
+    let said = DeployRequest { isolated: Some(false), capabilities: Some(BTreeSet::new()), ..request() };
+    let silent = DeployRequest { replace: true, ..request() };
+    for request in [said, silent] {
+        let spec = merged(Some(&existing), &request, &image(&[], &[])).unwrap().spec;
+        assert_eq!(spec.confinement, Confinement::default());
+    }
 }
 
 #[test]

@@ -69,6 +69,9 @@ impl Shared {
         let bind = |root: &Root, name: &str, path: &str| {
             let held = root.hold_source(Path::new(path), !read_only);
             let (held, is_directory) = held.map_err(|error| fault::of_storage(target, name, &error))?;
+            if !read_only {
+                unpoisoned(&self.shields).ensure(root).map_err(failed)?;
+            }
             let point = place(STORAGE)?;
             storage::bind(&held, is_directory, &point, read_only).map_err(failed)?;
             Ok(point)

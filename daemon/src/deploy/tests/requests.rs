@@ -1,4 +1,7 @@
+use std::collections::BTreeSet;
+
 use super::*;
+use crate::model::confinement::AddedCapability;
 use crate::model::deploy::{Action, LogQuery, LogSource};
 use crate::model::id::InstanceId;
 use crate::model::service::EnvValue;
@@ -36,6 +39,33 @@ async fn what_could_not_run_is_refused_before_anything_changes() {
     assert_eq!(refused(&twin).await, "name_taken");
     assert_eq!(world.state().services, before);
     assert_eq!(world.state().journal, ["start 1", "route 1"]);
+}
+
+#[tokio::test]
+async fn a_capability_needs_the_operator_at_the_deploy_and_at_every_start() {
+    let world = world();
+    let raw = DeployRequest { capabilities: Some(BTreeSet::from([AddedCapability::NetRaw])), ..request("1") };
+    let services = start_with(&world, &[AddedCapability::Mknod]).await;
+    let refused = services.handle().deploy(raw.clone(), &ann(), &BTreeMap::new()).await.unwrap_err();
+    assert_eq!((refused.code(), world.running().len()), ("capability_not_allowed", 0));
+    services.handle().drain(LIMIT).await;
+
+    let services = start_with(&world, &[AddedCapability::NetRaw]).await;
+    deploy(&services.handle(), raw).await;
+    assert!(matches!(outcome(&services.handle(), 1).await, DeployEventKind::Live { .. }));
+    services.handle().drain(LIMIT).await;
+
+    // The operator took it back meanwhile: what runs goes on, and what would start does not.
+    let services = start(&world).await;
+    until("compared", || services.handle().ready().borrow().is_ok()).await;
+    assert_eq!(world.running().len(), 1);
+    let refused = services.handle().deploy(request("2"), &ann(), &BTreeMap::new()).await.unwrap_err();
+    assert_eq!(refused.code(), "capability_not_allowed", "it is kept, and not allowed any more");
+    let restarted = services.handle().restart("web", &ann()).await.unwrap();
+    match outcome(&services.handle(), restarted.revision).await {
+        DeployEventKind::Failed(fault) => assert_eq!(fault.code, "capability_not_allowed"),
+        other => panic!("{other:?}"),
+    }
 }
 
 fn image_mount(reference: &str, target: &str) -> MountSpec {

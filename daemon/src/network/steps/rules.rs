@@ -15,7 +15,7 @@ use crate::model::egress::{CLOSED, EgressPolicy};
 use crate::network::PREFIX as SERVICE_PREFIX;
 
 /// Links of steps of all daemons begin with this.
-pub(super) const STEP_PREFIX: &str = "hst";
+pub(in crate::network) const STEP_PREFIX: &str = "hst";
 pub(super) const REFUSED: &str = "refused";
 pub(super) const ALLOWED: &str = "allowed";
 /// How long a refused connection is remembered.

@@ -42,8 +42,9 @@ impl Manifest {
             Some(Strategy::Rolling) => DeployStrategy::Rolling,
             Some(Strategy::Recreate) => DeployStrategy::Recreate,
         };
-        let names = container.capabilities.iter().map(|name| confinement::capability(name)).collect();
-        let names: Vec<String> = names.map_err(|why: String| wrong("container.capabilities", &why))?;
+        let names = container.capabilities.iter().map(|name| confinement::capability(name));
+        let names = names.collect::<Result<Vec<_>, _>>();
+        let names = names.map_err(|why| wrong("container.capabilities", &why))?;
         let Traffic { ports, liveness, public } = traffic(self.ports)?;
         Ok(DeploySpec {
             image: image.to_string(),

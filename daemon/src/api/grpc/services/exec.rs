@@ -8,6 +8,7 @@
 //! The process ends with the client: when the answers are dropped, so is the process's output, which kills it. The end
 //! of its input is told only where the client ends its stream in good order.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
@@ -47,6 +48,8 @@ fn spec(begin: v1::ExecBegin) -> Result<ExecSpec, Refusal> {
     Ok(ExecSpec {
         command: convert::arguments("begin.command", begin.command)?,
         env: convert::pairs("begin.env", begin.env)?,
+        // Those of the instance, which deploys know.
+        confidential: BTreeMap::new(),
         workdir: match begin.working_dir.as_str() {
             "" => None,
             path => Some(path.parse().map_err(|error| {
