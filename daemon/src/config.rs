@@ -65,6 +65,7 @@ pub struct Config {
     pub builder: Builder,
     pub packs: Packs,
     pub trust: Trust,
+    pub images: Images,
     pub services: Services,
     pub log: Log,
 }
@@ -128,6 +129,14 @@ pub struct Packs {
     pub keep_seconds: u64,
     /// Uploads are refused when the state directory's file system has less free space than this.
     pub min_free_bytes: u64,
+}
+
+/// Images of other registries that builds use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Images {
+    /// Bytes that they may take together; beyond that, the least recently used ones are forgotten.
+    pub cache_max_bytes: u64,
 }
 
 /// Services of the room, and how they are reached.
@@ -208,6 +217,7 @@ impl Default for Config {
                 min_free_bytes: GIB,
             },
             trust: Trust::default(),
+            images: Images { cache_max_bytes: 20 * GIB },
             services: Services {
                 containerd_program: "containerd".into(),
                 runc_program: "runc".into(),

@@ -126,6 +126,7 @@ impl Daemon {
             Arc::new(store.clone()),
             Arc::new(LayerInspection::new(layer_limits)),
         );
+        images.limit_cache(config.images.cache_max_bytes);
         let registry = Registry::new(UploadLimits::default(), blobs, Arc::new(store.clone()));
         let contexts = Contexts::new(ContextOptions {
             room: config.room.clone(),
@@ -151,7 +152,7 @@ impl Daemon {
             contexts: Arc::new(room.clone()),
             images: Arc::new(room.clone()),
         };
-        let options = build_options(&config, &listeners.addresses, Arc::clone(&access))?;
+        let options = build_options(&config, &listeners.addresses, Arc::clone(&access));
         let builds = build::Service::start(options, ports).await?;
 
         let ingress = Ingress::new(services::ingress_options(&config), Arc::clone(&access))
@@ -291,11 +292,6 @@ impl OwnBuilder {
 /// The configured BuildKit, or our own under supervision.
 async fn start_buildkit(config: &Config) -> Result<(BuildKit, Option<OwnBuilder>)> {
     if let Some(address) = &config.buildkit {
-        if !config.mirrors.is_empty() {
-            tracing::warn!(
-                "mirrors for FROM are set in the configuration of the BuildKit at {address}, not here"
-            );
-        }
         let options = buildkit::Options { address: address.parse()?, child: None, executor: None };
         return Ok((BuildKit::connect(options), None));
     }
@@ -304,7 +300,6 @@ async fn start_buildkit(config: &Config) -> Result<(BuildKit, Option<OwnBuilder>
     let of_builder = network.clone().and_then(|network| network.builder(&directory));
     let mut options = managed::Options::new(directory, of_builder.map_err(|error| error.to_string()));
     options.program.clone_from(&config.builder.program);
-    options.mirrors = config.mirrors()?;
     options.quota.max_used = config.builder.max_used_bytes;
     options.quota.min_free = config.builder.min_free_bytes;
     let (child, mut connect) = options.plan()?;
@@ -313,10 +308,8 @@ async fn start_buildkit(config: &Config) -> Result<(BuildKit, Option<OwnBuilder>
     Ok((BuildKit::connect(connect), Some(OwnBuilder { child, network: network.ok() })))
 }
 
-fn build_options(config: &Config, addresses: &Addresses, access: Arc<Access>) -> Result<build::Options> {
-    let mirrors = config.mirrors()?;
-    let mirrored = mirrors.iter().map(|mirror| (mirror.authority(), mirror.registry.clone())).collect();
-    Ok(build::Options {
+fn build_options(config: &Config, addresses: &Addresses, access: Arc<Access>) -> build::Options {
+    build::Options {
         limits: build::Limits {
             concurrency: config.builds.concurrency,
             queue: config.builds.queue_length,
@@ -333,9 +326,8 @@ fn build_options(config: &Config, addresses: &Addresses, access: Arc<Access>) ->
         min_free_space: config.builds.min_free_bytes,
         registry: addresses.registry.to_string(),
         room_registries: config.room_registries(),
-        mirrored,
         registry_credential: registry_credential(access),
-    })
+    }
 }
 
 /// A token for one build: pull what its Dockerfile names, push its result, nothing else.

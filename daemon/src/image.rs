@@ -3,6 +3,7 @@
 //! [`Images`] is the handle for everything that is not the registry's own HTTP API. Content lies in
 //! [`port::Blobs`], names in [`port::Catalog`]; a name is set only when all it stands for is there.
 
+mod cache;
 mod contents;
 mod elsewhere;
 mod error;
@@ -18,17 +19,20 @@ mod runnable;
 mod transfer;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use crate::model::image::{Descriptor, Platform, TaggedImage, VerifiedImage};
 use crate::model::manifest::Manifest;
 use crate::model::{Digest, Reference, Repository, RoomRegistries, Tag};
 use crate::task;
 
+use cache::UsedImages;
 use contents::Contents;
 use layers::Passes;
 use packs::Held;
 use port::{Blobs, Catalog, LayerInspector, TagQuery};
 
+pub use cache::{SuppliedImage, SupplyOrigin, Wanted};
 pub use contents::OpenLayer;
 pub use elsewhere::{CredentialsFileError, Elsewhere};
 pub use error::ImageError;
@@ -51,6 +55,9 @@ struct Shared {
     catalog: Arc<dyn Catalog>,
     held: Held,
     passes: Passes,
+    used: UsedImages,
+    /// Bytes that cached images may take.
+    cache_limit: AtomicU64,
 }
 
 /// One image as it is shown.
@@ -82,7 +89,9 @@ impl Images {
         inspector: Arc<dyn LayerInspector>,
     ) -> Self {
         let passes = Passes::new(Arc::clone(&blobs), inspector);
-        Self { shared: Arc::new(Shared { rooms, blobs, catalog, held: Held::default(), passes }) }
+        let cache_limit = AtomicU64::new(u64::MAX);
+        let (held, used) = (Held::default(), UsedImages::default());
+        Self { shared: Arc::new(Shared { rooms, blobs, catalog, held, passes, used, cache_limit }) }
     }
 
     pub fn room_registries(&self) -> &RoomRegistries {

@@ -14,6 +14,7 @@ pub mod id;
 pub mod image;
 mod layer_limits;
 pub mod manifest;
+mod public_address;
 pub mod secret;
 pub mod service;
 mod token_key_file;
@@ -26,4 +27,5 @@ pub use hearth_proto::value::{
     Tag,
 };
 pub use layer_limits::LayerLimits;
+pub use public_address::is_public;
 pub use token_key_file::{TokenAlgorithm, TokenKeyFile};

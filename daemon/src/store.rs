@@ -23,6 +23,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("store/schema-services.sql"),
     include_str!("store/schema-secrets.sql"),
     include_str!("store/schema-layer-verdicts.sql"),
+    include_str!("store/schema-cached-images.sql"),
 ];
 
 /// How long a statement waits for another process that has the database open, such as a backup.

@@ -6,6 +6,7 @@
 //! - [`sources`], [`image`], [`filesystem`]: trees that go into builds, and what came out, read without code of ours.
 //! - [`http`], [`grpc`], [`skopeo`], [`buildctl`]: the other side of ports.
 //! - [`containerd`], [`terminal`]: a containerd and a terminal of the test's own.
+//! - [`scripted`], [`small_image`]: servers that misbehave as told, and a registry of images made by hand.
 //! - [`service`], [`traffic`]: images that services are started from, and requests to them.
 //! - [`process`], [`leftovers`], [`network`], [`step_network`]: commands with a time limit, and what must not outlive a test.
 //! - [`world`]: machines that a build's steps may or may not reach.
@@ -34,8 +35,10 @@ pub mod network;
 pub mod process;
 pub mod remains;
 pub mod runner;
+pub mod scripted;
 pub mod service;
 pub mod skopeo;
+pub mod small_image;
 pub mod sources;
 pub mod step_network;
 pub mod terminal;

@@ -25,6 +25,7 @@ mod auth;
 mod blob;
 mod credentials;
 mod error;
+mod guard;
 mod host;
 mod push;
 mod resolve;
@@ -35,7 +36,8 @@ use std::sync::Arc;
 
 pub use blob::{BlobReader, CHUNKS_AHEAD};
 pub use credentials::{Credential, Credentials, docker_config, registry_key};
-pub use error::RemoteError;
+pub use error::{MirrorFailure, RemoteError};
+pub use guard::{AddressGuard, AddressRefused, refused_address};
 pub use host::{Mirror, MirrorError, Mirrors, full_name};
 pub use push::{OpenContent, Pushed, Target};
 pub use resolve::{Found, RemoteImage, Source};
@@ -64,6 +66,11 @@ impl Remote {
             tokens: Arc::default(),
             retry: Retry::default(),
         }
+    }
+
+    /// The same, which follows registries that the configuration does not name only to allowed addresses.
+    pub fn guarded(mirrors: Mirrors, guard: AddressGuard) -> Self {
+        Self { transport: Arc::new(Transport::guarded(guard)), ..Self::new(mirrors) }
     }
 
     /// The same connections with other credentials; tokens that were got with the old ones are not shared.

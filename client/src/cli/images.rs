@@ -9,7 +9,7 @@ use clap::Subcommand;
 use hearth_proto::value::Reference;
 use jiff::Timestamp;
 
-use super::views::{ImageView, InspectView, LoadView};
+use super::views::{CachedImageView, ImageView, InspectView, LoadView};
 use super::{Globals, connect};
 use crate::client::{ArchiveDestination, ArchiveSource};
 use crate::error::Failure;
@@ -22,6 +22,9 @@ pub(super) enum ImagesCommand {
     List {
         /// Only this repository
         repository: Option<String>,
+        /// Show the images of other registries that builds brought, which the room keeps for the next ones
+        #[arg(long, conflicts_with = "repository")]
+        cached: bool,
     },
     /// Show an image's manifest, config and layers
     Inspect { image: String },
@@ -99,7 +102,8 @@ Examples:
 
 pub(super) async fn run(command: ImagesCommand, globals: &Globals) -> Result<(), Failure> {
     match command {
-        ImagesCommand::List { repository } => list(repository.as_deref(), globals).await,
+        ImagesCommand::List { cached: true, .. } => list_cached(globals).await,
+        ImagesCommand::List { repository, .. } => list(repository.as_deref(), globals).await,
         ImagesCommand::Inspect { image } => inspect(&image, globals).await,
         ImagesCommand::Tag { image, tag } => {
             let image = reference(&image)?.to_string();
@@ -156,6 +160,27 @@ async fn list(repository: Option<&str>, globals: &Globals) -> Result<(), Failure
     };
     output::table(
         &["REPOSITORY", "TAG", "DIGEST", "SIZE", "UPDATED"],
+        &images.iter().map(row).collect::<Vec<_>>(),
+    )
+}
+
+async fn list_cached(globals: &Globals) -> Result<(), Failure> {
+    let images = connect(globals).await?.list_cached_images().await?;
+    if globals.json {
+        return output::json(&images.iter().map(CachedImageView::from).collect::<Vec<_>>());
+    }
+    let now = Timestamp::now();
+    let row = |image: &hearth_proto::v1::CachedImage| {
+        vec![
+            image.name.clone(),
+            image.platform.clone(),
+            short(&image.digest),
+            output::size(image.size_bytes),
+            output::age(image.last_used_at.as_ref(), now),
+        ]
+    };
+    output::table(
+        &["NAME", "PLATFORM", "DIGEST", "SIZE", "LAST USED"],
         &images.iter().map(row).collect::<Vec<_>>(),
     )
 }

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use hearth_proto::v1::{
-    Build, FileEntry, FileKind, Image, InspectImageResponse, LoadImageResponse, ReadBuildLogResponse,
+    Build, CachedImage, FileEntry, FileKind, Image, InspectImageResponse, LoadImageResponse,
+    ReadBuildLogResponse,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -32,6 +33,8 @@ pub(super) struct BuildView {
     pub context_digest: Option<String>,
     /// By mount target.
     pub mount_digests: BTreeMap<String, String>,
+    /// What the Dockerfile named: digests of images and files, empty for what only the builder saw.
+    pub sources: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Value>,
 }
@@ -61,6 +64,11 @@ impl From<&Build> for BuildView {
                 .mount_digests
                 .iter()
                 .map(|mount| (mount.target.clone(), mount.digest.clone()))
+                .collect(),
+            sources: build
+                .sources
+                .iter()
+                .map(|source| (source.name.clone(), source.digest.clone()))
                 .collect(),
             error: build.error.as_ref().and_then(|detail| {
                 let failure =
@@ -104,6 +112,36 @@ impl From<&Image> for ImageView {
             digest: image.digest.clone(),
             size_bytes: image.size_bytes,
             updated_at: output::timestamp(image.updated_at.as_ref()).map(|time| time.to_string()),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct CachedImageView {
+    name: String,
+    platform: String,
+    digest: String,
+    size_bytes: u64,
+    last_used_at: Option<String>,
+    checked_at: Option<String>,
+    right: String,
+    repository: String,
+}
+
+impl From<&CachedImage> for CachedImageView {
+    fn from(image: &CachedImage) -> Self {
+        let time = |time: &Option<prost_types::Timestamp>| {
+            output::timestamp(time.as_ref()).map(|time| time.to_string())
+        };
+        Self {
+            name: image.name.clone(),
+            platform: image.platform.clone(),
+            digest: image.digest.clone(),
+            size_bytes: image.size_bytes,
+            last_used_at: time(&image.last_used_at),
+            checked_at: time(&image.checked_at),
+            right: image.right.clone(),
+            repository: image.repository.clone(),
         }
     }
 }

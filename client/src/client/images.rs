@@ -8,8 +8,9 @@ use futures::future::{self, Either};
 use hearth_proto::CHUNK_BYTES;
 use hearth_proto::v1::load_image_request::Message;
 use hearth_proto::v1::{
-    Image, InspectImageRequest, InspectImageResponse, ListImagesRequest, LoadBegin, LoadImageRequest,
-    LoadImageResponse, RemoveImageRequest, TagImageRequest, load_begin,
+    CachedImage, Image, InspectImageRequest, InspectImageResponse, ListCachedImagesRequest,
+    ListImagesRequest, LoadBegin, LoadImageRequest, LoadImageResponse, RemoveImageRequest, TagImageRequest,
+    load_begin,
 };
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
@@ -50,6 +51,11 @@ impl Client {
             }
             request.page_token = page.next_page_token;
         }
+    }
+
+    /// Images of other registries that the room keeps for builds, the most recently used first.
+    pub async fn list_cached_images(&self) -> Result<Vec<CachedImage>, ClientError> {
+        Ok(self.answer(self.images().list_cached(limited(ListCachedImagesRequest {})).await)?.images)
     }
 
     pub async fn inspect_image(&self, reference: &str) -> Result<InspectImageResponse, ClientError> {

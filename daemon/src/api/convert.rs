@@ -20,7 +20,10 @@ use hearth_proto::v1;
 use jiff::Timestamp;
 
 use super::error::{Refusal, fault_detail};
-use crate::model::build::{BuildEvent, BuildRecord, BuildState, EventKind, LogStream, MountIdentity};
+use crate::image::port::cached::CachedImage;
+use crate::model::build::{
+    BuildEvent, BuildRecord, BuildSource, BuildState, EventKind, LogStream, MountIdentity,
+};
 use crate::model::fault::DockerfileRange;
 use crate::model::image::TaggedImage;
 use crate::model::secret::{Credential, Secret};
@@ -142,6 +145,7 @@ pub fn build(record: BuildRecord) -> v1::Build {
     v1::Build {
         context_digest,
         mount_digests,
+        sources: record.sources.into_iter().map(source).collect(),
         build_id: record.id.to_string(),
         state: build_state(record.state).into(),
         tags: record.spec.tags.iter().map(Reference::to_string).collect(),
@@ -159,6 +163,24 @@ pub fn build(record: BuildRecord) -> v1::Build {
         error: record.fault.map(fault_detail),
         last_sequence: record.last_sequence,
         spec: Some(spec::to_wire(record.spec)),
+    }
+}
+
+fn source(source: BuildSource) -> v1::BuildSource {
+    let digest = source.digest.map(|digest| digest.to_string()).unwrap_or_default();
+    v1::BuildSource { name: source.name, digest }
+}
+
+pub fn cached_image(image: CachedImage) -> v1::CachedImage {
+    v1::CachedImage {
+        right: image.key.right.to_text(),
+        name: image.key.name,
+        platform: image.key.platform.as_str().to_owned(),
+        digest: image.manifest.digest.to_string(),
+        size_bytes: image.size_bytes,
+        last_used_at: Some(timestamp(image.used_at)),
+        checked_at: Some(timestamp(image.checked_at)),
+        repository: image.repository.to_string(),
     }
 }
 

@@ -1,9 +1,7 @@
-//! Credentials that one build hands to BuildKit, each at the moment it is asked for.
+//! The one credential that BuildKit gets: a build's own token for the room's registry, made at the moment it is
+//! asked for. What other registries ask for stays in the daemon, which fetches their images itself.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-
-use hearth_pack::remote::registry_key;
 
 use super::port::Credentials;
 use crate::model::Repository;
@@ -15,7 +13,7 @@ use crate::model::secret::Credential;
 pub struct RegistryAccess {
     /// The result goes here.
     pub push: Repository,
-    /// Images of the room that the Dockerfile names.
+    /// Images that the Dockerfile names.
     pub pull: Vec<Repository>,
 }
 
@@ -28,36 +26,17 @@ pub struct BuildCredentials {
     registry: String,
     access: RegistryAccess,
     mint: RegistryCredential,
-    /// By [`registry_key`].
-    given: BTreeMap<String, Credential>,
-    fallback: OwnCredential,
 }
 
-/// The daemon's own credential for a registry, where the build may use that.
-pub type OwnCredential = Arc<dyn Fn(&str) -> Option<Credential> + Send + Sync>;
-
 impl BuildCredentials {
-    pub fn new(
-        build: BuildId,
-        registry: String,
-        access: RegistryAccess,
-        mint: RegistryCredential,
-        given: &BTreeMap<String, Credential>,
-        fallback: OwnCredential,
-    ) -> Self {
-        let given = given.iter().map(|(host, credential)| (registry_key(host), credential.clone())).collect();
-        Self { build, registry, access, mint, given, fallback }
+    pub fn new(build: BuildId, registry: String, access: RegistryAccess, mint: RegistryCredential) -> Self {
+        Self { build, registry, access, mint }
     }
 }
 
 impl Credentials for BuildCredentials {
     fn for_registry(&self, host: &str) -> Option<Credential> {
-        // The room's registry first: a caller's credential for that address would replace the build's own.
-        if host == self.registry {
-            return Some((self.mint)(&self.build, &self.access));
-        }
-        let host = registry_key(host);
-        self.given.get(&host).cloned().or_else(|| (self.fallback)(&host))
+        (host == self.registry).then(|| (self.mint)(&self.build, &self.access))
     }
 }
 
@@ -66,43 +45,18 @@ mod tests {
     use super::*;
     use crate::model::secret::Secret;
 
-    fn credential(username: &str) -> Credential {
-        Credential { username: username.to_owned(), password: Secret::new("p".to_owned()) }
-    }
-
-    fn credentials(given: &[&str]) -> BuildCredentials {
+    #[test]
+    fn only_the_rooms_registry_gets_a_credential() {
         let access = RegistryAccess { push: "a/b".parse().unwrap(), pull: Vec::new() };
-        let given = given.iter().map(|host| ((*host).to_owned(), credential(host))).collect();
-        let mint: RegistryCredential = Arc::new(|_, access| credential(&format!("build:{}", access.push)));
-        let fallback: OwnCredential = Arc::new(|host| (host == "own.example").then(|| credential("own")));
-        BuildCredentials::new(BuildId::random(), "127.0.0.1:4327".to_owned(), access, mint, &given, fallback)
-    }
-
-    #[test]
-    fn every_name_of_docker_hub_finds_its_credential() {
-        for given in ["", "docker.io", "https://index.docker.io/v1/", "registry-1.docker.io"] {
-            let credentials = credentials(&[given]);
-            for asked in ["docker.io", "registry-1.docker.io", "https://index.docker.io/v1/"] {
-                assert!(credentials.for_registry(asked).is_some(), "{given} for {asked}");
-            }
-            assert!(credentials.for_registry("example.com").is_none());
-        }
-    }
-
-    #[test]
-    fn the_rooms_registry_gets_the_builds_own_token_and_nobody_else_does() {
-        let credentials = credentials(&["127.0.0.1:4327", "example.com"]);
+        let mint: RegistryCredential = Arc::new(|_, access| Credential {
+            username: format!("build:{}", access.push),
+            password: Secret::new("p".to_owned()),
+        });
+        let own = "127.0.0.1:4327".to_owned();
+        let credentials = BuildCredentials::new(BuildId::random(), own, access, mint);
         assert_eq!(credentials.for_registry("127.0.0.1:4327").unwrap().username, "build:a/b");
-        assert_eq!(credentials.for_registry("example.com").unwrap().username, "example.com");
-        assert!(credentials.for_registry("127.0.0.1:9").is_none());
-        assert!(credentials.for_registry("127.0.0.1").is_none());
-    }
-
-    #[test]
-    fn what_the_build_brought_wins_over_what_the_daemon_has() {
-        let credentials = credentials(&["example.com"]);
-        assert_eq!(credentials.for_registry("own.example").unwrap().username, "own");
-        let credentials = self::credentials(&["own.example"]);
-        assert_eq!(credentials.for_registry("own.example").unwrap().username, "own.example");
+        for other in ["docker.io", "127.0.0.1:9", "127.0.0.1", "localhost:4327", ""] {
+            assert!(credentials.for_registry(other).is_none(), "{other}");
+        }
     }
 }

@@ -1,10 +1,10 @@
 //! One task per build takes it from its spec to its outcome. Each stage consumes the last; none reaches back.
 //!
 //! ```text
-//! BuildSpec --prepare--> Context --solve--> SolveOutcome --verify--> VerifiedImage --publish--> BuildOutcome
-//!               ^                   |  ^
-//!               |                   '--'  once more when the solver went away
-//!               '-------------------'     again when files changed in between
+//! BuildSpec --prepare--> Context --images--> BuildImages --solve--> SolveOutcome --verify--> VerifiedImage --publish--> BuildOutcome
+//!               ^                                       |  ^
+//!               |                                       '--'  once more when the solver went away
+//!               '---------------------------------------'     again when files changed in between
 //!
 //! cancel, time limit, end of the daemon:  Decision, then the stop token; the solve ends, then the build
 //! publish:                                Decision first; if something else was decided, nothing is published
@@ -15,7 +15,9 @@
 mod context;
 mod early;
 mod faults;
+mod images;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,20 +25,21 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
-use super::credentials::{BuildCredentials, OwnCredential, RegistryAccess};
+use super::credentials::{BuildCredentials, RegistryAccess};
 use super::decision::Verdict;
 use super::mask::Mask;
 use super::port::{SolveError, SolveOutcome, SolveRequest};
 use super::publisher::Publisher;
 use super::service::{Active, Shared};
-use crate::model::Reference;
 use crate::model::build::{BuildOutcome, BuildRecord, BuildResult, BuildState, EventKind};
 use crate::model::fault::{Fault, Stage};
 use crate::model::image::VerifiedImage;
+use crate::model::{Reference, Repository};
 use crate::task;
 
 use context::{Context, FRONTEND_ARGUMENT};
 use faults::{is_unsettled, log_fault, log_fault_of, push_fault, stopped, with_path};
+use images::BuildImages;
 
 pub(super) use early::Early;
 pub(super) use faults::interrupted_fault;
@@ -225,7 +228,9 @@ impl Shared {
                 () = active.stop.cancelled() => return Err(stopped()),
             };
             record.context = Some(context.identity.clone());
-            let fault = match self.solve(active, record, tag, &context, publisher).await {
+            let images = self.images(active, record, &context.text, &context.dockerfile, publisher).await?;
+            record.sources = images.named();
+            let fault = match self.solve(active, record, tag, &context, &images, publisher).await {
                 Err(fault) if is_unsettled(&fault) && tries < CONTEXT_TRIES => fault,
                 other => return other,
             };
@@ -237,40 +242,23 @@ impl Shared {
         }
     }
 
-    /// The daemon's own credentials open a registry to whoever may pull all of it: what BuildKit asks of
-    /// it is not known here.
-    fn own_credentials(&self, record: &BuildRecord) -> OwnCredential {
-        let (images, may) = (Arc::clone(&self.ports.images), record.may_pull_from.clone());
-        let mirrored = self.options.mirrored.clone();
-        Arc::new(move |host| {
-            // A mirror is opened by the grant for what it stands for.
-            let stands_for =
-                mirrored.iter().filter(|(mirror, _)| mirror == host).map(|(_, registry)| registry);
-            let mut all = std::iter::once(host).chain(stands_for.map(String::as_str));
-            let granted = all.any(|host| may.allow(&format!("{host}/")));
-            granted.then(|| images.own_credential(host)).flatten()
-        })
-    }
-
     async fn solve(
         &self,
         active: &Active,
         record: &BuildRecord,
         tag: &Reference,
         context: &Context,
+        images: &BuildImages,
         publisher: &mut Publisher,
     ) -> Result<SolveOutcome, Fault> {
-        let access = RegistryAccess {
-            push: tag.repository.clone(),
-            pull: context.room_images.iter().map(|image| image.repository.clone()).collect(),
-        };
+        let pull: BTreeSet<Repository> =
+            images.sources.iter().map(|image| image.repository.clone()).collect();
+        let access = RegistryAccess { push: tag.repository.clone(), pull: pull.into_iter().collect() };
         let credentials = Arc::new(BuildCredentials::new(
             record.id.clone(),
             self.options.registry.clone(),
             access,
             Arc::clone(&self.options.registry_credential),
-            &active.secrets.credentials,
-            self.own_credentials(record),
         ));
         let request = || {
             let spec = &record.spec;
@@ -285,10 +273,9 @@ impl Shared {
                 platform: spec.platform.clone(),
                 labels: spec.labels.clone(),
                 no_cache: spec.no_cache.clone(),
-                pull: spec.pull,
                 network: spec.network,
                 secrets: active.secrets.values.clone(),
-                room_images: context.room_images.clone(),
+                images: images.sources.clone(),
                 registry: self.options.registry.clone(),
                 repository: tag.repository.clone(),
                 credentials: Arc::clone(&credentials) as Arc<dyn super::port::Credentials>,

@@ -11,14 +11,15 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::port::{
-    BuildQuery, BuildStore, ContextSource, IdempotencyKey, Inserted, PreparedContext, RoomImages, SolveError,
-    SolveOutcome, SolveRequest, Solver, StoreError,
+    BuildQuery, BuildStore, ContextSource, IdempotencyKey, ImageRequest, Inserted, PreparedContext,
+    RoomImages, SolveError, SolveOutcome, SolveRequest, Solver, StoreError,
 };
 use crate::context::port::{ContextFiles, Entry, FileTree, SessionName, Unwatched};
+use crate::image::{SuppliedImage, SupplyOrigin};
 use crate::model::build::{BuildRecord, BuildSpec, ContextIdentity, EventKind, LogStream};
 use crate::model::fault::{Fault, Stage};
 use crate::model::id::{BuildId, PackId};
-use crate::model::image::{Descriptor, VerifiedImage};
+use crate::model::image::{Descriptor, ImageDefaults, VerifiedImage};
 use crate::model::secret::Credential;
 use crate::model::{Digest, MountTarget, Reference, Repository};
 
@@ -218,6 +219,8 @@ impl ContextSource for FakeContexts {
 #[derive(Default)]
 pub struct FakeImages {
     pub known: Mutex<BTreeMap<String, Digest>>,
+    /// Images that builds asked for and got.
+    pub supplied: Mutex<Vec<String>>,
     pub published: Mutex<Vec<(String, Digest)>>,
     pub verify_gate: Mutex<Option<Gate>>,
     pub publish_gate: Mutex<Option<Gate>>,
@@ -231,8 +234,15 @@ pub struct FakeImages {
 
 #[async_trait]
 impl RoomImages for FakeImages {
-    async fn resolve(&self, reference: &Reference) -> Result<Option<Digest>, Fault> {
-        Ok(self.known.lock().unwrap().get(&reference.to_string()).copied())
+    async fn supply(&self, request: ImageRequest) -> Result<SuppliedImage, Fault> {
+        let name = request.reference.to_string();
+        let known = self.known.lock().unwrap().get(&name).copied();
+        let digest =
+            known.ok_or_else(|| Fault::new(Stage::Context, "image_not_found", format!("no {name}")))?;
+        self.supplied.lock().unwrap().push(name);
+        let defaults = request.platforms.iter().map(|_| ImageDefaults::default()).collect();
+        let origin = if request.is_own { SupplyOrigin::Room } else { SupplyOrigin::Cached };
+        Ok(SuppliedImage::new(request.reference.repository.clone(), digest, defaults, origin))
     }
 
     async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, Fault> {
@@ -281,10 +291,6 @@ impl RoomImages for FakeImages {
     ) -> Result<(), Fault> {
         self.pushed.lock().unwrap().extend(tags.iter().map(|tag| format!("name {tag}")));
         Ok(())
-    }
-
-    fn own_credential(&self, _registry: &str) -> Option<Credential> {
-        None
     }
 
     async fn hold_pack(&self, id: &PackId, _caller: &str) -> Result<(), Fault> {

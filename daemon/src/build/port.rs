@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::port::ContextFiles;
+use crate::image::{SuppliedImage, Transfer};
 use crate::model::build::{BuildRecord, BuildSpec, BuildState, ContextIdentity, EventKind, Network, NoCache};
 use crate::model::fault::Fault;
 use crate::model::id::{BuildId, PackId};
@@ -41,24 +42,39 @@ pub struct SolveRequest {
     pub platform: Option<Platform>,
     pub labels: BTreeMap<String, String>,
     pub no_cache: NoCache,
-    pub pull: bool,
     pub network: Network,
     pub secrets: BTreeMap<String, Secret<Vec<u8>>>,
-    /// References in the Dockerfile that name the room, as written after ARGs were filled in, and
-    /// what they stand for.
-    pub room_images: Vec<RoomImage>,
+    /// All images that the build may use. Whatever else it names is denied.
+    pub images: Vec<PinnedSource>,
     /// `host:port` of the room's registry as BuildKit reaches it, and where the result goes.
     pub registry: String,
     pub repository: Repository,
     pub credentials: Arc<dyn Credentials>,
 }
 
-/// `name` in a Dockerfile means this image of the room's registry.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RoomImage {
+/// A name of an image means this image of the room's registry.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PinnedSource {
+    /// As BuildKit spells names: `docker.io/library/alpine:3`.
     pub name: String,
     pub repository: Repository,
     pub digest: Digest,
+}
+
+/// An image that a Dockerfile names.
+pub struct ImageRequest {
+    pub reference: Reference,
+    /// It names this room's registry, whatever the name.
+    pub is_own: bool,
+    /// At least one.
+    pub platforms: Vec<Platform>,
+    pub caller: String,
+    /// Credentials that came with the build, by registry.
+    pub given: BTreeMap<String, Credential>,
+    /// The image's registry must be asked what the name means now.
+    pub ask_registry: bool,
+    /// How far its content has come.
+    pub transfer: Arc<Transfer>,
 }
 
 /// Credentials for registries, asked at the moment they are needed: tokens expire during long builds.
@@ -111,8 +127,8 @@ pub trait PreparedContext: Send {
 /// The room's images as builds use them. The real one is the image module.
 #[async_trait]
 pub trait RoomImages: Send + Sync + 'static {
-    /// What a reference of the room means now; none where there is no such image.
-    async fn resolve(&self, reference: &Reference) -> Result<Option<Digest>, Fault>;
+    /// Has an image in the room, fetched from its registry where that is another one.
+    async fn supply(&self, request: ImageRequest) -> Result<SuppliedImage, Fault>;
     /// Checks that a pushed manifest and everything it names are there.
     async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, Fault>;
     /// Sets the tags, whichever repositories of the room they are in.
@@ -132,8 +148,6 @@ pub trait RoomImages: Send + Sync + 'static {
         tags: &[Reference],
         given: &BTreeMap<String, Credential>,
     ) -> Result<(), Fault>;
-    /// The daemon's own credential for another registry.
-    fn own_credential(&self, registry: &str) -> Option<Credential>;
     /// Keeps a pack of `caller` until it is released as often as it was held.
     async fn hold_pack(&self, id: &PackId, caller: &str) -> Result<(), Fault>;
     async fn release_pack(&self, id: &PackId);

@@ -7,12 +7,12 @@ use async_trait::async_trait;
 use hearth_pack::identity::TreeDigest;
 
 use super::dockerfile;
-use super::port::{ContextSource, PreparedContext, RoomImages};
+use super::port::{ContextSource, ImageRequest, PreparedContext, RoomImages};
 use crate::context::layers::LayerBlob;
 use crate::context::port::ContextFiles;
 use crate::context::{ContextMount, ContextRequest, Contexts, OpenedImage, OpenedPack, Prepared};
 use crate::image::port::PackContent;
-use crate::image::{Elsewhere, ImageError, Images, Platforms, Transfer};
+use crate::image::{Elsewhere, ImageError, Images, SuppliedImage, Transfer, Wanted};
 use crate::model::access::PathLinks;
 use crate::model::build::{BuildSpec, ContextIdentity, MountIdentity};
 use crate::model::fault::{Fault, Stage};
@@ -33,16 +33,18 @@ pub struct RoomContexts {
 
 #[async_trait]
 impl RoomImages for RoomContexts {
-    async fn resolve(&self, reference: &Reference) -> Result<Option<Digest>, Fault> {
-        let failed = |error: ImageError| fault(Stage::Context, &error);
-        let manifest = match self.images.resolve(reference).await {
-            Ok(manifest) => manifest,
-            Err(ImageError::NotFound { .. }) => return Ok(None),
-            Err(error) => return Err(failed(error)),
+    async fn supply(&self, request: ImageRequest) -> Result<SuppliedImage, Fault> {
+        let wanted = Wanted {
+            reference: &request.reference,
+            is_own: request.is_own,
+            platforms: &request.platforms,
+            caller: &request.caller,
+            given: &request.given,
+            ask_registry: request.ask_registry,
+            transfer: &request.transfer,
         };
-        // BuildKit chooses the platform of each stage itself.
-        self.images.check_layers(&manifest, &Platforms::All).await.map_err(failed)?;
-        Ok(Some(manifest.digest))
+        let supplied = self.images.supply(wanted, &self.elsewhere).await;
+        supplied.map_err(|error| fault(Stage::Context, &error))
     }
 
     async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, Fault> {
@@ -77,14 +79,6 @@ impl RoomImages for RoomContexts {
             self.images.push_names(&remote, image, tags).await
         };
         pushed.await.map_err(|error| fault(Stage::Publish, &error))
-    }
-
-    fn own_credential(&self, registry: &str) -> Option<Credential> {
-        self.elsewhere.credential(registry).unwrap_or_else(|error| {
-            // BuildKit then asks without one, and says so when that does not do.
-            tracing::error!(%error, "the daemon's registry credentials cannot be used");
-            None
-        })
     }
 
     async fn hold_pack(&self, id: &PackId, caller: &str) -> Result<(), Fault> {

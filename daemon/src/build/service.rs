@@ -57,8 +57,6 @@ pub struct Options {
     /// `host:port` of the room's registry as BuildKit reaches it.
     pub registry: String,
     pub room_registries: RoomRegistries,
-    /// Mirrors and the registries that they stand for, as hosts.
-    pub mirrored: Vec<(String, String)>,
     pub registry_credential: RegistryCredential,
 }
 

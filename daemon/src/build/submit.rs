@@ -173,6 +173,7 @@ impl Shared {
         let log = Arc::new(log.await.map_err(|_| SubmitError::Ending)??);
         let record = BuildRecord {
             context: None,
+            sources: Vec::new(),
             id: id.clone(),
             spec: request.spec.clone(),
             submitted_by: request.caller.clone(),

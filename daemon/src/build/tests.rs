@@ -58,7 +58,6 @@ impl Room {
             min_free_space: 0,
             registry: "127.0.0.1:4327".to_owned(),
             room_registries: RoomRegistries::default(),
-            mirrored: Vec::new(),
             registry_credential: Arc::new(|_, _| Credential {
                 username: "build".to_owned(),
                 password: Secret::new("token".to_owned()),
@@ -109,6 +108,7 @@ fn spec(tag: &str) -> BuildSpec {
 fn record(tag: &str, state: BuildState) -> BuildRecord {
     BuildRecord {
         context: None,
+        sources: Vec::new(),
         may_pull: Patterns::all(),
         may_pull_from: Patterns::all(),
         id: BuildId::random(),

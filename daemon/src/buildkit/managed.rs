@@ -23,7 +23,6 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
-use hearth_pack::remote::Mirrors;
 use tonic::transport::Channel;
 
 use super::{Address, AddressError, channel};
@@ -50,8 +49,6 @@ pub struct Options {
     /// `runc`, the same.
     pub runc: PathBuf,
     pub quota: Quota,
-    /// Asked for FROM before the registries they stand for.
-    pub mirrors: Mirrors,
     /// The network of its steps, or why there is none: then buildkitd is not started, and says so.
     pub network: Result<BuilderNetwork, String>,
     pub limits: supervise::Limits,
@@ -65,7 +62,6 @@ impl Options {
             program: "buildkitd".into(),
             runc: "runc".into(),
             quota: Quota::default(),
-            mirrors: Mirrors::default(),
             limits: supervise::Limits::default(),
         }
     }
@@ -80,7 +76,6 @@ impl Options {
             program: self.program.clone(),
             runc: self.runc,
             quota: self.quota,
-            mirrors: self.mirrors,
             network: self.network,
             control: channel::control(&address),
         };
@@ -111,7 +106,6 @@ struct Buildkitd {
     program: PathBuf,
     runc: PathBuf,
     quota: Quota,
-    mirrors: Mirrors,
     network: Result<BuilderNetwork, String>,
     control: ControlClient<Channel>,
 }
@@ -136,7 +130,7 @@ impl supervise::Kind for Buildkitd {
                 containers::remove_bundles(&self.dir.join(executor))?;
             }
             network.prepare()?;
-            settings::write(&self.dir, &runc, &self.quota, &self.mirrors, &wiring)
+            settings::write(&self.dir, &runc, &self.quota, &wiring)
         };
         write().map_err(|error| format!("settings of buildkitd in `{}`: {error}", self.dir.display()))
     }

@@ -31,6 +31,7 @@ use crate::model::build::EventKind;
 mod attributes;
 mod details;
 mod failure;
+mod policy;
 mod progress;
 mod tail;
 

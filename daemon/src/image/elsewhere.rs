@@ -15,10 +15,12 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use hearth_pack::remote::{self, Credentials, Mirrors, Remote, registry_key};
+use hearth_pack::remote::{self, AddressGuard, Credentials, Mirrors, Remote, registry_key};
 use serde::Deserialize;
 
+use super::port::cached::ImageRight;
 use crate::model::secret::{Credential, Secret};
+use crate::model::{Reference, is_public};
 
 const MAX_FILE: u64 = 1 << 20;
 
@@ -51,7 +53,30 @@ struct Entry {
 
 impl Elsewhere {
     pub fn new(mirrors: Mirrors, credentials: Option<PathBuf>) -> Self {
-        Self { remote: Remote::new(mirrors), file: credentials }
+        let guard = AddressGuard::new(is_public);
+        Self { remote: Remote::guarded(mirrors, guard), file: credentials }
+    }
+
+    /// A client for one image, and the right by which it gets that.
+    pub fn access(
+        &self,
+        reference: &Reference,
+        given: &BTreeMap<String, Credential>,
+        caller: &str,
+    ) -> Result<(Remote, ImageRight), CredentialsFileError> {
+        let hosts = self.remote.mirrors().authorities(reference);
+        let opens = |credentials: &BTreeMap<String, Credential>| {
+            credentials.keys().any(|registry| hosts.contains(&registry_key(registry)))
+        };
+        let right = if opens(given) {
+            ImageRight::Caller(caller.to_owned())
+        } else if opens(&self.configured()?) {
+            ImageRight::Room
+        } else {
+            // Nothing secret is asked with, so what was learnt of the registry serves everybody.
+            return Ok((self.remote.clone(), ImageRight::Public));
+        };
+        Ok((self.remote(given)?, right))
     }
 
     /// A client with what the caller gave, and the daemon's own credentials beside it.
@@ -66,11 +91,6 @@ impl Elsewhere {
             })
         };
         Ok(self.remote.with_credentials(all(given).or(all(&self.configured()?))))
-    }
-
-    /// The daemon's credential for a registry.
-    pub fn credential(&self, registry: &str) -> Result<Option<Credential>, CredentialsFileError> {
-        Ok(self.configured()?.remove(&registry_key(registry)))
     }
 
     /// Checks the file, so that a wrong one is seen at the start.
@@ -124,10 +144,30 @@ mod tests {
     #[test]
     fn credentials_are_found_by_any_name_of_their_registry_and_read_again_each_time() {
         let (directory, elsewhere) = elsewhere(FILE, 0o600);
-        assert_eq!(elsewhere.credential("docker.io").unwrap().unwrap().username, "me");
-        assert!(elsewhere.credential("ghcr.io").unwrap().is_none());
+        let name = |registry: &str| {
+            elsewhere.configured().unwrap().get(registry).map(|found| found.username.clone())
+        };
+        assert_eq!(name("docker.io").as_deref(), Some("me"));
+        assert!(name("ghcr.io").is_none());
         std::fs::write(directory.path().join("credentials.toml"), FILE.replace("'me'", "'other'")).unwrap();
-        assert_eq!(elsewhere.credential("docker.io").unwrap().unwrap().username, "other");
+        assert_eq!(name("docker.io").as_deref(), Some("other"));
+    }
+
+    #[test]
+    fn the_right_to_an_image_is_that_of_the_credential_that_opens_it() {
+        let (_directory, elsewhere) = elsewhere(FILE, 0o600);
+        let given = |registry: &str| {
+            let credential = Credential { username: "u".to_owned(), password: Secret::new("p".to_owned()) };
+            BTreeMap::from([(registry.to_owned(), credential)])
+        };
+        let right = |image: &str, given: &BTreeMap<String, Credential>| {
+            elsewhere.access(&image.parse().unwrap(), given, "ann").unwrap().1
+        };
+        assert_eq!(right("alpine", &BTreeMap::new()), ImageRight::Room);
+        assert_eq!(right("ghcr.io/a/b", &BTreeMap::new()), ImageRight::Public);
+        assert_eq!(right("ghcr.io/a/b", &given("docker.io")), ImageRight::Public);
+        assert_eq!(right("ghcr.io/a/b", &given("https://ghcr.io/v2/")), ImageRight::Caller("ann".to_owned()));
+        assert_eq!(right("alpine", &given("index.docker.io")), ImageRight::Caller("ann".to_owned()));
     }
 
     #[test]

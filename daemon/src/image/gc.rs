@@ -16,6 +16,8 @@ const GRACE: Duration = Duration::from_secs(3600);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GcReport {
     pub packs: usize,
+    /// Images that were cached for builds.
+    pub cached: usize,
     pub manifests: u64,
     pub blobs: u64,
     pub bytes: u64,
@@ -34,6 +36,7 @@ impl Images {
         grace: Duration,
     ) -> Result<GcReport, ImageError> {
         let packs = self.sweep_packs(now).await?;
+        let cached = self.trim_cache().await?;
         let before = now.saturating_sub(grace).unwrap_or(Timestamp::MIN);
         let forgotten = self.shared.catalog.forget(before).await?;
         let mut live = self.shared.catalog.live().await?;
@@ -52,6 +55,6 @@ impl Images {
         let before = clock.checked_sub(grace).unwrap_or(SystemTime::UNIX_EPOCH);
         let swept = task::blocking("sweep blobs", move || shared.blobs.sweep(&live, before)).await;
         let swept = swept.map_err(|_| ImageError::Ending)?.map_err(ImageError::Sweep)?;
-        Ok(GcReport { packs, manifests: forgotten.manifests, blobs: swept.blobs, bytes: swept.bytes })
+        Ok(GcReport { packs, cached, manifests: forgotten.manifests, blobs: swept.blobs, bytes: swept.bytes })
     }
 }

@@ -132,7 +132,7 @@ impl Images {
         self.name(manifest, contents, destination).await
     }
 
-    async fn name(
+    pub(super) async fn name(
         &self,
         manifest: &Descriptor,
         contents: Contents,

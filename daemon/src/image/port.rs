@@ -8,6 +8,7 @@
 //! catalog. The sweep reads what is live, then removes a file only if it is neither live nor
 //! touched within the grace period, and it decides that last part under the lock that `touch` takes.
 
+pub mod cached;
 mod layers;
 
 use std::collections::{HashMap, HashSet};
@@ -82,7 +83,7 @@ impl From<io::Error> for BlobError {
 /// A lookup of a manifest or of a blob's link also keeps it from [`forget`](Self::forget) for the
 /// grace period, so that what a caller was told is there stays there while it acts on it.
 #[async_trait]
-pub trait Catalog: Send + Sync + 'static {
+pub trait Catalog: cached::CachedImages {
     async fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TaggedImage>, CatalogError>;
     /// In order of repository and tag, after the pair given, at most `limit`.
     async fn tags(&self, query: TagQuery) -> Result<Vec<TaggedImage>, CatalogError>;

@@ -188,7 +188,7 @@ impl Images {
     }
 }
 
-fn stored_error(digest: Digest, error: BlobError) -> ImageError {
+pub(super) fn stored_error(digest: Digest, error: BlobError) -> ImageError {
     let source = match error {
         BlobError::DiskFull => return ImageError::NoSpace,
         BlobError::Io(source) => source,

@@ -9,6 +9,7 @@ use crate::model::id::PackId;
 use crate::registry::blobs::BlobStore;
 use crate::store::Store;
 
+mod cache;
 mod layers;
 mod pull;
 mod runnable;

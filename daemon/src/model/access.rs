@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::image::is_cached_name;
 use super::trust::TrustDomain;
 
 /// An authenticated caller.
@@ -119,9 +120,11 @@ impl Patterns {
         })
     }
 
+    /// Cached images are allowed by their exact name only: that is how the token of one build reads what it uses, and
+    /// no pattern of a participant's reaches there.
     pub fn allow(&self, name: &str) -> bool {
         self.0.iter().any(|pattern| match pattern.strip_suffix('*') {
-            Some(prefix) => name.starts_with(prefix),
+            Some(prefix) => name.starts_with(prefix) && !is_cached_name(name),
             None => name == pattern,
         })
     }
@@ -240,6 +243,17 @@ mod tests {
 
     fn caller(scope: serde_json::Value) -> Caller {
         Caller::new("x", serde_json::from_value(scope).unwrap())
+    }
+
+    #[test]
+    fn no_pattern_reaches_cached_images_and_no_participant_hands_on_a_name_of_one() {
+        let name = "cached.hearth/public/docker.io/library/alpine";
+        for pattern in ["*", "cached.hearth/*", "c*", &format!("{name}*")] {
+            let patterns = Patterns(vec![pattern.to_owned()]);
+            assert!(!patterns.allow(name), "{pattern}");
+            assert!(!patterns.cover(&Patterns(vec![name.to_owned()])), "{pattern}");
+        }
+        assert!(Patterns(vec![name.to_owned()]).allow(name) && Patterns::all().allow("cached.hearth2/a"));
     }
 
     #[test]

@@ -139,8 +139,8 @@ pub struct BuildRecord {
     /// Images of the room that the Dockerfile may name: what the caller may pull.
     #[serde(default)]
     pub may_pull: Patterns,
-    /// Images of other registries that the caller may pull. A registry that is covered whole is opened for
-    /// FROM with the daemon's own credentials.
+    /// Images of other registries that the caller may pull, with the daemon's own credentials where the call
+    /// brings none.
     #[serde(default)]
     pub may_pull_from: Patterns,
     pub state: BuildState,
@@ -158,6 +158,9 @@ pub struct BuildRecord {
     /// What the files of its context were known by, once they were looked at.
     #[serde(default)]
     pub context: Option<ContextIdentity>,
+    /// What its Dockerfile named, and what that was.
+    #[serde(default)]
+    pub sources: Vec<BuildSource>,
     #[serde(default)]
     pub result: Option<BuildResult>,
     #[serde(default)]
@@ -176,6 +179,14 @@ impl BuildRecord {
         };
         self.domain.clone().unwrap_or_else(of_caller)
     }
+}
+
+/// Something that a build was given for a name in its Dockerfile: an image, a file by its URL, a repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildSource {
+    pub name: String,
+    /// None where only the builder saw it.
+    pub digest: Option<Digest>,
 }
 
 /// Digests of what a build could read: files that its ignore file hides, and those beside what its

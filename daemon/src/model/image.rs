@@ -39,7 +39,7 @@ pub struct PinnedImage {
 }
 
 /// Operating system, architecture and variant, such as `linux/arm64/v8`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Platform(String);
 
 impl Platform {
@@ -63,7 +63,90 @@ impl Platform {
         (matches!(parts.len(), 2 | 3) && parts.iter().all(word)).then(|| Self(text.to_owned()))
     }
 
+    /// The same as people write it: also an architecture or a system alone, and other names of one. In
+    /// BuildKit's spelling.
+    pub fn parse_loosely(text: &str) -> Option<Self> {
+        let text = text.to_ascii_lowercase();
+        let host = Self::host();
+        let own = host.0.split_once('/').unwrap_or(("linux", "amd64"));
+        let (os, architecture, variant) = match *text.split('/').collect::<Vec<_>>() {
+            [os @ ("linux" | "windows" | "darwin" | "freebsd")] => (os, own.1, None),
+            [architecture] => (own.0, architecture, None),
+            [os, architecture] => (os, architecture, None),
+            [os, architecture, variant] => (os, architecture, Some(variant)),
+            _ => return None,
+        };
+        let os = if os == "macos" { "darwin" } else { os };
+        let (architecture, variant) = match (architecture, variant) {
+            ("x86_64" | "x86-64" | "amd64", variant) => ("amd64", variant.filter(|variant| *variant != "v1")),
+            ("aarch64" | "arm64", variant) => {
+                ("arm64", variant.filter(|variant| !matches!(*variant, "8" | "v8")))
+            }
+            ("armhf", _) => ("arm", Some("v7")),
+            ("armel", _) => ("arm", Some("v6")),
+            ("arm", None | Some("7")) => ("arm", Some("v7")),
+            ("i386", _) => ("386", None),
+            other => other,
+        };
+        Self::parse(&match variant {
+            Some(variant) => format!("{os}/{architecture}/{variant}"),
+            None => format!("{os}/{architecture}"),
+        })
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// What an image gives to builds that begin with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageDefaults {
+    /// `NAME=VALUE`.
+    pub environment: Vec<String>,
+    /// Instructions of ONBUILD.
+    pub triggers: Vec<String>,
+}
+
+/// Where images of other registries lie that builds use. No grant for repositories opens what is below: who may
+/// read an image there is decided by the grant for its registry, and by that registry itself.
+pub const CACHED_IMAGES: &str = "cached.hearth";
+
+/// Whether the name of a repository is that of cached images.
+pub fn is_cached_name(name: &str) -> bool {
+    name.strip_prefix(CACHED_IMAGES).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn platforms_are_known_by_all_their_names() {
+        for (text, expected) in [
+            ("linux/amd64", "linux/amd64"),
+            ("linux/x86_64", "linux/amd64"),
+            ("Linux/ARM64/v8", "linux/arm64"),
+            ("arm64", "linux/arm64"),
+            ("linux/arm", "linux/arm/v7"),
+            ("linux/arm/v6", "linux/arm/v6"),
+            ("armhf", "linux/arm/v7"),
+            ("windows/amd64", "windows/amd64"),
+        ] {
+            assert_eq!(Platform::parse_loosely(text).unwrap().as_str(), expected, "{text}");
+        }
+        assert_eq!(Platform::parse_loosely("linux"), Some(Platform::host()));
+        for text in ["", "a/b/c/d", "linux/", "linux/$X"] {
+            assert_eq!(Platform::parse_loosely(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn cached_images_are_told_by_the_first_part_of_their_repository() {
+        assert!(
+            is_cached_name("cached.hearth/public/docker.io/library/alpine")
+                && is_cached_name("cached.hearth")
+        );
+        assert!(!is_cached_name("cached.hearth2/a") && !is_cached_name("team/cached.hearth"));
     }
 }

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::exact_names::misspelled;
-use super::image::{Descriptor, Platform};
+use super::image::{Descriptor, ImageDefaults, Platform};
 
 /// Larger manifests are refused, here and by most registries.
 pub const MAX_MANIFEST_BYTES: usize = 4 * 1024 * 1024;
@@ -314,6 +314,7 @@ pub struct ImageConfig {
     pub exposed: Vec<u16>,
     /// Paths of `Volumes`; what is no path of a file system is left out.
     pub volumes: Vec<MountTarget>,
+    pub defaults: ImageDefaults,
 }
 
 impl ImageConfig {
@@ -325,12 +326,14 @@ impl ImageConfig {
             rootfs: Option<RootFs>,
             config: Option<Run>,
         }
-        /// Maps whose values mean nothing.
+        /// Of the maps, the values mean nothing.
         #[derive(Default, Deserialize)]
         #[serde(rename_all = "PascalCase")]
         struct Run {
             exposed_ports: Option<BTreeMap<String, serde::de::IgnoredAny>>,
             volumes: Option<BTreeMap<String, serde::de::IgnoredAny>>,
+            env: Option<Vec<String>>,
+            on_build: Option<Vec<String>>,
         }
         #[derive(Deserialize)]
         struct RootFs {
@@ -347,6 +350,10 @@ impl ImageConfig {
             diff_ids: config.rootfs.and_then(|rootfs| rootfs.diff_ids).unwrap_or_default(),
             exposed: exposed.into_iter().collect(),
             volumes: volumes.keys().filter_map(|path| path.parse().ok()).collect(),
+            defaults: ImageDefaults {
+                environment: run.env.unwrap_or_default(),
+                triggers: run.on_build.unwrap_or_default(),
+            },
         })
     }
 }

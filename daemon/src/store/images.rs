@@ -1,5 +1,6 @@
 //! Names of images in SQLite: manifests and what they need, links of blobs, tags, origins, packs.
 
+mod cached;
 mod forget;
 mod layers;
 mod manifests;

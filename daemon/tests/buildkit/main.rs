@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
-use hearthd::build::port::{Credentials, RoomImage, SolveError, SolveOutcome, SolveRequest, Solver as _};
+use hearthd::build::port::{Credentials, PinnedSource, SolveError, SolveOutcome, SolveRequest, Solver as _};
 use hearthd::buildkit::{BuildKit, managed};
 use hearthd::context::port::{ContextFiles, EntryKind, SessionName, Unwatched};
 use hearthd::model::build::{EventKind, LogStream, Network, NoCache};
@@ -86,10 +86,9 @@ impl Fixture {
             platform: None,
             labels: BTreeMap::new(),
             no_cache: NoCache::Nothing,
-            pull: false,
             network: Network::Default,
             secrets: BTreeMap::new(),
-            room_images: Vec::new(),
+            images: Vec::new(),
             registry: self.address.clone(),
             repository: "test/app".parse().unwrap(),
             credentials: Arc::new(NoCredentials),
@@ -325,7 +324,7 @@ async fn commands_run_and_their_log_is_whole_and_in_order() {
 
     // An image of the registry under a name that only this build knows.
     let mut from = kit.request("FROM room.meshagent.com/base:1\nRUN [\"/bin/busybox\", \"true\"]\n", tree());
-    from.room_images.push(RoomImage {
+    from.images.push(PinnedSource {
         name: "room.meshagent.com/base:1".to_owned(),
         repository: "test/app".parse().unwrap(),
         digest: first.digest,
@@ -368,10 +367,35 @@ async fn failures_name_what_was_wrong() {
         request.target = Some("nope".to_owned());
         assert_eq!(kit.fault(request).await.code, "unknown_stage");
 
-        let fault = kit.fault(kit.request(&format!("FROM {}/no/such:1\n", kit.address), tree())).await;
-        assert_eq!(fault.code, "base_image_not_found");
-        let fault = kit.fault(kit.request("FROM 127.0.0.1:1/no/such:1\n", tree())).await;
+        let from = |registry: &str| {
+            let mut request = kit.request("FROM alpine\n", tree());
+            request.registry = registry.to_owned();
+            request.images.push(PinnedSource {
+                name: "docker.io/library/alpine:latest".to_owned(),
+                repository: "no/such".parse().unwrap(),
+                digest: hearthd::model::Digest::from_sha256([1; 32]),
+            });
+            request
+        };
+        assert_eq!(kit.fault(from(&kit.address)).await.code, "base_image_not_found");
+        let fault = kit.fault(from("127.0.0.1:1")).await;
         assert_eq!((fault.code.as_str(), fault.retryable), ("registry_unreachable", true));
+
+        // Whatever is not among the images is not fetched, by its name or by its digest.
+        let digest = format!("no/such@sha256:{}", "01".repeat(32));
+        let own = format!("{}/{digest}", kit.address);
+        for name in ["debian", "127.0.0.1:1/no/such:1", "[::1]:1/no/such:1", &own] {
+            for line in [
+                "FROM NAME",
+                "FROM scratch\nCOPY --from=NAME / /",
+                "FROM scratch\nRUN --mount=from=NAME,target=/x [\"/x\"]",
+            ] {
+                let fault =
+                    kit.fault(kit.request(&format!("{}\n", line.replace("NAME", name)), tree())).await;
+                assert_eq!(fault.code, "image_not_resolved", "{line} {name}: {}", fault.message);
+                assert!(fault.message.contains(name.trim_start_matches('[')), "{}", fault.message);
+            }
+        }
 
         let mut broken = tree();
         broken.broken = Some("busybox".to_owned());

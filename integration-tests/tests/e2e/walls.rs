@@ -4,11 +4,13 @@
 
 use integration_tests::runner::Group;
 
+#[path = "walls/images.rs"]
+mod images;
 #[path = "walls/services.rs"]
 mod services;
 #[path = "walls/steps.rs"]
 mod steps;
 
 pub fn groups() -> Vec<Group> {
-    vec![services::group(), steps::group()]
+    vec![images::group(), services::group(), steps::group()]
 }

@@ -328,6 +328,19 @@ pub struct Build {
     /// The same for what each mount gave to the context, by target.
     #[prost(message, repeated, tag = "13")]
     pub mount_digests: ::prost::alloc::vec::Vec<MountDigest>,
+    /// What the Dockerfile named and the build was given: images, files that ADD fetched, git repositories.
+    #[prost(message, repeated, tag = "14")]
+    pub sources: ::prost::alloc::vec::Vec<BuildSource>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BuildSource {
+    /// Example: "docker.io/library/alpine:3" or "<https://example.com/a.tgz".>
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// What it was. Example: "sha256:9b2c...". Empty where only the builder saw it.
+    #[prost(string, tag = "2")]
+    pub digest: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3092,6 +3105,42 @@ pub struct ListImagesResponse {
     pub next_page_token: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListCachedImagesRequest {}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListCachedImagesResponse {
+    /// The most recently used first.
+    #[prost(message, repeated, tag = "1")]
+    pub images: ::prost::alloc::vec::Vec<CachedImage>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CachedImage {
+    /// The name that builds have for it. Example: "docker.io/library/alpine:3".
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Example: "linux/amd64".
+    #[prost(string, tag = "2")]
+    pub platform: ::prost::alloc::string::String,
+    /// Digest of the manifest for that platform.
+    #[prost(string, tag = "3")]
+    pub digest: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub size_bytes: u64,
+    #[prost(message, optional, tag = "5")]
+    pub last_used_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// When its registry was last asked what the name means.
+    #[prost(message, optional, tag = "6")]
+    pub checked_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// By which right it came: "public", "room" (the daemon's own credential), or "caller:NAME".
+    #[prost(string, tag = "7")]
+    pub right: ::prost::alloc::string::String,
+    /// Where its content lies in the room. Only the builds that use it read there.
+    #[prost(string, tag = "8")]
+    pub repository: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InspectImageRequest {
     /// Example: "room.meshagent.com/my-app:dev" or "my-app@sha256:...".
@@ -3444,6 +3493,32 @@ pub mod images_client {
             req.extensions_mut().insert(GrpcMethod::new("hearth.v1.Images", "List"));
             self.inner.unary(req, path, codec).await
         }
+        /// Images of other registries that builds brought and that are kept for the next ones: those that the caller may
+        /// pull, and of those that came with a participant's own credential the caller's.
+        pub async fn list_cached(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListCachedImagesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListCachedImagesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hearth.v1.Images/ListCached",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hearth.v1.Images", "ListCached"));
+            self.inner.unary(req, path, codec).await
+        }
         /// One image: its manifest and config.
         pub async fn inspect(
             &mut self,
@@ -3622,6 +3697,15 @@ pub mod images_server {
             tonic::Response<super::ListImagesResponse>,
             tonic::Status,
         >;
+        /// Images of other registries that builds brought and that are kept for the next ones: those that the caller may
+        /// pull, and of those that came with a participant's own credential the caller's.
+        async fn list_cached(
+            &self,
+            request: tonic::Request<super::ListCachedImagesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListCachedImagesResponse>,
+            tonic::Status,
+        >;
         /// One image: its manifest and config.
         async fn inspect(
             &self,
@@ -3793,6 +3877,51 @@ pub mod images_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.Images/ListCached" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListCachedSvc<T: Images>(pub Arc<T>);
+                    impl<
+                        T: Images,
+                    > tonic::server::UnaryService<super::ListCachedImagesRequest>
+                    for ListCachedSvc<T> {
+                        type Response = super::ListCachedImagesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListCachedImagesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Images>::list_cached(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListCachedSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

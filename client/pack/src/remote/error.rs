@@ -25,6 +25,11 @@ pub enum RemoteError {
     Challenge { url: String, scheme: String },
     #[error("{url} redirects to {to}: {reason}")]
     Redirect { url: String, to: String, reason: &'static str },
+    #[error("{url} is where the registry leads, and `{host}` is at {address}: an internal address")]
+    Internal { url: String, host: String, address: std::net::IpAddr },
+    /// Neither the mirrors of a registry gave what was asked for, nor the registry itself.
+    #[error("{}; {registry} itself: {error}", .mirrors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Mirrored { mirrors: Vec<MirrorFailure>, registry: String, error: Box<RemoteError> },
     #[error("{url}: its answer has more than {limit} bytes")]
     TooLarge { url: String, limit: usize },
     #[error("{url}: its answer is not what it should be: {reason}")]
@@ -46,10 +51,35 @@ pub enum RemoteError {
     NotTaken { digest: Digest },
 }
 
+/// What one mirror answered.
+#[derive(Debug, thiserror::Error)]
+#[error("mirror {mirror}: {error}")]
+pub struct MirrorFailure {
+    /// `host[:port]`.
+    pub mirror: String,
+    pub error: RemoteError,
+}
+
 impl RemoteError {
+    /// What the registry itself answered, whatever its mirrors did before.
+    pub fn of_registry(&self) -> &Self {
+        match self {
+            Self::Mirrored { error, .. } => error.of_registry(),
+            own => own,
+        }
+    }
+
+    /// This error of a registry, after those of its mirrors.
+    pub(super) fn after(self, mirrors: Vec<MirrorFailure>, registry: &str) -> Self {
+        if mirrors.is_empty() {
+            return self;
+        }
+        Self::Mirrored { mirrors, registry: registry.to_owned(), error: Box::new(self) }
+    }
+
     /// Stable word for the cause.
     pub fn code(&self) -> &'static str {
-        match self {
+        match self.of_registry() {
             Self::Refused { status: 401 | 403, .. } => "registry_denied",
             Self::Refused { status: 429, .. } => "registry_busy",
             Self::Refused { .. } => "registry_refused",
@@ -57,18 +87,19 @@ impl RemoteError {
             Self::Unreachable { .. } | Self::Silent { .. } => "registry_unreachable",
             Self::Untrusted { .. } => "registry_untrusted",
             Self::Realm { .. } | Self::Challenge { .. } => "registry_auth_refused",
-            Self::Redirect { .. } => "registry_redirect_refused",
+            Self::Redirect { .. } | Self::Internal { .. } => "registry_redirect_refused",
             Self::TooLarge { .. } | Self::Answer { .. } => "registry_answer_invalid",
             Self::MediaType { .. } => "media_type_unsupported",
             Self::NoPlatform { .. } => "platform_missing",
             Self::Mismatch { .. } | Self::Size { .. } => "blob_mismatch",
-            Self::Content { .. } | Self::Tls(_) | Self::NotTaken { .. } => "internal",
+            // The registry's own error is no other one.
+            Self::Mirrored { .. } | Self::Content { .. } | Self::Tls(_) | Self::NotTaken { .. } => "internal",
         }
     }
 
     /// The code of the distribution spec, where the registry gave one.
     pub fn spec_code(&self) -> Option<&str> {
-        match self {
+        match self.of_registry() {
             Self::Refused { code, .. } => code.as_deref(),
             _ => None,
         }
@@ -77,6 +108,7 @@ impl RemoteError {
     /// Whether the same request may go through later. Decided by type and status, never by text.
     pub const fn retryable(&self) -> bool {
         match self {
+            Self::Mirrored { error, .. } => error.retryable(),
             Self::Refused { status, .. } => super::retry::passing(*status),
             Self::Unreachable { .. } | Self::Silent { .. } => true,
             _ => false,
@@ -86,6 +118,10 @@ impl RemoteError {
     /// What to do next.
     pub const fn hint(&self) -> Option<&'static str> {
         match self {
+            Self::Mirrored { error, .. } => error.hint(),
+            Self::Internal { .. } => Some(
+                "an operator who trusts this registry names it as its own mirror: --registry-mirror HOST=https://HOST",
+            ),
             Self::Refused { status: 401, .. } => {
                 Some("give credentials: --cred registry,username,password, or configure the daemon's own")
             }

@@ -64,11 +64,6 @@ impl Mirror {
         authority(&self.url)
     }
 
-    /// `host[:port][/path]`, as BuildKit writes mirrors.
-    pub fn location(&self) -> String {
-        format!("{}{}", self.authority(), self.url.path().trim_end_matches('/'))
-    }
-
     pub fn is_plain_http(&self) -> bool {
         self.url.scheme() == "http"
     }
@@ -115,7 +110,8 @@ impl Mirrors {
     pub(super) fn own(&self, reference: &Reference) -> Host {
         let key = registry_key(reference.registry.as_ref().map_or(DOCKER_HUB, |registry| registry.as_str()));
         let itself = self.0.iter().find(|mirror| mirror.registry == key && mirror.authority() == key);
-        Host::registry(key, itself.is_some_and(Mirror::is_plain_http))
+        let host = Host::registry(key, itself.is_some_and(Mirror::is_plain_http));
+        Host { is_configured: itself.is_some(), ..host }
     }
 
     /// Hosts whose credentials a reference may need.
@@ -150,6 +146,8 @@ pub(super) struct Host {
     pub(super) base: Url,
     /// Set for a mirror: the registry that it stands for.
     pub(super) mirror_of: Option<String>,
+    /// It stands in the configuration, as a mirror of another registry or of itself.
+    pub(super) is_configured: bool,
 }
 
 impl Host {
@@ -158,16 +156,17 @@ impl Host {
             key: registry_key(&mirror.authority()),
             base: mirror.url.clone(),
             mirror_of: Some(of.to_owned()),
+            is_configured: true,
         }
     }
 
-    fn registry(key: String, plain_http: bool) -> Self {
+    pub(super) fn registry(key: String, plain_http: bool) -> Self {
         let host = if key == DOCKER_HUB { DOCKER_HUB_HOST } else { key.as_str() };
         let scheme = if plain_http || is_loopback(host_part(host)) { "http" } else { "https" };
         let base = Url::parse(&format!("{scheme}://{host}/"));
         // The parts of a reference are such that this is a URL.
         let base = base.unwrap_or_else(|_| unusable());
-        Self { key, base, mirror_of: None }
+        Self { key, base, mirror_of: None, is_configured: false }
     }
 
     /// URL of something below `/v2/<repository>/`.
@@ -304,8 +303,8 @@ mod tests {
         assert!(!error.contains("hunter2"), "{error}");
         let mirror: Mirror = "docker.io=http://m.example:80/a/".parse().unwrap();
         assert_eq!(
-            (mirror.location().as_str(), mirror.to_string().as_str()),
-            ("m.example/a", "docker.io=http://m.example/a")
+            (mirror.authority().as_str(), mirror.to_string().as_str()),
+            ("m.example", "docker.io=http://m.example/a")
         );
     }
 }

@@ -2,12 +2,14 @@
 
 use std::collections::HashSet;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use hearth_proto::value::{Digest, Reference};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use serde::Deserialize;
 
 use super::Remote;
-use super::error::RemoteError;
+use super::error::{MirrorFailure, RemoteError};
 use super::host::{Host, repository, shown};
 use super::transport::{Call, answer_bytes};
 use crate::archive::{JSON_LIMIT, sha256};
@@ -15,6 +17,8 @@ use crate::image::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, INDEX, Index, MANIF
 
 const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
+/// In which registries say the digest of a manifest.
+const DIGEST: &str = "docker-content-digest";
 /// Indexes inside indexes are followed this far.
 const DEPTH: usize = 4;
 /// Manifests below one index.
@@ -66,43 +70,89 @@ pub struct RemoteImage {
 impl Remote {
     /// What a reference names: an image, or an index of images. Mirrors are asked first.
     pub async fn manifest(&self, reference: &Reference) -> Result<Found, RemoteError> {
+        let (mut source, name) = self.source(reference);
+        let (at, (descriptor, bytes)) = {
+            let (asked, name) = (&source, name.as_str());
+            let ask = |host| self.manifest_at(host, asked, name, reference.digest.as_ref()).boxed();
+            self.first(asked, ask).await?
+        };
+        // The rest is asked for where this came from.
+        source.hosts[..=at].rotate_right(1);
+        Ok(Found { source, descriptor, bytes })
+    }
+
+    /// The digest of what a reference names now. Nothing is fetched where the registry says it in a header.
+    pub async fn digest(&self, reference: &Reference) -> Result<Digest, RemoteError> {
+        let (source, name) = self.source(reference);
+        let (asked, name) = (&source, name.as_str());
+        let ask = |host| self.digest_at(host, asked, name, reference.digest).boxed();
+        Ok(self.first(asked, ask).await?.1)
+    }
+
+    async fn digest_at(
+        &self,
+        host: &Host,
+        source: &Source,
+        name: &str,
+        wanted: Option<Digest>,
+    ) -> Result<Digest, RemoteError> {
+        let url = host.url(&source.repository, &format!("manifests/{name}"));
+        let call = Call::head(url.clone()).header(ACCEPT, HeaderValue::from_static(ACCEPTED));
+        let answer = match self.send(host, &source.scope(), &call).await {
+            Err(RemoteError::Refused { status: 404, .. }) => return Err(not_found(source)),
+            answer => answer?,
+        };
+        let told = answer.headers().get(DIGEST).and_then(|value| value.to_str().ok()?.parse().ok());
+        match (told, wanted) {
+            (Some(told), Some(wanted)) if told != wanted => {
+                Err(RemoteError::Mismatch { url: shown(&url), declared: wanted, actual: told })
+            }
+            (Some(told), _) => Ok(told),
+            (None, wanted) => Ok(self.manifest_at(host, source, name, wanted.as_ref()).await?.0.digest),
+        }
+    }
+
+    /// Where a reference is looked for, and what it is called there.
+    fn source(&self, reference: &Reference) -> (Source, String) {
         let hosts = self.mirrors.hosts(reference);
-        let mut source =
-            Source { repository: repository(reference), reference: reference.to_string(), hosts };
+        let source = Source { repository: repository(reference), reference: reference.to_string(), hosts };
         let name = match (&reference.digest, reference.tag_or_latest()) {
             (Some(digest), _) => digest.to_string(),
             (None, tag) => tag.map_or_else(|| "latest".to_owned(), |tag| tag.to_string()),
         };
+        (source, name)
+    }
+
+    /// Asks the hosts of a source in turn, until one answers. Says which one did.
+    async fn first<'a, T>(
+        &self,
+        source: &'a Source,
+        ask: impl Fn(&'a Host) -> BoxFuture<'a, Result<T, RemoteError>>,
+    ) -> Result<(usize, T), RemoteError> {
+        let mut mirrors = Vec::new();
         let mut last = None;
-        for at in 0..source.hosts.len() {
-            let host = &source.hosts[at];
-            match self.manifest_at(host, &source, &name, reference.digest.as_ref()).await {
-                Ok((descriptor, bytes)) => {
-                    // The rest is asked for where this came from.
-                    source.hosts[..=at].rotate_right(1);
-                    return Ok(Found { source, descriptor, bytes });
-                }
-                Err(error) => {
-                    if let Some(registry) = &host.mirror_of {
+        for (at, host) in source.hosts.iter().enumerate() {
+            match ask(host).await {
+                Ok(answer) => return Ok((at, answer)),
+                Err(error) => match &host.mirror_of {
+                    Some(registry) => {
                         tracing::warn!(mirror = host.key, registry, %error, "a mirror did not give an image");
+                        mirrors.push(MirrorFailure { mirror: host.key.clone(), error });
                     }
-                    last = Some(error);
-                }
+                    None => last = Some(error),
+                },
             }
         }
-        Err(last.unwrap_or_else(|| not_found(&source)))
+        let own = last.unwrap_or_else(|| not_found(source));
+        Err(own.after(mirrors, source.registry()))
     }
 
     /// A manifest below an index of `source`.
     pub async fn child(&self, source: &Source, child: &Descriptor) -> Result<Vec<u8>, RemoteError> {
-        let mut last = None;
-        for host in &source.hosts {
-            match self.manifest_at(host, source, &child.digest.to_string(), Some(&child.digest)).await {
-                Ok((_, bytes)) => return Ok(bytes),
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(last.unwrap_or_else(|| not_found(source)))
+        let name = child.digest.to_string();
+        let name = name.as_str();
+        let ask = |host| self.manifest_at(host, source, name, Some(&child.digest)).boxed();
+        Ok(self.first(source, ask).await?.1.1)
     }
 
     async fn manifest_at(

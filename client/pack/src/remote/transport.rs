@@ -21,6 +21,7 @@ use url::Url;
 use super::Remote;
 use super::auth::Challenge;
 use super::error::RemoteError;
+use super::guard::{AddressGuard, AddressRefused, refused_address};
 use super::host::{Host, is_loopback, shown};
 use super::push::OpenContent;
 
@@ -38,20 +39,39 @@ pub(super) struct Transport {
     /// To this machine: no proxy stands in between, and no certificates are needed.
     direct: OnceLock<Result<Client, String>>,
     outward: OnceLock<Result<Client, String>>,
+    /// To where a registry leads.
+    guarded: OnceLock<Result<Client, String>>,
+    guard: Option<AddressGuard>,
 }
 
 impl Transport {
-    fn client(&self, url: &Url) -> Result<&Client, RemoteError> {
+    /// One that goes where registries lead only when the guard allows that.
+    pub(super) fn guarded(guard: AddressGuard) -> Self {
+        Self { guard: Some(guard), ..Self::default() }
+    }
+
+    /// The guard that a URL is under, when `host` asks for it.
+    fn guard_for(&self, host: &Host, url: &Url) -> Option<&AddressGuard> {
+        self.guard.as_ref().filter(|_| !host.is_configured && !host.owns(url))
+    }
+
+    /// A client for a URL that `host` has us ask for.
+    fn client(&self, host: &Host, url: &Url) -> Result<&Client, RemoteError> {
+        let guard = self.guard_for(host, url);
+        if let Some(guard) = guard {
+            guard.check(url).map_err(|refused| internal(url, &refused))?;
+        }
         let direct = url.scheme() == "http" && url.host_str().is_some_and(is_loopback);
-        let (cell, builder): (_, fn() -> reqwest::ClientBuilder) = if direct {
-            (&self.direct, || Client::builder().no_proxy().tls_certs_only([]))
-        } else {
-            (&self.outward, Client::builder)
+        let plain = || Client::builder().no_proxy().tls_certs_only([]);
+        let (cell, builder) = match guard {
+            Some(guard) => (&self.guarded, Client::builder().dns_resolver(guard.clone())),
+            None if direct => (&self.direct, plain()),
+            None => (&self.outward, Client::builder()),
         };
         let made = cell.get_or_init(|| {
             // An error means that one is installed already.
             let _ = rustls::crypto::ring::default_provider().install_default();
-            builder()
+            builder
                 .user_agent(concat!("hearth/", env!("CARGO_PKG_VERSION")))
                 .redirect(redirect::Policy::none())
                 .referer(false)
@@ -86,6 +106,10 @@ impl Call {
 
     pub(super) fn get(url: Url) -> Self {
         Self::new(Method::GET, url)
+    }
+
+    pub(super) fn head(url: Url) -> Self {
+        Self::new(Method::HEAD, url)
     }
 
     pub(super) fn post_form(url: Url, form: Vec<(String, String)>) -> Self {
@@ -154,7 +178,7 @@ impl Remote {
     /// The same without a registry's authorization, and without redirects.
     pub(super) async fn send_plain(&self, host: &Host, call: &Call) -> Result<Response, RemoteError> {
         self.again(|| async {
-            let answer = self.execute(call, &call.url, None).await?;
+            let answer = self.execute(host, call, &call.url, None).await?;
             if answer.status().is_redirection() {
                 let reason = "a token service is not followed elsewhere";
                 return Err(redirect_error(host, &answer, reason).into());
@@ -191,7 +215,7 @@ impl Remote {
         loop {
             let own = host.owns(&url);
             let header = if own { self.tokens.get(host, scope) } else { None };
-            let answer = self.execute(call, &url, header).await?;
+            let answer = self.execute(host, call, &url, header).await?;
             let status = answer.status();
             if status == StatusCode::UNAUTHORIZED && own && !authorized {
                 // Once: a token that was just made and does not open is no token for this.
@@ -216,6 +240,7 @@ impl Remote {
 
     async fn execute(
         &self,
+        host: &Host,
         call: &Call,
         url: &Url,
         own: Option<HeaderValue>,
@@ -225,7 +250,7 @@ impl Remote {
             headers.insert(AUTHORIZATION, own);
         }
         let sent = Arc::new(AtomicU64::new(0));
-        let client = self.transport.client(url)?;
+        let client = self.transport.client(host, url)?;
         let mut request = client.request(call.method.clone(), url.clone()).headers(headers);
         match &call.body {
             CallBody::Empty => {}
@@ -364,7 +389,14 @@ pub(super) async fn next_chunk(
     }
 }
 
+fn internal(url: &Url, refused: &AddressRefused) -> RemoteError {
+    RemoteError::Internal { url: shown(url), host: refused.host.clone(), address: refused.address }
+}
+
 fn unreachable(url: &Url, error: &reqwest::Error) -> RemoteError {
+    if let Some(refused) = refused_address(error) {
+        return internal(url, refused);
+    }
     let (url, reason) = (shown(url), reason(error));
     if is_untrusted(error) {
         RemoteError::Untrusted { url, reason }
@@ -417,7 +449,8 @@ mod tests {
         let transport = Transport::default();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url: Url = format!("https://{}/v2/", listener.local_addr().unwrap()).parse().unwrap();
-        let client = transport.client(&url).unwrap();
+        let host = Host::registry("127.0.0.1".to_owned(), false);
+        let client = transport.client(&host, &url).unwrap();
         let own = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
         let key = rustls::pki_types::PrivatePkcs8KeyDer::from(own.signing_key.serialize_der());
         let config = rustls::ServerConfig::builder().with_no_client_auth();

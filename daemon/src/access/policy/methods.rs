@@ -121,6 +121,12 @@ pub const METHODS: &[Method] = &[
         Gate::Objects,
         "the repositories that `containers.registry.list` covers",
     ),
+    reads(
+        "/hearth.v1.Images/ListCached",
+        "list cached images",
+        Gate::Objects,
+        "`containers.pull` covers the image, and no other participant's credential brought it; `admin` sees all",
+    ),
     reads("/hearth.v1.Images/Inspect", "inspect images", Gate::Objects, PULL),
     changes(
         "/hearth.v1.Images/Tag",

@@ -8,9 +8,10 @@ use super::super::convert::{self, page_size};
 use super::super::error::Refusal;
 use super::storage::{Answers, from_thread};
 use super::{ask, caller};
-use crate::access::policy::{Action, decide};
+use crate::access::policy::{Action, decide, listed_owner};
 use crate::context::storage::Storage;
 use crate::image::port::TagQuery;
+use crate::image::port::cached::ImageRight;
 use crate::image::{Elsewhere, ImageError, Images, Inspected, OpenBlob};
 use crate::model::{Digest, Reference, Repository, Tag};
 
@@ -64,6 +65,22 @@ impl v1::images_server::Images for ImagesService {
                 return Ok(Response::new(v1::ListImagesResponse { images, next_page_token }));
             }
         }
+    }
+
+    async fn list_cached(
+        &self,
+        request: Request<v1::ListCachedImagesRequest>,
+    ) -> Result<Response<v1::ListCachedImagesResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let mut images = self.images.cached_images().await.map_err(Refusal::from)?;
+        let owner = listed_owner(&caller);
+        images.retain(|image| {
+            let of_another = |name: &&str| matches!(&image.key.right, ImageRight::Caller(own) if own != name);
+            let may_pull = || decide(&caller, &Action::PullElsewhere(image.key.registry_name())).is_ok();
+            owner.is_none_or(|name| !of_another(&name) && may_pull())
+        });
+        let images = images.into_iter().rev().map(convert::cached_image).collect();
+        Ok(Response::new(v1::ListCachedImagesResponse { images }))
     }
 
     async fn inspect(
@@ -233,10 +250,12 @@ impl From<ImageError> for Refusal {
             | ImageError::OtherPlatform { .. } => Code::FailedPrecondition,
             ImageError::NoSpace => Code::ResourceExhausted,
             ImageError::TooManyBlobs { .. } => Code::InvalidArgument,
-            ImageError::Remote(RemoteError::Refused { status: 401 | 403, .. }) => Code::PermissionDenied,
-            ImageError::Remote(RemoteError::NotFound { .. }) => Code::NotFound,
-            ImageError::Remote(error) if error.retryable() => Code::Unavailable,
-            ImageError::Remote(_) => Code::FailedPrecondition,
+            ImageError::Remote(error) => match error.of_registry() {
+                RemoteError::Refused { status: 401 | 403, .. } => Code::PermissionDenied,
+                RemoteError::NotFound { .. } => Code::NotFound,
+                error if error.retryable() => Code::Unavailable,
+                _ => Code::FailedPrecondition,
+            },
             ImageError::Credentials(error) => {
                 return Self::internal("the daemon's registry credentials cannot be used", error);
             }

@@ -2,7 +2,7 @@
 //!
 //! In a stage, the last ENV or ARG of a name counts. A stage that begins with another one gets its ENVs, and its
 //! ARGs where no ENV has that name, the image's own among them: those are known only where all began with nothing.
-//! Of what the builder's platform decides nothing is known either.
+//! Of what the builder's platform decides nothing is known either, unless it is given.
 
 use std::collections::BTreeMap;
 
@@ -18,6 +18,8 @@ pub(super) struct Variables {
     environment: Values,
     /// There is no ENV beside these.
     is_whole: bool,
+    /// What ARGs hold that the frontend gives a value. None where that is left open.
+    platforms: Option<BTreeMap<String, String>>,
 }
 
 impl Variables {
@@ -25,7 +27,25 @@ impl Variables {
     /// above all stages.
     pub(super) fn of_nothing() -> Self {
         let path = Values::from([("PATH".to_owned(), None)]);
-        Self { now: path.clone(), environment: path, is_whole: true }
+        Self { now: path.clone(), environment: path, is_whole: true, platforms: None }
+    }
+
+    /// The same where it is known for what and on what the build is.
+    pub(super) fn with_platforms(platforms: BTreeMap<String, String>) -> Self {
+        Self { platforms: Some(platforms), ..Self::of_nothing() }
+    }
+
+    pub(super) fn platforms(&self) -> Option<&BTreeMap<String, String>> {
+        self.platforms.as_ref()
+    }
+
+    /// Of a stage that begins with an image: `NAME=VALUE` of each ENV in it.
+    pub(super) fn with_environment(mut self, environment: &[String]) -> Self {
+        for (name, value) in environment.iter().filter_map(|variable| variable.split_once('=')) {
+            self.environment.insert(name.to_owned(), Some(value.to_owned()));
+            self.now.insert(name.to_owned(), Some(value.to_owned()));
+        }
+        self
     }
 
     /// At the begin of a stage that goes on from here.
@@ -79,11 +99,14 @@ impl Variables {
                 return *self = Self::default();
             }
             let value = match (given.get(name), default) {
-                _ if is_predefined(name) => None,
+                _ if is_predefined(name) && self.platforms.is_none() => None,
                 (Some(given), _) => Some(given.clone()),
                 (None, Some(default)) => self.expand(default, escape),
                 (None, None) => match global.and_then(|global| global.now.get(name)) {
                     Some(value) => value.clone(),
+                    None if is_predefined(name) => {
+                        self.platforms.as_ref().and_then(|platforms| platforms.get(name).cloned())
+                    }
                     // It stays what it is.
                     None => continue,
                 },

@@ -1,9 +1,8 @@
-//! What a build is made of: its files, its Dockerfile, the images of the room that this one names.
+//! What a build is made of: its files and its Dockerfile.
 //!
 //! Whatever of it is found wrong here fails the build before BuildKit hears of it.
 
 use super::super::dockerfile;
-use super::super::port::RoomImage;
 use super::super::presence;
 use super::super::service::Shared;
 use super::Early;
@@ -11,7 +10,6 @@ use crate::context::port::ContextFiles;
 use crate::model::MountTarget;
 use crate::model::build::{BuildRecord, ContextIdentity};
 use crate::model::fault::{DockerfileRange, Fault, Stage};
-use crate::model::image::Platform;
 use crate::task;
 
 /// Overrides a `# syntax=` line when it is among the build arguments.
@@ -21,8 +19,9 @@ pub(super) const FRONTEND_ARGUMENT: &str = "BUILDKIT_SYNTAX";
 pub(super) struct Context {
     pub(super) files: ContextFiles,
     pub(super) identity: ContextIdentity,
-    pub(super) room_images: Vec<RoomImage>,
     pub(super) dockerfile: MountTarget,
+    /// The Dockerfile as the builder gets it.
+    pub(super) text: Vec<u8>,
 }
 
 impl Shared {
@@ -37,27 +36,13 @@ impl Shared {
         if let Some(image) = spec.build_args.get(FRONTEND_ARGUMENT) {
             dockerfile::settle_frontend_argument(image).map_err(refused)?;
         }
-        let platform = spec.platform.clone().unwrap_or_else(Platform::host);
-        let rooms = &self.options.room_registries;
-        let named =
-            dockerfile::room_references(&settled, &spec.build_args, &platform, spec.target.as_deref(), rooms);
-        let mut room_images = Vec::with_capacity(named.len());
-        for named in named {
-            if !record.may_pull.allow(named.reference.repository.as_str()) {
-                return Err(denied_fault(named, path));
-            }
-            let Some(digest) = self.ports.images.resolve(&named.reference).await? else {
-                return Err(image_fault(named, path));
-            };
-            room_images.push(RoomImage { name: named.name, repository: named.reference.repository, digest });
-        }
         let identity = prepared.identity();
         let copied = dockerfile::sources(&settled, &spec.build_args, spec.target.as_deref());
-        let files = prepared.into_files(settled);
+        let files = prepared.into_files(settled.clone());
         if let Some(fault) = missing_source(&files, copied, &path).await {
             return Err(fault);
         }
-        Ok(Context { files, identity, room_images, dockerfile: path })
+        Ok(Context { files, identity, dockerfile: path, text: settled })
     }
 }
 
@@ -77,30 +62,6 @@ async fn missing_source(
         tracing::error!(%error, "the look for the files of a build ended by itself");
         None
     })
-}
-
-fn image_fault(named: dockerfile::RoomReference, path: MountTarget) -> Fault {
-    let message = format!("line {}: there is no image `{}` in this room", named.start_line, named.name);
-    let fault = Fault::new(Stage::Context, "image_not_found", message)
-        .hint("see `hearth images list`, or build or load the image first");
-    at(fault, named, path)
-}
-
-fn denied_fault(named: dockerfile::RoomReference, path: MountTarget) -> Fault {
-    let message = format!("line {}: the token of this build may not pull `{}`", named.start_line, named.name);
-    let fault = Fault::new(Stage::Context, "image_denied", message)
-        .hint("use a token whose `containers.registry.pull` grant names the image");
-    at(fault, named, path)
-}
-
-fn at(mut fault: Fault, named: dockerfile::RoomReference, path: MountTarget) -> Fault {
-    fault.dockerfile = Some(DockerfileRange {
-        path,
-        start_line: named.start_line,
-        end_line: named.end_line,
-        text: named.text,
-    });
-    fault
 }
 
 fn frontend_fault(refused: &dockerfile::FrontendRefused, path: &MountTarget, dockerfile: &[u8]) -> Fault {

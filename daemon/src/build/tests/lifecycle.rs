@@ -151,9 +151,9 @@ async fn images_of_the_room_are_pinned_and_unknown_ones_are_named() {
     assert_eq!(ended(&handle, &id).await.state, BuildState::Succeeded);
     {
         let requests = room.solver.requests.lock().unwrap();
-        assert_eq!(requests[0].room_images.len(), 1);
-        assert_eq!(requests[0].room_images[0].name, "room.meshagent.com/base:1");
-        assert_eq!(requests[0].room_images[0].digest, digest);
+        assert_eq!(requests[0].images.len(), 1);
+        assert_eq!(requests[0].images[0].name, "room.meshagent.com/base:1");
+        assert_eq!(requests[0].images[0].digest, digest);
         assert!(
             requests[0].files.dockerfile_name.starts_with("# built in: "),
             "the frontend line is neutral"

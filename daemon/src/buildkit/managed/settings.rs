@@ -1,12 +1,10 @@
 //! `buildkitd.toml` of our own buildkitd.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use hearth_pack::remote::Mirrors;
 use serde::Serialize;
 
 /// Namespaces that BuildKit keeps ready: a step that finds none waits some 50 ms for one.
@@ -44,16 +42,6 @@ struct Settings<'a> {
     history: History,
     worker: Workers<'a>,
     frontend: Frontends,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    registry: BTreeMap<String, Registry>,
-}
-
-#[derive(Serialize, Default)]
-struct Registry {
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    mirrors: Vec<String>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    http: bool,
 }
 
 #[derive(Serialize)]
@@ -132,20 +120,6 @@ struct Frontends {
     gateway: Disabled,
 }
 
-/// BuildKit knows plain HTTP by host, of a registry and of a mirror alike.
-fn registries(mirrors: &Mirrors) -> BTreeMap<String, Registry> {
-    let mut registries: BTreeMap<String, Registry> = BTreeMap::new();
-    for mirror in mirrors.iter() {
-        if mirror.authority() != mirror.registry {
-            registries.entry(mirror.registry.clone()).or_default().mirrors.push(mirror.location());
-        }
-        if mirror.is_plain_http() {
-            registries.entry(mirror.authority()).or_default().http = true;
-        }
-    }
-    registries
-}
-
 /// What steps are given in place of the host's network.
 pub(super) struct StepWiring {
     pub(super) config: PathBuf,
@@ -153,13 +127,7 @@ pub(super) struct StepWiring {
     pub(super) resolver: Ipv4Addr,
 }
 
-fn text(
-    dir: &Path,
-    runc: &Path,
-    quota: &Quota,
-    mirrors: &Mirrors,
-    wiring: &StepWiring,
-) -> io::Result<String> {
+fn text(dir: &Path, runc: &Path, quota: &Quota, wiring: &StepWiring) -> io::Result<String> {
     let policy = |all, filters, keep_duration| GcPolicy {
         all,
         filters,
@@ -201,7 +169,6 @@ fn text(
         },
         // Frontends are images from anywhere; the built-in one serves every Dockerfile.
         frontend: Frontends { gateway: Disabled { enabled: false } },
-        registry: registries(mirrors),
     };
     toml::to_string(&settings).map_err(io::Error::other)
 }
@@ -210,15 +177,9 @@ pub(super) fn otel_socket(dir: &Path) -> PathBuf {
     dir.join("otel.sock")
 }
 
-pub(super) fn write(
-    dir: &Path,
-    runc: &Path,
-    quota: &Quota,
-    mirrors: &Mirrors,
-    wiring: &StepWiring,
-) -> io::Result<()> {
+pub(super) fn write(dir: &Path, runc: &Path, quota: &Quota, wiring: &StepWiring) -> io::Result<()> {
     let new = dir.join("buildkitd.toml.new");
-    fs::write(&new, text(dir, runc, quota, mirrors, wiring)?)?;
+    fs::write(&new, text(dir, runc, quota, wiring)?)?;
     fs::rename(new, dir.join("buildkitd.toml"))
 }
 
@@ -226,40 +187,19 @@ pub(super) fn write(
 mod tests {
     use super::*;
 
-    fn table(mirrors: &[&str]) -> toml::Table {
-        let mirrors = Mirrors::new(mirrors.iter().map(|text| text.parse().unwrap()).collect());
+    fn table() -> toml::Table {
         let (dir, runc) = (Path::new("/s/bk"), Path::new("/usr/sbin/runc"));
         let wiring = StepWiring {
             config: "/s/bk/cni/steps.conflist".into(),
             plugins: "/s/bk/cni/plugins".into(),
             resolver: Ipv4Addr::new(10, 1, 0, 2),
         };
-        text(dir, runc, &Quota::default(), &mirrors, &wiring).unwrap().parse().unwrap()
-    }
-
-    #[test]
-    fn mirrors_are_told_with_whether_they_speak_plain_http() {
-        assert!(table(&[]).get("registry").is_none());
-        let table = table(&[
-            "docker.io=http://127.0.0.1:5000",
-            "docker.io=https://hub.mirror/proxy",
-            "r.internal:5000=http://r.internal:5000",
-        ]);
-        let registry = &table["registry"];
-        let hub = registry["docker.io"]["mirrors"].as_array().unwrap();
-        assert_eq!(
-            hub.iter().map(|m| m.as_str().unwrap()).collect::<Vec<_>>(),
-            ["127.0.0.1:5000", "hub.mirror/proxy"]
-        );
-        assert_eq!(registry["127.0.0.1:5000"]["http"].as_bool(), Some(true));
-        assert_eq!(registry["r.internal:5000"]["http"].as_bool(), Some(true));
-        assert!(registry["r.internal:5000"].get("mirrors").is_none());
-        assert!(registry.get("hub.mirror").is_none());
+        text(dir, runc, &Quota::default(), &wiring).unwrap().parse().unwrap()
     }
 
     #[test]
     fn everything_of_ours_lies_below_its_directory_and_contexts_are_kept_long() {
-        let table = table(&[]);
+        let table = table();
         assert_eq!(table["root"].as_str(), Some("/s/bk/data"));
         assert_eq!(table["grpc"]["address"][0].as_str(), Some("unix:///s/bk/buildkitd.sock"));
         assert_eq!(table["otel"]["socketPath"].as_str(), Some("/s/bk/otel.sock"));

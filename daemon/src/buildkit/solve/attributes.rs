@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use bollard_buildkit_proto::moby::buildkit::v1 as api;
 
+use super::policy;
 use crate::build::port::SolveRequest;
 use crate::model::build::{Network, NoCache};
 use crate::model::fault::{Fault, Stage};
@@ -33,6 +34,7 @@ pub(super) fn solve(request: &SolveRequest, own: &str) -> api::SolveRequest {
         // Not recorded in BuildKit's history: our own is the one that is kept, and that one would
         // hold build arguments.
         internal: true,
+        source_policy: Some(policy::policy(request)),
         ..api::SolveRequest::default()
     }
 }
@@ -69,15 +71,8 @@ fn frontend(request: &SolveRequest) -> HashMap<String, String> {
             set("no-cache".into(), &stages.join(","));
         }
     }
-    if request.pull {
-        set("image-resolve-mode".into(), "pull");
-    }
     if request.network == Network::None {
         set("force-network-mode".into(), "none");
-    }
-    for image in &request.room_images {
-        let source = format!("docker-image://{}/{}@{}", request.registry, image.repository, image.digest);
-        set(format!("context:{}", image.name), &source);
     }
     attributes
 }

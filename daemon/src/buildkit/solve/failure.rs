@@ -6,6 +6,7 @@
 use tonic::{Code, Status};
 
 use super::details::{self, Details};
+use super::policy;
 use super::progress::Progress;
 use crate::model::fault::{Fault, Stage};
 
@@ -38,6 +39,14 @@ fn message(status: &Status) -> String {
     text.to_owned()
 }
 
+/// A source that the daemon did not find in the Dockerfile, and so did not fetch.
+fn not_resolved(source: &str) -> Fault {
+    let message =
+        format!("`{source}` was not fetched for this build: how the Dockerfile names it is not understood");
+    Fault::new(Stage::Solve, "image_not_resolved", message)
+        .hint("write the name out where it is used, without variables of the image it is used in")
+}
+
 fn classify(code: Code, message: &str, details: &Details) -> Fault {
     let has = |text: &str| message.contains(text);
     if let Some(exit) = details.exit_code {
@@ -45,6 +54,9 @@ fn classify(code: Code, message: &str, details: &Details) -> Fault {
     }
     if let Some(fault) = context_file(message) {
         return fault;
+    }
+    if let Some(source) = policy::denied_source(message) {
+        return not_resolved(source);
     }
     if code == Code::ResourceExhausted || has("no space left on device") {
         return Fault::new(Stage::Solve, "no_space", message)

@@ -1,7 +1,7 @@
 //! What the registry may forget, and what is left.
 //!
-//! A manifest stays while it is tagged, while a revision of a service runs or mounts it, while it was touched lately,
-//! while an index that stays needs it, and while the manifest that it refers to (its subject) stays. A link stays while
+//! A manifest stays while it is tagged, while a revision of a service runs or mounts it, while it is cached for builds,
+//! while it was touched lately, while an index that stays needs it, and while the manifest that it refers to (its subject) stays. A link stays while
 //! it was touched lately or a manifest of its repository needs it.
 
 use std::collections::HashSet;
@@ -19,6 +19,7 @@ pub(super) fn forget(transaction: &Transaction<'_>, before_ms: i64) -> Result<Fo
             "WITH RECURSIVE staying (repository, digest) AS (
                  SELECT repository, digest FROM tags
                  UNION SELECT repository, digest FROM service_images
+                 UNION SELECT repository, digest FROM cached_images
                  UNION SELECT repository, digest FROM manifests WHERE touched_at >= ?1
                  UNION SELECT part.repository, part.digest FROM staying
                        JOIN manifest_parts part

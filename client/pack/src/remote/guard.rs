@@ -1,0 +1,130 @@
+//! Where a registry may lead whoever fetches from it.
+//!
+//! A registry answers with redirects and with the address of its token service, and a client that goes
+//! wherever it is sent reaches what only it can reach: services of its own machine and network, the
+//! metadata address of its cloud. So a client with a guard goes to another host than the registry's own
+//! only where that host's addresses are allowed. They are looked at when the connection is made, not when
+//! the name is read, so that a name cannot change its meaning in between. A registry that stands in the
+//! configuration may lead anywhere: its operator says so.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use url::{Host as UrlHost, Url};
+
+/// Says which addresses may be connected to.
+#[derive(Clone)]
+pub struct AddressGuard(Arc<dyn Fn(IpAddr) -> bool + Send + Sync>);
+
+/// Every address of a host was refused.
+#[derive(Debug, thiserror::Error)]
+#[error("`{host}` is at {address}, an address that may not be connected to from here")]
+pub struct AddressRefused {
+    pub host: String,
+    pub address: IpAddr,
+}
+
+impl AddressGuard {
+    pub fn new(allows: impl Fn(IpAddr) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(allows))
+    }
+
+    pub fn allows(&self, address: IpAddr) -> bool {
+        // The same address in another spelling.
+        (self.0)(address.to_canonical())
+    }
+
+    /// Looks at a host that is written as an address. A name is looked at when it is resolved.
+    pub fn check(&self, url: &Url) -> Result<(), AddressRefused> {
+        let address: IpAddr = match url.host() {
+            Some(UrlHost::Ipv4(address)) => address.into(),
+            Some(UrlHost::Ipv6(address)) => address.into(),
+            _ => return Ok(()),
+        };
+        if self.allows(address) {
+            return Ok(());
+        }
+        Err(AddressRefused { host: url.host_str().unwrap_or_default().to_owned(), address })
+    }
+}
+
+impl fmt::Debug for AddressGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AddressGuard")
+    }
+}
+
+/// The refusal that an error of a client was caused by.
+pub fn refused_address<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e AddressRefused> {
+    if let Some(refused) = error.downcast_ref::<AddressRefused>() {
+        return Some(refused);
+    }
+    // What an error of this kind wraps is not its source.
+    if let Some(wrapped) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        return refused_address(wrapped);
+    }
+    error.source().and_then(refused_address)
+}
+
+impl Resolve for AddressGuard {
+    fn resolve(&self, name: Name) -> Resolving {
+        let guard = self.clone();
+        Box::pin(async move {
+            let host = name.as_str().to_owned();
+            let found: Vec<SocketAddr> = tokio::net::lookup_host((host.as_str(), 0)).await?.collect();
+            if is_proxy(&host) {
+                return Ok(Box::new(found.into_iter()) as Addrs);
+            }
+            let allowed: Vec<SocketAddr> =
+                found.iter().copied().filter(|address| guard.allows(address.ip())).collect();
+            match (allowed.is_empty(), found.first()) {
+                (true, Some(refused)) => Err(AddressRefused { host, address: refused.ip() }.into()),
+                _ => Ok(Box::new(allowed.into_iter()) as Addrs),
+            }
+        })
+    }
+}
+
+/// Whether a name is that of a proxy that this process is told to use: what the proxy may reach is decided
+/// there.
+fn is_proxy(name: &str) -> bool {
+    let variables = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+    variables.iter().filter_map(|variable| std::env::var(variable).ok()).any(|proxy| {
+        let url = if proxy.contains("://") { proxy } else { format!("http://{proxy}") };
+        url.parse::<Url>().is_ok_and(|url| url.host_str() == Some(name))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_refused_in_every_spelling() {
+        let guard = AddressGuard::new(|address| !address.is_loopback());
+        let check = |url: &str| guard.check(&url.parse().unwrap()).is_ok();
+        for url in [
+            "http://127.0.0.1/",
+            "http://2130706433/",
+            "http://0x7f.1/",
+            "https://[::1]/",
+            "http://[::ffff:127.0.0.1]/",
+        ] {
+            assert!(!check(url), "{url}");
+        }
+        assert!(check("http://192.0.2.1/") && check("https://example.com/"));
+    }
+
+    #[tokio::test]
+    async fn a_name_is_refused_by_what_it_resolves_to_and_the_cause_is_found() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let guard = AddressGuard::new(|address| !address.is_loopback());
+        let client = reqwest::Client::builder().no_proxy().dns_resolver(guard).build().unwrap();
+        let error = client.get("http://localhost:9/").send().await.unwrap_err();
+        let refused = refused_address(&error).unwrap_or_else(|| panic!("{error:?}"));
+        assert_eq!(refused.host, "localhost");
+    }
+}

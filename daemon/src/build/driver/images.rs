@@ -1,0 +1,344 @@
+//! The images that a build names: each is allowed, brought into the room, and handed to the builder by digest.
+//!
+//! Nothing else reaches the builder: the source policy of the solve denies every image that is not listed here. What
+//! an image's ONBUILD triggers name is known once that image is here, so the Dockerfile is read again after each
+//! round, until it names nothing new.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt as _, stream};
+use hearth_pack::remote::full_name;
+use tokio::sync::mpsc;
+
+use super::super::dockerfile::{self, Inputs, NamedImage, Place};
+use super::super::port::{ImageRequest, PinnedSource};
+use super::super::publisher::Publisher;
+use super::super::service::{Active, Shared};
+use super::faults::{log_fault_of, stopped};
+use crate::image::{SuppliedImage, SupplyOrigin, Transfer};
+use crate::model::build::{BuildRecord, BuildSource, EventKind, LogStream};
+use crate::model::fault::{DockerfileRange, Fault, Stage};
+use crate::model::image::{ImageDefaults, Platform, is_cached_name};
+use crate::model::{MountTarget, Reference};
+
+/// Images that are asked for at the same time.
+const TOGETHER: usize = 4;
+/// Images whose triggers name images whose triggers name images: this deep.
+const ROUNDS: usize = 16;
+/// Between two words about a transfer.
+const TELL_EVERY: Duration = Duration::from_millis(500);
+
+/// A build's images. They stay in the room while this is kept.
+#[derive(Default)]
+pub(super) struct BuildImages {
+    pub(super) sources: Vec<PinnedSource>,
+    _supplied: Vec<SuppliedImage>,
+}
+
+impl BuildImages {
+    /// For the record of the build.
+    pub(super) fn named(&self) -> Vec<BuildSource> {
+        let named =
+            |source: &PinnedSource| BuildSource { name: source.name.clone(), digest: Some(source.digest) };
+        self.sources.iter().map(named).collect()
+    }
+}
+
+/// One name, for all platforms that it is used for.
+struct Wish {
+    named: NamedImage,
+    platforms: Vec<Platform>,
+    is_own: bool,
+}
+
+impl Shared {
+    pub(super) async fn images(
+        &self,
+        active: &Active,
+        record: &BuildRecord,
+        text: &[u8],
+        path: &MountTarget,
+        publisher: &mut Publisher,
+    ) -> Result<BuildImages, Fault> {
+        let platform = record.spec.platform.clone().unwrap_or_else(Platform::host);
+        let inputs = Inputs {
+            build_args: &record.spec.build_args,
+            platform: &platform,
+            target: record.spec.target.as_deref(),
+        };
+        let mut known: BTreeMap<(String, String), ImageDefaults> = BTreeMap::new();
+        let mut supplied: BTreeMap<String, (Vec<Platform>, SuppliedImage)> = BTreeMap::new();
+        let mut steps = 0;
+        for _ in 0..ROUNDS {
+            let named = dockerfile::named(text, inputs, &|reference, platform| {
+                known.get(&(reference.to_string(), platform.as_str().to_owned())).cloned()
+            });
+            if named.has_more {
+                let message = "the Dockerfile names more images than a build may use";
+                return Err(Fault::new(Stage::Context, "too_many_images", message));
+            }
+            let mut wishes = self.wishes(named.images);
+            wishes.retain(|name, wish| {
+                supplied.get(name).is_none_or(|(platforms, _)| *platforms != wish.platforms)
+            });
+            if wishes.is_empty() {
+                let source = |(name, (_, image)): (&String, &(Vec<Platform>, SuppliedImage))| PinnedSource {
+                    name: name.clone(),
+                    repository: image.repository.clone(),
+                    digest: image.digest,
+                };
+                let sources = supplied.iter().map(source).collect();
+                let supplied = supplied.into_values().map(|(_, image)| image).collect();
+                return Ok(BuildImages { sources, _supplied: supplied });
+            }
+            for wish in wishes.values() {
+                if let Some(fault) = denied(record, wish, path) {
+                    return Err(fault);
+                }
+            }
+            if steps == 0 && wishes.values().any(|wish| !wish.is_own) {
+                // What is fetched has steps of its own, before those of the builder.
+                publisher.begin_attempt().await.map_err(|error| log_fault_of(&error))?;
+            }
+            let (sender, mut events) = mpsc::channel(64);
+            let brought = self.bring(active, record, wishes, path, &mut steps, sender);
+            let forward = async {
+                let forwarded = publisher.forward(&mut events).await;
+                // Whoever tells something must not wait for nobody.
+                events.close();
+                forwarded
+            };
+            let (brought, told) = tokio::join!(brought, forward);
+            told.map_err(|error| log_fault_of(&error))?;
+            for (name, wish, image) in brought? {
+                for (platform, defaults) in wish.platforms.iter().zip(&image.defaults) {
+                    let key = (wish.named.reference.to_string(), platform.as_str().to_owned());
+                    known.insert(key, defaults.clone());
+                }
+                supplied.insert(name, (wish.platforms, image));
+            }
+        }
+        let message = format!("ONBUILD triggers of images name further images more than {ROUNDS} times over");
+        Err(Fault::new(Stage::Context, "too_many_images", message))
+    }
+
+    /// By name, as the builder spells it.
+    fn wishes(&self, named: Vec<NamedImage>) -> BTreeMap<String, Wish> {
+        let mut wishes: BTreeMap<String, Wish> = BTreeMap::new();
+        for named in named {
+            let platform = named.platform.clone();
+            let is_own = self.is_own(&named.reference);
+            let name = normal_name(&named.reference);
+            let wish = wishes.entry(name).or_insert(Wish { named, platforms: Vec::new(), is_own });
+            if !wish.platforms.contains(&platform) {
+                wish.platforms.push(platform);
+            }
+        }
+        wishes
+    }
+
+    /// Whether a name is one of this room's registry, also by the address at which the builder reaches it.
+    fn is_own(&self, reference: &Reference) -> bool {
+        self.options.room_registries.owns_source(reference)
+            || reference.registry.as_ref().is_some_and(|registry| registry.as_str() == self.options.registry)
+    }
+
+    async fn bring(
+        &self,
+        active: &Active,
+        record: &BuildRecord,
+        wishes: BTreeMap<String, Wish>,
+        path: &MountTarget,
+        steps: &mut u32,
+        events: mpsc::Sender<EventKind>,
+    ) -> Result<Vec<(String, Wish, SuppliedImage)>, Fault> {
+        let numbered = wishes.into_iter().map(|(name, wish)| {
+            let step = (!wish.is_own).then(|| {
+                *steps += 1;
+                *steps
+            });
+            (name, wish, step)
+        });
+        let numbered: Vec<_> = numbered.collect();
+        let bring = numbered.into_iter().map(|(name, wish, step)| {
+            let events = events.clone();
+            async move {
+                let transfer = Arc::new(Transfer::default());
+                let request = ImageRequest {
+                    reference: wish.named.reference.clone(),
+                    is_own: wish.is_own,
+                    platforms: wish.platforms.clone(),
+                    caller: record.submitted_by.clone(),
+                    given: active.secrets.credentials.clone(),
+                    ask_registry: record.spec.pull,
+                    transfer: Arc::clone(&transfer),
+                };
+                let supply = self.ports.images.supply(request);
+                let supplied = match step {
+                    Some(step) => told(step, &name, supply, &transfer, &events).await,
+                    None => supply.await,
+                };
+                match supplied {
+                    Ok(image) => Ok((name, wish, image)),
+                    Err(fault) => Err(named_fault(fault, &wish, path)),
+                }
+            }
+        });
+        let mut bring = stream::iter(bring).buffer_unordered(TOGETHER);
+        let mut brought = Vec::new();
+        loop {
+            tokio::select! {
+                next = bring.next() => match next {
+                    Some(image) => brought.push(image?),
+                    None => return Ok(brought),
+                },
+                () = active.stop.cancelled() => return Err(stopped()),
+            }
+        }
+    }
+}
+
+/// Passes on how an image comes, as a step of the build.
+async fn told(
+    step: u32,
+    name: &str,
+    supply: impl Future<Output = Result<SuppliedImage, Fault>>,
+    transfer: &Transfer,
+    events: &mpsc::Sender<EventKind>,
+) -> Result<SuppliedImage, Fault> {
+    // Nobody takes events any more only when the build ends.
+    let tell = async |kind: EventKind| drop(events.send(kind).await);
+    let begun = Instant::now();
+    tell(EventKind::StepStarted { step, name: format!("[image] {name}") }).await;
+    tokio::pin!(supply);
+    let mut tick = tokio::time::interval(TELL_EVERY);
+    let supplied = loop {
+        tokio::select! {
+            supplied = &mut supply => break supplied,
+            _ = tick.tick() => {
+                let stand = transfer.stand();
+                if stand.total_bytes > 0 {
+                    let (current, total) = (stand.bytes, stand.total_bytes);
+                    tell(EventKind::StepProgress { step, name: "fetching".to_owned(), current, total }).await;
+                }
+            }
+        }
+    };
+    let finished = |cached, error| EventKind::StepFinished { step, cached, duration: begun.elapsed(), error };
+    match &supplied {
+        Err(fault) => tell(finished(false, Some(fault.message.clone()))).await,
+        Ok(image) => {
+            let line = format!("{}\n", image.digest);
+            tell(EventKind::StepLog { step, stream: LogStream::Stdout, data: line.into(), dropped_bytes: 0 })
+                .await;
+            if let SupplyOrigin::Unchecked { reason } = &image.origin {
+                let message = format!(
+                    "the registry of `{name}` could not be asked what that is now ({reason}); the image that the room has is used"
+                );
+                tell(EventKind::Warning { message, url: None, dockerfile: None }).await;
+            }
+            tell(finished(!matches!(image.origin, SupplyOrigin::Fetched { .. }), None)).await;
+        }
+    }
+    supplied
+}
+
+/// As BuildKit spells a name when it compares it.
+pub(super) fn normal_name(reference: &Reference) -> String {
+    let registry = match reference.registry.as_ref().map_or("docker.io", |registry| registry.as_str()) {
+        "index.docker.io" => "docker.io",
+        other => other,
+    };
+    let path = reference.repository.as_str();
+    let library = if registry == "docker.io" && !path.contains('/') { "library/" } else { "" };
+    let tag = match (&reference.tag, &reference.digest) {
+        (Some(tag), _) => format!(":{tag}"),
+        (None, None) => ":latest".to_owned(),
+        (None, Some(_)) => String::new(),
+    };
+    let digest = reference.digest.map(|digest| format!("@{digest}")).unwrap_or_default();
+    format!("{registry}/{library}{path}{tag}{digest}")
+}
+
+/// Why a build may not use an image; none where it may.
+fn denied(record: &BuildRecord, wish: &Wish, path: &MountTarget) -> Option<Fault> {
+    let NamedImage { reference, place, .. } = &wish.named;
+    let (allowed, name, grant) = if wish.is_own {
+        let repository = &reference.repository;
+        let name = repository.as_str();
+        let allowed = record.may_pull.allow(name) && !is_cached_name(name);
+        (allowed, shown(reference), "containers.registry.pull")
+    } else {
+        let name = full_name(reference);
+        (record.may_pull_from.allow(&name), name, "containers.pull")
+    };
+    if allowed {
+        return None;
+    }
+    let message = format!("line {}: the token of this build may not pull `{name}`", place.start_line);
+    let fault = Fault::new(Stage::Context, "image_denied", message)
+        .hint(format!("use a token whose `{grant}` grant names the image"));
+    Some(at(fault, place, path))
+}
+
+/// A fault with the place where its image is named, and with the words that builds have for its cause.
+fn named_fault(mut fault: Fault, wish: &Wish, path: &MountTarget) -> Fault {
+    let NamedImage { reference, place, .. } = &wish.named;
+    if !wish.is_own {
+        let code = match fault.code.as_str() {
+            "registry_denied" => "base_image_denied",
+            "image_not_found" => "base_image_not_found",
+            "platform_missing" => "platform_mismatch",
+            other => other,
+        };
+        fault.code = code.to_owned();
+    }
+    fault.message = match (wish.is_own, fault.code.as_str()) {
+        (true, "image_not_found") => {
+            format!("line {}: there is no image `{}` in this room", place.start_line, shown(reference))
+        }
+        _ => format!("line {}: image `{}`: {}", place.start_line, shown(reference), fault.message),
+    };
+    at(fault, place, path)
+}
+
+fn shown(reference: &Reference) -> String {
+    let name = reference.to_string();
+    name.strip_suffix(":latest").map_or_else(|| name.clone(), str::to_owned)
+}
+
+fn at(mut fault: Fault, place: &Place, path: &MountTarget) -> Fault {
+    fault.dockerfile = Some(DockerfileRange {
+        path: path.clone(),
+        start_line: place.start_line,
+        end_line: place.end_line,
+        text: place.text.clone(),
+    });
+    fault
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_spelt_as_buildkit_spells_them() {
+        let sum = format!("sha256:{}", "0a".repeat(32));
+        for (given, expected) in [
+            ("alpine", "docker.io/library/alpine:latest".to_owned()),
+            ("alpine:latest", "docker.io/library/alpine:latest".to_owned()),
+            ("docker.io/alpine:3", "docker.io/library/alpine:3".to_owned()),
+            ("index.docker.io/library/alpine:3", "docker.io/library/alpine:3".to_owned()),
+            ("registry-1.docker.io/library/alpine", "registry-1.docker.io/library/alpine:latest".to_owned()),
+            ("me/app", "docker.io/me/app:latest".to_owned()),
+            ("localhost/app", "localhost/app:latest".to_owned()),
+            ("127.0.0.1:5000/app:1", "127.0.0.1:5000/app:1".to_owned()),
+            (&format!("alpine@{sum}"), format!("docker.io/library/alpine@{sum}")),
+            (&format!("ghcr.io/a/b:1@{sum}"), format!("ghcr.io/a/b:1@{sum}")),
+        ] {
+            assert_eq!(normal_name(&given.parse().unwrap()), expected, "{given}");
+        }
+    }
+}

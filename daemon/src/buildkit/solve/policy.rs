@@ -1,0 +1,78 @@
+//! The source policy of a solve: nothing is fetched but what the daemon brought into the room.
+//!
+//! The last rule that fits a source decides. First everything is denied; then the context and the Dockerfile are
+//! allowed, and each image by its digest in the room's registry; last, each name that the Dockerfile has for an image
+//! is converted to that digest, after which the rules are gone through again. A name that was overlooked stays denied.
+
+use std::collections::HashMap;
+
+use bollard_buildkit_proto::moby::buildkit::v1::sourcepolicy::{
+    MatchType, Policy, PolicyAction, Rule, Selector, Update,
+};
+
+use crate::build::port::{PinnedSource, SolveRequest};
+
+/// What BuildKit's errors say of a source that a rule denies.
+const DENIED: &str = "denied by policy";
+
+pub(super) fn policy(request: &SolveRequest) -> Policy {
+    let all = |action: PolicyAction, expression: &str| Rule {
+        action: action.into(),
+        selector: Some(Selector {
+            identifier: expression.to_owned(),
+            match_type: MatchType::Regex.into(),
+            constraints: Vec::new(),
+        }),
+        updates: None,
+    };
+    let place = |image: &PinnedSource| {
+        format!("docker-image://{}/{}@{}", request.registry, image.repository, image.digest)
+    };
+    // The first one is found in every text; ADD fetches the others by itself.
+    let mut rules = vec![all(PolicyAction::Deny, "^"), all(PolicyAction::Allow, "^(https?|git)://")];
+    rules.extend(["local://context", "local://dockerfile"].map(|name| rule(PolicyAction::Allow, name, None)));
+    rules.extend(request.images.iter().map(|image| rule(PolicyAction::Allow, &place(image), None)));
+    rules.extend(request.images.iter().map(|image| {
+        let name = format!("docker-image://{}", image.name);
+        let updates = Update { identifier: place(image), attrs: HashMap::new() };
+        rule(PolicyAction::Convert, &name, Some(updates))
+    }));
+    Policy { version: 1, rules }
+}
+
+/// For one source, whose identifier is taken as it stands.
+fn rule(action: PolicyAction, identifier: &str, updates: Option<Update>) -> Rule {
+    let selector = Selector {
+        identifier: identifier.to_owned(),
+        match_type: MatchType::Exact.into(),
+        constraints: Vec::new(),
+    };
+    Rule { action: action.into(), selector: Some(selector), updates }
+}
+
+/// The source that a rule denied, from an error: `source "docker-image://x" denied by policy`.
+pub(super) fn denied_source(message: &str) -> Option<&str> {
+    let (before, _) = message.split_once(DENIED)?;
+    let before = before.trim_end().strip_suffix('"')?;
+    let source = before.rsplit_once("source \"")?.1;
+    Some(source.strip_prefix("docker-image://").unwrap_or(source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_denied_source_is_found_in_buildkits_words() {
+        let message = "failed to load: could not resolve image due to policy: source \"docker-image://docker.io/library/x:1\" \
+                       denied by policy: source denied by policy";
+        assert_eq!(denied_source(message), Some("docker.io/library/x:1"));
+        assert_eq!(
+            denied_source("source \"https://e.example/x\" denied by policy"),
+            Some("https://e.example/x")
+        );
+        for message in ["", "denied by policy", "source denied by policy", "source \"x\" is gone"] {
+            assert_eq!(denied_source(message), None, "{message}");
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! Images for builds: those of the room as they are, those of other registries once they are here.
+//!
+//! ```text
+//! name --> the room's:           as it is
+//!      '-> of another registry:  known and just asked for? ---------------------> use it
+//!                                ask the registry what the name means (HEAD)
+//!                                  the same as before -------------------------> use it
+//!                                  something else, or not known before --------> fetch it, note it, use it
+//!                                  no answer, and known before ----------------> use it, with a warning
+//! ```
+//!
+//! *Whose is what was fetched?* A registry decides who reads its images, so what was fetched with one
+//! participant's credential is kept for that participant alone ([`ImageRight`]): another one's build asks the
+//! registry with its own. What came without any credential, or with the daemon's, is for everybody whose
+//! grants name it. A name with a digest never changes its meaning, so only a participant's own right to it is
+//! asked for again.
+//!
+//! Repositories below [`CACHED_IMAGES`] hold the content. No grant of a participant opens them; the token of
+//! one build opens those that the build uses.
+
+mod in_use;
+mod limit;
+
+use std::collections::BTreeMap;
+use std::io::Cursor;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hearth_pack::remote::{Remote, Retry};
+use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
+
+use super::contents::Contents;
+use super::port::cached::{CachedImage, CachedKey, ImageRight};
+use super::{Destination, Elsewhere, ImageError, Images, Platforms, Pull, Transfer, contents};
+use crate::model::image::{CACHED_IMAGES, Descriptor, ImageDefaults, Platform, is_cached_name};
+use crate::model::manifest::{ImageConfig, OCI_INDEX};
+use crate::model::secret::Credential;
+use crate::model::{Digest, Reference, Repository};
+use crate::task;
+
+pub use in_use::InUse;
+pub(super) use in_use::UsedImages;
+
+/// A registry is asked again what a name means after this long.
+const FRESH: Duration = Duration::from_secs(60);
+/// What a registry gets to answer when there is something to go on with.
+const SHORT: Retry = Retry {
+    attempts: 2,
+    first_pause: Duration::from_millis(250),
+    longest_pause: Duration::from_secs(1),
+    stall: Duration::from_secs(10),
+};
+
+/// An image that a build asks for.
+pub struct Wanted<'a> {
+    pub reference: &'a Reference,
+    /// It names this room's registry, whatever the name.
+    pub is_own: bool,
+    /// At least one.
+    pub platforms: &'a [Platform],
+    pub caller: &'a str,
+    /// Credentials that came with the build, by registry.
+    pub given: &'a BTreeMap<String, Credential>,
+    /// The registry must be asked now.
+    pub ask_registry: bool,
+    pub transfer: &'a Transfer,
+}
+
+/// An image that is in the room, and stays for as long as this is kept.
+#[derive(Debug)]
+pub struct SuppliedImage {
+    pub repository: Repository,
+    /// An image, or an index with those that were asked for.
+    pub digest: Digest,
+    /// In the order of the platforms that were asked for.
+    pub defaults: Vec<ImageDefaults>,
+    pub origin: SupplyOrigin,
+    _in_use: Vec<InUse>,
+}
+
+impl SuppliedImage {
+    pub fn new(
+        repository: Repository,
+        digest: Digest,
+        defaults: Vec<ImageDefaults>,
+        origin: SupplyOrigin,
+    ) -> Self {
+        Self { repository, digest, defaults, origin, _in_use: Vec::new() }
+    }
+}
+
+/// How an image came to be in the room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SupplyOrigin {
+    Room,
+    /// It was here, and is what the registry has.
+    Cached,
+    Fetched {
+        bytes: u64,
+    },
+    /// It was here, and the registry could not be asked.
+    Unchecked {
+        reason: String,
+    },
+}
+
+impl Images {
+    pub async fn supply(
+        &self,
+        wanted: Wanted<'_>,
+        elsewhere: &Elsewhere,
+    ) -> Result<SuppliedImage, ImageError> {
+        let not_found = || ImageError::NotFound { reference: wanted.reference.to_string() };
+        if wanted.is_own {
+            if is_cached_name(wanted.reference.repository.as_str()) {
+                return Err(not_found());
+            }
+            let own = Reference { registry: None, ..wanted.reference.clone() };
+            let top = self.resolve(&own).await.map_err(|error| match error {
+                ImageError::NotFound { .. } => not_found(),
+                error => error,
+            })?;
+            return self
+                .supplied(own.repository, top, wanted.platforms, SupplyOrigin::Room, Vec::new())
+                .await;
+        }
+        let (remote, right) = elsewhere.access(wanted.reference, wanted.given, wanted.caller)?;
+        let mut images = Vec::with_capacity(wanted.platforms.len());
+        for platform in wanted.platforms {
+            let key = CachedKey {
+                name: name_of(wanted.reference),
+                platform: platform.clone(),
+                right: right.clone(),
+            };
+            images.push(self.brought_for_build(&wanted, key, &remote).await?);
+        }
+        let in_use =
+            images.iter().map(|(image, _)| self.in_use(&image.repository, image.manifest.digest)).collect();
+        let origin = images.iter().map(|(_, origin)| origin.clone()).max_by_key(|origin| match origin {
+            SupplyOrigin::Room | SupplyOrigin::Cached => 0,
+            SupplyOrigin::Fetched { .. } => 1,
+            SupplyOrigin::Unchecked { .. } => 2,
+        });
+        let origin = origin.unwrap_or(SupplyOrigin::Cached);
+        let Some((first, _)) = images.first() else { return Err(not_found()) };
+        let repository = first.repository.clone();
+        let top = match images.as_slice() {
+            [(only, _)] => only.manifest.clone(),
+            all => self.index_of(&repository, all.iter().map(|(image, _)| image)).await?,
+        };
+        self.supplied(repository, top, wanted.platforms, origin, in_use).await
+    }
+
+    /// The last look at an image before it is handed to a builder.
+    async fn supplied(
+        &self,
+        repository: Repository,
+        top: Descriptor,
+        platforms: &[Platform],
+        origin: SupplyOrigin,
+        in_use: Vec<InUse>,
+    ) -> Result<SuppliedImage, ImageError> {
+        // The builder chooses the platform of each stage itself.
+        self.check_layers(&top, &Platforms::All).await?;
+        let (shared, digest, platforms) = (Arc::clone(&self.shared), top.digest, platforms.to_vec());
+        let read = task::blocking("read image config", move || {
+            let defaults = |platform: &Platform| {
+                let image = contents::image_for(&*shared.blobs, &top, platform)?;
+                let invalid = |reason: String| ImageError::Config { digest: image.config.digest, reason };
+                let config = contents::read_json(&*shared.blobs, &image.config)?;
+                let config = ImageConfig::parse(&config).map_err(|error| invalid(error.to_string()))?;
+                Ok(config.defaults)
+            };
+            platforms.iter().map(defaults).collect::<Result<Vec<_>, ImageError>>()
+        });
+        let defaults = read.await.map_err(|_| ImageError::Ending)??;
+        Ok(SuppliedImage { _in_use: in_use, ..SuppliedImage::new(repository, digest, defaults, origin) })
+    }
+
+    /// One image of another registry, from the cache or from there.
+    async fn brought_for_build(
+        &self,
+        wanted: &Wanted<'_>,
+        key: CachedKey,
+        remote: &Remote,
+    ) -> Result<(CachedImage, SupplyOrigin), ImageError> {
+        // Whoever comes second finds what the first one brought.
+        let _turn = self.shared.used.turn(&key).await;
+        let known = match self.shared.catalog.cached(&key).await? {
+            Some(known) if self.is_whole(&known).await? => Some(known),
+            _ => None,
+        };
+        let now = Timestamp::now();
+        let reference = wanted.reference;
+        if let Some(known) = &known
+            && !wanted.ask_registry
+            && (is_fresh(known, now)
+                || (reference.digest.is_some() && !matches!(key.right, ImageRight::Caller(_))))
+        {
+            self.shared.catalog.use_cached(&key, now, false).await?;
+            return Ok((known.clone(), SupplyOrigin::Cached));
+        }
+        let asked = match known.is_some() && !wanted.ask_registry {
+            true => remote.with_retry(SHORT).digest(reference).await,
+            false => remote.digest(reference).await,
+        };
+        let upstream = match (asked, known) {
+            (Ok(upstream), Some(known)) if known.upstream == upstream => {
+                self.shared.catalog.use_cached(&key, now, true).await?;
+                return Ok((known, SupplyOrigin::Cached));
+            }
+            (Ok(upstream), _) => upstream,
+            (Err(error), Some(known)) if error.retryable() && !wanted.ask_registry => {
+                self.shared.catalog.use_cached(&key, now, false).await?;
+                return Ok((known, SupplyOrigin::Unchecked { reason: error.to_string() }));
+            }
+            (Err(error), _) => return Err(error.into()),
+        };
+        // By its digest: what is fetched is what was asked for, even when the name moves now.
+        let pinned = Reference { digest: Some(upstream), ..reference.clone() };
+        let repository = repository_for(reference, &key.right)?;
+        let pull = Pull {
+            remote,
+            reference: &pinned,
+            platforms: Platforms::One(key.platform.clone()),
+            destination: Destination::Untagged(repository.clone()),
+        };
+        let loaded = self.pull(pull, wanted.transfer).await?;
+        let image = CachedImage {
+            key,
+            repository,
+            manifest: loaded.manifest,
+            upstream,
+            size_bytes: loaded.size_bytes,
+            checked_at: now,
+            used_at: now,
+        };
+        self.shared.catalog.put_cached(image.clone()).await?;
+        tracing::info!(
+            image = image.key.name, image.digest = %image.manifest.digest, right = image.key.right.to_text(),
+            "an image was brought for a build"
+        );
+        let bytes = loaded.size_bytes.saturating_sub(loaded.reused_bytes);
+        Ok((image, SupplyOrigin::Fetched { bytes }))
+    }
+
+    /// Whether everything of a cached image is still there.
+    async fn is_whole(&self, image: &CachedImage) -> Result<bool, ImageError> {
+        match self.verify(&image.repository, image.manifest.digest).await {
+            Ok(_) => Ok(true),
+            Err(error @ (ImageError::Catalog(_) | ImageError::Ending)) => Err(error),
+            Err(error) => {
+                tracing::warn!(image = image.key.name, %error, "a cached image is not whole; it is fetched again");
+                Ok(false)
+            }
+        }
+    }
+
+    /// An index of images that are in the repository already, one for each platform.
+    async fn index_of<'i>(
+        &self,
+        repository: &Repository,
+        images: impl Iterator<Item = &'i CachedImage>,
+    ) -> Result<Descriptor, ImageError> {
+        let children = images.map(|image| {
+            let mut parts = image.key.platform.as_str().splitn(3, '/');
+            let mut platform = serde_json::json!({"os": parts.next(), "architecture": parts.next()});
+            if let Some(variant) = parts.next() {
+                platform["variant"] = variant.into();
+            }
+            serde_json::json!({
+                "mediaType": image.manifest.media_type,
+                "digest": image.manifest.digest,
+                "size": image.manifest.size,
+                "platform": platform,
+            })
+        });
+        let children: Vec<_> = children.collect();
+        let index = serde_json::json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children});
+        let bytes = index.to_string().into_bytes();
+        let digest = Digest::from_sha256(Sha256::digest(&bytes).into());
+        let top = Descriptor { media_type: OCI_INDEX.to_owned(), digest, size: bytes.len() as u64 };
+        let (shared, kept) = (Arc::clone(&self.shared), top.clone());
+        let keep = task::blocking("store index", move || {
+            let stored = shared.blobs.put(&digest, &mut Cursor::new(bytes));
+            stored.map_err(|error| super::pull::stored_error(digest, error))?;
+            Contents::keep(&*shared.blobs, &kept)
+        });
+        let contents = keep.await.map_err(|_| ImageError::Ending)??;
+        self.name(&top, contents, Destination::Untagged(repository.clone())).await?;
+        Ok(top)
+    }
+}
+
+fn is_fresh(image: &CachedImage, now: Timestamp) -> bool {
+    let age = now.duration_since(image.checked_at);
+    !age.is_negative() && age.unsigned_abs() < FRESH
+}
+
+/// `docker.io/library/alpine:3`, one spelling for each name.
+pub(super) fn name_of(reference: &Reference) -> String {
+    let name = hearth_pack::remote::full_name(reference);
+    match (&reference.digest, reference.tag_or_latest()) {
+        (Some(digest), _) => format!("{name}@{digest}"),
+        (None, Some(tag)) => format!("{name}:{tag}"),
+        (None, None) => name,
+    }
+}
+
+/// Where an image lies that was brought by this right.
+pub(super) fn repository_for(reference: &Reference, right: &ImageRight) -> Result<Repository, ImageError> {
+    let owner = match right {
+        ImageRight::Public => "public".to_owned(),
+        ImageRight::Room => "room".to_owned(),
+        ImageRight::Caller(name) => {
+            let sum = Sha256::digest(name.as_bytes());
+            let short: String = sum.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+            format!("caller-{short}")
+        }
+    };
+    // A colon is in no name of a repository, and a run of dashes in no name of a host that has one.
+    let name = hearth_pack::remote::full_name(reference).replace(':', "---");
+    let name = format!("{CACHED_IMAGES}/{owner}/{name}");
+    name.parse().map_err(|_| ImageError::Foreign { reference: reference.to_string() })
+}

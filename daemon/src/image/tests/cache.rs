@@ -1,0 +1,131 @@
+use std::collections::BTreeMap;
+use std::io::Cursor;
+use std::time::Duration;
+
+use hearth_pack::remote::Mirrors;
+use jiff::Timestamp;
+
+use super::*;
+use crate::image::cache::{name_of, repository_for};
+use crate::image::port::cached::{CachedImage, CachedKey, ImageRight};
+use crate::model::image::Platform;
+
+fn key(name: &str) -> CachedKey {
+    CachedKey { name: name.to_owned(), platform: Platform::host(), right: ImageRight::Public }
+}
+
+/// Puts an image into the cache, used so long ago.
+async fn cached(room: &Room, name: &str, content: &str, seconds_ago: i64) -> CachedImage {
+    let key = key(name);
+    let repository = repository_for(&name.parse().unwrap(), &key.right).unwrap();
+    let destination = Destination::Untagged(repository.clone());
+    let loaded = room.images.load(Cursor::new(archive(content)), destination).await.unwrap();
+    let used_at = Timestamp::now() - jiff::SignedDuration::from_secs(seconds_ago);
+    let image = CachedImage {
+        key,
+        repository,
+        upstream: loaded.manifest.digest,
+        manifest: loaded.manifest,
+        size_bytes: loaded.size_bytes,
+        checked_at: used_at,
+        used_at,
+    };
+    room.images.shared.catalog.put_cached(image.clone()).await.unwrap();
+    image
+}
+
+async fn names(room: &Room) -> Vec<String> {
+    let images = room.images.cached_images().await.unwrap();
+    images.into_iter().map(|image| image.key.name).collect()
+}
+
+async fn supply(room: &Room, name: &str, platforms: &[Platform]) -> Result<SuppliedImage, ImageError> {
+    let (reference, given) = (name.parse().unwrap(), BTreeMap::new());
+    let wanted = Wanted {
+        reference: &reference,
+        is_own: false,
+        platforms,
+        caller: "ann",
+        given: &given,
+        ask_registry: false,
+        transfer: &Transfer::default(),
+    };
+    room.images.supply(wanted, &Elsewhere::new(Mirrors::default(), None)).await
+}
+
+#[tokio::test]
+async fn the_least_recently_used_images_go_first_and_none_that_a_build_uses() {
+    let room = room();
+    let old = cached(&room, "127.0.0.1:1/old:1", "old", 30).await;
+    cached(&room, "127.0.0.1:1/middle:1", "middle", 20).await;
+    cached(&room, "127.0.0.1:1/new:1", "new", 10).await;
+    assert_eq!(room.images.trim_cache().await.unwrap(), 0);
+    let build = supply(&room, "127.0.0.1:1/old:1", &[Platform::host()]).await.unwrap();
+    assert_eq!((build.digest, &build.origin), (old.manifest.digest, &SupplyOrigin::Cached));
+    room.images.limit_cache(old.size_bytes + 1);
+    assert_eq!(room.images.trim_cache().await.unwrap(), 2);
+    assert_eq!(names(&room).await, ["127.0.0.1:1/old:1"]);
+    room.images.limit_cache(0);
+    assert_eq!(room.images.trim_cache().await.unwrap(), 0, "a build uses it");
+    drop(build);
+    assert_eq!(room.images.trim_cache().await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn what_is_cached_stays_in_the_registry_and_goes_when_it_is_forgotten() {
+    let room = room();
+    let image = cached(&room, "127.0.0.1:1/a:1", "a", 10).await;
+    let later = Timestamp::now() + jiff::SignedDuration::from_hours(30);
+    let clock = std::time::SystemTime::now() + Duration::from_secs(30 * 3600);
+    room.images.collect_before(later, clock, Duration::from_secs(3600)).await.unwrap();
+    room.images.verify(&image.repository, image.manifest.digest).await.unwrap();
+    room.images.limit_cache(0);
+    room.images.collect_before(later, clock, Duration::from_secs(3600)).await.unwrap();
+    assert!(room.images.verify(&image.repository, image.manifest.digest).await.is_err());
+    assert_eq!(room.blob_count(), 0);
+}
+
+#[tokio::test]
+async fn a_registry_that_is_away_is_not_missed_where_the_image_is_known() {
+    let room = room();
+    let image = cached(&room, "127.0.0.1:1/a:1", "a", 3600).await;
+    let supplied = supply(&room, "127.0.0.1:1/a:1", &[Platform::host()]).await.unwrap();
+    assert_eq!(supplied.digest, image.manifest.digest);
+    assert!(matches!(supplied.origin, SupplyOrigin::Unchecked { .. }), "{:?}", supplied.origin);
+    let error = supply(&room, "127.0.0.1:1/a:2", &[Platform::host()]).await.unwrap_err();
+    assert_eq!(error.code(), "registry_unreachable", "{error}");
+    // One with a digest is what it is, whatever its registry says by now.
+    let pinned = format!("127.0.0.1:1/a@{}", image.manifest.digest);
+    cached(&room, &pinned, "a", 3600).await;
+    let supplied = supply(&room, &pinned, &[Platform::host()]).await.unwrap();
+    assert_eq!(supplied.origin, SupplyOrigin::Cached);
+}
+
+#[tokio::test]
+async fn a_cached_image_that_lost_content_is_fetched_again() {
+    let room = room();
+    let image = cached(&room, "127.0.0.1:1/a:1", "a", 1).await;
+    room.images.shared.catalog.remove_manifest(&image.repository, &image.manifest.digest).await.unwrap();
+    let error = supply(&room, "127.0.0.1:1/a:1", &[Platform::host()]).await.unwrap_err();
+    assert_eq!(error.code(), "registry_unreachable", "{error}");
+}
+
+#[test]
+fn a_name_says_by_which_grant_it_is_pulled_and_where_it_lies() {
+    for (name, registry_name, repository) in [
+        ("alpine:3", "docker.io/library/alpine", "cached.hearth/public/docker.io/library/alpine"),
+        ("localhost:5000/a", "localhost:5000/a", "cached.hearth/public/localhost---5000/a"),
+    ] {
+        let reference: Reference = name.parse().unwrap();
+        assert_eq!(key(&name_of(&reference)).registry_name(), registry_name);
+        assert_eq!(repository_for(&reference, &ImageRight::Public).unwrap().as_str(), repository);
+    }
+    let digest = format!("ghcr.io/a/b@sha256:{}", "0a".repeat(32));
+    assert_eq!(key(&digest).registry_name(), "ghcr.io/a/b");
+    let of = |name: &str| {
+        let right = ImageRight::Caller(name.to_owned());
+        assert_eq!(ImageRight::from_text(&right.to_text()), Some(right.clone()));
+        repository_for(&"ghcr.io/a/b".parse().unwrap(), &right).unwrap()
+    };
+    assert_ne!(of("ann"), of("bob"));
+}

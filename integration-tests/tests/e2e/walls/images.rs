@@ -1,0 +1,402 @@
+//! One door for images: what a build names is checked, fetched and kept by the daemon, and the builder fetches nothing.
+
+use std::process::Command;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use integration_tests::daemon::{Daemon, Options};
+use integration_tests::http::Request;
+use integration_tests::lone_cases;
+use integration_tests::process::{self, Output};
+use integration_tests::runner::Group;
+use integration_tests::scripted::{Asked, Reply, Scripted};
+use integration_tests::small_image::SmallRegistry;
+use integration_tests::sources::Tree;
+use integration_tests::wait::seconds;
+use serde_json::{Value, json};
+
+pub fn group() -> Group {
+    Group::new(
+        "walls_images",
+        lone_cases![
+            an_image_that_the_token_may_not_pull_is_not_asked_for_by_any_name,
+            the_rooms_registry_by_its_address_asks_for_the_same_grant,
+            a_name_that_is_overlooked_is_denied_and_asked_for_nowhere,
+            a_registry_gets_its_password_for_itself_and_from_the_daemon_only,
+            a_registry_does_not_lead_the_daemon_to_an_internal_address,
+            what_one_participant_brought_is_not_anothers,
+            builds_go_on_while_the_registry_is_away,
+            every_spelling_and_platform_of_a_name_is_the_image,
+            a_mirror_that_fails_is_told_with_what_it_answered,
+        ],
+    )
+    .in_sequence()
+}
+
+/// A registry that has `base:1`, which has one file.
+fn registry_of(files: &[(&str, &str, Value)]) -> SmallRegistry {
+    let mut registry = SmallRegistry::default();
+    for (name, content, config) in files {
+        let digest = registry.image("amd64", ("proof", content), config);
+        registry.tag(name, &digest);
+    }
+    registry
+}
+
+fn serve(registry: &SmallRegistry) -> Scripted {
+    let registry = registry.clone();
+    Scripted::start(move |asked| registry.answer(asked))
+}
+
+/// What a participant does, over TCP.
+fn by(daemon: &Daemon, token: &str, arguments: &[&str]) -> Output {
+    let mut command: Command = daemon.client();
+    command.env("HEARTH_ADDR", format!("http://{}", daemon.listen())).env("HEARTH_TOKEN", token);
+    process::run(command.args(arguments), seconds(120))
+}
+
+/// A token for builds with these grants for images.
+fn builder(daemon: &Daemon, name: &str, pull_from: &[&str], pull: &[&str], write: &[&str]) -> String {
+    let registry = json!({"list": ["*"], "pull": pull, "run": ["*"], "write": write});
+    let containers = json!({"use_containers": true, "logs": true, "pull": pull_from, "registry": registry});
+    let scope = json!({"containers": containers, "storage": {"paths": [{"path": "/"}]}, "services": {}});
+    daemon.mint(&["--name", name, "--scope", &scope.to_string()])
+}
+
+/// Builds a Dockerfile as a participant, and gives what came of it.
+fn build(daemon: &Daemon, token: &str, name: &str, dockerfile: &str, more: &[&str]) -> Output {
+    daemon.put(name, &Tree::new().dockerfile(dockerfile));
+    let (tag, mount) = (format!("{name}:1"), format!("{name}:/context:ro"));
+    let mut arguments =
+        vec!["build", "--tag", &tag, "--mount-room-path", &mount, "--context-path", "/context"];
+    arguments.extend(["--json"]);
+    arguments.extend(more);
+    by(daemon, token, &arguments)
+}
+
+/// The code of a failed build's error.
+#[track_caller]
+fn code(output: &Output) -> String {
+    assert_ne!(output.code, 0, "{output}");
+    output.json()["error"]["code"].as_str().unwrap_or_else(|| panic!("no code: {output}")).to_owned()
+}
+
+fn an_image_that_the_token_may_not_pull_is_not_asked_for_by_any_name() {
+    let room = Daemon::start(Options::room("wi-grant"));
+    let registry = serve(&registry_of(&[("team/base:1", "theirs", json!({}))]));
+    let name = format!("{}/team/base:1", registry.host());
+    // A base of the room, for what stands in its triggers.
+    let admin = room.token().to_owned();
+    let base = room.base_image();
+    let triggers = format!("FROM {base}\nONBUILD COPY --from={name} /proof /proof\n");
+    assert_eq!(build(&room, &admin, "onbuild", &triggers, &[]).code, 0);
+    let token = builder(&room, "narrow", &["ghcr.io/*"], &["*"], &["*"]);
+    let argument = format!("I={name}");
+    for (at, (dockerfile, more)) in [
+        (format!("FROM {name}\n"), &[][..]),
+        ("ARG I=x\nFROM ${I}\n".to_owned(), &["--build-arg", argument.as_str()]),
+        (format!("ARG I={name}\nFROM $I AS a\nFROM scratch\nCOPY --from=a / /\n"), &[]),
+        (format!("FROM scratch\nCOPY --from={name} /proof /\n"), &[]),
+        (format!("FROM {base}\nRUN --mount=type=bind,from={name},target=/x cat /x/proof\n"), &[]),
+        ("FROM room.meshagent.com/onbuild:1\n".to_owned(), &[]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let output = build(&room, &token, &format!("grant-{at}"), &dockerfile, more);
+        assert_eq!(code(&output), "image_denied", "{dockerfile}: {output}");
+        output.says(&["team/base"]);
+    }
+    assert!(registry.asked().is_empty(), "{:?}", registry.asked());
+    // Whoever may pull it builds from it, in each of these ways.
+    let token = builder(&room, "wide", &[&format!("{}/team/*", registry.host())], &["*"], &["*"]);
+    for (at, dockerfile) in [
+        format!("FROM {name}\n"),
+        format!("FROM scratch\nCOPY --from={name} /proof /proof\n"),
+        format!("FROM {base}\nRUN --mount=type=bind,from={name},target=/x cp /x/proof /proof\n"),
+        "FROM room.meshagent.com/onbuild:1\n".to_owned(),
+    ]
+    .iter()
+    .enumerate()
+    {
+        build(&room, &token, &format!("wide-{at}"), dockerfile, &[]).expect_code(0);
+        assert_eq!(room.image(&format!("wide-{at}:1")).file("proof"), "theirs");
+    }
+}
+
+fn the_rooms_registry_by_its_address_asks_for_the_same_grant() {
+    let room = Daemon::start(Options::room("wi-address"));
+    let admin = room.token().to_owned();
+    build(&room, &admin, "theirs/app", "FROM scratch\nCOPY Dockerfile /secret\n", &[]).expect_code(0);
+    let digest = room.tag_digest("theirs/app", "1").unwrap();
+    let token = builder(&room, "writer", &["*"], &["mine/*"], &["*"]);
+    let port = room.listen().rsplit_once(':').unwrap().1.to_owned();
+    for (at, name) in [
+        format!("{}/theirs/app:1", room.listen()),
+        format!("{}/theirs/app@{digest}", room.listen()),
+        format!("localhost:{port}/theirs/app:1"),
+        format!("127.0.0.2:{port}/theirs/app:1"),
+        "room.meshagent.com/theirs/app:1".to_owned(),
+    ]
+    .iter()
+    .enumerate()
+    {
+        // Into the same repository: its build has a token that may push there.
+        for (tag, line) in [
+            ("theirs/app", format!("FROM {name}\n")),
+            ("mine/a", format!("FROM scratch\nCOPY --from={name} / /\n")),
+        ] {
+            let output = build(&room, &token, &format!("{tag}-{at}"), &line, &[]);
+            let code = code(&output);
+            assert!(
+                matches!(code.as_str(), "image_denied" | "base_image_denied" | "registry_unreachable"),
+                "{name}: {output}"
+            );
+        }
+    }
+    // With the grant it is an image of the room, by whatever name.
+    let token = builder(&room, "reader", &[], &["theirs/*"], &["*"]);
+    let name = format!("{}/theirs/app:1", room.listen());
+    build(&room, &token, "mine/b", &format!("FROM {name}\n"), &[]).expect_code(0);
+    assert!(room.image("mine/b:1").has("secret"));
+}
+
+fn a_name_that_is_overlooked_is_denied_and_asked_for_nowhere() {
+    let room = Daemon::start(Options::room("wi-overlooked"));
+    let admin = room.token().to_owned();
+    // BuildKit takes an address in brackets for a registry; references of the room have none such.
+    let small = registry_of(&[("base:1", "theirs", json!({}))]);
+    let registry = Scripted::start_at("[::1]:0", move |asked| small.answer(asked)).ok();
+    let host = registry.as_ref().map_or_else(|| "[::1]:5000".to_owned(), Scripted::host);
+    for (at, dockerfile) in
+        [format!("FROM {host}/base:1\n"), format!("FROM scratch\nCOPY --from={host}/base:1 / /\n")]
+            .iter()
+            .enumerate()
+    {
+        let output = build(&room, &admin, &format!("over-{at}"), dockerfile, &[]);
+        let code = code(&output);
+        assert!(matches!(code.as_str(), "image_not_resolved" | "source_denied"), "{dockerfile}: {output}");
+    }
+    assert!(registry.is_none_or(|registry| registry.asked().is_empty()));
+}
+
+fn a_registry_gets_its_password_for_itself_and_from_the_daemon_only() {
+    let room = Daemon::start(Options::room("wi-password"));
+    let admin = room.token().to_owned();
+    let thief =
+        Arc::new(Scripted::start_at("127.0.0.2:0", |_| Reply::new(200, r#"{"token": "x"}"#)).unwrap());
+    let realm = format!("Bearer realm=\"http://{}/token\",service=\"s\"", thief.host());
+    let hostile = Scripted::start(move |_| Reply::new(401, "{}").header("www-authenticate", &realm));
+    let cred = format!("{},ann,hunter2", hostile.host());
+    let dockerfile = format!("FROM {}/base:1\n", hostile.host());
+    let output = build(&room, &admin, "realm", &dockerfile, &["--cred", &cred]);
+    assert_eq!(code(&output), "registry_auth_refused", "{output}");
+    assert!(thief.asked().is_empty(), "{:?}", thief.asked());
+
+    // One that asks for the password itself gets it from the daemon, and the builder never asks.
+    let small = registry_of(&[("base:1", "theirs", json!({}))]);
+    let wanted = format!("Basic {}", STANDARD.encode("ann:hunter2"));
+    let honest = Scripted::start(move |asked: &Asked| match asked.header("authorization") {
+        Some(given) if given == wanted => small.answer(asked),
+        _ => Reply::new(401, "{}").header("www-authenticate", "Basic realm=\"r\""),
+    });
+    let cred = format!("{},ann,hunter2", honest.host());
+    let dockerfile = format!("FROM {}/base:1\n", honest.host());
+    build(&room, &admin, "basic", &dockerfile, &["--cred", &cred]).expect_code(0);
+    assert_eq!(room.image("basic:1").file("proof"), "theirs");
+    let agents: Vec<_> =
+        honest.asked().iter().map(|asked| asked.header("user-agent").map(str::to_owned)).collect();
+    assert!(
+        agents.iter().all(|agent| agent.as_deref().is_some_and(|agent| agent.starts_with("hearth/"))),
+        "{agents:?}"
+    );
+    assert_eq!(code(&build(&room, &admin, "none", &dockerfile, &["--pull"])), "base_image_denied");
+    assert!(!room.log().contains("hunter2"));
+}
+
+fn a_registry_does_not_lead_the_daemon_to_an_internal_address() {
+    let inner = Arc::new(serve(&registry_of(&[("base:1", "inner", json!({}))])));
+    let leading = |to: String| {
+        Scripted::start(move |asked: &Asked| {
+            Reply::new(307, "").header("location", &format!("{to}{}", asked.path))
+        })
+    };
+    let port = inner.host().rsplit_once(':').unwrap().1.to_owned();
+    let room = Daemon::start(Options::room("wi-redirect"));
+    let admin = room.token().to_owned();
+    for (at, to) in [
+        format!("http://{}", inner.host()),
+        format!("http://localhost:{port}"),
+        format!("http://[::ffff:127.0.0.1]:{port}"),
+        format!("http://2130706433:{port}"),
+        "https://169.254.169.254".to_owned(),
+        "https://10.0.0.1".to_owned(),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let registry = leading(to.clone());
+        let output =
+            build(&room, &admin, &format!("lead-{at}"), &format!("FROM {}/base:1\n", registry.host()), &[]);
+        assert_eq!(code(&output), "registry_redirect_refused", "{to}: {output}");
+        let pulled = room.hearth(&["images", "pull", &format!("{}/base:1", registry.host()), "--json"]);
+        assert_eq!(pulled.json()["error"]["code"], "registry_redirect_refused", "{to}: {pulled}");
+    }
+    assert!(inner.asked().is_empty(), "{:?}", inner.asked());
+    // A registry that the operator names may.
+    let registry = leading(format!("http://{}", inner.host()));
+    let itself = format!("{}=http://{}", registry.host(), registry.host());
+    room.terminate();
+    room.restart_with(Options::room("wi-redirect").arguments(&["--registry-mirror", &itself]));
+    build(&room, &admin, "trusted", &format!("FROM {}/base:1\n", registry.host()), &[]).expect_code(0);
+    assert_eq!(room.image("trusted:1").file("proof"), "inner");
+}
+
+fn what_one_participant_brought_is_not_anothers() {
+    let room = Daemon::start(Options::room("wi-private"));
+    let small = registry_of(&[("team/private:1", "private", json!({}))]);
+    let wanted = format!("Basic {}", STANDARD.encode("ann:hunter2"));
+    let mut registry = Scripted::start(move |asked: &Asked| match asked.header("authorization") {
+        Some(given) if given == wanted => small.answer(asked),
+        _ => Reply::new(401, "{}").header("www-authenticate", "Basic realm=\"r\""),
+    });
+    let name = format!("{}/team/private:1", registry.host());
+    let cred = format!("{},ann,hunter2", registry.host());
+    let ann = builder(&room, "ann", &["*"], &["*"], &["*"]);
+    let bob = builder(&room, "bob", &["*"], &["*"], &["*"]);
+    let dockerfile = format!("FROM {name}\nCOPY Dockerfile /x\n");
+    build(&room, &ann, "ann-1", &dockerfile, &["--cred", &cred]).expect_code(0);
+    assert_eq!(room.image("ann-1:1").file("proof"), "private");
+
+    let wrong = format!("{},bob,guess", registry.host());
+    for (at, more) in [&[][..], &["--cred", wrong.as_str()]].into_iter().enumerate() {
+        let output = build(&room, &bob, &format!("bob-{at}"), &dockerfile, more);
+        assert_eq!(code(&output), "base_image_denied", "{output}");
+    }
+    // Where the content lies is no secret, and opens nothing.
+    let listed = room.hearth_ok(&["images", "list", "--cached", "--json"]).json();
+    let cached = &listed.as_array().unwrap_or_else(|| panic!("{listed}"))[0];
+    let (repository, digest) = (cached["repository"].as_str().unwrap(), cached["digest"].as_str().unwrap());
+    let blob = format!("room.meshagent.com/{repository}@{digest}");
+    for token in [&bob, &ann, &room.token().to_owned()] {
+        for path in
+            [format!("/v2/{repository}/manifests/{digest}"), format!("/v2/{repository}/blobs/{digest}")]
+        {
+            Request::new("GET", &path).bearer(token).send(&room.listen()).expect(403);
+        }
+        let push = Request::new("POST", &format!("/v2/{repository}/blobs/uploads/")).bearer(token);
+        push.send(&room.listen()).expect(403);
+        for arguments in [
+            &["images", "inspect", &blob][..],
+            &["images", "tag", &blob, "stolen:1"],
+            &["images", "save", &blob, "-o", "/dev/null"],
+            &["deploy", "--tag", &blob, "--name", "stolen", "--port", "80"],
+            &["build", "--tag", "stolen:1", "--mount-image", &format!("{blob}=/context")],
+        ] {
+            let output = by(&room, token, arguments);
+            assert_ne!(output.code, 0, "{arguments:?}: {output}");
+        }
+        let output = build(&room, token, "stolen", &format!("FROM {blob}\n"), &[]);
+        assert_eq!(code(&output), "image_denied", "{output}");
+    }
+    let shown = by(&room, &bob, &["images", "list", "--cached", "--json"]).json();
+    assert_eq!(shown, json!([]), "another's private image is not shown");
+    // While the registry is away, its owner builds on, and nobody else begins to.
+    registry.end();
+    build(&room, &ann, "ann-2", &dockerfile, &["--cred", &cred]).expect_code(0);
+    for more in [&[][..], &["--cred", cred.as_str()]] {
+        let output = build(&room, &bob, "bob-away", &dockerfile, more);
+        assert_eq!(code(&output), "registry_unreachable", "{output}");
+    }
+}
+
+fn builds_go_on_while_the_registry_is_away() {
+    let mut registry = serve(&registry_of(&[("base:1", "kept", json!({}))]));
+    let room = Daemon::start(Options::room("wi-away"));
+    let admin = room.token().to_owned();
+    let dockerfile = format!("FROM {}/base:1\n", registry.host());
+    build(&room, &admin, "first", &dockerfile, &[]).expect_code(0);
+    let asked = registry.asked().len();
+    // What was asked a moment ago is not asked again, unless the build wants that.
+    build(&room, &admin, "second", &dockerfile, &[]).expect_code(0);
+    assert_eq!(registry.asked().len(), asked);
+    build(&room, &admin, "third", &dockerfile, &["--pull"]).expect_code(0);
+    let again: Vec<String> = registry.asked()[asked..].iter().map(|asked| asked.method.clone()).collect();
+    assert_eq!(again, ["HEAD"], "what is here is not fetched again");
+
+    registry.end();
+    room.terminate();
+    room.restart();
+    let output = build(&room, &admin, "pulled", &dockerfile, &["--pull"]);
+    assert_eq!(code(&output), "registry_unreachable", "{output}");
+    // The minute in which it would not be asked is over.
+    std::thread::sleep(seconds(61));
+    room.put("away", &Tree::new().dockerfile(&dockerfile));
+    let output = room.build("away:1", "away", &[]);
+    output.expect_code(0).says(&["warning", "could not be asked"]);
+    assert_eq!(room.image("away:1").file("proof"), "kept");
+    let listed = room.hearth_ok(&["images", "list", "--cached"]);
+    assert!(listed.stdout.contains(&format!("{}/base:1", registry.host())), "{listed}");
+}
+
+fn every_spelling_and_platform_of_a_name_is_the_image() {
+    let mut small = SmallRegistry::default();
+    let amd = small.image("amd64", ("proof", "amd64"), &json!({}));
+    let arm = small.image("arm64", ("proof", "arm64"), &json!({}));
+    let index = small.index(&[("amd64", &amd), ("arm64", &arm)]);
+    small.tag("library/alpine:latest", &index);
+    small.tag("library/alpine:3", &index);
+    let registry = serve(&small);
+    let mirror = format!("docker.io=http://{}", registry.host());
+    let room = Daemon::start(Options::room("wi-names").arguments(&["--registry-mirror", &mirror]));
+    let admin = room.token().to_owned();
+    for (at, name) in [
+        "alpine".to_owned(),
+        "alpine:latest".to_owned(),
+        "docker.io/alpine".to_owned(),
+        "docker.io/library/alpine:latest".to_owned(),
+        "index.docker.io/library/alpine".to_owned(),
+        format!("alpine@{index}"),
+        format!("alpine:3@{index}"),
+        format!("docker.io/library/alpine@{amd}"),
+    ]
+    .iter()
+    .enumerate()
+    {
+        // A stage may have the name of an image that another stage copies from.
+        let dockerfile = format!("FROM {name} AS alpine\nFROM alpine\nCOPY --from={name} /proof /copied\n");
+        build(&room, &admin, &format!("name-{at}"), &dockerfile, &[]).expect_code(0);
+        let image = room.image(&format!("name-{at}:1"));
+        assert_eq!(
+            (image.file("proof").as_str(), image.file("copied").as_str()),
+            ("amd64", "amd64"),
+            "{name}"
+        );
+    }
+    // Two platforms of one name in one build.
+    let dockerfile = "FROM --platform=linux/arm64 alpine:3 AS arm\nFROM --platform=$BUILDPLATFORM alpine:3\nCOPY --from=arm /proof /arm\n";
+    build(&room, &admin, "both", dockerfile, &[]).expect_code(0);
+    let image = room.image("both:1");
+    assert_eq!((image.file("proof").as_str(), image.file("arm").as_str()), ("amd64", "arm64"));
+    let output = build(&room, &admin, "s390x", "FROM --platform=linux/s390x alpine:3\n", &[]);
+    assert_eq!(code(&output), "platform_mismatch", "{output}");
+    let output = build(&room, &admin, "missing", "FROM alpine:4\n", &[]);
+    assert_eq!(code(&output), "base_image_not_found", "{output}");
+}
+
+fn a_mirror_that_fails_is_told_with_what_it_answered() {
+    let mirror = Scripted::start(|_| {
+        Reply::new(500, r#"{"errors": [{"code": "UNKNOWN", "message": "out of order"}]}"#)
+    });
+    let registry = Scripted::start(|_| Reply::new(404, "{}"));
+    let setting = format!("{}=http://{}", registry.host(), mirror.host());
+    let room = Daemon::start(Options::room("wi-mirror").arguments(&["--registry-mirror", &setting]));
+    let admin = room.token().to_owned();
+    let output = build(&room, &admin, "mirrored", &format!("FROM {}/base:1\n", registry.host()), &[]);
+    assert_eq!(code(&output), "base_image_not_found", "{output}");
+    let message = output.json()["error"]["message"].as_str().unwrap().to_owned();
+    for word in [&format!("mirror {}", mirror.host()), "500", &registry.host(), "itself"] {
+        assert!(message.contains(word), "{word}: {message}");
+    }
+}
