@@ -100,6 +100,9 @@ pub struct Union {
     next_handle: AtomicU64,
     /// Counts changes of names: a listing that is older than the last one is looked through again.
     version: AtomicU64,
+    /// What a test does when content has been copied up and the copy is in no place yet.
+    #[cfg(test)]
+    after_copy: Mutex<Option<Box<dyn FnMut() + Send>>>,
 }
 
 impl Union {
@@ -118,6 +121,8 @@ impl Union {
             open: Mutex::default(),
             next_handle: AtomicU64::new(1),
             version: AtomicU64::new(0),
+            #[cfg(test)]
+            after_copy: Mutex::default(),
         })
     }
 

@@ -83,10 +83,12 @@ impl Union {
 
     pub(super) fn attr_of(&self, inode: u64) -> Result<Attr> {
         let node = self.nodes().get(inode)?.clone();
+        let mut may_have_others = false;
         let mut attr = match &node.place {
             Place::Lower => {
                 let path = node.lower.as_deref().ok_or(Errno::NOENT)?;
                 let seen = self.lower.look(path)?.ok_or(Errno::NOENT)?;
+                may_have_others = self.link_key(&seen).is_some();
                 let sight = self.sight_below(path.into(), seen);
                 if inode != ROOT && sight.key != node.key {
                     return Err(Errno::STALE);
@@ -102,7 +104,9 @@ impl Union {
         if attr.kind != node.kind {
             return Err(Errno::STALE);
         }
-        self.count_names(&node, &mut attr);
+        if !may_have_others || !node.names.is_empty() {
+            self.count_names(&node, &mut attr);
+        }
         Ok(attr)
     }
 
@@ -217,16 +221,20 @@ impl Union {
             let stat = upper::stat(upper.links(), key.as_bytes())?.ok_or(Errno::IO)?;
             return Ok(self.sight_above(&stat));
         }
-        Ok(self.sight_below(path, seen))
+        let mut sight = self.sight_below(path, seen);
+        // It was just found by one.
+        sight.attr.links = sight.attr.links.max(1);
+        Ok(sight)
     }
 
+    /// With the names that are not hidden from here: none when all of them are.
     fn sight_below(&self, path: Box<[u8]>, seen: Seen) -> Sight {
         let mut attr = seen.attr;
         if let Some(upper) = &self.upper
             && let Some(key) = self.link_key(&seen)
         {
             let gone = upper.linked().get(&key).map_or(0, |linked| linked.gone);
-            attr.links = attr.links.saturating_sub(gone).max(1);
+            attr.links = attr.links.saturating_sub(gone);
         }
         let key = match seen.source {
             Source::Made => Key::Made(path.clone()),

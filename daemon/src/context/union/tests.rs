@@ -3,6 +3,7 @@
 mod core;
 mod directed;
 mod disk;
+mod interleaved;
 mod listings;
 mod memory;
 mod mounted;
