@@ -26,7 +26,7 @@ mod upload;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use hearth_pack::identity::{ContentHash, Node, TreeDigest};
@@ -39,7 +39,7 @@ use crate::model::Reference;
 use crate::task;
 use memory::{Memory, Share};
 use port::PackTree;
-use store::{ContentStore, OwnerKey, Piece, Presence, StoreLimits, Swept};
+use store::{AppendError, ContentStore, OwnerKey, Piece, Presence, StoreLimits, Swept};
 use trees::Trees;
 use upload::{Call, Piece64, Upload};
 
@@ -80,6 +80,21 @@ struct Shared {
     images: Images,
     uploads: Mutex<HashMap<String, Arc<Upload>>>,
     memory: Memory,
+    /// Held for reading from the look whether all of a tree is there until the tree is kept, and for writing by a
+    /// sweep: between the two, nothing else says that its content is needed.
+    keeping: RwLock<()>,
+}
+
+/// What a sweep may remove.
+struct Sweep {
+    /// Trees that no build uses are kept this long.
+    keep: Duration,
+    /// Trees of this participant are kept for [`GRACE`] at most.
+    hurried: Option<OwnerKey>,
+    /// Content that no tree names is kept this long after somebody asked for it.
+    grace: Duration,
+    /// What has arrived of this upload is not kept.
+    ended: Option<Arc<Upload>>,
 }
 
 /// What becomes of a tree.
@@ -122,7 +137,8 @@ impl Packs {
         let store = ContentStore::open(&directory.join("content"), limits)?;
         let trees = Trees::open(&directory.join("trees"), ListingLimits::default())?;
         let (uploads, memory) = (Mutex::default(), Memory::new(LISTS));
-        Ok(Self(Arc::new(Shared { directory, keep, store, trees, images, uploads, memory })))
+        let keeping = RwLock::default();
+        Ok(Self(Arc::new(Shared { directory, keep, store, trees, images, uploads, memory, keeping })))
     }
 
     /// Ends at once when the room has this tree of this participant, or the image that is made of it.
@@ -201,25 +217,36 @@ impl Packs {
     /// Forgets uploads that are idle, trees that nobody used for long, and content that nothing needs.
     pub async fn sweep(&self) -> Result<Swept, PackError> {
         self.0.uploads().retain(|_, upload| upload.idle() < IDLE);
-        self.sweep_now(self.0.keep, GRACE).await
+        self.sweep_now(Sweep { keep: self.0.keep, hurried: None, grace: GRACE, ended: None }).await
     }
 
-    /// Ends an upload for which there is no room. What has arrived of it serves nobody and goes.
+    /// Makes room after `error`: trees that are only kept for later go, those of `owner` alone where it is his quota.
+    async fn free_space(&self, owner: OwnerKey, error: &AppendError) -> Result<(), PackError> {
+        let is_own = matches!(error, AppendError::OwnerQuota { .. });
+        let (keep, hurried) =
+            if is_own { (self.0.keep, Some(owner)) } else { (GRACE.min(self.0.keep), None) };
+        self.sweep_now(Sweep { keep, hurried, grace: GRACE, ended: None }).await.map(|_| ())
+    }
+
+    /// Ends an upload for which there is no room. What has arrived of it serves nobody and goes. What others have
+    /// sent stays: theirs may be under way, too.
     async fn give_up(&self, upload: &Arc<Upload>) {
         self.0.uploads().retain(|_, other| !Arc::ptr_eq(other, upload));
-        if let Err(error) = self.sweep_now(self.0.keep, Duration::ZERO).await {
+        let ended = Some(Arc::clone(upload));
+        let sweep = Sweep { keep: self.0.keep, hurried: None, grace: GRACE, ended };
+        if let Err(error) = self.sweep_now(sweep).await {
             tracing::warn!(%error, "content of an upload that found no room stays until the next sweep");
         }
     }
 
-    async fn sweep_now(&self, keep: Duration, grace: Duration) -> Result<Swept, PackError> {
+    async fn sweep_now(&self, sweep: Sweep) -> Result<Swept, PackError> {
         let mut in_use = HashSet::new();
         for pack in self.0.images.packs().await? {
             if let PackContent::Tree { tree, .. } = &pack.content {
                 in_use.insert((OwnerKey::of(&pack.owner), *tree));
             }
         }
-        self.blocking("sweep packs", move |shared| shared.sweep(&in_use, keep, grace)).await
+        self.blocking("sweep packs", move |shared| shared.sweep(&in_use, &sweep)).await
     }
 
     async fn blocking<T, F>(&self, name: &'static str, work: F) -> Result<T, PackError>
@@ -281,18 +308,20 @@ impl Shared {
         Ok(contents.into_iter().map(|(entry, _)| entry).zip(presence).collect())
     }
 
-    fn sweep(
-        &self,
-        in_use: &HashSet<(OwnerKey, TreeDigest)>,
-        keep: Duration,
-        grace: Duration,
-    ) -> Result<Swept, PackError> {
+    fn sweep(&self, in_use: &HashSet<(OwnerKey, TreeDigest)>, sweep: &Sweep) -> Result<Swept, PackError> {
+        let _sweeping = self.keeping.write().unwrap_or_else(PoisonError::into_inner);
+        let hurried = sweep.hurried.map(|owner| owner.hex());
+        let keep = |owner: &str| {
+            let is_hurried = hurried.as_deref() == Some(owner);
+            if is_hurried { sweep.keep.min(GRACE) } else { sweep.keep }
+        };
         let (mut live, trees) = self.trees.sweep(in_use, keep)?;
         let uploads: Vec<Arc<Upload>> = self.uploads().values().cloned().collect();
         for upload in uploads {
             live.extend(upload.contents());
         }
-        let swept = self.store.sweep(&live, grace)?;
+        let ended = sweep.ended.as_ref().map(|upload| (upload.owner, upload.contents()));
+        let swept = self.store.sweep(&live, sweep.grace, ended.as_ref())?;
         if trees > 0 || swept.contents > 0 {
             tracing::info!(trees, contents = swept.contents, bytes = swept.bytes, "packs swept");
         }

@@ -7,7 +7,7 @@ use hearth_pack::identity::ContentHash;
 
 use super::store::{AppendError, Batch, MAX_PIECE, Piece};
 use super::upload::{Call, path};
-use super::{GRACE, PackError, Packs};
+use super::{PackError, Packs};
 use crate::task;
 
 /// Of what is sent uncompressed.
@@ -46,22 +46,19 @@ impl Receiver {
         let total: u64 = pieces.iter().map(|piece| u64::from(piece.size)).sum();
         let count = pieces.len() as u64;
         let (packs, upload) = (self.packs.clone(), self.call.call());
-        let store = move || -> Result<Result<(), PackError>, (Vec<SentPiece>, PieceData)> {
-            match take(&packs, &upload, &pieces, &data) {
-                Err(error) if is_full(&error) => Err((pieces, data)),
-                other => Ok(other),
-            }
+        let store = move || match take(&packs, &upload, &pieces, &data) {
+            Err(PackError::Store(full)) if is_full(&full) => Err((full, pieces, data)),
+            other => Ok(other),
         };
         let stored = task::blocking("take pieces", store).await.map_err(|_| PackError::Ending)?;
         match stored {
             Ok(stored) => stored?,
-            Err((pieces, data)) => {
-                // Trees that are only kept for later make room first.
-                self.packs.sweep_now(GRACE, GRACE).await?;
+            Err((full, pieces, data)) => {
+                self.packs.free_space(self.call.owner, &full).await?;
                 let (packs, upload) = (self.packs.clone(), self.call.call());
                 let again = task::blocking("take pieces", move || take(&packs, &upload, &pieces, &data));
                 let again = again.await.map_err(|_| PackError::Ending)?;
-                if again.as_ref().is_err_and(is_full) {
+                if matches!(&again, Err(PackError::Store(full)) if is_full(full)) {
                     self.packs.give_up(&self.call).await;
                 }
                 again?;
@@ -78,9 +75,9 @@ impl Receiver {
     }
 }
 
-const fn is_full(error: &PackError) -> bool {
+const fn is_full(error: &AppendError) -> bool {
     use AppendError::{NoSpace, OwnerQuota, Quota};
-    matches!(error, PackError::Store(Quota { .. } | OwnerQuota { .. } | NoSpace))
+    matches!(error, Quota { .. } | OwnerQuota { .. } | NoSpace)
 }
 
 fn take(packs: &Packs, upload: &Call, sent: &[SentPiece], data: &PieceData) -> Result<(), PackError> {

@@ -1,6 +1,7 @@
 //! Uploads against a real store and real names of images, without any wire.
 
 mod images;
+mod sweeps;
 
 use std::io::Read as _;
 
@@ -20,6 +21,10 @@ use crate::store::Store;
 
 const LIMITS: StoreLimits = StoreLimits { total: 1 << 30, per_owner: 1 << 30, min_free: 0 };
 
+/// Whatever is not in use is old.
+const EVERYTHING_OLD: Sweep =
+    Sweep { keep: Duration::ZERO, hurried: None, grace: Duration::ZERO, ended: None };
+
 struct Room {
     directory: tempfile::TempDir,
     packs: Packs,
@@ -38,7 +43,7 @@ fn open(directory: tempfile::TempDir, limits: StoreLimits) -> Room {
         Arc::new(store.clone()),
         Arc::new(inspection),
     );
-    let keep = Duration::from_secs(3600);
+    let keep = Duration::from_secs(24 * 3600);
     let options = PackOptions { directory: path.join("packs"), limits, keep };
     let packs = Packs::open(options, images.clone()).unwrap();
     Room { directory, packs, images, store }
@@ -442,14 +447,14 @@ async fn trees_go_some_time_after_the_last_pack_of_them_and_content_with_them() 
     let local = sample();
     let (committed, _) = local.upload(&room.packs, destination("ann", None)).await.unwrap();
     let id = committed.pack.unwrap();
-    room.packs.sweep_now(Duration::ZERO, Duration::ZERO).await.unwrap();
+    room.packs.sweep_now(EVERYTHING_OLD).await.unwrap();
     assert_eq!(content_of(&tree_of(&room.packs, "ann", &local).await, "a"), b"one", "its pack is there");
     room.images.hold_pack(&id, "ann").await.unwrap();
     room.images.release_pack(&id).await.unwrap();
     assert!(room.images.pack(&id, "ann").await.is_err(), "dropped with its last build");
     room.packs.sweep().await.unwrap();
     assert!(room.packs.tree("ann", local.hashed.digest).await.is_ok(), "kept for the next pack");
-    let swept = room.packs.sweep_now(Duration::ZERO, Duration::ZERO).await.unwrap();
+    let swept = room.packs.sweep_now(EVERYTHING_OLD).await.unwrap();
     assert!(swept.contents > 5 && room.packs.0.store.used() == 0, "{swept:?}");
     assert!(room.packs.tree("ann", local.hashed.digest).await.is_err());
 }

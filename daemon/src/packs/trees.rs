@@ -106,18 +106,20 @@ impl Trees {
         Listing::unseal(bytes).or_else(|bytes| Listing::parse(&bytes, self.limits)).ok()
     }
 
-    /// Removes trees that are not in use and were not for `keep`, and of one owner's trees that are not in
-    /// use all but the latest ones; gives the contents of those that stay.
+    /// Removes trees that are not in use and were not for as long as `keep` says of their owner's directory, and of
+    /// one owner's trees that are not in use all but the latest ones; gives the contents of those that stay.
     pub(super) fn sweep(
         &self,
         in_use: &HashSet<(OwnerKey, TreeDigest)>,
-        keep: Duration,
+        keep: impl Fn(&str) -> Duration,
     ) -> io::Result<(HashSet<ContentHash>, usize)> {
         let in_use: HashSet<PathBuf> = in_use.iter().map(|(owner, tree)| self.path(owner, tree)).collect();
         let (mut live, mut removed) = (HashSet::new(), 0);
         for owner in fs::read_dir(&self.directory)? {
+            let owner = owner?;
+            let keep = keep(&owner.file_name().to_string_lossy());
             let mut trees = Vec::new();
-            for entry in fs::read_dir(owner?.path())? {
+            for entry in fs::read_dir(owner.path())? {
                 let path = entry?.path();
                 trees.push((fs::metadata(&path)?.modified()?.elapsed().unwrap_or_default(), path));
             }
@@ -209,7 +211,7 @@ mod tests {
             file.set_times(FileTimes::new().set_modified(used)).unwrap();
         }
         let in_use = HashSet::from([(ann, all[0].digest())]);
-        let (live, removed) = trees.sweep(&in_use, Duration::from_secs(3600)).unwrap();
+        let (live, removed) = trees.sweep(&in_use, |_| Duration::from_secs(3600)).unwrap();
         assert_eq!((removed, live.len()), (2, KEPT + 1));
         for (number, tree) in all.iter().enumerate() {
             assert_eq!(trees.get(&ann, &tree.digest()).unwrap().is_some(), !(1..3).contains(&number));

@@ -26,7 +26,7 @@ pub(super) struct Upload {
     pub tree: TreeDigest,
     pub destination: Destination,
     state: Mutex<State>,
-    used: Mutex<Instant>,
+    pub(super) used: Mutex<Instant>,
     calls: AtomicUsize,
 }
 

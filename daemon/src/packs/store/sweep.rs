@@ -13,7 +13,7 @@ use super::index::{Frame, Index, Segment};
 use super::rows::{Kind, Place, Row};
 use super::segment::Writer;
 use super::table::Key;
-use super::{ContentStore, Inner, seconds_before, segment};
+use super::{ContentStore, Inner, OwnerKey, seconds_before, segment};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
@@ -23,17 +23,27 @@ pub struct Swept {
 }
 
 impl ContentStore {
-    /// Removes all content that is neither in `live`, nor a piece of what is, nor asked for within `grace`.
-    /// Without any grace, what is being written to is closed first, so that its space is freed too.
-    pub fn sweep(&self, live: &HashSet<ContentHash>, grace: Duration) -> io::Result<Swept> {
+    /// Removes all content that is neither in `live`, nor a piece of what is, nor asked for within `grace`; contents
+    /// in `ended` have no grace, where nobody but their owner has them. What is being written to is closed first then,
+    /// so that its space is freed too.
+    pub fn sweep(
+        &self,
+        live: &HashSet<ContentHash>,
+        grace: Duration,
+        ended: Option<&(OwnerKey, Vec<ContentHash>)>,
+    ) -> io::Result<Swept> {
         let live = self.with_pieces(live)?;
         let before = self.used();
         let oldest = seconds_before(self.0.now(), grace);
-        let contents = self
-            .0
-            .index()
-            .retain(|key, known| live.contains(key) || (known.touched >= oldest && !grace.is_zero()));
-        if grace.is_zero()
+        let contents = {
+            let mut index = self.0.index();
+            let ended =
+                ended.map(|(owner, contents)| index.of_owner_alone(owner, contents)).unwrap_or_default();
+            index.retain(|key, known| {
+                live.contains(key) || (known.touched >= oldest && !grace.is_zero() && !ended.contains(key))
+            })
+        };
+        if (grace.is_zero() || ended.is_some())
             && let Some(mut writer) = self.0.writer().take()
         {
             writer.sync()?;
@@ -137,6 +147,15 @@ impl Inner {
 }
 
 impl Index {
+    /// Those of these contents that are there and no other participant's.
+    fn of_owner_alone(&self, owner: &OwnerKey, contents: &[ContentHash]) -> HashSet<Key> {
+        let is_alone =
+            |key: &Key| self.contents.get(key).is_some_and(|known| self.frame(known).owner == *owner);
+        let mut alone: HashSet<Key> = contents.iter().map(Key::of).filter(is_alone).collect();
+        self.owners.iter().filter(|(_, other)| other != owner).for_each(|(key, _)| _ = alone.remove(key));
+        alone
+    }
+
     /// Segments of which less than half is needed, the one that is written to aside.
     fn sparse_segments(&self, current: Option<u32>) -> HashSet<u32> {
         let mut needed: HashMap<u32, u64> = HashMap::new();

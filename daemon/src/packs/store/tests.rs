@@ -19,6 +19,11 @@ impl Fixture {
         Self { directory, store }
     }
 
+    /// Lets time pass.
+    fn wait(&mut self, time: Duration) {
+        Arc::get_mut(&mut self.store.0).unwrap().opened -= time;
+    }
+
     /// As after a crash: nothing is said to the old store.
     fn reopened(&self) -> ContentStore {
         ContentStore::open(self.directory.path(), LIMITS).unwrap()
@@ -172,8 +177,8 @@ fn the_sweep_leaves_what_a_tree_needs_and_what_was_asked_for_lately() {
     let whole = ContentHash::of(b"partpart");
     fixture.store.put_recipe(&OwnerKey::of("ann"), &whole, &[piece, piece]).unwrap();
     let live = HashSet::from([ContentHash::of(b"live"), whole]);
-    assert_eq!(fixture.store.sweep(&live, HOUR).unwrap().contents, 0);
-    assert_eq!(fixture.store.sweep(&live, Duration::ZERO).unwrap().contents, 1);
+    assert_eq!(fixture.store.sweep(&live, HOUR, None).unwrap().contents, 0);
+    assert_eq!(fixture.store.sweep(&live, Duration::ZERO, None).unwrap().contents, 1);
     assert_eq!(read(&fixture.store, b"dead"), None);
     assert!(read(&fixture.store, b"live").is_some() && read(&fixture.store, b"part").is_some());
     assert!(fixture.store.pieces(&whole).unwrap().is_some());
@@ -191,7 +196,7 @@ fn sparse_segments_are_moved_together_and_give_their_space_back() {
     assert_eq!(fixture.store.0.index().segments.len(), 2);
     let before = fixture.store.used();
     let live = HashSet::from([ContentHash::of(&large[3]), ContentHash::of(&large[19])]);
-    let swept = fixture.store.sweep(&live, Duration::ZERO).unwrap();
+    let swept = fixture.store.sweep(&live, Duration::ZERO, None).unwrap();
     assert_eq!(swept.contents, 18);
     assert!(fixture.store.used() < before / 2, "{} of {before}", fixture.store.used());
     for store in [fixture.store.clone(), fixture.reopened()] {
@@ -201,4 +206,60 @@ fn sparse_segments_are_moved_together_and_give_their_space_back() {
         assert_eq!(presence(&store, "bob", &large[19]), Presence::Foreign);
     }
     assert!(!fixture.directory.path().join("00000000.content").exists());
+}
+
+#[test]
+fn content_that_somebody_asked_for_or_sent_again_lately_outlives_the_sweep() {
+    let mut fixture = Fixture::new(LIMITS);
+    put(&fixture.store, "ann", &[b"asked for", b"sent again", b"forgotten"]).unwrap();
+    fixture.wait(2 * HOUR);
+    assert_eq!(presence(&fixture.store, "bob", b"asked for"), Presence::Foreign);
+    put(&fixture.store, "bob", &[b"sent again", b"new"]).unwrap();
+    assert_eq!(fixture.store.sweep(&HashSet::new(), HOUR, None).unwrap().contents, 1);
+    for (content, is_there) in
+        [(&b"asked for"[..], true), (b"sent again", true), (b"new", true), (b"forgotten", false)]
+    {
+        assert_eq!(read(&fixture.store, content).is_some(), is_there, "{}", content.escape_ascii());
+    }
+    fixture.wait(2 * HOUR);
+    assert_eq!(fixture.store.sweep(&HashSet::new(), HOUR, None).unwrap().contents, 3);
+}
+
+#[test]
+fn contents_of_an_ended_upload_go_at_once_but_for_those_that_others_need_or_have() {
+    let fixture = Fixture::new(LIMITS);
+    let all: [&[u8]; 5] = [b"alone", b"live", b"bob has it", b"of bob", b"of another upload"];
+    put(&fixture.store, "bob", &[b"of bob"]).unwrap();
+    put(&fixture.store, "ann", &all).unwrap();
+    put(&fixture.store, "bob", &[b"bob has it"]).unwrap();
+    let ended = (OwnerKey::of("ann"), all[..4].iter().map(|content| ContentHash::of(content)).collect());
+    let live = HashSet::from([ContentHash::of(b"live")]);
+    assert_eq!(fixture.store.sweep(&live, HOUR, Some(&ended)).unwrap().contents, 1);
+    for content in all {
+        assert_eq!(
+            read(&fixture.store, content).is_some(),
+            content != b"alone",
+            "{}",
+            content.escape_ascii()
+        );
+    }
+}
+
+#[test]
+fn who_reads_during_a_sweep_reads_on_wherever_the_content_goes() {
+    let fixture = Fixture::new(LIMITS);
+    let large: Vec<Vec<u8>> = (0..20).map(|seed| noise(seed, 4 << 20)).collect();
+    for content in &large {
+        put(&fixture.store, "ann", &[content]).unwrap();
+    }
+    let hash = ContentHash::of(&large[3]);
+    let reader = fixture.store.reader();
+    // Found before the sweep, read after it.
+    let lying = fixture.store.0.lying(&hash).unwrap();
+    assert_eq!(reader.piece(&hash).unwrap().unwrap(), large[3]);
+    fixture.store.sweep(&HashSet::from([hash]), Duration::ZERO, None).unwrap();
+    assert_ne!(fixture.store.0.lying(&hash).unwrap().segment, lying.segment, "nothing was moved");
+    assert_eq!(part(&frames::read(&lying).unwrap(), &lying.place).unwrap(), large[3]);
+    assert_eq!(reader.piece(&hash).unwrap().unwrap(), large[3]);
+    assert_eq!(reader.piece(&ContentHash::of(&large[4])).unwrap(), None);
 }

@@ -120,7 +120,7 @@ async fn an_image_that_outlives_its_tree_is_still_the_answer() {
     let room = room();
     let local = sample();
     local.upload(&room.packs, tagged("x:1")).await.unwrap();
-    room.packs.sweep_now(Duration::ZERO, Duration::ZERO).await.unwrap();
+    room.packs.sweep_now(EVERYTHING_OLD).await.unwrap();
     assert!(room.packs.tree("ann", local.hashed.digest).await.is_err());
     assert!(is_stored(&begin(&room, &local, tagged("x:2")).await));
     // A pack for builds needs the tree.
