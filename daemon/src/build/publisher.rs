@@ -341,4 +341,29 @@ mod tests {
         assert_eq!(bench.log.last(), 5);
         assert_eq!(text_of(&bench.log), (text, 0));
     }
+
+    #[tokio::test]
+    async fn what_an_earlier_run_has_written_counts_against_the_quota() {
+        const QUOTA: u64 = 4000;
+        let Bench { log: first, id, directory } = bench();
+        let mut publisher = Publisher::new(Arc::clone(&first), Mask::default(), QUOTA);
+        publisher.publish(log(1, &"a".repeat(1000))).await.unwrap();
+        drop(publisher);
+        let (mut rest, mut kept, mut dropped) = (QUOTA - first.len(), 1000, 0);
+        drop(first);
+        // Restarts give nothing back, however many there are.
+        for _ in 0..3 {
+            let again = Arc::new(EventLog::reopen(directory.path(), &id).unwrap());
+            let mut publisher = Publisher::resume(Arc::clone(&again), Mask::default(), QUOTA).await.unwrap();
+            publisher.begin_attempt().await.unwrap();
+            publisher.publish(log(1, &"b".repeat(2000))).await.unwrap();
+            publisher.flush().await.unwrap();
+            kept += rest.min(2000);
+            dropped += 2000 - rest.min(2000);
+            let (text, told) = text_of(&again);
+            assert_eq!((text.len() as u64, told), (kept, dropped));
+            rest = QUOTA.saturating_sub(again.len());
+        }
+        assert_eq!(rest, 0, "the quota was never reached");
+    }
 }

@@ -144,8 +144,7 @@ impl RoomContexts {
                     PackContent::Tree { tree, lineage } => {
                         let tree = self.packs.tree(caller, tree).await;
                         let tree = tree.map_err(|error| at_mount(pack_fault(&error)))?;
-                        let lineage =
-                            if lineage.is_empty() { lineage } else { format!("{caller} {lineage}") };
+                        let lineage = pack_lineage(caller, &lineage);
                         pack = Some(OpenedPack { tree: Arc::new(tree), lineage });
                     }
                 },
@@ -217,6 +216,13 @@ impl PreparedContext for Prepared {
     }
 }
 
+/// What packs of one directory of one participant have in common, and with no other's. Empty for a pack that stands
+/// alone.
+fn pack_lineage(owner: &str, lineage: &str) -> String {
+    // Names may have blanks: their length tells where one ends.
+    if lineage.is_empty() { String::new() } else { format!("{} {owner} {lineage}", owner.len()) }
+}
+
 fn pack_fault(error: &PackError) -> Fault {
     let fault = Fault::new(Stage::Context, error.code(), error.to_string());
     match error.hint() {
@@ -231,5 +237,21 @@ fn fault(stage: Stage, error: &ImageError) -> Fault {
     match error.hint() {
         Some(hint) => fault.hint(hint),
         None => fault,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pack_lineage;
+
+    #[test]
+    fn packs_of_two_participants_never_have_the_same_lineage() {
+        let names = ["a", "a b", "a b c", "b", "b c", "1 a"];
+        let pairs: Vec<(&str, &str)> =
+            names.iter().flat_map(|owner| names.iter().map(move |lineage| (*owner, *lineage))).collect();
+        let lineages: std::collections::BTreeSet<String> =
+            pairs.iter().map(|(owner, lineage)| pack_lineage(owner, lineage)).collect();
+        assert_eq!(lineages.len(), pairs.len());
+        assert_eq!(pack_lineage("a", ""), "");
     }
 }
