@@ -1,3 +1,5 @@
+mod names;
+
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::symlink;

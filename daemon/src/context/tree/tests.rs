@@ -1,4 +1,5 @@
 mod again;
+mod coarse_clock;
 mod identity;
 
 use std::collections::BTreeMap;
