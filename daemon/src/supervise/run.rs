@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::leftover::{self, Mark};
 use super::log;
-use super::port::{Child, Offspring, ProbeError, Status};
+use super::port::{Child, Limits, Offspring, ProbeError, Status};
 use super::spawn::{self, Process};
 
 /// Unanswered questions in a row before a running child counts as down.
@@ -40,10 +40,31 @@ enum End {
     Failed(String),
 }
 
+/// How long a child that has ended waits for its next start.
+struct RestartPause<'l> {
+    limits: &'l Limits,
+    next: Duration,
+}
+
+impl<'l> RestartPause<'l> {
+    const fn new(limits: &'l Limits) -> Self {
+        Self { limits, next: limits.restart_first }
+    }
+
+    /// After a life of this length.
+    fn after(&mut self, lived: Duration) -> Duration {
+        if lived >= self.limits.restart_reset {
+            self.next = self.limits.restart_first;
+        }
+        let wait = self.next.min(self.limits.restart_most);
+        self.next = wait.saturating_mul(2);
+        wait
+    }
+}
+
 impl Service {
     pub(super) async fn run(self) {
-        let limits = self.child.limits.clone();
-        let mut wait = limits.restart_first;
+        let mut pause = RestartPause::new(&self.child.limits);
         loop {
             let started = Instant::now();
             let end = self.one_life().await;
@@ -51,15 +72,12 @@ impl Service {
             match end {
                 End::Stopped => break,
                 End::Failed(reason) => {
-                    if started.elapsed() >= limits.restart_reset {
-                        wait = limits.restart_first;
-                    }
+                    let wait = pause.after(started.elapsed());
                     tracing::error!(child = self.child.name, %reason, again_in = ?wait, "child is down");
                     self.status.send_replace(Status::Down { reason });
                     if timeout(wait, self.stop.cancelled()).await.is_ok() {
                         break;
                     }
-                    wait = (wait * 2).min(limits.restart_most);
                 }
             }
         }
@@ -225,5 +243,22 @@ impl Service {
             }
             changed
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_doubles_up_to_a_limit_and_is_short_again_after_a_long_life() {
+        let limits = Limits::default();
+        let mut pause = RestartPause::new(&limits);
+        let moment = Duration::from_millis(1);
+        let waits: Vec<u128> = (0..10).map(|_| pause.after(moment).as_millis()).collect();
+        assert_eq!(waits, [200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000]);
+        assert_eq!(pause.after(limits.restart_reset - moment), limits.restart_most);
+        assert_eq!(pause.after(limits.restart_reset), limits.restart_first);
+        assert_eq!(pause.after(moment), limits.restart_first * 2);
     }
 }

@@ -1,3 +1,6 @@
+mod lives;
+mod replaced;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,11 +24,12 @@ impl Kind for Script {
         Ok(())
     }
     async fn probe(&self) -> Result<String, ProbeError> {
-        std::fs::read_to_string(&self.pid_file)
-            .ok()
-            .and_then(|text| text.trim().parse::<u32>().ok())
-            .map(|pid| pid.to_string())
-            .ok_or_else(|| ProbeError::NoAnswer("no pid yet".to_owned()))
+        let text = std::fs::read_to_string(&self.pid_file).unwrap_or_default();
+        match text.trim() {
+            "too old" => Err(ProbeError::Refused("it is too old".to_owned())),
+            pid if pid.parse::<u32>().is_ok() => Ok(pid.to_owned()),
+            _ => Err(ProbeError::NoAnswer("no pid yet".to_owned())),
+        }
     }
     fn explain(&self, _log_tail: &str) -> Option<String> {
         None
@@ -194,8 +198,7 @@ async fn a_stale_child_is_ended_before_the_next_start() {
     let mut stale = std::process::Command::new("sleep").arg("600").env(variable, value).spawn().unwrap();
     let mut other =
         std::process::Command::new("sleep").arg("600").env(variable, "script:0:0").spawn().unwrap();
-    // A process shows its parent's environment until it has executed its program.
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    // Both show their own environment by now: spawning returns when the program is executed.
     let reaper = std::thread::spawn(move || stale.wait());
     let handle = super::start(child(dir.path(), WAITS)).unwrap();
     ready(&handle).await;

@@ -1,0 +1,104 @@
+//! One life after the other: pauses that grow, answers that stay away, children that must not be used.
+
+use std::time::Instant;
+
+use super::*;
+
+/// For what must happen at some time.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn down(handle: &Handle, why: &str) -> String {
+    let mut status = handle.status();
+    let is_it = |status: &Status| matches!(status, Status::Down { reason } if reason.contains(why));
+    match timeout(PATIENCE, status.wait_for(is_it)).await.unwrap().unwrap().clone() {
+        Status::Down { reason } => reason,
+        _ => unreachable!(),
+    }
+}
+
+/// When each life of a script began that adds a line to `starts` then, once there are `count`. Nanoseconds.
+async fn starts(dir: &Path, count: usize) -> Vec<u64> {
+    let begun = Instant::now();
+    loop {
+        let text = std::fs::read_to_string(dir.join("starts")).unwrap_or_default();
+        let starts: Vec<u64> = text.lines().filter_map(|line| line.parse().ok()).collect();
+        if starts.len() >= count {
+            return starts;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{} of {count} starts", starts.len());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_child_that_ends_again_and_again_is_started_ever_more_seldom() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = child(dir.path(), "date +%s%N >> ../starts; exit 1");
+    child.limits.restart_first = Duration::from_millis(20);
+    child.limits.restart_most = Duration::from_millis(160);
+    let handle = super::super::start(child).unwrap();
+    // Doubled without an end, the last of these pauses would take 41 s.
+    let starts = starts(dir.path(), 13).await;
+    handle.stop().await;
+    let pauses: Vec<u64> = starts.windows(2).map(|pair| (pair[1] - pair[0]) / 1_000_000).collect();
+    for (pause, least) in pauses.iter().zip([20, 40, 80, 160, 160, 160, 160]) {
+        assert!(*pause >= least, "{least} ms at least: {pauses:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_child_that_answers_no_more_is_told_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let handle = super::super::start(child(dir.path(), WAITS)).unwrap();
+    let pid = ready(&handle).await;
+    std::fs::remove_file(dir.path().join("pid")).unwrap();
+    let reason = down(&handle, "no pid yet").await;
+    assert!(reason.contains("script runs, but"), "{reason}");
+    assert!(alive(pid));
+    std::fs::write(dir.path().join("pid"), pid.to_string()).unwrap();
+    assert_eq!(ready(&handle).await, pid);
+    handle.stop().await;
+}
+
+#[tokio::test]
+async fn one_answer_that_stays_away_is_no_news() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = child(dir.path(), WAITS);
+    child.limits.probe_every = Duration::from_millis(300);
+    let handle = super::super::start(child).unwrap();
+    let pid = ready(&handle).await;
+    let mut status = handle.status();
+    status.borrow_and_update();
+    std::fs::remove_file(dir.path().join("pid")).unwrap();
+    tokio::time::sleep(Duration::from_millis(350)).await;
+    std::fs::write(dir.path().join("pid"), pid.to_string()).unwrap();
+    assert!(timeout(Duration::from_millis(700), status.changed()).await.is_err(), "{:?}", *status.borrow());
+    handle.stop().await;
+}
+
+#[tokio::test]
+async fn a_child_that_must_not_be_used_is_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = child(dir.path(), "echo $$ > ../real; echo too old > $PID_FILE; sleep 600");
+    child.limits.restart_first = Duration::from_secs(60);
+    let handle = super::super::start(child).unwrap();
+    assert_eq!(down(&handle, "").await, "it is too old");
+    let pid = std::fs::read_to_string(dir.path().join("real")).unwrap().trim().parse().unwrap();
+    assert!(!alive(pid));
+    handle.stop().await;
+}
+
+#[tokio::test]
+async fn a_child_that_never_answers_is_ended_and_started_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = child(dir.path(), "date +%s%N >> ../starts; echo $$ > ../real; sleep 600");
+    child.limits.start = Duration::from_millis(200);
+    child.limits.restart_first = Duration::from_secs(1);
+    let handle = super::super::start(child).unwrap();
+    let reason = down(&handle, "did not answer").await;
+    assert!(reason.contains("no pid yet"), "{reason}");
+    let pid = std::fs::read_to_string(dir.path().join("real")).unwrap().trim().parse().unwrap();
+    assert!(!alive(pid));
+    starts(dir.path(), 2).await;
+    handle.stop().await;
+}
