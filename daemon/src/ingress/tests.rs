@@ -72,6 +72,16 @@ impl Scene {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
+    /// Waits until so many requests are on their way to the route's instance.
+    async fn until_in_flight(&self, count: usize) {
+        let waiting = async {
+            while self.ingress.traffic().first().is_none_or(|traffic| traffic.in_flight != count) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(LONG, waiting).await.expect("requests in flight");
+    }
+
     async fn get(&self, path: &str) -> String {
         self.ask(&format!("GET {path} HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n")).await
     }
@@ -224,7 +234,7 @@ async fn the_end_waits_for_requests_in_flight_and_takes_no_new_ones() {
     scene.route(Some(web.address));
     let mut stream = scene.connect().await;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await.unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    scene.until_in_flight(1).await;
     scene.stop.cancel();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();

@@ -73,21 +73,28 @@ async fn no_request_fails_while_instances_come_and_go() {
 #[tokio::test]
 async fn a_request_in_flight_stays_with_its_instance_and_the_drain_waits_for_it() {
     let scene = Scene::new(Options::default()).await;
-    let old = Instance::scripted(|mut stream, _| async move {
-        read_until(&mut stream, "\r\n\r\n").await;
-        tokio::time::sleep(Duration::from_millis(400)).await;
-        stream.write_all(TINY).await.unwrap();
+    let answer = CancellationToken::new();
+    let may_answer = answer.clone();
+    let old = Instance::scripted(move |mut stream, _| {
+        let may_answer = may_answer.clone();
+        async move {
+            read_until(&mut stream, "\r\n\r\n").await;
+            may_answer.cancelled().await;
+            stream.write_all(TINY).await.unwrap();
+        }
     })
     .await;
     scene.route(Some(old.address));
     let asked = scene.get("/");
     let switched = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        assert_eq!(scene.ingress.traffic()[0].in_flight, 1);
+        scene.until_in_flight(1).await;
         scene.route(None);
-        let begun = std::time::Instant::now();
-        assert_eq!(scene.ingress.drain(old.address, LONG).await, 0);
-        assert!(begun.elapsed() > Duration::from_millis(200), "{:?}", begun.elapsed());
+        let drain = scene.ingress.drain(old.address, LONG);
+        tokio::pin!(drain);
+        let early = tokio::time::timeout(Duration::from_millis(200), &mut drain).await;
+        assert!(early.is_err(), "it does not wait for the request");
+        answer.cancel();
+        assert_eq!(drain.await, 0);
     };
     let (answer, ()) = tokio::join!(asked, switched);
     assert_eq!(status(&answer), "200", "{answer}");
@@ -106,7 +113,9 @@ async fn what_outlives_the_drain_limit_is_cut_and_counted() {
     scene.route(Some(old.address));
     let asked = scene.get("/");
     let cut = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        scene.until_in_flight(1).await;
+        // The beginning of the answer is under way by then.
+        tokio::time::sleep(Duration::from_millis(200)).await;
         scene.route(None);
         assert_eq!(scene.ingress.drain(old.address, Duration::from_millis(100)).await, 1);
     };
