@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 # Steps run in order, also under `make -j`: they share one target directory.
 .NOTPARALLEL:
-.PHONY: help demo test bench fmt lint self-image
+.PHONY: help demo test bench fuzz mutants fmt lint self-image
 
 # rustup's directory is often missing from the PATH of a non-login shell, such as CI's.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -30,6 +30,13 @@ bench: ## measure against a release build; CHAPTER=context measures one chapter
 	deploy/setup.sh
 	cargo build --locked --release --workspace
 	cargo run --locked --release -p integration-tests --bin bench -- $(CHAPTER)
+
+MINUTES ?= 10
+fuzz: ## run the fuzz targets for MINUTES in all (10)
+	integration-tests/fuzz/run.sh $(MINUTES)
+
+mutants: ## change MODULE=build/admission.rs in all sorts of ways; which changes does no test notice?
+	integration-tests/mutants.sh $(MODULE)
 
 fmt: ## format the code
 	cargo fmt --all

@@ -1,8 +1,10 @@
 //! The bodies of the fuzz targets on stable: every seed, changed seeds, random bytes. See integration-tests/fuzz.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::print_stderr, reason = "a long run says where it keeps what fails")]
 
 use std::fs;
-use std::path::Path;
+use std::panic::{catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -93,20 +95,55 @@ fn resealed(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
+/// Where `make fuzz` keeps what fails.
+fn artifacts() -> Option<PathBuf> {
+    std::env::var_os("HEARTH_FUZZ_ARTIFACTS").map(PathBuf::from)
+}
+
+/// Writes an input that failed to a file. Of one failure the smallest is met last, and stays.
+fn keep(directory: &Path, target: &str, bytes: &[u8]) {
+    let directory = directory.join(target);
+    fs::create_dir_all(&directory).unwrap();
+    let path = directory.join(format!("stable-{}", std::process::id()));
+    fs::write(&path, bytes).unwrap();
+    eprintln!("{target}: {} bytes fail, kept as {}", bytes.len(), path.display());
+}
+
 fn run(target: &str, body: fn(&[u8]), prepare: fn(Vec<u8>) -> Vec<u8>) {
+    let begun = Instant::now();
     let timed = |bytes: &[u8]| {
         let start = Instant::now();
-        body(bytes);
-        assert!(start.elapsed() < LIMIT, "{target}: {} bytes took {:?}", bytes.len(), start.elapsed());
+        let outcome = catch_unwind(|| {
+            body(bytes);
+            assert!(start.elapsed() < LIMIT, "{target}: {} bytes took {:?}", bytes.len(), start.elapsed());
+        });
+        if let Err(panic) = outcome {
+            artifacts().iter().for_each(|directory| keep(directory, target, bytes));
+            resume_unwind(panic);
+        }
     };
     let seeds = seeds(target);
     seeds.iter().for_each(|seed| timed(seed));
+    // Once, or for as long as `make fuzz` gives this target.
+    let lasts = std::env::var("HEARTH_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok());
+    let lasts = Duration::from_secs(lasts.unwrap_or_default());
+    let mut rounds = 0;
+    while rounds == 0 || begun.elapsed() < lasts {
+        round(&seeds, &timed, prepare);
+        rounds += 1;
+    }
+    if rounds > 1 {
+        eprintln!("{target}: {rounds} rounds in {:?}", begun.elapsed());
+    }
+}
+
+fn round(seeds: &[Vec<u8>], timed: &impl Fn(&[u8]), prepare: fn(Vec<u8>) -> Vec<u8>) {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(CASES);
     let config = Config { cases, failure_persistence: None, ..Config::default() };
     let from_seed = (any::<Index>(), prop::collection::vec(edit(), 1..6));
     TestRunner::new(config.clone())
         .run(&from_seed, |(which, edits)| {
-            timed(&prepare(changed(&seeds, &which, &edits)));
+            timed(&prepare(changed(seeds, &which, &edits)));
             Ok(())
         })
         .unwrap();
