@@ -119,8 +119,12 @@ enum Command {
     #[command(subcommand)]
     Token(token::TokenCommand),
     /// Is the room ready? Shows its daemon and the parts it needs
-    #[command(visible_alias = "system")]
     Doctor,
+    /// The daemon of the room: without a verb as `doctor`
+    System {
+        #[command(subcommand)]
+        command: Option<system::SystemCommand>,
+    },
     Completions(completions::CompletionsArgs),
 }
 
@@ -208,7 +212,8 @@ async fn simple(command: Command, globals: &Globals) -> Result<(), Failure> {
         Command::Storage(command) => storage::run(command, globals).await,
         Command::Room(command) => room::run(command, globals).await,
         Command::Token(command) => token::run(command, globals).await,
-        Command::Doctor => system::run(globals).await,
+        Command::Doctor | Command::System { command: None } => system::run(globals).await,
+        Command::System { command: Some(command) } => system::run_command(command, globals).await,
         Command::Completions(args) => completions::run(&args, &mut Arguments::command()),
         Command::Build(_) | Command::Pack(_) | Command::Image(_) => Ok(()),
         Command::Deploy(_) | Command::Services(_) => Ok(()),

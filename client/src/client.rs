@@ -43,7 +43,10 @@ use hearth_proto::v1::secrets_client::SecretsClient;
 use hearth_proto::v1::services_client::ServicesClient;
 use hearth_proto::v1::storage_client::StorageClient;
 use hearth_proto::v1::system_client::SystemClient;
-use hearth_proto::v1::{GetInfoRequest, GetInfoResponse, MintTokenRequest, MintTokenResponse};
+use hearth_proto::v1::{
+    GetDiskUsageRequest, GetDiskUsageResponse, GetInfoRequest, GetInfoResponse, MintTokenRequest,
+    MintTokenResponse,
+};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -128,6 +131,11 @@ impl Client {
     /// Which room this is, what runs, and whether it is ready.
     pub async fn info(&self) -> Result<GetInfoResponse, ClientError> {
         self.answer(self.system().get_info(limited(GetInfoRequest {})).await)
+    }
+
+    /// What callers hold on the daemon's disk.
+    pub async fn disk_usage(&self) -> Result<GetDiskUsageResponse, ClientError> {
+        self.answer(self.system().get_disk_usage(limited(GetDiskUsageRequest {})).await)
     }
 
     /// Makes a participant token of the room.

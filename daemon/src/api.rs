@@ -6,5 +6,8 @@ pub mod auth;
 mod convert;
 pub mod error;
 pub mod grpc;
+mod guarded;
 pub mod http;
+pub mod receive;
 pub mod serve;
+pub mod shares;

@@ -61,13 +61,38 @@ pub struct Config {
     pub room_registries: Vec<Registry>,
     /// By registry: URLs that are asked before it.
     pub mirrors: BTreeMap<String, Vec<String>>,
+    pub connections: Connections,
     pub builds: Builds,
     pub builder: Builder,
     pub packs: Packs,
     pub trust: Trust,
     pub images: Images,
+    pub uploads: Uploads,
     pub services: Services,
     pub log: Log,
+}
+
+/// What peers and callers may take of the daemon's attention. A peer is an address, of IPv6 the 64 bits before it ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Connections {
+    /// Connections to `listen`: of all peers, and of one.
+    pub api: usize,
+    pub api_per_peer: usize,
+    /// Connections to the unix socket: of all users, and of one.
+    pub socket: usize,
+    pub socket_per_user: usize,
+    /// Connections to the ingress: of all peers, and of one. Trusted proxies have no share of their own.
+    pub ingress: usize,
+    pub ingress_per_peer: usize,
+    /// A connection without a request is closed after this many seconds.
+    pub idle_seconds: u64,
+    /// Requests of one caller that may be under way.
+    pub requests_per_caller: usize,
+    /// Memory for what is being received and not yet handled. One caller has as much as is free at most.
+    pub receive_bytes: u64,
+    /// An upload of which nothing comes is ended after this many seconds.
+    pub stall_seconds: u64,
 }
 
 /// Limits of builds.
@@ -139,6 +164,18 @@ pub struct Images {
     pub cache_max_bytes: u64,
 }
 
+/// Images and files that callers bring: pushes, loads, writes to storage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Uploads {
+    /// Bytes that one caller may hold.
+    pub max_bytes_per_caller: u64,
+    /// Uploads are refused when they would leave less free space than this on the file system they go to.
+    pub min_free_bytes: u64,
+    /// A push of which nothing comes is ended after this many seconds.
+    pub idle_seconds: u64,
+}
+
 /// Services of the room, and how they are reached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -193,6 +230,18 @@ impl Default for Config {
             token_keys: Vec::new(),
             room_registries: RoomRegistries::default().names().to_vec(),
             mirrors: BTreeMap::new(),
+            connections: Connections {
+                api: 4096,
+                api_per_peer: 1024,
+                socket: 1024,
+                socket_per_user: 512,
+                ingress: 10_000,
+                ingress_per_peer: 2500,
+                idle_seconds: 300,
+                requests_per_caller: 256,
+                receive_bytes: GIB / 4,
+                stall_seconds: 60,
+            },
             builds: Builds {
                 concurrency: 4,
                 queue_length: 100,
@@ -218,6 +267,7 @@ impl Default for Config {
             },
             trust: Trust::default(),
             images: Images { cache_max_bytes: 20 * GIB },
+            uploads: Uploads { max_bytes_per_caller: 100 * GIB, min_free_bytes: GIB, idle_seconds: 900 },
             services: Services {
                 containerd_program: "containerd".into(),
                 runc_program: "runc".into(),

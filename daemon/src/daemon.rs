@@ -3,7 +3,10 @@
 //! Ports are bound before anything starts, so that a second daemon or a taken port fails at once;
 //! they are served when everything behind them is there. Nothing else in the crate sees this file.
 
+mod descriptors;
+mod kept;
 mod listeners;
+mod pulse;
 mod router;
 mod services;
 mod steps;
@@ -20,21 +23,27 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::Access;
 use crate::api::http::Readiness;
+use crate::api::receive::ReceiveOptions;
+use crate::api::serve::Served;
+use crate::api::shares::{CallerShares, ShareLimits};
 use crate::build::{self, RegistryAccess, RegistryCredential, RoomContexts};
 use crate::buildkit::{self, BuildKit, managed};
 use crate::config::Config;
+use crate::connections::Connections;
 use crate::context::layers::LayerInspection;
 use crate::context::mounts::Mounts;
 use crate::context::storage::{Root, Storage};
 use crate::context::{ContextOptions, Contexts};
 use crate::deploy::mounts::{self, InstanceMounts, MountedImages};
 use crate::deploy::{self, LogFiles, RoomServiceImages};
+use crate::disk::{DiskLimits, DiskShares};
 use crate::image::{Elsewhere, Images};
 use crate::ingress::{Ingress, Tls};
 use crate::model::LayerLimits;
 use crate::model::access::{ApiScope, ContainersGrant, Patterns, RegistryGrant};
 use crate::model::id::BuildId;
 use crate::model::secret::{Credential, Secret};
+use crate::model::share_owner::ShareOwners;
 use crate::network::steps::StepNetwork;
 use crate::packs::store::StoreLimits;
 use crate::packs::{PackOptions, Packs};
@@ -44,8 +53,10 @@ use crate::secrets::Secrets;
 use crate::store::Store;
 use crate::{supervise, task};
 
+use kept::KeptFiles;
 pub use listeners::Addresses;
 use listeners::Listeners;
+use pulse::Pulse;
 use services::Services;
 
 /// What running builds get when the daemon is told to stop; then they are left for its next run.
@@ -59,6 +70,7 @@ const KEEP_BUILDS: Duration = Duration::from_secs(90 * 24 * 3600);
 /// A build's token for the room's registry; asked for anew whenever BuildKit needs one.
 const BUILD_TOKEN_TTL: Duration = Duration::from_secs(3600);
 const HOUSEKEEPING: Duration = Duration::from_secs(600);
+const EXPIRE: Duration = Duration::from_secs(5);
 
 /// A daemon whose ports are bound.
 pub struct Daemon {
@@ -69,6 +81,7 @@ pub struct Daemon {
     storage: Storage,
     store: Store,
     blobs: BlobStore,
+    disk: DiskShares,
     access: Arc<Access>,
     /// Held as long as the daemon lives: one daemon per state directory.
     _lock: File,
@@ -90,7 +103,13 @@ impl Daemon {
             project: open_storage(&config.project_storage())?,
         };
         let store = Store::open(&state.join("state.db")).context("state database")?;
+        let limits = DiskLimits {
+            per_caller: config.uploads.max_bytes_per_caller,
+            min_free: config.uploads.min_free_bytes,
+        };
+        let disk = DiskShares::open(&state.join("disk.jsonl"), limits).context("ledger of uploads")?;
         let blobs = BlobStore::open(&state.join("registry")).context("content store")?;
+        let blobs = blobs.counted(disk.clone());
         let access = Access::open(&config.room, &state.join("room.secret"))?;
         let access = access.with_public_keys(&config.token_keys)?.with_trust(config.trust.clone());
         let tls = services::open_tls(&config).await?;
@@ -103,6 +122,7 @@ impl Daemon {
             storage,
             store,
             blobs,
+            disk,
             access: Arc::new(access),
             _lock: lock,
         })
@@ -114,7 +134,9 @@ impl Daemon {
 
     /// Serves until `stop`, then drains.
     pub async fn run(self, stop: CancellationToken) -> Result<()> {
-        let Self { config, metrics, mut listeners, tls, storage, store, blobs, access, _lock } = self;
+        let Self { config, metrics, mut listeners, tls, storage, store, blobs, disk, access, _lock } = self;
+        let pulse = pulse::watch(store.clone());
+        let places = descriptors::divide(&config.connections);
         let (kit, builder) = start_buildkit(&config).await?;
         let (runtime, runtime_child) = services::start_containerd(&config, Arc::new(blobs.clone()))?;
         let network = services::open_network(&config).await;
@@ -127,7 +149,13 @@ impl Daemon {
             Arc::new(LayerInspection::new(layer_limits)),
         );
         images.limit_cache(config.images.cache_max_bytes);
-        let registry = Registry::new(UploadLimits::default(), blobs, Arc::new(store.clone()));
+        let limits = UploadLimits {
+            idle: Duration::from_secs(config.uploads.idle_seconds),
+            stall: Duration::from_secs(config.connections.stall_seconds),
+            ..UploadLimits::default()
+        };
+        let kept = KeptFiles { blobs: blobs.clone(), storage: storage.clone(), disk: disk.clone() };
+        let registry = Registry::new(limits, blobs, Arc::new(store.clone()));
         let contexts = Contexts::new(ContextOptions {
             room: config.room.clone(),
             storage: storage.clone(),
@@ -152,10 +180,11 @@ impl Daemon {
             contexts: Arc::new(room.clone()),
             images: Arc::new(room.clone()),
         };
-        let options = build_options(&config, &listeners.addresses, Arc::clone(&access));
+        let owners = ShareOwners::default();
+        let options = build_options(&config, &listeners.addresses, Arc::clone(&access), owners.clone());
         let builds = build::Service::start(options, ports).await?;
 
-        let ingress = Ingress::new(services::ingress_options(&config), Arc::clone(&access))
+        let ingress = Ingress::new(services::ingress_options(&config, places.ingress), Arc::clone(&access))
             .context("threads of the ingress")?;
         let ingress = Arc::new(ingress);
         let mount_options =
@@ -182,12 +211,14 @@ impl Daemon {
             Services::start(options, ports, network, (runtime, runtime_child), instance_mounts).await?;
 
         access.ask_for_services(services.handle().existence());
+        owners.ask_for_services(services.handle().creators());
 
-        let readiness = readiness(&kit, &services);
+        let readiness = readiness(&kit, &services, &pulse);
         let changes = router::Changes {
             buildkit: kit.status(),
             containerd: services.containerd(),
             services: services.handle().ready(),
+            work: pulse,
         };
         let (app, health) = router::build(router::Parts {
             builds: builds.handle(),
@@ -207,17 +238,28 @@ impl Daemon {
             room: config.room.clone(),
             rooms: config.room_registries(),
             max_timeout: config.max_timeout(),
+            receive: receive_options(&config, owners),
+            disk,
+            state_dir: config.state_dir.clone(),
         })?;
         let closing = CancellationToken::new();
         let addresses = listeners.addresses.clone();
-        let servers = listeners.serve(app, ingress, tls, &closing, REQUEST_GRACE);
+        let served = Served {
+            router: app,
+            connections: Connections::new(places.api),
+            stop: closing.clone(),
+            grace: REQUEST_GRACE,
+        };
+        let servers = listeners.serve(&served, Connections::new(places.socket), ingress, tls);
+        drop(served);
         addresses.write(&config.state_dir)?;
         tracing::info!(
             room = config.room, listen = %addresses.listen, ingress = %addresses.ingress,
             socket = %addresses.socket.display(), "serving"
         );
         let health = task::spawn("health", router::health_loop(health, readiness, changes));
-        let housekeeping = task::spawn("housekeeping", housekeeping_loop(images, registry, packs));
+        let housekeeping = task::spawn("housekeeping", housekeeping_loop(images, packs, kept));
+        let uploads = task::spawn("uploads", expire_loop(registry));
 
         stop.cancelled().await;
         tracing::info!("draining");
@@ -233,6 +275,7 @@ impl Daemon {
         }
         health.abort();
         housekeeping.abort();
+        uploads.abort();
         services.end().await;
         mounts.end().await;
         if let Some(builder) = builder {
@@ -308,7 +351,12 @@ async fn start_buildkit(config: &Config) -> Result<(BuildKit, Option<OwnBuilder>
     Ok((BuildKit::connect(connect), Some(OwnBuilder { child, network: network.ok() })))
 }
 
-fn build_options(config: &Config, addresses: &Addresses, access: Arc<Access>) -> build::Options {
+fn build_options(
+    config: &Config,
+    addresses: &Addresses,
+    access: Arc<Access>,
+    owners: ShareOwners,
+) -> build::Options {
     build::Options {
         limits: build::Limits {
             concurrency: config.builds.concurrency,
@@ -327,6 +375,7 @@ fn build_options(config: &Config, addresses: &Addresses, access: Arc<Access>) ->
         registry: addresses.registry.to_string(),
         room_registries: config.room_registries(),
         registry_credential: registry_credential(access),
+        owners,
     }
 }
 
@@ -354,19 +403,39 @@ fn registry_credential(access: Arc<Access>) -> RegistryCredential {
     })
 }
 
-fn readiness(kit: &BuildKit, services: &Services) -> Readiness {
-    let (status, of_services) = (kit.status(), services.components());
+fn receive_options(config: &Config, owners: ShareOwners) -> ReceiveOptions {
+    let limits = ShareLimits {
+        requests: config.connections.requests_per_caller,
+        receiving: config.connections.receive_bytes,
+    };
+    ReceiveOptions {
+        shares: CallerShares::new(limits),
+        owners,
+        stall: Duration::from_secs(config.connections.stall_seconds),
+    }
+}
+
+fn readiness(kit: &BuildKit, services: &Services, pulse: &Pulse) -> Readiness {
+    let (status, of_services, pulse) = (kit.status(), services.components(), pulse.clone());
     Arc::new(move || {
         let mut all = vec![services::component("buildkit", &status.borrow())];
         all.extend(of_services());
+        all.push(pulse::component(&pulse));
         all
     })
 }
 
-async fn housekeeping_loop(images: Images, registry: Registry, packs: Packs) {
+/// Ends uploads of which nothing comes.
+async fn expire_loop(registry: Registry) {
+    loop {
+        tokio::time::sleep(EXPIRE).await;
+        registry.expire_uploads().await;
+    }
+}
+
+async fn housekeeping_loop(images: Images, packs: Packs, kept: KeptFiles) {
     loop {
         tokio::time::sleep(HOUSEKEEPING).await;
-        registry.expire_uploads().await;
         match images.collect_garbage().await {
             Ok(report) => tracing::debug!(?report, "content collected"),
             Err(error) => tracing::warn!(%error, "content was not collected; the next pass tries again"),
@@ -374,5 +443,6 @@ async fn housekeeping_loop(images: Images, registry: Registry, packs: Packs) {
         if let Err(error) = packs.sweep().await {
             tracing::warn!(%error, "packs were not swept; the next pass tries again");
         }
+        kept.compare().await;
     }
 }

@@ -18,6 +18,7 @@ mod push;
 mod runnable;
 mod transfer;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -222,6 +223,13 @@ impl Images {
             Ok(OpenBlob { blob: Descriptor { media_type, digest: wanted, size }, file })
         };
         task::blocking("open blob", open).await.map_err(|_| ImageError::Ending)?
+    }
+
+    /// A file without a name, for an archive as it arrives, and the directory whose disk it takes.
+    pub async fn scratch_file(&self) -> Result<(std::fs::File, PathBuf), ImageError> {
+        let shared = Arc::clone(&self.shared);
+        let made = task::blocking("scratch file", move || shared.blobs.scratch_file()).await;
+        made.map_err(|_| ImageError::Ending)?.map_err(ImageError::scratch)
     }
 
     /// The repository of a reference that must be this room's.

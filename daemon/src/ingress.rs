@@ -46,6 +46,7 @@ use metrics::Counter;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::access::Access;
+use crate::connections::Connections;
 use crate::deploy::port::{Route, Router};
 use backend::Backend;
 use table::{Entry, Table};
@@ -53,6 +54,9 @@ use workers::Workers;
 
 pub use options::{Options, TlsSource};
 pub use tls::{Tls, TlsError};
+
+/// Connections that are told at a time why they are not served.
+const MAX_REFUSALS: usize = 64;
 
 /// Classes of status that answers are counted by.
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -68,7 +72,9 @@ pub struct Ingress {
     changed: Notify,
     /// Everything that is routed, and what is left in flight of what no longer is.
     backends: Mutex<HashMap<SocketAddr, Arc<Backend>>>,
-    connections: Arc<Semaphore>,
+    connections: Connections,
+    /// For connections that are told why they are not served.
+    refusals: Arc<Semaphore>,
     workers: Workers,
     answers: [Counter; CLASSES.len()],
 }
@@ -87,16 +93,17 @@ impl Ingress {
             "hearth_ingress_answers_total",
             "Answers of the ingress, by class of status."
         );
-        let connections = options.connections.min(Semaphore::MAX_PERMITS);
+        let connections = Connections::new(options.connections);
         let workers = Workers::start(options.workers)?;
         Ok(Self {
-            options: Options { connections, ..options },
+            options,
             access,
             table: RwLock::default(),
             version: AtomicU64::new(0),
             changed: Notify::new(),
             backends: Mutex::default(),
-            connections: Arc::new(Semaphore::new(connections)),
+            connections,
+            refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
             workers,
             answers: CLASSES
                 .map(|class| metrics::counter!("hearth_ingress_answers_total", "status" => class)),

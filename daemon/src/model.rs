@@ -17,6 +17,7 @@ pub mod manifest;
 mod public_address;
 pub mod secret;
 pub mod service;
+pub mod share_owner;
 mod token_key_file;
 pub mod trust;
 

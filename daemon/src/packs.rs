@@ -47,7 +47,7 @@ pub use error::PackError;
 pub use image::ImageOptions as PackImageOptions;
 pub use ready::{Committed, Ready};
 pub use receive::{PieceData, Receiver, SentPiece};
-pub use upload::List;
+pub use upload::{List, UnfinishedPack};
 
 /// Uploads of one participant at a time. One that is idle makes room for a new one.
 const MOST_UPLOADS: usize = 16;
@@ -156,6 +156,20 @@ impl Packs {
         self.0.make_room(&mut uploads, &owner)?;
         uploads.insert(id.clone(), Arc::new(Upload::new(owner, tree, destination)));
         Ok(Begun::Upload(id))
+    }
+
+    /// Bytes of content that a participant has sent and that are still there.
+    pub fn sent_by(&self, caller: &str) -> u64 {
+        self.0.store.sent_by(&OwnerKey::of(caller))
+    }
+
+    pub fn limits(&self) -> StoreLimits {
+        self.0.store.limits()
+    }
+
+    /// Uploads that have not ended.
+    pub fn unfinished(&self) -> Vec<UnfinishedPack> {
+        self.0.uploads().values().map(|upload| upload.unfinished()).collect()
     }
 
     /// Takes the list of an upload.

@@ -1,5 +1,7 @@
 //! The only place that spawns tasks and threads: every one has a name, a span and an owner.
 
+pub mod in_turn;
+
 use std::future::Future;
 
 use tokio::runtime;
@@ -35,6 +37,12 @@ where
         let running = thread.spawn_scoped(scope, move || span.in_scope(work))?;
         running.join().map_err(|_| std::io::Error::other(format!("thread `{name}` panicked")))
     })
+}
+
+/// Begins a thread of its own for work that waits for others, and that ends by itself.
+pub fn thread(name: &'static str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    let span = tracing::debug_span!("thread", name);
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || span.in_scope(work)).map(drop)
 }
 
 /// A thread with a runtime of its own: what is spawned there stays there, and so does what that spawns. It ends with

@@ -27,6 +27,7 @@ pub mod buildctl;
 pub mod containerd;
 pub mod daemon;
 pub mod filesystem;
+pub mod frames;
 pub mod grpc;
 pub mod http;
 pub mod image;

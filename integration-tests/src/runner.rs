@@ -78,6 +78,11 @@ macro_rules! lone_cases {
     ($($case:ident),* $(,)?) => { vec![$($crate::runner::Case::alone(stringify!($case), $case)),*] };
 }
 
+/// A figure that a case has measured, for who reads its output.
+pub fn note(text: &str) {
+    println!("    {text}");
+}
+
 #[derive(Default)]
 struct Arguments {
     wanted: Vec<String>,

@@ -1,10 +1,28 @@
-//! `hearth doctor`
+//! `hearth doctor` and `hearth system`
 
+mod usage;
+
+use clap::Subcommand;
 use serde::Serialize;
 
 use super::{Globals, connect};
 use crate::error::Failure;
 use crate::output;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum SystemCommand {
+    /// Show what callers hold on the daemon's disk: packs, images, files, logs, unfinished uploads
+    ///
+    /// Administrators see everybody, others themselves. An upload of which nothing comes ends by itself.
+    #[command(after_help = "Examples:\n  hearth system df\n  hearth system df --json")]
+    Df,
+}
+
+pub(super) async fn run_command(command: SystemCommand, globals: &Globals) -> Result<(), Failure> {
+    match command {
+        SystemCommand::Df => usage::run(globals).await,
+    }
+}
 
 #[derive(Serialize)]
 struct SystemView<'a> {

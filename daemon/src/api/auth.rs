@@ -16,6 +16,7 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use crate::access::{Access, AccessError, policy};
 use crate::api::error::Refusal;
 use crate::api::serve::Peer;
+use crate::connections::ConnectionUse;
 use crate::model::access::Caller;
 use crate::registry;
 
@@ -52,6 +53,9 @@ pub(super) async fn admit(caller: Caller, mut request: Request, next: Next) -> R
         && let Err(denied) = policy::enter(&caller, path)
     {
         return tonic::Status::from(Refusal::from(denied)).into_http();
+    }
+    if let Some(connection) = request.extensions().get::<ConnectionUse>() {
+        connection.is_known();
     }
     request.extensions_mut().insert(caller);
     next.run(request).await

@@ -43,7 +43,6 @@ impl Refusal {
         Self::new(Code::Internal, "internal", format!("{context}; the daemon's log has the cause"))
     }
 
-    #[cfg(test)]
     pub fn detail(&self) -> &ErrorDetail {
         &self.detail
     }

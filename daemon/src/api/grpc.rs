@@ -1,5 +1,6 @@
 //! The `hearth.v1` services, one file each.
 
+mod answers;
 mod builds;
 mod contexts;
 mod images;
@@ -11,20 +12,20 @@ mod storage;
 mod system;
 mod transfer;
 mod upload;
+mod usage;
 
 use std::path::PathBuf;
 
-use axum::body::Body;
-use axum::extract::Request;
-use http_body_util::BodyExt as _;
 use tonic::{Extensions, Status};
 
 use super::error::Refusal;
 use crate::access::policy::{Action, decide};
 use crate::context::storage::Root;
 use crate::model::access::{Caller, StorageVerb};
+use crate::model::share_owner::ShareOwner;
 
 pub use super::convert::Entrance;
+pub use answers::Walks;
 pub use builds::BuildsService;
 pub use contexts::ContextsService;
 pub use images::ImagesService;
@@ -33,6 +34,7 @@ pub use secrets::SecretsService;
 pub use services::ServicesService;
 pub use storage::StorageService;
 pub use system::SystemService;
+pub use usage::DiskUsage;
 
 /// The caller that [`super::auth`] put there. Without one nothing is done.
 fn caller(extensions: &Extensions) -> Result<Caller, Status> {
@@ -41,13 +43,12 @@ fn caller(extensions: &Extensions) -> Result<Caller, Status> {
     })
 }
 
-/// Makes a request body that was cut off an error for its reader. tonic takes a stream that the
-/// client has cancelled for one that has ended well, so that a part of an upload would be kept as
-/// the whole; it does so for the status `cancelled` only.
-pub async fn cut_off_is_an_error(request: Request) -> Request {
-    request.map(|body| {
-        Body::new(body.map_err(|error| Status::aborted(format!("the request was cut off: {error}"))))
-    })
+/// Whose share of the disk the request takes.
+fn share_owner(extensions: &Extensions) -> Result<ShareOwner, Status> {
+    match extensions.get::<ShareOwner>() {
+        Some(owner) => Ok(owner.clone()),
+        None => Ok(ShareOwner(caller(extensions)?.name)),
+    }
 }
 
 /// Denies what the caller's grants do not cover.

@@ -1,20 +1,31 @@
 //! Accepts connections on a listener and serves one router on them, HTTP/1.1 and HTTP/2 alike.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::connect_info::ConnectInfo;
+use http::HeaderValue;
+use http::header::CONNECTION;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tonic::Code;
 use tower::ServiceExt as _;
 
+use super::error::Refusal;
+use super::guarded::guarded;
+use super::receive::{PublicRequests, refused};
+use crate::connections::{ConnectionPeer, Connections, Crowded, Held};
 use crate::task;
 
 /// A client has this long to send the head of a request.
@@ -22,9 +33,26 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A connection that does not answer a ping for this long is closed.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Bytes in flight per stream and connection: enough for a fast upload, bounded for memory.
-const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
-const MAX_STREAMS: u32 = 256;
+const STREAM_WINDOW: u32 = 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+const MAX_STREAMS: u32 = 128;
+/// Bytes of a stream's answer that wait to be sent.
+const MAX_SEND_BUFFER: usize = 256 * 1024;
+/// Bytes of a request's headers. Beyond it HTTP/2 refuses the request, continuation frames or not.
+const MAX_HEADERS: u32 = 32 * 1024;
+const MAX_HTTP1_BUFFER: usize = 64 * 1024;
+/// HTTP/2: streams that a client has reset before they were served, and that broke the protocol; with more, the
+/// connection is closed.
+const MAX_RESETS: usize = 20;
+const MAX_ERRORS: usize = 128;
+/// Connections that are told at a time why they are not served, and for how long.
+const MAX_REFUSALS: usize = 64;
+const REFUSAL_LIMIT: Duration = Duration::from_secs(2);
+const REFUSAL_WINDOW: u32 = 64 * 1024;
+/// For a connection to end that was told to.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+/// When somebody should try again for whom there is no connection.
+const RETRY: Duration = Duration::from_secs(5);
 /// After a failed accept, which is mostly "too many open files".
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -36,6 +64,16 @@ pub enum Peer {
     Unix {
         uid: u32,
     },
+}
+
+impl Peer {
+    /// Whose share of the connections it takes.
+    fn share(self) -> ConnectionPeer {
+        match self {
+            Self::Tcp(address) => ConnectionPeer::of(address.ip()),
+            Self::Unix { uid } => ConnectionPeer::User(uid),
+        }
+    }
 }
 
 pub trait Listener: Send + 'static {
@@ -63,31 +101,38 @@ impl Listener for UnixListener {
     }
 }
 
-/// Serves until `stop`, then lets requests in flight end within `grace`.
-pub async fn serve<L: Listener>(listener: L, router: Router, stop: CancellationToken, grace: Duration) {
-    let connections = GracefulShutdown::new();
+/// What a listener serves, and for how many.
+#[derive(Clone)]
+pub struct Served {
+    pub router: Router,
+    pub connections: Connections,
+    pub stop: CancellationToken,
+    /// For requests in flight when it stops.
+    pub grace: Duration,
+}
+
+/// Serves until told to stop, then lets requests in flight end.
+pub async fn serve<L: Listener>(listener: L, served: Served) {
+    let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = stop.cancelled() => break,
+            () = served.stop.cancelled() => break,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                let service = router.clone().map_request(move |mut request: http::Request<_>| {
-                    request.extensions_mut().insert(ConnectInfo(peer));
-                    request
-                });
-                let builder = connection_builder();
-                let connection = builder
-                    .serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service))
-                    .into_owned();
-                let connection = connections.watch(connection);
-                task::spawn("connection", async move {
-                    if let Err(error) = connection.await {
-                        tracing::debug!(?peer, %error, "connection ended");
+            Ok((stream, peer)) => match served.connections.admit(peer.share(), &served.stop) {
+                Ok(held) => {
+                    task::spawn("connection", serve_connection(stream, peer, held, served.clone()));
+                }
+                Err(crowded) => {
+                    metrics::counter!("hearth_connections_refused_total").increment(1);
+                    tracing::debug!(?peer, %crowded, "connection refused");
+                    // Beyond so many, a refusal is the end of the connection.
+                    if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
+                        task::spawn("refusal", refuse(stream, crowded, permit));
                     }
-                });
-            }
+                }
+            },
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -95,14 +140,80 @@ pub async fn serve<L: Listener>(listener: L, router: Router, stop: CancellationT
         }
     }
     drop(listener);
-    if tokio::time::timeout(grace, connections.shutdown()).await.is_err() {
-        tracing::warn!("requests were still running at the end of the grace period");
+    if tokio::time::timeout(served.grace + CLOSE_LIMIT, served.connections.all_ended()).await.is_err() {
+        tracing::warn!("connections were still open at the end of the grace period");
+    }
+}
+
+async fn serve_connection<S>(stream: S, peer: Peer, held: Held, served: Served)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (router, used, public) = (served.router, held.used().clone(), PublicRequests::default());
+    let service = service_fn(move |mut request: http::Request<Incoming>| {
+        let in_use = used.begin();
+        let extensions = request.extensions_mut();
+        extensions.insert(ConnectInfo(peer));
+        extensions.insert(used.clone());
+        extensions.insert(public.clone());
+        let answer = router.clone().oneshot(request);
+        async move { answer.await.map(|answer| guarded(answer, in_use)) }
+    });
+    let builder = connection_builder();
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let outcome = tokio::select! {
+        biased;
+        outcome = connection.as_mut() => outcome,
+        () = held.closing().cancelled() => {
+            let grace = if served.stop.is_cancelled() { served.grace } else { CLOSE_LIMIT };
+            connection.as_mut().graceful_shutdown();
+            match tokio::time::timeout(grace, connection).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err("closed".into()),
+            }
+        }
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(?peer, %error, "connection ended");
+    }
+}
+
+/// Says why a connection is not served, to whoever asks something on it soon.
+async fn refuse<S>(stream: S, crowded: Crowded, _permit: OwnedSemaphorePermit)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        let mut answer = refused(request.headers(), crowded.into());
+        if request.version() < http::Version::HTTP_2 {
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    let mut builder = connection_builder();
+    builder.http2().max_concurrent_streams(1).initial_connection_window_size(REFUSAL_WINDOW);
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    // Whatever came of it, the connection ends here.
+    let _ = tokio::time::timeout(REFUSAL_LIMIT, connection).await;
+}
+
+impl From<Crowded> for Refusal {
+    fn from(crowded: Crowded) -> Self {
+        Self::new(Code::ResourceExhausted, "too_many_connections", crowded.to_string())
+            .hint(
+                "close connections that are not needed, or raise [connections] in the daemon's configuration",
+            )
+            .retryable(Some(RETRY))
     }
 }
 
 fn connection_builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HTTP1_BUFFER);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -110,6 +221,10 @@ fn connection_builder() -> auto::Builder<TokioExecutor> {
         .keep_alive_timeout(KEEP_ALIVE)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(MAX_STREAMS);
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_send_buf_size(MAX_SEND_BUFFER)
+        .max_header_list_size(MAX_HEADERS)
+        .max_pending_accept_reset_streams(MAX_RESETS)
+        .max_local_error_reset_streams(MAX_ERRORS);
     builder
 }

@@ -2,7 +2,11 @@
 //!
 //! A submission first takes a [`Place`], which counts against the limits while the build is being
 //! stored, and then either [`enqueue`](Admission::enqueue)s its build or gives the place back.
-//! Slots go round among the callers that wait; within one caller the first come is the first served.
+//! Slots go round among the owners that wait; within one owner the first come is the first served.
+//!
+//! An *owner* stands for all names of one participant: the services that it has deployed build under names of their
+//! own. The queue is shared by dynamic thresholds: an owner may have as many builds waiting as there are places left
+//! for others. However many builds one owner submits, half of the queue is left, and of that the next one leaves half.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -15,7 +19,7 @@ pub struct Limits {
     pub concurrency: usize,
     /// Builds that wait, of all callers together.
     pub queue: usize,
-    /// Builds of one caller, running and waiting together.
+    /// Builds of one owner, running and waiting together.
     pub per_caller: usize,
 }
 
@@ -26,6 +30,8 @@ pub enum Deny {
     QueueFull { waiting: usize, retry_after: Duration },
     #[error("`{caller}` has {limit} builds running or waiting, and more are not accepted")]
     CallerLimit { caller: String, limit: usize, retry_after: Duration },
+    #[error("`{caller}` has {waiting} builds waiting; the places that are left in the queue are for others")]
+    QueueShare { caller: String, waiting: usize, retry_after: Duration },
     #[error("the daemon is ending and takes no new builds")]
     Draining,
 }
@@ -73,8 +79,17 @@ impl Admission {
         }
         let waiting = self.waiting_count() + self.places.values().sum::<usize>();
         let free = self.limits.concurrency.saturating_sub(self.running.len());
-        if waiting >= self.limits.queue.saturating_add(free) {
-            return Err(Deny::QueueFull { waiting, retry_after: self.retry_after() });
+        // Those that find a free slot wait for nobody.
+        if waiting >= free {
+            let left = self.limits.queue.saturating_sub(waiting - free);
+            if left == 0 {
+                return Err(Deny::QueueFull { waiting, retry_after: self.retry_after() });
+            }
+            let own = self.waiting_of(caller).saturating_sub(free);
+            if own >= left {
+                let (caller, retry_after) = (caller.to_owned(), self.retry_after());
+                return Err(Deny::QueueShare { caller, waiting: own, retry_after });
+            }
         }
         *self.places.entry(caller.to_owned()).or_default() += 1;
         Ok(Place { caller: caller.to_owned() })
@@ -163,13 +178,13 @@ impl Admission {
 
     fn of_caller(&self, caller: &str) -> usize {
         let running = self.running.values().filter(|name| *name == caller).count();
-        let waiting = self
-            .waiting
-            .iter()
-            .filter(|(name, _)| name == caller)
-            .map(|(_, queue)| queue.len())
-            .sum::<usize>();
-        running + waiting + self.places.get(caller).copied().unwrap_or(0)
+        running + self.waiting_of(caller)
+    }
+
+    /// Those that have a place only wait too.
+    fn waiting_of(&self, caller: &str) -> usize {
+        let own = self.waiting.iter().filter(|(name, _)| name == caller);
+        own.map(|(_, queue)| queue.len()).sum::<usize>() + self.places.get(caller).copied().unwrap_or(0)
     }
 
     /// Longer the more builds stand before the one who asks.
@@ -280,6 +295,35 @@ mod tests {
         assert_eq!(order, busy);
     }
 
+    #[test]
+    fn one_owner_leaves_half_of_the_queue_and_the_next_one_half_of_that() {
+        let mut admission = Admission::new(limits(1, 8, 100));
+        let mut accepted = |owner: &str| {
+            let mut count = 0;
+            let refused = loop {
+                match submit(&mut admission, owner) {
+                    Ok(_) => count += 1,
+                    Err(deny) => break deny,
+                }
+                admission.next();
+            };
+            (count, matches!(refused, Deny::QueueShare { .. }))
+        };
+        assert_eq!(accepted("greedy"), (1 + 4, true));
+        assert_eq!(accepted("second"), (2, true));
+        assert_eq!(accepted("third"), (1, true));
+        assert_eq!(accepted("fourth"), (1, false));
+    }
+
+    #[test]
+    fn free_slots_are_for_anybody() {
+        let mut admission = Admission::new(limits(4, 0, 100));
+        for _ in 0..4 {
+            submit(&mut admission, "a").unwrap();
+        }
+        assert!(matches!(submit(&mut admission, "a"), Err(Deny::QueueFull { .. })));
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Submit(u8),
@@ -299,6 +343,25 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn an_owner_that_has_nothing_waiting_is_refused_only_when_many_others_wait(
+            submitted in proptest::collection::vec((0u8..4, any::<bool>()), 0..400),
+            concurrency in 1usize..4, queue in 16usize..64,
+        ) {
+            let mut admission = Admission::new(limits(concurrency, queue, usize::MAX));
+            for (owner, runs) in submitted {
+                let _ = submit(&mut admission, &format!("o{owner}"));
+                if runs {
+                    admission.next();
+                }
+                // Four owners leave a part in 2^4, whatever they submit and however slots come free.
+                prop_assert!(admission.waiting_count() < queue + concurrency);
+                let place = admission.reserve("newcomer");
+                prop_assert!(place.is_ok(), "{:?}", place);
+                admission.give_back(place.unwrap());
+            }
+        }
+
         #[test]
         fn never_more_than_the_slots_run_and_a_caller_is_served_in_order(
             steps in steps(), concurrency in 1usize..4, queue in 0usize..8, per_caller in 1usize..6,

@@ -84,6 +84,15 @@ impl EventLog {
         }
     }
 
+    /// Bytes of the log of a build; none where there is no log.
+    pub fn size(directory: &Path, id: &BuildId) -> io::Result<u64> {
+        match std::fs::metadata(path_of(directory, id)) {
+            Ok(found) => Ok(found.len()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Ids that have a log in `directory`.
     pub fn ids(directory: &Path) -> io::Result<Vec<BuildId>> {
         let mut ids = Vec::new();

@@ -23,6 +23,7 @@ use super::service::{Active, Shared};
 use super::submit::packs_of;
 use crate::model::build::{BuildOutcome, BuildRecord, BuildSecrets, BuildState, EventKind};
 use crate::model::fault::Fault;
+use crate::model::share_owner::ShareOwner;
 use crate::task;
 
 /// How often a build is started in all.
@@ -100,7 +101,8 @@ async fn recover_one(shared: &Arc<Shared>, mut record: BuildRecord) -> Result<()
     }
     let mut state = shared.state();
     state.active.insert(record.id.clone(), Arc::new(active));
-    state.admission.restore(record.submitted_by, record.id);
+    let ShareOwner(owner) = shared.options.owners.of(&record.submitted_by);
+    state.admission.restore(owner, record.id);
     Ok(())
 }
 

@@ -10,7 +10,7 @@
 //! store, and what happened in it in its event log. A build that waits or runs has an [`Active`],
 //! which its driver, its watchers and those who cancel it share.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -31,6 +31,7 @@ use super::{recovery, retention};
 use crate::model::RoomRegistries;
 use crate::model::build::{BuildOutcome, BuildRecord, BuildSecrets};
 use crate::model::id::{BuildId, PackId};
+use crate::model::share_owner::ShareOwners;
 use crate::task;
 
 #[derive(Clone)]
@@ -58,6 +59,8 @@ pub struct Options {
     pub registry: String,
     pub room_registries: RoomRegistries,
     pub registry_credential: RegistryCredential,
+    /// Whose place in the queue a caller's builds take.
+    pub owners: ShareOwners,
 }
 
 /// What builds need of the rest of the daemon.
@@ -208,6 +211,22 @@ impl Handle {
             }
         }
         Ok(records)
+    }
+
+    /// Bytes of logs, by who submitted the builds.
+    pub async fn log_bytes(&self) -> Result<BTreeMap<String, u64>, BuildError> {
+        let records = self.list(BuildQuery { limit: usize::MAX, ..BuildQuery::default() }).await?;
+        let directory = self.shared.options.log_dir.clone();
+        let add = task::blocking("build logs", move || {
+            let mut bytes: BTreeMap<String, u64> = BTreeMap::new();
+            for record in records {
+                // One that cannot be looked at is told when it is read.
+                *bytes.entry(record.submitted_by).or_default() +=
+                    EventLog::size(&directory, &record.id).unwrap_or_default();
+            }
+            bytes
+        });
+        add.await.map_err(|_| StoreError("the daemon is ending".to_owned()).into())
     }
 
     /// A part of the log as lines.

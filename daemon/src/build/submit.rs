@@ -18,6 +18,7 @@ use crate::model::access::Patterns;
 use crate::model::build::{BuildRecord, BuildSecrets, BuildSpec, BuildState, EventKind};
 use crate::model::fault::Fault;
 use crate::model::id::{BuildId, PackId};
+use crate::model::share_owner::ShareOwner;
 use crate::model::trust::TrustDomain;
 use crate::model::{Digest, MountSource};
 use crate::task;
@@ -69,9 +70,11 @@ impl SubmitError {
     /// When to try again, where that may help.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Denied(Deny::QueueFull { retry_after, .. } | Deny::CallerLimit { retry_after, .. }) => {
-                Some(*retry_after)
-            }
+            Self::Denied(
+                Deny::QueueFull { retry_after, .. }
+                | Deny::CallerLimit { retry_after, .. }
+                | Deny::QueueShare { retry_after, .. },
+            ) => Some(*retry_after),
             _ => None,
         }
     }
@@ -107,9 +110,10 @@ impl Shared {
             return known(earlier);
         }
         self.check_disk().await?;
+        let ShareOwner(owner) = self.options.owners.of(&request.caller);
         let (place, has_slot) = {
             let admission = &mut self.state().admission;
-            (admission.reserve(&request.caller)?, admission.has_slot())
+            (admission.reserve(&owner)?, admission.has_slot())
         };
         let packs = packs_of(&request.spec);
         match self.hold_packs(&packs, &request.caller).await {

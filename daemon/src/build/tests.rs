@@ -26,6 +26,7 @@ use crate::model::build::{
 };
 use crate::model::id::BuildId;
 use crate::model::secret::{Credential, Secret};
+use crate::model::share_owner::ShareOwners;
 use crate::model::trust::TrustDomain;
 
 struct Room {
@@ -58,6 +59,7 @@ impl Room {
             min_free_space: 0,
             registry: "127.0.0.1:4327".to_owned(),
             room_registries: RoomRegistries::default(),
+            owners: ShareOwners::default(),
             registry_credential: Arc::new(|_, _| Credential {
                 username: "build".to_owned(),
                 password: Secret::new("token".to_owned()),

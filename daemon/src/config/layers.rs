@@ -57,6 +57,9 @@ fn merge(base: &mut Table, over: Table) {
     }
 }
 
+/// A lone caller may hold half of it: twice the largest message that a method takes.
+const MIN_RECEIVE_BYTES: u64 = 32 << 20;
+
 fn check(config: &Config) -> Result<(), ConfigError> {
     let invalid = |key, reason: &str| Err(ConfigError::Invalid { key, reason: reason.to_owned() });
     if config.room.is_empty() || config.room.chars().any(|c| c.is_control() || c.is_whitespace()) {
@@ -86,6 +89,25 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     }
     if let Some((one, other)) = config.trust.overlap() {
         return invalid("trust.domains", &format!("a caller could be in `{one}` and in `{other}`"));
+    }
+    let connections = &config.connections;
+    let counts = [
+        connections.api,
+        connections.api_per_peer,
+        connections.socket,
+        connections.socket_per_user,
+        connections.ingress,
+        connections.ingress_per_peer,
+        connections.requests_per_caller,
+    ];
+    if counts.contains(&0) || connections.idle_seconds == 0 || connections.stall_seconds == 0 {
+        return invalid("connections", "every number must be at least 1");
+    }
+    if connections.receive_bytes < MIN_RECEIVE_BYTES {
+        return invalid(
+            "connections.receive_bytes",
+            "must be at least 33554432, for two of the largest messages",
+        );
     }
     if config.builds.concurrency == 0 {
         return invalid("builds.concurrency", "must be at least 1");
@@ -154,12 +176,22 @@ mod tests {
         assert_eq!(load_with(&config.to_toml().unwrap(), &[]).unwrap(), config);
     }
 
+    /// Settings that are not tables of others.
+    fn leaves(value: &Value) -> usize {
+        match value {
+            Value::Table(table) => table.values().map(leaves).sum(),
+            _ => 1,
+        }
+    }
+
     #[test]
     fn the_example_file_shows_the_defaults() {
         let example = include_str!("../../../deploy/config/hearthd.toml");
         assert_eq!(load_with(example, &[]).unwrap(), Config::default());
         assert_eq!(load_with(&example.replace("#: ", ""), &[]).unwrap(), Config::default());
-        assert_eq!(example.matches("#: ").count(), 32, "every setting with a default is shown");
+        let shown = example.matches("#: ").count();
+        let defaults = leaves(&Value::Table(Table::try_from(Config::default()).unwrap()));
+        assert_eq!(shown, defaults, "every setting with a default is shown");
     }
 
     #[test]
@@ -174,6 +206,8 @@ mod tests {
             ("[builds]\nconcurrency = 0", "concurrency"),
             ("[trust]\ndomains = { a = ['x*'], b = ['xy'] }", "trust.domains"),
             ("[trust]\ndomains = { 'a b' = ['x'] }", "trust domain"),
+            ("[connections]\napi_per_peer = 0", "connections"),
+            ("[connections]\nreceive_bytes = 1000", "receive_bytes"),
             ("containerd = 'relative.sock'", "containerd"),
             ("[services]\nsubnet = '10.0.0.0'", "subnet"),
             ("[services]\nallow_capabilities = ['SYS_ADMIN']", "SYS_ADMIN"),

@@ -5,17 +5,15 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use axum::Router;
 use serde::Serialize;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
-use crate::api::serve::serve;
+use crate::api::serve::{Served, serve};
 use crate::config::Config;
+use crate::connections::Connections;
 use crate::ingress::{Ingress, Tls};
 use crate::task;
 
@@ -99,20 +97,21 @@ impl Listeners {
         Ok(bound)
     }
 
+    /// Serves the API on TCP as `app` says, on the unix socket with `places` of its own, and the ingress.
     pub(super) fn serve(
         self,
-        app: Router,
+        app: &Served,
+        places: Connections,
         ingress: Arc<Ingress>,
         tls: Option<Arc<Tls>>,
-        stop: &CancellationToken,
-        grace: Duration,
     ) -> Vec<JoinHandle<()>> {
-        let mut servers: Vec<_> = self
-            .tcp
-            .into_iter()
-            .map(|listener| task::spawn("tcp", serve(listener, app.clone(), stop.clone(), grace)))
-            .collect();
-        servers.push(task::spawn("unix", serve(self.unix, app, stop.clone(), grace)));
+        let (stop, grace) = (&app.stop, app.grace);
+        let mut servers: Vec<_> =
+            self.tcp.into_iter().map(|listener| task::spawn("tcp", serve(listener, app.clone()))).collect();
+        for connections in [&app.connections, &places] {
+            servers.push(task::spawn("connections", connections.clone().sweep_loop(stop.clone())));
+        }
+        servers.push(task::spawn("unix", serve(self.unix, Served { connections: places, ..app.clone() })));
         if let (Some(listener), Some(tls)) = (self.ingress_tls, tls) {
             let (watched, ended) = (Arc::clone(&tls), stop.clone());
             servers.push(task::spawn("certificates", async move { watched.watch(ended).await }));

@@ -1,11 +1,12 @@
 //! Everything that one port serves: gRPC, `/v2/`, health and metrics.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use axum::Router;
-use axum::middleware::{from_fn_with_state, map_request};
+use axum::middleware::{from_fn, from_fn_with_state};
 use hearth_proto::v1::builds_server::BuildsServer;
 use hearth_proto::v1::contexts_server::ContextsServer;
 use hearth_proto::v1::images_server::ImagesServer;
@@ -25,12 +26,14 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::access::Access;
 use crate::api::auth::require_caller;
 use crate::api::grpc::{
-    BuildsService, ContextsService, Entrance, ImagesService, PacksService, SecretsService, ServicesService,
-    StorageService, SystemService, cut_off_is_an_error,
+    BuildsService, ContextsService, DiskUsage, Entrance, ImagesService, PacksService, SecretsService,
+    ServicesService, StorageService, SystemService, Walks,
 };
 use crate::api::http::{self, Readiness};
+use crate::api::receive::{self, ReceiveOptions};
 use crate::context::mounts::Mounts;
 use crate::context::storage::Storage;
+use crate::disk::DiskShares;
 use crate::image::{Elsewhere, Images};
 use crate::model::RoomRegistries;
 use crate::packs::Packs;
@@ -58,6 +61,9 @@ pub(super) struct Parts {
     pub room: String,
     pub rooms: RoomRegistries,
     pub max_timeout: Duration,
+    pub receive: ReceiveOptions,
+    pub disk: DiskShares,
+    pub state_dir: PathBuf,
 }
 
 /// The names that `grpc.health.v1` is asked for; the empty one is the daemon as a whole.
@@ -75,14 +81,33 @@ const SERVICES: [&str; 9] = [
 
 pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
     let (reporter, health) = tonic_health::server::health_reporter();
+    let usage = DiskUsage {
+        disk: parts.disk.clone(),
+        packs: parts.packs.clone(),
+        images: parts.images.clone(),
+        builds: parts.builds.clone(),
+        state_dir: parts.state_dir,
+    };
     let builds =
         BuildsService { builds: parts.builds, rooms: parts.rooms.clone(), max_timeout: parts.max_timeout };
-    let contexts =
-        ContextsService { contexts: parts.contexts, mounts: parts.mounts, rooms: parts.rooms.clone() };
-    let images =
-        ImagesService { images: parts.images, storage: parts.storage.clone(), elsewhere: parts.elsewhere };
-    let packs =
-        PacksService { packs: parts.packs, storage: parts.storage.clone(), rooms: parts.rooms.clone() };
+    let contexts = ContextsService {
+        contexts: parts.contexts,
+        mounts: parts.mounts,
+        rooms: parts.rooms.clone(),
+        walks: Walks::default(),
+    };
+    let images = ImagesService {
+        images: parts.images,
+        storage: parts.storage.clone(),
+        elsewhere: parts.elsewhere,
+        disk: parts.disk.clone(),
+    };
+    let packs = PacksService {
+        packs: parts.packs,
+        storage: parts.storage.clone(),
+        rooms: parts.rooms.clone(),
+        disk: parts.disk.clone(),
+    };
     let secrets = SecretsService { secrets: parts.secrets, deploys: parts.deploys.clone() };
     let services =
         ServicesService { deploys: parts.deploys, rooms: parts.rooms.clone(), entrance: parts.entrance };
@@ -91,8 +116,9 @@ pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
         room_registries: parts.rooms,
         readiness: Arc::clone(&parts.readiness),
         access: Arc::clone(&parts.access),
+        usage,
     };
-    let storage = StorageService { storage: parts.storage };
+    let storage = StorageService { storage: parts.storage, disk: parts.disk };
     macro_rules! sized {
         ($server:expr) => {
             $server.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
@@ -114,13 +140,14 @@ pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
     let private = grpc
         .into_axum_router()
         .reset_fallback()
-        .layer(map_request(cut_off_is_an_error))
         .merge(parts.registry)
+        .route_layer(from_fn_with_state(parts.receive, receive::within_share))
         .route_layer(from_fn_with_state(parts.access, require_caller));
     let public = http::router(parts.readiness, parts.metrics)
         .route_service("/grpc.health.v1.Health/{*method}", health)
         .route_service("/grpc.reflection.v1.ServerReflection/{*method}", reflection().build_v1()?)
-        .route_service("/grpc.reflection.v1alpha.ServerReflection/{*method}", reflection().build_v1alpha()?);
+        .route_service("/grpc.reflection.v1alpha.ServerReflection/{*method}", reflection().build_v1alpha()?)
+        .route_layer(from_fn(receive::public));
     Ok((public.merge(private).fallback(http::unknown_path).layer(CatchPanicLayer::new()), reporter))
 }
 
@@ -141,6 +168,7 @@ pub(super) struct Changes {
     pub buildkit: watch::Receiver<Status>,
     pub containerd: watch::Receiver<Status>,
     pub services: watch::Receiver<Result<(), String>>,
+    pub work: watch::Receiver<Result<(), String>>,
 }
 
 impl Changes {
@@ -149,6 +177,7 @@ impl Changes {
             () = change(&mut self.buildkit) => {}
             () = change(&mut self.containerd) => {}
             () = change(&mut self.services) => {}
+            () = change(&mut self.work) => {}
         }
     }
 }

@@ -13,6 +13,7 @@ use super::DRAIN_GRACE;
 use super::listeners::{Addresses, Listeners};
 use crate::api::grpc::Entrance;
 use crate::config::Config;
+use crate::connections::ConnectionLimits;
 use crate::containerd::{self, Containerd, managed, of_state_dir};
 use crate::deploy::mounts::InstanceMounts;
 use crate::deploy::port::{Network, NetworkError, Runtime as _};
@@ -73,9 +74,9 @@ pub(super) fn entrance(addresses: &Addresses) -> Entrance {
     Entrance { tls: tls.is_some(), port: tls.unwrap_or(addresses.ingress).port() }
 }
 
-pub(super) fn ingress_options(config: &Config) -> ingress::Options {
+pub(super) fn ingress_options(config: &Config, connections: ConnectionLimits) -> ingress::Options {
     let trusted_proxies = config.services.trusted_proxies.clone();
-    ingress::Options { trusted_proxies, ..ingress::Options::default() }
+    ingress::Options { trusted_proxies, connections, ..ingress::Options::default() }
 }
 
 /// What the ingress shows over TLS, where it serves that.

@@ -372,6 +372,16 @@ impl Handle {
         }
     }
 
+    /// Tells who has made a service, by its id or name, for as long as it is there.
+    pub fn creators(&self) -> impl Fn(&str) -> Option<String> + Send + Sync + use<> {
+        let shared = Arc::downgrade(&self.shared);
+        move |service| {
+            let entry = shared.upgrade()?.find(service).ok()?;
+            let creator = entry.state().service.created_by.clone();
+            Some(creator)
+        }
+    }
+
     /// Waits a while for that.
     pub(super) async fn become_ready(&self) -> Result<(), DeployError> {
         let mut ready = self.ready();

@@ -67,6 +67,8 @@ pub enum ImageError {
     Read { digest: Digest, source: std::io::Error },
     #[error("content that is not needed cannot be removed: {0}")]
     Sweep(std::io::Error),
+    #[error("an archive cannot be kept while it arrives: {0}")]
+    Scratch(std::io::Error),
     #[error("the daemon is ending")]
     Ending,
 }
@@ -84,6 +86,14 @@ pub struct LayerMismatch {
 }
 
 impl ImageError {
+    /// Why what arrives of an archive was not written.
+    pub fn scratch(error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::NoSpace,
+            _ => Self::Scratch(error),
+        }
+    }
+
     /// Stable word for the cause.
     pub fn code(&self) -> &'static str {
         match self {
@@ -111,7 +121,9 @@ impl ImageError {
             Self::Remote(error) => error.code(),
             Self::Credentials(_) => "registry_credentials",
             Self::TooManyBlobs { .. } => "invalid_manifest",
-            Self::Catalog(_) | Self::Read { .. } | Self::Sweep(_) | Self::Ending => "internal",
+            Self::Catalog(_) | Self::Read { .. } | Self::Sweep(_) | Self::Scratch(_) | Self::Ending => {
+                "internal"
+            }
         }
     }
 

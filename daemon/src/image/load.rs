@@ -169,7 +169,9 @@ fn put_packed(blobs: &dyn Blobs, packed: &Packed) -> Result<(Descriptor, Content
         blobs.put(&digest, &mut content).map_err(|error| match error {
             BlobError::DiskFull => ImageError::NoSpace,
             BlobError::Io(source) => failed(source),
-            error @ BlobError::Mismatch { .. } => failed(io::Error::new(io::ErrorKind::InvalidData, error)),
+            error @ (BlobError::Mismatch { .. } | BlobError::Quota(_)) => {
+                failed(io::Error::new(io::ErrorKind::InvalidData, error))
+            }
         })?;
     }
     let top = packed.descriptor();
@@ -243,6 +245,14 @@ struct Keep<'a> {
     full: bool,
 }
 
+impl Received {
+    /// Content that the room did not have before.
+    pub fn brought(&self) -> Vec<(Digest, u64)> {
+        let fresh = self.stored.iter().filter(|stored| stored.fresh.is_some());
+        fresh.map(|stored| (stored.digest, stored.size)).collect()
+    }
+}
+
 impl ArchiveSink for Keep<'_> {
     fn blob(&mut self, digest: &Digest, _size: u64, content: &mut dyn Read) -> io::Result<()> {
         if self.stored.len() >= MAX_BLOBS {
@@ -259,7 +269,9 @@ impl ArchiveSink for Keep<'_> {
                 Err(io::ErrorKind::StorageFull.into())
             }
             // The reader of the archive says so itself, before its content ends.
-            Err(error @ BlobError::Mismatch { .. }) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+            Err(error @ (BlobError::Mismatch { .. } | BlobError::Quota(_))) => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, error))
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Packs: images without a tag that builds use as context. A pack goes when the last build that
 //! holds it ends, or when no build has held it for an hour.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,9 @@ use crate::task;
 
 /// A pack that no build holds is dropped after this long.
 pub const UNUSED: Duration = Duration::from_secs(3600);
+
+/// What the owner of an image begins with that was fetched for a participant's mounts.
+pub(super) const MOUNTS_OF: &str = "image mounts of ";
 
 /// What is known of packs beside their records. Locked while one is looked up and while one is
 /// removed, so that no build is given a pack that is going.
@@ -85,6 +88,19 @@ impl Images {
     /// All packs there are.
     pub async fn packs(&self) -> Result<Vec<Pack>, ImageError> {
         Ok(self.shared.catalog.packs().await?)
+    }
+
+    /// Bytes of the packs of each participant that are images: base images that builds mount, mostly.
+    pub async fn pack_bytes(&self) -> Result<BTreeMap<String, u64>, ImageError> {
+        let mut bytes: BTreeMap<String, u64> = BTreeMap::new();
+        for pack in self.packs().await? {
+            let Some(manifest) = pack.image() else { continue };
+            // A damaged pack is told where it is used.
+            let Ok(contents) = self.contents(manifest).await else { continue };
+            let owner = pack.owner.strip_prefix(MOUNTS_OF).unwrap_or(&pack.owner);
+            *bytes.entry(owner.to_owned()).or_default() += contents.size_bytes;
+        }
+        Ok(bytes)
     }
 
     pub(super) async fn remember_brought(&self, id: &PackId, stored: &[Stored]) {

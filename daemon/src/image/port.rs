@@ -14,6 +14,7 @@ mod layers;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -38,10 +39,20 @@ pub trait Blobs: Send + Sync + 'static {
     /// is [`BlobError::Mismatch`] and leaves nothing. Content that is there already is read to its end
     /// and verified all the same, and touched.
     fn put(&self, digest: &Digest, content: &mut dyn io::Read) -> Result<Stored, BlobError>;
+    /// As [`put`](Self::put), for content that comes in pieces.
+    fn receive(&self, digest: &Digest) -> io::Result<Box<dyn IncomingBlob>>;
+    /// A file without a name, and the directory that it was made in.
+    fn scratch_file(&self) -> io::Result<(File, PathBuf)>;
     /// Takes back what [`put`](Self::put) brought, unless someone has touched it since.
     fn take_back(&self, stored: &Stored) -> io::Result<()>;
     /// Removes every blob that is neither in `live` nor touched since `before`.
     fn sweep(&self, live: &HashSet<Digest>, before: SystemTime) -> io::Result<Swept>;
+}
+
+/// Content on its way in; see [`Blobs::receive`]. Dropping it before it is finished leaves nothing.
+pub trait IncomingBlob: Send + 'static {
+    fn write(&mut self, content: &[u8]) -> Result<(), BlobError>;
+    fn finish(self: Box<Self>, expected: &Digest) -> Result<Stored, BlobError>;
 }
 
 /// What [`Blobs::put`] did.
@@ -65,6 +76,9 @@ pub enum BlobError {
     Mismatch { expected: Digest, actual: Digest },
     #[error("no space is left for blob content")]
     DiskFull,
+    /// Whoever sends it holds as much as one caller may.
+    #[error("{0}")]
+    Quota(String),
     #[error(transparent)]
     Io(io::Error),
 }

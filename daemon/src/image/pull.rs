@@ -12,19 +12,22 @@ use std::collections::{BTreeSet, HashSet};
 use std::io::Cursor;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use hearth_pack::image as oci;
-use hearth_pack::remote::{BlobReader, CHUNKS_AHEAD, Remote, RemoteError, Source};
+use hearth_pack::remote::{CHUNKS_AHEAD, Remote, RemoteError, Source};
 use tokio::sync::mpsc;
 
 use super::contents::Contents;
 use super::load::MAX_BLOBS;
-use super::port::{BlobError, Stored};
+use super::packs::MOUNTS_OF;
+use super::port::{BlobError, IncomingBlob, Stored};
 use super::{Destination, ImageError, Images, Loaded, Transfer};
 use crate::model::image::{Descriptor, Platform};
 use crate::model::manifest::{Manifest, Part, PartKind};
 use crate::model::{Digest, Reference};
 use crate::task;
+use crate::task::in_turn::{InTurn, Stopped};
 
 /// Blobs on their way at the same time.
 const TOGETHER: usize = 3;
@@ -115,7 +118,7 @@ impl Images {
         caller: &str,
     ) -> Result<Descriptor, ImageError> {
         // No participant is given the id of such a pack, whatever their name.
-        let owner = format!("image mounts of {caller}");
+        let owner = format!("{MOUNTS_OF}{caller}");
         let destination = Destination::Pack { owner: owner.clone() };
         let platforms = Platforms::One(Platform::host());
         let pull = Pull { remote, reference, platforms, destination };
@@ -168,23 +171,56 @@ impl Images {
     }
 
     async fn bring(&self, remote: &Remote, source: &Source, part: &Part) -> Result<Stored, ImageError> {
-        let (send, chunks) = mpsc::channel(CHUNKS_AHEAD);
-        let (shared, digest) = (Arc::clone(&self.shared), part.digest);
-        let keep = move || shared.blobs.put(&digest, &mut BlobReader::new(chunks));
+        let (send, mut chunks) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
+        let digest = part.digest;
         let blob = oci::Descriptor::new("", digest, part.size);
         let fetch = async {
             let fetched = remote.blob(source, &blob, &send).await;
             drop(send);
             fetched
         };
-        let (fetched, kept) = tokio::join!(fetch, task::blocking("pull blob", keep));
-        let kept = kept.map_err(|_| ImageError::Ending)?;
+        let keep = async {
+            let kept = self.keep(digest, &mut chunks).await;
+            // Whoever fetches learns that nobody takes more.
+            chunks.close();
+            kept
+        };
+        let (fetched, kept) = tokio::join!(fetch, keep);
         match (fetched, kept) {
-            (Ok(()), Ok(stored)) => Ok(stored),
+            (Ok(()), Ok(incoming)) => {
+                let stored = task::blocking("pull blob", move || incoming.finish(&digest)).await;
+                stored.map_err(|_| ImageError::Ending)?.map_err(|error| stored_error(digest, error))
+            }
             // Whoever kept it has stopped, and says why.
-            (Ok(()) | Err(RemoteError::NotTaken { .. }), Err(error)) => Err(stored_error(digest, error)),
+            (Ok(()) | Err(RemoteError::NotTaken { .. }), Err(error)) => Err(error),
             (Err(error), _) => Err(error.into()),
         }
+    }
+
+    /// Writes chunks as they come. No thread waits for the registry: one is taken for what has come.
+    async fn keep(
+        &self,
+        digest: Digest,
+        chunks: &mut mpsc::Receiver<Bytes>,
+    ) -> Result<Box<dyn IncomingBlob>, ImageError> {
+        let shared = Arc::clone(&self.shared);
+        let begun = task::blocking("pull blob", move || shared.blobs.receive(&digest)).await;
+        let begun = begun.map_err(|_| ImageError::Ending)?;
+        let begun = begun.map_err(|error| stored_error(digest, error.into()))?;
+        let mut incoming = InTurn::new("pull blob", begun);
+        let stopped = |stopped| match stopped {
+            Stopped::Failed(error) => stored_error(digest, error),
+            Stopped::Ended => ImageError::Ending,
+        };
+        let mut batch = Vec::new();
+        while chunks.recv_many(&mut batch, CHUNKS_AHEAD).await > 0 {
+            let batch = std::mem::take(&mut batch);
+            let write = move |incoming: &mut Box<dyn IncomingBlob>| {
+                batch.iter().try_for_each(|chunk| incoming.write(chunk))
+            };
+            incoming.next(write).await.map_err(stopped)?;
+        }
+        incoming.finish().await.map_err(stopped)
     }
 }
 
@@ -192,7 +228,7 @@ pub(super) fn stored_error(digest: Digest, error: BlobError) -> ImageError {
     let source = match error {
         BlobError::DiskFull => return ImageError::NoSpace,
         BlobError::Io(source) => source,
-        error @ BlobError::Mismatch { .. } => std::io::Error::other(error),
+        error @ (BlobError::Mismatch { .. } | BlobError::Quota(_)) => std::io::Error::other(error),
     };
     ImageError::Read { digest, source }
 }

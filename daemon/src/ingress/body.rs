@@ -10,6 +10,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::backend::InFlight;
 use super::upstream::Upstream;
+use crate::connections::InUse;
 
 /// What goes to an instance.
 #[derive(Debug)]
@@ -75,13 +76,24 @@ pub(super) struct Streamed {
     body: Incoming,
     upstream: Option<Box<Upstream>>,
     entered: InFlight,
-    /// Connections that are kept to one instance.
     room: usize,
+    _in_use: InUse,
+}
+
+/// What an answer leads together.
+pub(super) struct StreamEnds {
+    pub(super) upstream: Box<Upstream>,
+    pub(super) entered: InFlight,
+    /// Connections that are kept to one instance.
+    pub(super) room: usize,
+    /// Of the client's connection.
+    pub(super) in_use: InUse,
 }
 
 impl Streamed {
-    pub(super) fn new(body: Incoming, upstream: Box<Upstream>, entered: InFlight, room: usize) -> Self {
-        Self { body, upstream: Some(upstream), entered, room }
+    pub(super) fn new(body: Incoming, ends: StreamEnds) -> Self {
+        let StreamEnds { upstream, entered, room, in_use } = ends;
+        Self { body, upstream: Some(upstream), entered, room, _in_use: in_use }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {

@@ -13,7 +13,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
 
 use super::backend::InFlight;
-use super::body::{AnswerBody, RequestBody, Streamed};
+use super::body::{AnswerBody, RequestBody, StreamEnds, Streamed};
 use super::page::Refusal;
 use super::serve::Connection;
 use super::table::Entry;
@@ -61,6 +61,7 @@ impl Ingress {
         connection: &Arc<Connection>,
         request: Request<Incoming>,
     ) -> Response<AnswerBody> {
+        let _in_use = connection.held.used().begin();
         let accept = request.headers().get(header::ACCEPT).cloned();
         let told = tracing::enabled!(tracing::Level::DEBUG).then(|| {
             (request.method().clone(), request.headers().get(header::HOST).cloned(), Instant::now())
@@ -97,6 +98,7 @@ impl Ingress {
         if entry.private {
             token::admit(request.headers_mut(), &self.access).map_err(Refusal::Token)?;
         }
+        connection.held.used().is_known();
         // Asked while the cookies are there that a browser has sent.
         let with_cookies = request.headers().contains_key(header::COOKIE);
         token::strip_cookie(request.headers_mut());
@@ -234,8 +236,13 @@ impl Ingress {
             Ok(mut response) => {
                 headers::to_client(response.headers_mut(), false);
                 *response.version_mut() = Version::HTTP_11;
-                let room = self.options.kept;
-                Ok(response.map(|body| AnswerBody::Streamed(Streamed::new(body, upstream, entered, room))))
+                let ends = StreamEnds {
+                    upstream,
+                    entered,
+                    room: self.options.kept,
+                    in_use: connection.held.used().begin(),
+                };
+                Ok(response.map(|body| AnswerBody::Streamed(Streamed::new(body, ends))))
             }
             Err(SendFailure::NotSent(request)) if attempt < ATTEMPTS => Err(Unanswered::Again(request)),
             Err(SendFailure::NoAnswer(error)) => {
@@ -267,6 +274,7 @@ impl Ingress {
         headers::to_client(response.headers_mut(), true);
         let tunnel = Tunnel {
             entered,
+            _in_use: connection.held.used().begin(),
             connection: Arc::clone(connection),
             websocket,
             idle: self.options.upgrade_idle,

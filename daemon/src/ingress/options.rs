@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::connections::ConnectionLimits;
 use crate::model::{AddressBlock, CertificateFiles};
 
 #[derive(Clone, Debug)]
@@ -22,8 +23,8 @@ pub struct Options {
     pub workers: usize,
     /// Connections to one instance that each of them keeps.
     pub kept: usize,
-    /// Connections of clients; more wait to be accepted.
-    pub connections: usize,
+    /// Connections of clients.
+    pub connections: ConnectionLimits,
     pub max_head_bytes: usize,
     /// Proxies whose `X-Forwarded-*` is believed. Everybody else's is replaced.
     pub trusted_proxies: Vec<AddressBlock>,
@@ -40,7 +41,12 @@ impl Default for Options {
             kept_idle: Duration::from_secs(60),
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             kept: 64,
-            connections: 10_000,
+            connections: ConnectionLimits {
+                total: 10_000,
+                per_peer: 2_500,
+                unknown: Duration::from_secs(30),
+                idle: Duration::from_secs(300),
+            },
             max_head_bytes: 64 * 1024,
             trusted_proxies: Vec::new(),
         }

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::body::AnswerBody;
 use crate::access::AccessError;
+use crate::connections::Crowded;
 use crate::model::service::ServiceName;
 
 /// Seconds after which one more attempt makes sense.
@@ -16,6 +17,8 @@ const SHOWN: usize = 253;
 /// Why a request was not led to an instance, or came back without an answer.
 #[derive(Debug)]
 pub(super) enum Refusal {
+    /// There is no place for the connection.
+    Crowded(Crowded),
     Malformed(&'static str),
     /// CONNECT: this is no forward proxy.
     Method,
@@ -49,11 +52,21 @@ impl Refusal {
         let text = |status, code, message: String, hint| {
             let retryable = matches!(
                 self,
-                Self::NoInstance(_) | Self::Unreachable(_) | Self::TimedOut(_) | Self::SlowBody
+                Self::NoInstance(_)
+                    | Self::Unreachable(_)
+                    | Self::TimedOut(_)
+                    | Self::SlowBody
+                    | Self::Crowded(_)
             );
             Text { status, code, message, hint, retryable }
         };
         match self {
+            Self::Crowded(crowded) => text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too_many_connections",
+                crowded.to_string(),
+                "Close connections that are not needed, and try again.",
+            ),
             Self::Malformed(reason) => text(
                 StatusCode::BAD_REQUEST,
                 "bad_request",
@@ -146,7 +159,7 @@ impl Refusal {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         match self {
-            Self::NoInstance(_) | Self::Unreachable(_) => {
+            Self::NoInstance(_) | Self::Unreachable(_) | Self::Crowded(_) => {
                 headers.insert(header::RETRY_AFTER, RETRY_AFTER);
             }
             Self::Token(AccessError::Missing) => {

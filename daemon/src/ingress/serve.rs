@@ -14,14 +14,15 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::headers::Client;
+use super::page::Refusal;
 use super::tls::Tls;
 use super::upstream::PIECE;
 use super::workers::Seat;
 use super::{Ingress, Options};
+use crate::connections::{ConnectionPeer, Crowded, Held};
 
 /// What a client with prior knowledge begins HTTP/2 with (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -39,6 +40,14 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 const MAX_STREAMS: u32 = 200;
+/// HTTP/2: streams that a client has reset before they were served, and that broke the protocol; with more, the
+/// connection is closed.
+const MAX_RESETS: usize = 20;
+const MAX_ERRORS: usize = 128;
+/// For a client to ask on a connection that is not served, and to be told so.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(2);
+/// For a connection to end that was told to make room.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
 /// A client's connection.
 pub(super) struct Connection {
@@ -46,7 +55,7 @@ pub(super) struct Connection {
     /// The daemon drains.
     pub(super) stop: CancellationToken,
     pub(super) seat: Seat,
-    _slot: OwnedSemaphorePermit,
+    pub(super) held: Held,
 }
 
 impl Ingress {
@@ -63,20 +72,31 @@ impl Ingress {
         let abort = CancellationToken::new();
         let _abort = abort.clone().drop_guard();
         self.workers.each("sweep", |worker| sweep_loop(Arc::clone(&self), worker, abort.clone()));
+        self.workers.spawn("connections", |_| self.connections.clone().sweep_loop(abort.clone()));
         loop {
-            let slot = Arc::clone(&self.connections).acquire_owned();
             let accepted = tokio::select! {
-                accepted = accept(&listener, slot) => accepted,
+                accepted = accept(&listener) => accepted,
                 () = stop.cancelled() => break,
             };
             match accepted {
-                Ok((stream, peer, slot)) => {
+                Ok((stream, peer)) => {
                     let trusted = self.options.trusted_proxies.iter().any(|block| block.contains(peer.ip()));
+                    let share = match trusted {
+                        true => ConnectionPeer::Proxy(peer.ip()),
+                        false => ConnectionPeer::of(peer.ip()),
+                    };
+                    let held = match self.connections.admit(share, &stop) {
+                        Ok(held) => held,
+                        Err(crowded) => {
+                            self.refuse(stream, crowded, tls.is_some());
+                            continue;
+                        }
+                    };
                     let client = Client::new(peer.ip(), tls.is_some(), trusted);
                     let (ingress, tls) = (Arc::clone(&self), tls.clone());
                     let (stop, abort) = (stop.clone(), abort.clone());
                     self.workers.spawn("ingress connection", |seat| async move {
-                        let connection = Connection { client, stop, seat, _slot: slot };
+                        let connection = Connection { client, stop, seat, held };
                         let outcome = tokio::select! {
                             biased;
                             outcome = serve_one(ingress, stream, tls, connection) => outcome,
@@ -94,12 +114,39 @@ impl Ingress {
             }
         }
         drop(listener);
-        // Each connection has one slot: with all of them here, none is left.
-        let slots = u32::try_from(self.options.connections).unwrap_or(u32::MAX);
-        if tokio::time::timeout(grace, self.connections.acquire_many(slots)).await.is_err() {
+        if tokio::time::timeout(grace, self.connections.all_ended()).await.is_err() {
             tracing::warn!("requests to services were still running at the end of the grace period");
         }
     }
+
+    /// Tells a client why its connection is not served; over TLS, and beyond so many at a time, its end tells.
+    fn refuse(&self, stream: std::net::TcpStream, crowded: Crowded, tls: bool) {
+        metrics::counter!("hearth_connections_refused_total").increment(1);
+        let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else { return };
+        if !tls {
+            self.workers.spawn("refusal", |seat| async move {
+                let _held = (seat, permit);
+                // Whatever came of it, the connection ends here.
+                let _ = tokio::time::timeout(REFUSAL_LIMIT, tell(stream, crowded)).await;
+            });
+        }
+    }
+}
+
+/// Answers the first request that comes with a refusal.
+async fn tell(stream: std::net::TcpStream, crowded: Crowded) -> io::Result<()> {
+    let stream = TcpStream::from_std(stream)?;
+    let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+        let answer = Refusal::Crowded(crowded).page(request.headers().get(http::header::ACCEPT));
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    let served = if begins_http2(&stream).await? {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.max_concurrent_streams(1).serve_connection(TokioIo::new(stream), service).await
+    } else {
+        http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service).await
+    };
+    served.map_err(io::Error::other)
 }
 
 /// On the worker whose kept connections it looks at.
@@ -111,13 +158,9 @@ async fn sweep_loop(ingress: Arc<Ingress>, worker: usize, abort: CancellationTok
 }
 
 /// The connection is of no runtime yet: it will be of its worker's.
-async fn accept(
-    listener: &TcpListener,
-    slot: impl Future<Output = Result<OwnedSemaphorePermit, tokio::sync::AcquireError>>,
-) -> io::Result<(std::net::TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let slot = slot.await.map_err(io::Error::other)?;
+async fn accept(listener: &TcpListener) -> io::Result<(std::net::TcpStream, SocketAddr)> {
     let (stream, peer) = listener.accept().await?;
-    Ok((stream.into_std()?, peer, slot))
+    Ok((stream.into_std()?, peer))
 }
 
 /// Connections inherit these from their listener, which saves the calls for each.
@@ -138,9 +181,12 @@ async fn serve_one(
 ) -> io::Result<()> {
     let stream = TcpStream::from_std(stream)?;
     let late = |_| io::Error::from(io::ErrorKind::TimedOut);
+    let gone = || io::Error::other("closed before the first request");
     match tls {
         Some(tls) => {
-            let stream = tokio::time::timeout(HANDSHAKE_LIMIT, tls.accept(stream)).await.map_err(late)??;
+            let handshake = tokio::time::timeout(HANDSHAKE_LIMIT, tls.accept(stream));
+            let handshake = connection.held.closing().run_until_cancelled(handshake).await;
+            let stream = handshake.ok_or_else(gone)?.map_err(late)??;
             if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
                 serve_http2(ingress, stream, connection).await
             } else {
@@ -148,8 +194,9 @@ async fn serve_one(
             }
         }
         None => {
-            let begins = begins_http2(&stream);
-            if tokio::time::timeout(ingress.options.head, begins).await.map_err(late)?? {
+            let begins = tokio::time::timeout(ingress.options.head, begins_http2(&stream));
+            let begins = connection.held.closing().run_until_cancelled(begins).await;
+            if begins.ok_or_else(gone)?.map_err(late)?? {
                 serve_http2(ingress, stream, connection).await
             } else {
                 serve_http1(ingress, stream, connection).await
@@ -177,7 +224,7 @@ async fn serve_http1<S>(ingress: Arc<Ingress>, stream: S, connection: Connection
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let stop = connection.stop.clone();
+    let ends = Ends::of(&connection);
     let builder = http1_builder(&ingress.options);
     let connection = Arc::new(connection);
     let service = service_fn(move |request| {
@@ -185,14 +232,14 @@ where
         async move { Ok::<_, Infallible>(ingress.answer(&connection, request).await) }
     });
     let serving = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
-    until_stopped(serving, stop, |serving| serving.graceful_shutdown()).await
+    until_stopped(serving, ends, |serving| serving.graceful_shutdown()).await
 }
 
 async fn serve_http2<S>(ingress: Arc<Ingress>, stream: S, connection: Connection) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let stop = connection.stop.clone();
+    let ends = Ends::of(&connection);
     let builder = http2_builder(&ingress.options);
     let connection = Arc::new(connection);
     let service = service_fn(move |request| {
@@ -200,15 +247,24 @@ where
         async move { Ok::<_, Infallible>(ingress.answer(&connection, request).await) }
     });
     let serving = builder.serve_connection(TokioIo::new(stream), service);
-    until_stopped(serving, stop, |serving| serving.graceful_shutdown()).await
+    until_stopped(serving, ends, |serving| serving.graceful_shutdown()).await
+}
+
+/// What ends a connection beside its client.
+struct Ends {
+    /// The daemon's end, or a place that is needed or not used.
+    closing: CancellationToken,
+    stop: CancellationToken,
+}
+
+impl Ends {
+    fn of(connection: &Connection) -> Self {
+        Self { closing: connection.held.closing().clone(), stop: connection.stop.clone() }
+    }
 }
 
 /// Serves a connection to its end; told to stop, lets it answer what it has begun.
-async fn until_stopped<C>(
-    serving: C,
-    stop: CancellationToken,
-    shut_down: impl FnOnce(Pin<&mut C>),
-) -> io::Result<()>
+async fn until_stopped<C>(serving: C, ends: Ends, shut_down: impl FnOnce(Pin<&mut C>)) -> io::Result<()>
 where
     C: Future<Output = hyper::Result<()>>,
 {
@@ -216,10 +272,14 @@ where
     tokio::select! {
         biased;
         outcome = &mut serving => return outcome.map_err(io::Error::other),
-        () = stop.cancelled() => {}
+        () = ends.closing.cancelled() => {}
     }
     shut_down(serving.as_mut());
-    serving.await.map_err(io::Error::other)
+    if ends.stop.is_cancelled() {
+        return serving.await.map_err(io::Error::other);
+    }
+    let limited = tokio::time::timeout(CLOSE_LIMIT, serving).await;
+    limited.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map_err(io::Error::other)
 }
 
 fn http1_builder(options: &Options) -> http1::Builder {
@@ -241,6 +301,8 @@ fn http2_builder(options: &Options) -> http2::Builder<TokioExecutor> {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(options.max_head_bytes).unwrap_or(u32::MAX))
-        .max_concurrent_streams(MAX_STREAMS);
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_pending_accept_reset_streams(MAX_RESETS)
+        .max_local_error_reset_streams(MAX_ERRORS);
     builder
 }

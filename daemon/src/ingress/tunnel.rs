@@ -18,6 +18,7 @@ use super::backend::InFlight;
 use super::frames::{CLOSE_TO_CLIENT, CLOSE_TO_INSTANCE, Frames};
 use super::serve::Connection;
 use super::upstream::Upstream;
+use crate::connections::InUse;
 
 const BUFFER: usize = 16 * 1024;
 /// For the client's side of the switch.
@@ -27,7 +28,8 @@ const CLOSE_LIMIT: Duration = Duration::from_millis(400);
 
 pub(super) struct Tunnel {
     pub(super) entered: InFlight,
-    /// Its slot is held for as long as the tunnel lives.
+    pub(super) _in_use: InUse,
+    /// Its place is held for as long as the tunnel lives.
     pub(super) connection: Arc<Connection>,
     pub(super) websocket: bool,
     pub(super) idle: Duration,

@@ -184,6 +184,15 @@ impl ContentStore {
         Ok(Some(list.chunks_exact(36).filter_map(piece).collect()))
     }
 
+    pub fn limits(&self) -> StoreLimits {
+        self.0.limits
+    }
+
+    /// Bytes on disk that a participant has sent.
+    pub fn sent_by(&self, owner: &OwnerKey) -> u64 {
+        self.0.index().sent.get(owner).copied().unwrap_or_default()
+    }
+
     /// Bytes on disk.
     pub fn used(&self) -> u64 {
         self.0.index().used()

@@ -26,8 +26,19 @@ pub(super) struct Upload {
     pub tree: TreeDigest,
     pub destination: Destination,
     state: Mutex<State>,
+    begun: Instant,
     pub(super) used: Mutex<Instant>,
     calls: AtomicUsize,
+}
+
+/// An upload that has not ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnfinishedPack {
+    pub caller: String,
+    pub tree: TreeDigest,
+    /// What has arrived.
+    pub bytes: u64,
+    pub age: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -88,6 +99,7 @@ impl Upload {
             tree,
             destination,
             state: Mutex::default(),
+            begun: Instant::now(),
             used: Mutex::new(Instant::now()),
             calls: AtomicUsize::new(0),
         }
@@ -96,6 +108,14 @@ impl Upload {
     pub(super) fn call(self: &Arc<Self>) -> Call {
         self.calls.fetch_add(1, Ordering::Relaxed);
         Call(Arc::clone(self))
+    }
+
+    pub(super) fn unfinished(&self) -> UnfinishedPack {
+        let state = self.state();
+        let pieces = state.wanted.values().flat_map(|wanted| &wanted.pieces);
+        let bytes = pieces.filter(|(_, here)| *here).map(|(piece, _)| u64::from(piece.size)).sum();
+        let caller = self.destination.owner.clone();
+        UnfinishedPack { caller, tree: self.tree, bytes, age: self.begun.elapsed() }
     }
 
     /// For how long nobody has spoken to it.

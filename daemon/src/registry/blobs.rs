@@ -24,8 +24,9 @@ use std::time::SystemTime;
 
 pub use spool::{Placed, Spool};
 
-use crate::image::port::{BlobError, Blobs, Stored, Swept};
-use crate::model::Digest;
+use crate::disk::{DiskError, DiskShares, KeptContent, UploadKind};
+use crate::image::port::{BlobError, Blobs, IncomingBlob, Stored, Swept};
+use crate::model::{Digest, Repository};
 
 /// How much is read at a time where content is stored from a reader.
 const CHUNK: usize = 256 * 1024;
@@ -34,6 +35,8 @@ const CHUNK: usize = 256 * 1024;
 #[derive(Clone, Debug)]
 pub struct BlobStore {
     inner: Arc<Inner>,
+    /// Where what callers bring is counted, and what says how much of the disk stays free.
+    disk: Option<DiskShares>,
 }
 
 #[derive(Debug)]
@@ -64,12 +67,51 @@ impl BlobStore {
             fs::remove_file(stale?.path())?;
         }
         let inner = Inner { blobs, uploads, removal: Mutex::new(()) };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: Arc::new(inner), disk: None })
+    }
+
+    /// Counts from now on what is stored here.
+    #[must_use]
+    pub fn counted(self, disk: DiskShares) -> Self {
+        Self { disk: Some(disk), ..self }
     }
 
     /// A place for content whose digest is checked when all of it is there.
     pub fn spool(&self) -> io::Result<Spool> {
-        Spool::new(self.clone())
+        Spool::new(self.clone(), None)
+    }
+
+    /// As [`spool`](Self::spool), for what a caller brings to a repository.
+    pub fn spool_of(&self, caller: &str, repository: &Repository) -> Result<Spool, BlobError> {
+        let claim = match &self.disk {
+            Some(disk) => {
+                Some(disk.begin(caller, UploadKind::Blob, repository.as_str(), &self.inner.uploads)?)
+            }
+            None => None,
+        };
+        Ok(Spool::new(self.clone(), claim)?)
+    }
+
+    fn check_free(&self, more: u64) -> Result<(), BlobError> {
+        match &self.disk {
+            Some(disk) => Ok(disk.check_free(&self.inner.uploads, more)?),
+            None => Ok(()),
+        }
+    }
+
+    /// A blob is gone.
+    fn forget(&self, digest: &Digest) {
+        if let Some(disk) = &self.disk {
+            disk.forget(&KeptContent::Blob(*digest));
+        }
+    }
+
+    /// Content that is there is only read, which proves that the caller has it too.
+    fn spool_for(&self, digest: &Digest) -> io::Result<Spool> {
+        match self.touched(digest)? {
+            Some(_) => Ok(Spool::nowhere(self.clone())),
+            None => self.spool(),
+        }
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
@@ -107,11 +149,7 @@ impl Blobs for BlobStore {
     }
 
     fn put(&self, digest: &Digest, content: &mut dyn io::Read) -> Result<Stored, BlobError> {
-        // Content that is there is only read, which proves that the caller has it too.
-        let mut spool = match self.touched(digest)? {
-            Some(_) => Spool::nowhere(self.clone()),
-            None => self.spool()?,
-        };
+        let mut spool = self.spool_for(digest)?;
         let mut buffer = vec![0; CHUNK];
         loop {
             match content.read(&mut buffer) {
@@ -124,18 +162,43 @@ impl Blobs for BlobStore {
         spool.finish(digest)
     }
 
+    fn receive(&self, digest: &Digest) -> io::Result<Box<dyn IncomingBlob>> {
+        Ok(Box::new(self.spool_for(digest)?))
+    }
+
+    fn scratch_file(&self) -> io::Result<(File, PathBuf)> {
+        let path = self.inner.uploads.join(format!("{:032x}", rand::random::<u128>()));
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+        fs::remove_file(&path)?;
+        Ok((file, self.inner.uploads.clone()))
+    }
+
     fn take_back(&self, stored: &Stored) -> io::Result<()> {
         let Some(fresh) = stored.fresh else { return Ok(()) };
         let path = self.path(&stored.digest);
         let _held = self.no_removal();
         match found(fs::metadata(&path))? {
-            Some(metadata) if metadata.modified()? == fresh => fs::remove_file(&path),
-            _ => Ok(()),
+            Some(metadata) if metadata.modified()? == fresh => {
+                fs::remove_file(&path)?;
+                self.forget(&stored.digest);
+            }
+            _ => {}
         }
+        Ok(())
     }
 
     fn sweep(&self, live: &std::collections::HashSet<Digest>, before: SystemTime) -> io::Result<Swept> {
         sweep::sweep(self, live, before)
+    }
+}
+
+impl From<DiskError> for BlobError {
+    fn from(error: DiskError) -> Self {
+        match error {
+            DiskError::Quota { .. } => Self::Quota(error.to_string()),
+            DiskError::NoSpace { .. } => Self::DiskFull,
+            DiskError::Io(error) => error.into(),
+        }
     }
 }
 

@@ -33,6 +33,7 @@ use super::uploads::Uploads;
 use crate::access::policy;
 use crate::image::port::Catalog;
 use crate::model::access::Caller;
+use crate::model::share_owner::ShareOwner;
 use crate::task;
 
 pub use super::uploads::UploadLimits;
@@ -75,6 +76,7 @@ impl Registry {
     async fn answer(&self, route: &Route, request: Request) -> Result<Response, Refusal> {
         let (parts, body) = request.into_parts();
         let caller = parts.extensions.get::<Caller>().cloned().ok_or_else(Refusal::unauthorized)?;
+        let owner = parts.extensions.get::<ShareOwner>().map_or(caller.name.as_str(), |owner| &owner.0);
         let query = Query::parse(parts.uri.query().unwrap_or_default());
         let (method, headers) = (&parts.method, &parts.headers);
         let verb = Verb::of(method).filter(|verb| route.kind().verbs().contains(verb));
@@ -106,7 +108,7 @@ impl Registry {
             }
             (Route::Blob(name, digest), Verb::Delete) => self.delete_blob(name, digest).await,
             (Route::Blob(name, digest), _) => self.get_blob(name, digest, method, headers).await,
-            (Route::Uploads(name), _) => self.begin_upload(&caller, name, &query, body).await,
+            (Route::Uploads(name), _) => self.begin_upload(&caller, owner, name, &query, body).await,
             (Route::Upload(name, id), Verb::Patch) => {
                 self.patch_upload(&caller, name, id, headers, body).await
             }
@@ -122,6 +124,11 @@ impl Registry {
 /// 401 as the distribution spec has it, for the layer that checks tokens.
 pub fn unauthorized() -> Response {
     Refusal::unauthorized().into_response()
+}
+
+/// 429 as the distribution spec has it, for the layers that bound what one caller takes.
+pub fn too_many(message: &str) -> Response {
+    Refusal::busy(message).into_response()
 }
 
 async fn serve(State(registry): State<Registry>, request: Request) -> Response {

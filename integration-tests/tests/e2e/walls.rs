@@ -2,6 +2,9 @@
 //!
 //! One file for each wall in `walls/`, each with a `group()` or several.
 
+#[path = "walls/limits.rs"]
+mod limits;
+
 use integration_tests::runner::Group;
 
 #[path = "walls/images.rs"]
@@ -12,5 +15,7 @@ mod services;
 mod steps;
 
 pub fn groups() -> Vec<Group> {
-    vec![images::group(), services::group(), steps::group()]
+    let mut groups = vec![images::group(), services::group(), steps::group()];
+    groups.extend(limits::groups());
+    groups
 }

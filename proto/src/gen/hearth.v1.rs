@@ -8102,6 +8102,70 @@ pub struct MintTokenResponse {
     #[prost(message, optional, tag = "2")]
     pub expires_at: ::core::option::Option<::prost_types::Timestamp>,
 }
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetDiskUsageRequest {}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetDiskUsageResponse {
+    /// By name.
+    #[prost(message, repeated, tag = "1")]
+    pub callers: ::prost::alloc::vec::Vec<CallerDiskUsage>,
+    /// Uploads that have not ended. One that nothing comes of ends by itself.
+    #[prost(message, repeated, tag = "2")]
+    pub uploads: ::prost::alloc::vec::Vec<UnfinishedUpload>,
+    /// Bytes of images and files that one caller may hold, and of packs.
+    #[prost(uint64, tag = "3")]
+    pub quota_bytes: u64,
+    #[prost(uint64, tag = "4")]
+    pub pack_quota_bytes: u64,
+    /// Free space of the state directory's file system, and what uploads leave of it.
+    #[prost(uint64, tag = "5")]
+    pub free_bytes: u64,
+    #[prost(uint64, tag = "6")]
+    pub floor_bytes: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CallerDiskUsage {
+    /// Example: "ci-bot".
+    #[prost(string, tag = "1")]
+    pub caller: ::prost::alloc::string::String,
+    /// Content of packs that this caller has sent.
+    #[prost(uint64, tag = "2")]
+    pub pack_bytes: u64,
+    /// Content of images that this caller has brought first, by push or load.
+    #[prost(uint64, tag = "3")]
+    pub image_bytes: u64,
+    /// Files of storage that this caller has written last.
+    #[prost(uint64, tag = "4")]
+    pub file_bytes: u64,
+    /// Logs of this caller's builds.
+    #[prost(uint64, tag = "5")]
+    pub build_log_bytes: u64,
+    /// Images that were fetched for this caller's builds and have no name. They go an hour after their last use.
+    #[prost(uint64, tag = "6")]
+    pub cached_bytes: u64,
+    /// What has come of uploads that have not ended.
+    #[prost(uint64, tag = "7")]
+    pub unfinished_bytes: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnfinishedUpload {
+    #[prost(string, tag = "1")]
+    pub caller: ::prost::alloc::string::String,
+    /// "blob", "file", "archive" or "pack".
+    #[prost(string, tag = "2")]
+    pub kind: ::prost::alloc::string::String,
+    /// Repository, path, tag or digest of the tree.
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub bytes: u64,
+    #[prost(message, optional, tag = "5")]
+    pub age: ::core::option::Option<::prost_types::Duration>,
+}
 /// Generated client implementations.
 pub mod system_client {
     #![allow(
@@ -8242,6 +8306,31 @@ pub mod system_client {
                 .insert(GrpcMethod::new("hearth.v1.System", "MintToken"));
             self.inner.unary(req, path, codec).await
         }
+        /// What callers hold on the daemon's disk. Tokens with the `admin` grant see everybody, others themselves.
+        pub async fn get_disk_usage(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetDiskUsageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetDiskUsageResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hearth.v1.System/GetDiskUsage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hearth.v1.System", "GetDiskUsage"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -8269,6 +8358,14 @@ pub mod system_server {
             request: tonic::Request<super::MintTokenRequest>,
         ) -> std::result::Result<
             tonic::Response<super::MintTokenResponse>,
+            tonic::Status,
+        >;
+        /// What callers hold on the daemon's disk. Tokens with the `admin` grant see everybody, others themselves.
+        async fn get_disk_usage(
+            &self,
+            request: tonic::Request<super::GetDiskUsageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetDiskUsageResponse>,
             tonic::Status,
         >;
     }
@@ -8420,6 +8517,51 @@ pub mod system_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = MintTokenSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.System/GetDiskUsage" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetDiskUsageSvc<T: System>(pub Arc<T>);
+                    impl<
+                        T: System,
+                    > tonic::server::UnaryService<super::GetDiskUsageRequest>
+                    for GetDiskUsageSvc<T> {
+                        type Response = super::GetDiskUsageResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetDiskUsageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as System>::get_disk_usage(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetDiskUsageSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

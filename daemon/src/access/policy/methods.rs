@@ -200,6 +200,12 @@ pub const METHODS: &[Method] = &[
         "`storage.paths` covers the path, and not as read-only; recursively: nothing below it is read-only either",
     ),
     reads("/hearth.v1.System/GetInfo", "see the room", Gate::Participant, ""),
+    reads(
+        "/hearth.v1.System/GetDiskUsage",
+        "see what callers hold of the disk",
+        Gate::Participant,
+        "admin: of all",
+    ),
     changes("/hearth.v1.System/MintToken", "mint tokens", Gate::Admin, ""),
     reads("/grpc.health.v1.Health/Check", "ask for health", Gate::Public, ""),
     reads("/grpc.health.v1.Health/Watch", "ask for health", Gate::Public, ""),

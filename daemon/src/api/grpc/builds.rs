@@ -190,6 +190,9 @@ impl From<SubmitError> for Refusal {
             SubmitError::Denied(Deny::CallerLimit { .. }) => {
                 Self::new(Code::ResourceExhausted, "caller_limit", message).retryable(after)
             }
+            SubmitError::Denied(Deny::QueueShare { .. }) => {
+                Self::new(Code::ResourceExhausted, "queue_share", message).retryable(after)
+            }
             SubmitError::Denied(Deny::Draining) | SubmitError::Ending => {
                 Self::new(Code::Unavailable, "draining", message).retryable(None)
             }

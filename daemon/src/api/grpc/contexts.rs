@@ -2,14 +2,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use axum::extract::connect_info::ConnectInfo;
-use hearth_proto::{CHUNK_BYTES, v1};
-use tokio::sync::mpsc;
+use hearth_proto::v1;
 use tonic::{Code, Extensions, Request, Response, Status};
 
 use super::super::convert;
 use super::super::error::{Refusal, fault_detail};
 use super::super::serve::Peer;
-use super::storage::{Answers, from_thread};
+use super::answers::{Answers, CHUNK, Told, Walks, in_pieces};
 use super::{ask, caller};
 use crate::access::policy::{self, Action};
 use crate::build::RoomContexts;
@@ -25,6 +24,7 @@ pub struct ContextsService {
     pub contexts: RoomContexts,
     pub mounts: Mounts,
     pub rooms: RoomRegistries,
+    pub walks: Walks,
 }
 
 /// A context that the caller may read, open.
@@ -51,9 +51,10 @@ impl v1::contexts_server::Contexts for ContextsService {
         let path = convert::path_in(&open.root, &request.path)?;
         let (tree, found) = find(open.tree, path).await?;
         let recursive = request.recursive;
-        Ok(Response::new(from_thread(move |send| {
-            end(&send, listing(&tree, found, recursive, &send));
-        })))
+        let listed = self.walks.begin(&caller.name, move |told| {
+            end(told, listing(&tree, found, recursive, told));
+        });
+        Ok(Response::new(listed?))
     }
 
     async fn read(
@@ -66,23 +67,14 @@ impl v1::contexts_server::Contexts for ContextsService {
         let open = self.open(&caller, request.context, "context").await?;
         let path = convert::path_in(&open.root, &request.path)?;
         let (tree, (path, seen)) = find(open.tree, path).await?;
-        let mut reader = blocking(move || tree.reader(&path)).await?;
-        let message = |message| Ok(v1::ReadContextResponse { message: Some(message) });
-        let first = message(Message::Entry(entry(b"", &seen, None)));
-        Ok(Response::new(from_thread(move |send| {
-            if send.blocking_send(first).is_err() {
-                return;
-            }
-            loop {
-                let (ended, next) = match piece(&mut reader) {
-                    Ok(None) => return,
-                    Ok(Some(chunk)) => (false, message(Message::Chunk(chunk.into()))),
-                    Err(error) => (true, Err(Status::from(Refusal::from(error)))),
-                };
-                if send.blocking_send(next).is_err() || ended {
-                    return;
-                }
-            }
+        let reader = blocking(move || tree.reader(&path)).await?;
+        let first = Some(entry(b"", &seen, None));
+        Ok(Response::new(in_pieces((first, reader), |(first, reader)| {
+            let next = match first.take() {
+                Some(entry) => Some(Message::Entry(entry)),
+                None => piece(reader).map_err(Refusal::from)?.map(|chunk| Message::Chunk(chunk.into())),
+            };
+            Ok(next.map(|message| v1::ReadContextResponse { message: Some(message) }).into_iter().collect())
         })))
     }
 
@@ -116,7 +108,7 @@ impl v1::contexts_server::Contexts for ContextsService {
                 let directory = PathBuf::from(directory);
                 require_this_machine(local, "look at what was changed in a mounted directory")?;
                 self.own_mount(&caller, &directory).await?;
-                return self.changes(directory).await;
+                return self.changes(&caller, directory).await;
             }
             Some(Left::Context(context)) => self.open(&caller, Some(context), "left.context").await?,
         };
@@ -126,12 +118,13 @@ impl v1::contexts_server::Contexts for ContextsService {
             Ok((left.tree, right.tree, tops))
         };
         let (left, right, tops) = blocking(tops).await?;
-        Ok(Response::new(from_thread(move |send| {
+        let compared = self.walks.begin(&caller.name, move |told| {
             let compared = compare::compare((&left, &tops.0), (&right, &tops.1), |difference, path| {
-                send.blocking_send(Ok(difference_to_wire(difference, path))).is_ok()
+                told.tell(Ok(difference_to_wire(difference, path)))
             });
-            end(&send, compared);
-        })))
+            end(told, compared);
+        });
+        Ok(Response::new(compared?))
     }
 
     async fn mount(
@@ -212,20 +205,24 @@ impl ContextsService {
         owners.iter().try_for_each(|owner| ask(caller, &Action::UseContextMount { owner }))
     }
 
-    async fn changes(&self, directory: PathBuf) -> Result<Response<Answers<v1::ContextDifference>>, Status> {
+    async fn changes(
+        &self,
+        caller: &Caller,
+        directory: PathBuf,
+    ) -> Result<Response<Answers<v1::ContextDifference>>, Status> {
         let union = self.mounts.union(directory.clone()).await.map_err(Refusal::from)?;
-        Ok(Response::new(from_thread(move |send| {
-            let told = union.changes(&mut |difference, path| {
-                send.blocking_send(Ok(difference_to_wire(difference, path))).is_ok()
-            });
+        let changes = self.walks.begin(&caller.name, move |told| {
+            let changes =
+                union.changes(&mut |difference, path| told.tell(Ok(difference_to_wire(difference, path))));
             end(
-                &send,
-                told.map_err(|errno| ContextError::Io {
+                told,
+                changes.map_err(|errno| ContextError::Io {
                     path: directory.display().to_string(),
                     source: errno.into(),
                 }),
             );
-        })))
+        });
+        Ok(Response::new(changes?))
     }
 }
 
@@ -276,12 +273,9 @@ fn listing(
     tree: &Tree,
     (path, seen): Located,
     recursive: bool,
-    send: &mpsc::Sender<Result<v1::ContextEntry, Status>>,
+    told: &Told<v1::ContextEntry>,
 ) -> Result<(), ContextError> {
-    let tell = |shown: &Shown| {
-        let entry = entry(&shown.path, &shown.seen, shown.target.as_deref());
-        send.blocking_send(Ok(entry)).is_ok()
-    };
+    let tell = |shown: &Shown| told.tell(Ok(entry(&shown.path, &shown.seen, shown.target.as_deref())));
     if seen.attr.kind != rustix::fs::FileType::Directory {
         let shown = tree.shown(&path.clone(), path, seen)?;
         shown.iter().all(tell);
@@ -296,15 +290,14 @@ fn listing(
 }
 
 /// Ends a stream with the error that ended the work, if one did.
-fn end<T>(send: &mpsc::Sender<Result<T, Status>>, result: Result<(), ContextError>) {
+fn end<T>(told: &Told<T>, result: Result<(), ContextError>) {
     if let Err(error) = result {
-        // When nobody listens any more there is nobody to tell.
-        let _ = send.blocking_send(Err(Refusal::from(error).into()));
+        told.tell(Err(Refusal::from(error).into()));
     }
 }
 
 fn piece(reader: &mut Reader) -> Result<Option<Vec<u8>>, ContextError> {
-    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut chunk = vec![0; CHUNK];
     let count = reader.read(&mut chunk)?;
     chunk.truncate(count);
     Ok(Some(chunk).filter(|chunk| !chunk.is_empty()))

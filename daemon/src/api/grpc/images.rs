@@ -1,15 +1,16 @@
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::io::{Seek as _, SeekFrom};
 
 use hearth_pack::remote::RemoteError;
-use hearth_proto::{CHUNK_BYTES, v1};
+use hearth_proto::v1;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::super::convert::{self, page_size};
 use super::super::error::Refusal;
-use super::storage::{Answers, from_thread};
-use super::{ask, caller};
+use super::answers::{Answers, chunk_of, in_pieces};
+use super::{ask, caller, share_owner};
 use crate::access::policy::{Action, decide, listed_owner};
 use crate::context::storage::Storage;
+use crate::disk::DiskShares;
 use crate::image::port::TagQuery;
 use crate::image::port::cached::ImageRight;
 use crate::image::{Elsewhere, ImageError, Images, Inspected, OpenBlob};
@@ -19,6 +20,7 @@ pub struct ImagesService {
     pub images: Images,
     pub storage: Storage,
     pub elsewhere: Elsewhere,
+    pub disk: DiskShares,
 }
 
 #[tonic::async_trait]
@@ -121,7 +123,8 @@ impl v1::images_server::Images for ImagesService {
         request: Request<Streaming<v1::LoadImageRequest>>,
     ) -> Result<Response<v1::LoadImageResponse>, Status> {
         let caller = caller(request.extensions())?;
-        Ok(Response::new(self.take_archive(&caller, request.into_inner()).await?))
+        let owner = share_owner(request.extensions())?;
+        Ok(Response::new(self.take_archive(&caller, &owner, request.into_inner()).await?))
     }
 
     async fn pull(
@@ -156,30 +159,20 @@ impl v1::images_server::Images for ImagesService {
                     .map_err(|error| Refusal::invalid("digest", "invalid_digest", error.to_string()))?,
             ),
         };
-        let OpenBlob { blob, mut file } =
+        let OpenBlob { blob, file } =
             self.images.open_blob(&reference, digest).await.map_err(Refusal::from)?;
-        Ok(Response::new(from_thread(move |send| {
-            let message = |message| v1::ReadBlobResponse { message: Some(message) };
-            let mut next = file.seek(SeekFrom::Start(request.offset)).map(|_| {
-                message(Message::Head(v1::BlobHead {
-                    digest: blob.digest.to_string(),
-                    size_bytes: blob.size,
-                    media_type: blob.media_type.clone(),
-                }))
-            });
-            loop {
-                let failed = |error| Refusal::internal("the blob could not be read", error).into();
-                let ended = next.is_err();
-                if send.blocking_send(next.map_err(failed)).is_err() || ended {
-                    return;
-                }
-                let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-                next = match file.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut chunk) {
-                    Ok(0) => return,
-                    Ok(_) => Ok(message(Message::Chunk(chunk.into()))),
-                    Err(error) => Err(error),
-                };
-            }
+        let head = v1::BlobHead {
+            digest: blob.digest.to_string(),
+            size_bytes: blob.size,
+            media_type: blob.media_type,
+        };
+        Ok(Response::new(in_pieces((Some(head), file), move |(head, file)| {
+            let next = match head.take() {
+                Some(head) => file.seek(SeekFrom::Start(request.offset)).map(|_| Some(Message::Head(head))),
+                None => chunk_of(file).map(|chunk| chunk.map(Message::Chunk)),
+            };
+            let next = next.map_err(|error| Refusal::internal("the blob could not be read", error))?;
+            Ok(next.map(|message| v1::ReadBlobResponse { message: Some(message) }).into_iter().collect())
         })))
     }
 }
@@ -259,7 +252,10 @@ impl From<ImageError> for Refusal {
             ImageError::Credentials(error) => {
                 return Self::internal("the daemon's registry credentials cannot be used", error);
             }
-            ImageError::Catalog(_) | ImageError::Read { .. } | ImageError::Sweep(_) => {
+            ImageError::Catalog(_)
+            | ImageError::Read { .. }
+            | ImageError::Scratch(_)
+            | ImageError::Sweep(_) => {
                 return Self::internal("the room's images could not be used", &error);
             }
             ImageError::Ending => Code::Unavailable,

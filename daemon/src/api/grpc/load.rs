@@ -1,83 +1,65 @@
-//! An archive arrives: to the reader that takes it apart, and to its copy in storage where one is wanted.
+//! An archive arrives: into a file of its own, which is taken apart when all of it is there, and into its copy in
+//! storage where one is wanted.
 //!
 //! ```text
-//! messages --> reader --> blobs, nameless
+//! messages --> spool --whole--> reader --> blobs, nameless
 //!        '---> copy --> file, whole             both done: the name
 //! ```
 
-use std::io::{self, Read};
-use std::time::Duration;
+use std::fs::File;
+use std::io::{self, Seek as _, Write as _};
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use hearth_proto::v1;
-use tokio::sync::mpsc;
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use super::super::convert;
 use super::super::error::Refusal;
 use super::images::ImagesService;
-use super::upload::{FileUpload, begin_missing, checked, chunk_missing};
+use super::upload::{Area, FileUpload, NewFile, begin_missing, checked, chunk_missing};
 use super::{ask, storage_for};
 use crate::access::policy::Action;
 use crate::context::storage::WriteOptions;
+use crate::disk::{DiskClaim, KeptContent, UploadKind};
 use crate::image::{Destination, ImageError};
 use crate::model::RoomRegistries;
 use crate::model::access::{Caller, StorageVerb};
-use crate::task;
+use crate::model::share_owner::ShareOwner;
+use crate::task::in_turn::{InTurn, Stopped};
 
-/// Chunks of an archive between the connection and the thread that reads it.
-const AHEAD: usize = 4;
-/// Longest silence in an upload.
-const STALL: Duration = Duration::from_secs(120);
+const READ_AHEAD: usize = 256 * 1024;
 
 impl ImagesService {
     pub(super) async fn take_archive(
         &self,
         caller: &Caller,
+        owner: &ShareOwner,
         mut messages: Streaming<v1::LoadImageRequest>,
     ) -> Result<v1::LoadImageResponse, Status> {
         use v1::load_image_request::Message;
-        let Some(v1::LoadImageRequest { message: Some(Message::Begin(begin)) }) =
-            within_stall(messages.message()).await?
+        let Some(v1::LoadImageRequest { message: Some(Message::Begin(begin)) }) = messages.message().await?
         else {
             return Err(begin_missing());
         };
         let destination = destination(caller, begin.destination, self.images.room_registries())?;
-        let copy = self.room_copy(caller, &begin.room_path)?;
-        let (send, arriving) = mpsc::channel(AHEAD);
-        let images = self.images.clone();
-        // A task of its own: when the client goes away, the archive is seen to be cut off and cleaned up after.
-        let receive = task::spawn("load-image", async move {
-            images.receive(Arriving { chunks: arriving, chunk: Bytes::new() }).await
-        });
-        let passed_on = pass_on(&mut messages, copy.as_ref(), &send).await;
-        if passed_on.is_err() {
-            // The reader is told, so that it does not take what came for all there is.
-            let cut = io::Error::new(io::ErrorKind::ConnectionAborted, "the upload was cut off");
-            let _ = send.send(Err(cut)).await;
-        }
-        drop(send);
-        let received =
-            receive.await.map_err(|error| Refusal::internal("the archive was not loaded", error))?;
-        let received = match (passed_on, received) {
-            (Ok(()), received) => received.map_err(Refusal::from)?,
-            (Err(cut), received) => {
-                if let Ok(received) = received {
-                    self.images.discard(received).await;
-                }
-                return Err(match (cut, copy) {
-                    (Cut::Copy, Some(copy)) => match copy.finish().await {
-                        Err(status) => status,
-                        Ok(_) => {
-                            Refusal::internal("the copy in storage was not written", "it gave no reason")
-                                .into()
-                        }
-                    },
-                    (Cut::Upload(status), _) => *status,
-                    (Cut::Copy, None) => Refusal::internal("the archive was not loaded", "no copy").into(),
-                });
-            }
+        let mut copy = self.room_copy(caller, owner, &begin.room_path).await?;
+        let name = match &destination {
+            Destination::Tag(tag) => tag.to_string(),
+            Destination::Untagged(repository) => repository.to_string(),
+            Destination::Pack { .. } => "pack".to_owned(),
         };
+        let mut spool = self.spool(owner, &name).await?;
+        while let Some(message) = messages.message().await? {
+            let Some(Message::Chunk(chunk)) = message.message else { return Err(chunk_missing()) };
+            let chunk = checked(chunk)?;
+            if let Some(copy) = &mut copy {
+                copy.chunk(chunk.clone()).await?;
+            }
+            spool.chunk(chunk).await?;
+        }
+        let Spooled { file: archive, claim } = spool.finish().await?;
+        let received = self.images.receive(io::BufReader::with_capacity(READ_AHEAD, archive)).await;
+        let received = received.map_err(Refusal::from)?;
         // The copy first: an image whose archive was not kept as asked has no name.
         if let Some(copy) = copy
             && let Err(status) = copy.finish().await
@@ -85,7 +67,10 @@ impl ImagesService {
             self.images.discard(received).await;
             return Err(status);
         }
+        let brought = received.brought();
         let loaded = self.images.settle(received, destination).await.map_err(Refusal::from)?;
+        let content = brought.into_iter().map(|(digest, bytes)| (KeptContent::Blob(digest), bytes));
+        claim.keep(content.collect());
         Ok(v1::LoadImageResponse {
             digest: loaded.manifest.digest.to_string(),
             size_bytes: loaded.size_bytes,
@@ -96,13 +81,20 @@ impl ImagesService {
     }
 
     /// Where the archive is kept as a file too, when that was asked for.
-    fn room_copy(&self, caller: &Caller, path: &str) -> Result<Option<FileUpload>, Status> {
+    async fn room_copy(
+        &self,
+        caller: &Caller,
+        owner: &ShareOwner,
+        path: &str,
+    ) -> Result<Option<FileUpload>, Status> {
         if path.is_empty() {
             return Ok(None);
         }
         let (root, path) =
             storage_for(caller, StorageVerb::Write, &self.storage.room, "begin.room_path", path)?;
-        Ok(Some(FileUpload::start(root, path, WriteOptions::default())))
+        let options = WriteOptions::default();
+        let file = NewFile { root, path, options, area: Area::Room, owner };
+        Ok(Some(FileUpload::start(&self.disk, file).await?))
     }
 }
 
@@ -131,65 +123,45 @@ fn destination(
     }
 }
 
-/// Why an upload went no further.
-enum Cut {
-    /// The copy in storage cannot be written, and says why.
-    Copy,
-    Upload(Box<Status>),
+/// The archive as it arrives. Dropping it leaves nothing.
+struct Spool(InTurn<Spooled, Status>);
+
+struct Spooled {
+    file: File,
+    claim: DiskClaim,
 }
 
-/// Hands the chunks of an upload to the reader of the archive, and to the copy in storage.
-async fn pass_on(
-    messages: &mut Streaming<v1::LoadImageRequest>,
-    copy: Option<&FileUpload>,
-    send: &mpsc::Sender<io::Result<Bytes>>,
-) -> Result<(), Cut> {
-    use v1::load_image_request::Message;
-    let upload = |status: Status| Cut::Upload(Box::new(status));
-    loop {
-        let chunk = match within_stall(messages.message()).await.map_err(upload)? {
-            None => return Ok(()),
-            Some(v1::LoadImageRequest { message: Some(Message::Chunk(chunk)) }) => {
-                checked(chunk).map_err(upload)?
-            }
-            Some(_) => return Err(upload(chunk_missing())),
-        };
-        if let Some(copy) = copy
-            && !copy.chunk(chunk.clone()).await
-        {
-            return Err(Cut::Copy);
-        }
-        // A reader that has ended says why below; what follows the archive belongs to the copy all the same.
-        if send.send(Ok(chunk)).await.is_err() && copy.is_none() {
-            return Ok(());
-        }
+impl ImagesService {
+    async fn spool(&self, owner: &ShareOwner, name: &str) -> Result<Spool, Status> {
+        let (file, directory) = self.images.scratch_file().await.map_err(Refusal::from)?;
+        let claim = self.disk.begin(&owner.0, UploadKind::Archive, name, &directory);
+        Ok(Spool(InTurn::new("load-image", Spooled { file, claim: claim.map_err(Refusal::from)? })))
     }
 }
 
-/// A message of an upload. A client that sends nothing for long does not keep a thread waiting.
-async fn within_stall<T>(message: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
-    tokio::time::timeout(STALL, message).await.unwrap_or_else(|_| {
-        let message = format!("nothing was sent for {} s", STALL.as_secs());
-        Err(Refusal::new(Code::DeadlineExceeded, "upload_stalled", message).retryable(None).into())
-    })
+impl Spool {
+    async fn chunk(&mut self, chunk: Bytes) -> Result<(), Status> {
+        let write = move |Spooled { file, claim }: &mut Spooled| {
+            claim.grow(chunk.len() as u64).map_err(Refusal::from)?;
+            file.write_all(&chunk).map_err(not_kept)
+        };
+        self.0.next(write).await.map_err(stopped)
+    }
+
+    /// All that came, from its beginning.
+    async fn finish(mut self) -> Result<Spooled, Status> {
+        self.0.next(|spooled| spooled.file.rewind().map_err(not_kept)).await.map_err(stopped)?;
+        self.0.finish().await.map_err(stopped)
+    }
 }
 
-/// The chunks of an upload as a reader for a blocking thread.
-struct Arriving {
-    chunks: mpsc::Receiver<io::Result<Bytes>>,
-    chunk: Bytes,
+fn not_kept(error: io::Error) -> Status {
+    Refusal::from(ImageError::scratch(error)).into()
 }
 
-impl Read for Arriving {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.chunk.is_empty() {
-            match self.chunks.blocking_recv() {
-                Some(chunk) => self.chunk = chunk?,
-                None => return Ok(0),
-            }
-        }
-        let count = self.chunk.len().min(buffer.len());
-        self.chunk.copy_to_slice(&mut buffer[..count]);
-        Ok(count)
+fn stopped(stopped: Stopped<Status>) -> Status {
+    match stopped {
+        Stopped::Failed(status) => status,
+        Stopped::Ended => Refusal::internal("the archive was not loaded", "its writer ended early").into(),
     }
 }

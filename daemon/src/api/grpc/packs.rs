@@ -1,6 +1,5 @@
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use hearth_pack::identity::{ContentHash, Node, NodeKind, TreeDigest};
@@ -12,18 +11,19 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::super::convert;
 use super::super::error::Refusal;
-use super::{ask, caller, storage_for};
+use super::upload::{Area, CountedWriter, FileError, NewFile};
+use super::{ask, caller, share_owner, storage_for};
 use crate::access::policy::Action;
-use crate::context::storage::{Root, Storage, StorageError, WriteOptions, Writer};
+use crate::context::storage::{Root, Storage, StorageError, WriteOptions};
+use crate::disk::DiskShares;
 use crate::model::Reference;
 use crate::model::access::{Caller, StorageVerb};
+use crate::model::share_owner::ShareOwner;
 use crate::packs::store::{AppendError, MAX_PIECE, Piece};
 use crate::packs::{Begun, Committed, Destination, List, Lister, PackError, PackImageOptions, Packs, Ready};
 use crate::packs::{PieceData, Receiver, SentPiece};
 use crate::task;
 
-/// A stream that brings nothing for this long is given up. What has arrived stays.
-const STALL: Duration = Duration::from_secs(60);
 /// What a compressed part of a list may become.
 const MAX_ENTRIES: usize = 8 << 20;
 const MAX_LINEAGE: usize = 128;
@@ -32,6 +32,7 @@ pub struct PacksService {
     pub packs: Packs,
     pub storage: Storage,
     pub rooms: crate::model::RoomRegistries,
+    pub disk: DiskShares,
 }
 
 #[tonic::async_trait]
@@ -41,7 +42,7 @@ impl v1::packs_server::Packs for PacksService {
         request: Request<v1::BeginPackRequest>,
     ) -> Result<Response<v1::BeginPackResponse>, Status> {
         use v1::begin_pack_response::Answer;
-        let caller = caller(request.extensions())?;
+        let (caller, owner) = (caller(request.extensions())?, share_owner(request.extensions())?);
         let request = request.into_inner();
         let tree: TreeDigest =
             request.tree.parse().map_err(|error: hearth_pack::identity::InvalidHash| {
@@ -50,7 +51,7 @@ impl v1::packs_server::Packs for PacksService {
         let destination = destination(&caller, &self.storage.room, request)?;
         let begun = Box::pin(self.packs.begin(tree, destination)).await.map_err(Refusal::from)?;
         let answer = match begun {
-            Begun::Done(ready) => Answer::Done(self.result(&caller, *ready).await?),
+            Begun::Done(ready) => Answer::Done(self.result(&caller, &owner, *ready).await?),
             Begun::Upload(id) => Answer::UploadId(id),
         };
         Ok(Response::new(v1::BeginPackResponse { answer: Some(answer) }))
@@ -63,7 +64,7 @@ impl v1::packs_server::Packs for PacksService {
         let caller = caller(request.extensions())?;
         let mut messages = request.into_inner();
         let mut lister: Option<Lister> = None;
-        while let Some(message) = next(&mut messages).await? {
+        while let Some(message) = messages.message().await? {
             let lister = match &mut lister {
                 Some(lister) => lister,
                 None => {
@@ -132,7 +133,7 @@ impl v1::packs_server::Packs for PacksService {
         &self,
         request: Request<v1::CommitPackRequest>,
     ) -> Result<Response<v1::CommitPackResponse>, Status> {
-        let caller = caller(request.extensions())?;
+        let (caller, owner) = (caller(request.extensions())?, share_owner(request.extensions())?);
         let request = request.into_inner();
         let proof = match request.proof.len() {
             0 => None,
@@ -141,7 +142,7 @@ impl v1::packs_server::Packs for PacksService {
             })?),
         };
         let ready = Box::pin(self.packs.commit(&caller.name, &request.upload_id, proof)).await;
-        let result = self.result(&caller, ready.map_err(Refusal::from)?).await?;
+        let result = self.result(&caller, &owner, ready.map_err(Refusal::from)?).await?;
         Ok(Response::new(v1::CommitPackResponse { result: Some(result) }))
     }
 }
@@ -153,7 +154,7 @@ impl PacksService {
         messages: &mut Streaming<v1::SendPackRequest>,
         receiver: &mut Option<Receiver>,
     ) -> Result<(), Status> {
-        while let Some(message) = next(messages).await? {
+        while let Some(message) = messages.message().await? {
             let receiver = match receiver {
                 Some(receiver) => receiver,
                 None => {
@@ -178,20 +179,28 @@ impl PacksService {
 
     /// Stores the archive where that is wanted, then names what there is: an image whose archive was not
     /// kept as asked has no name.
-    async fn result(&self, caller: &Caller, ready: Ready) -> Result<v1::PackResult, Status> {
+    async fn result(
+        &self,
+        caller: &Caller,
+        owner: &ShareOwner,
+        ready: Ready,
+    ) -> Result<v1::PackResult, Status> {
         if let Some((image, path)) = ready.archive() {
             // Whoever commits may do less than who began.
             let (root, path) =
                 storage_for(caller, StorageVerb::Write, &self.storage.room, "room_path", path)?;
+            let (disk, owner) = (self.disk.clone(), owner.clone());
             let write = move || {
-                let mut writer = root.write(&path, WriteOptions::default())?;
+                let (options, area) = (WriteOptions::default(), Area::Room);
+                let file = NewFile { root, path: path.clone(), options, area, owner: &owner };
+                let mut writer = CountedWriter::begin(&disk, file)?;
                 let mut failed = None;
                 let written =
                     image.write_archive(&mut Appending { writer: &mut writer, failed: &mut failed });
                 match (failed, written) {
                     (Some(error), _) => Err(error),
-                    (None, Err(source)) => Err(StorageError::Io { path, source }),
-                    (None, Ok(())) => writer.finish(),
+                    (None, Err(source)) => Err(FileError::Storage(StorageError::Io { path, source })),
+                    (None, Ok(())) => writer.finish(area.content(&path)),
                 }
             };
             let stored = task::blocking("store archive", write).await;
@@ -209,21 +218,6 @@ impl PacksService {
             diff_id: made.as_ref().map(|made| made.diff_id.to_string()).unwrap_or_default(),
             archive_bytes: made.map(|made| made.archive_bytes).unwrap_or_default(),
         })
-    }
-}
-
-/// The next message of a stream, within the time that there is for it.
-async fn next<T>(messages: &mut Streaming<T>) -> Result<Option<T>, Status> {
-    match tokio::time::timeout(STALL, messages.message()).await {
-        Ok(message) => message,
-        Err(_) => Err(Refusal::new(
-            Code::DeadlineExceeded,
-            "upload_stalled",
-            format!("nothing arrived for {} s", STALL.as_secs()),
-        )
-        .hint("send again; what has arrived need not be sent once more")
-        .retryable(None)
-        .into()),
     }
 }
 
@@ -336,8 +330,8 @@ fn image(image: v1::PackImage) -> Result<PackImageOptions, Refusal> {
 
 /// A file of the storage as something that an archive is written to; keeps its typed error.
 struct Appending<'a> {
-    writer: &'a mut Writer,
-    failed: &'a mut Option<StorageError>,
+    writer: &'a mut CountedWriter,
+    failed: &'a mut Option<FileError>,
 }
 
 impl std::io::Write for Appending<'_> {

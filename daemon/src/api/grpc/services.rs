@@ -15,8 +15,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::super::convert::{self, Entrance, deploy_spec, duration, page_size};
 use super::super::error::Refusal;
+use super::answers::Answers;
 use super::caller;
-use super::storage::Answers;
 use crate::deploy::{DeployError, Handle};
 use crate::model::RoomRegistries;
 use crate::model::deploy::{Action, Deployed};

@@ -1,29 +1,25 @@
-use std::io::Read as _;
 use std::path::PathBuf;
-use std::pin::Pin;
 
-use futures::{Stream, StreamExt as _};
-use hearth_proto::{CHUNK_BYTES, v1};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use hearth_proto::v1;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::super::error::Refusal;
-use super::upload::{FileUpload, begin_missing, checked, chunk_missing};
-use super::{ask, caller, storage_for};
+use super::answers::{Answers, chunk_of, in_pieces};
+use super::upload::{Area, FileUpload, NewFile, begin_missing, checked, chunk_missing};
+use super::{ask, caller, share_owner, storage_for};
 use crate::access::policy::Action;
 use crate::context::storage::{FileKind, FileStat, Root, Storage, StorageError, WriteOptions};
+use crate::disk::DiskShares;
 use crate::model::access::{Caller, StorageVerb};
 use crate::task;
 
-/// Messages between the thread that touches files and the connection: this many chunks are in memory.
-const AHEAD: usize = 4;
+/// Entries of a listing that are looked up in one go.
+const ENTRIES: usize = 256;
 
 pub struct StorageService {
     pub storage: Storage,
+    pub disk: DiskShares,
 }
-
-pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl v1::storage_server::Storage for StorageService {
@@ -38,15 +34,9 @@ impl v1::storage_server::Storage for StorageService {
         let request = request.into_inner();
         let (root, path) = self.allow(&caller, StorageVerb::Read, request.area, &request.path)?;
         let listing = blocking(move || root.list(&path, request.recursive)).await?;
-        Ok(Response::new(from_thread(move |send| {
-            for entry in listing {
-                let entry =
-                    entry.map(|stat| file_entry(&stat)).map_err(|error| Status::from(Refusal::from(error)));
-                let ended = entry.is_err();
-                if send.blocking_send(entry).is_err() || ended {
-                    break;
-                }
-            }
+        Ok(Response::new(in_pieces(listing, |listing| {
+            let piece = listing.take(ENTRIES).map(|entry| Ok(file_entry(&entry?)));
+            piece.collect::<Result<_, StorageError>>().map_err(|error| Refusal::from(error).into())
         })))
     }
 
@@ -58,23 +48,16 @@ impl v1::storage_server::Storage for StorageService {
         let caller = caller(request.extensions())?;
         let request = request.into_inner();
         let (root, path) = self.allow(&caller, StorageVerb::Read, request.area, &request.path)?;
-        let (stat, mut file) = blocking(move || root.read(&path)).await?;
-        Ok(Response::new(from_thread(move |send| {
-            let message = |message| v1::ReadFileResponse { message: Some(message) };
-            let name = stat.path.clone();
-            let mut next = Ok(message(Message::Entry(file_entry(&stat))));
-            loop {
-                let ended = next.is_err();
-                if send.blocking_send(next).is_err() || ended {
-                    return;
-                }
-                let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-                next = match file.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut chunk) {
-                    Ok(0) => return,
-                    Ok(_) => Ok(message(Message::Chunk(chunk.into()))),
-                    Err(source) => Err(Refusal::from(StorageError::Io { path: name.clone(), source }).into()),
-                };
-            }
+        let (stat, file) = blocking(move || root.read(&path)).await?;
+        let path = stat.path.clone();
+        Ok(Response::new(in_pieces((Some(stat), file), move |(stat, file)| {
+            let message = match stat.take() {
+                Some(stat) => Some(Message::Entry(file_entry(&stat))),
+                None => chunk_of(file)
+                    .map_err(|source| Refusal::from(StorageError::Io { path: path.clone(), source }))?
+                    .map(Message::Chunk),
+            };
+            Ok(message.map(|message| v1::ReadFileResponse { message: Some(message) }).into_iter().collect())
         })))
     }
 
@@ -83,7 +66,7 @@ impl v1::storage_server::Storage for StorageService {
         request: Request<Streaming<v1::WriteFileRequest>>,
     ) -> Result<Response<v1::FileEntry>, Status> {
         use v1::write_file_request::Message;
-        let caller = caller(request.extensions())?;
+        let (caller, owner) = (caller(request.extensions())?, share_owner(request.extensions())?);
         let mut messages = request.into_inner();
         let Some(v1::WriteFileRequest { message: Some(Message::Begin(begin)) }) = messages.message().await?
         else {
@@ -93,14 +76,14 @@ impl v1::storage_server::Storage for StorageService {
         let mode = if begin.mode == 0 { WriteOptions::default().mode } else { begin.mode };
         let options = WriteOptions { mode, size: begin.size_bytes };
 
-        let upload = FileUpload::start(root, path, options);
+        let area = area(begin.area)?;
+        let file = NewFile { root, path, options, area, owner: &owner };
+        let mut upload = FileUpload::start(&self.disk, file).await?;
         while let Some(message) = messages.message().await? {
             let Some(Message::Chunk(chunk)) = message.message else {
                 return Err(chunk_missing());
             };
-            if !upload.chunk(checked(chunk)?).await {
-                break;
-            }
+            upload.chunk(checked(chunk)?).await?;
         }
         Ok(Response::new(file_entry(&upload.finish().await?)))
     }
@@ -115,7 +98,13 @@ impl v1::storage_server::Storage for StorageService {
         if request.recursive {
             ask(&caller, &Action::RemoveTree(&path.to_string_lossy()))?;
         }
-        blocking(move || root.remove(&path, request.recursive)).await?;
+        let (disk, area) = (self.disk.clone(), area(request.area)?);
+        blocking(move || {
+            root.remove(&path, request.recursive)?;
+            disk.forget_below(&area.content(&path));
+            Ok(())
+        })
+        .await?;
         Ok(Response::new(v1::RemoveFileResponse {}))
     }
 }
@@ -126,15 +115,22 @@ impl StorageService {
         &self,
         caller: &Caller,
         verb: StorageVerb,
-        area: i32,
+        wire: i32,
         path: &str,
     ) -> Result<(Root, PathBuf), Status> {
-        let root = match v1::StorageArea::try_from(area) {
-            Ok(v1::StorageArea::Unspecified | v1::StorageArea::Room) => &self.storage.room,
-            Ok(v1::StorageArea::Project) => &self.storage.project,
-            Err(_) => return Err(Refusal::invalid("area", "invalid_area", "unknown storage area").into()),
+        let root = match area(wire)? {
+            Area::Room => &self.storage.room,
+            Area::Project => &self.storage.project,
         };
         storage_for(caller, verb, root, "path", path)
+    }
+}
+
+fn area(wire: i32) -> Result<Area, Refusal> {
+    match v1::StorageArea::try_from(wire) {
+        Ok(v1::StorageArea::Unspecified | v1::StorageArea::Room) => Ok(Area::Room),
+        Ok(v1::StorageArea::Project) => Ok(Area::Project),
+        Err(_) => Err(Refusal::invalid("area", "invalid_area", "unknown storage area")),
     }
 }
 
@@ -145,19 +141,6 @@ async fn blocking<T: Send + 'static>(
         Ok(result) => Ok(result.map_err(Refusal::from)?),
         Err(error) => Err(Refusal::internal("the storage could not be reached", error).into()),
     }
-}
-
-/// A stream of what a blocking thread sends; it ends when the receiver has gone.
-pub(super) fn from_thread<T: Send + 'static>(
-    work: impl FnOnce(mpsc::Sender<Result<T, Status>>) + Send + 'static,
-) -> Answers<T> {
-    let (send, receive) = mpsc::channel(AHEAD);
-    task::spawn("storage-stream", async move {
-        if let Err(error) = task::blocking("storage-stream", move || work(send)).await {
-            tracing::error!(%error, "a storage stream ended early");
-        }
-    });
-    ReceiverStream::new(receive).boxed()
 }
 
 fn file_entry(stat: &FileStat) -> v1::FileEntry {

@@ -7,7 +7,8 @@ use tonic::{Request, Response, Status};
 use super::super::convert::{duration, timestamp};
 use super::super::http::Readiness;
 use super::caller;
-use crate::access::Access;
+use super::usage::DiskUsage;
+use crate::access::{Access, policy};
 use crate::model::RoomRegistries;
 use crate::model::image::Platform;
 
@@ -18,6 +19,7 @@ pub struct SystemService {
     pub room_registries: RoomRegistries,
     pub readiness: Readiness,
     pub access: Arc<Access>,
+    pub usage: DiskUsage,
 }
 
 #[tonic::async_trait]
@@ -44,6 +46,15 @@ impl v1::system_server::System for SystemService {
                 .collect(),
             platform: Platform::host().as_str().to_owned(),
         }))
+    }
+
+    async fn get_disk_usage(
+        &self,
+        request: Request<v1::GetDiskUsageRequest>,
+    ) -> Result<Response<v1::GetDiskUsageResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let only = policy::listed_owner(&caller);
+        Ok(Response::new(self.usage.of(only).await?))
     }
 
     async fn mint_token(

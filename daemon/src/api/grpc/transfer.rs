@@ -15,9 +15,9 @@ use tonic::Status;
 
 use super::super::convert;
 use super::super::error::Refusal;
+use super::answers::Answers;
 use super::ask;
 use super::images::{ImagesService, reference};
-use super::storage::Answers;
 use crate::access::policy::Action;
 use crate::image::{Destination, Platforms, Pull, Transfer};
 use crate::model::access::Caller;

@@ -1,66 +1,138 @@
-//! A file of the storage as it arrives: written on one thread, complete or not at all.
+//! A file of the storage as it arrives: complete or not at all. No thread waits for its sender.
+
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::super::error::Refusal;
-use crate::context::storage::{FileStat, Root, StorageError, WriteOptions};
+use crate::context::storage::{FileStat, Root, StorageError, WriteOptions, Writer};
+use crate::disk::{DiskClaim, DiskError, DiskShares, KeptContent, UploadKind};
+use crate::model::share_owner::ShareOwner;
 use crate::task;
+use crate::task::in_turn::{InTurn, Stopped};
 
-/// Chunks between the connection and the thread that writes.
-const AHEAD: usize = 4;
 /// A chunk that a client may send.
 const MAX_CHUNK: usize = 4 * 1024 * 1024;
 
-/// Dropped before [`finish`](Self::finish), it leaves nothing.
+/// Dropping it before [`finish`](Self::finish) leaves nothing of the file.
 pub(super) struct FileUpload {
-    chunks: mpsc::Sender<Bytes>,
-    complete: oneshot::Sender<()>,
-    writer: JoinHandle<Option<Result<FileStat, StorageError>>>,
+    content: InTurn<CountedWriter, FileError>,
+    kept: KeptContent,
+}
+
+/// A file of a storage, and who it is of.
+pub(super) struct NewFile<'a> {
+    pub root: Root,
+    pub path: PathBuf,
+    pub options: WriteOptions,
+    pub area: Area,
+    pub owner: &'a ShareOwner,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Area {
+    Room,
+    Project,
+}
+
+/// Writes what the caller may have.
+pub(super) struct CountedWriter {
+    writer: Writer,
+    claim: DiskClaim,
+}
+
+/// Why a file is not written.
+#[derive(Debug)]
+pub(super) enum FileError {
+    Storage(StorageError),
+    Disk(DiskError),
+}
+
+impl Area {
+    pub(super) fn content(self, path: &Path) -> KeptContent {
+        match self {
+            Self::Room => KeptContent::RoomFile(path.to_owned()),
+            Self::Project => KeptContent::ProjectFile(path.to_owned()),
+        }
+    }
+}
+
+impl CountedWriter {
+    /// Blocking, as all its calls.
+    pub(super) fn begin(disk: &DiskShares, file: NewFile<'_>) -> Result<Self, FileError> {
+        let NewFile { root, path, options, owner, .. } = file;
+        let name = path.display().to_string();
+        let claim = disk.begin(&owner.0, UploadKind::File, &name, root.path()).map_err(FileError::Disk)?;
+        let writer = root.write(&path, options).map_err(FileError::Storage)?;
+        Ok(Self { writer, claim })
+    }
+
+    pub(super) fn append(&mut self, bytes: &[u8]) -> Result<(), FileError> {
+        self.claim.grow(bytes.len() as u64).map_err(FileError::Disk)?;
+        self.writer.append(bytes).map_err(FileError::Storage)
+    }
+
+    pub(super) fn finish(self, kept: KeptContent) -> Result<FileStat, FileError> {
+        let stat = self.writer.finish().map_err(FileError::Storage)?;
+        self.claim.keep(vec![(kept, stat.size)]);
+        Ok(stat)
+    }
 }
 
 impl FileUpload {
-    pub(super) fn start(root: Root, path: std::path::PathBuf, options: WriteOptions) -> Self {
-        let (chunks, mut arriving) = mpsc::channel::<Bytes>(AHEAD);
-        let (complete, completed) = oneshot::channel::<()>();
-        let write = move || {
-            let mut writer = match root.write(&path, options) {
-                Ok(writer) => writer,
-                Err(error) => return Some(Err(error)),
-            };
-            while let Some(chunk) = arriving.blocking_recv() {
-                if let Err(error) = writer.append(&chunk) {
-                    return Some(Err(error));
-                }
-            }
-            // Only what was said to be complete is kept.
-            completed.blocking_recv().ok().map(|()| writer.finish())
-        };
-        let writer = task::spawn("file-upload", async move {
-            task::blocking("file-upload", write).await.unwrap_or_else(|error| {
-                tracing::error!(%error, "a file upload ended early");
-                None
-            })
-        });
-        Self { chunks, complete, writer }
+    pub(super) async fn start(disk: &DiskShares, file: NewFile<'_>) -> Result<Self, Status> {
+        let kept = file.area.content(&file.path);
+        let (disk, owner) = (disk.clone(), file.owner.clone());
+        let NewFile { root, path, options, area, .. } = file;
+        let begin = move || CountedWriter::begin(&disk, NewFile { root, path, options, area, owner: &owner });
+        let begun = task::blocking("file-upload", begin).await;
+        let writer = begun.map_err(|error| not_written(&error))?.map_err(Refusal::from)?;
+        Ok(Self { content: InTurn::new("file-upload", writer), kept })
     }
 
-    /// False when the writer has given up; [`finish`](Self::finish) says why.
-    pub(super) async fn chunk(&self, chunk: Bytes) -> bool {
-        self.chunks.send(chunk).await.is_ok()
+    /// Writes a chunk while the next one is received. An error of the chunk before is told here.
+    pub(super) async fn chunk(&mut self, chunk: Bytes) -> Result<(), Status> {
+        self.content.next(move |writer| writer.append(&chunk)).await.map_err(stopped)
     }
 
     pub(super) async fn finish(self) -> Result<FileStat, Status> {
-        let Self { chunks, complete, writer } = self;
-        // A writer that has failed waits for neither.
-        let _ = complete.send(());
-        drop(chunks);
-        match writer.await {
-            Ok(Some(written)) => Ok(written.map_err(Refusal::from)?),
-            Ok(None) => Err(Refusal::internal("the file was not written", "its writer ended early").into()),
-            Err(error) => Err(Refusal::internal("the file was not written", error).into()),
+        let Self { content, kept } = self;
+        let writer = content.finish().await.map_err(stopped)?;
+        let written = task::blocking("file-upload", move || writer.finish(kept)).await;
+        Ok(written.map_err(|error| not_written(&error))?.map_err(Refusal::from)?)
+    }
+}
+
+fn stopped(stopped: Stopped<FileError>) -> Status {
+    match stopped {
+        Stopped::Failed(error) => Refusal::from(error).into(),
+        Stopped::Ended => not_written(&"its writer ended early"),
+    }
+}
+
+fn not_written(cause: &dyn std::fmt::Display) -> Status {
+    Refusal::internal("the file was not written", cause).into()
+}
+
+impl From<FileError> for Refusal {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Storage(error) => error.into(),
+            FileError::Disk(error) => error.into(),
+        }
+    }
+}
+
+impl From<DiskError> for Refusal {
+    fn from(error: DiskError) -> Self {
+        let message = error.to_string();
+        match error {
+            DiskError::Quota { .. } => Self::new(Code::ResourceExhausted, "quota_exceeded", message)
+                .hint("`hearth system df` shows what is held; remove files and images, or raise [uploads] in the daemon's configuration"),
+            DiskError::NoSpace { .. } => Self::new(Code::ResourceExhausted, "no_space", message)
+                .hint("remove images and files that are not needed, or make the disk larger"),
+            DiskError::Io(cause) => Self::internal("the disk could not be looked at", cause),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Clients and instances that are slow, or too much.
 
 use super::*;
+use crate::connections::ConnectionLimits;
 
 fn short() -> Options {
     Options { head: Duration::from_millis(300), first_byte: Duration::from_millis(300), ..Options::default() }
@@ -84,16 +85,38 @@ async fn an_upload_that_takes_longer_than_the_limit_goes_on_while_it_moves() {
     assert!(read_until(&mut stream, "end of request").await.contains("body: xxxxxxxx\n"));
 }
 
+fn places(total: usize, per_peer: usize) -> Options {
+    let options = Options::default();
+    Options { connections: ConnectionLimits { total, per_peer, ..options.connections }, ..options }
+}
+
 #[tokio::test]
-async fn one_connection_more_than_the_limit_waits_for_its_turn() {
-    let scene = Scene::new(Options { connections: 1, ..Options::default() }).await;
+async fn a_connection_that_nobody_uses_makes_room_for_one_more() {
+    let scene = Scene::new(places(1, 1)).await;
     let web = Instance::serving(echo).await;
     scene.route(Some(web.address));
-    let first = scene.connect().await;
+    let mut first = scene.connect().await;
     tokio::time::sleep(Duration::from_millis(50)).await;
-    let waiting = scene.get("/");
-    tokio::pin!(waiting);
-    assert!(tokio::time::timeout(Duration::from_millis(200), &mut waiting).await.is_err());
-    drop(first);
-    assert_eq!(status(&waiting.await), "200");
+    assert_eq!(status(&scene.get("/").await), "200");
+    assert_eq!(tokio::time::timeout(LONG, first.read(&mut [0])).await.unwrap().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_connection_for_which_there_is_no_place_is_told_so() {
+    let scene = Scene::new(places(5, 1)).await;
+    let web = Instance::scripted(|stream, _| async move {
+        tokio::time::sleep(LONG).await;
+        drop(stream);
+    })
+    .await;
+    scene.route(Some(web.address));
+    let mut busy = scene.connect().await;
+    busy.write_all(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let answer = scene.get("/").await;
+    assert_eq!(status(&answer), "503", "{answer}");
+    assert!(
+        answer.contains("too_many_connections") && answer.to_lowercase().contains("retry-after"),
+        "{answer}"
+    );
 }

@@ -8,7 +8,8 @@ use std::time::SystemTime;
 use sha2::{Digest as _, Sha256};
 
 use super::{BlobStore, new_file, sync_directory};
-use crate::image::port::{BlobError, Blobs as _, Stored};
+use crate::disk::{DiskClaim, KeptContent};
+use crate::image::port::{BlobError, Blobs as _, IncomingBlob, Stored};
 use crate::model::Digest;
 
 /// Receives content in order, with a running sum. Blocking. Dropped before [`finish`](Self::finish),
@@ -19,20 +20,22 @@ pub struct Spool {
     file: Option<(File, PathBuf)>,
     sum: Sha256,
     size: u64,
+    claim: Option<DiskClaim>,
 }
 
 impl Spool {
-    pub(super) fn new(store: BlobStore) -> io::Result<Self> {
+    pub(super) fn new(store: BlobStore, claim: Option<DiskClaim>) -> io::Result<Self> {
         let path = store.inner.uploads.join(format!("{:032x}", rand::random::<u128>()));
         let file = new_file(&path)?;
         let mut spool = Self::nowhere(store);
         spool.file = Some((file, path));
+        spool.claim = claim;
         Ok(spool)
     }
 
     /// Sums up content that the store has.
     pub(super) fn nowhere(store: BlobStore) -> Self {
-        Self { store, file: None, sum: Sha256::new(), size: 0 }
+        Self { store, file: None, sum: Sha256::new(), size: 0, claim: None }
     }
 
     pub fn size(&self) -> u64 {
@@ -42,6 +45,11 @@ impl Spool {
     /// Appends. After an error the spool is of no further use: drop it.
     pub fn write(&mut self, content: &[u8]) -> Result<(), BlobError> {
         if let Some((file, _)) = &mut self.file {
+            let more = content.len() as u64;
+            match &self.claim {
+                Some(claim) => claim.grow(more)?,
+                None => self.store.check_free(more)?,
+            }
             file.write_all(content)?;
         }
         self.sum.update(content);
@@ -81,8 +89,21 @@ impl Spool {
             fs::rename(path, &target)?;
         }
         self.file = None;
+        if let Some(claim) = self.claim.take() {
+            claim.keep(vec![(KeptContent::Blob(actual), self.size)]);
+        }
         let directory = target.parent().map(Path::to_owned);
         Ok(Placed { stored: Stored { fresh: Some(now), ..known }, directory })
+    }
+}
+
+impl IncomingBlob for Spool {
+    fn write(&mut self, content: &[u8]) -> Result<(), BlobError> {
+        Self::write(self, content)
+    }
+
+    fn finish(self: Box<Self>, expected: &Digest) -> Result<Stored, BlobError> {
+        Self::finish(*self, expected)
     }
 }
 

@@ -22,6 +22,7 @@ pub(super) fn sweep(store: &BlobStore, live: &HashSet<Digest>, before: SystemTim
             if !live.contains(&digest)
                 && let Some(bytes) = remove_untouched(store, &entry.path(), before)?
             {
+                store.forget(&digest);
                 swept.blobs += 1;
                 swept.bytes += bytes;
             }

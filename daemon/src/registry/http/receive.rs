@@ -15,6 +15,8 @@ use crate::task;
 
 /// Taken from the connection before it is written.
 const BATCH: usize = 1024 * 1024;
+/// A part of a batch is written after this long without more: what is received takes memory that others wait for.
+const PAUSE: Duration = Duration::from_millis(100);
 
 struct Batch {
     chunks: Vec<Bytes>,
@@ -75,7 +77,9 @@ async fn next(body: &mut Body, stall: Duration) -> Batch {
         if size >= BATCH {
             break End::MoreToCome;
         }
-        match tokio::time::timeout(stall, body.frame()).await {
+        let limit = if chunks.is_empty() { stall } else { PAUSE.min(stall) };
+        match tokio::time::timeout(limit, body.frame()).await {
+            Err(_) if !chunks.is_empty() => break End::MoreToCome,
             Err(_) => {
                 let message = format!("nothing of the body came for {} s", stall.as_secs());
                 break End::Cut(Refusal::new(StatusCode::REQUEST_TIMEOUT, "BLOB_UPLOAD_INVALID", message));

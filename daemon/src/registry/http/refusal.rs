@@ -112,6 +112,9 @@ impl From<BlobError> for Refusal {
                 "UNAVAILABLE",
                 "no space is left in the room's registry; nothing of this upload was kept. Remove images, or give the daemon's state directory more room",
             ),
+            // Not to be tried again at once, as clients do after 429 and 5xx.
+            BlobError::Quota(message) => Self::new(StatusCode::FORBIDDEN, "DENIED", message)
+                .detail(json!({"reason": "quota_exceeded"})),
             BlobError::Io(error) => Self::internal("reading or writing blob content", &error),
         }
     }

@@ -19,7 +19,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::super::super::convert;
 use super::super::super::error::Refusal;
-use super::super::storage::Answers;
+use super::super::answers::Answers;
 use super::super::upload::begin_missing;
 use crate::deploy::port::{Exec, ExecInput, ExecOutput, ExecSpec, TerminalSize};
 use crate::task;

@@ -6,7 +6,7 @@ use tonic::Status;
 
 use super::super::super::convert;
 use super::super::super::error::Refusal;
-use super::super::storage::Answers;
+use super::super::answers::Answers;
 use crate::deploy::port::{LogError, LogLines};
 use crate::model::deploy::{LogLine, LogQuery, LogSource};
 

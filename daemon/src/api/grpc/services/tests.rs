@@ -19,7 +19,8 @@ use v1::services_server::ServicesServer;
 use super::*;
 use crate::access::parse_scope;
 use crate::api::auth::admit;
-use crate::api::serve::serve;
+use crate::api::serve::{Served, serve};
+use crate::connections::{ConnectionLimits, Connections};
 use crate::deploy::fake::{App, World};
 use crate::deploy::{Options, Service as Deploys};
 use crate::model::access::Caller;
@@ -76,7 +77,9 @@ async fn room() -> Room {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let router = Routes::new(ServicesServer::new(service)).into_axum_router().layer(from_fn(as_caller));
-    task::spawn("server", serve(listener, router, CancellationToken::new(), LIMIT));
+    let limits = ConnectionLimits { total: 10, per_peer: 10, unknown: LIMIT, idle: LIMIT };
+    let (connections, stop) = (Connections::new(limits), CancellationToken::new());
+    task::spawn("server", serve(listener, Served { router, connections, stop, grace: LIMIT }));
     let client = ServicesClient::connect(format!("http://{address}")).await.unwrap();
     Room { world, deploys, address, client }
 }

@@ -1,0 +1,185 @@
+//! Answers that come in many messages: no thread of the shared ones waits for who reads them.
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _, stream};
+use tokio::runtime;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status};
+
+use super::super::error::Refusal;
+use crate::task;
+
+/// Of a file, in one message: what a reader that does not read makes the daemon hold.
+pub(super) const CHUNK: usize = 256 * 1024;
+/// Messages between the thread that walks and the connection.
+const AHEAD: usize = 64;
+/// Walks of all callers at a time, and of one.
+const MOST_WALKS: usize = 32;
+const MOST_WALKS_OF_ONE: usize = 4;
+/// A walk whose reader takes nothing for this long is ended.
+const UNREAD: Duration = Duration::from_secs(30);
+
+pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// What `next` gives of `source` until it gives nothing, or an error, which is the last. A piece is made when the one
+/// before it was taken: what nobody reads holds one piece.
+pub(super) fn in_pieces<S, T>(
+    source: S,
+    next: impl Fn(&mut S) -> Result<Vec<T>, Status> + Send + Sync + 'static,
+) -> Answers<T>
+where
+    S: Send + 'static,
+    T: Send + 'static,
+{
+    let next = Arc::new(next);
+    let pieces = stream::unfold(Some((source, next)), |state| async {
+        let (mut source, next) = state?;
+        let of = Arc::clone(&next);
+        match task::blocking("answer", move || (of(&mut source), source)).await {
+            Ok((Ok(piece), _)) if piece.is_empty() => None,
+            Ok((Ok(piece), source)) => Some((Ok(piece), Some((source, next)))),
+            Ok((Err(status), _)) => Some((Err(status), None)),
+            Err(error) => Some((Err(Refusal::internal("the answer ended early", error).into()), None)),
+        }
+    });
+    pieces
+        .flat_map(|piece| match piece {
+            Ok(piece) => stream::iter(piece).map(Ok).left_stream(),
+            Err(status) => stream::iter([Err(status)]).right_stream(),
+        })
+        .boxed()
+}
+
+/// Where a walk tells what it finds.
+pub(super) struct Told<T> {
+    send: mpsc::Sender<Result<T, Status>>,
+    runtime: runtime::Handle,
+}
+
+impl<T> Told<T> {
+    /// False when nobody reads any more.
+    pub(super) fn tell(&self, message: Result<T, Status>) -> bool {
+        let message = match self.send.try_send(message) {
+            Ok(()) => return true,
+            Err(mpsc::error::TrySendError::Closed(_)) => return false,
+            Err(mpsc::error::TrySendError::Full(message)) => message,
+        };
+        let sent = self.runtime.block_on(tokio::time::timeout(UNREAD, self.send.send(message)));
+        matches!(sent, Ok(Ok(())))
+    }
+}
+
+/// The threads that walks run on, by caller; cheap to clone.
+#[derive(Clone, Default)]
+pub struct Walks(Arc<Mutex<HashMap<String, usize>>>);
+
+impl Walks {
+    /// A stream of what `walk` tells. It runs on a thread of its own, and it may wait there for its reader.
+    pub(super) fn begin<T: Send + 'static>(
+        &self,
+        caller: &str,
+        walk: impl FnOnce(&Told<T>) + Send + 'static,
+    ) -> Result<Answers<T>, Status> {
+        let place = self.take(caller)?;
+        let (send, receive) = mpsc::channel(AHEAD);
+        let told = Told { send, runtime: runtime::Handle::current() };
+        let begun = task::thread("walk", move || {
+            let _place = place;
+            walk(&told);
+        });
+        begun.map_err(|error| Refusal::internal("the walk was not begun", error))?;
+        Ok(ReceiverStream::new(receive).boxed())
+    }
+
+    fn take(&self, caller: &str) -> Result<WalkPlace, Refusal> {
+        let mut walks = self.held();
+        let own = walks.get(caller).copied().unwrap_or_default();
+        if own >= MOST_WALKS_OF_ONE || walks.values().sum::<usize>() >= MOST_WALKS {
+            let message = format!(
+                "{MOST_WALKS_OF_ONE} listings of one caller and {MOST_WALKS} of all may be read at a time"
+            );
+            let refusal = Refusal::new(Code::ResourceExhausted, "too_many_requests", message);
+            return Err(refusal.hint("read those that were asked for").retryable(Some(UNREAD)));
+        }
+        *walks.entry(caller.to_owned()).or_default() += 1;
+        Ok(WalkPlace { walks: self.clone(), caller: caller.to_owned() })
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One of the threads that walks have.
+struct WalkPlace {
+    walks: Walks,
+    caller: String,
+}
+
+impl Drop for WalkPlace {
+    fn drop(&mut self) {
+        let mut held = self.walks.held();
+        if let Some(count) = held.get_mut(&self.caller) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&self.caller);
+            }
+        }
+    }
+}
+
+/// The next chunk of a file; none at its end.
+pub(super) fn chunk_of(file: &mut impl Read) -> io::Result<Option<Bytes>> {
+    let mut chunk = Vec::with_capacity(CHUNK);
+    let count = file.take(CHUNK as u64).read_to_end(&mut chunk)?;
+    Ok((count > 0).then(|| chunk.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::TryStreamExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn pieces_come_in_order_and_an_error_is_the_last() {
+        let count = |upto: u32| {
+            in_pieces(0, move |at: &mut u32| {
+                *at += 1;
+                if *at < upto { Ok(vec![*at, *at]) } else { Ok(Vec::new()) }
+            })
+        };
+        let all: Vec<u32> = count(4).try_collect().await.unwrap();
+        assert_eq!(all, [1, 1, 2, 2, 3, 3]);
+        let failing = in_pieces(0, |at: &mut u32| {
+            *at += 1;
+            if *at < 2 { Ok(vec![*at]) } else { Err(Status::internal("no")) }
+        });
+        let all: Vec<_> = failing.collect().await;
+        assert!(matches!(&all[..], [Ok(1), Err(status)] if status.message() == "no"));
+    }
+
+    #[tokio::test]
+    async fn a_caller_has_so_many_walks_and_gets_them_back() {
+        let walks = Walks::default();
+        let walk = || walks.begin::<u32>("somebody", |told| while told.tell(Ok(1)) {});
+        let held: Vec<_> = (0..MOST_WALKS_OF_ONE).map(|_| walk().unwrap()).collect();
+        assert!(walk().is_err());
+        drop(held);
+        for _ in 0..200 {
+            if let Ok(mut again) = walk() {
+                assert!(matches!(again.next().await, Some(Ok(1))));
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("no walk is given back");
+    }
+}

@@ -1,0 +1,246 @@
+//! A body that is counted as it is read.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::{Instant, Sleep};
+use tonic::{Code, Status};
+
+use super::super::error::Refusal;
+use super::super::shares::RequestShare;
+
+/// For memory to become free.
+const ROOM_WAIT: Duration = if cfg!(test) { Duration::from_millis(400) } else { Duration::from_secs(10) };
+/// Before a message of gRPC: whether it is compressed, and its length.
+const PREFIX: usize = 5;
+
+/// Follows where messages begin and end.
+pub(super) struct Framing {
+    limit: u64,
+    is_stream: bool,
+    prefix: [u8; PREFIX],
+    /// Bytes of the prefix that are there.
+    known: usize,
+    /// Bytes of the message that are still to come.
+    left: u64,
+    /// Bytes of the message, with its prefix, that have come.
+    come: u64,
+}
+
+struct MessageTooLarge {
+    size: u64,
+    limit: u64,
+}
+
+pub(super) struct ReceivedBody {
+    body: Body,
+    framing: Option<Framing>,
+    share: Option<Arc<RequestShare>>,
+    /// Bytes that are counted for this body.
+    held: u64,
+    stall: Option<Duration>,
+    silent: Option<Pin<Box<Sleep>>>,
+    waiting: Option<Waiting>,
+}
+
+/// A frame for which there was no room.
+struct Waiting {
+    data: Bytes,
+    room: Pin<Box<dyn Future<Output = bool> + Send>>,
+}
+
+/// Bytes that are counted until they are let go.
+struct Counted {
+    data: Bytes,
+    share: Arc<RequestShare>,
+}
+
+impl Framing {
+    pub(super) const fn new(limit: u64, is_stream: bool) -> Self {
+        Self { limit, is_stream, prefix: [0; PREFIX], known: 0, left: 0, come: 0 }
+    }
+
+    fn follow(&mut self, mut data: &[u8]) -> Result<(), MessageTooLarge> {
+        while !data.is_empty() {
+            if self.known < PREFIX {
+                if self.known == 0 {
+                    self.come = 0;
+                }
+                let count = data.len().min(PREFIX - self.known);
+                self.prefix[self.known..self.known + count].copy_from_slice(&data[..count]);
+                self.known += count;
+                self.come += count as u64;
+                data = &data[count..];
+                if self.known == PREFIX {
+                    let [_, size @ ..] = self.prefix;
+                    let size = u64::from(u32::from_be_bytes(size));
+                    if size > self.limit {
+                        return Err(MessageTooLarge { size, limit: self.limit });
+                    }
+                    self.left = size;
+                }
+            } else {
+                let count = usize::try_from(self.left).unwrap_or(usize::MAX).min(data.len());
+                self.left -= count as u64;
+                self.come += count as u64;
+                data = &data[count..];
+            }
+            if self.known == PREFIX && self.left == 0 {
+                self.known = 0;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of a message that has begun and not ended.
+    const fn open(&self) -> u64 {
+        if self.known == 0 { 0 } else { self.come }
+    }
+}
+
+impl ReceivedBody {
+    pub(super) fn new(
+        body: Body,
+        framing: Option<Framing>,
+        stall: Option<Duration>,
+        share: Option<Arc<RequestShare>>,
+    ) -> Self {
+        Self { body, framing, share, held: 0, stall, silent: None, waiting: None }
+    }
+
+    /// What was handed on before the open message is handled: its reader asks for more.
+    fn release(&mut self) {
+        if let (Some(framing), Some(share)) = (&self.framing, &self.share)
+            && framing.is_stream
+            && self.held > framing.open()
+        {
+            share.shrink(self.held - framing.open());
+            self.held = framing.open();
+        }
+    }
+
+    /// Waits for the next frame, but not for ever.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            self.silent = None;
+            return Poll::Ready(frame.map(|frame| {
+                // tonic takes a stream that the client has cancelled for one that has ended well, so that a part of an
+                // upload would be kept as the whole; it does so for the status `cancelled` only.
+                frame.map_err(|error| Status::aborted(format!("the request was cut off: {error}")))
+            }));
+        }
+        let Some(stall) = self.stall else { return Poll::Pending };
+        let silent =
+            self.silent.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + stall)));
+        ready!(silent.as_mut().poll(cx));
+        Poll::Ready(Some(Err(stalled(stall).into())))
+    }
+
+    fn take(&mut self, data: Bytes) -> Frame<Bytes> {
+        match (&self.framing, &self.share) {
+            (None, Some(share)) => Frame::data(Bytes::from_owner(Counted { data, share: Arc::clone(share) })),
+            _ => {
+                self.held += data.len() as u64;
+                Frame::data(data)
+            }
+        }
+    }
+}
+
+impl HttpBody for ReceivedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        if let Some(waiting) = &mut this.waiting {
+            let free = ready!(waiting.room.as_mut().poll(cx));
+            let data = std::mem::take(&mut waiting.data);
+            this.waiting = None;
+            return Poll::Ready(Some(if free { Ok(this.take(data)) } else { Err(no_room().into()) }));
+        }
+        this.release();
+        let data = match ready!(this.poll_body(cx)) {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => data,
+                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+            },
+            other => return Poll::Ready(other),
+        };
+        if let Some(framing) = &mut this.framing
+            && let Err(error) = framing.follow(&data)
+        {
+            return Poll::Ready(Some(Err(error.into())));
+        }
+        if let Some(share) = &this.share {
+            let size = data.len() as u64;
+            if !share.grow(size) {
+                let share = Arc::clone(share);
+                let room = Box::pin(async move {
+                    tokio::time::timeout(ROOM_WAIT, share.grow_when_free(size)).await.is_ok()
+                });
+                this.waiting = Some(Waiting { data, room });
+                return Pin::new(this).poll_frame(cx);
+            }
+        }
+        Poll::Ready(Some(Ok(this.take(data))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.waiting.is_none() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.waiting.is_some() { SizeHint::default() } else { self.body.size_hint() }
+    }
+}
+
+impl Drop for ReceivedBody {
+    fn drop(&mut self) {
+        // What a single request holds is free when it is answered.
+        if let (Some(share), Some(Framing { is_stream: true, .. })) = (&self.share, &self.framing) {
+            share.shrink(self.held);
+        }
+    }
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.share.shrink(self.data.len() as u64);
+    }
+}
+
+fn stalled(stall: Duration) -> Refusal {
+    let message = format!("nothing of the request came for {} s", stall.as_secs());
+    Refusal::new(Code::DeadlineExceeded, "upload_stalled", message)
+        .hint("send again; what has arrived of a pack need not be sent once more")
+        .retryable(None)
+}
+
+fn no_room() -> Refusal {
+    let message = "this caller's requests take the memory that there is for what is being received";
+    Refusal::new(Code::ResourceExhausted, "busy", message)
+        .hint("send less at the same time")
+        .retryable(Some(super::RETRY))
+}
+
+impl From<MessageTooLarge> for Status {
+    fn from(MessageTooLarge { size, limit }: MessageTooLarge) -> Self {
+        let message = format!("a message of this method has at most {limit} bytes, and this one has {size}");
+        Refusal::new(Code::ResourceExhausted, "message_too_large", message).into()
+    }
+}
+
+#[cfg(test)]
+mod tests;

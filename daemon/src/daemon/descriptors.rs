@@ -1,0 +1,96 @@
+//! Open files: how many connections they allow, so that the daemon's own work and the unix socket always have some.
+
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::config::Connections as Wanted;
+use crate::connections::ConnectionLimits;
+
+/// More are not asked for: children inherit the limit, and some programs walk through all numbers below it.
+const ENOUGH: u64 = 65_536;
+/// For the database, content, uploads, builds and children; never more than a quarter of all.
+const OWN: usize = 4096;
+/// Those that have not sent a request yet are closed after this long.
+const UNKNOWN: Duration = Duration::from_secs(15);
+
+/// Places for connections, by listener.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Places {
+    pub(super) api: ConnectionLimits,
+    pub(super) socket: ConnectionLimits,
+    pub(super) ingress: ConnectionLimits,
+}
+
+/// Raises the limit of open files as far as it is needed and may be, and divides them.
+pub(super) fn divide(wanted: &Wanted) -> Places {
+    let open_files = raise();
+    let places = places(wanted, open_files);
+    if places.api.total < wanted.api || places.ingress.total < wanted.ingress {
+        tracing::warn!(
+            open_files,
+            api = places.api.total,
+            ingress = places.ingress.total,
+            "the limit of open files allows fewer connections than are configured; raise it (LimitNOFILE)"
+        );
+    }
+    places
+}
+
+fn raise() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let hard = limit.maximum.unwrap_or(ENOUGH);
+    let soft = limit.current.unwrap_or(ENOUGH);
+    let wanted = soft.max(hard.min(ENOUGH));
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum });
+    let open_files = match raised {
+        Ok(()) => wanted,
+        Err(error) => {
+            tracing::warn!(%error, "the limit of open files stays at {soft}");
+            soft
+        }
+    };
+    usize::try_from(open_files).unwrap_or(usize::MAX)
+}
+
+fn places(wanted: &Wanted, open_files: usize) -> Places {
+    let own = OWN.min(open_files / 4);
+    let socket = wanted.socket.min(open_files / 8);
+    let left = open_files.saturating_sub(own + socket);
+    // A connection of the ingress has another one to an instance.
+    let needed = wanted.api.saturating_add(wanted.ingress.saturating_mul(2)).max(1);
+    let scaled = |count: usize| match needed > left {
+        true => (count as u128 * left as u128 / needed as u128).max(1) as usize,
+        false => count,
+    };
+    let limits = |total, per_peer| ConnectionLimits {
+        total,
+        per_peer,
+        unknown: UNKNOWN.min(Duration::from_secs(wanted.idle_seconds)),
+        idle: Duration::from_secs(wanted.idle_seconds),
+    };
+    Places {
+        api: limits(scaled(wanted.api), scaled(wanted.api_per_peer)),
+        socket: limits(socket, wanted.socket_per_user),
+        ingress: limits(scaled(wanted.ingress), scaled(wanted.ingress_per_peer)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn all_connections_together_leave_files_for_the_daemon() {
+        let wanted = Config::default().connections;
+        for open_files in [256, 1024, 4096, 20_000, 65_536] {
+            let Places { api, socket, ingress } = places(&wanted, open_files);
+            let used = api.total + socket.total + 2 * ingress.total;
+            assert!(used + (open_files / 4).min(OWN) <= open_files + 3, "{open_files}: {used}");
+            assert!(api.per_peer <= api.total.div_ceil(2) && ingress.per_peer <= ingress.total.div_ceil(2));
+        }
+        let enough = places(&wanted, 65_536);
+        assert_eq!((enough.api.total, enough.ingress.total), (wanted.api, wanted.ingress));
+    }
+}

@@ -1,0 +1,44 @@
+//! What the ledger of uploads says, compared with what is there: services and sweeps remove things without a word.
+
+use std::io;
+use std::path::Path;
+
+use crate::context::storage::{Root, Storage, StorageError};
+use crate::disk::{DiskShares, KeptContent};
+use crate::image::port::Blobs as _;
+use crate::registry::blobs::BlobStore;
+use crate::task;
+
+pub(super) struct KeptFiles {
+    pub(super) blobs: BlobStore,
+    pub(super) storage: Storage,
+    pub(super) disk: DiskShares,
+}
+
+impl KeptFiles {
+    pub(super) async fn compare(&self) {
+        let (blobs, storage, disk) = (self.blobs.clone(), self.storage.clone(), self.disk.clone());
+        let compared = task::blocking("compare uploads", move || {
+            disk.compare(|content| match content {
+                KeptContent::Blob(digest) => blobs.size(digest),
+                KeptContent::RoomFile(path) => size(&storage.room, path),
+                KeptContent::ProjectFile(path) => size(&storage.project, path),
+            })
+        });
+        if let Err(error) = compared.await.map_err(io::Error::other).flatten() {
+            tracing::warn!(%error, "what callers hold was not compared; the next pass tries again");
+        }
+    }
+}
+
+/// Bytes of a file, as long as it is one.
+fn size(root: &Root, path: &Path) -> io::Result<Option<u64>> {
+    use StorageError::{IsLink, NotADirectory, NotAFile, NotFound};
+    match root.hold_source(path, false) {
+        Ok((_, true)) | Err(NotFound { .. } | NotADirectory { .. } | NotAFile { .. } | IsLink { .. }) => {
+            Ok(None)
+        }
+        Ok((file, false)) => Ok(Some(u64::try_from(rustix::fs::fstat(&file)?.st_size).unwrap_or_default())),
+        Err(error) => Err(io::Error::other(error)),
+    }
+}

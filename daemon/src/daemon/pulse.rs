@@ -1,0 +1,66 @@
+//! Whether work moves: the shared blocking threads and the database are asked now and then, within a limit.
+//!
+//! A daemon whose threads all wait answers every probe that needs none of them; this one needs both.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::model::component::Component;
+use crate::store::Store;
+use crate::task;
+
+const PAUSE: Duration = Duration::from_secs(2);
+/// Longer than any honest work takes a thread, or the lock of the database.
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// Why work does not move, as it was found last.
+pub(super) type Pulse = watch::Receiver<Result<(), String>>;
+
+pub(super) fn component(pulse: &Pulse) -> Component {
+    let state = pulse.borrow().clone();
+    Component { name: "work", ready: state.is_ok(), detail: state.err().unwrap_or_default() }
+}
+
+/// Asks until nobody wants to know any more.
+pub(super) fn watch(store: Store) -> Pulse {
+    let (send, pulse) = watch::channel(Ok(()));
+    task::spawn("pulse", async move {
+        while !send.is_closed() {
+            let mut asked = pin!(ask(&store));
+            let state = match tokio::time::timeout(LIMIT, asked.as_mut()).await {
+                Ok(state) => state,
+                Err(_) => {
+                    let stuck =
+                        format!("work does not move: the state was not read within {} s", LIMIT.as_secs());
+                    tracing::error!("{stuck}");
+                    tell(&send, Err(stuck));
+                    // One question waits, not one more with each pause.
+                    asked.await
+                }
+            };
+            tell(&send, state);
+            tokio::time::sleep(PAUSE).await;
+        }
+    });
+    pulse
+}
+
+/// On a blocking thread, behind all that wait for the database.
+async fn ask(store: &Store) -> Result<(), String> {
+    let read = store.transaction(|transaction| {
+        Ok(transaction.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get::<_, i64>(0))?)
+    });
+    read.await.map(drop).map_err(|error| format!("state database: {error}"))
+}
+
+fn tell(send: &watch::Sender<Result<(), String>>, state: Result<(), String>) {
+    send.send_if_modified(|known| {
+        let changed = *known != state;
+        if changed {
+            *known = state;
+        }
+        changed
+    });
+}

@@ -1,0 +1,317 @@
+//! What callers may take of the disk: a quota for each, and space that stays free. One ledger for all that is uploaded:
+//! blobs of the registry, files of storage, archives.
+//!
+//! ```text
+//! begin --> unfinished --grow*--> keep: its bytes are content, the caller's for as long as it is there
+//!                         '-----> dropped: nothing of it counts
+//! ```
+//!
+//! Content belongs to whoever brought it first, a file to whoever wrote it last. The ledger is a journal beside the
+//! content; a lost line counts too little, never too much. What is gone without a word is found by [`DiskShares::compare`].
+
+mod journal;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::Digest;
+use journal::Journal;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskLimits {
+    /// Bytes that one caller may hold.
+    pub per_caller: u64,
+    /// What stays free on a file system.
+    pub min_free: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    #[error(
+        "one caller may hold {limit} bytes of images and files in this room, and `{caller}` would hold more"
+    )]
+    Quota { caller: String, limit: u64 },
+    #[error("the disk has {free} bytes free, and uploads leave {floor}")]
+    NoSpace { free: u64, floor: u64 },
+    #[error("free space: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// What is being uploaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UploadKind {
+    Blob,
+    File,
+    Archive,
+}
+
+/// Content that counts for a caller.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeptContent {
+    Blob(Digest),
+    /// A path of room or project storage.
+    RoomFile(PathBuf),
+    ProjectFile(PathBuf),
+}
+
+/// An upload that has not ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    pub caller: String,
+    pub kind: UploadKind,
+    /// Repository or path.
+    pub name: String,
+    pub bytes: u64,
+    pub age: Duration,
+}
+
+/// What one caller holds that has ended well.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeptBytes {
+    pub images: u64,
+    pub files: u64,
+}
+
+/// The ledger; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct DiskShares(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    limits: DiskLimits,
+    ledger: Mutex<Ledger>,
+}
+
+#[derive(Debug)]
+struct Ledger {
+    unfinished: BTreeMap<u64, Open>,
+    kept: HashMap<KeptContent, Kept>,
+    /// Bytes of both, by caller.
+    held: HashMap<String, u64>,
+    next: u64,
+    journal: Journal,
+}
+
+#[derive(Debug)]
+struct Open {
+    caller: String,
+    kind: UploadKind,
+    name: String,
+    bytes: u64,
+    begun: Instant,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Kept {
+    caller: String,
+    bytes: u64,
+}
+
+/// The bytes of an upload. Dropping it gives them back.
+#[derive(Debug)]
+pub struct DiskClaim {
+    shares: DiskShares,
+    number: u64,
+    caller: String,
+    /// On the file system that is written to.
+    directory: PathBuf,
+}
+
+impl DiskShares {
+    /// Reads the ledger at `path`, or begins one. Blocking, as all calls are.
+    pub fn open(path: &Path, limits: DiskLimits) -> io::Result<Self> {
+        let (journal, kept) = Journal::open(path)?;
+        let mut held = HashMap::new();
+        for Kept { caller, bytes } in kept.values() {
+            *held.entry(caller.clone()).or_default() += bytes;
+        }
+        let ledger = Ledger { unfinished: BTreeMap::new(), kept, held, next: 0, journal };
+        Ok(Self(Arc::new(Shared { limits, ledger: Mutex::new(ledger) })))
+    }
+
+    /// An upload of `caller` begins, which is written somewhere below `directory`.
+    pub fn begin(
+        &self,
+        caller: &str,
+        kind: UploadKind,
+        name: &str,
+        directory: &Path,
+    ) -> Result<DiskClaim, DiskError> {
+        self.check_free(directory, 0)?;
+        let mut ledger = self.ledger();
+        if ledger.of(caller) >= self.0.limits.per_caller {
+            return Err(self.over_quota(caller));
+        }
+        ledger.next += 1;
+        let number = ledger.next;
+        let open =
+            Open { caller: caller.to_owned(), kind, name: name.to_owned(), bytes: 0, begun: Instant::now() };
+        ledger.unfinished.insert(number, open);
+        drop(ledger);
+        let (caller, directory) = (caller.to_owned(), directory.to_owned());
+        Ok(DiskClaim { shares: self.clone(), number, caller, directory })
+    }
+
+    /// Fails when a file system has less space than must stay free, with `more` bytes written to it.
+    pub fn check_free(&self, directory: &Path, more: u64) -> Result<(), DiskError> {
+        let disk = rustix::fs::statvfs(directory).map_err(io::Error::from)?;
+        let (free, floor) = (disk.f_bavail.saturating_mul(disk.f_frsize), self.0.limits.min_free);
+        if free < floor.saturating_add(more) { Err(DiskError::NoSpace { free, floor }) } else { Ok(()) }
+    }
+
+    /// Content that is gone counts no more.
+    pub fn forget(&self, content: &KeptContent) {
+        self.ledger().set(content, None);
+    }
+
+    /// A file is gone, or a directory with all that was below it.
+    pub fn forget_below(&self, content: &KeptContent) {
+        let mut ledger = self.ledger();
+        let gone: Vec<_> = ledger.kept.keys().filter(|kept| kept.is_below(content)).cloned().collect();
+        gone.iter().for_each(|gone| ledger.set(gone, None));
+    }
+
+    /// Compares the ledger with what is there: `size` gives the bytes of content, or none for what is gone.
+    pub fn compare(&self, size: impl Fn(&KeptContent) -> io::Result<Option<u64>>) -> io::Result<()> {
+        let known: Vec<_> =
+            self.ledger().kept.iter().map(|(name, kept)| (name.clone(), kept.clone())).collect();
+        for (name, kept) in known {
+            let found = size(&name)?;
+            if found == Some(kept.bytes) {
+                continue;
+            }
+            let mut ledger = self.ledger();
+            // Whoever wrote it meanwhile knows better.
+            if ledger.kept.get(&name) == Some(&kept) {
+                ledger.set(&name, found.map(|bytes| Kept { bytes, ..kept }).as_ref());
+            }
+        }
+        let Ledger { journal, kept, .. } = &mut *self.ledger();
+        journal.rewrite(kept)
+    }
+
+    pub fn unfinished(&self) -> Vec<Unfinished> {
+        let shown = |open: &Open| Unfinished {
+            caller: open.caller.clone(),
+            kind: open.kind,
+            name: open.name.clone(),
+            bytes: open.bytes,
+            age: open.begun.elapsed(),
+        };
+        self.ledger().unfinished.values().map(shown).collect()
+    }
+
+    pub fn kept(&self) -> BTreeMap<String, KeptBytes> {
+        let mut all: BTreeMap<String, KeptBytes> = BTreeMap::new();
+        for (name, kept) in &self.ledger().kept {
+            let of_caller = all.entry(kept.caller.clone()).or_default();
+            match name {
+                KeptContent::Blob(_) => of_caller.images += kept.bytes,
+                KeptContent::RoomFile(_) | KeptContent::ProjectFile(_) => of_caller.files += kept.bytes,
+            }
+        }
+        all
+    }
+
+    pub fn limits(&self) -> DiskLimits {
+        self.0.limits
+    }
+
+    fn over_quota(&self, caller: &str) -> DiskError {
+        DiskError::Quota { caller: caller.to_owned(), limit: self.0.limits.per_caller }
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        // A panic between two sums leaves them off by one upload until the next start.
+        self.0.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl KeptContent {
+    fn is_below(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::RoomFile(path), Self::RoomFile(top))
+            | (Self::ProjectFile(path), Self::ProjectFile(top)) => path.starts_with(top),
+            _ => self == other,
+        }
+    }
+}
+
+impl Ledger {
+    fn of(&self, caller: &str) -> u64 {
+        self.held.get(caller).copied().unwrap_or_default()
+    }
+
+    fn add(&mut self, caller: &str, bytes: u64) {
+        *self.held.entry(caller.to_owned()).or_default() += bytes;
+    }
+
+    fn take(&mut self, caller: &str, bytes: u64) {
+        if let Some(held) = self.held.get_mut(caller) {
+            *held = held.saturating_sub(bytes);
+            if *held == 0 {
+                self.held.remove(caller);
+            }
+        }
+    }
+
+    fn set(&mut self, content: &KeptContent, kept: Option<&Kept>) {
+        let before = match kept {
+            Some(kept) => {
+                self.add(&kept.caller, kept.bytes);
+                self.kept.insert(content.clone(), kept.clone())
+            }
+            None => self.kept.remove(content),
+        };
+        if let Some(Kept { caller, bytes }) = before {
+            self.take(&caller, bytes);
+        } else if kept.is_none() {
+            return;
+        }
+        if let Err(error) = self.journal.note(content, kept) {
+            tracing::warn!(%error, "what a caller holds was not written down; the next comparison does");
+        }
+    }
+}
+
+impl DiskClaim {
+    /// Claims more bytes, which are about to be written.
+    pub fn grow(&self, more: u64) -> Result<(), DiskError> {
+        self.shares.check_free(&self.directory, more)?;
+        let mut ledger = self.shares.ledger();
+        if ledger.of(&self.caller).saturating_add(more) > self.shares.0.limits.per_caller {
+            return Err(self.shares.over_quota(&self.caller));
+        }
+        ledger.add(&self.caller, more);
+        if let Some(open) = ledger.unfinished.get_mut(&self.number) {
+            open.bytes += more;
+        }
+        Ok(())
+    }
+
+    /// The upload has become this content. What was there before counts as it did: it was brought by somebody else.
+    pub fn keep(self, content: Vec<(KeptContent, u64)>) {
+        let mut ledger = self.shares.ledger();
+        for (name, bytes) in content {
+            ledger.set(&name, Some(&Kept { caller: self.caller.clone(), bytes }));
+        }
+    }
+}
+
+impl Drop for DiskClaim {
+    fn drop(&mut self) {
+        let mut ledger = self.shares.ledger();
+        if let Some(open) = ledger.unfinished.remove(&self.number) {
+            ledger.take(&open.caller, open.bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

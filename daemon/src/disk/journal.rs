@@ -1,0 +1,68 @@
+//! The ledger on disk: a line of JSON for each change, written anew as a whole now and then.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Kept, KeptContent};
+
+#[derive(Debug)]
+pub(super) struct Journal {
+    path: PathBuf,
+    file: File,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Line {
+    content: KeptContent,
+    /// None is for content that is gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept: Option<Kept>,
+}
+
+impl Journal {
+    pub(super) fn open(path: &Path) -> io::Result<(Self, HashMap<KeptContent, Kept>)> {
+        let mut kept = HashMap::new();
+        let file = OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path)?;
+        for line in BufReader::new(&file).split(b'\n') {
+            match serde_json::from_slice::<Line>(&line?) {
+                Ok(Line { content, kept: Some(now) }) => drop(kept.insert(content, now)),
+                Ok(Line { content, kept: None }) => drop(kept.remove(&content)),
+                // A daemon that was killed leaves a part of its last line.
+                Err(error) => {
+                    tracing::warn!(%error, path = %path.display(), "a line of the ledger is not read");
+                }
+            }
+        }
+        let mut journal = Self { path: path.to_owned(), file };
+        journal.rewrite(&kept)?;
+        Ok((journal, kept))
+    }
+
+    pub(super) fn note(&mut self, content: &KeptContent, kept: Option<&Kept>) -> io::Result<()> {
+        self.file.write_all(&line(content, kept)?)
+    }
+
+    pub(super) fn rewrite(&mut self, kept: &HashMap<KeptContent, Kept>) -> io::Result<()> {
+        let draft = self.path.with_extension("new");
+        let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&draft)?;
+        let mut writer = BufWriter::new(file);
+        for (content, kept) in kept {
+            writer.write_all(&line(content, Some(kept))?)?;
+        }
+        writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_data()?;
+        fs::rename(&draft, &self.path)?;
+        self.file = OpenOptions::new().append(true).open(&self.path)?;
+        Ok(())
+    }
+}
+
+fn line(content: &KeptContent, kept: Option<&Kept>) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(&Line { content: content.clone(), kept: kept.cloned() })?;
+    line.push(b'\n');
+    Ok(line)
+}

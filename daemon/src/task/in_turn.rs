@@ -1,0 +1,84 @@
+//! Blocking work on one value, piece after piece, while its owner goes on to the next piece.
+//!
+//! A thread is taken for each piece and given back after it: between two pieces none waits.
+
+use tokio::task::JoinHandle;
+
+/// What work is done on: the last piece may still be under way.
+pub struct InTurn<T, E> {
+    name: &'static str,
+    state: State<T, E>,
+}
+
+enum State<T, E> {
+    Idle(T),
+    Working(JoinHandle<Result<T, Stopped<E>>>),
+    Over,
+}
+
+/// Why no more work is done.
+#[derive(Debug)]
+pub enum Stopped<E> {
+    Failed(E),
+    /// The daemon ends, the work panicked, or it has failed before.
+    Ended,
+}
+
+impl<T: Send + 'static, E: Send + 'static> InTurn<T, E> {
+    pub const fn new(name: &'static str, value: T) -> Self {
+        Self { name, state: State::Idle(value) }
+    }
+
+    /// Begins a piece of work when the one before has ended; an error of that one is told here.
+    pub async fn next(
+        &mut self,
+        work: impl FnOnce(&mut T) -> Result<(), E> + Send + 'static,
+    ) -> Result<(), Stopped<E>> {
+        let mut value = self.value().await?;
+        let name = self.name;
+        let piece = super::blocking(name, move || work(&mut value).map(|()| value));
+        self.state = State::Working(super::spawn(name, async move {
+            match piece.await {
+                Ok(done) => done.map_err(Stopped::Failed),
+                Err(_) => Err(Stopped::Ended),
+            }
+        }));
+        Ok(())
+    }
+
+    /// The value, when all work on it is done.
+    pub async fn finish(mut self) -> Result<T, Stopped<E>> {
+        self.value().await
+    }
+
+    async fn value(&mut self) -> Result<T, Stopped<E>> {
+        match std::mem::replace(&mut self.state, State::Over) {
+            State::Idle(value) => Ok(value),
+            State::Working(piece) => piece.await.unwrap_or(Err(Stopped::Ended)),
+            State::Over => Err(Stopped::Ended),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn pieces_are_done_in_order_and_an_error_ends_it() {
+        let mut work = InTurn::<Vec<u32>, &str>::new("test", Vec::new());
+        for number in 0..10 {
+            work.next(move |done| {
+                done.push(number);
+                Ok(())
+            })
+            .await
+            .unwrap();
+        }
+        assert_eq!(work.finish().await.unwrap(), (0..10).collect::<Vec<_>>());
+        let mut fails = InTurn::<(), &str>::new("test", ());
+        fails.next(|()| Err("no")).await.unwrap();
+        assert!(matches!(fails.next(|()| Ok(())).await, Err(Stopped::Failed("no"))));
+        assert!(matches!(fails.finish().await, Err(Stopped::Ended)));
+    }
+}

@@ -1,0 +1,195 @@
+//! Connections that say nothing, or next to nothing.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+
+use integration_tests::daemon::Options;
+use integration_tests::frames::{END_HEADERS, END_STREAM, HEADERS, Http2, block, connect_from};
+use integration_tests::grpc::{Api, block_on, detail};
+use integration_tests::lone_cases;
+use integration_tests::runner::Case;
+use integration_tests::shared_cases;
+
+use super::*;
+
+pub fn cases() -> Vec<Case> {
+    let mut cases = shared_cases![
+        one_peer_cannot_take_the_connections_of_others,
+        many_peers_that_say_nothing_make_room,
+        silent_users_of_the_unix_socket_leave_it_to_others,
+        connections_without_a_request_end,
+        heads_that_come_byte_by_byte_end,
+        a_caller_has_so_many_requests_and_is_told_so,
+    ];
+    cases.extend(lone_cases![
+        a_connection_too_many_is_told_so_in_its_own_protocol,
+        thousands_of_silent_connections_are_borne_with_the_defaults,
+    ]);
+    cases
+}
+
+/// Silent connections from one address. What the daemon closes stays in the list.
+fn silent(address: &str, source: [u8; 4], count: usize) -> Vec<TcpStream> {
+    // A refusal may be a reset.
+    (0..count).filter_map(|_| connect_from(source, address).ok()).collect()
+}
+
+fn is_open(stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    let read = (&mut &*stream).read(&mut [0; 64]);
+    matches!(read, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+}
+
+fn open(held: &[TcpStream]) -> usize {
+    held.iter().filter(|stream| is_open(stream)).count()
+}
+
+fn one_peer_cannot_take_the_connections_of_others(daemon: &Daemon) {
+    for address in [daemon.listen(), daemon.ingress()] {
+        let held = silent(&address, [127, 0, 0, 2], 350);
+        others_are_answered(daemon);
+        // Those that were told to make room take a moment.
+        assert!(soon(seconds(3), || open(&held) <= 100), "{} are open", open(&held));
+    }
+}
+
+fn many_peers_that_say_nothing_make_room(daemon: &Daemon) {
+    for address in [daemon.listen(), daemon.ingress()] {
+        let held: Vec<TcpStream> =
+            (1..=45).flat_map(|peer| silent(&address, [127, 0, 1, peer], 10)).collect();
+        others_are_answered(daemon);
+        assert!(soon(seconds(3), || open(&held) <= 300), "{} are open", open(&held));
+    }
+}
+
+fn silent_users_of_the_unix_socket_leave_it_to_others(daemon: &Daemon) {
+    let held: Vec<_> = (0..200).filter_map(|_| UnixStream::connect(daemon.socket()).ok()).collect();
+    others_are_answered(daemon);
+    drop(held);
+}
+
+fn connections_without_a_request_end(daemon: &Daemon) {
+    let ports = [daemon.listen(), daemon.ingress()];
+    let silent: Vec<TcpStream> = ports.iter().map(|address| TcpStream::connect(address).unwrap()).collect();
+    let asked: Vec<Http2> = ports
+        .iter()
+        .map(|address| {
+            let mut client = Http2::connect(address).unwrap();
+            let fields =
+                [(":method", "GET"), (":scheme", "http"), (":path", "/healthz"), (":authority", "a.example")];
+            client.frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(&fields)).unwrap();
+            client
+        })
+        .collect();
+    assert!(soon(seconds(20), || open(&silent) == 0), "silent connections are open");
+    for mut client in asked {
+        let end = Instant::now() + seconds(20);
+        while !client.goaway && client.read_frame().is_ok() {
+            assert!(Instant::now() < end, "an unused connection of HTTP/2 is open");
+        }
+        assert!(client.ended.contains(&1), "its request was answered before");
+    }
+}
+
+fn heads_that_come_byte_by_byte_end(daemon: &Daemon) {
+    for address in [daemon.listen(), daemon.ingress()] {
+        let mut dripping: Vec<TcpStream> = (0..50)
+            .map(|_| {
+                let mut stream = TcpStream::connect(&address).unwrap();
+                stream.write_all(b"GET / HTTP/1.1\r\nhost: a.example\r\nx-slow: ").unwrap();
+                stream
+            })
+            .collect();
+        let ended = soon(seconds(30), || {
+            std::thread::sleep(Duration::from_millis(200));
+            dripping.retain_mut(|stream| stream.write_all(b"x").is_ok());
+            dripping.is_empty()
+        });
+        assert!(ended, "{} are still served", dripping.len());
+    }
+}
+
+/// Uploads that begin and go no further, each on a connection of its own. They are in use.
+fn uploads(daemon: &Daemon, count: usize, token: &str, path: &str) -> Vec<Http2> {
+    let begin = hearth_proto::v1::WriteBegin { path: path.to_owned(), ..Default::default() };
+    let message = hearth_proto::v1::write_file_request::Message::Begin(begin);
+    let message = hearth_proto::v1::WriteFileRequest { message: Some(message) };
+    let message = prost::Message::encode_to_vec(&message);
+    let size = u32::try_from(message.len()).unwrap().to_be_bytes();
+    let message = [&[0], size.as_slice(), &message].concat();
+    (0..count)
+        .map(|_| {
+            let mut client = Http2::connect(&daemon.listen()).unwrap();
+            client.call(1, "/hearth.v1.Storage/Write", Some(token)).unwrap();
+            client.send(1, &message).unwrap();
+            client
+        })
+        .collect()
+}
+
+fn a_connection_too_many_is_told_so_in_its_own_protocol() {
+    let daemon = &Daemon::start(Options::room("walls_crowd").config("[connections]\napi_per_peer = 20\n"));
+    let token = daemon.mint(&["--name", "busy", "--scope", "full"]);
+    let held = uploads(daemon, 20, &token, "x/y");
+    let told = soon(seconds(3), || {
+        let answer = Request::new("GET", "/healthz").try_send(&daemon.listen());
+        answer.is_ok_and(|answer| {
+            let text = String::from_utf8_lossy(&answer.body).into_owned();
+            answer.status == 429
+                && text.contains("connections of this peer")
+                && answer.header("retry-after").is_some()
+        })
+    });
+    assert!(told, "a connection beyond the share was not refused");
+    let refused = block_on(seconds(20), async {
+        let api = Api::connect(&daemon.listen(), Some(token.clone())).await;
+        api.system().get_info(hearth_proto::v1::GetInfoRequest {}).await.unwrap_err()
+    });
+    let detail = detail(&refused);
+    assert_eq!((detail.code.as_str(), detail.retryable), ("too_many_connections", true), "{refused:?}");
+    assert!(detail.retry_after_ms.is_some());
+    // Other addresses, and the socket, are served meanwhile.
+    let mut other = connect_from([127, 0, 0, 9], &daemon.listen()).unwrap();
+    other.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    other.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    daemon.hearth_ok(&["builds", "list"]);
+    drop(held);
+}
+
+fn a_caller_has_so_many_requests_and_is_told_so(daemon: &Daemon) {
+    let greedy = daemon.mint(&["--name", "greedy", "--scope", "full"]);
+    let held = uploads(daemon, 45, &greedy, "g/y");
+    let refused = soon(seconds(3), || {
+        let status = block_on(seconds(20), async {
+            let api = Api::connect(&daemon.listen(), Some(greedy.clone())).await;
+            api.system().get_info(hearth_proto::v1::GetInfoRequest {}).await
+        });
+        status.is_err_and(|status| detail(&status).code == "too_many_requests")
+    });
+    assert!(refused, "the 41st request was accepted");
+    let v2 = Request::new("GET", "/v2/").bearer(&greedy).send(&daemon.listen());
+    assert_eq!(v2.status, 429);
+    let other = Request::new("GET", "/v2/").bearer(daemon.token()).send(&daemon.listen());
+    assert_eq!(other.status, 200, "another caller has requests of its own");
+    drop(held);
+}
+
+fn thousands_of_silent_connections_are_borne_with_the_defaults() {
+    let daemon = Daemon::start(Options::room("walls_silence"));
+    let before = memory(&daemon);
+    let mut held = Vec::new();
+    for address in [daemon.listen(), daemon.ingress()] {
+        for peer in 1..=8 {
+            held.extend(silent(&address, [127, 0, 2, peer], 1000));
+        }
+        others_are_answered(&daemon);
+    }
+    runner::note(&format!("{} of {} are open", open(&held), held.len()));
+    grew_less_than(400 * MIB, &daemon, before);
+    // They end by themselves.
+    assert!(soon(seconds(60), || open(&held) == 0), "{} are open", open(&held));
+    others_are_answered(&daemon);
+}

@@ -1,0 +1,257 @@
+//! Uploads that stand still, that take the disk, or that are one caller's too many.
+
+use std::fs;
+
+use hearth_proto::v1::{WriteBegin, WriteFileRequest, write_file_request::Message};
+use integration_tests::daemon::BASE;
+use integration_tests::frames::Http2;
+use integration_tests::grpc::{Api, block_on, detail};
+use integration_tests::lone_cases;
+use integration_tests::process;
+use integration_tests::runner::Case;
+use integration_tests::shared_cases;
+use integration_tests::sources::{Tree, noise};
+
+use sha2::{Digest as _, Sha256};
+use tonic::{Code, Status};
+
+use super::*;
+
+pub fn cases() -> Vec<Case> {
+    let mut cases = shared_cases![
+        silent_writes_hold_no_thread,
+        silent_loads_hold_no_thread,
+        readers_that_do_not_read_hold_no_thread,
+        a_caller_holds_its_quota_and_another_has_its_own,
+        unfinished_uploads_are_listed_and_end,
+    ];
+    cases.extend(lone_cases![uploads_leave_the_floor_of_free_space]);
+    cases
+}
+
+const STORAGE: &str = r#"{"storage":{"paths":[{"path":"/"}]}}"#;
+
+fn digest_of(content: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(content)))
+}
+
+fn framed(message: &impl prost::Message) -> Vec<u8> {
+    let message = message.encode_to_vec();
+    let size = u32::try_from(message.len()).unwrap().to_be_bytes();
+    [&[0], size.as_slice(), &message].concat()
+}
+
+fn begin(path: &str) -> WriteFileRequest {
+    let begin = WriteBegin { path: path.to_owned(), ..Default::default() };
+    WriteFileRequest { message: Some(Message::Begin(begin)) }
+}
+
+/// Streams that send their first message and no more, some of them on each connection.
+fn silent(
+    daemon: &Daemon,
+    token: &str,
+    path: &str,
+    first: &[u8],
+    connections: u32,
+    streams: u32,
+) -> Vec<Http2> {
+    (0..connections)
+        .map(|_| {
+            let mut client = Http2::connect(&daemon.listen()).unwrap();
+            for stream in (0..streams).map(|index| 2 * index + 1) {
+                client.call(stream, path, Some(token)).unwrap();
+                client.send(stream, first).unwrap();
+            }
+            client
+        })
+        .collect()
+}
+
+/// What needs threads and the database goes on for others: storage, blobs, a build.
+#[track_caller]
+fn work_goes_on(daemon: &Daemon, name: &str) {
+    let begun = Instant::now();
+    daemon.base_image();
+    let source = Tree::new().dockerfile(&format!("FROM {BASE}\nCOPY a /\n")).file("a", name);
+    let directory = tempfile::tempdir_in(daemon.directory()).unwrap();
+    source.write(directory.path());
+    daemon.hearth_ok(&["storage", "put", directory.path().to_str().unwrap(), name]);
+    daemon.build_ok(&format!("{name}:1"), name, &[]);
+    let manifest = Request::new("GET", &format!("/v2/{name}/manifests/1"))
+        .bearer(daemon.token())
+        .header("accept", integration_tests::http::ANY_MANIFEST)
+        .send(&daemon.listen());
+    assert_eq!(manifest.status, 200);
+    assert_eq!(daemon.status_of("/readyz"), Some(200));
+    runner::note(&format!("work of another caller took {:?}", begun.elapsed()));
+    assert!(begun.elapsed() < seconds(60), "{:?}", begun.elapsed());
+}
+
+fn silent_writes_hold_no_thread(daemon: &Daemon) {
+    // Nobody has 600 requests under way: three callers hold what each may.
+    let held: Vec<_> = (0..3)
+        .flat_map(|number| {
+            let token = daemon.mint(&["--name", &format!("silent-{number}"), "--scope", STORAGE]);
+            silent(daemon, &token, "/hearth.v1.Storage/Write", &framed(&begin("silent/x")), 2, 100)
+        })
+        .collect();
+    work_goes_on(daemon, "writes");
+    drop(held);
+}
+
+fn silent_loads_hold_no_thread(daemon: &Daemon) {
+    use hearth_proto::v1::{
+        LoadBegin, LoadImageRequest, load_begin::Destination, load_image_request::Message,
+    };
+    let begin =
+        LoadBegin { destination: Some(Destination::Tag("silent:1".to_owned())), ..Default::default() };
+    let first = framed(&LoadImageRequest { message: Some(Message::Begin(begin)) });
+    let held: Vec<_> = (0..3)
+        .flat_map(|number| {
+            let token = daemon.mint(&["--name", &format!("loader-{number}"), "--scope", "agentDefault"]);
+            silent(daemon, &token, "/hearth.v1.Images/Load", &first, 2, 100)
+        })
+        .collect();
+    work_goes_on(daemon, "loads");
+    drop(held);
+}
+
+fn readers_that_do_not_read_hold_no_thread(daemon: &Daemon) {
+    fs::create_dir_all(daemon.room_files().join("large")).unwrap();
+    fs::write(daemon.room_files().join("large/file"), noise(5, 20_000_000)).unwrap();
+    let read = hearth_proto::v1::ReadFileRequest { path: "large/file".to_owned(), ..Default::default() };
+    let before = memory(daemon);
+    let held: Vec<_> = (0..3)
+        .flat_map(|number| {
+            let token = daemon.mint(&["--name", &format!("reader-{number}"), "--scope", STORAGE]);
+            silent(daemon, &token, "/hearth.v1.Storage/Read", &framed(&read), 2, 100)
+        })
+        .collect();
+    work_goes_on(daemon, "reads");
+    grew_less_than(500 * MIB, daemon, before);
+    drop(held);
+}
+
+async fn write(api: &Api, path: &str, content: &[u8]) -> Result<(), Status> {
+    let chunk = |chunk: &[u8]| WriteFileRequest { message: Some(Message::Chunk(chunk.to_vec().into())) };
+    let messages: Vec<_> = std::iter::once(begin(path)).chain(content.chunks(1 << 20).map(chunk)).collect();
+    api.storage().write(tokio_stream::iter(messages)).await.map(drop)
+}
+
+fn a_caller_holds_its_quota_and_another_has_its_own(daemon: &Daemon) {
+    let mint = |name: &str| daemon.mint(&["--name", name, "--scope", "agentDefault"]);
+    let (greedy, modest) = (mint("greedy"), mint("modest"));
+    block_on(seconds(60), async {
+        let api = Api::connect(&daemon.listen(), Some(greedy.clone())).await;
+        write(&api, "quota/first", &noise(1, 5_000_000)).await.unwrap();
+        let refused = write(&api, "quota/second", &noise(2, 5_000_000)).await.unwrap_err();
+        assert_eq!(
+            (refused.code(), detail(&refused).code.as_str()),
+            (Code::ResourceExhausted, "quota_exceeded")
+        );
+        let other = Api::connect(&daemon.listen(), Some(modest.clone())).await;
+        write(&other, "quota/theirs", &noise(3, 5_000_000)).await.unwrap();
+    });
+    assert!(!daemon.room_files().join("quota/second").exists());
+    // The registry counts in the same ledger.
+    let push = |token: &str, content: &[u8]| {
+        let begun = Request::new("POST", "/v2/quota/blobs/uploads/").bearer(token).send(&daemon.listen());
+        if begun.status != 202 {
+            return begun;
+        }
+        let digest = digest_of(content);
+        let location = begun.header("location").unwrap().to_owned();
+        Request::new("PUT", &format!("{location}?digest={digest}"))
+            .bearer(token)
+            .body(content)
+            .send(&daemon.listen())
+    };
+    let content = noise(4, 4_000_000);
+    let refused = push(&greedy, &content);
+    assert!(refused.status == 403 && refused.text().contains("quota_exceeded"), "{}", refused.text());
+    assert_eq!(push(&modest, &noise(5, 1_000_000)).status, 201);
+    // What is removed counts no more.
+    daemon.hearth_ok(&["storage", "rm", "quota/first"]);
+    assert_eq!(push(&greedy, &content).status, 201);
+    let usage = daemon.hearth_ok(&["system", "df", "--json"]).json();
+    let of = |name: &str| {
+        let callers = usage["callers"].as_array().unwrap();
+        callers.iter().find(|caller| caller["caller"] == name).unwrap().clone()
+    };
+    assert_eq!(
+        (of("greedy")["image_bytes"].as_u64(), of("greedy")["file_bytes"].as_u64()),
+        (Some(4_000_000), Some(0))
+    );
+    assert_eq!(
+        (of("modest")["image_bytes"].as_u64(), of("modest")["file_bytes"].as_u64()),
+        (Some(1_000_000), Some(5_000_000))
+    );
+    // Whoever is no administrator sees itself.
+    let mut client = daemon.client();
+    let own = process::run(client.env("HEARTH_TOKEN", &modest).args(["system", "df", "--json"]), seconds(60))
+        .json();
+    let names: Vec<_> =
+        own["callers"].as_array().unwrap().iter().map(|caller| caller["caller"].clone()).collect();
+    assert_eq!(names, ["modest"]);
+    let shown = daemon.hearth_ok(&["system", "df"]);
+    assert!(shown.stdout.contains("greedy") && shown.stdout.contains("IMAGES"), "{shown}");
+}
+
+fn unfinished_uploads_are_listed_and_end(daemon: &Daemon) {
+    let idle = daemon.mint(&["--name", "idle", "--scope", "agentDefault"]);
+    let begun = Request::new("POST", "/v2/idle/blobs/uploads/").bearer(&idle).send(&daemon.listen());
+    let location = begun.header("location").unwrap().to_owned();
+    let patched =
+        Request::new("PATCH", &location).bearer(&idle).body(noise(6, 300_000)).send(&daemon.listen());
+    assert_eq!(patched.status, 202);
+    let held = silent(daemon, &idle, "/hearth.v1.Storage/Write", &framed(&begin("idle/x")), 1, 1);
+    let uploads = || {
+        let usage = daemon.hearth_ok(&["system", "df", "--json"]).json();
+        let all = usage["uploads"].as_array().unwrap().clone();
+        all.into_iter().filter(|upload| upload["caller"] == "idle").collect::<Vec<_>>()
+    };
+    let listed = uploads();
+    let shown = |kind: &str, name: &str, bytes: u64| {
+        listed.iter().any(|one| one["kind"] == kind && one["name"] == name && one["bytes"] == bytes)
+    };
+    assert!(shown("blob", "idle", 300_000) && shown("file", "idle/x", 0), "{listed:?}");
+    // Both limits are of seconds here.
+    assert!(soon(seconds(40), || uploads().is_empty()), "{:?}", uploads());
+    assert_eq!(Request::new("GET", &location).bearer(&idle).send(&daemon.listen()).status, 404);
+    assert_eq!(fs::read_dir(daemon.state().join("registry/uploads")).unwrap().count(), 0);
+    drop(held);
+}
+
+fn uploads_leave_the_floor_of_free_space() {
+    // Half of the state's disk is to stay free.
+    let config =
+        "[uploads]\nmin_free_bytes = 60000000\n[builds]\nmin_free_bytes = 0\n[packs]\nmin_free_bytes = 0\n";
+    let daemon = Daemon::start(Options::room("walls_floor").config(config).state_size("100m"));
+    let free = || rustix::fs::statvfs(daemon.state()).map(|disk| disk.f_bavail * disk.f_frsize).unwrap();
+    let token = daemon.token().to_owned();
+    let (mut stored, mut last) = (0, String::new());
+    for number in 0..20u64 {
+        let content = noise(number, 3_000_000);
+        let digest = digest_of(&content);
+        let path = format!("/v2/floor/blobs/uploads/?digest={digest}");
+        let pushed = Request::new("POST", &path).bearer(&token).body(content).send(&daemon.listen());
+        if pushed.status != 201 {
+            last = format!("{} {}", pushed.status, pushed.text());
+            break;
+        }
+        stored += 1;
+    }
+    assert!(stored > 0 && last.starts_with("507"), "{stored} were stored, then {last}");
+    assert!(free() > 55_000_000, "{} bytes are free", free());
+    block_on(seconds(60), async {
+        let api = Api::connect(&daemon.listen(), Some(token)).await;
+        let refused = write(&api, "floor/file", &noise(30, 6_000_000)).await.unwrap_err();
+        assert_eq!(detail(&refused).code, "no_space", "{refused:?}");
+    });
+    let archive = daemon.directory().join("archive.tar");
+    fs::write(&archive, noise(31, 8_000_000)).unwrap();
+    let load = daemon.hearth(&["images", "load", archive.to_str().unwrap(), "--tag", "floor:1"]);
+    assert_eq!(load.code, 1, "{load}");
+    load.says(&["free"]);
+    assert!(free() > 55_000_000, "{} bytes are free", free());
+}
