@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::network::steps::BuilderNetwork;
 use crate::supervise::port as supervise;
 use crate::supervise::watched::Watched;
 use session::trees::TreeSessions;
@@ -48,6 +49,8 @@ pub struct Options {
     /// Where our own buildkitd keeps the bundles of running steps: a cancelled build is over only
     /// when its bundles are gone.
     pub executor: Option<PathBuf>,
+    /// The network of its steps, for a buildkitd of our own.
+    pub network: Option<BuilderNetwork>,
 }
 
 /// A BuildKit in use. Cheap to clone; the last clone ends the watch.
@@ -57,6 +60,7 @@ pub struct BuildKit {
     control: ControlClient<tonic::transport::Channel>,
     status: watch::Receiver<Status>,
     executor: Option<PathBuf>,
+    network: Option<BuilderNetwork>,
     trees: Arc<TreeSessions>,
     _watch: Arc<DropGuard>,
 }
@@ -87,6 +91,7 @@ impl BuildKit {
             control,
             status,
             executor: options.executor,
+            network: options.network,
             trees,
             _watch: Arc::new(stop.drop_guard()),
         }

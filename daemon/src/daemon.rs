@@ -335,7 +335,8 @@ impl OwnBuilder {
 /// The configured BuildKit, or our own under supervision.
 async fn start_buildkit(config: &Config) -> Result<(BuildKit, Option<OwnBuilder>)> {
     if let Some(address) = &config.buildkit {
-        let options = buildkit::Options { address: address.parse()?, child: None, executor: None };
+        let options =
+            buildkit::Options { address: address.parse()?, child: None, executor: None, network: None };
         return Ok((BuildKit::connect(options), None));
     }
     let directory = config.state_dir.join("buildkit");

@@ -76,7 +76,7 @@ impl Options {
             program: self.program.clone(),
             runc: self.runc,
             quota: self.quota,
-            network: self.network,
+            network: self.network.clone(),
             control: channel::control(&address),
         };
         let variable = |name: &str, value: &str| (OsString::from(name), OsString::from(value));
@@ -97,7 +97,7 @@ impl Options {
             kind: Arc::new(kind),
         };
         let executor = Some(dir.join(EXECUTOR));
-        Ok((child, super::Options { address, child: None, executor }))
+        Ok((child, super::Options { address, child: None, executor, network: self.network.ok() }))
     }
 }
 

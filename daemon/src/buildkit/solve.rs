@@ -27,9 +27,11 @@ use super::{BuildKit, channel};
 use crate::build::port::{SolveError, SolveOutcome, SolveRequest, Solver};
 use crate::model::Digest;
 use crate::model::build::EventKind;
+use crate::model::fault::Fault;
 
 mod attributes;
 mod details;
+mod egress;
 mod failure;
 mod policy;
 mod progress;
@@ -70,6 +72,7 @@ impl Solver for BuildKit {
             events,
             cancel,
             started: SystemTime::now(),
+            begun: Instant::now(),
         };
         // The sessions stay open until the build is over in every way.
         let result = Box::pin(run.until_over(solve)).await;
@@ -102,6 +105,7 @@ struct Run<'a> {
     events: mpsc::Sender<EventKind>,
     cancel: CancellationToken,
     started: SystemTime,
+    begun: Instant,
 }
 
 type Answer = Result<HashMap<String, String>, tonic::Status>;
@@ -154,8 +158,17 @@ impl Run<'_> {
         }
         match answered {
             Ok(response) => outcome(&response),
-            Err(status) => Err(SolveError::Failed(Box::new(failure::fault(&status, &self.progress)))),
+            Err(status) => Err(SolveError::Failed(Box::new(self.fault(&status).await))),
         }
+    }
+
+    async fn fault(&self, status: &tonic::Status) -> Fault {
+        let mut fault = failure::fault(status, &self.progress);
+        if let Some(network) = &self.kit.network {
+            let begun = failure::began(status, &self.progress).unwrap_or(self.begun);
+            egress::explain(&mut fault, network, self.kit.executor.as_deref(), begun).await;
+        }
+        fault
     }
 
     /// Status messages, from a task: they must be read while the answer is awaited.

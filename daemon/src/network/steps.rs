@@ -48,8 +48,8 @@ pub use builder::BuilderNetwork;
 use call::Wired;
 use gate::StepFirewall;
 pub use plugin::run_plugin;
-use refusals::Refusals;
 pub use refusals::RefusedConnection;
+use refusals::{Refusal, Refusals};
 use resolver::{Resolver, ResolverOptions};
 pub(super) use rules::STEP_PREFIX;
 use rules::StepRules;
@@ -235,12 +235,18 @@ impl Shared {
         moment: Instant,
     ) -> io::Result<Vec<RefusedConnection>> {
         let listed = self.firewall.list_refused().await.map_err(io::Error::other)?;
-        let mut found = self.refusals.since(moment, &listed)?;
+        let found = self.refusals.since(moment, &listed)?;
         let attachments = self.lock();
-        found.retain(|refused| {
-            refused.from == self.resolver || attachments.builder_of(refused.from) == Some(builder)
-        });
-        Ok(found)
+        let of_builder = |refusal: Refusal| {
+            let container = match attachments.owner_of(refusal.from) {
+                Some((owner, container)) if owner == builder => Some(container.to_owned()),
+                None if refusal.from == self.resolver => None,
+                _ => return None,
+            };
+            let Refusal { host, to, at, .. } = refusal;
+            Some(RefusedConnection { container, host, to, at })
+        };
+        Ok(found.into_iter().filter_map(of_builder).collect())
     }
 }
 

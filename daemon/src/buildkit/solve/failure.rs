@@ -3,6 +3,8 @@
 //! Decided by the typed details where BuildKit gives any (exit code, step, place in the
 //! Dockerfile), then by the status code, then by the fixed parts of BuildKit's own messages.
 
+use std::time::Instant;
+
 use tonic::{Code, Status};
 
 use super::details::{self, Details};
@@ -13,6 +15,11 @@ use crate::model::fault::{Fault, Stage};
 pub(super) fn no_digest() -> Fault {
     Fault::new(Stage::Export, "no_digest", "BuildKit finished the build and named no image digest")
         .hint("this is a fault of the builder; run the build again, and report it if it stays")
+}
+
+/// When the step that failed began.
+pub(super) fn began(status: &Status, progress: &Progress) -> Option<Instant> {
+    progress.began(details::decode(status.details()).vertex.as_deref()?)
 }
 
 pub(super) fn fault(status: &Status, progress: &Progress) -> Fault {
@@ -70,6 +77,19 @@ fn classify(code: Code, message: &str, details: &Details) -> Fault {
     if has("target stage") && has("could not be found") {
         return Fault::new(Stage::Solve, "unknown_stage", message)
             .hint("name a stage that a `FROM ... AS name` of the Dockerfile declares");
+    }
+    if has("network.host is not allowed") {
+        return Fault::new(
+            Stage::Solve,
+            "host_network_refused",
+            "`RUN --network=host`: no step has the machine's network",
+        )
+        .hint("leave out `--network=host`; a step reaches the world without it");
+    }
+    if has("CNI setup error") {
+        return Fault::new(Stage::Solve, "step_network_unavailable", message)
+            .hint("run the build again; if this repeats, see the daemon's log")
+            .retryable();
     }
     if has("failed to calculate checksum") && has("not found") {
         return Fault::new(Stage::Solve, "copy_source_missing", copy_source(message))

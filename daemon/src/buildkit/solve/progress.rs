@@ -8,7 +8,7 @@
 //! still belongs to steps that the first one called finished: their end is held back until then.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bollard_buildkit_proto::google::protobuf::Timestamp;
 use bollard_buildkit_proto::moby::buildkit::v1 as api;
@@ -35,6 +35,8 @@ pub(super) struct Progress {
 #[derive(Debug, Default)]
 struct Step {
     name: String,
+    /// When its last run began.
+    began: Option<Instant>,
     running: bool,
     ended: bool,
     tail: Tail,
@@ -96,6 +98,7 @@ impl Progress {
         let again = step.ended && vertex.completed.is_none();
         if again || !(step.running || step.ended) {
             (step.running, step.ended) = (true, false);
+            step.began = instant_of(&started);
             events.push(EventKind::StepStarted { step: number, name: step.name.clone() });
         }
         if let Some(completed) = vertex.completed
@@ -167,6 +170,11 @@ impl Progress {
         Some((step.name.clone(), step.tail.lines()))
     }
 
+    /// When a step began.
+    pub(super) fn began(&self, vertex: &str) -> Option<Instant> {
+        self.steps[*self.by_vertex.get(vertex)?].began
+    }
+
     /// How many steps run a command right now.
     pub(super) fn running_commands(&self) -> usize {
         self.steps.iter().filter(|step| step.running && step.name.contains("] RUN ")).count()
@@ -187,6 +195,14 @@ impl Progress {
 
 fn step_number(place: usize) -> u32 {
     u32::try_from(place + 1).unwrap_or(u32::MAX)
+}
+
+/// BuildKit's clock is this machine's where it matters: for a builder of our own.
+fn instant_of(time: &Timestamp) -> Option<Instant> {
+    let since_epoch =
+        Duration::new(u64::try_from(time.seconds).ok()?, u32::try_from(time.nanos).ok()?.min(999_999_999));
+    let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH.checked_add(since_epoch)?).ok()?;
+    Instant::now().checked_sub(age)
 }
 
 fn between(start: &Timestamp, end: &Timestamp) -> Duration {

@@ -168,9 +168,9 @@ impl Attachments {
         self.taken.values().filter(|one| one.builder == builder).map(|one| one.container.clone()).collect()
     }
 
-    /// The builder that an address belongs to now.
-    pub(super) fn builder_of(&self, address: Ipv4Addr) -> Option<BuilderKey> {
-        self.taken.get(&address).map(|one| one.builder)
+    /// The builder and the container that an address belongs to now.
+    pub(super) fn owner_of(&self, address: Ipv4Addr) -> Option<(BuilderKey, &str)> {
+        self.taken.get(&address).map(|one| (one.builder, one.container.as_str()))
     }
 
     /// Frees the address of a container whose links are gone.

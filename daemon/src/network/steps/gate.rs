@@ -73,9 +73,9 @@ impl StepFirewall {
         firewall::run(&self.nft, &["-f", "-"], &self.rules.removal()).await.map(drop)
     }
 
-    /// The set of refused connections, as JSON.
+    /// The set of refused connections, as `nft` prints it.
     pub(super) async fn list_refused(&self) -> Result<String, NetworkError> {
-        firewall::run(&self.nft, &["-j", "list", "set", "inet", &self.rules.name, REFUSED], "").await
+        firewall::run(&self.nft, &["list", "set", "inet", &self.rules.name, REFUSED], "").await
     }
 
     async fn list(&self) -> Result<String, NetworkError> {

@@ -3,11 +3,10 @@
 //! Names come from the resolver, addresses from the firewall's set; both are few and forgotten after ten minutes.
 
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-use serde::Deserialize;
 
 use super::dns_message::Record;
 use super::rules::REFUSED_SECONDS;
@@ -15,18 +14,28 @@ use super::rules::REFUSED_SECONDS;
 /// Names that were refused, and names by the addresses that they stand for: the oldest go first.
 const MAX_NAMES: usize = 1024;
 const MAX_RESOLVED: usize = 4096;
-/// The firewall counts in seconds.
-const PRECISION: Duration = Duration::from_secs(1);
+/// The kernel's clock ticks.
+const PRECISION: Duration = Duration::from_millis(20);
 
-/// A connection that a step tried and was refused.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// A connection of a builder's that was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedConnection {
-    /// The step's, or the builders' own.
-    pub(super) from: Ipv4Addr,
+    /// The namespace of the step that tried it; none for the builder itself.
+    pub container: Option<String>,
     /// A name, where one is known.
     pub host: String,
     /// None where the name was refused, so that there was no connection yet.
     pub to: Option<(Ipv4Addr, u16)>,
+    pub at: Instant,
+}
+
+/// The same by the address that it came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) from: Ipv4Addr,
+    pub(super) host: String,
+    pub(super) to: Option<(Ipv4Addr, u16)>,
+    pub(super) at: Instant,
 }
 
 #[derive(Default)]
@@ -36,7 +45,7 @@ pub(super) struct Refusals {
 
 #[derive(Default)]
 struct State {
-    names: VecDeque<(Instant, RefusedConnection)>,
+    names: VecDeque<Refusal>,
     resolved: HashMap<Ipv4Addr, String>,
     order: VecDeque<Ipv4Addr>,
 }
@@ -45,13 +54,12 @@ impl Refusals {
     /// The resolver refused a name.
     pub(super) fn name(&self, from: Ipv4Addr, name: &str) {
         let mut state = self.lock();
-        let refused = RefusedConnection { from, host: name.to_owned(), to: None };
         // Programs ask several times.
-        state.names.retain(|(_, known)| *known != refused);
+        state.names.retain(|known| known.from != from || known.host != name);
         if state.names.len() == MAX_NAMES {
             state.names.pop_front();
         }
-        state.names.push_back((Instant::now(), refused));
+        state.names.push_back(Refusal { from, host: name.to_owned(), to: None, at: Instant::now() });
         drop(state);
         tracing::info!(%from, name, "a name was refused to a step of a build");
     }
@@ -71,21 +79,17 @@ impl Refusals {
         }
     }
 
-    /// What was refused since a moment, with what the firewall has listed (`nft -j list set`), each once.
-    pub(super) fn since(
-        &self,
-        moment: Instant,
-        listed: &str,
-    ) -> Result<Vec<RefusedConnection>, serde_json::Error> {
+    /// What was refused since a moment, with what the firewall has listed (`nft list set`), each once.
+    pub(super) fn since(&self, moment: Instant, listed: &str) -> io::Result<Vec<Refusal>> {
         let elements = in_listing(listed)?;
         let state = self.lock();
-        let names = state.names.iter().filter(|(at, _)| *at >= moment);
-        let mut found: Vec<_> = names.map(|(_, refused)| refused.clone()).collect();
+        let mut found: Vec<_> = state.names.iter().filter(|refusal| refusal.at >= moment).cloned().collect();
         let within = moment.elapsed() + PRECISION;
         for element in elements.into_iter().filter(|element| element.age() <= within) {
             let name = state.resolved.get(&element.to).cloned();
             let host = name.unwrap_or_else(|| element.to.to_string());
-            found.push(RefusedConnection { from: element.from, host, to: Some((element.to, element.port)) });
+            let at = Instant::now().checked_sub(element.age()).unwrap_or(moment);
+            found.push(Refusal { from: element.from, host, to: Some((element.to, element.port)), at });
         }
         Ok(found)
     }
@@ -99,62 +103,56 @@ struct Element {
     from: Ipv4Addr,
     to: Ipv4Addr,
     port: u16,
-    left: u64,
+    left: Duration,
 }
 
 impl Element {
     fn age(&self) -> Duration {
-        Duration::from_secs(REFUSED_SECONDS.saturating_sub(self.left))
+        Duration::from_secs(REFUSED_SECONDS).saturating_sub(self.left)
+    }
+
+    /// `10.1.0.3 . 10.9.9.9 . tcp . 443 expires 9m59s452ms`
+    fn parse(text: &str) -> Option<Self> {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let &[from, ".", to, ".", _, ".", port, ..] = words.as_slice() else { return None };
+        let expires = words.iter().position(|word| *word == "expires")?;
+        let left = duration(words.get(expires + 1)?)?;
+        Some(Self { from: from.parse().ok()?, to: to.parse().ok()?, port: port.parse().ok()?, left })
     }
 }
 
-#[derive(Deserialize)]
-struct Listing {
-    nftables: Vec<Entry>,
+/// `9m59s452ms`, as nft prints it. Its JSON has whole seconds only, too coarse to tell one step from the next.
+fn duration(text: &str) -> Option<Duration> {
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let count: u64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let milliseconds = match &rest[..unit] {
+            "ms" => 1,
+            "s" => 1000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return None,
+        };
+        total += Duration::from_millis(count.checked_mul(milliseconds)?);
+        rest = &rest[unit..];
+    }
+    Some(total)
 }
 
-#[derive(Deserialize)]
-struct Entry {
-    set: Option<Set>,
-}
-
-#[derive(Deserialize)]
-struct Set {
-    #[serde(default)]
-    elem: Vec<Elem>,
-}
-
-#[derive(Deserialize)]
-struct Elem {
-    elem: Val,
-}
-
-#[derive(Deserialize)]
-struct Val {
-    val: Concat,
-    #[serde(default)]
-    expires: u64,
-}
-
-#[derive(Deserialize)]
-struct Concat {
-    concat: (Ipv4Addr, Ipv4Addr, serde_json::Value, Port),
-}
-
-/// `nft` prints a port as a number.
-#[derive(Deserialize)]
-#[serde(transparent)]
-struct Port(u16);
-
-fn in_listing(listing: &str) -> Result<Vec<Element>, serde_json::Error> {
-    let listing: Listing = serde_json::from_str(listing)?;
-    let elements = listing.nftables.into_iter().filter_map(|entry| entry.set).flat_map(|set| set.elem);
-    Ok(elements
-        .map(|Elem { elem }| {
-            let (from, to, _, Port(port)) = elem.val.concat;
-            Element { from, to, port, left: elem.expires }
-        })
-        .collect())
+/// The elements of a set, as nft prints it.
+fn in_listing(listing: &str) -> io::Result<Vec<Element>> {
+    let Some((_, rest)) = listing.split_once("elements = {") else { return Ok(Vec::new()) };
+    let elements = rest.split_once('}').map_or(rest, |(elements, _)| elements);
+    let parsed = elements.split(',').map(|element| {
+        let wrong =
+            || io::Error::other(format!("nft prints an element in an unknown form: `{}`", element.trim()));
+        Element::parse(element).ok_or_else(wrong)
+    });
+    parsed.collect()
 }
 
 #[cfg(test)]
@@ -162,7 +160,7 @@ mod tests {
     use super::*;
 
     const STEP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 3);
-    const EMPTY: &str = r#"{"nftables": [{"metainfo": {}}, {"set": {"name": "refused"}}]}"#;
+    const EMPTY: &str = "table inet x {\n\tset refused {\n\t\tsize 4096\n\t}\n}\n";
 
     #[test]
     fn names_and_addresses_since_a_moment_are_told_with_the_names_that_led_there() {
@@ -173,15 +171,24 @@ mod tests {
         refusals.name(STEP, "evil.example");
         let inner = Ipv4Addr::new(10, 9, 9, 9);
         refusals.resolved("internal.example", &[Record { address: inner, ttl: 1 }]);
-        let listed = r#"{"nftables": [{"metainfo": {}}, {"set": {"name": "refused", "elem": [
-            {"elem": {"val": {"concat": ["10.1.0.3", "10.9.9.9", "tcp", 443]}, "timeout": 600, "expires": 600}},
-            {"elem": {"val": {"concat": ["10.1.0.3", "10.9.9.8", "tcp", 80]}, "timeout": 600, "expires": 12}}]}}]}"#;
+        let listed = "table inet x {\n\tset refused {\n\t\ttimeout 10m\n\t\telements = { 10.1.0.3 . 10.9.9.9 . tcp . 443 \
+                      expires 9m59s999ms,\n\t\t\t     10.1.0.3 . 10.9.9.8 . tcp . 80 expires 9m58s4ms }\n\t}\n}\n";
         let found = refusals.since(moment, listed).unwrap();
-        let name = RefusedConnection { from: STEP, host: "evil.example".to_owned(), to: None };
-        let address =
-            RefusedConnection { from: STEP, host: "internal.example".to_owned(), to: Some((inner, 443)) };
-        assert_eq!(found, [name, address]);
+        let found: Vec<_> = found.iter().map(|one| (one.from, one.host.as_str(), one.to)).collect();
+        assert_eq!(found, [(STEP, "evil.example", None), (STEP, "internal.example", Some((inner, 443)))]);
         assert!(refusals.since(Instant::now(), EMPTY).unwrap().is_empty());
+    }
+
+    #[test]
+    fn durations_are_read_and_what_is_none_is_an_error() {
+        for (text, expected) in [("9m59s452ms", 599_452), ("10m", 600_000), ("52ms", 52), ("1h1s", 3_601_000)]
+        {
+            assert_eq!(duration(text), Some(Duration::from_millis(expected)));
+        }
+        for text in ["5", "s", "5d", "1m-2s"] {
+            assert_eq!(duration(text), None, "{text}");
+        }
+        assert!(in_listing("elements = { 10.0.0.1 . x }").is_err());
     }
 
     #[test]

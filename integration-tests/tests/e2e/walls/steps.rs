@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use integration_tests::binaries::repository;
 use integration_tests::daemon::{BASE, Daemon, Options, scratch};
 use integration_tests::http::Request;
-use integration_tests::process;
+use integration_tests::process::{self, Output};
 use integration_tests::runner::Group;
 use integration_tests::service::{App, get};
 use integration_tests::sources::Tree;
@@ -31,6 +31,9 @@ pub fn group() -> Group {
             a_step_cannot_use_another_source_address,
             a_step_has_no_ipv6_and_no_sockets_of_others,
             a_killed_daemon_leaves_no_network_to_the_next,
+            a_list_of_egress_lets_through_what_it_names_and_tells_what_it_refused,
+            a_refused_private_network_is_told_with_its_name,
+            the_network_of_the_host_does_not_exist,
         ],
     )
     .in_sequence()
@@ -73,6 +76,20 @@ impl Place {
             .file("step", script);
         self.daemon.put(name, &tree);
     }
+
+    /// Builds one step whose script fails, and gives the error.
+    #[track_caller]
+    fn refused(&self, name: &str, script: &str) -> serde_json::Value {
+        self.put(name, script);
+        error_of(&self.daemon.build(&format!("{name}:1"), name, &["--no-cache", "--json"]))
+    }
+}
+
+/// The typed error of a build that failed.
+#[track_caller]
+fn error_of(output: &Output) -> serde_json::Value {
+    assert_ne!(output.code, 0, "{output}");
+    output.json()["error"].clone()
 }
 
 /// The program of `attack.c`.
@@ -264,4 +281,52 @@ fn a_killed_daemon_leaves_no_network_to_the_next() {
     let status = place.daemon.terminate();
     assert!(status.success(), "{status}");
     assert_eq!(step_network::sweep(&state), Vec::<String>::new());
+}
+
+fn a_list_of_egress_lets_through_what_it_names_and_tells_what_it_refused() {
+    let place = Place::with("se", "allow = ['*.one.test', 'metadata.test']");
+    let World { one, two, .. } = place.world;
+    // By its address alone nothing is reached, before a name has opened it.
+    let script =
+        format!("{TRY}try {one} 80; try {two} 80; try one.test 80; try metadata.test 80; echo end\n");
+    assert_eq!(place.step("raw", &script), "end\n");
+    assert_eq!(place.step("named", "wget -q -O - http://www.one.test/page\n"), "the world\n");
+
+    let begun = Instant::now();
+    let error = place.refused("other", "wget -q -O - http://two.test/page\n");
+    assert!(begun.elapsed() < seconds(20), "a refusal comes at once");
+    assert_eq!(error["code"], "egress_refused", "{error}");
+    assert!(error["message"].as_str().unwrap().contains("two.test"), "{error}");
+    assert!(error["step"].as_str().unwrap().contains("RUN sh /step"), "{error}");
+    assert!(error["hint"].as_str().unwrap().contains("builds.egress"), "{error}");
+
+    let error = place.refused("address", &format!("nc -w 3 {two} 80 </dev/null\n"));
+    assert_eq!(error["code"], "egress_refused", "{error}");
+    assert!(error["message"].as_str().unwrap().contains(&format!("{two} port 80")), "{error}");
+    assert_eq!(error["exit_code"], 1, "{error}");
+
+    // A step that fails by itself is none that was refused.
+    let error = place.refused("own", "exit 7\n");
+    assert_eq!(
+        (error["code"].as_str(), error["exit_code"].as_i64()),
+        (Some("step_failed"), Some(7)),
+        "{error}"
+    );
+}
+
+fn a_refused_private_network_is_told_with_its_name() {
+    let place = Place::start("sr");
+    let private = place.world.private;
+    let error = place.refused("inner", "nc -w 3 private.test 80 </dev/null\n");
+    assert_eq!(error["code"], "egress_refused", "{error}");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains(&format!("private.test ({private} port 80)")), "{error}");
+}
+
+fn the_network_of_the_host_does_not_exist() {
+    let place = Place::start("sh");
+    let dockerfile = format!("FROM {BASE}\nRUN --network=host ls /sys/class/net\n");
+    place.daemon.put("host", &Tree::new().dockerfile(&dockerfile));
+    let error = error_of(&place.daemon.build("host:1", "host", &["--json"]));
+    assert_eq!(error["code"], "host_network_refused", "{error}");
 }

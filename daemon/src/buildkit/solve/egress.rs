@@ -1,0 +1,190 @@
+//! Says of a step that failed which of its connections were refused.
+//!
+//! A builder knows its refusals by the namespace that they came from, and not by step. Namespaces that other steps had
+//! at that moment are told by the bundles of those that still run; what is left was refused to the failed step, or to
+//! one of the same builder that has ended since.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::Deserialize;
+
+use crate::model::fault::Fault;
+use crate::network::steps::{BuilderNetwork, RefusedConnection};
+
+/// Hosts that a message names.
+const MOST_NAMED: usize = 5;
+/// A build that failed does not wait longer for the reason.
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// A namespace that a running step has, and since when.
+#[derive(Debug, PartialEq, Eq)]
+struct Busy {
+    container: String,
+    since: SystemTime,
+}
+
+/// Adds the refusals since the step began to its fault, which then has the code `egress_refused`.
+pub(super) async fn explain(
+    fault: &mut Fault,
+    network: &BuilderNetwork,
+    executor: Option<&Path>,
+    begun: Instant,
+) {
+    let refused = match tokio::time::timeout(LIMIT, network.refused_since(begun)).await {
+        Ok(Ok(refused)) if refused.is_empty() => return,
+        Ok(Ok(refused)) => refused,
+        Ok(Err(error)) => return tracing::warn!(%error, "refused connections of a failed step are not known"),
+        Err(_) => return tracing::warn!("refused connections of a failed step are not known in time"),
+    };
+    let executor = executor.map(Path::to_owned);
+    let looked = crate::task::blocking("bundles", move || executor.map(|dir| busy(&dir)).unwrap_or_default());
+    let busy = looked.await.unwrap_or_default();
+    describe(fault, &refused, &busy);
+}
+
+fn describe(fault: &mut Fault, refused: &[RefusedConnection], busy: &[Busy]) {
+    let of_step = |refused: &&RefusedConnection| {
+        let Some(container) = &refused.container else {
+            // The builder's own, such as for a repository: only its words tell for which step.
+            return fault.message.contains(&refused.host)
+                || refused.to.is_some_and(|(address, _)| fault.message.contains(&address.to_string()));
+        };
+        let at = SystemTime::now() - refused.at.elapsed();
+        !busy.iter().any(|other| other.container == *container && other.since < at)
+    };
+    let mut hosts: Vec<String> = Vec::new();
+    let (mut by_name, mut by_address) = (false, false);
+    for one in refused.iter().filter(of_step) {
+        by_name |= one.to.is_none();
+        by_address |= one.to.is_some();
+        let shown = shown(one);
+        if !hosts.contains(&shown) {
+            hosts.push(shown);
+        }
+    }
+    if hosts.is_empty() {
+        return;
+    }
+    let more = hosts.len().saturating_sub(MOST_NAMED);
+    hosts.truncate(MOST_NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let step = fault.step.as_deref().unwrap_or("this step");
+    fault.message =
+        format!("`{step}` was refused a connection to {}{more}: {}", hosts.join(", "), fault.message);
+    fault.code = "egress_refused".to_owned();
+    fault.hint = Some(match (by_name, by_address) {
+        (true, false) => {
+            "the daemon's operator lists in `[builds.egress] allow` which hosts builds reach, and this is none of them"
+        }
+        _ => {
+            "a step reaches nothing of the daemon's machine and no link-local address; private networks and other hosts \
+             are reached as far as the daemon's operator lists them in `[builds.egress] allow`"
+        }
+    }
+    .to_owned());
+}
+
+fn shown(refused: &RefusedConnection) -> String {
+    match refused.to {
+        None => refused.host.clone(),
+        Some((address, port)) if refused.host == address.to_string() => format!("{address} port {port}"),
+        Some((address, port)) => format!("{} ({address} port {port})", refused.host),
+    }
+}
+
+/// The namespaces of all steps that run. What cannot be read has ended meanwhile.
+fn busy(executor: &Path) -> Vec<Busy> {
+    let bundles = fs::read_dir(executor).into_iter().flatten().flatten();
+    let namespace = |bundle: &fs::DirEntry| {
+        let config: Bundle =
+            serde_json::from_slice(&fs::read(bundle.path().join("config.json")).ok()?).ok()?;
+        let path = config.linux.namespaces.into_iter().find(|one| one.kind == "network")?.path?;
+        let container = Path::new(&path).file_name()?.to_str()?.to_owned();
+        Some(Busy { container, since: bundle.metadata().ok()?.modified().ok()? })
+    };
+    bundles.filter_map(|bundle| namespace(&bundle)).collect()
+}
+
+#[derive(Deserialize)]
+struct Bundle {
+    linux: Linux,
+}
+
+#[derive(Deserialize)]
+struct Linux {
+    namespaces: Vec<Namespace>,
+}
+
+#[derive(Deserialize)]
+struct Namespace {
+    #[serde(rename = "type")]
+    kind: String,
+    path: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::fault::Stage;
+
+    fn refused(container: Option<&str>, host: &str, to: Option<([u8; 4], u16)>) -> RefusedConnection {
+        RefusedConnection {
+            container: container.map(str::to_owned),
+            host: host.to_owned(),
+            to: to.map(|(address, port)| (address.into(), port)),
+            at: Instant::now(),
+        }
+    }
+
+    fn failed() -> Fault {
+        let mut fault = Fault::new(Stage::Solve, "step_failed", "exit code: 1");
+        fault.step = Some("[2/2] RUN wget x".to_owned());
+        fault.exit_code = Some(1);
+        fault
+    }
+
+    #[test]
+    fn hosts_and_step_are_named_and_the_exit_code_stays() {
+        let all = [
+            refused(Some("a"), "evil.example", None),
+            refused(Some("a"), "db.example", Some(([10, 0, 0, 5], 5432))),
+            refused(Some("a"), "10.0.0.6", Some(([10, 0, 0, 6], 80))),
+        ];
+        let mut fault = failed();
+        describe(&mut fault, &all, &[]);
+        assert_eq!(fault.code, "egress_refused");
+        assert_eq!(
+            fault.message,
+            "`[2/2] RUN wget x` was refused a connection to evil.example, db.example (10.0.0.5 port 5432), 10.0.0.6 port \
+             80: exit code: 1"
+        );
+        assert_eq!(fault.exit_code, Some(1));
+    }
+
+    #[test]
+    fn what_was_refused_to_a_step_that_runs_is_none_of_the_failed_ones() {
+        let all = [refused(Some("a"), "evil.example", None), refused(None, "git.example", None)];
+        let long_ago = SystemTime::now() - Duration::from_secs(60);
+        let mut fault = failed();
+        describe(&mut fault, &all, &[Busy { container: "a".to_owned(), since: long_ago }]);
+        assert_eq!(fault, failed());
+        // The namespace went to the next step after the refusal.
+        let later = SystemTime::now() + Duration::from_secs(60);
+        describe(&mut fault, &all, &[Busy { container: "a".to_owned(), since: later }]);
+        assert!(fault.message.contains("evil.example") && !fault.message.contains("git.example"));
+    }
+
+    #[test]
+    fn the_namespace_of_a_bundle_is_read_from_its_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("one")).unwrap();
+        fs::create_dir_all(dir.path().join("ended")).unwrap();
+        let config =
+            r#"{"linux": {"namespaces": [{"type": "pid"}, {"type": "network", "path": "/s/net/cni/abc"}]}}"#;
+        fs::write(dir.path().join("one/config.json"), config).unwrap();
+        let containers: Vec<_> = busy(dir.path()).into_iter().map(|busy| busy.container).collect();
+        assert_eq!(containers, ["abc"]);
+    }
+}
