@@ -29,6 +29,7 @@ use session::trees::TreeSessions;
 mod address;
 mod channel;
 pub mod managed;
+mod network_mode;
 mod session;
 mod solve;
 mod version;
@@ -51,6 +52,8 @@ pub struct Options {
     pub executor: Option<PathBuf>,
     /// The network of its steps, for a buildkitd of our own.
     pub network: Option<BuilderNetwork>,
+    /// Whether one that is not ours may give steps the network of its machine.
+    pub allow_host_network: bool,
 }
 
 /// A BuildKit in use. Cheap to clone; the last clone ends the watch.
@@ -75,6 +78,7 @@ impl BuildKit {
         });
         let trees = Arc::new(TreeSessions::new(options.address.clone()));
         let stop = CancellationToken::new();
+        let foreign = options.child.is_none() && !options.allow_host_network;
         let watched = Watched {
             name: "buildkit",
             place: format!("BuildKit at {}", options.address),
@@ -83,7 +87,7 @@ impl BuildKit {
         };
         let (asked, idle, stopped) = (control.clone(), Arc::clone(&trees), stop.clone());
         crate::task::spawn("buildkit-watch", async move {
-            let watch = watched.run(|| version(asked.clone()), |_| idle.close_idle());
+            let watch = watched.run(|| usable(asked.clone(), foreign), |_| idle.close_idle());
             stopped.run_until_cancelled(watch).await;
         });
         Self {
@@ -106,6 +110,18 @@ impl BuildKit {
     pub fn close_sessions(&self) {
         self.trees.close_all();
     }
+}
+
+/// The version of a BuildKit that may be used. One that is not ours may not give steps the network of its machine.
+async fn usable(
+    control: ControlClient<tonic::transport::Channel>,
+    foreign: bool,
+) -> Result<String, supervise::ProbeError> {
+    let version = version(control.clone()).await?;
+    if foreign {
+        network_mode::check(control).await?;
+    }
+    Ok(version)
 }
 
 /// Asks BuildKit for its version, and refuses one that is too old.

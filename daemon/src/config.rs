@@ -141,6 +141,8 @@ pub struct Builder {
     pub max_used_bytes: u64,
     /// Cache is freed until this much of the disk is free.
     pub min_free_bytes: u64,
+    /// Use a BuildKit that is not ours although its steps have the network of its machine.
+    pub allow_host_network: bool,
 }
 
 /// Packs that clients send by content.
@@ -258,6 +260,7 @@ impl Default for Config {
                 program: "buildkitd".into(),
                 max_used_bytes: 50 * GIB,
                 min_free_bytes: 2 * GIB,
+                allow_host_network: false,
             },
             packs: Packs {
                 max_bytes: 50 * GIB,

@@ -335,8 +335,18 @@ impl OwnBuilder {
 /// The configured BuildKit, or our own under supervision.
 async fn start_buildkit(config: &Config) -> Result<(BuildKit, Option<OwnBuilder>)> {
     if let Some(address) = &config.buildkit {
-        let options =
-            buildkit::Options { address: address.parse()?, child: None, executor: None, network: None };
+        if !config.egress().is_open() {
+            tracing::warn!(
+                "[builds.egress] does not hold for the steps of the BuildKit at {address}, which is not ours"
+            );
+        }
+        let options = buildkit::Options {
+            address: address.parse()?,
+            child: None,
+            executor: None,
+            network: None,
+            allow_host_network: config.builder.allow_host_network,
+        };
         return Ok((BuildKit::connect(options), None));
     }
     let directory = config.state_dir.join("buildkit");

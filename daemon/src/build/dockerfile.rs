@@ -17,6 +17,7 @@ mod copies;
 mod downloads;
 mod lines;
 mod named;
+mod network;
 mod sources;
 mod stages;
 mod syntax;
@@ -25,6 +26,7 @@ mod words;
 
 pub use copies::selection;
 pub use named::{Inputs, NamedImage, Place, named};
+pub use network::{NetworkAsked, network_refused};
 pub use sources::{Copied, Source, sources};
 pub use syntax::{FrontendRefused, settle_frontend, settle_frontend_argument};
 

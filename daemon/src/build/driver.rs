@@ -16,6 +16,7 @@ mod context;
 mod early;
 mod faults;
 mod images;
+mod network;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

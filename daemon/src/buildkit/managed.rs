@@ -97,7 +97,16 @@ impl Options {
             kind: Arc::new(kind),
         };
         let executor = Some(dir.join(EXECUTOR));
-        Ok((child, super::Options { address, child: None, executor, network: self.network.ok() }))
+        Ok((
+            child,
+            super::Options {
+                address,
+                child: None,
+                executor,
+                network: self.network.ok(),
+                allow_host_network: false,
+            },
+        ))
     }
 }
 

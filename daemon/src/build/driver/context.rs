@@ -6,6 +6,7 @@ use super::super::dockerfile;
 use super::super::presence;
 use super::super::service::Shared;
 use super::Early;
+use super::network::network_fault;
 use crate::context::port::ContextFiles;
 use crate::model::MountTarget;
 use crate::model::build::{BuildRecord, ContextIdentity};
@@ -35,6 +36,9 @@ impl Shared {
         let settled = dockerfile::settle_frontend(prepared.dockerfile().to_vec()).map_err(refused)?;
         if let Some(image) = spec.build_args.get(FRONTEND_ARGUMENT) {
             dockerfile::settle_frontend_argument(image).map_err(refused)?;
+        }
+        if let Some(fault) = network_fault(&settled, spec, &path) {
+            return Err(fault);
         }
         let identity = prepared.identity();
         let copied = dockerfile::sources(&settled, &spec.build_args, spec.target.as_deref());

@@ -23,6 +23,9 @@ pub(super) const REFUSED_SECONDS: u64 = 600;
 /// Entries of each set; when one is full, new ones are not taken.
 pub(super) const MAX_REFUSED: usize = 4096;
 pub(super) const MAX_ALLOWED: usize = 16384;
+/// Connections that one step may have in the table of the machine, which all its programs share.
+const MAX_CONNECTIONS: usize = 8192;
+const MAX_SOURCES: usize = 4096;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct StepRules {
@@ -62,6 +65,11 @@ impl StepRules {
     timeout {REFUSED_SECONDS}s
     size {MAX_REFUSED}
   }}
+  set connections {{
+    type ipv4_addr
+    flags dynamic
+    size {MAX_SOURCES}
+  }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
     ip saddr {subnet} oifname != \"{name}*\" masquerade
@@ -84,6 +92,7 @@ impl StepRules {
     iifname \"{name}*\" ip daddr {resolver} meta l4proto {{ tcp, udp }} th dport 53 accept
     oifname \"{STEP_PREFIX}*\" jump refuse
     oifname \"{SERVICE_PREFIX}*\" jump refuse
+    ct state new add @connections {{ ip saddr ct count over {MAX_CONNECTIONS} }} jump refuse
 {private}    ip daddr {closed} jump refuse
     {world}
   }}

@@ -34,6 +34,7 @@ pub fn group() -> Group {
             a_list_of_egress_lets_through_what_it_names_and_tells_what_it_refused,
             a_refused_private_network_is_told_with_its_name,
             the_network_of_the_host_does_not_exist,
+            a_build_without_network_fetches_no_url,
         ],
     )
     .in_sequence()
@@ -329,4 +330,14 @@ fn the_network_of_the_host_does_not_exist() {
     place.daemon.put("host", &Tree::new().dockerfile(&dockerfile));
     let error = error_of(&place.daemon.build("host:1", "host", &["--json"]));
     assert_eq!(error["code"], "host_network_refused", "{error}");
+}
+
+fn a_build_without_network_fetches_no_url() {
+    let place = Place::start("su");
+    let one = place.world.one;
+    let dockerfile = format!("FROM {BASE}\nARG WHERE=http://{one}\nRUN true\nADD ${{WHERE}}/page /\n");
+    place.daemon.put("url", &Tree::new().dockerfile(&dockerfile));
+    let error = error_of(&place.daemon.build("url:1", "url", &["--network", "none", "--json"]));
+    assert_eq!(error["code"], "network_none", "{error}");
+    assert_eq!(error["dockerfile"]["start_line"], 4, "{error}");
 }

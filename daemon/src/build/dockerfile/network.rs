@@ -1,0 +1,120 @@
+//! What a Dockerfile asks of the network and does not get.
+
+use std::collections::BTreeMap;
+
+use super::lines::{self, Instruction};
+use super::stages::{self, Base};
+use super::variables::Variables;
+
+/// What ADD takes for the address of a file or a repository.
+const REMOTE: [&str; 5] = ["http://", "https://", "git://", "ssh://", "git@"];
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetworkAsked {
+    /// `RUN --network=host`
+    Host,
+    /// ADD of something remote, in a build without network.
+    Remote(String),
+}
+
+/// An instruction that cannot be run, in a stage that the target needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkRefused {
+    pub asked: NetworkAsked,
+    /// Counted from 1.
+    pub start_line: u32,
+    pub end_line: u32,
+    /// The text of those lines.
+    pub text: String,
+}
+
+/// The first one. `offline` is a build with `--network none`. Where the reader cannot follow, BuildKit refuses.
+pub fn network_refused(
+    dockerfile: &[u8],
+    build_args: &BTreeMap<String, String>,
+    target: Option<&str>,
+    offline: bool,
+) -> Option<NetworkRefused> {
+    let text = String::from_utf8_lossy(dockerfile);
+    let (instructions, escape) = lines::instructions(&text);
+    let (stages, global) = stages::stages(&instructions, build_args, escape)?;
+    let needed = stages::needed(&stages, target)?;
+    let mut ends: Vec<Variables> = Vec::with_capacity(stages.len());
+    for (stage, needed) in stages.iter().zip(needed) {
+        let mut variables = match stage.base {
+            Base::Stage(base) => ends[base].inherited(),
+            Base::Nothing => Variables::of_nothing(),
+            Base::Image => Variables::default(),
+        };
+        for instruction in stage.instructions {
+            let asked = match instruction.keyword.as_str() {
+                "env" => {
+                    variables.set(&instruction.rest, escape);
+                    None
+                }
+                "arg" => {
+                    variables.declare(&instruction.rest, build_args, Some(&global), escape);
+                    None
+                }
+                "run" => instruction
+                    .flag_values("network")
+                    .any(|mode| mode == "host")
+                    .then_some(NetworkAsked::Host),
+                "add" if offline => remote(instruction, &variables, escape).map(NetworkAsked::Remote),
+                _ => None,
+            };
+            if let Some(asked) = asked.filter(|_| needed) {
+                let (start_line, end_line) = (instruction.start_line, instruction.end_line);
+                let text = lines::text_of(&text, start_line, end_line);
+                return Some(NetworkRefused { asked, start_line, end_line, text });
+            }
+        }
+        ends.push(variables);
+    }
+    None
+}
+
+fn remote(instruction: &Instruction, variables: &Variables, escape: char) -> Option<String> {
+    let rest = &instruction.rest;
+    let mut words: Vec<String> = match rest.starts_with('[') {
+        true => serde_json::from_str(rest).unwrap_or_default(),
+        false => lines::blank_separated(rest).map(str::to_owned).collect(),
+    };
+    // The destination.
+    words.pop();
+    let written = words.into_iter().map(|word| variables.expand(&word, escape).unwrap_or(word));
+    let mut remote =
+        written.filter(|word| REMOTE.iter().any(|start| word.to_ascii_lowercase().starts_with(start)));
+    remote.next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(dockerfile: &str, offline: bool) -> Option<(NetworkAsked, u32)> {
+        let found = network_refused(dockerfile.as_bytes(), &BTreeMap::new(), None, offline)?;
+        Some((found.asked, found.start_line))
+    }
+
+    #[test]
+    fn the_network_of_the_machine_is_found_in_stages_that_are_built() {
+        let text = "FROM a\nRUN --network=none true\nRUN --network=default true\nRUN --mount=type=cache,target=/x \\\n \
+                    --network=host true\n";
+        assert_eq!(asked(text, false), Some((NetworkAsked::Host, 4)));
+        assert_eq!(asked("FROM a AS unused\nRUN --network=host true\nFROM b\nRUN true\n", false), None);
+    }
+
+    #[test]
+    fn remote_files_are_found_through_variables_in_builds_without_network() {
+        let text = "FROM a\nARG U=https://e.example\nADD x y /d/\nADD ${U}/f /\n";
+        let found = NetworkAsked::Remote("https://e.example/f".to_owned());
+        assert_eq!(asked(text, true), Some((found, 4)));
+        assert_eq!(asked(text, false), None);
+        for source in ["HTTP://e/f", "git@e.example:a/b.git", "[\"git://e/a\", \"/\"]"] {
+            let text = if source.starts_with('[') { source.to_owned() } else { format!("{source} /") };
+            assert!(asked(&format!("FROM a\nADD {text}\n"), true).is_some(), "{source}");
+        }
+        assert_eq!(asked("FROM a\nADD http /\nCOPY https://e /\n", true), None);
+    }
+}
