@@ -9,6 +9,7 @@ pub use layers::{ConfigError, load};
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::confinement::AddedCapability;
 use crate::model::egress::{EgressPolicy, EgressRule};
 use crate::model::trust::Trust;
-use crate::model::{AddressBlock, CertificateFiles, Registry, RoomRegistries, TokenKeyFile};
+use crate::model::{AddressBlock, CertificateFiles, LayerLimits, Registry, RoomRegistries, TokenKeyFile};
 
 /// Everything that can be set, as in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +66,7 @@ pub struct Config {
     pub builds: Builds,
     pub builder: Builder,
     pub packs: Packs,
+    pub layers: Layers,
     pub trust: Trust,
     pub images: Images,
     pub uploads: Uploads,
@@ -178,6 +180,20 @@ pub struct Uploads {
     pub idle_seconds: u64,
 }
 
+/// How large the layers of an image may be. What is over is refused wherever the image would be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layers {
+    /// Bytes of one layer, decompressed and with the holes of sparse files written out.
+    pub max_bytes: u64,
+    /// How many times larger than its compressed bytes a layer, or all of an image, may be.
+    pub max_ratio: NonZeroU64,
+    /// Decompressed bytes up to which any ratio is taken.
+    pub any_ratio_bytes: u64,
+    /// Files, directories and links of one image.
+    pub max_entries: usize,
+}
+
 /// Services of the room, and how they are reached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -217,6 +233,7 @@ const GIB: u64 = 1 << 30;
 
 impl Default for Config {
     fn default() -> Self {
+        let layer_limits = LayerLimits::default();
         Self {
             room: "default".to_owned(),
             state_dir: "/var/lib/hearth".into(),
@@ -271,6 +288,12 @@ impl Default for Config {
             trust: Trust::default(),
             images: Images { cache_max_bytes: 20 * GIB },
             uploads: Uploads { max_bytes_per_caller: 100 * GIB, min_free_bytes: GIB, idle_seconds: 900 },
+            layers: Layers {
+                max_bytes: layer_limits.layer_bytes,
+                max_ratio: NonZeroU64::new(layer_limits.ratio).unwrap_or(NonZeroU64::MIN),
+                any_ratio_bytes: layer_limits.ratio_floor,
+                max_entries: layer_limits.entries,
+            },
             services: Services {
                 containerd_program: "containerd".into(),
                 runc_program: "runc".into(),
@@ -304,6 +327,17 @@ impl Config {
 
     pub fn egress(&self) -> EgressPolicy {
         EgressPolicy::new(self.builds.egress.allow.clone())
+    }
+
+    pub fn layer_limits(&self) -> LayerLimits {
+        let Layers { max_bytes, max_ratio, any_ratio_bytes, max_entries } = self.layers;
+        LayerLimits {
+            layer_bytes: max_bytes,
+            ratio: max_ratio.get(),
+            ratio_floor: any_ratio_bytes,
+            entries: max_entries,
+            ..LayerLimits::default()
+        }
     }
 
     pub const fn default_timeout(&self) -> Duration {

@@ -27,7 +27,7 @@ use tokio::sync::{Mutex, OnceCell, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::deploy::port::{Exec, ExecSpec, InstanceImage, InstanceSpec, Observed, Runtime, RuntimeError};
-use crate::image::port::Blobs;
+use crate::image::port::{Blobs, LayerCheck};
 use crate::model::Digest;
 use crate::model::id::InstanceId;
 use crate::supervise::port as supervise;
@@ -93,6 +93,7 @@ pub struct Containerd {
 struct Inner {
     connection: Connection,
     blobs: Arc<dyn Blobs>,
+    layers: Arc<dyn LayerCheck>,
     socket: PathBuf,
     namespace: String,
     runc: Option<Runc>,
@@ -108,11 +109,13 @@ struct Inner {
 
 impl Containerd {
     /// Connects when first needed, and again whenever the connection is gone.
-    pub fn connect(options: Options, blobs: Arc<dyn Blobs>) -> Self {
+    /// Images whose layers `layers` does not find sound are neither unpacked nor started.
+    pub fn connect(options: Options, blobs: Arc<dyn Blobs>, layers: Arc<dyn LayerCheck>) -> Self {
         let connection = Connection::new(&options.socket, &options.namespace);
         let inner = Arc::new(Inner {
             connection,
             blobs,
+            layers,
             socket: options.socket.clone(),
             namespace: options.namespace,
             runc: options.runc,

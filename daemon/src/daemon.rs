@@ -37,9 +37,9 @@ use crate::context::{ContextOptions, Contexts};
 use crate::deploy::mounts::{self, InstanceMounts, MountedImages};
 use crate::deploy::{self, LogFiles, RoomServiceImages};
 use crate::disk::{DiskLimits, DiskShares};
+use crate::image::port::LayerCheck;
 use crate::image::{Elsewhere, Images};
 use crate::ingress::{Ingress, Tls};
-use crate::model::LayerLimits;
 use crate::model::access::{ApiScope, ContainersGrant, Patterns, RegistryGrant};
 use crate::model::id::BuildId;
 use crate::model::secret::{Credential, Secret};
@@ -138,16 +138,17 @@ impl Daemon {
         let pulse = pulse::watch(store.clone());
         let places = descriptors::divide(&config.connections);
         let (kit, builder) = start_buildkit(&config).await?;
-        let (runtime, runtime_child) = services::start_containerd(&config, Arc::new(blobs.clone()))?;
         let network = services::open_network(&config).await;
         let (network, own_address) = services::reachable(network, &mut listeners).await;
-        let layer_limits = LayerLimits::default();
+        let layer_limits = config.layer_limits();
         let images = Images::new(
             config.room_registries(),
             Arc::new(blobs.clone()),
             Arc::new(store.clone()),
             Arc::new(LayerInspection::new(layer_limits)),
         );
+        let layers: Arc<dyn LayerCheck> = Arc::new(images.clone());
+        let (runtime, runtime_child) = services::start_containerd(&config, Arc::new(blobs.clone()), layers)?;
         images.limit_cache(config.images.cache_max_bytes);
         let limits = UploadLimits {
             idle: Duration::from_secs(config.uploads.idle_seconds),
@@ -155,7 +156,8 @@ impl Daemon {
             ..UploadLimits::default()
         };
         let kept = KeptFiles { blobs: blobs.clone(), storage: storage.clone(), disk: disk.clone() };
-        let registry = Registry::new(limits, blobs, Arc::new(store.clone()));
+        let registry =
+            Registry::new(limits, blobs, Arc::new(store.clone())).telling(Arc::new(images.clone()));
         let contexts = Contexts::new(ContextOptions {
             room: config.room.clone(),
             storage: storage.clone(),

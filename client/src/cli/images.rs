@@ -149,19 +149,21 @@ async fn list(repository: Option<&str>, globals: &Globals) -> Result<(), Failure
         return output::json(&images.iter().map(ImageView::from).collect::<Vec<_>>());
     }
     let now = Timestamp::now();
+    let mut columns = vec!["REPOSITORY", "TAG", "DIGEST", "SIZE", "UPDATED"];
+    let is_any_unusable = images.iter().any(|image| !image.unusable.is_empty());
+    columns.extend(is_any_unusable.then_some("UNUSABLE"));
     let row = |image: &hearth_proto::v1::Image| {
-        vec![
+        let mut row = vec![
             image.repository.clone(),
             image.tag.clone(),
             short(&image.digest),
             output::size(image.size_bytes),
             output::age(image.updated_at.as_ref(), now),
-        ]
+        ];
+        row.extend(is_any_unusable.then(|| image.unusable.clone()));
+        row
     };
-    output::table(
-        &["REPOSITORY", "TAG", "DIGEST", "SIZE", "UPDATED"],
-        &images.iter().map(row).collect::<Vec<_>>(),
-    )
+    output::table(&columns, &images.iter().map(row).collect::<Vec<_>>())
 }
 
 async fn list_cached(globals: &Globals) -> Result<(), Failure> {

@@ -101,6 +101,15 @@ pub(super) struct ImageView {
     digest: String,
     size_bytes: u64,
     updated_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unusable: Option<UnusableView>,
+}
+
+/// Why the room uses an image for nothing.
+#[derive(Serialize)]
+struct UnusableView {
+    code: String,
+    message: String,
 }
 
 impl From<&Image> for ImageView {
@@ -112,6 +121,10 @@ impl From<&Image> for ImageView {
             digest: image.digest.clone(),
             size_bytes: image.size_bytes,
             updated_at: output::timestamp(image.updated_at.as_ref()).map(|time| time.to_string()),
+            unusable: (!image.unusable.is_empty()).then(|| UnusableView {
+                code: image.unusable.clone(),
+                message: image.unusable_reason.clone(),
+            }),
         }
     }
 }
@@ -207,6 +220,9 @@ impl InspectView {
             text += &format!("{}\n", image.reference);
             text += &format!("  digest    {}\n", image.digest);
             text += &format!("  size      {}\n", output::size(image.size_bytes));
+            if let Some(unusable) = &image.unusable {
+                text += &format!("  unusable  {}: {}\n", unusable.code, unusable.message);
+            }
         }
         text += &format!("  type      {}\n  platform  {}\n", self.media_type, self.platform);
         for (number, layer) in (1..).zip(&self.layers) {

@@ -14,12 +14,13 @@ pub use mounts::mount_to_wire;
 pub use service::{Entrance, route, service, service_spec};
 pub use spec::{SpecContext, build_spec, pairs};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use hearth_proto::v1;
 use jiff::Timestamp;
 
 use super::error::{Refusal, fault_detail};
+use crate::image::port::ImageMark;
 use crate::image::port::cached::CachedImage;
 use crate::model::build::{
     BuildEvent, BuildRecord, BuildSource, BuildState, EventKind, LogStream, MountIdentity,
@@ -237,5 +238,18 @@ pub fn image(image: &TaggedImage, rooms: &RoomRegistries) -> v1::Image {
         size_bytes: image.size_bytes,
         updated_at: Some(timestamp(image.updated_at)),
         reference,
+        ..v1::Image::default()
+    }
+}
+
+/// Says of images what was found wrong with them.
+pub fn mark(images: &mut [v1::Image], marks: &[ImageMark]) {
+    let marks: HashMap<String, &ImageMark> =
+        marks.iter().map(|mark| (mark.manifest.to_string(), mark)).collect();
+    for image in images {
+        if let Some(mark) = marks.get(&image.digest) {
+            image.unusable.clone_from(&mark.code);
+            image.unusable_reason.clone_from(&mark.reason);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Images: one snapshot for each layer, named by its chain id, so that images share them.
 //!
 //! ```text
-//! manifest -> config -> diff ids -> chain ids
+//! manifest -> config -> diff ids, which the layers were found to have -> chain ids
 //! layer i: snapshot there?  yes: next
 //!                           no:  content -> Prepare(parent) -> Diff.Apply, digest checked -> Commit(chain id)
 //! lease of the image: holds the last snapshot, and that one the others
@@ -27,6 +27,7 @@ use super::failure::{Fault, unless_missing};
 use super::spec::image::{RunConfig, foreign};
 use super::{Inner, content, labels};
 use crate::deploy::port::{InstanceImage, RuntimeError};
+use crate::image::port::UncheckedImage;
 use crate::model::Digest;
 use crate::model::image::{Descriptor, Platform};
 use crate::model::manifest::{ImageConfig, Manifest, OCI_MANIFEST};
@@ -68,8 +69,18 @@ fn lease_of(image: &Digest) -> String {
 }
 
 impl Inner {
-    /// Reads an image's manifest and config from the room.
+    /// Reads an image's manifest and config from the room. Snapshots are found by the DiffIDs of the config: they are
+    /// what the layers hold when this returns.
     pub(super) async fn stored(&self, image: &InstanceImage) -> Result<Stored, RuntimeError> {
+        let (stored, manifest) = self.read(image).await?;
+        match self.layers.check(&manifest).await {
+            Ok(()) => Ok(stored),
+            Err(UncheckedImage { reason, passing: true, .. }) => Err(RuntimeError::Other(reason)),
+            Err(UncheckedImage { code, reason, .. }) => Err(RuntimeError::UnsoundImage { code, reason }),
+        }
+    }
+
+    async fn read(&self, image: &InstanceImage) -> Result<(Stored, Descriptor), RuntimeError> {
         let (blobs, manifest) = (Arc::clone(&self.blobs), image.manifest);
         let read = crate::task::blocking("read-image", move || {
             let bytes = content::small(blobs.as_ref(), &manifest)?;
@@ -101,7 +112,8 @@ impl Inner {
             let layers = blobs.into_iter().zip(diff_ids).zip(chain);
             let layers = layers.map(|((blob, diff_id), chain)| Layer { blob, diff_id, chain }).collect();
             let config = RunConfig::parse(&config).map_err(|error| invalid(&error))?;
-            Ok(Stored { layers, config })
+            let descriptor = Descriptor { media_type, digest: manifest, size: bytes.len() as u64 };
+            Ok((Stored { layers, config }, descriptor))
         });
         read.await.map_err(|error| RuntimeError::Other(error.to_string()))?
     }

@@ -18,7 +18,7 @@ use crate::containerd::{self, Containerd, managed, of_state_dir};
 use crate::deploy::mounts::InstanceMounts;
 use crate::deploy::port::{Network, NetworkError, Runtime as _};
 use crate::deploy::{self, Ports};
-use crate::image::port::Blobs;
+use crate::image::port::{Blobs, LayerCheck};
 use crate::ingress::{self, Tls, TlsSource};
 use crate::model::component::Component;
 use crate::network::{self, NoNetwork, RoomNetwork};
@@ -43,6 +43,7 @@ pub(super) async fn open_network(config: &Config) -> Result<RoomNetwork, Network
 pub(super) fn start_containerd(
     config: &Config,
     blobs: Arc<dyn Blobs>,
+    layers: Arc<dyn LayerCheck>,
 ) -> Result<(Containerd, Option<supervise::Handle>)> {
     let namespace = of_state_dir(&config.state_dir).context("state directory")?;
     let keeper = std::env::current_exe().context("path of hearthd")?;
@@ -57,14 +58,14 @@ pub(super) fn start_containerd(
             pipes: config.state_dir.join("containerd/pipes"),
             keeper,
         };
-        return Ok((Containerd::connect(options, blobs), None));
+        return Ok((Containerd::connect(options, blobs, layers), None));
     }
     let mut options = managed::Options::new(config.state_dir.join("containerd"), namespace, keeper);
     options.program.clone_from(&config.services.containerd_program);
     options.runc.clone_from(&config.services.runc_program);
     let (child, connect) = options.plan()?;
     let child = supervise::start(child)?;
-    let connected = Containerd::connect(connect.options(child.status()), blobs);
+    let connected = Containerd::connect(connect.options(child.status()), blobs, layers);
     Ok((connected, Some(child)))
 }
 

@@ -72,6 +72,7 @@ impl From<RuntimeError> for StartFault {
                 Self::new(Fault::new(Stage::Deploy, code, message), StartFaultKind::Passing)
             }
             RuntimeError::Start { code, .. } => Self::from(hinted(Fault::new(Stage::Deploy, code, message))),
+            RuntimeError::UnsoundImage { code, .. } => Self::from(Fault::new(Stage::Deploy, code, message)),
             RuntimeError::Image(_) => Self::from(Fault::new(Stage::Deploy, "image_unusable", message)),
             RuntimeError::DiskFull => {
                 let fault = Fault::new(Stage::Deploy, "no_space", message)

@@ -165,6 +165,9 @@ pub enum RuntimeError {
     NotRunning(InstanceId),
     #[error("the image is not usable: {0}")]
     Image(String),
+    /// The image is not what it says, and is never used.
+    #[error("the image is not usable: {reason}")]
+    UnsoundImage { code: &'static str, reason: String },
     /// The process cannot be started: no such program, not executable, no such user or directory.
     #[error("{message}")]
     Start { code: &'static str, message: String },

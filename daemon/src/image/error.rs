@@ -127,6 +127,21 @@ impl ImageError {
         }
     }
 
+    /// Whether an image was found to be something that is never used, whoever asks.
+    pub const fn is_unsound(&self) -> bool {
+        matches!(
+            self,
+            Self::LayerMismatch(_)
+                | Self::LayerCount { .. }
+                | Self::LayerForm { .. }
+                | Self::LayerElsewhere { .. }
+                | Self::LayerRefused { .. }
+                | Self::ImageTooLarge { .. }
+                | Self::Config { .. }
+                | Self::Manifest { .. }
+        )
+    }
+
     /// Whether the same request may succeed later.
     pub const fn retryable(&self) -> bool {
         match self {

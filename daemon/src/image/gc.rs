@@ -51,6 +51,8 @@ impl Images {
                 Err(error) => tracing::warn!(pack.id = %pack.id, %error, "a pack is damaged"),
             }
         }
+        self.shared.catalog.forget_checks(live.clone()).await?;
+        self.shared.passes.forget_marks();
         let shared = Arc::clone(&self.shared);
         let before = clock.checked_sub(grace).unwrap_or(SystemTime::UNIX_EPOCH);
         let swept = task::blocking("sweep blobs", move || shared.blobs.sweep(&live, before)).await;

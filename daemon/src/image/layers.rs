@@ -18,9 +18,10 @@ mod rules;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::port::LayerVerdict;
+use super::port::{Arrivals, ImageMark, LayerCheck, LayerVerdict, UncheckedImage};
 use super::{ImageError, Images, Platforms};
 use crate::model::image::Descriptor;
 use crate::model::{Digest, LayerLimits};
@@ -43,17 +44,28 @@ fn limits_key(limits: &LayerLimits) -> String {
 impl Images {
     /// Whether the layers of an image are what its config says, and within the limits. Of an index, the image of one
     /// platform, or all that could be used. Waits for passes over layers that nobody has looked through yet; dropping
-    /// the future cancels those that nobody else waits for.
+    /// the future cancels those that nobody else waits for. An image that is found wrong is marked.
     pub async fn check_layers(&self, top: &Descriptor, platforms: &Platforms) -> Result<(), ImageError> {
+        let checked = self.compare_layers(top, platforms).await;
+        self.keep_verdicts();
+        if let Err(error) = &checked
+            && error.is_unsound()
+        {
+            self.mark(top.digest, error).await;
+        }
+        checked
+    }
+
+    async fn compare_layers(&self, top: &Descriptor, platforms: &Platforms) -> Result<(), ImageError> {
         let (shared, wanted, manifest) = (Arc::clone(&self.shared), platforms.clone(), top.clone());
         let read = move || parts::images_of(&*shared.blobs, &manifest, &wanted);
         let images = task::blocking("read images", read).await.map_err(|_| ImageError::Ending)??;
         let layers: BTreeSet<Digest> = images.iter().flat_map(ImageParts::tar_layers).collect();
         // What is wrong without looking into a layer is refused at once.
-        let limits = *self.shared.passes.limits();
         images.iter().try_for_each(rules::check_shape)?;
         let verdicts = self.verdicts(layers.into_iter().collect()).await?;
-        images.iter().try_for_each(|image| rules::check(image, &verdicts, &limits))
+        let limits = self.shared.passes.limits();
+        images.iter().try_for_each(|image| rules::check(image, &verdicts, limits))
     }
 
     /// What each layer holds, from a pass where it is not known.
@@ -70,20 +82,78 @@ impl Images {
             missing.map(|layer| async move { Ok::<_, ImageError>((layer, passes.pass(layer).await?)) });
         let found: Vec<_> = stream::iter(found).buffer_unordered(TOGETHER).try_collect().await?;
         verdicts.extend(kept);
-        verdicts.extend(found.iter().cloned());
-        if !found.is_empty() {
-            self.keep_verdicts(found);
-        }
+        verdicts.extend(found);
         Ok(verdicts)
     }
 
     /// Beside the caller: a verdict that is lost costs another pass and nothing else.
-    fn keep_verdicts(&self, found: Vec<(Digest, LayerVerdict)>) {
+    fn keep_verdicts(&self) {
+        let found = self.shared.passes.take_unsaved();
+        if found.is_empty() {
+            return;
+        }
         let shared = Arc::clone(&self.shared);
         drop(task::spawn("keep layer verdicts", async move {
             if let Err(error) = shared.catalog.put_layer_verdicts(found, shared.passes.key()).await {
                 tracing::warn!(%error, "what was found in layers was not stored; it is found again after a restart");
             }
         }));
+    }
+
+    async fn mark(&self, manifest: Digest, error: &ImageError) {
+        if !self.shared.passes.is_first_mark(manifest) {
+            return;
+        }
+        tracing::warn!(image.digest = %manifest, %error, "an image is not what it says and is not used");
+        let mark = ImageMark { manifest, code: error.code().to_owned(), reason: error.to_string() };
+        if let Err(error) = self.shared.catalog.mark_image(mark, self.shared.passes.key()).await {
+            tracing::warn!(%error, image.digest = %manifest, "an image was not marked; each use still refuses it");
+        }
+    }
+
+    /// Which of these manifests were found wrong.
+    pub async fn marks(&self, manifests: Vec<Digest>) -> Result<Vec<ImageMark>, ImageError> {
+        Ok(self.shared.catalog.image_marks(manifests, self.shared.passes.key()).await?)
+    }
+
+    /// Checks an image that has just come, so that it is marked before somebody uses it. Returns at once.
+    fn check_behind(&self, manifest: &Descriptor) {
+        let (images, manifest) = (self.clone(), manifest.clone());
+        drop(task::spawn("check image", async move {
+            if let Err(error) = images.check_arrived(&manifest).await {
+                tracing::debug!(image.digest = %manifest.digest, %error, "an image that came is not usable");
+            }
+        }));
+    }
+
+    async fn check_arrived(&self, manifest: &Descriptor) -> Result<(), ImageError> {
+        let (shared, top) = (Arc::clone(&self.shared), manifest.clone());
+        let read = move || parts::is_runnable(&*shared.blobs, &top);
+        // An artifact, such as a signature, is not used as an image, and so is not wrong as one.
+        if task::blocking("read manifest", read).await.map_err(|_| ImageError::Ending)?? {
+            self.check_layers(manifest, &Platforms::All).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Arrivals for Images {
+    fn blob_arrived(&self, digest: &Digest) {
+        self.shared.passes.pass_ahead(*digest);
+    }
+
+    fn manifest_arrived(&self, manifest: &Descriptor) {
+        self.check_behind(manifest);
+    }
+}
+
+#[async_trait]
+impl LayerCheck for Images {
+    async fn check(&self, image: &Descriptor) -> Result<(), UncheckedImage> {
+        self.check_layers(image, &Platforms::All).await.map_err(|error| UncheckedImage {
+            code: error.code(),
+            reason: error.to_string(),
+            passing: !error.is_unsound(),
+        })
     }
 }

@@ -11,8 +11,8 @@ use hearth_pack::archive::{self, ArchiveError, ArchiveSink};
 use jiff::Timestamp;
 
 use super::contents::Contents;
-use super::port::{BlobError, Blobs, Pack, PackContent, Stored};
-use super::{ImageError, Images, Platforms};
+use super::port::{Arrivals as _, BlobError, Blobs, Pack, PackContent, Stored};
+use super::{ImageError, Images, Platforms, Shared};
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, TaggedImage};
 use crate::model::{Digest, Reference, Repository, Tag};
@@ -71,7 +71,7 @@ impl Images {
     /// Reads an archive to its end. The reader is read on a blocking thread.
     pub async fn receive(&self, archive: impl Read + Send + 'static) -> Result<Received, ImageError> {
         let shared = Arc::clone(&self.shared);
-        let taken = task::blocking("load archive", move || take(&*shared.blobs, archive)).await;
+        let taken = task::blocking("load archive", move || take(&shared, archive)).await;
         let (manifest, contents, stored) = taken.map_err(|_| ImageError::Ending)??;
         Ok(Received { manifest, contents, stored })
     }
@@ -118,7 +118,9 @@ impl Images {
         let taken = task::blocking("store image", move || put_packed(&*shared.blobs, &packed)).await;
         let (manifest, contents) = taken.map_err(|_| ImageError::Ending)??;
         // Blobs of an image that gets no name are freed by the sweep.
-        Ok(self.name(&manifest, contents, Destination::Tag(tag)).await?.1)
+        let image = self.name(&manifest, contents, Destination::Tag(tag)).await?.1;
+        self.manifest_arrived(&manifest);
+        Ok(image)
     }
 
     /// Names an image that came from outside, once its layers are found to be what its config says.
@@ -181,9 +183,12 @@ fn put_packed(blobs: &dyn Blobs, packed: &Packed) -> Result<(Descriptor, Content
 }
 
 /// Stores the blobs of an archive and finds its one image. On any error, what was stored is taken back.
-fn take(blobs: &dyn Blobs, archive: impl Read) -> Result<(Descriptor, Contents, Vec<Stored>), ImageError> {
+fn take(shared: &Shared, archive: impl Read) -> Result<(Descriptor, Contents, Vec<Stored>), ImageError> {
     let begun = Instant::now();
-    let mut keep = Keep { blobs, stored: Vec::new(), full: false };
+    let blobs = &*shared.blobs;
+    // Beside what still comes of the archive.
+    let arrived = |blob: &Digest| shared.passes.pass_ahead(*blob);
+    let mut keep = Keep { blobs, arrived: &arrived, stored: Vec::new(), full: false };
     let read = archive::read(archive, &mut keep);
     let Keep { stored, full, .. } = keep;
     let found = match read {
@@ -241,6 +246,7 @@ fn take_back(blobs: &dyn Blobs, stored: &[Stored]) {
 
 struct Keep<'a> {
     blobs: &'a dyn Blobs,
+    arrived: &'a dyn Fn(&Digest),
     stored: Vec<Stored>,
     full: bool,
 }
@@ -260,6 +266,7 @@ impl ArchiveSink for Keep<'_> {
         }
         match self.blobs.put(digest, content) {
             Ok(stored) => {
+                (self.arrived)(digest);
                 self.stored.push(stored);
                 Ok(())
             }

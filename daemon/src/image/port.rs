@@ -9,6 +9,7 @@
 //! touched within the grace period, and it decides that last part under the lock that `touch` takes.
 
 pub mod cached;
+mod checks;
 mod layers;
 
 use std::collections::{HashMap, HashSet};
@@ -26,6 +27,7 @@ use crate::model::image::{Descriptor, TaggedImage};
 use crate::model::manifest::Part;
 use crate::model::{Digest, Repository, Tag};
 
+pub use checks::{Arrivals, ImageMark, LayerCheck, UncheckedImage};
 pub use layers::{LayerCompression, LayerFacts, LayerFault, LayerInspector, LayerRefusal, LayerVerdict};
 
 /// Content by digest. Blocking: call from a blocking thread.
@@ -171,8 +173,13 @@ pub trait Catalog: cached::CachedImages {
         verdicts: Vec<(Digest, LayerVerdict)>,
         limits: &str,
     ) -> Result<(), CatalogError>;
-    /// Forgets what was found of layers that are not in `live`.
-    async fn forget_layer_verdicts(&self, live: HashSet<Digest>) -> Result<(), CatalogError>;
+    /// Marks a manifest that was found wrong under `limits`.
+    async fn mark_image(&self, mark: ImageMark, limits: &str) -> Result<(), CatalogError>;
+    /// The marks that these manifests have under `limits`.
+    async fn image_marks(&self, manifests: Vec<Digest>, limits: &str)
+    -> Result<Vec<ImageMark>, CatalogError>;
+    /// Forgets what was found of layers and manifests that are not in `live`.
+    async fn forget_checks(&self, live: HashSet<Digest>) -> Result<(), CatalogError>;
 
     /// Packs: images without a tag that builds use.
     async fn put_pack(&self, pack: Pack) -> Result<(), CatalogError>;

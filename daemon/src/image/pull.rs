@@ -189,7 +189,11 @@ impl Images {
         match (fetched, kept) {
             (Ok(()), Ok(incoming)) => {
                 let stored = task::blocking("pull blob", move || incoming.finish(&digest)).await;
-                stored.map_err(|_| ImageError::Ending)?.map_err(|error| stored_error(digest, error))
+                let stored =
+                    stored.map_err(|_| ImageError::Ending)?.map_err(|error| stored_error(digest, error))?;
+                // Beside what still comes.
+                self.shared.passes.pass_ahead(digest);
+                Ok(stored)
             }
             // Whoever kept it has stopped, and says why.
             (Ok(()) | Err(RemoteError::NotTaken { .. }), Err(error)) => Err(error),

@@ -43,7 +43,7 @@ impl Images {
         let top = self.resolve(&here).await?;
         // Everything is there, and stays until the service that is to mount it is stored.
         self.verify(&here.repository, top.digest).await?;
-        self.check_layers(&top, &Platforms::One(platform.clone())).await?;
+        self.check_layers(&top, &Platforms::All).await?;
         // As it is opened for an instance: what cannot be opened is seen now.
         self.open_layers(&top).await?;
         Ok(PinnedImage { repository: here.repository, digest: top.digest })
@@ -78,7 +78,7 @@ impl Images {
         let top = self.resolve(reference).await?;
         // Everything is there, and stays until the service that is to run it is stored.
         self.verify(&reference.repository, top.digest).await?;
-        self.check_layers(&top, &Platforms::One(platform.clone())).await?;
+        self.check_layers(&top, &Platforms::All).await?;
         let (shared, digest, wanted) = (Arc::clone(&self.shared), top.digest, platform.clone());
         let read = task::blocking("read image config", move || {
             let (manifest, image) = contents::manifest_for(&*shared.blobs, &top, &wanted)?;

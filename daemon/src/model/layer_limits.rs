@@ -34,6 +34,6 @@ impl Default for LayerLimits {
 impl LayerLimits {
     /// Whether content of this size is out of proportion to what it is stored as.
     pub const fn is_bomb(&self, unpacked: u64, stored: u64) -> bool {
-        unpacked > self.ratio_floor && unpacked / self.ratio > stored
+        unpacked > self.ratio_floor && unpacked > stored.saturating_mul(self.ratio)
     }
 }

@@ -31,7 +31,7 @@ pub use self::route::{RouteKind, Verb};
 use super::blobs::BlobStore;
 use super::uploads::Uploads;
 use crate::access::policy;
-use crate::image::port::Catalog;
+use crate::image::port::{Arrivals, Catalog};
 use crate::model::access::Caller;
 use crate::model::share_owner::ShareOwner;
 use crate::task;
@@ -47,11 +47,18 @@ pub struct Registry {
     blobs: BlobStore,
     catalog: Arc<dyn Catalog>,
     uploads: Arc<Uploads>,
+    arrivals: Option<Arc<dyn Arrivals>>,
 }
 
 impl Registry {
     pub fn new(limits: UploadLimits, blobs: BlobStore, catalog: Arc<dyn Catalog>) -> Self {
-        Self { blobs, catalog, uploads: Arc::new(Uploads::new(limits)) }
+        Self { blobs, catalog, uploads: Arc::new(Uploads::new(limits)), arrivals: None }
+    }
+
+    /// Tells `arrivals` what is pushed.
+    pub fn telling(mut self, arrivals: Arc<dyn Arrivals>) -> Self {
+        self.arrivals = Some(arrivals);
+        self
     }
 
     /// Routes for `/v2` and everything below it.

@@ -18,8 +18,8 @@ use rusqlite::{OptionalExtension as _, Row, Transaction};
 
 use super::{Store, StoreError};
 use crate::image::port::{
-    Catalog, CatalogError, Forgotten, LayerVerdict, NewManifest, Origin, Pack, ReferrerQuery, Removal,
-    TagQuery,
+    Catalog, CatalogError, Forgotten, ImageMark, LayerVerdict, NewManifest, Origin, Pack, ReferrerQuery,
+    Removal, TagQuery,
 };
 use crate::model::id::PackId;
 use crate::model::image::{Descriptor, TaggedImage};
@@ -227,7 +227,21 @@ impl Catalog for Store {
         Ok(self.transaction(move |transaction| layers::put(transaction, &verdicts, &limits)).await?)
     }
 
-    async fn forget_layer_verdicts(&self, live: HashSet<Digest>) -> Result<(), CatalogError> {
+    async fn mark_image(&self, mark: ImageMark, limits: &str) -> Result<(), CatalogError> {
+        let limits = limits.to_owned();
+        Ok(self.transaction(move |transaction| layers::mark(transaction, &mark, &limits)).await?)
+    }
+
+    async fn image_marks(
+        &self,
+        manifests: Vec<Digest>,
+        limits: &str,
+    ) -> Result<Vec<ImageMark>, CatalogError> {
+        let limits = limits.to_owned();
+        Ok(self.transaction(move |transaction| layers::marks(transaction, manifests, &limits)).await?)
+    }
+
+    async fn forget_checks(&self, live: HashSet<Digest>) -> Result<(), CatalogError> {
         Ok(self.transaction(move |transaction| layers::forget(transaction, &live)).await?)
     }
 

@@ -5,3 +5,11 @@ CREATE TABLE layer_verdicts (
     limits  TEXT NOT NULL,
     verdict TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
+
+-- Manifests that were found wrong, such as by a config that names other layers. No build, service or mount uses them.
+CREATE TABLE image_marks (
+    digest TEXT PRIMARY KEY,
+    limits TEXT NOT NULL,
+    code   TEXT NOT NULL,
+    reason TEXT NOT NULL
+) STRICT, WITHOUT ROWID;

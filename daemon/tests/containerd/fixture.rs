@@ -12,12 +12,16 @@ use hearth_pack::image::ConfigFlags;
 use hearth_pack::layer::{Compression, LayerOptions};
 use hearth_pack::{PackOptions, pack};
 use hearthd::containerd::{Containerd, managed, of_state_dir};
+use hearthd::context::layers::{LayerInspection, LayerLimits};
 use hearthd::deploy::port::{Attached, InstanceImage, InstanceSpec, InstanceState, Observed, Runtime as _};
+use hearthd::image::Images;
 use hearthd::image::port::Blobs as _;
 use hearthd::instance_log::read::{LogQuery, read};
+use hearthd::model::RoomRegistries;
 use hearthd::model::id::{InstanceId, ServiceId};
 use hearthd::model::service::{Exit, InstanceLabel, ResourceLimits};
 use hearthd::registry::blobs::BlobStore;
+use hearthd::store::Store;
 use hearthd::supervise;
 use rustix::mount::UnmountFlags;
 use sha2::Digest as _;
@@ -305,7 +309,10 @@ pub fn managed_in(dir: &Path, namespace: &str, blobs: &Arc<BlobStore>) -> (Conta
     options.limits.restart_first = Duration::from_millis(50);
     let (child, connect) = options.plan().unwrap();
     let handle = supervise::start(child).unwrap();
-    let runtime = Containerd::connect(connect.options(handle.status()), blobs.clone());
+    let store = Store::open(&dir.join("images.db")).unwrap();
+    let inspection = LayerInspection::new(LayerLimits::default());
+    let images = Images::new(RoomRegistries::default(), blobs.clone(), Arc::new(store), Arc::new(inspection));
+    let runtime = Containerd::connect(connect.options(handle.status()), blobs.clone(), Arc::new(images));
     (runtime, handle)
 }
 

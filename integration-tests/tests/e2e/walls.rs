@@ -7,6 +7,8 @@ mod limits;
 
 use integration_tests::runner::Group;
 
+#[path = "walls/content.rs"]
+mod content;
 #[path = "walls/images.rs"]
 mod images;
 #[path = "walls/services.rs"]
@@ -15,7 +17,7 @@ mod services;
 mod steps;
 
 pub fn groups() -> Vec<Group> {
-    let mut groups = vec![images::group(), services::group(), steps::group()];
+    let mut groups = vec![content::group(), images::group(), services::group(), steps::group()];
     groups.extend(limits::groups());
     groups
 }

@@ -3083,6 +3083,13 @@ pub struct Image {
     /// The full name in this room. Example: "room.meshagent.com/my-app:dev".
     #[prost(string, tag = "6")]
     pub reference: ::prost::alloc::string::String,
+    /// Why no build, service or mount uses this image, as a stable word. Example: "layer_mismatch", when its config names
+    /// layers that it does not have. Empty for an image that was not found wrong.
+    #[prost(string, tag = "7")]
+    pub unusable: ::prost::alloc::string::String,
+    /// The same in a sentence.
+    #[prost(string, tag = "8")]
+    pub unusable_reason: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -63,7 +63,10 @@ impl v1::images_server::Images for ImagesService {
                     }
                 }
                 let rooms = self.images.room_registries();
-                let images = images.iter().map(|image| convert::image(image, rooms)).collect();
+                let digests = images.iter().map(|image| image.manifest.digest).collect();
+                let marks = self.images.marks(digests).await.map_err(Refusal::from)?;
+                let mut images: Vec<_> = images.iter().map(|image| convert::image(image, rooms)).collect();
+                convert::mark(&mut images, &marks);
                 return Ok(Response::new(v1::ListImagesResponse { images, next_page_token }));
             }
         }
@@ -93,7 +96,10 @@ impl v1::images_server::Images for ImagesService {
         let reference = reference("reference", &request.into_inner().reference)?;
         ask(&caller, &Action::PullRepository(&reference.repository))?;
         let inspected = self.images.inspect(&reference).await.map_err(Refusal::from)?;
-        Ok(Response::new(self.inspected(inspected)))
+        let marks = self.images.marks(vec![inspected.manifest.digest]).await.map_err(Refusal::from)?;
+        let mut response = self.inspected(inspected);
+        convert::mark(response.image.as_mut_slice(), &marks);
+        Ok(Response::new(response))
     }
 
     async fn tag(&self, request: Request<v1::TagImageRequest>) -> Result<Response<v1::Image>, Status> {

@@ -262,6 +262,7 @@ fn subpaths_follow_links_inside_the_image() {
 
 mod figures;
 mod hostile;
+mod inspect;
 mod kept;
 mod model;
 mod ranges;

@@ -99,8 +99,16 @@ pub(super) fn images_of(
     Ok(images)
 }
 
+/// Whether a manifest is an index, or declares a config of an image. Blocking.
+pub(super) fn is_runnable(blobs: &dyn Blobs, top: &Descriptor) -> Result<bool, ImageError> {
+    Ok(match parse(top, &read_json(blobs, top)?)? {
+        Manifest::Image(image) => is_image_config(&image.config.media_type),
+        Manifest::Index(_) => true,
+    })
+}
+
 /// Whether a config is declared to be that of an image.
-pub(super) fn is_image_config(media_type: &str) -> bool {
+fn is_image_config(media_type: &str) -> bool {
     matches!(
         media_type,
         "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json"

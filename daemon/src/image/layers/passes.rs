@@ -2,15 +2,17 @@
 //!
 //! A pass belongs to those who wait for it: requests for the same layer share it, and when the last of them is
 //! dropped it is cancelled. It runs on a blocking thread; the number of passes is bounded, so other
-//! blocking work always finds a thread.
+//! blocking work always finds a thread. Passes that nobody waits for yet have a single place of their own, and so
+//! never stand in the way of those that somebody waits for; one of them that is waited for moves over.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{HashMap, HashSet};
+use std::io::Read as _;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared, WeakShared};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::super::ImageError;
 use super::super::port::{Blobs, LayerFault, LayerInspector, LayerVerdict};
@@ -20,6 +22,8 @@ use crate::task;
 
 /// Verdicts that are known without asking the catalog.
 const RECENT: usize = 10_000;
+/// Passes ahead of need that may wait. One more is left out: it is made when somebody needs it.
+const AHEAD: usize = 256;
 
 /// Looks through layers. Cheap to clone.
 #[derive(Clone)]
@@ -31,9 +35,21 @@ struct Inner {
     blobs: Arc<dyn Blobs>,
     inspector: Arc<dyn LayerInspector>,
     key: String,
-    running: Mutex<HashMap<Digest, WeakShared<Pass>>>,
+    running: Mutex<HashMap<Digest, Running>>,
     recent: Mutex<HashMap<Digest, LayerVerdict>>,
+    /// Found, and not handed out by [`Passes::take_unsaved`] yet.
+    unsaved: Mutex<Vec<(Digest, LayerVerdict)>>,
+    /// Manifests that were found wrong since the start.
+    marked: Mutex<HashSet<Digest>>,
     places: Arc<Semaphore>,
+    place_ahead: Arc<Semaphore>,
+    ahead: AtomicUsize,
+}
+
+struct Running {
+    pass: WeakShared<Pass>,
+    /// Told once somebody waits for the pass.
+    needed: Arc<Notify>,
 }
 
 type Pass = BoxFuture<'static, Result<LayerVerdict, PassFailure>>;
@@ -64,8 +80,12 @@ impl Passes {
             inspector,
             running: Mutex::default(),
             recent: Mutex::default(),
+            unsaved: Mutex::default(),
+            marked: Mutex::default(),
             // A pass keeps about two cores busy.
             places: Arc::new(Semaphore::new(cores.max(2))),
+            place_ahead: Arc::new(Semaphore::new(1)),
+            ahead: AtomicUsize::new(0),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -96,9 +116,30 @@ impl Passes {
         verdicts.iter().for_each(|(layer, verdict)| self.inner.remember(*layer, verdict));
     }
 
+    /// Whether a manifest is found wrong for the first time since the start.
+    pub(super) fn is_first_mark(&self, manifest: Digest) -> bool {
+        let mut marked = lock(&self.inner.marked);
+        if marked.len() >= RECENT {
+            marked.clear();
+        }
+        marked.insert(manifest)
+    }
+
+    /// The catalog may have forgotten marks.
+    pub(in super::super) fn forget_marks(&self) {
+        lock(&self.inner.marked).clear();
+    }
+
+    /// Verdicts of passes since the last call.
+    pub(super) fn take_unsaved(&self) -> Vec<(Digest, LayerVerdict)> {
+        std::mem::take(&mut *lock(&self.inner.unsaved))
+    }
+
     /// Joins the pass over a layer, or begins one.
     pub(super) async fn pass(&self, layer: Digest) -> Result<LayerVerdict, ImageError> {
-        self.join(layer).await.map_err(|failure| match failure {
+        let (pass, needed) = self.join(layer);
+        needed.notify_one();
+        pass.await.map_err(|failure| match failure {
             PassFailure::Missing => ImageError::BlobMissing { manifest: layer, blob: layer },
             PassFailure::Unreadable(error) => ImageError::Read {
                 digest: layer,
@@ -108,23 +149,57 @@ impl Passes {
         })
     }
 
-    fn join(&self, layer: Digest) -> Shared<Pass> {
+    /// Begins the pass over a blob that looks like a layer, for whoever will need it. Returns at once.
+    pub(in super::super) fn pass_ahead(&self, blob: Digest) {
+        let inner = &self.inner;
+        if lock(&inner.recent).contains_key(&blob) {
+            return;
+        }
+        if inner.ahead.fetch_add(1, Ordering::Relaxed) >= AHEAD {
+            inner.ahead.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        let passes = self.clone();
+        drop(task::spawn("look through layer ahead", async move {
+            let blobs = Arc::clone(&passes.inner.blobs);
+            let looks = task::blocking("look at blob", move || looks_like_layer(&*blobs, &blob)).await;
+            if matches!(looks, Ok(Ok(true))) {
+                // Who needs it hears of a failure, since the pass is then made again.
+                drop(passes.join(blob).0.await);
+            }
+            passes.inner.ahead.fetch_sub(1, Ordering::Relaxed);
+        }));
+    }
+
+    fn join(&self, layer: Digest) -> (Shared<Pass>, Arc<Notify>) {
         let mut running = lock(&self.inner.running);
-        if let Some(pass) = running.get(&layer).and_then(WeakShared::upgrade) {
-            return pass;
+        if let Some(found) = running.get(&layer)
+            && let Some(pass) = found.pass.upgrade()
+        {
+            return (pass, Arc::clone(&found.needed));
         }
-        let pass = Arc::clone(&self.inner).run(layer).boxed().shared();
-        running.retain(|_, pass| pass.upgrade().is_some());
+        let needed = Arc::new(Notify::new());
+        let pass = Arc::clone(&self.inner).run(layer, Arc::clone(&needed)).boxed().shared();
+        running.retain(|_, running| running.pass.upgrade().is_some());
         if let Some(weak) = pass.downgrade() {
-            running.insert(layer, weak);
+            running.insert(layer, Running { pass: weak, needed: Arc::clone(&needed) });
         }
-        pass
+        (pass, needed)
     }
 }
 
+/// Whether a blob begins as a compressed file or a tar does. A config is then not taken for a layer.
+fn looks_like_layer(blobs: &dyn Blobs, blob: &Digest) -> std::io::Result<bool> {
+    let Some(file) = blobs.open(blob)? else { return Ok(false) };
+    let mut start = Vec::with_capacity(512);
+    file.take(512).read_to_end(&mut start)?;
+    let is_compressed = start.starts_with(&[0x1f, 0x8b]) || start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]);
+    Ok(is_compressed || start.get(257..262) == Some(b"ustar"))
+}
+
 impl Inner {
-    async fn run(self: Arc<Self>, layer: Digest) -> Result<LayerVerdict, PassFailure> {
-        let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| PassFailure::Ending)?;
+    async fn run(self: Arc<Self>, layer: Digest, needed: Arc<Notify>) -> Result<LayerVerdict, PassFailure> {
+        let place = self.place(&needed).await?;
         let cancelled = Arc::new(AtomicBool::new(false));
         let _cancel = CancelOnDrop(Arc::clone(&cancelled));
         let inner = Arc::clone(&self);
@@ -142,7 +217,24 @@ impl Inner {
         });
         let verdict = passed.await.map_err(|_| PassFailure::Ending)??;
         self.remember(layer, &verdict);
+        let mut unsaved = lock(&self.unsaved);
+        if unsaved.len() < RECENT {
+            unsaved.push((layer, verdict.clone()));
+        }
         Ok(verdict)
+    }
+
+    /// Waits for a place: among those that are needed, as soon as this one is.
+    async fn place(&self, needed: &Notify) -> Result<OwnedSemaphorePermit, PassFailure> {
+        let in_time = async {
+            needed.notified().await;
+            Arc::clone(&self.places).acquire_owned().await
+        };
+        let place = tokio::select! {
+            place = Arc::clone(&self.place_ahead).acquire_owned() => place,
+            place = in_time => place,
+        };
+        place.map_err(|_| PassFailure::Ending)
     }
 
     fn remember(&self, layer: Digest, verdict: &LayerVerdict) {

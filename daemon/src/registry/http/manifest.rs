@@ -102,8 +102,9 @@ impl Registry {
         let size = content.len() as u64;
         let blobs = self.blobs.clone();
         task::blocking("manifest", move || blobs.put(&digest, &mut Cursor::new(content))).await??;
+        let descriptor = Descriptor { media_type: media_type.to_owned(), digest, size };
         let new = NewManifest {
-            manifest: Descriptor { media_type: media_type.to_owned(), digest, size },
+            manifest: descriptor.clone(),
             parts,
             subject: manifest.about().subject,
             artifact_type: manifest.about().artifact_type.clone(),
@@ -113,6 +114,9 @@ impl Registry {
             ManifestName::Digest(_) => None,
         };
         self.catalog.put_manifests(repository, vec![new], tag).await?;
+        if let Some(arrivals) = &self.arrivals {
+            arrivals.manifest_arrived(&descriptor);
+        }
 
         let mut response = empty(StatusCode::CREATED);
         let headers = response.headers_mut();

@@ -202,6 +202,9 @@ impl Registry {
         let (settled, linked) = tokio::join!(settled, self.catalog.link_blob(repository, digest));
         settled??;
         linked?;
+        if let Some(arrivals) = &self.arrivals {
+            arrivals.blob_arrived(digest);
+        }
         created(repository, digest)
     }
 }

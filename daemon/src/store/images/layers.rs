@@ -1,11 +1,11 @@
-//! What was found in layers. A row is of use for as long as its blob may come back, and costs a few hundred bytes.
+//! What was found in layers, and which manifests were found wrong. Rows go with their content.
 
 use std::collections::{HashMap, HashSet};
 
 use rusqlite::{OptionalExtension as _, Transaction};
 
 use super::parsed;
-use crate::image::port::LayerVerdict;
+use crate::image::port::{ImageMark, LayerVerdict};
 use crate::model::Digest;
 use crate::store::StoreError;
 
@@ -42,15 +42,47 @@ pub(super) fn put(
     Ok(())
 }
 
-/// Forgets those whose blob is not among `live`.
+/// Keeps that a manifest was found wrong.
+pub(super) fn mark(transaction: &Transaction<'_>, mark: &ImageMark, limits: &str) -> Result<(), StoreError> {
+    transaction
+        .prepare_cached(
+            "INSERT INTO image_marks (digest, limits, code, reason) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT DO UPDATE SET limits = ?2, code = ?3, reason = ?4",
+        )?
+        .execute((mark.manifest.to_string(), limits, &mark.code, &mark.reason))?;
+    Ok(())
+}
+
+pub(super) fn marks(
+    transaction: &Transaction<'_>,
+    manifests: Vec<Digest>,
+    limits: &str,
+) -> Result<Vec<ImageMark>, StoreError> {
+    let mut statement = transaction
+        .prepare_cached("SELECT code, reason FROM image_marks WHERE digest = ?1 AND limits = ?2")?;
+    let mut found = Vec::new();
+    for manifest in manifests {
+        let mark = statement
+            .query_row((manifest.to_string(), limits), |row| {
+                Ok(ImageMark { manifest, code: row.get(0)?, reason: row.get(1)? })
+            })
+            .optional()?;
+        found.extend(mark);
+    }
+    Ok(found)
+}
+
+/// Forgets those whose content is not among `live`.
 pub(super) fn forget(transaction: &Transaction<'_>, live: &HashSet<Digest>) -> Result<(), StoreError> {
-    let known: Vec<Digest> = transaction
-        .prepare_cached("SELECT digest FROM layer_verdicts")?
-        .query_map([], |row| parsed(row, 0))?
-        .collect::<Result<_, _>>()?;
-    let mut statement = transaction.prepare_cached("DELETE FROM layer_verdicts WHERE digest = ?1")?;
-    for gone in known.iter().filter(|layer| !live.contains(layer)) {
-        statement.execute([gone.to_string()])?;
+    for table in ["layer_verdicts", "image_marks"] {
+        let known: Vec<Digest> = transaction
+            .prepare_cached(&format!("SELECT digest FROM {table}"))?
+            .query_map([], |row| parsed(row, 0))?
+            .collect::<Result<_, _>>()?;
+        let mut statement = transaction.prepare_cached(&format!("DELETE FROM {table} WHERE digest = ?1"))?;
+        for gone in known.iter().filter(|digest| !live.contains(digest)) {
+            statement.execute([gone.to_string()])?;
+        }
     }
     Ok(())
 }
