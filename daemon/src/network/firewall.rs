@@ -71,7 +71,6 @@ impl Rules {
             "{removal}table inet {name} {{
   chain prerouting {{
     type filter hook prerouting priority raw; policy accept;
-    iifname \"{name}\" drop
     iifgroup != {own} accept
     meta nfproto != ipv4 drop
     fib saddr . iif oif missing drop
@@ -85,11 +84,10 @@ impl Rules {
     iifgroup != {own} oifgroup != {own} accept
     ct state established,related accept
     iifgroup {open} oifgroup {open} accept
-    oifgroup {own} reject with icmpx admin-prohibited
-    {link_local_resolvers}
-    ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited
     oifname \"{PREFIX}*\" reject with icmpx admin-prohibited
     oifname \"{STEP_PREFIX}*\" reject with icmpx admin-prohibited
+    {link_local_resolvers}
+    ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited
   }}
   chain input {{
     type filter hook input priority filter; policy accept;
