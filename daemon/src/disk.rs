@@ -36,7 +36,7 @@ pub enum DiskError {
         "one caller may hold {limit} bytes of images and files in this room, and `{caller}` would hold more"
     )]
     Quota { caller: String, limit: u64 },
-    #[error("the disk has {free} bytes free, and uploads leave {floor}")]
+    #[error("no space is left for uploads: {free} bytes of the disk are free, and {floor} must stay so")]
     NoSpace { free: u64, floor: u64 },
     #[error("free space: {0}")]
     Io(#[from] io::Error),

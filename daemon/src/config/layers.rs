@@ -190,7 +190,10 @@ mod tests {
         assert_eq!(load_with(example, &[]).unwrap(), Config::default());
         assert_eq!(load_with(&example.replace("#: ", ""), &[]).unwrap(), Config::default());
         let shown = example.matches("#: ").count();
-        let defaults = leaves(&Value::Table(Table::try_from(Config::default()).unwrap()));
+        let mut defaults = Table::try_from(Config::default()).unwrap();
+        // These are tables in the file, each with keys of its own.
+        defaults.remove("token_keys");
+        let defaults = leaves(&Value::Table(defaults));
         assert_eq!(shown, defaults, "every setting with a default is shown");
     }
 

@@ -11,9 +11,9 @@ use crate::model::component::Component;
 use crate::store::Store;
 use crate::task;
 
-const PAUSE: Duration = Duration::from_secs(2);
+const PAUSE: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(2) };
 /// Longer than any honest work takes a thread, or the lock of the database.
-const LIMIT: Duration = Duration::from_secs(15);
+const LIMIT: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(15) };
 
 /// Why work does not move, as it was found last.
 pub(super) type Pulse = watch::Receiver<Result<(), String>>;
@@ -63,4 +63,33 @@ fn tell(send: &watch::Sender<Result<(), String>>, state: Result<(), String>) {
         }
         changed
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn work_that_stands_still_is_noticed_and_so_is_its_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("state.db")).unwrap();
+        let mut pulse = watch(store.clone());
+        assert!(component(&pulse).ready);
+        let (end, wait) = std::sync::mpsc::channel::<()>();
+        let stuck = task::spawn("stuck", async move {
+            store
+                .transaction(move |_| {
+                    // It ends when the test lets go of the other end.
+                    let _ = wait.recv();
+                    Ok(())
+                })
+                .await
+        });
+        let limit = Duration::from_secs(30);
+        tokio::time::timeout(limit, pulse.wait_for(Result::is_err)).await.unwrap().unwrap();
+        assert!(component(&pulse).detail.contains("does not move"));
+        drop(end);
+        tokio::time::timeout(limit, pulse.wait_for(Result::is_ok)).await.unwrap().unwrap();
+        stuck.await.unwrap().unwrap();
+    }
 }

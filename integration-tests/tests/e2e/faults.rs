@@ -233,7 +233,8 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
     let daemon = Daemon::start(
         Options::room("full")
             .state_size("72m")
-            .config("[builds]\nmin_free_bytes = 1048576\n[packs]\nmin_free_bytes = 1048576\n"),
+            .config("[builds]\nmin_free_bytes = 1048576\n[packs]\nmin_free_bytes = 1048576\n")
+            .config("[uploads]\nmin_free_bytes = 1048576\n"),
     );
     daemon.put("x", &Tree::new().dockerfile("FROM scratch\nCOPY a /\n").file("a", "kept"));
     let before = daemon.build_ok("x:1", "x", &[]);

@@ -176,7 +176,8 @@ fn a_full_disk_is_named_and_the_old_revision_serves_on() {
     let daemon = Daemon::start(
         Options::room("cramped")
             .state_size("160m")
-            .config("[builds]\nmin_free_bytes = 1048576\n[packs]\nmin_free_bytes = 1048576\n"),
+            .config("[builds]\nmin_free_bytes = 1048576\n[packs]\nmin_free_bytes = 1048576\n")
+            .config("[uploads]\nmin_free_bytes = 1048576\n"),
     );
     App::page("one\n").pack(&daemon, "web:1");
     daemon.hearth_ok(&["deploy", "--tag", "web:1", "--domain", "web.test", "--public"]);

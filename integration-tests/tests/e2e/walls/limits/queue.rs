@@ -50,7 +50,7 @@ fn one_owner_cannot_fill_the_queue_not_through_its_services_either(daemon: &Daem
         .map(|name| {
             let deploy = ["deploy", "--tag", "app:1", "--name", name, "--env-token", "agentDefault"];
             as_greedy(&deploy).expect_code(0);
-            let token = as_greedy(&["services", "exec", name, "--", "printenv", "MESHAGENT_TOKEN"]);
+            let token = as_greedy(&["services", "exec", name, "--", "sh", "-c", "echo $MESHAGENT_TOKEN"]);
             token.expect_code(0).line().to_owned()
         })
         .collect();

@@ -4,7 +4,7 @@ use std::fs;
 
 use hearth_proto::v1::{WriteBegin, WriteFileRequest, write_file_request::Message};
 use integration_tests::daemon::BASE;
-use integration_tests::frames::Http2;
+use integration_tests::frames::{DATA, END_STREAM, Http2};
 use integration_tests::grpc::{Api, block_on, detail};
 use integration_tests::lone_cases;
 use integration_tests::process;
@@ -124,7 +124,12 @@ fn readers_that_do_not_read_hold_no_thread(daemon: &Daemon) {
     let held: Vec<_> = (0..3)
         .flat_map(|number| {
             let token = daemon.mint(&["--name", &format!("reader-{number}"), "--scope", STORAGE]);
-            silent(daemon, &token, "/hearth.v1.Storage/Read", &framed(&read), 2, 100)
+            let mut clients = silent(daemon, &token, "/hearth.v1.Storage/Read", &framed(&read), 2, 100);
+            // Their requests are whole: the daemon begins to answer, and nobody reads.
+            for client in &mut clients {
+                (0..100).for_each(|index| client.frame(DATA, END_STREAM, 2 * index + 1, &[]).unwrap());
+            }
+            clients
         })
         .collect();
     work_goes_on(daemon, "reads");
