@@ -166,6 +166,8 @@ pub struct Packs {
 pub struct Images {
     /// Bytes that they may take together; beyond that, the least recently used ones are forgotten.
     pub cache_max_bytes: u64,
+    /// Bytes that files may take together that `ADD` fetched by URL; beyond that, the least recently used go.
+    pub downloads_max_bytes: u64,
 }
 
 /// Images and files that callers bring: pushes, loads, writes to storage.
@@ -286,7 +288,7 @@ impl Default for Config {
                 min_free_bytes: GIB,
             },
             trust: Trust::default(),
-            images: Images { cache_max_bytes: 20 * GIB },
+            images: Images { cache_max_bytes: 20 * GIB, downloads_max_bytes: 4 * GIB },
             uploads: Uploads { max_bytes_per_caller: 100 * GIB, min_free_bytes: GIB, idle_seconds: 900 },
             layers: Layers {
                 max_bytes: layer_limits.layer_bytes,

@@ -37,6 +37,7 @@ use crate::context::{ContextOptions, Contexts};
 use crate::deploy::mounts::{self, InstanceMounts, MountedImages};
 use crate::deploy::{self, LogFiles, RoomServiceImages};
 use crate::disk::{DiskLimits, DiskShares};
+use crate::downloads::{self, Downloads};
 use crate::image::port::LayerCheck;
 use crate::image::{Elsewhere, Images};
 use crate::ingress::{Ingress, Tls};
@@ -176,11 +177,19 @@ impl Daemon {
         let files = [storage.room.path(), storage.project.path()];
         let mounts = Mounts::open(&config.state_dir, &files).context("records of mounts")?;
         mounts.clear_stale().await;
+        let downloads = Downloads::open(downloads::Options {
+            directory: config.state_dir.join("downloads"),
+            policy: config.egress(),
+            max_bytes: config.images.downloads_max_bytes,
+            address: listeners.addresses.registry.to_string(),
+        })
+        .context("downloads of builds")?;
         let ports = build::Ports {
             store: Arc::new(store.clone()),
             solver: Arc::new(kit.clone()),
             contexts: Arc::new(room.clone()),
             images: Arc::new(room.clone()),
+            downloads: Arc::new(downloads.clone()),
         };
         let owners = ShareOwners::default();
         let options = build_options(&config, &listeners.addresses, Arc::clone(&access), owners.clone());
@@ -236,6 +245,7 @@ impl Daemon {
             access,
             readiness: Arc::clone(&readiness),
             metrics,
+            downloads: downloads::router(downloads),
             registry: registry.router(),
             room: config.room.clone(),
             rooms: config.room_registries(),

@@ -17,6 +17,7 @@ pub mod context;
 pub mod daemon;
 pub mod deploy;
 pub mod disk;
+pub mod downloads;
 pub mod image;
 pub mod ingress;
 pub mod instance_log;

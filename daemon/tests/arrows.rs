@@ -23,6 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("image", &["model", "task"]),
     ("packs", &["model", "task", "image"]),
     ("build", &["model", "task", "context", "image", "packs"]),
+    ("downloads", &["model", "task", "build::port"]),
     ("deploy", &["model", "task", "context", "image", "access", "secrets", "instance_log"]),
     ("containerd", &["model", "task", "deploy::port", "image::port", "supervise", "instance_log"]),
     ("instance_log", &["model", "task"]),

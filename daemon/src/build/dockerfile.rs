@@ -25,7 +25,8 @@ mod variables;
 mod words;
 
 pub use copies::selection;
-pub use named::{Inputs, NamedImage, Place, named};
+pub use downloads::{Download, NamedRepository};
+pub use named::{Inputs, Named, NamedImage, Place, named};
 pub use network::{NetworkAsked, network_refused};
 pub use sources::{Copied, Source, sources};
 pub use syntax::{FrontendRefused, settle_frontend, settle_frontend_argument};

@@ -13,6 +13,7 @@
 //! The task is the only writer of its build's record from the moment the build got a slot.
 
 mod context;
+mod downloads;
 mod early;
 mod faults;
 mod images;
@@ -39,11 +40,19 @@ use crate::model::{Reference, Repository};
 use crate::task;
 
 use context::{Context, FRONTEND_ARGUMENT};
+use downloads::BuildDownloads;
 use faults::{is_unsettled, log_fault, log_fault_of, push_fault, stopped, with_path};
 use images::BuildImages;
 
 pub(super) use early::Early;
 pub(super) use faults::interrupted_fault;
+
+/// All that a solve is given.
+struct Given<'a> {
+    context: &'a Context,
+    images: &'a BuildImages,
+    downloads: &'a BuildDownloads,
+}
 
 /// Events on their way from the solver to the log.
 const EVENTS: usize = 256;
@@ -230,8 +239,12 @@ impl Shared {
             };
             record.context = Some(context.identity.clone());
             let images = self.images(active, record, &context.text, &context.dockerfile, publisher).await?;
-            record.sources = images.named();
-            let fault = match self.solve(active, record, tag, &context, &images, publisher).await {
+            let (files, repositories) = (images.downloads.clone(), images.repositories.clone());
+            let downloads =
+                self.downloads(active, files, repositories, &context.dockerfile, publisher).await?;
+            record.sources = images.named().into_iter().chain(downloads.named()).collect();
+            let given = Given { context: &context, images: &images, downloads: &downloads };
+            let fault = match self.solve(active, record, tag, &given, publisher).await {
                 Err(fault) if is_unsettled(&fault) && tries < CONTEXT_TRIES => fault,
                 other => return other,
             };
@@ -248,10 +261,10 @@ impl Shared {
         active: &Active,
         record: &BuildRecord,
         tag: &Reference,
-        context: &Context,
-        images: &BuildImages,
+        given: &Given<'_>,
         publisher: &mut Publisher,
     ) -> Result<SolveOutcome, Fault> {
+        let Given { context, images, downloads } = given;
         let pull: BTreeSet<Repository> =
             images.sources.iter().map(|image| image.repository.clone()).collect();
         let access = RegistryAccess { push: tag.repository.clone(), pull: pull.into_iter().collect() };
@@ -277,6 +290,8 @@ impl Shared {
                 network: spec.network,
                 secrets: active.secrets.values.clone(),
                 images: images.sources.clone(),
+                downloads: downloads.files.clone(),
+                repositories: downloads.repositories.clone(),
                 registry: self.options.registry.clone(),
                 repository: tag.repository.clone(),
                 credentials: Arc::clone(&credentials) as Arc<dyn super::port::Credentials>,

@@ -11,8 +11,9 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::port::{
-    BuildQuery, BuildStore, ContextSource, IdempotencyKey, ImageRequest, Inserted, PreparedContext,
-    RoomImages, SolveError, SolveOutcome, SolveRequest, Solver, StoreError,
+    BuildQuery, BuildStore, ContextSource, DownloadRequest, Downloaded, Downloader, IdempotencyKey,
+    ImageRequest, Inserted, PreparedContext, RoomImages, SolveError, SolveOutcome, SolveRequest, Solver,
+    StoreError,
 };
 use crate::context::port::{ContextFiles, Entry, FileTree, SessionName, Unwatched};
 use crate::image::{SuppliedImage, SupplyOrigin};
@@ -305,6 +306,20 @@ impl RoomImages for FakeImages {
 
     async fn release_pack(&self, id: &PackId) {
         *self.packs.lock().unwrap().get_mut(id).unwrap() -= 1;
+    }
+}
+
+/// Fetches nothing.
+pub struct NoDownloads;
+
+#[async_trait]
+impl Downloader for NoDownloads {
+    async fn download(&self, request: DownloadRequest) -> Result<Downloaded, Fault> {
+        Err(Fault::new(Stage::Context, "download_unreachable", request.url))
+    }
+
+    async fn allows_repository(&self, host: &str) -> Result<(), Fault> {
+        Err(Fault::new(Stage::Context, "egress_denied", host))
     }
 }
 

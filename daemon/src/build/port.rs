@@ -44,12 +44,25 @@ pub struct SolveRequest {
     pub no_cache: NoCache,
     pub network: Network,
     pub secrets: BTreeMap<String, Secret<Vec<u8>>>,
-    /// All images that the build may use. Whatever else it names is denied.
+    /// All images that the build may use, files that ADD may fetch, and repositories (`host/path`). Whatever else it
+    /// names is denied.
     pub images: Vec<PinnedSource>,
+    pub downloads: Vec<PinnedDownload>,
+    pub repositories: Vec<String>,
     /// `host:port` of the room's registry as BuildKit reaches it, and where the result goes.
     pub registry: String,
     pub repository: Repository,
     pub credentials: Arc<dyn Credentials>,
+}
+
+/// A URL in ADD means this content, which the daemon offers to the builder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinnedDownload {
+    /// As the Dockerfile has it.
+    pub url: String,
+    /// Where the builder gets it.
+    pub place: String,
+    pub digest: Digest,
 }
 
 /// A name of an image means this image of the room's registry.
@@ -151,6 +164,33 @@ pub trait RoomImages: Send + Sync + 'static {
     /// Keeps a pack of `caller` until it is released as often as it was held.
     async fn hold_pack(&self, id: &PackId, caller: &str) -> Result<(), Fault>;
     async fn release_pack(&self, id: &PackId);
+}
+
+/// A file that ADD names by URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DownloadRequest {
+    pub url: String,
+    /// As `--checksum` gives it.
+    pub checksum: Option<String>,
+}
+
+/// A file on offer to the builder, for as long as this is kept.
+pub struct Downloaded {
+    /// Where the builder gets it.
+    pub url: String,
+    pub digest: Digest,
+    pub size: u64,
+    /// It was here, and has not changed.
+    pub cached: bool,
+    pub offer: Box<dyn std::any::Any + Send + Sync>,
+}
+
+/// Fetches what builds name by URL. The real one is the module of downloads.
+#[async_trait]
+pub trait Downloader: Send + Sync + 'static {
+    async fn download(&self, request: DownloadRequest) -> Result<Downloaded, Fault>;
+    /// Whether the builder may fetch a repository from a host by itself.
+    async fn allows_repository(&self, host: &str) -> Result<(), Fault>;
 }
 
 /// Where builds are kept. The real one is SQLite.

@@ -24,7 +24,7 @@ use super::decision::{Decision, Verdict};
 use super::driver::{self, Early};
 use super::log::EventLog;
 use super::mask::Mask;
-use super::port::{BuildQuery, BuildStore, ContextSource, RoomImages, Solver, StoreError};
+use super::port::{BuildQuery, BuildStore, ContextSource, Downloader, RoomImages, Solver, StoreError};
 use super::publisher::Publisher;
 use super::text::{self, LogQuery, LogText};
 use super::{recovery, retention};
@@ -70,6 +70,7 @@ pub struct Ports {
     pub solver: Arc<dyn Solver>,
     pub contexts: Arc<dyn ContextSource>,
     pub images: Arc<dyn RoomImages>,
+    pub downloads: Arc<dyn Downloader>,
 }
 
 #[derive(Debug, thiserror::Error)]

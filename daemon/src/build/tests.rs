@@ -15,7 +15,7 @@ use futures::StreamExt as _;
 use jiff::Timestamp;
 
 use super::admission::Limits;
-use super::fake::{Act, FakeContexts, FakeImages, FakeSolver, MemoryStore};
+use super::fake::{Act, FakeContexts, FakeImages, FakeSolver, MemoryStore, NoDownloads};
 use super::port::BuildStore;
 use super::service::{Handle, Options, Ports, Service};
 use super::submit::SubmitBuild;
@@ -75,6 +75,7 @@ impl Room {
             solver: Arc::clone(&self.solver) as _,
             contexts: Arc::clone(&self.contexts) as _,
             images: Arc::clone(&self.images) as _,
+            downloads: Arc::new(NoDownloads),
         };
         Service::start(self.options.clone(), ports).await.unwrap()
     }

@@ -56,6 +56,8 @@ pub(super) struct Parts {
     pub access: Arc<Access>,
     pub readiness: Readiness,
     pub metrics: PrometheusHandle,
+    /// What builders get of downloads.
+    pub downloads: Router,
     /// `/v2/`.
     pub registry: Router,
     pub room: String,
@@ -144,6 +146,7 @@ pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
         .route_layer(from_fn_with_state(parts.receive, receive::within_share))
         .route_layer(from_fn_with_state(parts.access, require_caller));
     let public = http::router(parts.readiness, parts.metrics)
+        .merge(parts.downloads)
         .route_service("/grpc.health.v1.Health/{*method}", health)
         .route_service("/grpc.reflection.v1.ServerReflection/{*method}", reflection().build_v1()?)
         .route_service("/grpc.reflection.v1alpha.ServerReflection/{*method}", reflection().build_v1alpha()?)

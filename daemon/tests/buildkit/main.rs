@@ -89,6 +89,8 @@ impl Fixture {
             network: Network::Default,
             secrets: BTreeMap::new(),
             images: Vec::new(),
+            downloads: Vec::new(),
+            repositories: Vec::new(),
             registry: self.address.clone(),
             repository: "test/app".parse().unwrap(),
             credentials: Arc::new(NoCredentials),
@@ -395,6 +397,11 @@ async fn failures_name_what_was_wrong() {
                 assert_eq!(fault.code, "image_not_resolved", "{line} {name}: {}", fault.message);
                 assert!(fault.message.contains(name.trim_start_matches('[')), "{}", fault.message);
             }
+        }
+
+        for url in [format!("http://{}/metrics", kit.address), "http://127.0.0.1:1/x.git".to_owned()] {
+            let fault = kit.fault(kit.request(&format!("FROM scratch\nADD {url} /x\n"), tree())).await;
+            assert_eq!(fault.code, "source_not_resolved", "{url}: {}", fault.message);
         }
 
         let mut broken = tree();

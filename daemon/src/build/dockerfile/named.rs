@@ -206,6 +206,7 @@ impl<'a> Reader<'a> {
     /// Notes an image, and gives what it has those run that begin with it.
     fn image(&mut self, reference: Reference, platform: Platform, at: &Place) -> Vec<Instruction> {
         if !self.seen.insert((reference.to_string(), platform.as_str().to_owned())) {
+            self.name_again(&reference, &platform, at);
             return self.triggers_of(&reference, &platform);
         }
         if self.found.images.len() >= MAX_IMAGES {
@@ -215,6 +216,16 @@ impl<'a> Reader<'a> {
         let triggers = self.triggers_of(&reference, &platform);
         self.found.images.push(NamedImage { reference, platform, place: at.clone() });
         triggers
+    }
+
+    /// The first line that names an image is where it is named, in whatever order the lines are read.
+    fn name_again(&mut self, reference: &Reference, platform: &Platform, at: &Place) {
+        let same = |image: &&mut NamedImage| image.reference == *reference && image.platform == *platform;
+        if let Some(image) = self.found.images.iter_mut().find(same)
+            && at.start_line < image.place.start_line
+        {
+            image.place = at.clone();
+        }
     }
 
     fn triggers_of(&self, reference: &Reference, platform: &Platform) -> Vec<Instruction> {
@@ -240,10 +251,14 @@ impl<'a> Reader<'a> {
                     continue;
                 }
                 let Ok(reference) = name.parse::<Reference>() else { continue };
-                if name == "scratch" || self.is_noted(&reference) {
+                if name == "scratch" {
                     continue;
                 }
                 let platform = self.inputs.platform.clone();
+                if self.is_noted(&reference) {
+                    self.name_again(&reference, &platform, at);
+                    continue;
+                }
                 more.extend(self.image(reference, platform, at).iter().flat_map(from));
             }
             names = more;

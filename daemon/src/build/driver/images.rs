@@ -12,7 +12,7 @@ use futures::{StreamExt as _, stream};
 use hearth_pack::remote::full_name;
 use tokio::sync::mpsc;
 
-use super::super::dockerfile::{self, Inputs, NamedImage, Place};
+use super::super::dockerfile::{self, Download, Inputs, Named, NamedImage, NamedRepository, Place};
 use super::super::port::{ImageRequest, PinnedSource};
 use super::super::publisher::Publisher;
 use super::super::service::{Active, Shared};
@@ -34,6 +34,9 @@ const TELL_EVERY: Duration = Duration::from_millis(500);
 #[derive(Default)]
 pub(super) struct BuildImages {
     pub(super) sources: Vec<PinnedSource>,
+    /// What ADD fetches, now that the variables of all images are known.
+    pub(super) downloads: Vec<Download>,
+    pub(super) repositories: Vec<NamedRepository>,
     _supplied: Vec<SuppliedImage>,
 }
 
@@ -79,7 +82,7 @@ impl Shared {
                 let message = "the Dockerfile names more images than a build may use";
                 return Err(Fault::new(Stage::Context, "too_many_images", message));
             }
-            let mut wishes = self.wishes(named.images);
+            let mut wishes = self.wishes(&named.images);
             wishes.retain(|name, wish| {
                 supplied.get(name).is_none_or(|(platforms, _)| *platforms != wish.platforms)
             });
@@ -91,7 +94,8 @@ impl Shared {
                 };
                 let sources = supplied.iter().map(source).collect();
                 let supplied = supplied.into_values().map(|(_, image)| image).collect();
-                return Ok(BuildImages { sources, _supplied: supplied });
+                let Named { downloads, repositories, .. } = named;
+                return Ok(BuildImages { sources, downloads, repositories, _supplied: supplied });
             }
             for wish in wishes.values() {
                 if let Some(fault) = denied(record, wish, path) {
@@ -125,12 +129,13 @@ impl Shared {
     }
 
     /// By name, as the builder spells it.
-    fn wishes(&self, named: Vec<NamedImage>) -> BTreeMap<String, Wish> {
+    fn wishes(&self, named: &[NamedImage]) -> BTreeMap<String, Wish> {
         let mut wishes: BTreeMap<String, Wish> = BTreeMap::new();
         for named in named {
             let platform = named.platform.clone();
             let is_own = self.is_own(&named.reference);
             let name = normal_name(&named.reference);
+            let named = named.clone();
             let wish = wishes.entry(name).or_insert(Wish { named, platforms: Vec::new(), is_own });
             if !wish.platforms.contains(&platform) {
                 wish.platforms.push(platform);
@@ -309,7 +314,7 @@ fn shown(reference: &Reference) -> String {
     name.strip_suffix(":latest").map_or_else(|| name.clone(), str::to_owned)
 }
 
-fn at(mut fault: Fault, place: &Place, path: &MountTarget) -> Fault {
+pub(super) fn at(mut fault: Fault, place: &Place, path: &MountTarget) -> Fault {
     fault.dockerfile = Some(DockerfileRange {
         path: path.clone(),
         start_line: place.start_line,

@@ -48,10 +48,11 @@ fn message(status: &Status) -> String {
 
 /// A source that the daemon did not find in the Dockerfile, and so did not fetch.
 fn not_resolved(source: &str) -> Fault {
+    let code = if source.contains("://") { "source_not_resolved" } else { "image_not_resolved" };
     let message =
         format!("`{source}` was not fetched for this build: how the Dockerfile names it is not understood");
-    Fault::new(Stage::Solve, "image_not_resolved", message)
-        .hint("write the name out where it is used, without variables of the image it is used in")
+    Fault::new(Stage::Solve, code, message)
+        .hint("write the name out where it is used, without variables whose value only the builder knows")
 }
 
 fn classify(code: Code, message: &str, details: &Details) -> Fault {

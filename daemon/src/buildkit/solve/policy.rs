@@ -28,8 +28,8 @@ pub(super) fn policy(request: &SolveRequest) -> Policy {
     let place = |image: &PinnedSource| {
         format!("docker-image://{}/{}@{}", request.registry, image.repository, image.digest)
     };
-    // The first one is found in every text; ADD fetches the others by itself.
-    let mut rules = vec![all(PolicyAction::Deny, "^"), all(PolicyAction::Allow, "^(https?|git)://")];
+    // Found in every text.
+    let mut rules = vec![all(PolicyAction::Deny, "^")];
     rules.extend(["local://context", "local://dockerfile"].map(|name| rule(PolicyAction::Allow, name, None)));
     rules.extend(request.images.iter().map(|image| rule(PolicyAction::Allow, &place(image), None)));
     rules.extend(request.images.iter().map(|image| {
@@ -37,7 +37,28 @@ pub(super) fn policy(request: &SolveRequest) -> Policy {
         let updates = Update { identifier: place(image), attrs: HashMap::new() };
         rule(PolicyAction::Convert, &name, Some(updates))
     }));
+    for repository in &request.repositories {
+        // Whatever is taken of it.
+        rules.push(all(PolicyAction::Allow, &format!("^git://{}(#.*)?$", escaped(repository))));
+    }
+    rules.extend(request.downloads.iter().map(|file| rule(PolicyAction::Allow, &file.place, None)));
+    rules.extend(request.downloads.iter().map(|file| {
+        let attrs = HashMap::from([("http.checksum".to_owned(), file.digest.to_string())]);
+        rule(PolicyAction::Convert, &file.url, Some(Update { identifier: file.place.clone(), attrs }))
+    }));
     Policy { version: 1, rules }
+}
+
+/// A regular expression that fits this text alone.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_ascii_punctuation() && !matches!(c, '/' | '_' | '-') {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out
 }
 
 /// For one source, whose identifier is taken as it stands.

@@ -29,6 +29,8 @@ pub fn group() -> Group {
             builds_go_on_while_the_registry_is_away,
             every_spelling_and_platform_of_a_name_is_the_image,
             a_mirror_that_fails_is_told_with_what_it_answered,
+            a_file_by_url_comes_from_no_internal_address,
+            a_file_by_url_comes_from_an_allowed_host_once_and_as_it_is,
         ],
     )
     .in_sequence()
@@ -176,7 +178,10 @@ fn a_name_that_is_overlooked_is_denied_and_asked_for_nowhere() {
     {
         let output = build(&room, &admin, &format!("over-{at}"), dockerfile, &[]);
         let code = code(&output);
-        assert!(matches!(code.as_str(), "image_not_resolved" | "source_denied"), "{dockerfile}: {output}");
+        assert!(
+            matches!(code.as_str(), "image_not_resolved" | "source_not_resolved"),
+            "{dockerfile}: {output}"
+        );
     }
     assert!(registry.is_none_or(|registry| registry.asked().is_empty()));
 }
@@ -381,8 +386,6 @@ fn every_spelling_and_platform_of_a_name_is_the_image() {
     assert_eq!((image.file("proof").as_str(), image.file("arm").as_str()), ("amd64", "arm64"));
     let output = build(&room, &admin, "s390x", "FROM --platform=linux/s390x alpine:3\n", &[]);
     assert_eq!(code(&output), "platform_mismatch", "{output}");
-    let output = build(&room, &admin, "missing", "FROM alpine:4\n", &[]);
-    assert_eq!(code(&output), "base_image_not_found", "{output}");
 }
 
 fn a_mirror_that_fails_is_told_with_what_it_answered() {
@@ -399,4 +402,132 @@ fn a_mirror_that_fails_is_told_with_what_it_answered() {
     for word in [&format!("mirror {}", mirror.host()), "500", &registry.host(), "itself"] {
         assert!(message.contains(word), "{word}: {message}");
     }
+}
+
+/// An address of a private network that is this machine's for as long as this is kept.
+struct PrivateAddress(String);
+
+impl PrivateAddress {
+    fn make(link: &str, address: &str) -> Self {
+        let made = Self(link.to_owned());
+        let peer = format!("{link}p");
+        for arguments in [
+            &["link", "add", link, "type", "veth", "peer", "name", &peer][..],
+            &["address", "add", address, "dev", link],
+            &["link", "set", link, "up"],
+        ] {
+            process::run(Command::new("ip").args(arguments), seconds(10)).expect_code(0);
+        }
+        made
+    }
+}
+
+impl Drop for PrivateAddress {
+    fn drop(&mut self) {
+        process::run(Command::new("ip").args(["link", "delete", &self.0]), seconds(10));
+    }
+}
+
+fn a_file_by_url_comes_from_no_internal_address() {
+    let room = Daemon::start(Options::room("wi-add"));
+    let admin = room.token().to_owned();
+    let port = room.listen().rsplit_once(':').unwrap().1.to_owned();
+    for (at, url) in [
+        format!("http://{}/metrics", room.listen()),
+        format!("http://localhost:{port}/metrics"),
+        format!("http://2130706433:{port}/metrics"),
+        format!("http://0x7f.1:{port}/metrics"),
+        format!("http://[::ffff:127.0.0.1]:{port}/metrics"),
+        "http://169.254.169.254/latest/meta-data/".to_owned(),
+        "http://10.0.0.1/".to_owned(),
+        "https://127.0.0.1/x.git".to_owned(),
+        "http://localhost/x.git".to_owned(),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let (host, path) = url.split_once("//").unwrap().1.split_once('/').unwrap();
+        for dockerfile in [
+            format!("FROM scratch\nADD {url} /x\n"),
+            format!(
+                "ARG H={host}\nFROM scratch\nARG H\nENV P={path}\nADD {}//$H/$P /x\n",
+                url.split_once("//").unwrap().0
+            ),
+        ] {
+            let output = build(&room, &admin, &format!("add-{at}"), &dockerfile, &[]);
+            assert_eq!(code(&output), "egress_denied", "{dockerfile}: {output}");
+        }
+    }
+    // What cannot be told here is denied by the builder itself.
+    let base = room.base_image();
+    let hidden =
+        format!("FROM {base}\nADD http://{}/$(echo metrics) http://{0}/metrics?a=[b /x\n", room.listen());
+    assert_ne!(build(&room, &admin, "hidden", &hidden, &[]).code, 0);
+    assert!(room.tag_digest("hidden", "1").is_none());
+}
+
+fn a_file_by_url_comes_from_an_allowed_host_once_and_as_it_is() {
+    const ADDRESS: &str = "10.231.77.1";
+    let _link = PrivateAddress::make("hwi-add0", "10.231.77.1/32");
+    let room = Daemon::start(
+        Options::room("wi-added").config(&format!("[builds.egress]\nallow = [\"{ADDRESS}\"]\n")),
+    );
+    let admin = room.token().to_owned();
+    let inner = format!("http://{}/metrics", room.listen());
+    let web = Scripted::start_at(&format!("{ADDRESS}:0"), move |asked: &Asked| match asked.path.as_str() {
+        "/files/a.txt" if asked.header("if-none-match") == Some("\"1\"") => Reply::new(304, ""),
+        "/files/a.txt" => Reply::new(200, "the file\n")
+            .header("etag", "\"1\"")
+            .header("last-modified", "Wed, 01 Jan 2020 00:00:00 GMT"),
+        "/moved" => Reply::new(302, "").header("location", "/files/a.txt"),
+        "/inside" => Reply::new(302, "").header("location", &inner),
+        "/outside" => Reply::new(302, "").header("location", "http://192.0.2.1/x"),
+        "/secret" if asked.header("authorization").is_none() => Reply::new(401, ""),
+        _ => Reply::new(404, ""),
+    })
+    .unwrap();
+    let url = |path: &str| format!("http://{}{path}", web.host());
+    let dockerfile =
+        format!("FROM scratch\nADD {} /to/\nADD {} /moved.txt\n", url("/files/a.txt"), url("/moved"));
+    build(&room, &admin, "added", &dockerfile, &[]).expect_code(0);
+    let image = room.image("added:1");
+    assert_eq!(
+        (image.file("to/a.txt").as_str(), image.file("moved.txt").as_str()),
+        ("the file\n", "the file\n")
+    );
+    assert_eq!((image.mode("to/a.txt"), image.files["to/a.txt"].time), (0o600, 1_577_836_800));
+    assert!(
+        web.asked()
+            .iter()
+            .all(|asked| asked.header("user-agent").is_some_and(|agent| agent.starts_with("hearth/")))
+    );
+    // Once more: nothing is sent again, and every step is cached.
+    let asked = web.asked().len();
+    let again = build(&room, &admin, "added", &dockerfile, &[]);
+    again.expect_code(0);
+    assert_eq!(again.json()["cached_steps"], 2, "{again}");
+    assert!(web.asked()[asked..].iter().filter(|asked| asked.path == "/files/a.txt").count() >= 1);
+    // What was used is in the record of the build.
+    let shown =
+        room.hearth_ok(&["builds", "show", again.json()["build_id"].as_str().unwrap(), "--json"]).json();
+    let digest = integration_tests::sources::sha256(b"the file\n");
+    assert_eq!(shown["sources"][url("/files/a.txt").as_str()], digest.as_str(), "{shown}");
+
+    let checked = |sum: &str| format!("FROM scratch\nADD --checksum={sum} {} /x\n", url("/files/a.txt"));
+    build(&room, &admin, "sum", &checked(&digest), &[]).expect_code(0);
+    let wrong = format!("sha256:{}", "0a".repeat(32));
+    assert_eq!(code(&build(&room, &admin, "wrong", &checked(&wrong), &[])), "checksum_mismatch");
+    for (path, expected) in [
+        ("/inside", "egress_denied"),
+        ("/outside", "egress_denied"),
+        ("/none", "download_not_found"),
+        ("/secret", "download_denied"),
+    ] {
+        let output = build(&room, &admin, "refused", &format!("FROM scratch\nADD {} /x\n", url(path)), &[]);
+        assert_eq!(code(&output), expected, "{path}: {output}");
+    }
+    let with_password = format!("FROM scratch\nADD http://ann:hunter2@{}/files/a.txt /x\n", web.host());
+    let output = build(&room, &admin, "password", &with_password, &[]);
+    assert_eq!(code(&output), "invalid_url", "{output}");
+    assert!(!output.json()["error"]["message"].to_string().contains("hunter2"), "{output}");
 }

@@ -1,0 +1,143 @@
+//! What ADD fetches by itself: the daemon fetches files, and lets the builder fetch repositories of hosts that builds
+//! may reach. The source policy of the solve denies every other URL.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::super::dockerfile::{Download, NamedRepository};
+use super::super::port::{DownloadRequest, Downloaded, PinnedDownload};
+use super::super::publisher::Publisher;
+use super::super::service::{Active, Shared};
+use super::faults::{log_fault_of, stopped};
+use super::images::at;
+use crate::model::MountTarget;
+use crate::model::build::{BuildSource, EventKind, LogStream};
+use crate::model::fault::{Fault, Stage};
+
+/// More than this is not a Dockerfile that anybody wrote.
+const MOST: usize = 256;
+
+/// A build's downloads. They are on offer to the builder while this is kept.
+#[derive(Default)]
+pub(super) struct BuildDownloads {
+    pub(super) files: Vec<PinnedDownload>,
+    /// `host/path` of each.
+    pub(super) repositories: Vec<String>,
+    _offers: Vec<Downloaded>,
+}
+
+impl BuildDownloads {
+    /// For the record of the build. Queries are left out: they may hold signatures.
+    pub(super) fn named(&self) -> impl Iterator<Item = BuildSource> {
+        let files = self.files.iter().map(|file| {
+            let name = file.url.split(['?', '#']).next().unwrap_or_default().to_owned();
+            BuildSource { name, digest: Some(file.digest) }
+        });
+        let repositories =
+            self.repositories.iter().map(|name| BuildSource { name: format!("git://{name}"), digest: None });
+        files.chain(repositories)
+    }
+}
+
+impl Shared {
+    pub(super) async fn downloads(
+        &self,
+        active: &Active,
+        files: Vec<Download>,
+        repositories: Vec<NamedRepository>,
+        path: &MountTarget,
+        publisher: &mut Publisher,
+    ) -> Result<BuildDownloads, Fault> {
+        let mut found = BuildDownloads::default();
+        if files.is_empty() && repositories.is_empty() {
+            return Ok(found);
+        }
+        if files.len() + repositories.len() > MOST {
+            let message = "the Dockerfile fetches more files and repositories than a build may use";
+            return Err(Fault::new(Stage::Context, "too_many_downloads", message));
+        }
+        for repository in repositories {
+            let Some((host, name)) = place_of(&repository.url) else { continue };
+            if let Err(fault) = self.ports.downloads.allows_repository(&host).await {
+                return Err(at(fault, &repository.place, path));
+            }
+            found.repositories.push(name);
+        }
+        publisher.begin_attempt().await.map_err(|error| log_fault_of(&error))?;
+        let mut step = 0;
+        let mut known: BTreeMap<String, ()> = BTreeMap::new();
+        for file in files {
+            if known.insert(file.url.clone(), ()).is_some() {
+                continue;
+            }
+            step += 1;
+            let shown = file.url.split(['?', '#']).next().unwrap_or_default();
+            let tell = async |publisher: &mut Publisher, kind| {
+                publisher.publish(kind).await.map_err(|error| log_fault_of(&error))
+            };
+            tell(publisher, EventKind::StepStarted { step, name: format!("[download] {shown}") }).await?;
+            let begun = Instant::now();
+            let request = DownloadRequest { url: file.url.clone(), checksum: file.checksum.clone() };
+            let fetched = tokio::select! {
+                fetched = self.ports.downloads.download(request) => fetched,
+                () = active.stop.cancelled() => return Err(stopped()),
+            };
+            let finished =
+                |cached, error| EventKind::StepFinished { step, cached, duration: begun.elapsed(), error };
+            match fetched {
+                Ok(fetched) => {
+                    let data = format!("{}, {} bytes\n", fetched.digest, fetched.size).into();
+                    let log = EventKind::StepLog { step, stream: LogStream::Stdout, data, dropped_bytes: 0 };
+                    tell(publisher, log).await?;
+                    tell(publisher, finished(fetched.cached, None)).await?;
+                    found.files.push(PinnedDownload {
+                        url: file.url,
+                        place: fetched.url.clone(),
+                        digest: fetched.digest,
+                    });
+                    found._offers.push(fetched);
+                }
+                Err(mut fault) => {
+                    tell(publisher, finished(false, Some(fault.message.clone()))).await?;
+                    fault.message = format!("line {}: {}", file.place.start_line, fault.message);
+                    return Err(at(fault, &file.place, path));
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The host of a repository, and `host[:port]/path` as BuildKit names it. None for what is reached by ssh: no build has
+/// a key, and the policy denies it.
+fn place_of(url: &str) -> Option<(String, String)> {
+    let rest = ["https://", "http://", "git://"].iter().find_map(|scheme| url.strip_prefix(scheme))?;
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let (authority, path) = rest.split_once('/')?;
+    let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => authority,
+    };
+    let path = hearth_pack::ignore::clean(&format!("/{path}"));
+    (!host.is_empty()).then(|| (host.to_owned(), format!("{authority}{path}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repositories_are_named_as_the_builder_names_them() {
+        for (url, expected) in [
+            ("https://github.com/a/b.git#main:sub", Some(("github.com", "github.com/a/b.git"))),
+            ("http://u:p@e.example:8080/a//b.git?x=1", Some(("e.example", "e.example:8080/a/b.git"))),
+            ("git://e.example/a", Some(("e.example", "e.example/a"))),
+            ("git@github.com:a/b.git", None),
+            ("ssh://git@github.com/a/b.git", None),
+        ] {
+            let expected = expected.map(|(host, name)| (host.to_owned(), name.to_owned()));
+            assert_eq!(place_of(url), expected, "{url}");
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Files that builds fetch by URL (`ADD https://...`): fetched by the daemon, kept by content, handed to the builder.
+//!
+//! ```text
+//! URL --> allowed? --> known before: asked whether it changed --> not changed -----------.
+//!                  '-> fetched: each redirect is looked at again, size and time are bounded --> file by sha256
+//!                                                                                               |
+//! builder <-- http://<the daemon>/downloads/<a name that nobody can guess> <-------------------'
+//! ```
+//!
+//! Where a URL may lead is the egress policy of builds: by name, and by the address when the connection is made, so that
+//! neither a redirect nor a name that changes its meaning leads to this machine or a private network. No credential
+//! is ever sent. The builder gets the file with its sha256, so what was recorded is what was used.
+
+mod client;
+mod files;
+mod serve;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::build::port::{DownloadRequest, Downloaded, Downloader};
+use crate::model::Digest;
+use crate::model::egress::EgressPolicy;
+use crate::model::fault::{Fault, Stage};
+use crate::task;
+
+use client::{Answer, FetchClient};
+use files::Files;
+
+pub use serve::router;
+
+/// Longest URL that is looked at.
+const MAX_URL: usize = 8192;
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub directory: PathBuf,
+    pub policy: EgressPolicy,
+    /// Bytes that all files may take together; beyond that, the least recently used go.
+    pub max_bytes: u64,
+    /// `host:port` at which builders reach this daemon.
+    pub address: String,
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Downloads {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    files: Files,
+    client: FetchClient,
+    offers: serve::Offers,
+    address: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum DownloadError {
+    #[error("`{url}` is no URL that can be fetched: {reason}")]
+    Url { url: String, reason: &'static str },
+    #[error("{url}: builds may not reach `{host}`")]
+    Host { url: String, host: String },
+    #[error("{url}: builds may not reach {address}, where `{host}` is")]
+    Address { url: String, host: String, address: std::net::IpAddr },
+    #[error("{url} answered {status}")]
+    Status { url: String, status: u16 },
+    #[error("{url} redirects more than {limit} times")]
+    Redirects { url: String, limit: usize },
+    #[error("{url} cannot be reached: {reason}")]
+    Unreachable { url: String, reason: String },
+    #[error("{url} took longer than {seconds} s")]
+    Slow { url: String, seconds: u64 },
+    #[error("{url} has more than {limit} bytes")]
+    TooLarge { url: String, limit: u64 },
+    #[error("{url} has content {actual}, and --checksum says {wanted}")]
+    Checksum { url: String, wanted: String, actual: Digest },
+    #[error("--checksum={given}: expected sha256 and 64 hexadecimal digits")]
+    Algorithm { given: String },
+    #[error("the file cannot be kept: {0}")]
+    Store(#[from] std::io::Error),
+    #[error("the daemon is ending")]
+    Ending,
+}
+
+impl Downloads {
+    pub fn open(options: Options) -> std::io::Result<Self> {
+        let files = Files::open(options.directory, options.max_bytes)?;
+        let shared = Shared {
+            files,
+            client: FetchClient::new(options.policy),
+            offers: serve::Offers::default(),
+            address: options.address,
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    async fn get(&self, request: &DownloadRequest) -> Result<Downloaded, DownloadError> {
+        let shared = &self.shared;
+        let wanted = request.checksum.as_deref().map(sha256_of).transpose()?;
+        if request.url.len() > MAX_URL {
+            let url = request.url.chars().take(100).collect();
+            return Err(DownloadError::Url { url, reason: "it is too long" });
+        }
+        // One at a time for each URL: whoever comes second finds what the first one fetched.
+        let _turn = shared.files.turn(&request.url).await;
+        let known = shared.files.known(&request.url).await?;
+        if let (Some(wanted), Some(known)) = (wanted, &known)
+            && known.digest == wanted
+        {
+            return self.offer(known.digest, known.last_modified.clone(), true).await;
+        }
+        let answer = shared.client.fetch(&request.url, known.as_ref(), &shared.files).await?;
+        let (record, cached) = match (answer, known) {
+            (Answer::Unchanged, Some(known)) => (known, true),
+            (Answer::Fetched(record), _) => (record, false),
+            (Answer::Unchanged, None) => {
+                return Err(DownloadError::Status { url: client::shown(&request.url), status: 304 });
+            }
+        };
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != record.digest) {
+            let (url, wanted) = (client::shown(&request.url), wanted.to_string());
+            return Err(DownloadError::Checksum { url, wanted, actual: record.digest });
+        }
+        let last_modified = record.last_modified.clone();
+        let digest = record.digest;
+        shared.files.note(&request.url, record).await?;
+        self.offer(digest, last_modified, cached).await
+    }
+
+    async fn offer(
+        &self,
+        digest: Digest,
+        last_modified: Option<String>,
+        cached: bool,
+    ) -> Result<Downloaded, DownloadError> {
+        let shared = &self.shared;
+        let (file, size) = shared.files.hold(&digest).await?;
+        let (name, offer) = shared.offers.add(file, last_modified);
+        let url = format!("http://{}{}{name}", shared.address, serve::PATH);
+        Ok(Downloaded { url, digest, size, cached, offer: Box::new(offer) })
+    }
+}
+
+#[async_trait]
+impl Downloader for Downloads {
+    async fn download(&self, request: DownloadRequest) -> Result<Downloaded, Fault> {
+        self.get(&request).await.map_err(|error| fault(&error))
+    }
+
+    async fn allows_repository(&self, host: &str) -> Result<(), Fault> {
+        self.shared.client.check_host(host).await.map_err(|error| fault(&error))
+    }
+}
+
+fn fault(error: &DownloadError) -> Fault {
+    let (code, hint, again) = match error {
+        DownloadError::Url { .. } => ("invalid_url", Some("correct the URL in ADD"), false),
+        DownloadError::Host { .. } | DownloadError::Address { .. } => (
+            "egress_denied",
+            Some(
+                "the operator's `[builds.egress] allow` decides what builds reach; put the file into the context, or have it allowed",
+            ),
+            false,
+        ),
+        DownloadError::Status { status: 404 | 410, .. } => {
+            ("download_not_found", Some("correct the URL in ADD"), false)
+        }
+        DownloadError::Status { status: 401 | 403, .. } => (
+            "download_denied",
+            Some(
+                "ADD sends no credentials; put the file into the context, or fetch it in a RUN step with a secret",
+            ),
+            false,
+        ),
+        DownloadError::Status { status, .. } => ("download_failed", None, *status >= 500 || *status == 429),
+        DownloadError::Redirects { .. } => ("download_failed", None, false),
+        DownloadError::Unreachable { .. } | DownloadError::Slow { .. } => {
+            ("download_unreachable", Some("check the URL and the network of the daemon"), true)
+        }
+        DownloadError::TooLarge { .. } => {
+            ("download_too_large", Some("put the file into the context"), false)
+        }
+        DownloadError::Checksum { .. } => {
+            ("checksum_mismatch", Some("correct --checksum, or mistrust the file"), false)
+        }
+        DownloadError::Algorithm { .. } => ("invalid_checksum", Some("write --checksum=sha256:..."), false),
+        DownloadError::Store(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+            ("no_space", Some("free space in the state directory"), true)
+        }
+        DownloadError::Store(_) | DownloadError::Ending => ("internal", None, true),
+    };
+    let mut fault = Fault::new(Stage::Context, code, error.to_string());
+    fault.retryable = again;
+    match hint {
+        Some(hint) => fault.hint(hint),
+        None => fault,
+    }
+}
+
+fn sha256_of(given: &str) -> Result<Digest, DownloadError> {
+    given.parse().map_err(|_| DownloadError::Algorithm { given: given.chars().take(100).collect() })
+}
+
+/// Runs blocking work on files.
+async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, DownloadError> {
+    Ok(task::blocking("downloads", work).await.map_err(|_| DownloadError::Ending)??)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,254 @@
+//! Fetches one URL: every hop is looked at, nothing is sent but the question.
+
+use std::net::IpAddr;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use hearth_pack::remote::{AddressGuard, refused_address};
+use reqwest::header::{ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, LOCATION};
+use reqwest::{Client, Response, StatusCode, redirect};
+use url::{Host, Url};
+
+use super::DownloadError;
+use super::files::{Files, Record};
+use crate::model::egress::EgressPolicy;
+use crate::model::is_public;
+
+const CONNECT_LIMIT: Duration = Duration::from_secs(15);
+/// A connection that gives no byte for so long is given up.
+const STALL: Duration = Duration::from_secs(60);
+/// For all of one file, its redirects and further tries.
+const TOTAL: Duration = Duration::from_secs(1800);
+/// As many as Go's client follows.
+const REDIRECTS: usize = 10;
+const TRIES: u32 = 3;
+const FIRST_PAUSE: Duration = Duration::from_millis(300);
+/// Bytes of one file.
+const MAX_FILE: u64 = 16 << 30;
+
+pub(super) enum Answer {
+    /// What is known of it still holds.
+    Unchanged,
+    Fetched(Record),
+}
+
+pub(super) struct FetchClient {
+    policy: EgressPolicy,
+    client: OnceLock<Result<Client, String>>,
+}
+
+impl FetchClient {
+    pub(super) fn new(policy: EgressPolicy) -> Self {
+        Self { policy, client: OnceLock::new() }
+    }
+
+    fn client(&self, url: &Url) -> Result<&Client, DownloadError> {
+        let policy = self.policy.clone();
+        let made = self.client.get_or_init(|| {
+            // An error means that one is installed already.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            Client::builder()
+                .user_agent(concat!("hearth/", env!("CARGO_PKG_VERSION")))
+                .redirect(redirect::Policy::none())
+                .referer(false)
+                .connect_timeout(CONNECT_LIMIT)
+                .dns_resolver(AddressGuard::new(move |address| is_open(&policy, address)))
+                .build()
+                .map_err(|error| error.to_string())
+        });
+        made.as_ref().map_err(|reason| DownloadError::Unreachable {
+            url: shown_url(url),
+            reason: format!("a client cannot be made: {reason}"),
+        })
+    }
+
+    /// Fetches into the files, unless what is known has not changed.
+    pub(super) async fn fetch(
+        &self,
+        text: &str,
+        known: Option<&Record>,
+        files: &Files,
+    ) -> Result<Answer, DownloadError> {
+        let url = parse(text)?;
+        let fetch = async {
+            let mut attempt = 1;
+            loop {
+                match self.once(&url, known, files).await {
+                    Err(error) if attempt < TRIES && is_passing(&error) => {
+                        tracing::debug!(%error, attempt, "a download is tried again");
+                        tokio::time::sleep(FIRST_PAUSE * 2u32.pow(attempt)).await;
+                        attempt += 1;
+                    }
+                    answer => return answer,
+                }
+            }
+        };
+        let slow = || DownloadError::Slow { url: shown_url(&url), seconds: TOTAL.as_secs() };
+        tokio::time::timeout(TOTAL, fetch).await.unwrap_or_else(|_| Err(slow()))
+    }
+
+    async fn once(
+        &self,
+        first: &Url,
+        known: Option<&Record>,
+        files: &Files,
+    ) -> Result<Answer, DownloadError> {
+        let mut url = first.clone();
+        for _ in 0..=REDIRECTS {
+            self.check(&url)?;
+            let mut request = self.client(&url)?.get(url.clone());
+            if let Some(known) = known {
+                if let Some(etag) = &known.etag {
+                    request = request.header(IF_NONE_MATCH, etag);
+                } else if let Some(time) = &known.last_modified {
+                    request = request.header(IF_MODIFIED_SINCE, time);
+                }
+            }
+            let answer = match tokio::time::timeout(STALL, request.send()).await {
+                Ok(answer) => answer.map_err(|error| unreachable(&url, &error))?,
+                Err(_) => return Err(DownloadError::Slow { url: shown_url(&url), seconds: STALL.as_secs() }),
+            };
+            let status = answer.status();
+            if status == StatusCode::NOT_MODIFIED && known.is_some() {
+                return Ok(Answer::Unchanged);
+            }
+            if matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
+                let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+                let next = location.and_then(|location| url.join(location).ok());
+                let wrong = || DownloadError::Status { url: shown_url(&url), status: status.as_u16() };
+                url = parse(next.ok_or_else(wrong)?.as_str())?;
+                continue;
+            }
+            if !status.is_success() {
+                return Err(DownloadError::Status { url: shown_url(&url), status: status.as_u16() });
+            }
+            return self.take(&url, answer, files).await.map(Answer::Fetched);
+        }
+        Err(DownloadError::Redirects { url: shown_url(first), limit: REDIRECTS })
+    }
+
+    async fn take(&self, url: &Url, mut answer: Response, files: &Files) -> Result<Record, DownloadError> {
+        let header = |name| {
+            let value = answer.headers().get(name)?.to_str().ok()?;
+            (value.len() <= 1024).then(|| value.to_owned())
+        };
+        let (etag, last_modified) = (header(ETAG), header(LAST_MODIFIED));
+        let too_large = || DownloadError::TooLarge { url: shown_url(url), limit: MAX_FILE };
+        if answer.content_length().is_some_and(|length| length > MAX_FILE) {
+            return Err(too_large());
+        }
+        let mut draft = files.draft()?;
+        let mut size = 0u64;
+        loop {
+            let chunk = match tokio::time::timeout(STALL, answer.chunk()).await {
+                Ok(chunk) => chunk.map_err(|error| unreachable(url, &error))?,
+                Err(_) => return Err(DownloadError::Slow { url: shown_url(url), seconds: STALL.as_secs() }),
+            };
+            let Some(chunk) = chunk else { break };
+            size += chunk.len() as u64;
+            if size > MAX_FILE {
+                return Err(too_large());
+            }
+            draft = draft.write(chunk).await?;
+        }
+        let digest = draft.keep().await?;
+        Ok(Record { digest, etag, last_modified, used: jiff::Timestamp::now() })
+    }
+
+    /// Whether the host of a URL may be asked. A name is looked at again, by its addresses, when it is connected to.
+    fn check(&self, url: &Url) -> Result<(), DownloadError> {
+        let host = url.host_str().unwrap_or_default().to_owned();
+        let (shown, denied) = (shown_url(url), |url, host| Err(DownloadError::Host { url, host }));
+        let address: IpAddr = match url.host() {
+            Some(Host::Domain(name)) => {
+                return if self.policy.allows_name(name) { Ok(()) } else { denied(shown, host) };
+            }
+            Some(Host::Ipv4(address)) => address.into(),
+            Some(Host::Ipv6(address)) => address.into(),
+            None => return denied(shown, host),
+        };
+        let allowed = match address.to_canonical() {
+            IpAddr::V4(address) => self.policy.allows_address(address),
+            IpAddr::V6(_) => self.policy.is_open() && is_public(address),
+        };
+        if allowed { Ok(()) } else { Err(DownloadError::Address { url: shown, host, address }) }
+    }
+
+    /// Whether the builder may fetch from a host by itself: its name is allowed, and so are all its addresses now.
+    pub(super) async fn check_host(&self, host: &str) -> Result<(), DownloadError> {
+        let url = parse(&format!("https://{host}/"))?;
+        self.check(&url)?;
+        let Some(Host::Domain(name)) = url.host() else { return Ok(()) };
+        let resolved = tokio::time::timeout(CONNECT_LIMIT, tokio::net::lookup_host((name, 443))).await;
+        let unreachable = |reason: String| DownloadError::Unreachable { url: host.to_owned(), reason };
+        let addresses = match resolved {
+            Ok(Ok(addresses)) => addresses,
+            Ok(Err(error)) => return Err(unreachable(error.to_string())),
+            Err(_) => return Err(unreachable("its name is not resolved in time".to_owned())),
+        };
+        let refused = addresses.map(|address| address.ip()).find(|address| !is_open(&self.policy, *address));
+        match refused {
+            Some(address) => {
+                Err(DownloadError::Address { url: shown_url(&url), host: name.to_owned(), address })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether a name that is allowed may be at this address.
+fn is_open(policy: &EgressPolicy, address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    let listed = match address {
+        IpAddr::V4(address) => policy.private_blocks().iter().any(|block| block.contains(&address)),
+        IpAddr::V6(_) => false,
+    };
+    listed || is_public(address)
+}
+
+fn parse(text: &str) -> Result<Url, DownloadError> {
+    let wrong = |reason| DownloadError::Url { url: shown(text), reason };
+    let url: Url = text.parse().map_err(|_| wrong("it cannot be read"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(wrong("it is neither http nor https"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(wrong("there are credentials in it, and ADD sends none"));
+    }
+    Ok(url)
+}
+
+/// A URL for people: no query, no user.
+pub(super) fn shown(text: &str) -> String {
+    let text = text.split(['?', '#']).next().unwrap_or_default();
+    let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
+    let (host, path) =
+        rest.split_once('/').map_or((rest, String::new()), |(host, path)| (host, format!("/{path}")));
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+    format!("{scheme}://{host}{path}").chars().filter(|c| !c.is_control()).take(300).collect()
+}
+
+fn shown_url(url: &Url) -> String {
+    shown(url.as_str())
+}
+
+fn is_passing(error: &DownloadError) -> bool {
+    match error {
+        DownloadError::Status { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
+        DownloadError::Unreachable { .. } => true,
+        _ => false,
+    }
+}
+
+fn unreachable(url: &Url, error: &reqwest::Error) -> DownloadError {
+    if let Some(refused) = refused_address(error) {
+        let (host, address) = (refused.host.clone(), refused.address);
+        return DownloadError::Address { url: shown_url(url), host, address };
+    }
+    // The innermost cause; the outer ones repeat the URL.
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    DownloadError::Unreachable { url: shown_url(url), reason: cause.to_string().chars().take(300).collect() }
+}

@@ -1,0 +1,206 @@
+//! Downloads on disk: content by its sha256, and for each URL what it had when it was last fetched.
+//!
+//! ```text
+//! <directory>/content/<sha256>      written as a draft, renamed when whole
+//!            /urls/<sha256 of URL>  a record as JSON
+//!            /drafts/               emptied at each start
+//! ```
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+
+use super::{DownloadError, on_disk};
+use crate::model::Digest;
+
+/// What a URL had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) digest: Digest,
+    pub(super) etag: Option<String>,
+    pub(super) last_modified: Option<String>,
+    pub(super) used: Timestamp,
+}
+
+#[derive(Clone)]
+pub(super) struct Files {
+    directory: Arc<PathBuf>,
+    max_bytes: u64,
+    turns: Arc<Mutex<HashMap<String, Arc<AsyncMutex<()>>>>>,
+}
+
+/// The right to fetch one URL; others wait for it.
+pub(super) struct Turn {
+    files: Files,
+    url: String,
+    held: Option<OwnedMutexGuard<()>>,
+}
+
+/// A file that is being written. What is dropped is removed.
+pub(super) struct Draft {
+    files: Files,
+    file: tempfile::NamedTempFile,
+    sum: Sha256,
+}
+
+fn hex(digest: &Digest) -> String {
+    let text = digest.to_string();
+    text.split_once(':').map_or_else(|| text.clone(), |(_, hex)| hex.to_owned())
+}
+
+impl Files {
+    pub(super) fn open(directory: PathBuf, max_bytes: u64) -> io::Result<Self> {
+        let drafts = directory.join("drafts");
+        if drafts.exists() {
+            fs::remove_dir_all(&drafts)?;
+        }
+        for part in ["content", "urls", "drafts"] {
+            fs::create_dir_all(directory.join(part))?;
+        }
+        Ok(Self { directory: Arc::new(directory), max_bytes, turns: Arc::default() })
+    }
+
+    fn content(&self, digest: &Digest) -> PathBuf {
+        self.directory.join("content").join(hex(digest))
+    }
+
+    fn record(&self, url: &str) -> PathBuf {
+        let name = Digest::from_sha256(Sha256::digest(url.as_bytes()).into());
+        self.directory.join("urls").join(hex(&name))
+    }
+
+    pub(super) async fn turn(&self, url: &str) -> Turn {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(turns.entry(url.to_owned()).or_default())
+        };
+        let held = turn.lock_owned().await;
+        Turn { files: self.clone(), url: url.to_owned(), held: Some(held) }
+    }
+
+    /// What a URL had, when that is still here.
+    pub(super) async fn known(&self, url: &str) -> Result<Option<Record>, DownloadError> {
+        let (files, path) = (self.clone(), self.record(url));
+        on_disk(move || {
+            let text = match fs::read(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                text => text?,
+            };
+            // One that cannot be read is as good as none.
+            let record = serde_json::from_slice::<Record>(&text).ok();
+            Ok(record.filter(|record| files.content(&record.digest).exists()))
+        })
+        .await
+    }
+
+    /// Notes what a URL has, and frees what is too much.
+    pub(super) async fn note(&self, url: &str, record: Record) -> Result<(), DownloadError> {
+        let (files, path) = (self.clone(), self.record(url));
+        on_disk(move || {
+            let record = Record { used: Timestamp::now(), ..record };
+            let mut draft = tempfile::NamedTempFile::new_in(files.directory.join("drafts"))?;
+            draft.write_all(&serde_json::to_vec(&record)?)?;
+            draft.persist(path).map_err(|error| error.error)?;
+            files.trim(&record.digest)
+        })
+        .await
+    }
+
+    /// The file of this content, opened: it stays readable when it is freed.
+    pub(super) async fn hold(&self, digest: &Digest) -> Result<(File, u64), DownloadError> {
+        let path = self.content(digest);
+        on_disk(move || {
+            let file = File::open(path)?;
+            let size = file.metadata()?.len();
+            Ok((file, size))
+        })
+        .await
+    }
+
+    pub(super) fn draft(&self) -> Result<Draft, DownloadError> {
+        let file = tempfile::NamedTempFile::new_in(self.directory.join("drafts"))?;
+        Ok(Draft { files: self.clone(), file, sum: Sha256::new() })
+    }
+
+    /// Frees the least recently used content beyond the limit, all but `newest`.
+    fn trim(&self, newest: &Digest) -> io::Result<()> {
+        let mut last_used: HashMap<String, Timestamp> = HashMap::new();
+        let mut records = Vec::new();
+        for entry in fs::read_dir(self.directory.join("urls"))? {
+            let path = entry?.path();
+            match serde_json::from_slice::<Record>(&fs::read(&path)?) {
+                Ok(record) => {
+                    let name = hex(&record.digest);
+                    let used = last_used.entry(name.clone()).or_insert(record.used);
+                    *used = (*used).max(record.used);
+                    records.push((path, name));
+                }
+                Err(_) => fs::remove_file(path)?,
+            }
+        }
+        let mut content = Vec::new();
+        for entry in fs::read_dir(self.directory.join("content"))? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let used = last_used.get(&name).copied().unwrap_or(Timestamp::MIN);
+            content.push((used, entry.metadata()?.len(), name, entry.path()));
+        }
+        content.sort();
+        let mut left: u64 = content.iter().map(|(_, size, ..)| size).sum();
+        for (_, size, name, path) in content {
+            if left <= self.max_bytes {
+                break;
+            }
+            if name == hex(newest) {
+                continue;
+            }
+            fs::remove_file(path)?;
+            for (record, _) in records.iter().filter(|(_, of)| *of == name) {
+                fs::remove_file(record)?;
+            }
+            left = left.saturating_sub(size);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut turns = self.files.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        self.held.take();
+        // A waiter has a clone of its own.
+        if turns.get(&self.url).is_some_and(|turn| Arc::strong_count(turn) == 1) {
+            turns.remove(&self.url);
+        }
+    }
+}
+
+impl Draft {
+    pub(super) async fn write(mut self, chunk: Bytes) -> Result<Self, DownloadError> {
+        on_disk(move || {
+            self.sum.update(&chunk);
+            self.file.write_all(&chunk)?;
+            Ok(self)
+        })
+        .await
+    }
+
+    /// Keeps what was written, by its sha256.
+    pub(super) async fn keep(self) -> Result<Digest, DownloadError> {
+        on_disk(move || {
+            let digest = Digest::from_sha256(self.sum.finalize().into());
+            self.file.as_file().sync_data()?;
+            self.file.persist(self.files.content(&digest)).map_err(|error| error.error)?;
+            Ok(digest)
+        })
+        .await
+    }
+}

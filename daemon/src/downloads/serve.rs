@@ -1,0 +1,97 @@
+//! The builder's way to a download: a path that only its build knows, for as long as that runs.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LAST_MODIFIED};
+use http::{HeaderValue, StatusCode};
+
+use super::Downloads;
+use crate::task;
+
+/// Read at once.
+const CHUNK: usize = 256 << 10;
+
+pub(super) const PATH: &str = "/downloads/";
+
+/// What is on offer now, by name.
+#[derive(Clone, Default)]
+pub(super) struct Offers(Arc<Mutex<HashMap<String, Offered>>>);
+
+struct Offered {
+    file: Arc<File>,
+    last_modified: Option<String>,
+}
+
+/// Dropping it ends the offer.
+pub(super) struct Offer {
+    offers: Offers,
+    name: String,
+}
+
+impl Offers {
+    pub(super) fn add(&self, file: File, last_modified: Option<String>) -> (String, Offer) {
+        let name: String = rand::random::<[u8; 16]>().iter().map(|byte| format!("{byte:02x}")).collect();
+        let offered = Offered { file: Arc::new(file), last_modified };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), offered);
+        (name.clone(), Offer { offers: self.clone(), name })
+    }
+
+    fn find(&self, name: &str) -> Option<(Arc<File>, Option<String>)> {
+        let offers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        offers.get(name).map(|offered| (Arc::clone(&offered.file), offered.last_modified.clone()))
+    }
+}
+
+impl Drop for Offer {
+    fn drop(&mut self) {
+        self.offers.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+    }
+}
+
+/// Serves what is on offer. The name in the path is all that is asked for.
+pub fn router(downloads: Downloads) -> Router {
+    Router::new().route("/downloads/{name}", get(download)).with_state(downloads)
+}
+
+async fn download(State(downloads): State<Downloads>, Path(name): Path<String>) -> Response {
+    let Some((file, last_modified)) = downloads.shared.offers.find(&name) else {
+        return (StatusCode::NOT_FOUND, "not found\n").into_response();
+    };
+    let size = match file.metadata() {
+        Ok(metadata) => metadata.len(),
+        Err(error) => {
+            tracing::error!(%error, "a download cannot be read");
+            return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        }
+    };
+    // Several may read it at once: each has a position of its own.
+    let chunks = futures::stream::try_unfold((file, 0), |(file, position)| async move {
+        let read = move || {
+            let mut chunk = vec![0; CHUNK];
+            let count = file.read_at(&mut chunk, position)?;
+            chunk.truncate(count);
+            Ok::<_, io::Error>((chunk, file))
+        };
+        let (chunk, file) = task::blocking("read download", read).await.map_err(io::Error::other)??;
+        let next = position + chunk.len() as u64;
+        Ok::<_, io::Error>((!chunk.is_empty()).then_some((Bytes::from(chunk), (file, next))))
+    });
+    let mut answer = Response::new(Body::from_stream(chunks));
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_LENGTH, size.into());
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    if let Some(time) = last_modified.and_then(|time| HeaderValue::from_str(&time).ok()) {
+        headers.insert(LAST_MODIFIED, time);
+    }
+    answer
+}
