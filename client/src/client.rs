@@ -44,8 +44,8 @@ use hearth_proto::v1::services_client::ServicesClient;
 use hearth_proto::v1::storage_client::StorageClient;
 use hearth_proto::v1::system_client::SystemClient;
 use hearth_proto::v1::{
-    GetDiskUsageRequest, GetDiskUsageResponse, GetInfoRequest, GetInfoResponse, MintTokenRequest,
-    MintTokenResponse,
+    Builder, GetDiskUsageRequest, GetDiskUsageResponse, GetInfoRequest, GetInfoResponse, ListBuildersRequest,
+    MintTokenRequest, MintTokenResponse,
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -141,6 +141,15 @@ impl Client {
     /// Makes a participant token of the room.
     pub async fn mint_token(&self, request: MintTokenRequest) -> Result<MintTokenResponse, ClientError> {
         self.answer(self.system().mint_token(limited(request)).await)
+    }
+
+    /// How builders stand: all of them for an admin, that of the own trust domain for others. A daemon that knows no such
+    /// question has none to show.
+    pub async fn list_builders(&self) -> Result<Vec<Builder>, ClientError> {
+        match self.system().list_builders(limited(ListBuildersRequest {})).await {
+            Err(status) if status.code() == tonic::Code::Unimplemented => Ok(Vec::new()),
+            answer => Ok(self.answer(answer)?.builders),
+        }
     }
 
     fn builds(&self) -> BuildsClient<Wire> {

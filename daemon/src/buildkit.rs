@@ -20,6 +20,7 @@ use hearth_proto::status::innermost;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::Instrument as _;
 
 use crate::network::steps::BuilderNetwork;
 use crate::supervise::port as supervise;
@@ -27,6 +28,7 @@ use crate::supervise::watched::Watched;
 use session::trees::TreeSessions;
 
 mod address;
+mod cache;
 mod channel;
 pub mod managed;
 mod network_mode;
@@ -36,6 +38,7 @@ mod version;
 
 pub use crate::supervise::watched::Status;
 pub use address::{Address, AddressError};
+pub use cache::CacheError;
 pub use version::VersionError;
 
 /// BuildKit's own limit for one message, in both directions.
@@ -54,6 +57,10 @@ pub struct Options {
     pub network: Option<BuilderNetwork>,
     /// Whether one that is not ours may give steps the network of its machine.
     pub allow_host_network: bool,
+    /// Control groups of our own buildkitd, which tell whether a step ran out of memory.
+    pub groups: Option<Arc<managed::BuilderGroups>>,
+    /// Builds of several trust domains use it: at least their cache mounts are kept apart.
+    pub shared: bool,
 }
 
 /// A BuildKit in use. Cheap to clone; the last clone ends the watch.
@@ -64,6 +71,8 @@ pub struct BuildKit {
     status: watch::Receiver<Status>,
     executor: Option<PathBuf>,
     network: Option<BuilderNetwork>,
+    groups: Option<Arc<managed::BuilderGroups>>,
+    shared: bool,
     trees: Arc<TreeSessions>,
     _watch: Arc<DropGuard>,
 }
@@ -86,16 +95,20 @@ impl BuildKit {
             sender,
         };
         let (asked, idle, stopped) = (control.clone(), Arc::clone(&trees), stop.clone());
-        crate::task::spawn("buildkit-watch", async move {
+        let watch = async move {
             let watch = watched.run(|| usable(asked.clone(), foreign), |_| idle.close_idle());
             stopped.run_until_cancelled(watch).await;
-        });
+        };
+        // The caller's span says which builder of several it is.
+        crate::task::spawn("buildkit-watch", watch.in_current_span());
         Self {
             address: options.address,
             control,
             status,
             executor: options.executor,
             network: options.network,
+            groups: options.groups,
+            shared: options.shared,
             trees,
             _watch: Arc::new(stop.drop_guard()),
         }

@@ -45,10 +45,10 @@ pub struct Config {
     /// Project storage; `<state_dir>/storage/project` where it is not set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub project_storage: Option<PathBuf>,
-    /// Address of a buildkitd to use, such as `unix:///run/buildkit/buildkitd.sock`. Where it is not
-    /// set, the daemon runs its own.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub buildkit: Option<String>,
+    /// Addresses of buildkitds to use, such as `unix:///run/buildkit/buildkitd.sock`; one may be given without a list.
+    /// Each trust domain uses one of them. Where there is none, the daemon runs its own.
+    #[serde(skip_serializing_if = "Vec::is_empty", default, deserialize_with = "one_or_several")]
+    pub buildkit: Vec<String>,
     /// Socket of a containerd to use, such as `/run/containerd/containerd.sock`. Where it is not set, the daemon runs
     /// its own.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -133,18 +133,30 @@ pub struct Egress {
     pub resolvers: Vec<SocketAddr>,
 }
 
-/// The buildkitd that the daemon runs when no `buildkit` address is set.
+/// The buildkitds that the daemon runs when no `buildkit` address is set: one for each trust domain in use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Builder {
     /// Program; looked up on the path when it has no `/`.
     pub program: PathBuf,
-    /// Cache beyond this is freed, oldest first.
+    /// Cache of all builders together; beyond this, that of the trust domain that was used least is freed first.
     pub max_used_bytes: u64,
     /// Cache is freed until this much of the disk is free.
     pub min_free_bytes: u64,
     /// Use a BuildKit that is not ours although its steps have the network of its machine.
     pub allow_host_network: bool,
+    /// Builders that run at once; as many as builds where it is not set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_running: Option<usize>,
+    /// Trust domains whose cache is kept.
+    pub max_kept: usize,
+    /// A builder without builds is stopped after this; the one that was used last runs on.
+    pub idle_seconds: u64,
+    /// Memory of all steps that run in one builder; three quarters of the machine's where it is not set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step_memory_bytes: Option<u64>,
+    /// Processes and threads of all steps that run in one builder.
+    pub step_processes: u64,
 }
 
 /// Packs that clients send by content.
@@ -231,6 +243,20 @@ pub enum LogFormat {
     Json,
 }
 
+/// A list, or the only member of one.
+fn one_or_several<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Form {
+        One(String),
+        Several(Vec<String>),
+    }
+    Ok(match Form::deserialize(from)? {
+        Form::One(one) => vec![one],
+        Form::Several(several) => several,
+    })
+}
+
 const GIB: u64 = 1 << 30;
 
 impl Default for Config {
@@ -245,7 +271,7 @@ impl Default for Config {
             ingress_tls: None,
             room_storage: None,
             project_storage: None,
-            buildkit: None,
+            buildkit: Vec::new(),
             containerd: None,
             registry_credentials: None,
             token_keys: Vec::new(),
@@ -280,6 +306,11 @@ impl Default for Config {
                 max_used_bytes: 50 * GIB,
                 min_free_bytes: 2 * GIB,
                 allow_host_network: false,
+                max_running: None,
+                max_kept: 64,
+                idle_seconds: 300,
+                step_memory_bytes: None,
+                step_processes: 4096,
             },
             packs: Packs {
                 max_bytes: 50 * GIB,

@@ -22,12 +22,14 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::Access;
+use crate::api::grpc::BuilderList;
 use crate::api::http::Readiness;
 use crate::api::receive::ReceiveOptions;
 use crate::api::serve::Served;
 use crate::api::shares::{CallerShares, ShareLimits};
 use crate::build::{self, RegistryAccess, RegistryCredential, RoomContexts};
-use crate::buildkit::{self, BuildKit, managed};
+use crate::builders::{self, Builders};
+use crate::buildkit::{Address, managed};
 use crate::config::Config;
 use crate::connections::Connections;
 use crate::context::layers::LayerInspection;
@@ -52,7 +54,7 @@ use crate::registry::blobs::BlobStore;
 use crate::registry::{Registry, UploadLimits};
 use crate::secrets::Secrets;
 use crate::store::Store;
-use crate::{supervise, task};
+use crate::{containerd, supervise, task};
 
 use kept::KeptFiles;
 pub use listeners::Addresses;
@@ -70,6 +72,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(45);
 const KEEP_BUILDS: Duration = Duration::from_secs(90 * 24 * 3600);
 /// A build's token for the room's registry; asked for anew whenever BuildKit needs one.
 const BUILD_TOKEN_TTL: Duration = Duration::from_secs(3600);
+/// Output of one step that BuildKit takes beyond the log quota of a build.
+const STEP_OUTPUT_OVER: u64 = 64 << 10;
 const HOUSEKEEPING: Duration = Duration::from_secs(600);
 const EXPIRE: Duration = Duration::from_secs(5);
 
@@ -138,7 +142,7 @@ impl Daemon {
         let Self { config, metrics, mut listeners, tls, storage, store, blobs, disk, access, _lock } = self;
         let pulse = pulse::watch(store.clone());
         let places = descriptors::divide(&config.connections);
-        let (kit, builder) = start_buildkit(&config).await?;
+        let (builders, step_network) = start_builders(&config).await?;
         let network = services::open_network(&config).await;
         let (network, own_address) = services::reachable(network, &mut listeners).await;
         let layer_limits = config.layer_limits();
@@ -186,7 +190,7 @@ impl Daemon {
         .context("downloads of builds")?;
         let ports = build::Ports {
             store: Arc::new(store.clone()),
-            solver: Arc::new(kit.clone()),
+            solver: Arc::new(builders.clone()),
             contexts: Arc::new(room.clone()),
             images: Arc::new(room.clone()),
             downloads: Arc::new(downloads.clone()),
@@ -224,9 +228,9 @@ impl Daemon {
         access.ask_for_services(services.handle().existence());
         owners.ask_for_services(services.handle().creators());
 
-        let readiness = readiness(&kit, &services, &pulse);
+        let readiness = readiness(&builders, &services, &pulse);
         let changes = router::Changes {
-            buildkit: kit.status(),
+            buildkit: builders.status(),
             containerd: services.containerd(),
             services: services.handle().ready(),
             work: pulse,
@@ -244,6 +248,7 @@ impl Daemon {
             storage,
             access,
             readiness: Arc::clone(&readiness),
+            builders: builder_list(&builders),
             metrics,
             downloads: downloads::router(downloads),
             registry: registry.router(),
@@ -278,7 +283,7 @@ impl Daemon {
         let running = builds.handle();
         tokio::join!(running.drain(DRAIN_GRACE), services.drain());
         contexts.save().await;
-        kit.close_sessions();
+        builders.close_sessions();
         closing.cancel();
         for server in servers {
             if let Err(error) = server.await {
@@ -290,8 +295,9 @@ impl Daemon {
         uploads.abort();
         services.end().await;
         mounts.end().await;
-        if let Some(builder) = builder {
-            builder.stop().await;
+        builders.end().await;
+        if let Some(network) = step_network {
+            steps::close(network).await;
         }
         listeners::forget_addresses(&config.state_dir)?;
         listeners::remove_socket(&addresses.socket);
@@ -329,49 +335,43 @@ fn open_packs(config: &Config, images: Images) -> Result<Packs> {
     Packs::open(PackOptions { directory, limits, keep }, images).context("content of packs")
 }
 
-/// A builder of our own, and the network of its steps.
-struct OwnBuilder {
-    child: supervise::Handle,
-    network: Option<StepNetwork>,
-}
-
-impl OwnBuilder {
-    async fn stop(self) {
-        self.child.stop().await;
-        if let Some(network) = self.network {
-            steps::close(network).await;
-        }
-    }
-}
-
-/// The configured BuildKit, or our own under supervision.
-async fn start_buildkit(config: &Config) -> Result<(BuildKit, Option<OwnBuilder>)> {
-    if let Some(address) = &config.buildkit {
+/// The configured BuildKits; or our own under supervision, with the network of their steps.
+async fn start_builders(config: &Config) -> Result<(Builders, Option<StepNetwork>)> {
+    if !config.buildkit.is_empty() {
+        let addresses: Vec<Address> =
+            config.buildkit.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
         if !config.egress().is_open() {
             tracing::warn!(
-                "[builds.egress] does not hold for the steps of the BuildKit at {address}, which is not ours"
+                "[builds.egress] does not hold for the steps of the BuildKit at {}, which is not ours",
+                config.buildkit.join(", ")
             );
         }
-        let options = buildkit::Options {
-            address: address.parse()?,
-            child: None,
-            executor: None,
-            network: None,
-            allow_host_network: config.builder.allow_host_network,
-        };
-        return Ok((BuildKit::connect(options), None));
+        return Ok((Builders::connect(addresses, config.builder.allow_host_network), None));
     }
-    let directory = config.state_dir.join("buildkit");
     let network = steps::open(config).await?;
-    let of_builder = network.clone().and_then(|network| network.builder(&directory));
-    let mut options = managed::Options::new(directory, of_builder.map_err(|error| error.to_string()));
-    options.program.clone_from(&config.builder.program);
-    options.quota.max_used = config.builder.max_used_bytes;
-    options.quota.min_free = config.builder.min_free_bytes;
-    let (child, mut connect) = options.plan()?;
-    let child = supervise::start(child)?;
-    connect.child = Some(child.status());
-    Ok((BuildKit::connect(connect), Some(OwnBuilder { child, network: network.ok() })))
+    let missing = network.as_ref().err().map(ToString::to_string).unwrap_or_default();
+    let mut builder = managed::Options::new(config.state_dir.join("builders"), Err(missing));
+    builder.program.clone_from(&config.builder.program);
+    builder.quota.max_used = config.builder.max_used_bytes;
+    builder.quota.min_free = config.builder.min_free_bytes;
+    let namespace = containerd::of_state_dir(&config.state_dir).context("state directory")?;
+    builder.bounds = managed::Bounds {
+        group: Some(format!("{namespace}-builders")),
+        step_memory: config.builder.step_memory_bytes,
+        step_processes: config.builder.step_processes,
+        // A little more than is kept of a whole build, so that what is over shows.
+        step_output: Some(config.builds.log_quota_bytes.saturating_add(STEP_OUTPUT_OVER)),
+    };
+    let limits = builders::Limits {
+        running: config.builder.max_running.unwrap_or(config.builds.concurrency),
+        kept: config.builder.max_kept,
+        disk: config.builder.max_used_bytes,
+        idle: Duration::from_secs(config.builder.idle_seconds),
+    };
+    let network = network.ok();
+    let state_dir = config.state_dir.clone();
+    let options = builders::Options { state_dir, limits, builder, network: network.clone() };
+    Ok((Builders::start(options).await.context("builders")?, network))
 }
 
 fn build_options(
@@ -438,8 +438,8 @@ fn receive_options(config: &Config, owners: ShareOwners) -> ReceiveOptions {
     }
 }
 
-fn readiness(kit: &BuildKit, services: &Services, pulse: &Pulse) -> Readiness {
-    let (status, of_services, pulse) = (kit.status(), services.components(), pulse.clone());
+fn readiness(builders: &Builders, services: &Services, pulse: &Pulse) -> Readiness {
+    let (status, of_services, pulse) = (builders.status(), services.components(), pulse.clone());
     Arc::new(move || {
         let mut all = vec![services::component("buildkit", &status.borrow())];
         all.extend(of_services());
@@ -454,6 +454,11 @@ async fn expire_loop(registry: Registry) {
         tokio::time::sleep(EXPIRE).await;
         registry.expire_uploads().await;
     }
+}
+
+fn builder_list(builders: &Builders) -> BuilderList {
+    let builders = builders.clone();
+    Arc::new(move || builders.list())
 }
 
 async fn housekeeping_loop(images: Images, packs: Packs, kept: KeptFiles) {

@@ -2,18 +2,20 @@
 //!
 //! One direction only: `main` builds [`daemon::Daemon`] from [`config`]; requests enter through
 //! [`api`], are checked there, and go to the handles of [`build`], [`deploy`], [`image`], [`secrets`] and [`context`];
-//! adapters ([`buildkit`], [`containerd`], [`network`], [`ingress`], [`registry`], [`store`]) implement those modules' ports. `tests/arrows.rs`
+//! adapters ([`builders`] over [`buildkit`], [`containerd`], [`network`], [`ingress`], [`registry`], [`store`]) implement those modules' ports. `tests/arrows.rs`
 //! reads the `use crate::` lines and fails on a wrong arrow.
 
 pub mod access;
 pub mod api;
 pub mod build;
+pub mod builders;
 pub mod buildkit;
 pub mod capability;
 pub mod config;
 pub mod connections;
 pub mod containerd;
 pub mod context;
+pub mod control_group;
 pub mod daemon;
 pub mod deploy;
 pub mod disk;

@@ -3,6 +3,7 @@
 pub mod access;
 mod address_block;
 pub mod build;
+pub mod builder;
 mod certificate_files;
 pub mod component;
 pub mod confinement;

@@ -31,6 +31,7 @@ use std::path::PathBuf;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 pub mod leftover;
 pub mod log;
@@ -73,7 +74,8 @@ pub fn start(child: Child) -> Result<Handle, StartError> {
     let (sender, status) = watch::channel(Status::Starting);
     let stop = CancellationToken::new();
     let service = run::Service { child, root, mark, status: sender, stop: stop.clone(), _lock: lock };
-    let task = crate::task::spawn("supervise", service.run());
+    // The caller's span says which child of several it is.
+    let task = crate::task::spawn("supervise", service.run().in_current_span());
     Ok(Handle { status, stop, task })
 }
 

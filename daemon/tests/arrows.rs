@@ -29,10 +29,21 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("instance_log", &["model", "task"]),
     ("network", &["model", "task", "deploy::port", "capability"]),
     ("capability", &[]),
+    ("control_group", &[]),
     (
         "buildkit",
-        &["model", "task", "build::port", "context::port", "supervise", "capability", "network::steps"],
+        &[
+            "model",
+            "task",
+            "build::port",
+            "context::port",
+            "supervise",
+            "capability",
+            "control_group",
+            "network::steps",
+        ],
     ),
+    ("builders", &["model", "task", "build::port", "buildkit", "supervise", "network::steps"]),
     // What may be done with repositories is one question for gRPC and `/v2/`, of values only.
     ("registry", &["model", "task", "disk", "image::port", "access::policy"]),
     ("store", &["model", "task", "build::port", "deploy::port", "image::port", "secrets::port"]),

@@ -254,14 +254,32 @@ impl Daemon {
         self.live().child.as_ref().expect("the daemon runs").id() as i32
     }
 
-    /// The buildkitd that this daemon owns.
-    pub fn buildkitd(&self) -> Option<Process> {
-        process::tree_of(self.pid()).into_iter().find(|process| process.name == "buildkitd")
+    /// The buildkitds that this daemon owns: one for each trust domain in use.
+    pub fn buildkitds(&self) -> Vec<Process> {
+        let mut tree = process::tree_of(self.pid());
+        tree.retain(|process| process.name == "buildkitd");
+        tree
     }
 
-    /// The socket of that buildkitd: the one below the state directory that is not the daemon's own.
+    /// The only buildkitd of a daemon that serves one trust domain.
+    pub fn buildkitd(&self) -> Option<Process> {
+        self.buildkitds().into_iter().next()
+    }
+
+    /// The directory of the builder of a trust domain.
+    pub fn builder_directory(&self, domain: &str) -> Option<PathBuf> {
+        let is_of = |directory: &PathBuf| {
+            let record = fs::read(directory.join("builder.json")).unwrap_or_default();
+            serde_json::from_slice::<Value>(&record).is_ok_and(|record| record["domain"] == domain)
+        };
+        let all = fs::read_dir(self.state().join("builders")).into_iter().flatten().flatten();
+        all.map(|entry| entry.path()).find(is_of)
+    }
+
+    /// The socket of the builder that root on the socket uses.
     pub fn buildkit_socket(&self) -> Option<PathBuf> {
-        Some(self.state().join("buildkit/buildkitd.sock")).filter(|path| path.exists())
+        let directory = self.builder_directory("local")?;
+        Some(directory.join("buildkitd.sock")).filter(|path| path.exists())
     }
 
     pub fn log(&self) -> String {

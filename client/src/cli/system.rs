@@ -3,6 +3,8 @@
 mod usage;
 
 use clap::Subcommand;
+use hearth_proto::v1::{Builder, BuilderState};
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{Globals, connect};
@@ -33,6 +35,51 @@ struct SystemView<'a> {
     room_registries: &'a [String],
     ready: bool,
     components: Vec<ComponentView<'a>>,
+    builders: Vec<BuilderView<'a>>,
+}
+
+#[derive(Serialize)]
+struct BuilderView<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    domain: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    address: &'a str,
+    state: &'static str,
+    detail: &'a str,
+    disk_bytes: u64,
+    last_used_at: Option<String>,
+    running_builds: u32,
+}
+
+impl<'a> BuilderView<'a> {
+    fn new(builder: &'a Builder) -> Self {
+        Self {
+            domain: &builder.domain,
+            address: &builder.address,
+            state: match builder.state() {
+                BuilderState::Ready => "ready",
+                BuilderState::NotReady => "not ready",
+                BuilderState::Stopped => "stopped",
+                BuilderState::Unspecified => "unknown",
+            },
+            detail: &builder.detail,
+            disk_bytes: builder.disk_bytes,
+            last_used_at: output::timestamp(builder.last_used_at.as_ref()).map(|time| time.to_string()),
+            running_builds: builder.running_builds,
+        }
+    }
+
+    fn row(&self, builder: &Builder) -> Vec<String> {
+        let name = if self.domain.is_empty() { self.address } else { self.domain };
+        vec![
+            output::printable(name),
+            self.state.to_owned(),
+            output::size(self.disk_bytes),
+            output::age(builder.last_used_at.as_ref(), Timestamp::now()),
+            self.running_builds.to_string(),
+            output::printable(self.detail),
+        ]
+    }
 }
 
 #[derive(Serialize)]
@@ -46,6 +93,7 @@ struct ComponentView<'a> {
 pub(super) async fn run(globals: &Globals) -> Result<(), Failure> {
     let client = connect(globals).await?;
     let info = client.info().await?;
+    let builders = client.list_builders().await?;
     let component = |c: &hearth_proto::v1::Component| (c.name.clone(), c.ready, c.detail.clone());
     let components: Vec<_> = info.components.iter().map(component).collect();
     if globals.json {
@@ -60,6 +108,7 @@ pub(super) async fn run(globals: &Globals) -> Result<(), Failure> {
                 .iter()
                 .map(|(name, ready, detail)| ComponentView { name, ready: *ready, detail })
                 .collect(),
+            builders: builders.iter().map(BuilderView::new).collect(),
         })?;
     } else {
         output::line(&format!("room {} at {}, hearthd {}", info.room, client.address(), info.version))?;
@@ -69,6 +118,11 @@ pub(super) async fn run(globals: &Globals) -> Result<(), Failure> {
             vec![name.clone(), state.to_owned(), output::printable(detail)]
         };
         output::table(&["COMPONENT", "STATE", "DETAIL"], &components.iter().map(row).collect::<Vec<_>>())?;
+        if !builders.is_empty() {
+            let head = ["BUILDER", "STATE", "CACHE", "LAST USED", "BUILDS", "DETAIL"];
+            let row = |builder| BuilderView::new(builder).row(builder);
+            output::table(&head, &builders.iter().map(row).collect::<Vec<_>>())?;
+        }
     }
     if info.ready {
         return Ok(());

@@ -14,6 +14,7 @@ mod spec;
 use std::fmt;
 
 use crate::model::access::{Caller, RegistryVerb, StorageVerb};
+use crate::model::trust::TrustDomain;
 
 pub use action::Action;
 pub use methods::{Gate, METHODS, Method};
@@ -107,6 +108,11 @@ pub fn enter(caller: &Caller, path: &str) -> Result<(), Denied> {
 pub fn listed_owner(caller: &Caller) -> Option<&str> {
     let all = caller.scope.admin.is_some() || turned_off(Rule::ListOwner);
     (!all).then_some(&caller.name)
+}
+
+/// Whose builders a list shows: that of the caller's trust domain, or all where none is named.
+pub fn listed_domain(caller: &Caller) -> Option<&TrustDomain> {
+    listed_owner(caller).map(|_| &caller.domain)
 }
 
 /// The rule that answers, and the answer; the grant that is missing is mostly the rule's own. None where a token of

@@ -33,7 +33,7 @@ pub use packs::PacksService;
 pub use secrets::SecretsService;
 pub use services::ServicesService;
 pub use storage::StorageService;
-pub use system::SystemService;
+pub use system::{BuilderList, SystemService};
 pub use usage::DiskUsage;
 
 /// The caller that [`super::auth`] put there. Without one nothing is done.

@@ -30,6 +30,8 @@ pub struct Publisher {
     log: Arc<EventLog>,
     mask: Mask,
     quota: u64,
+    /// Whether the build was told that it is above its quota.
+    told: bool,
     streams: BTreeMap<(u32, bool), Stream>,
     /// Steps of this attempt that have begun, and whether their last result came from the cache.
     steps: BTreeMap<u32, bool>,
@@ -54,7 +56,16 @@ pub struct Steps {
 impl Publisher {
     /// `quota` is in bytes of log data.
     pub fn new(log: Arc<EventLog>, mask: Mask, quota: u64) -> Self {
-        Self { log, mask, quota, streams: BTreeMap::new(), steps: BTreeMap::new(), before: 0, highest: 0 }
+        Self {
+            log,
+            mask,
+            quota,
+            told: false,
+            streams: BTreeMap::new(),
+            steps: BTreeMap::new(),
+            before: 0,
+            highest: 0,
+        }
     }
 
     /// Goes on with the log of an earlier run of the daemon.
@@ -190,6 +201,13 @@ impl Publisher {
             out.push(EventKind::StepLog { step, stream, data: chunk.to_vec(), dropped_bytes });
         }
         entry.dropped += left.len() as u64;
+        if !left.is_empty() && !std::mem::replace(&mut self.told, true) {
+            let message = format!(
+                "the log of this build has reached its quota at step {step}: output is not kept from here on, and what \
+                 is counted as left out is the least that it was"
+            );
+            out.push(EventKind::Warning { message, url: None, dockerfile: None });
+        }
     }
 
     /// What is held back of steps, and counts of what was left out.
@@ -276,6 +294,10 @@ mod tests {
         let (text, dropped) = text_of(&bench.log);
         assert_eq!((text.as_str(), dropped), ("1234567890", 9));
         let events = bench.log.read(1, usize::MAX).unwrap();
+        let warnings = events.iter().filter(|event| {
+            matches!(&event.kind, EventKind::Warning { message, .. } if message.contains("quota at step 1"))
+        });
+        assert_eq!(warnings.count(), 1, "the build is told once");
         let end =
             events.iter().position(|event| matches!(event.kind, EventKind::StepFinished { .. })).unwrap();
         assert!(

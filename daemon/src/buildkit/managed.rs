@@ -27,16 +27,20 @@ use tonic::transport::Channel;
 
 use super::{Address, AddressError, channel};
 use crate::network::steps::BuilderNetwork;
+use crate::supervise::leftover;
 use crate::supervise::port as supervise;
 use crate::supervise::program::find;
 
 mod capability;
 mod containers;
+mod groups;
 mod reason;
 mod settings;
 
+pub use groups::{Bounds, BuilderGroups};
 pub use settings::Quota;
 
+const NAME: &str = "buildkitd";
 const EXECUTOR: &str = "data/runc-overlayfs/executor";
 const EXECUTOR_NATIVE: &str = "data/runc-native/executor";
 
@@ -49,6 +53,8 @@ pub struct Options {
     /// `runc`, the same.
     pub runc: PathBuf,
     pub quota: Quota,
+    /// What its steps may use.
+    pub bounds: Bounds,
     /// The network of its steps, or why there is none: then buildkitd is not started, and says so.
     pub network: Result<BuilderNetwork, String>,
     pub limits: supervise::Limits,
@@ -62,6 +68,7 @@ impl Options {
             program: "buildkitd".into(),
             runc: "runc".into(),
             quota: Quota::default(),
+            bounds: Bounds::default(),
             limits: supervise::Limits::default(),
         }
     }
@@ -71,8 +78,10 @@ impl Options {
     pub fn plan(self) -> Result<(supervise::Child, super::Options), AddressError> {
         let dir = std::path::absolute(&self.dir).unwrap_or(self.dir);
         let address = Address::unix(dir.join("buildkitd.sock"))?;
+        let groups = BuilderGroups::new(self.bounds.clone());
         let kind = Buildkitd {
             dir: dir.clone(),
+            groups: Arc::clone(&groups),
             program: self.program.clone(),
             runc: self.runc,
             quota: self.quota,
@@ -80,33 +89,49 @@ impl Options {
             control: channel::control(&address),
         };
         let variable = |name: &str, value: &str| (OsString::from(name), OsString::from(value));
+        let output = self.bounds.step_output.map_or_else(|| "-1".to_owned(), |bytes| bytes.to_string());
+        let mut env = vec![
+            // BuildKit cuts a step's log at 2 MiB and 200 KiB/s otherwise.
+            variable("BUILDKIT_STEP_LOG_MAX_SIZE", &output),
+            variable("BUILDKIT_STEP_LOG_MAX_SPEED", "-1"),
+            ("TMPDIR".into(), dir.join("tmp").into()),
+        ];
+        env.extend(groups.go_memory_limit().map(|bytes| variable("GOMEMLIMIT", &bytes.to_string())));
         let child = supervise::Child {
-            name: "buildkitd",
+            name: NAME,
             program: self.program,
             args: vec!["--config".into(), dir.join("buildkitd.toml").into()],
-            env: vec![
-                // BuildKit cuts a step's log at 2 MiB and 200 KiB/s otherwise.
-                variable("BUILDKIT_STEP_LOG_MAX_SIZE", "-1"),
-                variable("BUILDKIT_STEP_LOG_MAX_SPEED", "-1"),
-                ("TMPDIR".into(), dir.join("tmp").into()),
-            ],
+            env,
             log: dir.join("buildkitd.log"),
             root: dir.clone(),
             offspring: supervise::Offspring::Contained,
+            groups: groups.members(),
             limits: self.limits,
             kind: Arc::new(kind),
         };
         let executor = Some(dir.join(EXECUTOR));
-        Ok((
-            child,
-            super::Options {
-                address,
-                child: None,
-                executor,
-                network: self.network.ok(),
-                allow_host_network: false,
-            },
-        ))
+        let connect = super::Options {
+            address,
+            child: None,
+            executor,
+            network: self.network.ok(),
+            allow_host_network: false,
+            groups: Some(groups),
+            shared: false,
+        };
+        Ok((child, connect))
+    }
+
+    /// Ends what a killed daemon left of this builder, which is not going to be started. Blocking.
+    pub fn sweep(&self) {
+        let swept = leftover::Mark::of(NAME, &self.dir)
+            .and_then(|mark| leftover::end_processes(&mark, None))
+            .and_then(|_| leftover::unmount_below(&self.dir))
+            .map_err(|error| error.to_string())
+            .and_then(|_| sweep(&self.dir, &self.runc, &BuilderGroups::new(self.bounds.clone())));
+        if let Err(error) = swept {
+            tracing::error!(directory = %self.dir.display(), error, "what an earlier builder left remains");
+        }
     }
 }
 
@@ -115,6 +140,7 @@ struct Buildkitd {
     program: PathBuf,
     runc: PathBuf,
     quota: Quota,
+    groups: Arc<BuilderGroups>,
     network: Result<BuilderNetwork, String>,
     control: ControlClient<Channel>,
 }
@@ -139,8 +165,10 @@ impl supervise::Kind for Buildkitd {
                 containers::remove_bundles(&self.dir.join(executor))?;
             }
             network.prepare()?;
-            settings::write(&self.dir, &runc, &self.quota, &wiring)
+            let groups = self.groups.steps();
+            settings::write(&self.dir, &runc, &self.quota, &wiring, groups.as_deref())
         };
+        self.groups.prepare();
         write().map_err(|error| format!("settings of buildkitd in `{}`: {error}", self.dir.display()))
     }
 
@@ -160,11 +188,16 @@ impl supervise::Kind for Buildkitd {
     }
 
     fn sweep(&self) -> Result<(), String> {
-        let dir = self.dir.canonicalize().map_err(|error| error.to_string())?;
-        let ended = containers::end_below(&dir, &self.runc);
-        let Ok(network) = &self.network else { return ended };
-        ended.and(network.release().map_err(|error| format!("networks of steps: {error}")))
+        let swept = sweep(&self.dir, &self.runc, &self.groups);
+        let Ok(network) = &self.network else { return swept };
+        swept.and(network.release().map_err(|error| format!("networks of steps: {error}")))
     }
+}
+
+fn sweep(dir: &Path, runc: &Path, groups: &BuilderGroups) -> Result<(), String> {
+    let dir = dir.canonicalize().map_err(|error| error.to_string())?;
+    containers::end_below(&dir, runc)?;
+    groups.remove()
 }
 
 fn not_found(program: &Path, what: &str) -> String {

@@ -64,7 +64,7 @@ impl Solver for BuildKit {
             opened = self.open(&request) => opened,
         };
         let (trees, own) = opened.map_err(|status| unavailable(&status))?;
-        let solve = attributes::solve(&request, own.id());
+        let solve = attributes::solve(&request, own.id(), self.shared);
         let mut run = Run {
             kit: self,
             reference: solve.r#ref.clone(),
@@ -73,6 +73,7 @@ impl Solver for BuildKit {
             cancel,
             started: SystemTime::now(),
             begun: Instant::now(),
+            out_of_memory: self.out_of_memory(),
         };
         // The sessions stay open until the build is over in every way.
         let result = Box::pin(run.until_over(solve)).await;
@@ -82,6 +83,10 @@ impl Solver for BuildKit {
 }
 
 impl BuildKit {
+    fn out_of_memory(&self) -> u64 {
+        self.groups.as_ref().map_or(0, |groups| groups.out_of_memory())
+    }
+
     async fn open(&self, request: &SolveRequest) -> Result<(Lease, Session), tonic::Status> {
         futures::try_join!(
             self.trees.lease(&request.files),
@@ -106,6 +111,8 @@ struct Run<'a> {
     cancel: CancellationToken,
     started: SystemTime,
     begun: Instant,
+    /// How often the builder's steps had run out of memory before.
+    out_of_memory: u64,
 }
 
 type Answer = Result<HashMap<String, String>, tonic::Status>;
@@ -163,7 +170,8 @@ impl Run<'_> {
     }
 
     async fn fault(&self, status: &tonic::Status) -> Fault {
-        let mut fault = failure::fault(status, &self.progress);
+        let out_of_memory = self.kit.out_of_memory() > self.out_of_memory;
+        let mut fault = failure::fault(status, &self.progress, out_of_memory);
         if let Some(network) = &self.kit.network {
             let begun = failure::began(status, &self.progress).unwrap_or(self.begun);
             egress::explain(&mut fault, network, self.kit.executor.as_deref(), begun).await;

@@ -10,8 +10,8 @@ use super::layers::ConfigError;
 
 /// Builds images from a room's files, keeps them in the room's own registry and runs them as services of the room.
 ///
-/// One hearthd serves one room. Without --buildkit and --containerd it runs a buildkitd and a containerd of its own
-/// below the state directory. Every flag is also a key of the TOML file (dashes become underscores) and a variable
+/// One hearthd serves one room. Without --buildkit and --containerd it runs buildkitds (one for each trust domain in
+/// use) and a containerd of its own below the state directory. Every flag is also a key of the TOML file (dashes become underscores) and a variable
 /// of the environment; a flag wins over the variable, the variable over the file.
 #[derive(Debug, Parser)]
 #[command(name = "hearthd", version, after_help = EXAMPLES)]
@@ -43,9 +43,10 @@ pub struct Flags {
     /// Directory that is the project's storage [default: <state-dir>/storage/project]
     #[arg(long, env = "HEARTH_PROJECT_STORAGE", value_name = "DIR")]
     project_storage: Option<PathBuf>,
-    /// Use this buildkitd, such as unix:///run/buildkit/buildkitd.sock, instead of running one
-    #[arg(long, env = "HEARTH_BUILDKIT", value_name = "ADDR")]
-    buildkit: Option<String>,
+    /// Use this buildkitd, such as unix:///run/buildkit/buildkitd.sock, instead of running any; may be repeated, and
+    /// then each trust domain uses one of them
+    #[arg(long, env = "HEARTH_BUILDKIT", value_name = "ADDR", value_delimiter = ',')]
+    buildkit: Vec<String>,
     /// Use the containerd at this socket, such as /run/containerd/containerd.sock, instead of running one
     #[arg(long, env = "HEARTH_CONTAINERD", value_name = "SOCKET")]
     containerd: Option<PathBuf>,
@@ -92,7 +93,8 @@ impl Flags {
         set("ingress_tls", self.ingress_tls.map(|address| Value::String(address.to_string())));
         set("room_storage", path("--room-storage", self.room_storage.as_ref())?);
         set("project_storage", path("--project-storage", self.project_storage.as_ref())?);
-        set("buildkit", self.buildkit.clone().map(Value::String));
+        let buildkit: Vec<_> = self.buildkit.iter().cloned().map(Value::String).collect();
+        set("buildkit", Some(buildkit).filter(|all| !all.is_empty()).map(Value::Array));
         set("containerd", path("--containerd", self.containerd.as_ref())?);
         set("registry_credentials", path("--registry-credentials", self.registry_credentials.as_ref())?);
         let mut mirrors = Table::new();

@@ -115,10 +115,18 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if config.builds.default_timeout_seconds > config.builds.max_timeout_seconds {
         return invalid("builds.default_timeout_seconds", "is above builds.max_timeout_seconds");
     }
-    if let Some(address) = &config.buildkit
-        && !(address.starts_with("unix:///") || address.starts_with("tcp://"))
+    if config
+        .buildkit
+        .iter()
+        .any(|address| !(address.starts_with("unix:///") || address.starts_with("tcp://")))
     {
         return invalid("buildkit", "must be unix:///PATH or tcp://HOST:PORT");
+    }
+    if config.builder.max_running == Some(0) {
+        return invalid("builder.max_running", "must be at least 1");
+    }
+    if config.builder.step_processes == 0 {
+        return invalid("builder.step_processes", "must be at least 1");
     }
     Ok(())
 }
@@ -174,6 +182,11 @@ mod tests {
     fn what_is_dumped_loads_to_the_same() {
         let config = load_with("room = 'x'\n", &["--buildkit", "unix:///b.sock"]).unwrap();
         assert_eq!(load_with(&config.to_toml().unwrap(), &[]).unwrap(), config);
+        let several =
+            load_with("", &["--buildkit", "tcp://a:1", "--buildkit", "tcp://b:1,tcp://c:1"]).unwrap();
+        assert_eq!(several.buildkit, ["tcp://a:1", "tcp://b:1", "tcp://c:1"]);
+        assert_eq!(load_with(&several.to_toml().unwrap(), &[]).unwrap(), several);
+        assert_eq!(load_with("buildkit = 'tcp://a:1'", &[]).unwrap().buildkit, ["tcp://a:1"]);
     }
 
     /// Settings that are not tables of others.
@@ -203,6 +216,9 @@ mod tests {
             ("room = ''", "room"),
             ("state_dir = 'relative'", "state_dir"),
             ("buildkit = 'localhost:1234'", "buildkit"),
+            ("buildkit = ['tcp://a:1', 'b:1']", "buildkit"),
+            ("[builder]\nmax_running = 0", "max_running"),
+            ("[builder]\nstep_processes = 0", "step_processes"),
             ("room_registries = []", "room_registries"),
             ("registry_credentials = 'relative'", "registry_credentials"),
             ("[mirrors]\n'docker.io' = ['ftp://x']", "mirrors"),

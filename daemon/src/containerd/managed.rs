@@ -91,6 +91,7 @@ impl Options {
             log: dir.join("containerd.log"),
             root: dir.clone(),
             offspring: supervise::Offspring::Lasting,
+            groups: Vec::new(),
             limits: self.limits,
             kind: Arc::new(kind),
         };

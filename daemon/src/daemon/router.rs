@@ -26,8 +26,8 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::access::Access;
 use crate::api::auth::require_caller;
 use crate::api::grpc::{
-    BuildsService, ContextsService, DiskUsage, Entrance, ImagesService, PacksService, SecretsService,
-    ServicesService, StorageService, SystemService, Walks,
+    BuilderList, BuildsService, ContextsService, DiskUsage, Entrance, ImagesService, PacksService,
+    SecretsService, ServicesService, StorageService, SystemService, Walks,
 };
 use crate::api::http::{self, Readiness};
 use crate::api::receive::{self, ReceiveOptions};
@@ -55,6 +55,7 @@ pub(super) struct Parts {
     pub storage: Storage,
     pub access: Arc<Access>,
     pub readiness: Readiness,
+    pub builders: BuilderList,
     pub metrics: PrometheusHandle,
     /// What builders get of downloads.
     pub downloads: Router,
@@ -117,6 +118,7 @@ pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
         room: parts.room,
         room_registries: parts.rooms,
         readiness: Arc::clone(&parts.readiness),
+        builders: parts.builders,
         access: Arc::clone(&parts.access),
         usage,
     };

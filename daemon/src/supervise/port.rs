@@ -21,6 +21,9 @@ pub struct Child {
     /// Where stdout and stderr go; one older file is kept beside it, with `.1` added.
     pub log: PathBuf,
     pub offspring: Offspring,
+    /// Files to which the child writes `0` before its program begins, to enter control groups. Missing ones are passed
+    /// over.
+    pub groups: Vec<PathBuf>,
     pub limits: Limits,
     pub kind: Arc<dyn Kind>,
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -124,8 +125,9 @@ impl Service {
             .stdout(out.try_clone()?)
             .stderr(out);
         let contained = self.child.offspring == Offspring::Contained;
-        let spawned =
-            timeout(self.child.limits.start, spawn::spawn(self.child.name, command, contained)).await;
+        let groups = open_groups(&self.child.groups)?;
+        let spawn = spawn::spawn(self.child.name, command, contained, groups);
+        let spawned = timeout(self.child.limits.start, spawn).await;
         spawned.unwrap_or_else(|_| Err(io::Error::other("it did not start in time")))
     }
 
@@ -244,6 +246,19 @@ impl Service {
             changed
         });
     }
+}
+
+/// Files of control groups that could be made.
+fn open_groups(paths: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
+    let mut files = Vec::new();
+    for path in paths {
+        match File::options().write(true).open(path) {
+            Ok(file) => files.push(file.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(files)
 }
 
 #[cfg(test)]

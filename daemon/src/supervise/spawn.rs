@@ -27,14 +27,27 @@ pub(super) struct Process {
     exited: oneshot::Receiver<io::Result<ExitStatus>>,
 }
 
-pub(super) async fn spawn(name: &'static str, command: Command, contained: bool) -> io::Result<Process> {
+/// `groups` are files to which the child writes itself before its program begins.
+pub(super) async fn spawn(
+    name: &'static str,
+    command: Command,
+    contained: bool,
+    groups: Vec<OwnedFd>,
+) -> io::Result<Process> {
     let (started, answer) = oneshot::channel();
-    thread::Builder::new().name(format!("own-{name}")).spawn(move || own(command, contained, started))?;
+    thread::Builder::new()
+        .name(format!("own-{name}"))
+        .spawn(move || own(command, contained, groups, started))?;
     answer.await.map_err(|_| io::Error::other("the thread that starts a process ended badly"))?
 }
 
-fn own(command: Command, contained: bool, started: oneshot::Sender<io::Result<Process>>) {
-    let mut child = match fork(command, contained) {
+fn own(
+    command: Command,
+    contained: bool,
+    groups: Vec<OwnedFd>,
+    started: oneshot::Sender<io::Result<Process>>,
+) {
+    let mut child = match fork(command, contained, groups) {
         Ok(child) => child,
         Err(error) => {
             let _ = started.send(Err(error));
@@ -60,7 +73,7 @@ fn own(command: Command, contained: bool, started: oneshot::Sender<io::Result<Pr
     let _ = exit.send(child.wait());
 }
 
-fn fork(mut command: Command, contained: bool) -> io::Result<Child> {
+fn fork(mut command: Command, contained: bool, groups: Vec<OwnedFd>) -> io::Result<Child> {
     let daemon = rustix::process::getpid();
     command.process_group(0);
     if contained {
@@ -70,6 +83,9 @@ fn fork(mut command: Command, contained: bool) -> io::Result<Child> {
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWPID) }?;
     }
     let before_exec = move || {
+        for group in &groups {
+            rustix::io::write(group, b"0")?;
+        }
         if contained {
             // With SIGKILL nothing remains, since the namespace ends with its first process.
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -82,7 +98,7 @@ fn fork(mut command: Command, contained: bool) -> io::Result<Child> {
         if rustix::process::getppid() == Some(daemon) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
     };
     // SAFETY: between fork and exec the closure makes system calls only (prctl, getppid, unshare,
-    // mount) through rustix, with constant C strings: it allocates nothing and takes no lock.
+    // mount, write) through rustix, with constant C strings: it allocates nothing and takes no lock.
     #[expect(unsafe_code, reason = "a child alone can set its death signal and enter a mount namespace")]
     unsafe {
         command.pre_exec(before_exec);

@@ -57,6 +57,7 @@ fn child(dir: &Path, script: &str) -> Child {
         root: dir.join("root"),
         log: dir.join("log"),
         offspring: Offspring::Ended,
+        groups: Vec::new(),
         limits,
         kind: Arc::new(Script { pid_file: dir.join("pid"), sweeps: AtomicUsize::new(0) }),
     }

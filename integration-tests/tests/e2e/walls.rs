@@ -7,6 +7,8 @@ mod limits;
 
 use integration_tests::runner::Group;
 
+#[path = "walls/builders.rs"]
+mod builders;
 #[path = "walls/content.rs"]
 mod content;
 #[path = "walls/images.rs"]
@@ -18,6 +20,7 @@ mod steps;
 
 pub fn groups() -> Vec<Group> {
     let mut groups = vec![content::group(), images::group(), services::group(), steps::group()];
+    groups.extend(builders::groups());
     groups.extend(limits::groups());
     groups
 }

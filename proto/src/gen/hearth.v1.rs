@@ -8173,6 +8173,74 @@ pub struct UnfinishedUpload {
     #[prost(message, optional, tag = "5")]
     pub age: ::core::option::Option<::prost_types::Duration>,
 }
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListBuildersRequest {}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListBuildersResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub builders: ::prost::alloc::vec::Vec<Builder>,
+}
+/// Runs the builds of one trust domain, and keeps their cache.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Builder {
+    /// Example: "caller:ann". Empty for a builder that is not the daemon's own: that serves several domains.
+    #[prost(string, tag = "1")]
+    pub domain: ::prost::alloc::string::String,
+    /// Where a builder that is not the daemon's own listens. Example: "tcp://builder:1234".
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(enumeration = "BuilderState", tag = "3")]
+    pub state: i32,
+    /// Version when ready; what is wrong when it should be and is not.
+    #[prost(string, tag = "4")]
+    pub detail: ::prost::alloc::string::String,
+    /// Bytes of its cache when they were last measured.
+    #[prost(uint64, tag = "5")]
+    pub disk_bytes: u64,
+    #[prost(message, optional, tag = "6")]
+    pub last_used_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Builds that use it now.
+    #[prost(uint32, tag = "7")]
+    pub running_builds: u32,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum BuilderState {
+    Unspecified = 0,
+    Ready = 1,
+    /// It should run, and does not answer.
+    NotReady = 2,
+    /// Only its cache is there; the next build starts it.
+    Stopped = 3,
+}
+impl BuilderState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "BUILDER_STATE_UNSPECIFIED",
+            Self::Ready => "BUILDER_STATE_READY",
+            Self::NotReady => "BUILDER_STATE_NOT_READY",
+            Self::Stopped => "BUILDER_STATE_STOPPED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "BUILDER_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "BUILDER_STATE_READY" => Some(Self::Ready),
+            "BUILDER_STATE_NOT_READY" => Some(Self::NotReady),
+            "BUILDER_STATE_STOPPED" => Some(Self::Stopped),
+            _ => None,
+        }
+    }
+}
 /// Generated client implementations.
 pub mod system_client {
     #![allow(
@@ -8338,6 +8406,31 @@ pub mod system_client {
                 .insert(GrpcMethod::new("hearth.v1.System", "GetDiskUsage"));
             self.inner.unary(req, path, codec).await
         }
+        /// How builders stand. Callers with the `admin` grant see all of them, others that of their own trust domain.
+        pub async fn list_builders(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListBuildersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListBuildersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hearth.v1.System/ListBuilders",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hearth.v1.System", "ListBuilders"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -8373,6 +8466,14 @@ pub mod system_server {
             request: tonic::Request<super::GetDiskUsageRequest>,
         ) -> std::result::Result<
             tonic::Response<super::GetDiskUsageResponse>,
+            tonic::Status,
+        >;
+        /// How builders stand. Callers with the `admin` grant see all of them, others that of their own trust domain.
+        async fn list_builders(
+            &self,
+            request: tonic::Request<super::ListBuildersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListBuildersResponse>,
             tonic::Status,
         >;
     }
@@ -8569,6 +8670,51 @@ pub mod system_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetDiskUsageSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hearth.v1.System/ListBuilders" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListBuildersSvc<T: System>(pub Arc<T>);
+                    impl<
+                        T: System,
+                    > tonic::server::UnaryService<super::ListBuildersRequest>
+                    for ListBuildersSvc<T> {
+                        type Response = super::ListBuildersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListBuildersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as System>::list_builders(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListBuildersSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

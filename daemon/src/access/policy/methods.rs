@@ -206,6 +206,12 @@ pub const METHODS: &[Method] = &[
         Gate::Participant,
         "admin: of all",
     ),
+    reads(
+        "/hearth.v1.System/ListBuilders",
+        "see builders",
+        Gate::Participant,
+        "the builder of the caller's own trust domain; with `admin` all",
+    ),
     changes("/hearth.v1.System/MintToken", "mint tokens", Gate::Admin, ""),
     reads("/grpc.health.v1.Health/Check", "ask for health", Gate::Public, ""),
     reads("/grpc.health.v1.Health/Watch", "ask for health", Gate::Public, ""),

@@ -10,14 +10,19 @@ use super::caller;
 use super::usage::DiskUsage;
 use crate::access::{Access, policy};
 use crate::model::RoomRegistries;
+use crate::model::builder::{BuilderState, BuilderStatus};
 use crate::model::image::Platform;
 
 const DEFAULT_TTL: Duration = Duration::from_secs(3600);
+
+/// Reads how the builders stand at this moment.
+pub type BuilderList = Arc<dyn Fn() -> Vec<BuilderStatus> + Send + Sync>;
 
 pub struct SystemService {
     pub room: String,
     pub room_registries: RoomRegistries,
     pub readiness: Readiness,
+    pub builders: BuilderList,
     pub access: Arc<Access>,
     pub usage: DiskUsage,
 }
@@ -70,5 +75,33 @@ impl v1::system_server::System for SystemService {
         let (token, expires) = minted.map_err(super::super::error::Refusal::from)?;
         tracing::info!(by = caller.name, name, domain, "token minted");
         Ok(Response::new(v1::MintTokenResponse { token, expires_at: Some(timestamp(expires)) }))
+    }
+
+    async fn list_builders(
+        &self,
+        request: Request<v1::ListBuildersRequest>,
+    ) -> Result<Response<v1::ListBuildersResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let only = policy::listed_domain(&caller);
+        let is_shown = |one: &BuilderStatus| only.is_none_or(|domain| one.domain.as_ref() == Some(domain));
+        let builders = (self.builders)().into_iter().filter(is_shown).map(builder).collect();
+        Ok(Response::new(v1::ListBuildersResponse { builders }))
+    }
+}
+
+fn builder(status: BuilderStatus) -> v1::Builder {
+    let state = match status.state {
+        BuilderState::Ready => v1::BuilderState::Ready,
+        BuilderState::NotReady => v1::BuilderState::NotReady,
+        BuilderState::Stopped => v1::BuilderState::Stopped,
+    };
+    v1::Builder {
+        domain: status.domain.map(String::from).unwrap_or_default(),
+        address: status.address.unwrap_or_default(),
+        state: state.into(),
+        detail: status.detail,
+        disk_bytes: status.disk,
+        last_used_at: status.last_used.map(timestamp),
+        running_builds: u32::try_from(status.builds).unwrap_or(u32::MAX),
     }
 }

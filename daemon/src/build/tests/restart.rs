@@ -167,3 +167,26 @@ async fn a_log_that_lost_its_last_event_still_ends_for_its_readers() {
     std::fs::remove_file(&path).unwrap();
     assert_eq!(events(&handle, &id, 1).await.len(), 1);
 }
+
+#[tokio::test]
+async fn a_build_that_waited_over_a_restart_is_run_in_the_domain_that_it_was_submitted_in() {
+    for in_sqlite in [false, true] {
+        let room = Room::new(in_sqlite);
+        let team = TrustDomain::of_service("team");
+        let in_team =
+            left_behind(&room, BuildState::Queued, |record| record.domain = Some(team.clone())).await;
+        let ended_in = async |id: &str| {
+            room.script(vec![started(1)]);
+            let service = room.start().await;
+            ended(&service.handle(), id).await;
+            room.solver.requests.lock().unwrap().last().map(|request| request.domain.clone())
+        };
+        assert_eq!(ended_in(&in_team).await, Some(team));
+        // Stored before there were domains.
+        let of_ann = left_behind(&room, BuildState::Queued, |_| {}).await;
+        assert_eq!(ended_in(&of_ann).await, Some(TrustDomain::of_caller("ann")));
+        let of_root =
+            left_behind(&room, BuildState::Queued, |record| record.submitted_by = "uid:0".to_owned()).await;
+        assert_eq!(ended_in(&of_root).await, Some(TrustDomain::local()));
+    }
+}

@@ -97,6 +97,9 @@ struct Oci<'a> {
     cni_binary_path: PathBuf,
     #[serde(rename = "cniPoolSize")]
     cni_pool_size: u32,
+    /// Of all steps.
+    #[serde(rename = "defaultCgroupParent", skip_serializing_if = "Option::is_none")]
+    control_group: Option<&'a str>,
     gc: bool,
     gcpolicy: [GcPolicy; 3],
 }
@@ -127,7 +130,13 @@ pub(super) struct StepWiring {
     pub(super) resolver: Ipv4Addr,
 }
 
-fn text(dir: &Path, runc: &Path, quota: &Quota, wiring: &StepWiring) -> io::Result<String> {
+fn text(
+    dir: &Path,
+    runc: &Path,
+    quota: &Quota,
+    wiring: &StepWiring,
+    control_group: Option<&str>,
+) -> io::Result<String> {
     let policy = |all, filters, keep_duration| GcPolicy {
         all,
         filters,
@@ -156,6 +165,7 @@ fn text(dir: &Path, runc: &Path, quota: &Quota, wiring: &StepWiring) -> io::Resu
                 cni_config_path: wiring.config.clone(),
                 cni_binary_path: wiring.plugins.clone(),
                 cni_pool_size: READY_NAMESPACES,
+                control_group,
                 gc: true,
                 gcpolicy: [
                     // BuildKit's default drops contexts that 48 hours did not use once they pass
@@ -177,9 +187,15 @@ pub(super) fn otel_socket(dir: &Path) -> PathBuf {
     dir.join("otel.sock")
 }
 
-pub(super) fn write(dir: &Path, runc: &Path, quota: &Quota, wiring: &StepWiring) -> io::Result<()> {
+pub(super) fn write(
+    dir: &Path,
+    runc: &Path,
+    quota: &Quota,
+    wiring: &StepWiring,
+    control_group: Option<&str>,
+) -> io::Result<()> {
     let new = dir.join("buildkitd.toml.new");
-    fs::write(&new, text(dir, runc, quota, wiring)?)?;
+    fs::write(&new, text(dir, runc, quota, wiring, control_group)?)?;
     fs::rename(new, dir.join("buildkitd.toml"))
 }
 
@@ -194,7 +210,7 @@ mod tests {
             plugins: "/s/bk/cni/plugins".into(),
             resolver: Ipv4Addr::new(10, 1, 0, 2),
         };
-        text(dir, runc, &Quota::default(), &wiring).unwrap().parse().unwrap()
+        text(dir, runc, &Quota::default(), &wiring, Some("/hearth/b/steps")).unwrap().parse().unwrap()
     }
 
     #[test]
@@ -209,6 +225,7 @@ mod tests {
         assert_eq!(oci["networkMode"].as_str(), Some("cni"));
         assert_eq!(oci["cniConfigPath"].as_str(), Some("/s/bk/cni/steps.conflist"));
         assert_eq!(table["dns"]["nameservers"][0].as_str(), Some("10.1.0.2"));
+        assert_eq!(oci["defaultCgroupParent"].as_str(), Some("/hearth/b/steps"));
         assert_eq!(oci["gcpolicy"][0]["keepDuration"].as_str(), Some("1440h"));
         assert_eq!(oci["gcpolicy"][0]["filters"][0].as_str(), Some("type==source.local"));
         assert_eq!(oci["gcpolicy"][2]["all"].as_bool(), Some(true));

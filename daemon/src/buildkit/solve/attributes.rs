@@ -24,12 +24,13 @@ pub(super) fn refused(request: &SolveRequest) -> Option<Fault> {
     )
 }
 
-pub(super) fn solve(request: &SolveRequest, own: &str) -> api::SolveRequest {
+/// `shared` is a builder of several trust domains.
+pub(super) fn solve(request: &SolveRequest, own: &str, shared: bool) -> api::SolveRequest {
     api::SolveRequest {
         r#ref: format!("hearth-{}-{:08x}", request.build, rand::random::<u32>()),
         session: own.to_owned(),
         frontend: "dockerfile.v0".to_owned(),
-        frontend_attrs: frontend(request),
+        frontend_attrs: frontend(request, shared),
         exporters: vec![exporter(request)],
         // Not recorded in BuildKit's history: our own is the one that is kept, and that one would
         // hold build arguments.
@@ -39,7 +40,7 @@ pub(super) fn solve(request: &SolveRequest, own: &str) -> api::SolveRequest {
     }
 }
 
-fn frontend(request: &SolveRequest) -> HashMap<String, String> {
+fn frontend(request: &SolveRequest, shared: bool) -> HashMap<String, String> {
     let mut attributes: HashMap<String, String> = HashMap::new();
     let mut set = |key: String, value: &str| attributes.insert(key, value.to_owned());
     set("filename".into(), &request.files.dockerfile_name);
@@ -50,6 +51,9 @@ fn frontend(request: &SolveRequest) -> HashMap<String, String> {
     set("local-sessionid:dockerfile".into(), &request.files.dockerfile_session.id);
     for (name, value) in &request.build_args {
         set(format!("build-arg:{name}"), value);
+    }
+    if shared {
+        set("build-arg:BUILDKIT_CACHE_MOUNT_NS".into(), request.domain.as_str());
     }
     for (name, value) in &request.labels {
         set(format!("label:{name}"), value);

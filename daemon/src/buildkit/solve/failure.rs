@@ -22,15 +22,19 @@ pub(super) fn began(status: &Status, progress: &Progress) -> Option<Instant> {
     progress.began(details::decode(status.details()).vertex.as_deref()?)
 }
 
-pub(super) fn fault(status: &Status, progress: &Progress) -> Fault {
+/// `out_of_memory` says whether steps of this builder ran out of memory while the build ran.
+pub(super) fn fault(status: &Status, progress: &Progress, out_of_memory: bool) -> Fault {
     let details = details::decode(status.details());
     let message = message(status);
-    let mut fault = classify(status.code(), &message, &details);
+    let mut fault = classify(status.code(), &message, &details, out_of_memory);
     if let Some(source) = &details.source {
         fault.dockerfile = progress.range(&source.dockerfile, source.lines);
     }
     if let Some((name, tail)) = details.vertex.as_deref().and_then(|vertex| progress.step(vertex)) {
         fault.step = Some(name);
+        if fault.code == "step_failed" && tail.iter().any(|line| no_process(line)) {
+            fault = fault.hint("the steps of a builder may have no more processes; let the step start fewer, or raise `step_processes` of the daemon");
+        }
         fault.log_tail = tail;
     }
     fault
@@ -55,10 +59,10 @@ fn not_resolved(source: &str) -> Fault {
         .hint("write the name out where it is used, without variables whose value only the builder knows")
 }
 
-fn classify(code: Code, message: &str, details: &Details) -> Fault {
+fn classify(code: Code, message: &str, details: &Details, out_of_memory: bool) -> Fault {
     let has = |text: &str| message.contains(text);
     if let Some(exit) = details.exit_code {
-        return step_failed(exit, message);
+        return step_failed(exit, message, out_of_memory);
     }
     if let Some(fault) = context_file(message) {
         return fault;
@@ -135,16 +139,26 @@ fn context_file(message: &str) -> Option<Fault> {
     })
 }
 
-fn step_failed(exit: u32, message: &str) -> Fault {
-    // BuildKit reads the kernel's count of OOM kills of the step's control group.
-    let mut fault = if message.contains("cannot allocate memory") || message.contains("out of memory") {
+/// What shells and libraries say when no further process can be started.
+fn no_process(line: &str) -> bool {
+    line.contains("fork") && line.contains("Resource temporarily unavailable")
+}
+
+fn step_failed(exit: u32, message: &str, out_of_memory: bool) -> Fault {
+    // BuildKit reads the kernel's count of OOM kills of the step's control group, where the kernel keeps one. The count of
+    // the builder is for all of its steps: those that were killed are the ones.
+    let told = message.contains("cannot allocate memory") || message.contains("out of memory");
+    let mut fault = if told || (out_of_memory && exit == 137) {
         Fault::new(Stage::Solve, "out_of_memory", message)
-            .hint("give the builder more memory, or let the step use less")
+            .hint("give the steps of builders more memory (`step_memory_bytes` of the daemon), or let the step use less")
     } else {
         let next = match exit {
             126 => "the program of this step cannot be executed",
             127 => "a program of this step was not found in its image",
             137 => "the step was killed; if memory ran out, let it use less",
+            _ if out_of_memory => {
+                "processes of this builder's steps were killed because memory ran out; see the last lines of the step's log"
+            }
             _ => "see the last lines of the step's log",
         };
         Fault::new(Stage::Solve, "step_failed", message).hint(next)

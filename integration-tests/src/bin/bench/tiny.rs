@@ -2,10 +2,14 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
+use integration_tests::daemon::{Daemon, Options};
+use integration_tests::process;
 use integration_tests::sources::Tree;
+use integration_tests::wait::seconds;
 
-use super::figures::Figure;
+use super::figures::{Figure, ROUNDS};
 use super::side::Bench;
 use super::turns::in_turns;
 
@@ -54,5 +58,24 @@ pub fn chapter(bench: &Bench) -> Vec<Figure> {
             "buildctl",
             None,
         ),
+        Figure::shown(
+            "first build of a fresh trust domain, with the start of its builder",
+            &fresh_domains(&tree),
+        ),
     ]
+}
+
+/// Each build is by another caller, whose builder has never run.
+fn fresh_domains(tree: &dyn Fn(&str) -> Tree) -> Vec<Duration> {
+    let daemon = Daemon::start(Options::room("bench-domains").config("[builder]\nidle_seconds = 1\n"));
+    daemon.put("tiny", &tree(daemon.base_image()));
+    let build = |round: usize| {
+        let token = daemon.mint(&["--name", &format!("caller-{round}"), "--scope", "agentDefault"]);
+        let mut command = daemon.client();
+        command.env("HEARTH_TOKEN", token).args(daemon.build_arguments("tiny:1", "tiny:/context:ro", &[]));
+        let begun = Instant::now();
+        process::run(&mut command, seconds(60)).expect_code(0);
+        begun.elapsed()
+    };
+    (0..ROUNDS).map(build).collect()
 }

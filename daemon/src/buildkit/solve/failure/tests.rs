@@ -19,7 +19,7 @@ fn status(code: Code, message: &str, details: &[(&str, String)]) -> Status {
 }
 
 fn decoded(status: &Status) -> Fault {
-    fault(status, &Progress::new("Dockerfile"))
+    fault(status, &Progress::new("Dockerfile"), false)
 }
 
 #[test]
@@ -46,6 +46,18 @@ fn an_end_for_lack_of_memory_has_its_own_code() {
     let fault =
         decoded(&status(Code::Unknown, "process \"x\": exit code: 137: cannot allocate memory", &details));
     assert_eq!((fault.code.as_str(), fault.exit_code), ("out_of_memory", Some(137)));
+    // A kernel that does not count for the step counts for the builder.
+    let killed = status(Code::Unknown, "process \"x\": exit code: 137", &details);
+    assert_eq!(decoded(&killed).code, "step_failed");
+    assert_eq!(fault_of_builder(&killed).code, "out_of_memory");
+    let failed = [("gatewayapi.ExitMessage", r#"{"Code":2}"#.to_owned())];
+    let fault = fault_of_builder(&status(Code::Unknown, "process \"make\": exit code: 2", &failed));
+    assert_eq!(fault.code, "step_failed");
+    assert!(fault.hint.unwrap().contains("memory ran out"));
+}
+
+fn fault_of_builder(status: &Status) -> Fault {
+    fault(status, &Progress::new("Dockerfile"), true)
 }
 
 #[test]

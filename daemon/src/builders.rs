@@ -1,0 +1,143 @@
+//! Builders: one for each trust domain, so that nothing of a build reaches another domain.
+//!
+//! ```text
+//! build::port::Solver::solve(domain, ...)
+//!    |-- own builders:   policy.rs decides, own.rs does it: a supervised buildkitd for each domain in use,
+//!    |                   the caches of the others on disk (directory.rs)
+//!    '-- external ones:  external.rs: each domain has one of the configured addresses
+//! ```
+//!
+//! A builder holds everything that builds leave behind: cached steps and their output, cache mounts, contexts, logs in
+//! memory. What is shared between domains on purpose is what comes out of the room's registry, where each image is
+//! checked against the rights of whoever names it.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::build::port::{SolveError, SolveOutcome, SolveRequest, Solver};
+use crate::buildkit::{Address, BuildKit, Status};
+use crate::model::build::EventKind;
+use crate::model::builder::BuilderStatus;
+
+mod directory;
+mod external;
+mod own;
+mod policy;
+
+pub use own::Options;
+pub use policy::Limits;
+
+/// A build that waits longer for its builder is told so.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long one attempt of a build waits for its builder to answer; whoever asks tries again.
+const READY_LIMIT: Duration = Duration::from_secs(2);
+
+/// The builders of a room. Cheap to clone.
+#[derive(Clone)]
+pub struct Builders(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    Own(own::Handle),
+    External(external::ExternalBuilders),
+}
+
+impl Builders {
+    /// Builders that this daemon runs itself. The one that was used last is started at once.
+    pub async fn start(options: Options) -> std::io::Result<Self> {
+        Ok(Self(Kind::Own(own::start(options).await?)))
+    }
+
+    /// Builders of somebody else's; at least one. Those whose steps have the network of their machine are refused,
+    /// unless that is allowed.
+    pub fn connect(addresses: Vec<Address>, allow_host_network: bool) -> Self {
+        Self(Kind::External(external::ExternalBuilders::connect(addresses, allow_host_network)))
+    }
+
+    /// Whether a build would be run now, for `/readyz`.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        match &self.0 {
+            Kind::Own(own) => own.status.clone(),
+            Kind::External(external) => external.status(),
+        }
+    }
+
+    /// How each builder stands.
+    pub fn list(&self) -> Vec<BuilderStatus> {
+        match &self.0 {
+            Kind::Own(own) => own.builders.borrow().clone(),
+            Kind::External(external) => external.list(),
+        }
+    }
+
+    /// Closes the sessions that are kept for later builds.
+    pub fn close_sessions(&self) {
+        match &self.0 {
+            Kind::Own(own) => own.close_sessions(),
+            Kind::External(external) => external.close_sessions(),
+        }
+    }
+
+    /// Ends the builders that are ours.
+    pub async fn end(&self) {
+        if let Kind::Own(own) = &self.0 {
+            own.end().await;
+        }
+    }
+}
+
+#[async_trait]
+impl Solver for Builders {
+    async fn solve(
+        &self,
+        request: SolveRequest,
+        events: mpsc::Sender<EventKind>,
+        cancel: CancellationToken,
+    ) -> Result<SolveOutcome, SolveError> {
+        match &self.0 {
+            Kind::External(external) => {
+                let kit = external.of(&request.domain);
+                ready(&kit, &cancel).await?;
+                kit.solve(request, events, cancel).await
+            }
+            Kind::Own(own) => {
+                let mut waiting = own.request(&request.domain);
+                let lease = tokio::select! {
+                    () = cancel.cancelled() => return Err(SolveError::Cancelled),
+                    lease = granted(&mut waiting, &events) => lease.map_err(SolveError::Unavailable)?,
+                };
+                ready(&lease.kit, &cancel).await?;
+                lease.kit.solve(request, events, cancel).await
+            }
+        }
+    }
+}
+
+async fn granted(waiting: &mut own::Request, events: &mpsc::Sender<EventKind>) -> Result<own::Lease, String> {
+    if let Ok(lease) = timeout(PATIENCE, waiting.granted()).await {
+        return lease;
+    }
+    let message =
+        "all builders are busy with builds of other trust domains; the build waits for one".to_owned();
+    // A receiver that is gone wants no events.
+    let _ = events.send(EventKind::Warning { message, url: None, dockerfile: None }).await;
+    waiting.granted().await
+}
+
+async fn ready(kit: &BuildKit, cancel: &CancellationToken) -> Result<(), SolveError> {
+    let mut status = kit.status();
+    let answers = tokio::select! {
+        () = cancel.cancelled() => return Err(SolveError::Cancelled),
+        answers = status.wait_for(|status| status.ready) => answers.is_ok(),
+        () = sleep(READY_LIMIT) => false,
+    };
+    if answers {
+        return Ok(());
+    }
+    let detail = status.borrow().detail.clone();
+    Err(SolveError::Unavailable(detail.unwrap_or_else(|| "BuildKit does not answer".to_owned())))
+}

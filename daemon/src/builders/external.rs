@@ -1,0 +1,138 @@
+//! Builders that somebody else runs, by address.
+//!
+//! Each domain has one address for as long as the addresses stay the same, and keeps most of them when one is added or
+//! taken away (the highest hash of domain and address wins). Domains that share an address share its cache, but for
+//! cache mounts: an operator who wants them apart gives each domain an address, or lets the daemon run the builders.
+
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
+
+use crate::buildkit::{Address, BuildKit, Options, Status};
+use crate::model::builder::{BuilderState, BuilderStatus};
+use crate::model::trust::TrustDomain;
+use crate::task;
+
+#[derive(Clone)]
+pub(super) struct ExternalBuilders {
+    builders: Arc<Vec<(String, BuildKit)>>,
+    status: watch::Receiver<Status>,
+}
+
+impl ExternalBuilders {
+    pub(super) fn connect(addresses: Vec<Address>, allow_host_network: bool) -> Self {
+        let connect = |address: Address| {
+            let options = Options {
+                address,
+                child: None,
+                executor: None,
+                network: None,
+                allow_host_network,
+                groups: None,
+                shared: true,
+            };
+            (options.address.to_string(), BuildKit::connect(options))
+        };
+        let builders: Arc<Vec<_>> = Arc::new(addresses.into_iter().map(connect).collect());
+        let (sender, status) = watch::channel(together(&builders));
+        let statuses: Vec<_> = builders.iter().map(|(_, kit)| kit.status()).collect();
+        let all = Arc::downgrade(&builders);
+        drop(task::spawn("external builders", async move {
+            let mut statuses = statuses;
+            while !statuses.is_empty() {
+                let changes = statuses.iter_mut().map(|status| Box::pin(status.changed()));
+                let (changed, place, _) = futures::future::select_all(changes).await;
+                if changed.is_err() {
+                    // Its watch has ended with the last of its users.
+                    drop(statuses.swap_remove(place));
+                }
+                let Some(builders) = all.upgrade() else { return };
+                sender.send_replace(together(&builders));
+            }
+        }));
+        Self { builders, status }
+    }
+
+    pub(super) fn status(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// The builder of a domain.
+    pub(super) fn of(&self, domain: &TrustDomain) -> BuildKit {
+        let place = place(domain, self.builders.iter().map(|(address, _)| address.as_str()));
+        self.builders[place].1.clone()
+    }
+
+    pub(super) fn list(&self) -> Vec<BuilderStatus> {
+        let one = |(address, kit): &(String, BuildKit)| {
+            let status = kit.status().borrow().clone();
+            let detail = if status.ready { status.version } else { status.detail };
+            BuilderStatus {
+                domain: None,
+                address: Some(address.clone()),
+                state: if status.ready { BuilderState::Ready } else { BuilderState::NotReady },
+                detail: detail.unwrap_or_default(),
+                disk: 0,
+                last_used: None,
+                builds: 0,
+            }
+        };
+        self.builders.iter().map(one).collect()
+    }
+
+    pub(super) fn close_sessions(&self) {
+        self.builders.iter().for_each(|(_, kit)| kit.close_sessions());
+    }
+}
+
+/// The address with the highest hash together with the domain.
+fn place<'a>(domain: &TrustDomain, addresses: impl Iterator<Item = &'a str>) -> usize {
+    let weight = |address: &str| Sha256::digest(format!("{domain}\n{address}"));
+    let best = addresses.enumerate().max_by_key(|(_, address)| weight(address));
+    best.map_or(0, |(place, _)| place)
+}
+
+/// Ready when one is. Builds of domains whose builder is away wait for it, and the others do not.
+fn together(builders: &[(String, BuildKit)]) -> Status {
+    let all: Vec<(&String, Status)> =
+        builders.iter().map(|(address, kit)| (address, kit.status().borrow().clone())).collect();
+    let down = |(address, status): &(&String, Status)| {
+        (!status.ready).then(|| format!("{address}: {}", status.detail.as_deref().unwrap_or("no answer")))
+    };
+    let down: Vec<String> = all.iter().filter_map(down).collect();
+    let ready = all.iter().find(|(_, status)| status.ready).and_then(|(_, status)| status.version.clone());
+    match (ready, all.as_slice()) {
+        (_, [(_, only)]) => only.clone(),
+        (Some(version), _) if down.is_empty() => Status { ready: true, version: Some(version), detail: None },
+        (Some(version), _) => Status {
+            ready: true,
+            version: Some(format!("{version}; not ready: {}", down.join("; "))),
+            detail: None,
+        },
+        (None, _) => Status { ready: false, version: None, detail: Some(down.join("; ")) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_domain_keeps_its_address_when_another_one_goes() {
+        let addresses = ["tcp://a:1", "tcp://b:1", "tcp://c:1"];
+        let mut used = std::collections::BTreeMap::new();
+        for number in 0..300 {
+            let domain = TrustDomain::of_caller(&format!("c{number}"));
+            let address = addresses[place(&domain, addresses.into_iter())];
+            *used.entry(address).or_insert(0) += 1;
+            let without =
+                |gone: &str| addresses.into_iter().filter(|address| *address != gone).collect::<Vec<_>>();
+            for gone in addresses.into_iter().filter(|gone| *gone != address) {
+                let left = without(gone);
+                assert_eq!(left[place(&domain, left.iter().copied())], address);
+            }
+        }
+        assert!(used.len() == 3 && used.values().all(|count| *count > 50), "{used:?}");
+    }
+}

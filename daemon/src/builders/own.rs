@@ -1,0 +1,578 @@
+//! The task that owns the builders of this daemon: what [`Policy`](super::policy) decides is done here.
+//!
+//! ```text
+//! Lease, drop of a Lease --.                      .--> start: directory, supervised buildkitd, connection
+//! status of a builder -----+--> Event --> Policy --+--> stop: sessions closed, measured, child ended
+//! ends of the actions -----'      ^               +--> prune, measure: over the builder's own API
+//!                                 |               '--> remove: directory renamed, then emptied
+//!                                 '--------------------------'
+//! ```
+//!
+//! The task never waits for an action: each one runs beside it and reports its end as an event. There is at most one event
+//! for each lease and each action that is under way, so the queue needs no bound of its own.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use super::directory::{self, Directories, Record};
+use super::policy::{Action, Limits, Phase, Policy, Ticket};
+use crate::buildkit::{BuildKit, Status, managed};
+use crate::model::builder::{BuilderState, BuilderStatus};
+use crate::model::trust::TrustDomain;
+use crate::network::steps::StepNetwork;
+use crate::{supervise, task};
+
+/// From the end of a build until its builder's cache is measured; builds that end in between are one.
+const MEASURE_AFTER: Duration = Duration::from_secs(2);
+/// For the last measurement of a builder that is stopped.
+const LAST_MEASURE: Duration = Duration::from_secs(2);
+/// Between two looks at what is idle.
+const LONGEST_TICK: Duration = Duration::from_secs(15);
+const SHORTEST_TICK: Duration = Duration::from_millis(100);
+/// Before a builder that could not be started is tried again.
+const START_PAUSE: Duration = Duration::from_secs(1);
+
+#[derive(Clone)]
+pub struct Options {
+    pub state_dir: PathBuf,
+    pub limits: Limits,
+    /// Options of each builder, but for its directory, its control group and the network of its steps.
+    pub builder: managed::Options,
+    /// The network of the steps of all builders; where there is none, the builder's options say why.
+    pub network: Option<StepNetwork>,
+}
+
+/// A builder that a build uses; dropping it gives the builder back.
+pub(super) struct Lease {
+    pub(super) kit: BuildKit,
+    domain: TrustDomain,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // A task that has ended needs no word.
+        let _ = self.events.send(Event::Released(self.domain.clone()));
+    }
+}
+
+type Answer = oneshot::Sender<Result<Lease, String>>;
+
+/// A builder's connection and process.
+type Running = (BuildKit, supervise::Handle);
+
+enum Event {
+    Requested(Ticket, TrustDomain, Answer),
+    Withdrawn(Ticket),
+    Released(TrustDomain),
+    Started(TrustDomain, Box<Result<Running, String>>),
+    /// The pause after a failed start is over.
+    Rested(TrustDomain),
+    Stopped(TrustDomain, Option<u64>),
+    Removed(TrustDomain),
+    Measured {
+        domain: TrustDomain,
+        disk: Option<u64>,
+        pruned: bool,
+    },
+    StatusChanged,
+    CloseSessions,
+    End(oneshot::Sender<()>),
+}
+
+/// Asks the owner; cheap to clone.
+#[derive(Clone)]
+pub(super) struct Handle {
+    events: mpsc::UnboundedSender<Event>,
+    pub(super) status: watch::Receiver<Status>,
+    pub(super) builders: watch::Receiver<Vec<BuilderStatus>>,
+    tickets: std::sync::Arc<std::sync::atomic::AtomicU64>,
+}
+
+/// A request that waits; dropping it withdraws it.
+pub(super) struct Request {
+    ticket: Ticket,
+    answer: oneshot::Receiver<Result<Lease, String>>,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+impl Request {
+    pub(super) async fn granted(&mut self) -> Result<Lease, String> {
+        (&mut self.answer).await.unwrap_or_else(|_| Err("the daemon is ending".to_owned()))
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        let _ = self.events.send(Event::Withdrawn(self.ticket));
+    }
+}
+
+impl Handle {
+    pub(super) fn request(&self, domain: &TrustDomain) -> Request {
+        let ticket = Ticket(self.tickets.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+        let (sender, answer) = oneshot::channel();
+        // Where the task has ended, the dropped sender is the answer.
+        let _ = self.events.send(Event::Requested(ticket, domain.clone(), sender));
+        Request { ticket, answer, events: self.events.clone() }
+    }
+
+    pub(super) fn close_sessions(&self) {
+        let _ = self.events.send(Event::CloseSessions);
+    }
+
+    /// Ends every builder.
+    pub(super) async fn end(&self) {
+        let (sender, ended) = oneshot::channel();
+        if self.events.send(Event::End(sender)).is_ok() {
+            let _ = ended.await;
+        }
+    }
+}
+
+/// What there is of a builder besides its standing with the policy.
+#[derive(Default)]
+struct Slot {
+    running: Option<Running>,
+    /// Granted before it was started.
+    promised: Vec<Answer>,
+    stop_wanted: bool,
+    stopping: bool,
+    measuring: bool,
+    /// Why it could not be started.
+    failure: Option<String>,
+}
+
+struct Owner {
+    options: Options,
+    directories: Directories,
+    policy: Policy,
+    slots: BTreeMap<TrustDomain, Slot>,
+    answers: HashMap<Ticket, Answer>,
+    events: mpsc::UnboundedSender<Event>,
+    status: watch::Sender<Status>,
+    builders: watch::Sender<Vec<BuilderStatus>>,
+    ending: Option<oneshot::Sender<()>>,
+}
+
+/// Takes back what earlier runs of the daemon left, and starts the builder that was used last.
+pub(super) async fn start(options: Options) -> std::io::Result<Handle> {
+    let (state, template) = (options.state_dir.clone(), options.builder.clone());
+    let opened = task::blocking("builders", move || {
+        let (mut directories, records) = Directories::open(&state)?;
+        for record in records.iter().filter(|record| record.running) {
+            options_in(directories.of(&record.domain), &template).sweep();
+        }
+        let strays = directories.strays()?;
+        Ok::<_, std::io::Error>((directories, records, strays))
+    });
+    let (directories, records, strays) = opened.await.map_err(std::io::Error::other)??;
+    for stray in strays {
+        let removal = task::blocking("stray builder", move || {
+            directory::remove(&stray).inspect_err(|error| cannot_remove(&stray, error))
+        });
+        drop(task::spawn("stray builder", removal));
+    }
+    let mut policy = Policy::new(options.limits);
+    if records.is_empty() {
+        policy.restore(TrustDomain::local(), Timestamp::now(), 0);
+    }
+    for record in records {
+        policy.restore(record.domain, record.last_used, record.disk);
+    }
+    let (events, queue) = mpsc::unbounded_channel();
+    let starting = Status { detail: Some("buildkitd is starting".to_owned()), ..Status::default() };
+    let (status, status_seen) = watch::channel(starting);
+    let (builders, builders_seen) = watch::channel(Vec::new());
+    describe_metrics();
+    let owner = Owner {
+        options,
+        directories,
+        policy,
+        slots: BTreeMap::new(),
+        answers: HashMap::new(),
+        events: events.clone(),
+        status,
+        builders,
+        ending: None,
+    };
+    drop(task::spawn("builders", owner.run(queue)));
+    Ok(Handle { events, status: status_seen, builders: builders_seen, tickets: std::sync::Arc::default() })
+}
+
+impl Owner {
+    async fn run(mut self, mut queue: mpsc::UnboundedReceiver<Event>) {
+        let mut tick = interval((self.options.limits.idle / 4).clamp(SHORTEST_TICK, LONGEST_TICK));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                event = queue.recv() => match event {
+                    Some(event) => self.take(event),
+                    None => return,
+                },
+                _ = tick.tick() => {}
+            }
+            while let Some(action) = self.policy.next(Timestamp::now()) {
+                self.act(action);
+            }
+            self.publish();
+            if self.ending.is_some() && self.slots.is_empty() {
+                // Dropping what is left answers who waits.
+                self.ending.take().map(|ended| ended.send(()));
+                return;
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        let now = Timestamp::now();
+        match event {
+            Event::Requested(ticket, domain, answer) => {
+                if self.ending.is_none() {
+                    self.answers.insert(ticket, answer);
+                    self.policy.request(ticket, domain);
+                }
+            }
+            Event::Withdrawn(ticket) => {
+                self.policy.withdraw(ticket);
+                self.answers.remove(&ticket);
+            }
+            Event::Released(domain) => {
+                self.policy.release(&domain, now);
+                self.measure_later(&domain);
+            }
+            Event::Started(domain, started) => self.started(domain, *started),
+            Event::Rested(domain) => {
+                self.slots.remove(&domain);
+                self.policy.stopped(&domain);
+            }
+            Event::Stopped(domain, disk) => {
+                self.slots.remove(&domain);
+                self.policy.stopped(&domain);
+                if let Some(disk) = disk {
+                    self.policy.measured(&domain, disk, false);
+                }
+                self.store(&domain, false);
+            }
+            Event::Removed(domain) => self.policy.removed(&domain),
+            Event::Measured { domain, disk, pruned } => {
+                if let Some(slot) = self.slots.get_mut(&domain) {
+                    slot.measuring &= pruned;
+                    let known =
+                        self.policy.standings().find(|(of, _)| **of == domain).map_or(0, |(_, s)| s.disk);
+                    self.policy.measured(&domain, disk.unwrap_or(known), pruned);
+                    self.store(&domain, true);
+                }
+            }
+            Event::StatusChanged => {}
+            Event::CloseSessions => {
+                for (kit, _) in self.slots.values().filter_map(|slot| slot.running.as_ref()) {
+                    kit.close_sessions();
+                }
+            }
+            Event::End(ended) => {
+                self.ending = Some(ended);
+                self.policy.drain();
+                self.answers.clear();
+                let all: Vec<_> = self.slots.keys().cloned().collect();
+                all.iter().for_each(|domain| self.stop(domain));
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Start(domain) => self.start(domain),
+            Action::Grant(ticket, domain) => {
+                let Some(answer) = self.answers.remove(&ticket) else {
+                    return self.policy.release(&domain, Timestamp::now());
+                };
+                let slot = self.slots.entry(domain.clone()).or_default();
+                match &slot.running {
+                    None if slot.failure.is_some() => {
+                        let _ = answer.send(Err(slot.failure.clone().unwrap_or_default()));
+                    }
+                    Some((kit, _)) => {
+                        let lease = Lease { kit: kit.clone(), domain, events: self.events.clone() };
+                        // A lease that nobody takes any more is dropped, and so given back.
+                        let _ = answer.send(Ok(lease));
+                    }
+                    None => slot.promised.push(answer),
+                }
+            }
+            Action::Stop(domain) => self.stop(&domain),
+            Action::Prune { domain, keep } => self.prune(domain, keep),
+            Action::Remove(domain) => self.remove(domain),
+        }
+    }
+
+    fn start(&mut self, domain: TrustDomain) {
+        let directory = self.directories.of(&domain);
+        let slot = self.slots.entry(domain.clone()).or_default();
+        *slot = Slot { promised: std::mem::take(&mut slot.promised), ..Slot::default() };
+        let record = self.record(&domain, true);
+        tracing::info!(%domain, directory = %directory.display(), "starting a builder");
+        let options = options_in(directory, &self.options.builder);
+        metrics::counter!("hearth_builders_started_total").increment(1);
+        let events = self.events.clone();
+        let span = tracing::info_span!("builder", builder.domain = %domain);
+        let network = self.options.network.clone();
+        let start = move || span.in_scope(|| start_one(options, network.as_ref(), &record));
+        let started = task::blocking("start builder", start);
+        drop(task::spawn("start builder", async move {
+            let started = started.await.unwrap_or_else(|error| Err(error.to_string()));
+            if let Ok((kit, _)) = &started {
+                follow(kit, events.clone());
+            }
+            let _ = events.send(Event::Started(domain, Box::new(started)));
+        }));
+    }
+
+    fn started(&mut self, domain: TrustDomain, started: Result<Running, String>) {
+        let slot = self.slots.entry(domain.clone()).or_default();
+        let promised = std::mem::take(&mut slot.promised);
+        match started {
+            Ok((kit, child)) => {
+                for answer in promised {
+                    let lease =
+                        Lease { kit: kit.clone(), domain: domain.clone(), events: self.events.clone() };
+                    let _ = answer.send(Ok(lease));
+                }
+                slot.running = Some((kit, child));
+                if std::mem::take(&mut slot.stop_wanted) {
+                    self.stop(&domain);
+                }
+            }
+            Err(reason) => {
+                tracing::error!(%domain, reason, "a builder cannot be started");
+                let waiting = self.policy.withdraw_all(&domain);
+                let waiting = waiting.into_iter().filter_map(|ticket| self.answers.remove(&ticket));
+                for answer in promised.into_iter().chain(waiting) {
+                    let _ = answer.send(Err(reason.clone()));
+                }
+                slot.failure = Some(reason);
+                let events = self.events.clone();
+                let pause = if self.ending.is_some() { Duration::ZERO } else { START_PAUSE };
+                drop(task::spawn("builder rests", async move {
+                    sleep(pause).await;
+                    let _ = events.send(Event::Rested(domain));
+                }));
+            }
+        }
+    }
+
+    fn stop(&mut self, domain: &TrustDomain) {
+        let Some(slot) = self.slots.get_mut(domain) else { return };
+        let Some((kit, child)) = slot.running.take() else {
+            slot.stop_wanted = !slot.stopping;
+            return;
+        };
+        slot.stopping = true;
+        tracing::info!(%domain, "stopping a builder");
+        let (events, domain) = (self.events.clone(), domain.clone());
+        drop(task::spawn("stop builder", async move {
+            // BuildKit waits for open sessions before it ends.
+            kit.close_sessions();
+            let disk = timeout(LAST_MEASURE, kit.disk_usage()).await.ok().and_then(Result::ok);
+            drop(kit);
+            child.stop().await;
+            let _ = events.send(Event::Stopped(domain, disk));
+        }));
+    }
+
+    fn measure_later(&mut self, domain: &TrustDomain) {
+        let Some(slot) = self.slots.get_mut(domain) else { return };
+        let Some((kit, _)) = slot.running.as_ref().filter(|_| !slot.measuring) else { return };
+        slot.measuring = true;
+        let (kit, events, domain) = (kit.clone(), self.events.clone(), domain.clone());
+        drop(task::spawn("measure builder", async move {
+            sleep(MEASURE_AFTER).await;
+            let disk =
+                kit.disk_usage().await.inspect_err(|error| tracing::warn!(%domain, %error, "not measured"));
+            let _ = events.send(Event::Measured { domain, disk: disk.ok(), pruned: false });
+        }));
+    }
+
+    fn prune(&self, domain: TrustDomain, keep: u64) {
+        let running = self.slots.get(&domain).and_then(|slot| slot.running.as_ref());
+        let kit = running.map(|(kit, _)| kit.clone());
+        let events = self.events.clone();
+        drop(task::spawn("prune builder", async move {
+            let mut disk = None;
+            if let Some(kit) = kit {
+                tracing::info!(%domain, keep, "the builders' caches exceed their quota; freeing the least used");
+                if let Err(error) = kit.prune(keep).await {
+                    tracing::warn!(%domain, %error, "cache of a builder is not freed");
+                }
+                disk = kit.disk_usage().await.ok();
+            }
+            let _ = events.send(Event::Measured { domain, disk, pruned: true });
+        }));
+    }
+
+    fn remove(&mut self, domain: TrustDomain) {
+        tracing::info!(%domain, "the builders' caches exceed their bounds; removing the least used");
+        metrics::counter!("hearth_builders_removed_total").increment(1);
+        let directory = self.directories.forget(&domain).unwrap_or_else(|error| {
+            tracing::error!(%domain, %error, "the cache of a builder cannot be removed");
+            None
+        });
+        let events = self.events.clone();
+        drop(task::spawn("remove builder", async move {
+            if let Some(directory) = directory {
+                let removal = task::blocking("remove builder", move || {
+                    directory::remove(&directory).inspect_err(|error| cannot_remove(&directory, error))
+                });
+                drop(removal.await);
+            }
+            let _ = events.send(Event::Removed(domain));
+        }));
+    }
+
+    fn record(&self, domain: &TrustDomain, running: bool) -> Record {
+        let standing = self.policy.standings().find(|(of, _)| *of == domain).map(|(_, standing)| *standing);
+        Record {
+            domain: domain.clone(),
+            last_used: standing.map_or_else(Timestamp::now, |standing| standing.last_used),
+            disk: standing.map_or(0, |standing| standing.disk),
+            running,
+        }
+    }
+
+    /// The record is small, and a builder's directory is on a local disk.
+    fn store(&mut self, domain: &TrustDomain, running: bool) {
+        let record = self.record(domain, running);
+        let directory = self.directories.of(domain);
+        if let Err(error) = record.store(&directory) {
+            tracing::warn!(%domain, %error, "the record of a builder is not stored");
+        }
+    }
+
+    fn publish(&self) {
+        let all: Vec<BuilderStatus> = self
+            .policy
+            .standings()
+            .map(|(domain, standing)| {
+                let slot = self.slots.get(domain);
+                let status =
+                    slot.and_then(|slot| slot.running.as_ref()).map(|(kit, _)| kit.status().borrow().clone());
+                let state = match (&status, standing.phase) {
+                    (Some(status), _) if status.ready => BuilderState::Ready,
+                    (_, Phase::Stopped | Phase::Removing) => BuilderState::Stopped,
+                    _ => BuilderState::NotReady,
+                };
+                let detail = match (status, slot) {
+                    (Some(status), _) => {
+                        if status.ready {
+                            status.version
+                        } else {
+                            status.detail
+                        }
+                    }
+                    (None, Some(slot)) if slot.stopping => Some("buildkitd is stopping".to_owned()),
+                    (None, Some(slot)) => {
+                        Some(slot.failure.clone().unwrap_or_else(|| "buildkitd is starting".to_owned()))
+                    }
+                    (None, None) => None,
+                };
+                BuilderStatus {
+                    domain: Some(domain.clone()),
+                    address: None,
+                    state,
+                    detail: detail.unwrap_or_default(),
+                    disk: standing.disk,
+                    last_used: Some(standing.last_used),
+                    builds: standing.builds,
+                }
+            })
+            .collect();
+        count(&all, self.policy.waiting_count());
+        self.status.send_if_modified(|now| replace(now, together(&all)));
+        self.builders.send_if_modified(|now| replace(now, all));
+    }
+}
+
+fn replace<T: PartialEq>(now: &mut T, new: T) -> bool {
+    let changed = *now != new;
+    *now = new;
+    changed
+}
+
+/// Ready when a builder is: then builds are accepted. Otherwise what is wrong with the one that was used last.
+fn together(all: &[BuilderStatus]) -> Status {
+    let of = |state| all.iter().filter(move |one| one.state == state).max_by_key(|one| one.last_used);
+    if let Some(ready) = of(BuilderState::Ready) {
+        return Status { ready: true, version: Some(ready.detail.clone()), detail: None };
+    }
+    let detail = of(BuilderState::NotReady).map_or("no builder runs", |down| &down.detail);
+    Status { ready: false, version: None, detail: Some(detail.to_owned()) }
+}
+
+/// The options of the builder in a directory.
+fn options_in(directory: PathBuf, template: &managed::Options) -> managed::Options {
+    let mut options = template.clone();
+    let name = directory.file_name().unwrap_or_default().to_string_lossy();
+    options.bounds.group = options.bounds.group.map(|all| format!("{all}/{name}"));
+    options.dir = directory;
+    options
+}
+
+/// Blocking.
+fn start_one(
+    mut options: managed::Options,
+    network: Option<&StepNetwork>,
+    record: &Record,
+) -> Result<Running, String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    std::fs::create_dir_all(&options.dir).map_err(|error| text(&error))?;
+    record.store(&options.dir).map_err(|error| text(&error))?;
+    if let Some(network) = network {
+        options.network = network.builder(&options.dir).map_err(|error| text(&error));
+    }
+    let (child, mut connect) = options.plan().map_err(|error| text(&error))?;
+    let child = supervise::start(child).map_err(|error| text(&error))?;
+    connect.child = Some(child.status());
+    Ok((BuildKit::connect(connect), child))
+}
+
+/// Tells the owner whenever the status of a builder changes, as long as that is watched.
+fn follow(kit: &BuildKit, events: mpsc::UnboundedSender<Event>) {
+    let mut status = kit.status();
+    drop(task::spawn("follow builder", async move {
+        while status.changed().await.is_ok() && events.send(Event::StatusChanged).is_ok() {}
+    }));
+}
+
+fn cannot_remove(directory: &Path, error: &std::io::Error) {
+    tracing::error!(directory = %directory.display(), %error, "the cache of a builder is not removed; the next start tries again");
+}
+
+fn describe_metrics() {
+    metrics::describe_gauge!("hearth_builders", "Builders, by state.");
+    metrics::describe_gauge!("hearth_builders_disk_bytes", "Caches of all builders together.");
+    metrics::describe_gauge!(
+        "hearth_builders_waiting",
+        "Builds that wait for a builder of their trust domain."
+    );
+    metrics::describe_counter!("hearth_builders_started_total", "Starts of builders.");
+    metrics::describe_counter!(
+        "hearth_builders_removed_total",
+        "Caches that were removed to keep the bounds."
+    );
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge")]
+fn count(all: &[BuilderStatus], waiting: usize) {
+    for state in [BuilderState::Ready, BuilderState::NotReady, BuilderState::Stopped] {
+        let number = all.iter().filter(|one| one.state == state).count();
+        metrics::gauge!("hearth_builders", "state" => state.as_str()).set(number as f64);
+    }
+    let disk = all.iter().fold(0u64, |total, one| total.saturating_add(one.disk));
+    metrics::gauge!("hearth_builders_disk_bytes").set(disk as f64);
+    metrics::gauge!("hearth_builders_waiting").set(waiting as f64);
+}

@@ -1,0 +1,362 @@
+//! Which trust domain has which builder, when one starts and stops, and whose cache goes first. A plain value: no locks,
+//! no I/O.
+//!
+//! ```text
+//!            Start                      no builds for a while, or
+//! Stopped -----------> Running -----------------------------------> Stopping --stopped--> Stopped
+//!    |                  |  ^        another domain needs the place
+//!    |            Prune |  | measured
+//!    |                  '--'
+//!    '--Remove--> Removing --removed--> (forgotten)
+//! ```
+//!
+//! - Requests are answered in the order in which they came. One passes another only where that delays nobody: its own
+//!   builder runs, and a place for each one before it is free or being freed.
+//! - The builder that was used last is never stopped for being idle, and started where none runs, so that the next build
+//!   does not wait.
+//! - When all caches together take more than their quota, the domain that was used least recently pays first, with all
+//!   of its cache if its builder is stopped; the one that was used last pays last, and is never forgotten.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::model::trust::TrustDomain;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Builders that run at once; at least one.
+    pub running: usize,
+    /// Domains whose cache is kept.
+    pub kept: usize,
+    /// Bytes that all caches together may take.
+    pub disk: u64,
+    /// A builder without builds is stopped after this.
+    pub idle: Duration,
+}
+
+/// A request for a builder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Stopped,
+    Running,
+    Stopping,
+    Removing,
+}
+
+/// What the policy knows of one domain's builder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub phase: Phase,
+    /// Builds that use it.
+    pub builds: usize,
+    pub last_used: Timestamp,
+    /// Bytes that its cache took when it was last measured.
+    pub disk: u64,
+    pruning: Pruning,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pruning {
+    No,
+    Runs,
+    /// It left this many bytes, which are in use.
+    Left(u64),
+}
+
+/// What is to be done. Each but `Grant` is reported back when it has been done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    Start(TrustDomain),
+    /// The builder of the domain runs, and the request uses it until it is released.
+    Grant(Ticket, TrustDomain),
+    Stop(TrustDomain),
+    /// Frees cache of a running builder until it takes no more than `keep` bytes.
+    Prune {
+        domain: TrustDomain,
+        keep: u64,
+    },
+    /// Forgets a stopped builder with all of its cache.
+    Remove(TrustDomain),
+}
+
+#[derive(Debug)]
+pub struct Policy {
+    limits: Limits,
+    builders: BTreeMap<TrustDomain, Standing>,
+    waiting: VecDeque<(Ticket, TrustDomain)>,
+    draining: bool,
+}
+
+impl Policy {
+    pub fn new(limits: Limits) -> Self {
+        let running = limits.running.max(1);
+        let limits = Limits { running, kept: limits.kept.max(running), ..limits };
+        Self { limits, builders: BTreeMap::new(), waiting: VecDeque::new(), draining: false }
+    }
+
+    /// A cache that an earlier run of the daemon left.
+    pub fn restore(&mut self, domain: TrustDomain, last_used: Timestamp, disk: u64) {
+        self.builders.insert(domain, Standing { last_used, disk, ..Standing::new(last_used) });
+    }
+
+    pub fn request(&mut self, ticket: Ticket, domain: TrustDomain) {
+        self.waiting.push_back((ticket, domain));
+    }
+
+    /// The request is not wanted any more; false when it does not wait.
+    pub fn withdraw(&mut self, ticket: Ticket) -> bool {
+        let before = self.waiting.len();
+        self.waiting.retain(|(waiting, _)| *waiting != ticket);
+        self.waiting.len() != before
+    }
+
+    /// Takes the requests for a domain whose builder cannot be started out of the queue.
+    pub fn withdraw_all(&mut self, domain: &TrustDomain) -> Vec<Ticket> {
+        let (gone, rest) = std::mem::take(&mut self.waiting).into_iter().partition(|(_, of)| of == domain);
+        self.waiting = rest;
+        let gone: VecDeque<_> = gone;
+        gone.into_iter().map(|(ticket, _)| ticket).collect()
+    }
+
+    /// A build that had the builder has ended.
+    pub fn release(&mut self, domain: &TrustDomain, now: Timestamp) {
+        if let Some(standing) = self.builders.get_mut(domain) {
+            standing.builds = standing.builds.saturating_sub(1);
+            standing.last_used = standing.last_used.max(now);
+            standing.pruning = match standing.pruning {
+                Pruning::Left(_) => Pruning::No,
+                other => other,
+            };
+        }
+    }
+
+    /// The cache of a running builder was measured, and pruned before that if that was asked for.
+    pub fn measured(&mut self, domain: &TrustDomain, disk: u64, pruned: bool) {
+        if let Some(standing) = self.builders.get_mut(domain) {
+            standing.disk = disk;
+            if pruned {
+                standing.pruning = Pruning::Left(disk);
+            }
+        }
+    }
+
+    pub fn stopped(&mut self, domain: &TrustDomain) {
+        if let Some(standing) = self.builders.get_mut(domain) {
+            *standing = Standing { phase: Phase::Stopped, builds: 0, pruning: Pruning::No, ..*standing };
+        }
+    }
+
+    pub fn removed(&mut self, domain: &TrustDomain) {
+        self.builders.remove(domain);
+    }
+
+    /// Nothing is started, granted or freed any more.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// The next thing to do now; to be asked again until there is none.
+    pub fn next(&mut self, now: Timestamp) -> Option<Action> {
+        if self.draining {
+            return None;
+        }
+        self.serve(now)
+            .or_else(|| self.keep_one())
+            .or_else(|| self.forget())
+            .or_else(|| self.free())
+            .or_else(|| self.stop_idle(now))
+    }
+
+    pub fn standings(&self) -> impl Iterator<Item = (&TrustDomain, &Standing)> {
+        self.builders.iter()
+    }
+
+    pub fn waiting_count(&self) -> usize {
+        self.waiting.len()
+    }
+
+    #[cfg(test)]
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The running builder that was used last.
+    pub fn newest_running(&self) -> Option<&TrustDomain> {
+        self.newest(Phase::Running)
+    }
+
+    fn newest(&self, phase: Phase) -> Option<&TrustDomain> {
+        let those = self.builders.iter().filter(|(_, standing)| standing.phase == phase);
+        those.max_by_key(|(_, standing)| standing.rank()).map(|(domain, _)| domain)
+    }
+
+    fn in_phase(&self, phase: Phase) -> usize {
+        self.builders.values().filter(|standing| standing.phase == phase).count()
+    }
+
+    fn serve(&mut self, now: Timestamp) -> Option<Action> {
+        let (running, stopping) = (self.in_phase(Phase::Running), self.in_phase(Phase::Stopping));
+        // Domains before the one that is looked at that have no builder yet.
+        let mut promised: BTreeSet<&TrustDomain> = BTreeSet::new();
+        let mut found = None;
+        for (place, (ticket, domain)) in self.waiting.iter().enumerate() {
+            match self.builders.get(domain).map(|standing| standing.phase) {
+                Some(Phase::Running) => {
+                    found = Some((Some(place), Action::Grant(*ticket, domain.clone())));
+                    break;
+                }
+                Some(Phase::Stopped) | None if running + stopping < self.limits.running => {
+                    found = Some((None, Action::Start(domain.clone())));
+                    break;
+                }
+                _ => {}
+            }
+            promised.insert(domain);
+            if promised.len() > self.limits.running - running {
+                // Not enough places are free or being freed: nobody passes this one.
+                found = self
+                    .least_used(|standing| standing.phase == Phase::Running && standing.builds == 0)
+                    .map(|victim| (None, Action::Stop(victim)));
+                break;
+            }
+        }
+        let (place, action) = found?;
+        if let Some(place) = place {
+            self.waiting.remove(place);
+        }
+        match &action {
+            Action::Start(domain) => {
+                let standing = self.builders.entry(domain.clone()).or_insert_with(|| Standing::new(now));
+                standing.phase = Phase::Running;
+            }
+            Action::Grant(_, domain) => {
+                if let Some(standing) = self.builders.get_mut(domain) {
+                    standing.builds += 1;
+                    standing.last_used = standing.last_used.max(now);
+                }
+            }
+            Action::Stop(domain) => self.set(domain, Phase::Stopping),
+            Action::Prune { .. } | Action::Remove(_) => {}
+        }
+        Some(action)
+    }
+
+    /// Keeps a builder running where there is any.
+    fn keep_one(&mut self) -> Option<Action> {
+        if self.in_phase(Phase::Running) + self.in_phase(Phase::Stopping) > 0 {
+            return None;
+        }
+        let newest = self.newest(Phase::Stopped)?.clone();
+        self.set(&newest, Phase::Running);
+        Some(Action::Start(newest))
+    }
+
+    /// Keeps the number of caches within its bound.
+    fn forget(&mut self) -> Option<Action> {
+        if self.builders.len() - self.in_phase(Phase::Removing) <= self.limits.kept {
+            return None;
+        }
+        let victim = self.least_used(|standing| standing.phase == Phase::Stopped)?;
+        if self.is_wanted(&victim) {
+            return None;
+        }
+        self.set(&victim, Phase::Removing);
+        Some(Action::Remove(victim))
+    }
+
+    /// Keeps the size of all caches together within its bound.
+    fn free(&mut self) -> Option<Action> {
+        let kept = |standing: &&Standing| standing.phase != Phase::Removing;
+        let total =
+            self.builders.values().filter(kept).map(|standing| standing.disk).fold(0, u64::saturating_add);
+        let excess = total.checked_sub(self.limits.disk).filter(|excess| *excess > 0)?;
+        // One at a time: what it frees is measured before another pays.
+        let frees =
+            |standing: &Standing| standing.phase == Phase::Removing || standing.pruning == Pruning::Runs;
+        if self.builders.values().any(frees) {
+            return None;
+        }
+        let newest = self.builders.iter().max_by_key(|(_, standing)| standing.rank()).map(|(d, _)| d.clone());
+        let mut by_use: Vec<(TrustDomain, Standing)> =
+            self.builders.iter().map(|(domain, standing)| (domain.clone(), *standing)).collect();
+        by_use.sort_by_key(|(_, standing)| standing.rank());
+        for (domain, standing) in by_use {
+            match standing.phase {
+                Phase::Stopped if Some(&domain) != newest.as_ref() && !self.is_wanted(&domain) => {
+                    self.set(&domain, Phase::Removing);
+                    return Some(Action::Remove(domain));
+                }
+                Phase::Running if standing.can_free() => {
+                    if let Some(standing) = self.builders.get_mut(&domain) {
+                        standing.pruning = Pruning::Runs;
+                    }
+                    return Some(Action::Prune { domain, keep: standing.disk.saturating_sub(excess) });
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
+    fn stop_idle(&mut self, now: Timestamp) -> Option<Action> {
+        let newest = self.newest_running()?.clone();
+        let idle = self.limits.idle;
+        let long = |standing: &Standing| {
+            now.duration_since(standing.last_used).unsigned_abs() >= idle && now >= standing.last_used
+        };
+        let victim = self.builders.iter().find(|(domain, standing)| {
+            **domain != newest
+                && standing.phase == Phase::Running
+                && standing.builds == 0
+                && standing.pruning != Pruning::Runs
+                && long(standing)
+        });
+        let victim = victim.map(|(domain, _)| domain.clone())?;
+        self.set(&victim, Phase::Stopping);
+        Some(Action::Stop(victim))
+    }
+
+    fn is_wanted(&self, domain: &TrustDomain) -> bool {
+        self.waiting.iter().any(|(_, waiting)| waiting == domain)
+    }
+
+    /// One that a later request wants goes last.
+    fn least_used(&self, is: impl Fn(&Standing) -> bool) -> Option<TrustDomain> {
+        let candidates = self.builders.iter().filter(|(_, standing)| is(standing));
+        let least = candidates.min_by_key(|(domain, standing)| (self.is_wanted(domain), standing.rank()));
+        least.map(|(domain, _)| domain.clone())
+    }
+
+    fn set(&mut self, domain: &TrustDomain, phase: Phase) {
+        if let Some(standing) = self.builders.get_mut(domain) {
+            standing.phase = phase;
+        }
+    }
+}
+
+impl Standing {
+    const fn new(last_used: Timestamp) -> Self {
+        Self { phase: Phase::Stopped, builds: 0, last_used, disk: 0, pruning: Pruning::No }
+    }
+
+    /// Builders with builds count as used now.
+    const fn rank(&self) -> (bool, Timestamp) {
+        (self.builds > 0, self.last_used)
+    }
+
+    const fn can_free(&self) -> bool {
+        match self.pruning {
+            Pruning::No => self.disk > 0,
+            Pruning::Runs => false,
+            Pruning::Left(left) => self.disk > left,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

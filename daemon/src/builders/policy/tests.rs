@@ -1,0 +1,245 @@
+use super::*;
+use proptest::prelude::*;
+
+const MB: u64 = 1 << 20;
+
+fn limits(running: usize, disk: u64) -> Limits {
+    Limits { running, kept: 10, disk, idle: Duration::from_secs(300) }
+}
+
+fn domain(name: &str) -> TrustDomain {
+    name.parse().unwrap()
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_000_000 + second).unwrap()
+}
+
+fn grant(ticket: u64, name: &str) -> Option<Action> {
+    Some(Action::Grant(Ticket(ticket), domain(name)))
+}
+
+/// A builder of each, started in this order.
+fn with_builders(limits: Limits, names: &[&str]) -> Policy {
+    let mut policy = Policy::new(limits);
+    for (second, name) in (0..).zip(names) {
+        let now = at(second);
+        policy.request(Ticket(1000), domain(name));
+        assert_eq!(policy.next(now), Some(Action::Start(domain(name))));
+        assert_eq!(policy.next(now), grant(1000, name));
+        policy.release(&domain(name), now);
+    }
+    policy
+}
+
+#[test]
+fn the_builder_used_last_stays_and_the_others_are_stopped_when_idle() {
+    let mut policy = with_builders(limits(4, u64::MAX), &["a", "b", "c"]);
+    assert_eq!(policy.next(at(299)), None);
+    assert_eq!(policy.next(at(300)), Some(Action::Stop(domain("a"))));
+    assert_eq!(policy.next(at(3000)), Some(Action::Stop(domain("b"))));
+    assert_eq!(policy.next(at(30_000)), None);
+    policy.stopped(&domain("a"));
+    policy.request(Ticket(1), domain("a"));
+    assert_eq!(policy.next(at(30_001)), Some(Action::Start(domain("a"))));
+    assert_eq!(policy.next(at(30_001)), grant(1, "a"));
+    // It has a build; the other one was used long before.
+    assert_eq!(policy.next(at(30_001)), Some(Action::Stop(domain("c"))));
+}
+
+#[test]
+fn a_new_domain_takes_the_place_of_an_idle_one_and_waits_for_a_busy_one() {
+    let mut policy = with_builders(limits(2, u64::MAX), &["a", "b"]);
+    policy.request(Ticket(1), domain("b"));
+    assert_eq!(policy.next(at(10)), grant(1, "b"));
+    policy.request(Ticket(2), domain("c"));
+    assert_eq!(policy.next(at(11)), Some(Action::Stop(domain("a"))));
+    // The place is being freed: whoever has a builder delays nobody.
+    policy.request(Ticket(3), domain("b"));
+    assert_eq!(policy.next(at(11)), grant(3, "b"));
+    policy.stopped(&domain("a"));
+    assert_eq!(policy.next(at(12)), Some(Action::Start(domain("c"))));
+    assert_eq!(policy.next(at(12)), grant(2, "c"));
+    // Both are busy now: the next domain waits, and nobody passes it.
+    policy.request(Ticket(4), domain("d"));
+    policy.request(Ticket(5), domain("b"));
+    assert_eq!(policy.next(at(13)), None);
+    policy.release(&domain("b"), at(14));
+    assert_eq!(policy.next(at(14)), None, "one build of `b` still runs");
+    policy.release(&domain("b"), at(15));
+    // `b` is wanted too, but later.
+    policy.release(&domain("c"), at(15));
+    assert_eq!(policy.next(at(15)), Some(Action::Stop(domain("c"))));
+    assert_eq!(policy.next(at(15)), grant(5, "b"));
+}
+
+#[test]
+fn the_least_used_cache_pays_first_and_the_newest_last() {
+    let mut policy = with_builders(limits(4, 100 * MB), &["a", "b", "c"]);
+    policy.restore(domain("old"), at(-10), 40 * MB);
+    for (name, disk) in [("a", 30), ("b", 30), ("c", 60)] {
+        policy.measured(&domain(name), disk * MB, false);
+    }
+    assert_eq!(policy.next(at(5)), Some(Action::Remove(domain("old"))));
+    assert_eq!(policy.next(at(5)), None, "what that frees is looked at first");
+    policy.removed(&domain("old"));
+    assert_eq!(policy.next(at(5)), Some(Action::Prune { domain: domain("a"), keep: 10 * MB }));
+    // What is left of it is in use.
+    policy.measured(&domain("a"), 25 * MB, true);
+    assert_eq!(policy.next(at(5)), Some(Action::Prune { domain: domain("b"), keep: 15 * MB }));
+    policy.measured(&domain("b"), 0, true);
+    assert_eq!(policy.next(at(5)), None);
+    policy.measured(&domain("c"), 80 * MB, false);
+    assert_eq!(policy.next(at(5)), Some(Action::Prune { domain: domain("c"), keep: 75 * MB }));
+}
+
+#[test]
+fn the_number_of_caches_is_bounded() {
+    let mut policy = with_builders(Limits { kept: 2, ..limits(2, u64::MAX) }, &["a", "b"]);
+    policy.request(Ticket(1), domain("c"));
+    assert_eq!(policy.next(at(9)), Some(Action::Stop(domain("a"))));
+    policy.stopped(&domain("a"));
+    assert_eq!(policy.next(at(9)), Some(Action::Start(domain("c"))));
+    assert_eq!(policy.next(at(9)), grant(1, "c"));
+    assert_eq!(policy.next(at(9)), Some(Action::Remove(domain("a"))));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Request(u8),
+    Release(usize),
+    Withdraw(usize),
+    Measure(u8, u64),
+    /// Reports the oldest action that has not been.
+    Report,
+    Pass(i64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (0u8..6).prop_map(Step::Request),
+        3 => any::<usize>().prop_map(Step::Release),
+        1 => any::<usize>().prop_map(Step::Withdraw),
+        2 => (0u8..6, 0u64..80).prop_map(|(of, disk)| Step::Measure(of, disk)),
+        3 => Just(Step::Report),
+        2 => (0i64..400).prop_map(Step::Pass),
+    ];
+    proptest::collection::vec(step, 0..150)
+}
+
+/// What happens around the policy, and what must hold of each action.
+#[derive(Default)]
+struct World {
+    now: i64,
+    tickets: u64,
+    waiting: Vec<(Ticket, TrustDomain)>,
+    granted: Vec<TrustDomain>,
+    unreported: VecDeque<Action>,
+}
+
+impl World {
+    fn take(&mut self, policy: &mut Policy) -> Result<bool, TestCaseError> {
+        let before: BTreeMap<TrustDomain, Standing> =
+            policy.standings().map(|(domain, standing)| (domain.clone(), *standing)).collect();
+        let running = before.values().filter(|standing| standing.phase == Phase::Running).count();
+        let Some(action) = policy.next(at(self.now)) else { return Ok(false) };
+        match &action {
+            Action::Start(domain) => {
+                prop_assert!(before.get(domain).is_none_or(|standing| standing.phase == Phase::Stopped));
+            }
+            Action::Grant(ticket, domain) => {
+                prop_assert_eq!(before[domain].phase, Phase::Running);
+                let place = self.waiting.iter().position(|(waiting, _)| waiting == ticket).unwrap();
+                let passed: BTreeSet<_> = self.waiting[..place].iter().map(|(_, domain)| domain).collect();
+                prop_assert!(passed.len() <= policy.limits().running - running, "{ticket:?} passed others");
+                self.waiting.remove(place);
+                self.granted.push(domain.clone());
+            }
+            Action::Stop(domain) => {
+                prop_assert_eq!((before[domain].phase, before[domain].builds), (Phase::Running, 0));
+            }
+            Action::Prune { domain, keep } => {
+                prop_assert_eq!(before[domain].phase, Phase::Running);
+                prop_assert!(*keep < before[domain].disk);
+            }
+            Action::Remove(domain) => {
+                prop_assert_eq!(before[domain].phase, Phase::Stopped);
+                prop_assert!(self.waiting.iter().all(|(_, waiting)| waiting != domain));
+                let older = before.iter().filter(|(other, standing)| {
+                    standing.phase == Phase::Stopped
+                        && standing.last_used < before[domain].last_used
+                        && self.waiting.iter().all(|(_, waiting)| waiting != *other)
+                });
+                prop_assert_eq!(older.count(), 0, "{} is not the least used", domain);
+            }
+        }
+        if !matches!(action, Action::Grant(..) | Action::Start(_)) {
+            self.unreported.push_back(action);
+        }
+        let places =
+            policy.standings().filter(|(_, s)| matches!(s.phase, Phase::Running | Phase::Stopping)).count();
+        prop_assert!(places <= policy.limits().running);
+        Ok(true)
+    }
+
+    fn report(&mut self, policy: &mut Policy) {
+        match self.unreported.pop_front() {
+            Some(Action::Stop(domain)) => policy.stopped(&domain),
+            Some(Action::Remove(domain)) => policy.removed(&domain),
+            Some(Action::Prune { domain, keep }) => policy.measured(&domain, keep, true),
+            _ => {}
+        }
+    }
+
+    fn release(&mut self, policy: &mut Policy, place: usize) {
+        if !self.granted.is_empty() {
+            let domain = self.granted.remove(place % self.granted.len());
+            policy.release(&domain, at(self.now));
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_request_is_answered_within_the_bounds(
+        steps in steps(), running in 1usize..4, kept in 1usize..6, disk in 0u64..200,
+    ) {
+        let mut policy = Policy::new(Limits { kept, ..limits(running, disk) });
+        let mut world = World::default();
+        for step in steps {
+            match step {
+                Step::Request(n) => {
+                    world.tickets += 1;
+                    let (ticket, domain) = (Ticket(world.tickets), domain(&format!("d{n}")));
+                    world.waiting.push((ticket, domain.clone()));
+                    policy.request(ticket, domain);
+                }
+                Step::Release(place) => world.release(&mut policy, place),
+                Step::Withdraw(n) => if !world.waiting.is_empty() {
+                    let (ticket, _) = world.waiting.remove(n % world.waiting.len());
+                    prop_assert!(policy.withdraw(ticket) && !policy.withdraw(ticket));
+                },
+                Step::Measure(n, disk) => policy.measured(&domain(&format!("d{n}")), disk, false),
+                Step::Report => world.report(&mut policy),
+                Step::Pass(seconds) => world.now += seconds,
+            }
+            while world.take(&mut policy)? {}
+        }
+        // When builds end and actions are done, nobody waits for ever, and the bounds are met.
+        let mut rounds = 0;
+        while world.take(&mut policy)? || !world.unreported.is_empty() || !world.granted.is_empty() {
+            world.now += 1;
+            world.report(&mut policy);
+            world.release(&mut policy, 0);
+            rounds += 1;
+            prop_assert!(rounds < 10_000, "it does not come to rest");
+        }
+        prop_assert!(world.waiting.is_empty(), "{:?} wait for ever", world.waiting);
+        prop_assert!(policy.standings().count() <= policy.limits().kept);
+        let stands: Vec<_> = policy.standings().collect();
+        let total: u64 = stands.iter().map(|(_, standing)| standing.disk).sum();
+        let only_newest_is_left = stands.iter().filter(|(_, s)| s.phase == Phase::Stopped).count() <= 1;
+        prop_assert!(total <= disk || only_newest_is_left);
+        prop_assert!(stands.is_empty() || policy.newest_running().is_some());
+    }
+}
