@@ -188,8 +188,10 @@ fn an_idle_builder_is_stopped_and_its_cache_is_warm_when_it_starts_again() {
     bob.build_ok("y:1", "RUN true", &[]);
     wait::until(seconds(30), "idle builders are stopped", || daemon.buildkitds().len() == 1);
     assert!(buildkitd(&daemon, "caller:bob").is_some(), "the one that was used last runs on");
-    let stopped = builder(&daemon, "caller:ann").expect("its cache is known");
-    assert!(stopped["state"] == "stopped" && stopped["disk_bytes"].as_u64() > Some(0), "{stopped}");
+    wait::until(seconds(20), "it is told as stopped, with the size of its cache", || {
+        builder(&daemon, "caller:ann")
+            .is_some_and(|one| one["state"] == "stopped" && one["disk_bytes"].as_u64() > Some(0))
+    });
     assert_eq!(daemon.status_of("/readyz"), Some(200));
     assert_eq!(ann.build_ok("x:2", step, &[]), first, "the cache is warm");
     // The same after a restart of the daemon, which starts the builder that was used last.
