@@ -84,6 +84,7 @@ async fn an_instance_uses_storage_images_and_volumes_and_leaves_none_of_their_mo
         let (exit, lines) = fixture.script(spec, script).await;
         println!("{lines:#?}");
         mounts.close(&instance).await.unwrap();
+        mounts.end().await.unwrap();
         assert_eq!(exit.code, Some(0));
         let read = ["of the room", "of the room", "of the image", "of the image", "of the volume", "changed"];
         assert_eq!(lines[..6], read);
