@@ -1,5 +1,6 @@
 //! The commands of `hearth`, one file each: its arguments beside the function that runs it.
 
+mod audit;
 mod base;
 mod build;
 mod builds;
@@ -118,6 +119,7 @@ enum Command {
     /// Participant tokens
     #[command(subcommand)]
     Token(token::TokenCommand),
+    Audit(audit::AuditArgs),
     /// Is the room ready? Shows its daemon and the parts it needs
     Doctor,
     /// The daemon of the room: without a verb as `doctor`
@@ -212,6 +214,7 @@ async fn simple(command: Command, globals: &Globals) -> Result<(), Failure> {
         Command::Storage(command) => storage::run(command, globals).await,
         Command::Room(command) => room::run(command, globals).await,
         Command::Token(command) => token::run(command, globals).await,
+        Command::Audit(args) => audit::run(args, globals).await,
         Command::Doctor | Command::System { command: None } => system::run(globals).await,
         Command::System { command: Some(command) } => system::run_command(command, globals).await,
         Command::Completions(args) => completions::run(&args, &mut Arguments::command()),

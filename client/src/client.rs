@@ -3,7 +3,8 @@
 //! ```no_run
 //! # async fn example() -> Result<(), hearth::client::ClientError> {
 //! use hearth::client::{Address, Client, Target};
-//! let client = Client::connect(&Target { address: Address::local(), token: None }).await?;
+//! let target = Target { address: Address::local(), token: None, token_from_environment: false };
+//! let client = Client::connect(&target).await?;
 //! println!("this is room {}", client.info().await?.room);
 //! # Ok(())
 //! # }
@@ -44,8 +45,10 @@ use hearth_proto::v1::services_client::ServicesClient;
 use hearth_proto::v1::storage_client::StorageClient;
 use hearth_proto::v1::system_client::SystemClient;
 use hearth_proto::v1::{
-    Builder, GetDiskUsageRequest, GetDiskUsageResponse, GetInfoRequest, GetInfoResponse, ListBuildersRequest,
-    MintTokenRequest, MintTokenResponse,
+    AuditRecord, Builder, GetDiskUsageRequest, GetDiskUsageResponse, GetInfoRequest, GetInfoResponse,
+    ListAuditRecordsRequest, ListBuildersRequest, ListTokenRevocationsRequest, MintTokenRequest,
+    MintTokenResponse, RevokeTokensRequest, RotateTokenSecretRequest, RotateTokenSecretResponse,
+    TokenRevocation,
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -87,12 +90,19 @@ type Wire = InterceptedService<Channel, Bearer>;
 
 /// Puts the participant token on every call.
 #[derive(Clone, Debug)]
-pub struct Bearer(Option<MetadataValue<Ascii>>);
+pub struct Bearer {
+    token: Option<MetadataValue<Ascii>>,
+    /// Said to a daemon on this machine, which then goes by the peer's own right where the token is of no use.
+    from_environment: bool,
+}
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(value) = &self.0 {
+        if let Some(value) = &self.token {
             request.metadata_mut().insert("authorization", value.clone());
+        }
+        if self.from_environment {
+            request.metadata_mut().insert("hearth-token-from", MetadataValue::from_static("environment"));
         }
         Ok(request)
     }
@@ -101,15 +111,20 @@ impl Interceptor for Bearer {
 impl Client {
     /// Connects; an address where nobody answers is an error here, not at the first call.
     pub async fn connect(target: &Target) -> Result<Self, ClientError> {
+        let near = matches!(target.address, Address::Unix(_));
         let bearer = match &target.token {
-            Some(token) => {
-                let mut value: MetadataValue<Ascii> =
-                    format!("Bearer {}", token.reveal()).parse().map_err(|_| {
-                        ClientError::Token("has characters that no token has; look at its source")
-                    })?;
-                value.set_sensitive(true);
-                Some(value)
-            }
+            Some(token) => match format!("Bearer {}", token.reveal()).parse::<MetadataValue<Ascii>>() {
+                Ok(mut value) => {
+                    value.set_sensitive(true);
+                    Some(value)
+                }
+                // Of no use, and nobody gave it for this call.
+                Err(_) if near && target.token_from_environment => None,
+                Err(_) => {
+                    let reason = "has characters that no token has; look at its source";
+                    return Err(ClientError::Token(reason));
+                }
+            },
             None => None,
         };
         let address = target.address.to_string();
@@ -119,8 +134,9 @@ impl Client {
             .await
             .map_err(|_| unreachable(format!("no connection within {} s", CONNECT_LIMIT.as_secs())))?
             .map_err(|error| unreachable(error::reason(&error)))?;
-        let near = matches!(target.address, Address::Unix(_));
-        Ok(Self { channel: InterceptedService::new(connected, Bearer(bearer)), address, near })
+        let from_environment = near && bearer.is_some() && target.token_from_environment;
+        let bearer = Bearer { token: bearer, from_environment };
+        Ok(Self { channel: InterceptedService::new(connected, bearer), address, near })
     }
 
     /// The address as `hearth --addr` takes it.
@@ -150,6 +166,33 @@ impl Client {
             Err(status) if status.code() == tonic::Code::Unimplemented => Ok(Vec::new()),
             answer => Ok(self.answer(answer)?.builders),
         }
+    }
+
+    /// Replaces the room's secret.
+    pub async fn rotate_token_secret(
+        &self,
+        request: RotateTokenSecretRequest,
+    ) -> Result<RotateTokenSecretResponse, ClientError> {
+        self.answer(self.system().rotate_token_secret(limited(request)).await)
+    }
+
+    /// Refuses the tokens of a name that were made before now.
+    pub async fn revoke_tokens(&self, name: String) -> Result<TokenRevocation, ClientError> {
+        self.answer(self.system().revoke_tokens(limited(RevokeTokensRequest { name })).await)
+    }
+
+    /// Whose tokens were revoked.
+    pub async fn token_revocations(&self) -> Result<Vec<TokenRevocation>, ClientError> {
+        let listed = self.system().list_token_revocations(limited(ListTokenRevocationsRequest {})).await;
+        self.answer(listed).map(|listed| listed.revocations)
+    }
+
+    /// Who changed what, and who was denied what; oldest first.
+    pub async fn audit_records(
+        &self,
+        request: ListAuditRecordsRequest,
+    ) -> Result<Vec<AuditRecord>, ClientError> {
+        self.answer(self.system().list_audit_records(limited(request)).await).map(|listed| listed.records)
     }
 
     fn builds(&self) -> BuildsClient<Wire> {

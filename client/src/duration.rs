@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 /// No wait of this product is longer; it also keeps sums far from overflow.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
@@ -71,6 +73,16 @@ pub fn to_wire(duration: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+/// A moment: a time, or how long ago.
+pub fn parse_since(text: &str) -> Result<Timestamp, String> {
+    let wrong =
+        || format!("`{text}` is neither a time such as `2026-11-24T09:00:00Z` nor a length such as `10m`");
+    match parse(text) {
+        Ok(ago) => Timestamp::now().checked_sub(ago).map_err(|_| wrong()),
+        Err(_) => text.trim().parse().map_err(|_| wrong()),
     }
 }
 

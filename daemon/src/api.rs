@@ -2,6 +2,7 @@
 //!
 //! Every request passes [`auth`] first; every gRPC error leaves through [`error`].
 
+mod audit;
 pub mod auth;
 mod convert;
 pub mod error;

@@ -71,6 +71,7 @@ pub struct Config {
     pub images: Images,
     pub uploads: Uploads,
     pub services: Services,
+    pub audit: Audit,
     pub log: Log,
 }
 
@@ -95,6 +96,15 @@ pub struct Connections {
     pub receive_bytes: u64,
     /// An upload of which nothing comes is ended after this many seconds.
     pub stall_seconds: u64,
+}
+
+/// The trail of who changed what, and who was denied what.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Audit {
+    /// Bytes of records of changes; those of denials take a quarter of that more.
+    pub max_bytes: u64,
+    pub keep_days: u64,
 }
 
 /// Limits of builds.
@@ -335,6 +345,7 @@ impl Default for Config {
                 certificates: Vec::new(),
                 allow_capabilities: Vec::new(),
             },
+            audit: Audit { max_bytes: 64 << 20, keep_days: 90 },
             log: Log { format: LogFormat::Text, filter: "info".to_owned() },
         }
     }
@@ -371,6 +382,10 @@ impl Config {
             entries: max_entries,
             ..LayerLimits::default()
         }
+    }
+
+    pub const fn audit_keep(&self) -> Duration {
+        Duration::from_secs(self.audit.keep_days * 24 * 3600)
     }
 
     pub const fn default_timeout(&self) -> Duration {

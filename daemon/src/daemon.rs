@@ -27,6 +27,7 @@ use crate::api::http::Readiness;
 use crate::api::receive::ReceiveOptions;
 use crate::api::serve::Served;
 use crate::api::shares::{CallerShares, ShareLimits};
+use crate::audit::{AuditTrail, FileLimits};
 use crate::build::{self, RegistryAccess, RegistryCredential, RoomContexts};
 use crate::builders::{self, Builders};
 use crate::buildkit::{Address, managed};
@@ -74,6 +75,8 @@ const KEEP_BUILDS: Duration = Duration::from_secs(90 * 24 * 3600);
 const BUILD_TOKEN_TTL: Duration = Duration::from_secs(3600);
 /// Output of one step that BuildKit takes beyond the log quota of a build.
 const STEP_OUTPUT_OVER: u64 = 64 << 10;
+/// For the end of the audit trail to be written.
+const TRAIL_LIMIT: Duration = Duration::from_secs(3);
 const HOUSEKEEPING: Duration = Duration::from_secs(600);
 const EXPIRE: Duration = Duration::from_secs(5);
 
@@ -142,6 +145,9 @@ impl Daemon {
         let Self { config, metrics, mut listeners, tls, storage, store, blobs, disk, access, _lock } = self;
         let pulse = pulse::watch(store.clone());
         let places = descriptors::divide(&config.connections);
+        let kept = FileLimits { bytes: config.audit.max_bytes, age: config.audit_keep() };
+        let trail = AuditTrail::open(&config.state_dir.join("audit"), kept);
+        let trail = trail.context("audit trail")?;
         let (builders, step_network) = start_builders(&config).await?;
         let network = services::open_network(&config).await;
         let (network, own_address) = services::reachable(network, &mut listeners).await;
@@ -200,7 +206,8 @@ impl Daemon {
         let builds = build::Service::start(options, ports).await?;
 
         let ingress = Ingress::new(services::ingress_options(&config, places.ingress), Arc::clone(&access))
-            .context("threads of the ingress")?;
+            .context("threads of the ingress")?
+            .with_audit(trail.clone());
         let ingress = Arc::new(ingress);
         let mount_options =
             mounts::Options { directory: config.state_dir.join("instances"), storage: storage.clone() };
@@ -247,6 +254,7 @@ impl Daemon {
             packs: packs.clone(),
             storage,
             access,
+            trail: trail.clone(),
             readiness: Arc::clone(&readiness),
             builders: builder_list(&builders),
             metrics,
@@ -299,6 +307,7 @@ impl Daemon {
         if let Some(network) = step_network {
             steps::close(network).await;
         }
+        trail.flush(TRAIL_LIMIT).await;
         listeners::forget_addresses(&config.state_dir)?;
         listeners::remove_socket(&addresses.socket);
         tracing::info!("stopped");

@@ -46,6 +46,7 @@ use metrics::Counter;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::access::Access;
+use crate::audit::AuditTrail;
 use crate::connections::Connections;
 use crate::deploy::port::{Route, Router};
 use backend::Backend;
@@ -65,6 +66,8 @@ const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 pub struct Ingress {
     options: Options,
     access: Arc<Access>,
+    /// Where requests that were denied are recorded.
+    trail: Option<AuditTrail>,
     table: RwLock<Arc<Table>>,
     /// Grows with each table.
     version: AtomicU64,
@@ -98,6 +101,7 @@ impl Ingress {
         Ok(Self {
             options,
             access,
+            trail: None,
             table: RwLock::default(),
             version: AtomicU64::new(0),
             changed: Notify::new(),
@@ -108,6 +112,12 @@ impl Ingress {
             answers: CLASSES
                 .map(|class| metrics::counter!("hearth_ingress_answers_total", "status" => class)),
         })
+    }
+
+    /// Records who was denied what.
+    #[must_use]
+    pub fn with_audit(self, trail: AuditTrail) -> Self {
+        Self { trail: Some(trail), ..self }
     }
 
     /// What is routed at the moment, by domain.

@@ -4,4 +4,4 @@ pub mod blobs;
 pub mod http;
 mod uploads;
 
-pub use http::{Registry, UploadLimits, too_many, unauthorized};
+pub use http::{Registry, RouteKind, UploadLimits, Verb, pattern_of, too_many, unauthorized};

@@ -12,7 +12,9 @@ use hearth_proto::v1::{
     mount,
 };
 use prost::Message as _;
+use prost::bytes::{Buf as _, BufMut as _};
 use tokio_stream::StreamExt as _;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::MetadataValue;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -120,6 +122,61 @@ impl Api {
     pub async fn state(&self, build_id: &str) -> BuildState {
         let request = hearth_proto::v1::GetBuildRequest { build_id: build_id.to_owned() };
         self.builds().get(request).await.expect("the build").into_inner().state()
+    }
+}
+
+/// Calls a method by its path with one message that has nothing in it, and gives the first message of the answer, as
+/// bytes.
+pub async fn call_empty(address: &str, token: Option<&str>, path: &str) -> Result<Vec<u8>, Status> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("address");
+    let channel = endpoint.connect().await.expect("connection");
+    let mut bearer = Bearer(token.map(str::to_owned));
+    let request = bearer.call(Request::new(()))?;
+    let request = request.map(|()| tokio_stream::once(Vec::new()));
+    let mut grpc = tonic::client::Grpc::new(channel);
+    grpc.ready().await.map_err(|error| Status::unknown(error.to_string()))?;
+    let path = path.parse().expect("the path of a method");
+    let answer = grpc.streaming(request, path, Plain).await?;
+    Ok(answer.into_inner().message().await?.unwrap_or_default())
+}
+
+/// Messages as they are on the wire.
+#[derive(Clone, Copy, Default)]
+struct Plain;
+
+impl Codec for Plain {
+    type Encode = Vec<u8>;
+    type Decode = Vec<u8>;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Plain {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, message: Vec<u8>, into: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        into.put_slice(&message);
+        Ok(())
+    }
+}
+
+impl Decoder for Plain {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
+        let mut message = vec![0; from.remaining()];
+        from.copy_to_slice(&mut message);
+        Ok(Some(message))
     }
 }
 

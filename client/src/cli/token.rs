@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Subcommand;
-use hearth_proto::v1::MintTokenRequest;
+use hearth_proto::v1::{MintTokenRequest, RotateTokenSecretRequest, TokenRevocation};
 use serde::Serialize;
 
 use super::{Globals, connect};
@@ -35,6 +35,49 @@ Examples:
         #[arg(long, value_name = "DOMAIN")]
         domain: Option<String>,
     },
+    /// Replace the secret that the room's tokens are signed with
+    ///
+    /// Tokens of the secret before stay good for the grace time. Services that run with such a token are named: a
+    /// restart before its end gives them a new one.
+    #[command(after_help = "\
+Examples:
+  hearth token rotate
+  hearth token rotate --grace 0s      # ends all tokens at once")]
+    Rotate {
+        /// How long tokens made before stay good, such as `0s` or `7d`
+        #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = duration::parse)]
+        grace: Duration,
+    },
+    /// Refuse all tokens of a name that were made before now
+    Revoke {
+        /// Name of the caller: as it was minted, or `service:ID`
+        name: String,
+    },
+    /// Show whose tokens were revoked
+    Revoked,
+}
+
+#[derive(Serialize)]
+struct RotationView<'a> {
+    accepted_until: Option<String>,
+    services: &'a [String],
+}
+
+#[derive(Serialize)]
+struct RevocationView<'a> {
+    name: &'a str,
+    before: Option<String>,
+    revoked_by: &'a str,
+}
+
+impl<'a> RevocationView<'a> {
+    fn of(revocation: &'a TokenRevocation) -> Self {
+        Self {
+            name: &revocation.name,
+            before: output::timestamp(revocation.before.as_ref()).map(|time| time.to_string()),
+            revoked_by: &revocation.revoked_by,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -44,13 +87,33 @@ struct TokenView {
 }
 
 pub(super) async fn run(command: TokenCommand, globals: &Globals) -> Result<(), Failure> {
-    let TokenCommand::Mint { name, scope, ttl, domain } = command;
-    if let Err(error) = check_scope(&scope) {
-        return Err(Failure::usage(error));
+    match command {
+        TokenCommand::Mint { name, scope, ttl, domain } => {
+            if let Err(error) = check_scope(&scope) {
+                return Err(Failure::usage(error));
+            }
+            let (ttl, domain) = (Some(duration::to_wire(ttl)), domain.unwrap_or_default());
+            mint(MintTokenRequest { name, scope, ttl, domain }, globals).await
+        }
+        TokenCommand::Rotate { grace } => rotate(grace, globals).await,
+        TokenCommand::Revoke { name } => {
+            let revocation = connect(globals).await?.revoke_tokens(name).await?;
+            let view = RevocationView::of(&revocation);
+            if globals.json {
+                return output::json(&view);
+            }
+            output::note(&format!(
+                "tokens of `{}` made before now are refused",
+                output::printable(view.name)
+            ));
+            Ok(())
+        }
+        TokenCommand::Revoked => revoked(globals).await,
     }
-    let client = connect(globals).await?;
-    let (ttl, domain) = (Some(duration::to_wire(ttl)), domain.unwrap_or_default());
-    let minted = client.mint_token(MintTokenRequest { name, scope, ttl, domain }).await?;
+}
+
+async fn mint(request: MintTokenRequest, globals: &Globals) -> Result<(), Failure> {
+    let minted = connect(globals).await?.mint_token(request).await?;
     let expires_at = output::timestamp(minted.expires_at.as_ref()).map(|time| time.to_string());
     if globals.json {
         return output::json(&TokenView { token: minted.token, expires_at });
@@ -60,6 +123,45 @@ pub(super) async fn run(command: TokenCommand, globals: &Globals) -> Result<(), 
         output::note(&format!("good until {time}"));
     }
     Ok(())
+}
+
+async fn rotate(grace: Duration, globals: &Globals) -> Result<(), Failure> {
+    let request = RotateTokenSecretRequest { grace: Some(duration::to_wire(grace)) };
+    let rotated = connect(globals).await?.rotate_token_secret(request).await?;
+    let until = output::timestamp(rotated.accepted_until.as_ref()).map(|time| time.to_string());
+    if globals.json {
+        return output::json(&RotationView { accepted_until: until, services: &rotated.services });
+    }
+    match until {
+        Some(until) if !grace.is_zero() => {
+            output::note(&format!("the secret was replaced; tokens made before are good until {until}"));
+        }
+        _ => output::note("the secret was replaced; tokens made before are refused"),
+    }
+    for service in &rotated.services {
+        let service = output::printable(service);
+        output::note(&format!(
+            "service `{service}` has a token made before; give it a new one with: hearth services restart {service}"
+        ));
+    }
+    Ok(())
+}
+
+async fn revoked(globals: &Globals) -> Result<(), Failure> {
+    let revocations = connect(globals).await?.token_revocations().await?;
+    let views: Vec<RevocationView<'_>> = revocations.iter().map(RevocationView::of).collect();
+    if globals.json {
+        return output::json(&views);
+    }
+    let row = |view: &RevocationView<'_>| {
+        vec![
+            output::printable(view.name),
+            view.before.clone().unwrap_or_default(),
+            output::printable(view.revoked_by),
+        ]
+    };
+    let rows: Vec<_> = views.iter().map(row).collect();
+    output::table(&["NAME", "MADE BEFORE", "REVOKED BY"], &rows)
 }
 
 /// Whether a scope is a named one or JSON; what it may hold is the daemon's to say.

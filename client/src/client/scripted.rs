@@ -41,7 +41,8 @@ pub(crate) async fn with_client<F: Future<Output = ()>>(
         .add_service(ServicesServer::new(Scripted(Arc::clone(script))))
         .serve_with_incoming(listener);
     let testing = async {
-        let target = Target { address: Address::Unix(socket.clone()), token: None };
+        let target =
+            Target { token_from_environment: false, address: Address::Unix(socket.clone()), token: None };
         test(Client::connect(&target).await.unwrap()).await;
     };
     let limit = std::time::Duration::from_secs(20);

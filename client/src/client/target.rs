@@ -21,6 +21,8 @@ pub struct Token(String);
 pub struct Target {
     pub address: Address,
     pub token: Option<Token>,
+    /// The token was not given for this call, but lay in the environment.
+    pub token_from_environment: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -131,7 +133,11 @@ mod tests {
 
     #[test]
     fn a_token_is_not_shown() {
-        let target = Target { address: Address::local(), token: Token::new("s3cret\n") };
+        let target = Target {
+            address: Address::local(),
+            token: Token::new("s3cret\n"),
+            token_from_environment: false,
+        };
         assert!(!format!("{target:?}").contains("s3cret"));
         assert_eq!(Token::new(" \n"), None);
     }

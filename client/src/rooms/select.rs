@@ -38,6 +38,7 @@ pub struct Selection {
 pub enum TokenFrom {
     File(PathBuf),
     Value(Token),
+    Environment(Token),
 }
 
 impl Surroundings {
@@ -61,9 +62,10 @@ pub fn select(
     local: &Address,
 ) -> Result<Selection, RoomError> {
     let given = asked.token_file.clone().map(TokenFrom::File);
-    let given = given.or_else(|| around.hearth_token.as_deref().and_then(Token::new).map(TokenFrom::Value));
     let given =
-        given.or_else(|| around.meshagent_token.as_deref().and_then(Token::new).map(TokenFrom::Value));
+        given.or_else(|| around.hearth_token.as_deref().and_then(Token::new).map(TokenFrom::Environment));
+    let given =
+        given.or_else(|| around.meshagent_token.as_deref().and_then(Token::new).map(TokenFrom::Environment));
     let at = |address, must_be: Option<&String>, fallback| Selection {
         address,
         token: given.clone(),
@@ -104,10 +106,11 @@ impl Selection {
     pub fn target(&self) -> Result<Target, RoomError> {
         let token = match &self.token {
             None => None,
-            Some(TokenFrom::Value(token)) => Some(token.clone()),
+            Some(TokenFrom::Value(token) | TokenFrom::Environment(token)) => Some(token.clone()),
             Some(TokenFrom::File(path)) => Some(read_token(path)?),
         };
-        Ok(Target { address: self.address.clone(), token })
+        let token_from_environment = matches!(self.token, Some(TokenFrom::Environment(_)));
+        Ok(Target { address: self.address.clone(), token, token_from_environment })
     }
 }
 
@@ -193,16 +196,17 @@ mod tests {
     #[test]
     fn a_token_is_chosen_in_the_documented_order() {
         let local = Address::local();
-        let value = |text: &str| Some(TokenFrom::Value(Token::new(text).unwrap()));
+        let token = |text: &str| Token::new(text).unwrap();
+        let around_us = |text: &str| Some(TokenFrom::Environment(token(text)));
         let mut ask = asked("studio", "");
         let mut around = Surroundings::default();
         let chosen =
             |ask: &Asked, around: &Surroundings| select(ask, around, &rooms(None), &local).unwrap().token;
-        assert_eq!(chosen(&ask, &around), value("st"));
+        assert_eq!(chosen(&ask, &around), Some(TokenFrom::Value(token("st"))));
         around.meshagent_token = Some("mesh".into());
-        assert_eq!(chosen(&ask, &around), value("mesh"));
+        assert_eq!(chosen(&ask, &around), around_us("mesh"));
         around.hearth_token = Some("hearth\n".into());
-        assert_eq!(chosen(&ask, &around), value("hearth"));
+        assert_eq!(chosen(&ask, &around), around_us("hearth"));
         ask.token_file = Some("/t".into());
         assert_eq!(chosen(&ask, &around), Some(TokenFrom::File("/t".into())));
     }

@@ -1,8 +1,8 @@
-//! Who may do what: a [`Caller`] and an [`Action`] in, yes or [`Denied`] out. Values only: no lock, no I/O.
+//! Who may do what: a [`Caller`] and an [`CallerAction`] in, yes or [`Denied`] out. Values only: no lock, no I/O.
 //!
 //! gRPC, `/v2/`, deploys and the ingress all ask here. A gRPC call is asked about twice: once for its method
-//! ([`methods`]), before its handler runs, and then for each object that it names ([`Action`]). A method that has no
-//! row in the table is denied.
+//! ([`methods`]), before its handler runs, and then for each object that it names ([`CallerAction`]). A method without
+//! a row is not called: to its callers it is not there.
 //!
 //! Each answer comes from one [`Rule`]. The unit tests turn one rule off after the other and fail for a rule whose
 //! absence no case notices.
@@ -16,8 +16,8 @@ use std::fmt;
 use crate::model::access::{Caller, RegistryVerb, StorageVerb};
 use crate::model::trust::TrustDomain;
 
-pub use action::Action;
-pub use methods::{Gate, METHODS, Method};
+pub use action::CallerAction;
+pub use methods::{METHODS, Method, MethodGate};
 pub use spec::{may_build, may_change, may_mount_in_builds, may_mount_in_service, may_run, may_run_image};
 
 /// A grant that is missing, and what it was wanted for.
@@ -87,20 +87,12 @@ impl fmt::Display for Rule {
 }
 
 /// Whether a caller may do something; if not, what is missing.
-pub fn decide(caller: &Caller, action: &Action<'_>) -> Result<(), Denied> {
+pub fn decide(caller: &Caller, action: &CallerAction<'_>) -> Result<(), Denied> {
     let Some((rule, answer)) = question(caller, action) else { return Ok(()) };
     match answer {
         _ if turned_off(rule) => Ok(()),
         Ok(()) => Ok(()),
         Err(grant) => Err(Denied { what: action.to_string(), grant, rule }),
-    }
-}
-
-/// The question of a gRPC method, before anything of the request is read. One that is not in the table is denied.
-pub fn enter(caller: &Caller, path: &str) -> Result<(), Denied> {
-    match Method::find(path) {
-        Some(method) => decide(caller, &Action::Enter(method)),
-        None => Err(Denied { what: format!("call {path}"), grant: Rule::Admin.grant(), rule: Rule::Admin }),
     }
 }
 
@@ -117,7 +109,7 @@ pub fn listed_domain(caller: &Caller) -> Option<&TrustDomain> {
 
 /// The rule that answers, and the answer; the grant that is missing is mostly the rule's own. None where a token of
 /// the room is enough.
-fn question(caller: &Caller, action: &Action<'_>) -> Option<(Rule, Result<(), &'static str>)> {
+fn question(caller: &Caller, action: &CallerAction<'_>) -> Option<(Rule, Result<(), &'static str>)> {
     let containers = caller.scope.containers.as_ref();
     let (admin, may_build) =
         (caller.scope.admin.is_some(), containers.is_some_and(|grant| grant.use_containers));
@@ -138,61 +130,65 @@ fn question(caller: &Caller, action: &Action<'_>) -> Option<(Rule, Result<(), &'
     };
     let is_own = |owner: &str| admin || owner == caller.name;
     let (rule, allowed) = match action {
-        Action::Enter(method) => match method.gate {
-            Gate::Public | Gate::Participant | Gate::Objects => return None,
-            Gate::Build => (Rule::Build, may_build),
-            Gate::SeeBuilds => (Rule::SeeBuilds, may_build || logs),
-            Gate::ReadBuildLogs => (Rule::ReadBuildLogs, logs),
-            Gate::Services => (Rule::Services, services),
-            Gate::ReadServiceLogs => (Rule::ReadServiceLogs, services || logs),
-            Gate::Secrets => (Rule::Secrets, secrets),
-            Gate::Admin => (Rule::Admin, admin),
+        CallerAction::Enter(method) => match method.gate {
+            MethodGate::Public | MethodGate::Participant | MethodGate::Objects => return None,
+            MethodGate::Build => (Rule::Build, may_build),
+            MethodGate::SeeBuilds => (Rule::SeeBuilds, may_build || logs),
+            MethodGate::ReadBuildLogs => (Rule::ReadBuildLogs, logs),
+            MethodGate::Services => (Rule::Services, services),
+            MethodGate::ReadServiceLogs => (Rule::ReadServiceLogs, services || logs),
+            MethodGate::Secrets => (Rule::Secrets, secrets),
+            MethodGate::Admin => (Rule::Admin, admin),
         },
-        Action::SendPack => (Rule::Build, may_build),
-        Action::UseBuild { owner, .. } => (Rule::BuildOwner, is_own(owner)),
-        Action::ListRepository(name) => (Rule::ListRepository, repository(RegistryVerb::List, name.as_str())),
-        Action::PullRepository(name) => (Rule::PullRepository, repository(RegistryVerb::Pull, name.as_str())),
-        Action::ProbeRepository(name) => {
+        CallerAction::SendPack => (Rule::Build, may_build),
+        CallerAction::UseBuild { owner, .. } => (Rule::BuildOwner, is_own(owner)),
+        CallerAction::ListRepository(name) => {
+            (Rule::ListRepository, repository(RegistryVerb::List, name.as_str()))
+        }
+        CallerAction::PullRepository(name) => {
+            (Rule::PullRepository, repository(RegistryVerb::Pull, name.as_str()))
+        }
+        CallerAction::ProbeRepository(name) => {
             let may = |verb| repository(verb, name.as_str());
             (Rule::ProbeRepository, may(RegistryVerb::Pull) || may(RegistryVerb::Write))
         }
-        Action::WriteRepository(name) => {
+        CallerAction::WriteRepository(name) => {
             (Rule::WriteRepository, repository(RegistryVerb::Write, name.as_str()))
         }
-        Action::PullElsewhere(name) => {
+        CallerAction::PullElsewhere(name) => {
             (Rule::PullElsewhere, containers.is_some_and(|grant| grant.pull.allow(name)))
         }
-        Action::PushElsewhere(name) => (Rule::PushElsewhere, repository(RegistryVerb::Write, name)),
-        Action::RunRoomImage { repository, name } => {
+        CallerAction::PushElsewhere(name) => (Rule::PushElsewhere, repository(RegistryVerb::Write, name)),
+        CallerAction::RunRoomImage { repository, name } => {
             let allowed = containers.is_some_and(|grant| {
                 let repository = repository.as_str();
                 grant.registry.run.allow(repository) || grant.run.allow(repository) || grant.run.allow(name)
             });
             (Rule::RunRoomImage, allowed)
         }
-        Action::RunElsewhereImage(name) => {
+        CallerAction::RunElsewhereImage(name) => {
             (Rule::RunElsewhereImage, containers.is_some_and(|grant| grant.run.allow(name)))
         }
-        Action::ReadStorage(path) => (Rule::ReadStorage, storage(StorageVerb::Read, path, false)),
-        Action::WriteStorage(path) => (Rule::WriteStorage, storage(StorageVerb::Write, path, false)),
-        Action::RemoveTree(path) => (Rule::RemoveTree, storage(StorageVerb::Write, path, true)),
-        Action::MountStorage { verb: StorageVerb::Read, path } => {
+        CallerAction::ReadStorage(path) => (Rule::ReadStorage, storage(StorageVerb::Read, path, false)),
+        CallerAction::WriteStorage(path) => (Rule::WriteStorage, storage(StorageVerb::Write, path, false)),
+        CallerAction::RemoveTree(path) => (Rule::RemoveTree, storage(StorageVerb::Write, path, true)),
+        CallerAction::MountStorage { verb: StorageVerb::Read, path } => {
             (Rule::MountToRead, storage(StorageVerb::Read, path, true))
         }
-        Action::MountStorage { verb: StorageVerb::Write, path } => {
+        CallerAction::MountStorage { verb: StorageVerb::Write, path } => {
             (Rule::MountToWrite, storage(StorageVerb::Write, path, true))
         }
-        Action::ChangeService { owner, run, .. } => {
+        CallerAction::ChangeService { owner, run, .. } => {
             let runs = || question(caller, run).is_none_or(|(_, answer)| answer.is_ok());
             (Rule::ServiceOwner, is_own(owner) || runs())
         }
-        Action::UseSecret(_) => (Rule::UseSecret, secrets),
-        Action::ShowUsers => (Rule::Services, services),
-        Action::HandOnToken(scope) => {
+        CallerAction::UseSecret(_) => (Rule::UseSecret, secrets),
+        CallerAction::ShowUsers => (Rule::Services, services),
+        CallerAction::HandOnToken(scope) => {
             let lacking = if admin { None } else { caller.scope.lacks(scope) };
             return Some((Rule::HandOnToken, lacking.map_or(Ok(()), Err)));
         }
-        Action::UseContextMount { owner } => (Rule::ContextMountOwner, is_own(owner)),
+        CallerAction::UseContextMount { owner } => (Rule::ContextMountOwner, is_own(owner)),
     };
     Some((rule, if allowed { Ok(()) } else { Err(rule.grant()) }))
 }

@@ -10,38 +10,61 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::HeaderMap;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName};
 
-use crate::access::{Access, AccessError, policy};
+use crate::access::policy::{CallerAction, Method, decide};
+use crate::access::{Access, AccessError};
+use crate::api::audit::Call;
 use crate::api::error::Refusal;
 use crate::api::serve::Peer;
+use crate::audit::AuditTrail;
 use crate::connections::ConnectionUse;
 use crate::model::access::Caller;
 use crate::registry;
 
+/// Where a client has its token from. One from the environment may be left over from something else.
+const TOKEN_FROM: HeaderName = HeaderName::from_static("hearth-token-from");
+const ENVIRONMENT: &str = "environment";
+
+/// What stands at the door of the API.
+#[derive(Clone)]
+pub struct Gatekeeper {
+    pub access: Arc<Access>,
+    pub trail: AuditTrail,
+}
+
 /// Lets a request through with its [`Caller`], or answers in the form of what was asked: gRPC or `/v2/`.
 pub async fn require_caller(
-    State(access): State<Arc<Access>>,
+    State(gate): State<Gatekeeper>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Request,
     next: Next,
 ) -> Response {
-    match identify(&access, peer, request.headers()) {
-        Ok(caller) => admit(caller, request, next).await,
-        Err(error) => {
-            metrics::counter!("hearth_requests_refused_total").increment(1);
-            tracing::info!(?peer, path = request.uri().path(), %error, "refused");
-            let grpc = request
-                .headers()
-                .get(CONTENT_TYPE)
-                .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-            if grpc {
-                tonic::Status::from(Refusal::from(error)).into_http::<axum::body::Body>().into_response()
-            } else {
-                registry::unauthorized()
-            }
+    let call = Call::of(request.method(), request.uri().path(), peer);
+    match identify(&gate.access, peer, request.headers()) {
+        Ok(caller) => {
+            let name = caller.name.clone();
+            call.recorded(&gate.trail, &name, admit(caller, request, next)).await
         }
+        Err(error) => {
+            let refused = refuse(peer, &request, error);
+            call.recorded(&gate.trail, "", std::future::ready(refused)).await
+        }
+    }
+}
+
+fn refuse(peer: Peer, request: &Request, error: AccessError) -> Response {
+    metrics::counter!("hearth_requests_refused_total").increment(1);
+    tracing::debug!(?peer, path = request.uri().path(), %error, "refused");
+    let grpc = request
+        .headers()
+        .get(CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    if grpc {
+        tonic::Status::from(Refusal::from(error)).into_http::<axum::body::Body>().into_response()
+    } else {
+        registry::unauthorized()
     }
 }
 
@@ -49,10 +72,13 @@ pub async fn require_caller(
 /// lies in its paths and verbs: the registry asks that.
 pub(super) async fn admit(caller: Caller, mut request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    if !is_registry(path)
-        && let Err(denied) = policy::enter(&caller, path)
-    {
-        return tonic::Status::from(Refusal::from(denied)).into_http();
+    if !is_registry(path) {
+        let Some(method) = Method::find(path) else {
+            return tonic::Status::unimplemented("this daemon has no such method").into_http();
+        };
+        if let Err(denied) = decide(&caller, &CallerAction::Enter(method)) {
+            return tonic::Status::from(Refusal::from(denied)).into_http();
+        }
     }
     if let Some(connection) = request.extensions().get::<ConnectionUse>() {
         connection.is_known();
@@ -67,12 +93,28 @@ fn is_registry(path: &str) -> bool {
 
 fn identify(access: &Access, peer: Peer, headers: &HeaderMap) -> Result<Caller, AccessError> {
     match (token(headers)?, peer) {
-        // A token that is given is what counts, on the socket too.
-        (Some(token), _) => access.verify(&token),
-        (None, Peer::Unix { uid }) if uid == 0 || uid == rustix::process::geteuid().as_raw() => {
-            Ok(access.local(uid))
+        // A token that is given is what counts, on the socket too, unless it only happened to be in the environment.
+        (Some(token), _) => {
+            let from_environment = headers.get(TOKEN_FROM).is_some_and(|from| from == ENVIRONMENT);
+            access.verify(&token).or_else(|error| match own(access, peer) {
+                Some(caller) if from_environment => {
+                    tracing::info!(%error, "the peer's own right is used, not the token of its environment");
+                    Ok(caller)
+                }
+                _ => Err(error),
+            })
         }
-        (None, _) => Err(AccessError::Missing),
+        (None, _) => own(access, peer).ok_or(AccessError::Missing),
+    }
+}
+
+/// The caller that the kernel names: root or the daemon's own user, on the unix socket.
+fn own(access: &Access, peer: Peer) -> Option<Caller> {
+    match peer {
+        Peer::Unix { uid } if uid == 0 || uid == rustix::process::geteuid().as_raw() => {
+            Some(access.local(uid))
+        }
+        Peer::Unix { .. } | Peer::Tcp(_) => None,
     }
 }
 
@@ -130,7 +172,17 @@ mod tests {
         assert_eq!(identify(&access, Peer::Unix { uid: own + 1 }, &none), Err(AccessError::Missing));
         let tcp = Peer::Tcp(([127, 0, 0, 1], 1).into());
         assert_eq!(identify(&access, tcp, &none), Err(AccessError::Missing));
-        // A bad token is not outweighed by the socket.
-        assert!(identify(&access, Peer::Unix { uid: 0 }, &headers("Bearer x")).is_err());
+        // A bad token is not outweighed by the socket, unless it only happened to be in the environment.
+        let bad = headers("Bearer x");
+        assert!(identify(&access, Peer::Unix { uid: 0 }, &bad).is_err());
+        let mut left_over = bad;
+        left_over.insert(TOKEN_FROM, http::HeaderValue::from_static(ENVIRONMENT));
+        assert_eq!(identify(&access, Peer::Unix { uid: 0 }, &left_over).unwrap().name, "uid:0");
+        assert!(identify(&access, Peer::Unix { uid: own + 1 }, &left_over).is_err());
+        assert!(identify(&access, tcp, &left_over).is_err());
+        // A good one is used, wherever it is from.
+        let (good, _) = access.mint("ann", "{}", std::time::Duration::from_secs(60)).unwrap();
+        left_over.insert(AUTHORIZATION, format!("Bearer {good}").parse().unwrap());
+        assert_eq!(identify(&access, Peer::Unix { uid: 0 }, &left_over).unwrap().name, "ann");
     }
 }

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use tonic::{Extensions, Status};
 
 use super::error::Refusal;
-use crate::access::policy::{Action, decide};
+use crate::access::policy::{CallerAction, decide};
 use crate::context::storage::Root;
 use crate::model::access::{Caller, StorageVerb};
 use crate::model::share_owner::ShareOwner;
@@ -52,7 +52,7 @@ fn share_owner(extensions: &Extensions) -> Result<ShareOwner, Status> {
 }
 
 /// Denies what the caller's grants do not cover.
-fn ask(caller: &Caller, action: &Action<'_>) -> Result<(), Status> {
+fn ask(caller: &Caller, action: &CallerAction<'_>) -> Result<(), Status> {
     decide(caller, action).map_err(|denied| Refusal::from(denied).into())
 }
 
@@ -68,8 +68,8 @@ fn storage_for(
     let path = hearth_proto::value::storage_path(path)
         .map_err(|error| Refusal::invalid(field, "invalid_path", error.to_string()))?;
     match verb {
-        StorageVerb::Read => ask(caller, &Action::ReadStorage(&path))?,
-        StorageVerb::Write => ask(caller, &Action::WriteStorage(&path))?,
+        StorageVerb::Read => ask(caller, &CallerAction::ReadStorage(&path))?,
+        StorageVerb::Write => ask(caller, &CallerAction::WriteStorage(&path))?,
     }
     Ok((root.with_links(caller.path_links(verb)), path.into()))
 }

@@ -15,11 +15,13 @@ use crate::model::component::Component;
 /// Reads how the components are at this moment.
 pub type Readiness = Arc<dyn Fn() -> Vec<Component> + Send + Sync>;
 
+/// What is served without a token, with `GET`.
+pub const PUBLIC_PATHS: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
+
 pub fn router(readiness: Readiness, metrics: PrometheusHandle) -> Router {
-    Router::new()
-        .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(readyz).with_state(readiness))
-        .route("/metrics", get(render).with_state(metrics))
+    let handlers = [get(async || "ok\n"), get(readyz).with_state(readiness), get(render).with_state(metrics)];
+    let routes = PUBLIC_PATHS.into_iter().zip(handlers);
+    routes.fold(Router::new(), |router, (path, handler)| router.route(path, handler))
 }
 
 async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {

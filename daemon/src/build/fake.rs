@@ -229,6 +229,8 @@ pub struct FakeImages {
     pub pushed: Mutex<Vec<String>>,
     pub push_gate: Mutex<Option<Gate>>,
     pub push_fault: Mutex<Option<Fault>>,
+    /// What naming what was pushed comes to.
+    pub name_fault: Mutex<Option<Fault>>,
     /// Packs that exist, with how often they are held.
     pub packs: Mutex<BTreeMap<PackId, usize>>,
 }
@@ -290,8 +292,13 @@ impl RoomImages for FakeImages {
         tags: &[Reference],
         _given: &BTreeMap<String, Credential>,
     ) -> Result<(), Fault> {
-        self.pushed.lock().unwrap().extend(tags.iter().map(|tag| format!("name {tag}")));
-        Ok(())
+        match self.name_fault.lock().unwrap().clone() {
+            Some(fault) => Err(fault),
+            None => {
+                self.pushed.lock().unwrap().extend(tags.iter().map(|tag| format!("name {tag}")));
+                Ok(())
+            }
+        }
     }
 
     async fn hold_pack(&self, id: &PackId, _caller: &str) -> Result<(), Fault> {

@@ -174,6 +174,7 @@ impl Publisher {
                 // Only the newest figure matters, so these are left out without a word.
                 if let Some(rest) = self.quota.checked_sub(PROGRESS_COST) {
                     self.quota = rest;
+                    let name = self.mask.text(&name);
                     out.push(EventKind::StepProgress { step, name, current, total });
                 }
             }
@@ -320,6 +321,38 @@ mod tests {
         fault.log_tail = vec!["x canary-secret".to_owned()];
         let fault = publisher.mask_fault(fault);
         assert_eq!((fault.message.as_str(), fault.log_tail[0].as_str()), ("echo ***", "x ***"));
+        assert!(!std::fs::read_to_string(bench.log.path()).unwrap().contains("canary-secret"));
+    }
+
+    #[tokio::test]
+    async fn secrets_are_masked_in_names_and_errors_of_steps_and_in_warnings() {
+        let bench = bench();
+        let mask = Mask::new([b"canary-secret".as_slice()]);
+        let mut publisher = Publisher::new(Arc::clone(&bench.log), mask, 1 << 20);
+        let text = || "with canary-secret in it".to_owned();
+        let (duration, error) = (Duration::ZERO, Some(text()));
+        for kind in [
+            EventKind::StepStarted { step: 1, name: text() },
+            EventKind::StepProgress { step: 1, name: text(), current: 1, total: 2 },
+            EventKind::Warning { message: text(), url: None, dockerfile: None },
+            EventKind::StepFinished { step: 1, cached: false, duration, error },
+        ] {
+            publisher.publish(kind).await.unwrap();
+        }
+        publisher.flush().await.unwrap();
+        let masked: Vec<String> = bench
+            .log
+            .read(1, usize::MAX)
+            .unwrap()
+            .into_iter()
+            .filter_map(|event| match event.kind {
+                EventKind::StepStarted { name, .. } | EventKind::StepProgress { name, .. } => Some(name),
+                EventKind::Warning { message, .. } => Some(message),
+                EventKind::StepFinished { error, .. } => error,
+                _ => None,
+            })
+            .collect();
+        assert_eq!(masked, vec!["with *** in it"; 4]);
         assert!(!std::fs::read_to_string(bench.log.path()).unwrap().contains("canary-secret"));
     }
 

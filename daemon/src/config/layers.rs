@@ -109,6 +109,9 @@ fn check(config: &Config) -> Result<(), ConfigError> {
             "must be at least 33554432, for two of the largest messages",
         );
     }
+    if config.audit.max_bytes < 1 << 20 || !(1..=3650).contains(&config.audit.keep_days) {
+        return invalid("audit", "`max_bytes` must be 1048576 at least, `keep_days` 1 to 3650");
+    }
     if config.builds.concurrency == 0 {
         return invalid("builds.concurrency", "must be at least 1");
     }

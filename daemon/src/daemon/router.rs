@@ -24,13 +24,14 @@ use tonic_health::server::HealthReporter;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::access::Access;
-use crate::api::auth::require_caller;
+use crate::api::auth::{Gatekeeper, require_caller};
 use crate::api::grpc::{
     BuilderList, BuildsService, ContextsService, DiskUsage, Entrance, ImagesService, PacksService,
     SecretsService, ServicesService, StorageService, SystemService, Walks,
 };
 use crate::api::http::{self, Readiness};
 use crate::api::receive::{self, ReceiveOptions};
+use crate::audit::AuditTrail;
 use crate::context::mounts::Mounts;
 use crate::context::storage::Storage;
 use crate::disk::DiskShares;
@@ -54,6 +55,7 @@ pub(super) struct Parts {
     pub packs: Packs,
     pub storage: Storage,
     pub access: Arc<Access>,
+    pub trail: AuditTrail,
     pub readiness: Readiness,
     pub builders: BuilderList,
     pub metrics: PrometheusHandle,
@@ -121,7 +123,10 @@ pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
         builders: parts.builders,
         access: Arc::clone(&parts.access),
         usage,
+        trail: parts.trail.clone(),
+        deploys: services.deploys.clone(),
     };
+    let gate = Gatekeeper { access: parts.access, trail: parts.trail };
     let storage = StorageService { storage: parts.storage, disk: parts.disk };
     macro_rules! sized {
         ($server:expr) => {
@@ -146,7 +151,7 @@ pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
         .reset_fallback()
         .merge(parts.registry)
         .route_layer(from_fn_with_state(parts.receive, receive::within_share))
-        .route_layer(from_fn_with_state(parts.access, require_caller));
+        .route_layer(from_fn_with_state(gate, require_caller));
     let public = http::router(parts.readiness, parts.metrics)
         .merge(parts.downloads)
         .route_service("/grpc.health.v1.Health/{*method}", health)

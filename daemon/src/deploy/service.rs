@@ -172,8 +172,10 @@ pub enum DeployError {
     Merge(#[from] MergeError),
     #[error(transparent)]
     Capability(#[from] CapabilityNotAllowed),
-    #[error("domain `{domain}` belongs to service `{holder}`")]
-    DomainTaken { domain: Domain, holder: ServiceName },
+    #[error("domain `{domain}` belongs to service `{holder}`{}", through(.domain, .taken))]
+    DomainTaken { domain: Domain, taken: Domain, holder: ServiceName },
+    #[error("domain `{domain}` is a public suffix, or all names below one: no service can have it")]
+    PublicSuffix { domain: Domain },
     #[error("variable `{variable}`: the scope of its token is not valid: {reason}")]
     Scope { variable: String, reason: String },
     #[error("variable `{variable}`: the room has no secret `{secret}`")]
@@ -198,6 +200,10 @@ pub enum DeployError {
     Ending,
 }
 
+fn through(domain: &Domain, taken: &Domain) -> String {
+    if domain == taken { String::new() } else { format!(", which has `{taken}`") }
+}
+
 fn in_words(numbers: &[u32]) -> String {
     numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
 }
@@ -205,7 +211,9 @@ fn in_words(numbers: &[u32]) -> String {
 impl From<StoreError> for DeployError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::DomainTaken { domain, holder } => Self::DomainTaken { domain, holder },
+            StoreError::DomainTaken { domain, holder } => {
+                Self::DomainTaken { taken: domain.clone(), domain, holder }
+            }
             error => Self::Store(error),
         }
     }
@@ -226,6 +234,7 @@ impl DeployError {
             Self::Merge(error) => error.code(),
             Self::Capability(_) => CapabilityNotAllowed::CODE,
             Self::DomainTaken { .. } => "domain_taken",
+            Self::PublicSuffix { .. } => "public_suffix",
             Self::Scope { .. } => "invalid_scope",
             Self::UnknownSecret { .. } => "secret_not_found",
             Self::Image(fault) | Self::MountedImage(fault) => &fault.code,
@@ -250,9 +259,10 @@ impl DeployError {
             Self::NotRunning { name } => format!("see why with: hearth services show {name}"),
             Self::Merge(error) => return error.hint(),
             Self::Capability(refused) => refused.hint(),
-            Self::DomainTaken { domain, .. } => {
-                format!("take another domain, or free it with: hearth routes rm {domain}")
+            Self::DomainTaken { taken, .. } => {
+                format!("take another domain, or free it with: hearth routes rm '{taken}'")
             }
+            Self::PublicSuffix { .. } => "take a domain below it, such as app.example.com".to_owned(),
             Self::Scope { .. } => "write userDefault, agentDefault, full or a JSON object".to_owned(),
             Self::UnknownSecret { secret, .. } => format!("set it with: hearth secrets set {secret}"),
             Self::Image(fault) | Self::MountedImage(fault) => return fault.hint.clone(),

@@ -124,6 +124,7 @@ impl Handle {
             }
         };
         by.may_run(&earlier.spec)?;
+        self.shared.check_domains(&current.name, &earlier.spec)?;
         let next = following(&current, earlier.spec.clone(), &by.name);
         let notes = vec![format!("revision {} runs what revision {} ran", next.number, earlier.number)];
         let changed = entry.change(&*self.shared.ports.store, |stored| {
@@ -296,18 +297,28 @@ impl Shared {
     }
 
     fn check_domains(&self, name: &ServiceName, spec: &ServiceSpec) -> Result<(), DeployError> {
+        let mut new: Vec<&Domain> = spec.domains.iter().collect();
         for entry in self.all() {
             let state = entry.state();
             if state.service.name == *name {
+                let own = state.service.domains();
+                new.retain(|domain| !own.contains(domain));
                 continue;
             }
             let taken = state.service.domains();
-            if let Some(domain) = spec.domains.iter().find(|domain| taken.contains(domain)) {
-                let (domain, holder) = (domain.clone(), state.service.name.clone());
-                return Err(DeployError::DomainTaken { domain, holder });
+            let found = spec.domains.iter().find_map(|domain| {
+                taken.iter().find(|taken| taken.overlaps(domain)).map(|taken| (domain, *taken))
+            });
+            if let Some((domain, taken)) = found {
+                let (domain, taken) = (domain.clone(), taken.clone());
+                return Err(DeployError::DomainTaken { domain, taken, holder: state.service.name.clone() });
             }
         }
-        Ok(())
+        // One that a service has had all along stays.
+        match new.into_iter().find(|domain| domain.is_public_suffix()) {
+            Some(domain) => Err(DeployError::PublicSuffix { domain: domain.clone() }),
+            None => Ok(()),
+        }
     }
 }
 

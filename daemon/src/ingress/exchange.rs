@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap};
-use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::OnUpgrade;
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::backend::InFlight;
@@ -21,6 +22,7 @@ use super::tunnel::Tunnel;
 use super::upgrade::Protocols;
 use super::upstream::{ConnectFailure, SendFailure, Upstream};
 use super::{Ingress, headers, host, token, tunnel, upgrade};
+use crate::audit::{AuditOutcome, AuditRecord};
 use crate::task;
 
 /// Largest body that is kept to be sent once more.
@@ -66,9 +68,13 @@ impl Ingress {
         let told = tracing::enabled!(tracing::Level::DEBUG).then(|| {
             (request.method().clone(), request.headers().get(header::HOST).cloned(), Instant::now())
         });
+        let host = self.trail.as_ref().and_then(|_| host::written(&request).ok());
         let response = match self.forward(connection, request).await {
             Ok(response) => response,
             Err(refusal) => {
+                if refusal.denies() {
+                    self.record_denial(connection, host.as_ref(), &refusal);
+                }
                 tracing::debug!(client = %connection.client.address, ?refusal, "request not led to an instance");
                 refusal.page(accept.as_ref())
             }
@@ -81,6 +87,22 @@ impl Ingress {
             tracing::debug!(%method, ?host, status = response.status().as_u16(), head = ?start.elapsed(), "request");
         }
         response
+    }
+
+    fn record_denial(&self, connection: &Connection, host: Option<&HeaderValue>, refusal: &Refusal) {
+        let Some(trail) = &self.trail else { return };
+        trail.denied(AuditRecord {
+            at: Timestamp::now(),
+            caller: String::new(),
+            action: "ingress".to_owned(),
+            object: host
+                .map(|host| String::from_utf8_lossy(host.as_bytes()).into_owned())
+                .unwrap_or_default(),
+            outcome: AuditOutcome::Denied,
+            detail: refusal.message(),
+            source: connection.client.address.to_string(),
+            more: 0,
+        });
     }
 
     async fn forward(

@@ -147,6 +147,15 @@ impl Refusal {
         }
     }
 
+    /// Whether the client lacks a right.
+    pub(super) const fn denies(&self) -> bool {
+        matches!(self, Self::Token(_) | Self::ForeignOrigin)
+    }
+
+    pub(super) fn message(&self) -> String {
+        self.text().message
+    }
+
     /// The answer. `accept` is the request's header of that name.
     pub(super) fn page(&self, accept: Option<&HeaderValue>) -> Response<AnswerBody> {
         let text = self.text();

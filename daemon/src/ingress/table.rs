@@ -1,4 +1,4 @@
-//! Routes by host: an exact name first, then the longest `*.suffix`.
+//! Routes by host: an exact name first, then `*.suffix`, where `*` is one label.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
@@ -52,7 +52,7 @@ impl Table {
         if self.suffixes.is_empty() {
             return None;
         }
-        host.match_indices('.').find_map(|(dot, _)| self.suffixes.get(&host[dot + 1..]))
+        self.suffixes.get(host.split_once('.')?.1)
     }
 
     pub(super) fn entries(&self) -> impl Iterator<Item = &Arc<Entry>> {
@@ -75,14 +75,15 @@ mod tests {
     }
 
     #[test]
-    fn an_exact_name_comes_first_and_then_the_longest_suffix() {
+    fn an_exact_name_comes_first_and_a_star_is_one_label() {
         let table = table(&["a.example.com", "*.example.com", "*.b.example.com", "*.com"]);
         let service = |host: &str| table.find(host).map(|entry| entry.service.as_str());
         assert_eq!(service("a.example.com"), Some("s0"));
         assert_eq!(service("x.example.com"), Some("s1"));
-        assert_eq!(service("x.y.example.com"), Some("s1"));
+        assert_eq!(service("x.y.example.com"), None);
         assert_eq!(service("x.b.example.com"), Some("s2"));
         assert_eq!(service("b.example.com"), Some("s1"));
+        assert_eq!(service("x.y.b.example.com"), None);
         assert_eq!(service("example.com"), Some("s3"), "a suffix does not stand for itself");
         for unknown in ["com", "", ".", "org", "xexample.org"] {
             assert_eq!(service(unknown), None, "{unknown}");

@@ -90,7 +90,7 @@ impl fmt::Display for ServiceName {
     }
 }
 
-/// A host name that traffic comes in for: exact, or every name below one (`*.example.com`).
+/// A host name that traffic comes in for: exact, or every name one label below one (`*.example.com`).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Domain(String);
@@ -109,6 +109,24 @@ impl Domain {
     /// What `*.` stands before; none for an exact name.
     pub fn suffix(&self) -> Option<&str> {
         self.0.strip_prefix("*.")
+    }
+
+    /// Whether there is a host that both stand for.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let covers = |wide: &Self, exact: &Self| {
+            let parent = exact.0.split_once('.').map(|(_, parent)| parent);
+            exact.suffix().is_none() && wide.suffix().is_some_and(|suffix| parent == Some(suffix))
+        };
+        self == other || covers(self, other) || covers(other, self)
+    }
+
+    /// Whether it is more than anybody's own: a public suffix such as `co.uk`, or all names below one or below a
+    /// top-level name.
+    pub fn is_public_suffix(&self) -> bool {
+        let host = self.suffix().unwrap_or(&self.0);
+        let known =
+            psl::suffix(host.as_bytes()).is_some_and(|suffix| suffix.is_known() && suffix == host.as_bytes());
+        known || (self.suffix().is_some() && !host.contains('.'))
     }
 }
 
@@ -399,6 +417,41 @@ mod tests {
         assert!(matches!(name(&"a".repeat(64)), Err(ServiceNameError::TooLong { length: 64, .. })));
         for bad in ["", "-a", "a-", "A", "a b", "a.b"] {
             assert!(bad.parse::<ServiceName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn domains_overlap_where_a_host_is_both() {
+        let overlap = |a: &str, b: &str| {
+            let (a, b): (Domain, Domain) = (a.parse().unwrap(), b.parse().unwrap());
+            assert_eq!(a.overlaps(&b), b.overlaps(&a));
+            a.overlaps(&b)
+        };
+        assert!(overlap("a.example", "a.example") && overlap("*.a.example", "x.a.example"));
+        assert!(overlap("*.a.example", "*.a.example"));
+        for (a, b) in [
+            ("*.a.example", "a.example"),
+            ("*.a.example", "x.y.a.example"),
+            ("*.a.example", "*.x.a.example"),
+            ("*.a.example", "x.b.example"),
+            ("*.a.example", "xa.example"),
+        ] {
+            assert!(!overlap(a, b), "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn a_public_suffix_is_nobodys_domain() {
+        let public = |text: &str| text.parse::<Domain>().unwrap().is_public_suffix();
+        for text in
+            ["com", "*.com", "co.uk", "*.co.uk", "github.io", "*.github.io", "*.internal", "*.localhost"]
+        {
+            assert!(public(text), "{text}");
+        }
+        for text in
+            ["example.com", "*.example.com", "me.github.io", "a.co.uk", "web.test", "localhost", "intranet"]
+        {
+            assert!(!public(text), "{text}");
         }
     }
 

@@ -128,6 +128,11 @@ impl Registry {
     }
 }
 
+/// What a path names, without the names: for those who count or record requests.
+pub fn pattern_of(path: &str) -> Option<&'static str> {
+    Route::parse(path).ok().map(|route| route.kind().pattern())
+}
+
 /// 401 as the distribution spec has it, for the layer that checks tokens.
 pub fn unauthorized() -> Response {
     Refusal::unauthorized().into_response()

@@ -11,15 +11,29 @@ use integration_tests::runner::Group;
 mod builders;
 #[path = "walls/content.rs"]
 mod content;
+#[path = "walls/identity.rs"]
+mod identity;
 #[path = "walls/images.rs"]
 mod images;
+#[path = "walls/ingress.rs"]
+mod ingress;
+#[path = "walls/policy.rs"]
+mod policy;
 #[path = "walls/services.rs"]
 mod services;
 #[path = "walls/steps.rs"]
 mod steps;
 
 pub fn groups() -> Vec<Group> {
-    let mut groups = vec![content::group(), images::group(), services::group(), steps::group()];
+    let mut groups = vec![
+        content::group(),
+        images::group(),
+        services::group(),
+        steps::group(),
+        identity::group(),
+        policy::group(),
+        ingress::group(),
+    ];
     groups.extend(builders::groups());
     groups.extend(limits::groups());
     groups

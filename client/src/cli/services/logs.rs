@@ -31,7 +31,7 @@ pub(in crate::cli) struct LogsArgs {
     #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     tail: Option<u32>,
     /// Only lines since then: a time such as `2026-11-24T09:00:00Z`, or how long ago, such as `10m`
-    #[arg(long, value_name = "TIME", value_parser = since)]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse_since)]
     since: Option<Timestamp>,
     /// Only lines that contain this text
     #[arg(long, value_name = "TEXT")]
@@ -42,15 +42,6 @@ pub(in crate::cli) struct LogsArgs {
     /// When each line was written, before it
     #[arg(long, short)]
     timestamps: bool,
-}
-
-fn since(text: &str) -> Result<Timestamp, String> {
-    let wrong =
-        || format!("`{text}` is neither a time such as `2026-11-24T09:00:00Z` nor a length such as `10m`");
-    match duration::parse(text) {
-        Ok(ago) => Timestamp::now().checked_sub(ago).map_err(|_| wrong()),
-        Err(_) => text.trim().parse().map_err(|_| wrong()),
-    }
 }
 
 impl LogsArgs {
@@ -102,11 +93,11 @@ mod tests {
 
     #[test]
     fn since_is_a_time_or_how_long_ago() {
-        assert_eq!(since("2026-11-24T09:00:00Z").unwrap().as_second(), 1_795_510_800);
-        let ago = Timestamp::now().duration_since(since("10m").unwrap()).as_secs();
+        assert_eq!(duration::parse_since("2026-11-24T09:00:00Z").unwrap().as_second(), 1_795_510_800);
+        let ago = Timestamp::now().duration_since(duration::parse_since("10m").unwrap()).as_secs();
         assert!((599..610).contains(&ago), "{ago}");
         for bad in ["", "yesterday", "10", "2026-11-24"] {
-            assert!(since(bad).unwrap_err().contains(&format!("`{bad}`")), "{bad}");
+            assert!(duration::parse_since(bad).unwrap_err().contains(&format!("`{bad}`")), "{bad}");
         }
     }
 

@@ -9,7 +9,7 @@ use crate::model::access::{ApiScope, StorageVerb};
 ///
 /// [`Caller::name`]: crate::model::access::Caller::name
 #[derive(Clone, Copy, Debug)]
-pub enum Action<'a> {
+pub enum CallerAction<'a> {
     /// Calls a gRPC method, whatever its objects.
     Enter(&'static Method),
     /// Sends files that builds of the same caller mount.
@@ -45,7 +45,7 @@ pub enum Action<'a> {
     ChangeService {
         what: &'a str,
         owner: &'a str,
-        run: &'a Action<'a>,
+        run: &'a CallerAction<'a>,
     },
     /// Has a service run with a secret of the room.
     UseSecret(&'a str),
@@ -59,7 +59,7 @@ pub enum Action<'a> {
     },
 }
 
-impl fmt::Display for Action<'_> {
+impl fmt::Display for CallerAction<'_> {
     /// As it goes on after "this token may not".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

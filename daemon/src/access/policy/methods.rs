@@ -3,7 +3,7 @@
 
 /// What is asked of a caller before a method's handler runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gate {
+pub enum MethodGate {
     /// Served without a token.
     Public,
     /// Any token of the room.
@@ -33,7 +33,7 @@ pub struct Method {
     pub path: &'static str,
     /// As it goes on after "this token may not".
     pub what: &'static str,
-    pub gate: Gate,
+    pub gate: MethodGate,
     /// Whether it changes something; then each call is in the audit trail, and otherwise only one that is denied.
     pub changes: bool,
     /// What is asked about the objects that a request names. Empty where nothing is.
@@ -46,11 +46,11 @@ impl Method {
     }
 }
 
-const fn reads(path: &'static str, what: &'static str, gate: Gate, objects: &'static str) -> Method {
+const fn reads(path: &'static str, what: &'static str, gate: MethodGate, objects: &'static str) -> Method {
     Method { path, what, gate, changes: false, objects }
 }
 
-const fn changes(path: &'static str, what: &'static str, gate: Gate, objects: &'static str) -> Method {
+const fn changes(path: &'static str, what: &'static str, gate: MethodGate, objects: &'static str) -> Method {
     Method { path, what, gate, changes: true, objects }
 }
 
@@ -71,155 +71,164 @@ pub const METHODS: &[Method] = &[
     changes(
         "/hearth.v1.Builds/Submit",
         "build images",
-        Gate::Build,
+        MethodGate::Build,
         "`containers.registry.write` covers each tag, here and elsewhere; `storage.paths` covers each mounted path; \
          `containers.registry.pull` or, for another registry, `containers.pull` covers each image; packs are the \
          caller's own",
     ),
-    reads("/hearth.v1.Builds/Get", "see builds", Gate::SeeBuilds, OWN_BUILD),
+    reads("/hearth.v1.Builds/Get", "see builds", MethodGate::SeeBuilds, OWN_BUILD),
     reads(
         "/hearth.v1.Builds/List",
         "see builds",
-        Gate::SeeBuilds,
+        MethodGate::SeeBuilds,
         "the caller's own builds; with `admin` all",
     ),
-    reads("/hearth.v1.Builds/Watch", "read build logs", Gate::ReadBuildLogs, OWN_BUILD),
-    reads("/hearth.v1.Builds/ReadLog", "read build logs", Gate::ReadBuildLogs, OWN_BUILD),
-    changes("/hearth.v1.Builds/Cancel", "cancel builds", Gate::SeeBuilds, OWN_BUILD),
-    changes("/hearth.v1.Builds/Remove", "remove builds", Gate::SeeBuilds, OWN_BUILD),
-    reads("/hearth.v1.Contexts/List", "read contexts", Gate::Objects, MOUNTS),
-    reads("/hearth.v1.Contexts/Read", "read contexts", Gate::Objects, MOUNTS),
-    reads("/hearth.v1.Contexts/Digest", "read contexts", Gate::Objects, MOUNTS),
+    reads("/hearth.v1.Builds/Watch", "read build logs", MethodGate::ReadBuildLogs, OWN_BUILD),
+    reads("/hearth.v1.Builds/ReadLog", "read build logs", MethodGate::ReadBuildLogs, OWN_BUILD),
+    changes("/hearth.v1.Builds/Cancel", "cancel builds", MethodGate::SeeBuilds, OWN_BUILD),
+    changes("/hearth.v1.Builds/Remove", "remove builds", MethodGate::SeeBuilds, OWN_BUILD),
+    reads("/hearth.v1.Contexts/List", "read contexts", MethodGate::Objects, MOUNTS),
+    reads("/hearth.v1.Contexts/Read", "read contexts", MethodGate::Objects, MOUNTS),
+    reads("/hearth.v1.Contexts/Digest", "read contexts", MethodGate::Objects, MOUNTS),
     reads(
         "/hearth.v1.Contexts/Diff",
         "compare contexts",
-        Gate::Objects,
+        MethodGate::Objects,
         "as for List, on both sides; a mounted directory: root or the daemon's own user on the unix socket, and the \
          mount is the caller's own, or `admin`",
     ),
     changes(
         "/hearth.v1.Contexts/Mount",
         "mount contexts",
-        Gate::Objects,
+        MethodGate::Objects,
         "as for List; root or the daemon's own user on the unix socket",
     ),
     changes(
         "/hearth.v1.Contexts/Unmount",
         "unmount contexts",
-        Gate::Objects,
+        MethodGate::Objects,
         "root or the daemon's own user on the unix socket; the mount is the caller's own, or `admin`",
     ),
     reads(
         "/hearth.v1.Contexts/ListMounts",
         "see mounted contexts",
-        Gate::Participant,
+        MethodGate::Participant,
         "the caller's own mounts; with `admin` all",
     ),
     reads(
         "/hearth.v1.Images/List",
         "list images",
-        Gate::Objects,
+        MethodGate::Objects,
         "the repositories that `containers.registry.list` covers",
     ),
     reads(
         "/hearth.v1.Images/ListCached",
         "list cached images",
-        Gate::Objects,
+        MethodGate::Objects,
         "`containers.pull` covers the image, and no other participant's credential brought it; `admin` sees all",
     ),
-    reads("/hearth.v1.Images/Inspect", "inspect images", Gate::Objects, PULL),
+    reads("/hearth.v1.Images/Inspect", "inspect images", MethodGate::Objects, PULL),
     changes(
         "/hearth.v1.Images/Tag",
         "tag images",
-        Gate::Objects,
+        MethodGate::Objects,
         "`containers.registry.pull` covers the source, `containers.registry.write` the tag's repository",
     ),
-    changes("/hearth.v1.Images/Remove", "remove images", Gate::Objects, WRITE),
+    changes("/hearth.v1.Images/Remove", "remove images", MethodGate::Objects, WRITE),
     changes(
         "/hearth.v1.Images/Load",
         "load images",
-        Gate::Objects,
+        MethodGate::Objects,
         "`containers.registry.write` covers the tag's repository, or `containers.use_containers` for a temporary \
          pack; a copy in storage: `storage.paths` covers the path, and not as read-only",
     ),
-    reads("/hearth.v1.Images/ReadBlob", "read images", Gate::Objects, PULL),
+    reads("/hearth.v1.Images/ReadBlob", "read images", MethodGate::Objects, PULL),
     changes(
         "/hearth.v1.Images/Pull",
         "pull images",
-        Gate::Objects,
+        MethodGate::Objects,
         "`containers.pull` covers the image, `containers.registry.write` the tag's repository",
     ),
     changes(
         "/hearth.v1.Images/Push",
         "push images",
-        Gate::Objects,
+        MethodGate::Objects,
         "`containers.registry.pull` covers the image, `containers.registry.write` the name elsewhere",
     ),
     changes(
         "/hearth.v1.Packs/Begin",
         "send packs",
-        Gate::Objects,
+        MethodGate::Objects,
         "`containers.registry.write` covers the tag's repository, or `containers.use_containers` for a temporary \
          pack; a copy in storage: `storage.paths` covers the path, and not as read-only",
     ),
-    reads("/hearth.v1.Packs/List", "send packs", Gate::Objects, OWN_PACK),
-    reads("/hearth.v1.Packs/Chunks", "send packs", Gate::Objects, OWN_PACK),
-    reads("/hearth.v1.Packs/Send", "send packs", Gate::Objects, OWN_PACK),
+    reads("/hearth.v1.Packs/List", "send packs", MethodGate::Objects, OWN_PACK),
+    reads("/hearth.v1.Packs/Chunks", "send packs", MethodGate::Objects, OWN_PACK),
+    reads("/hearth.v1.Packs/Send", "send packs", MethodGate::Objects, OWN_PACK),
     changes(
         "/hearth.v1.Packs/Commit",
         "send packs",
-        Gate::Objects,
+        MethodGate::Objects,
         "the upload is the caller's own; a copy in storage as for Begin",
     ),
-    changes("/hearth.v1.Secrets/Set", "set secrets", Gate::Secrets, ""),
-    reads("/hearth.v1.Secrets/List", "see secrets", Gate::Secrets, ""),
+    changes("/hearth.v1.Secrets/Set", "set secrets", MethodGate::Secrets, ""),
+    reads("/hearth.v1.Secrets/List", "see secrets", MethodGate::Secrets, ""),
     changes(
         "/hearth.v1.Secrets/Remove",
         "remove secrets",
-        Gate::Secrets,
+        MethodGate::Secrets,
         "with `services`, the services that use it are named",
     ),
-    changes("/hearth.v1.Services/Deploy", "deploy services", Gate::Services, SPEC),
-    reads("/hearth.v1.Services/Watch", "watch deploys", Gate::ReadServiceLogs, OWN_SERVICE),
-    reads("/hearth.v1.Services/Get", "see services", Gate::Services, ""),
-    reads("/hearth.v1.Services/List", "see services", Gate::Services, ""),
-    reads("/hearth.v1.Services/Logs", "read logs of services", Gate::ReadServiceLogs, OWN_SERVICE),
-    changes("/hearth.v1.Services/Restart", "restart services", Gate::Services, SPEC),
-    changes("/hearth.v1.Services/Rollback", "roll services back", Gate::Services, SPEC),
-    changes("/hearth.v1.Services/Remove", "remove services", Gate::Services, OWN_SERVICE),
-    changes("/hearth.v1.Services/Exec", "run processes in services", Gate::Services, SPEC),
-    reads("/hearth.v1.Services/ListRoutes", "see routes", Gate::Services, ""),
-    changes("/hearth.v1.Services/RemoveRoute", "remove routes", Gate::Services, OWN_SERVICE),
-    reads("/hearth.v1.Storage/List", "read storage", Gate::Objects, READ_PATH),
-    reads("/hearth.v1.Storage/Read", "read storage", Gate::Objects, READ_PATH),
-    changes("/hearth.v1.Storage/Write", "write storage", Gate::Objects, WRITE_PATH),
+    changes("/hearth.v1.Services/Deploy", "deploy services", MethodGate::Services, SPEC),
+    reads("/hearth.v1.Services/Watch", "watch deploys", MethodGate::ReadServiceLogs, OWN_SERVICE),
+    reads("/hearth.v1.Services/Get", "see services", MethodGate::Services, ""),
+    reads("/hearth.v1.Services/List", "see services", MethodGate::Services, ""),
+    reads("/hearth.v1.Services/Logs", "read logs of services", MethodGate::ReadServiceLogs, OWN_SERVICE),
+    changes("/hearth.v1.Services/Restart", "restart services", MethodGate::Services, SPEC),
+    changes("/hearth.v1.Services/Rollback", "roll services back", MethodGate::Services, SPEC),
+    changes("/hearth.v1.Services/Remove", "remove services", MethodGate::Services, OWN_SERVICE),
+    changes("/hearth.v1.Services/Exec", "run processes in services", MethodGate::Services, SPEC),
+    reads("/hearth.v1.Services/ListRoutes", "see routes", MethodGate::Services, ""),
+    changes("/hearth.v1.Services/RemoveRoute", "remove routes", MethodGate::Services, OWN_SERVICE),
+    reads("/hearth.v1.Storage/List", "read storage", MethodGate::Objects, READ_PATH),
+    reads("/hearth.v1.Storage/Read", "read storage", MethodGate::Objects, READ_PATH),
+    changes("/hearth.v1.Storage/Write", "write storage", MethodGate::Objects, WRITE_PATH),
     changes(
         "/hearth.v1.Storage/Remove",
         "remove from storage",
-        Gate::Objects,
+        MethodGate::Objects,
         "`storage.paths` covers the path, and not as read-only; recursively: nothing below it is read-only either",
     ),
-    reads("/hearth.v1.System/GetInfo", "see the room", Gate::Participant, ""),
+    reads("/hearth.v1.System/GetInfo", "see the room", MethodGate::Participant, ""),
     reads(
         "/hearth.v1.System/GetDiskUsage",
         "see what callers hold of the disk",
-        Gate::Participant,
+        MethodGate::Participant,
         "admin: of all",
     ),
     reads(
         "/hearth.v1.System/ListBuilders",
         "see builders",
-        Gate::Participant,
+        MethodGate::Participant,
         "the builder of the caller's own trust domain; with `admin` all",
     ),
-    changes("/hearth.v1.System/MintToken", "mint tokens", Gate::Admin, ""),
-    reads("/grpc.health.v1.Health/Check", "ask for health", Gate::Public, ""),
-    reads("/grpc.health.v1.Health/Watch", "ask for health", Gate::Public, ""),
-    reads("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "read descriptors", Gate::Public, ""),
+    changes("/hearth.v1.System/MintToken", "mint tokens", MethodGate::Admin, ""),
+    changes("/hearth.v1.System/RotateTokenSecret", "replace the room's secret", MethodGate::Admin, ""),
+    changes("/hearth.v1.System/RevokeTokens", "revoke tokens", MethodGate::Admin, ""),
+    reads("/hearth.v1.System/ListTokenRevocations", "see revocations of tokens", MethodGate::Admin, ""),
+    reads("/hearth.v1.System/ListAuditRecords", "read the audit trail", MethodGate::Admin, ""),
+    reads("/grpc.health.v1.Health/Check", "ask for health", MethodGate::Public, ""),
+    reads("/grpc.health.v1.Health/Watch", "ask for health", MethodGate::Public, ""),
+    reads(
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "read descriptors",
+        MethodGate::Public,
+        "",
+    ),
     reads(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         "read descriptors",
-        Gate::Public,
+        MethodGate::Public,
         "",
     ),
 ];

@@ -3,7 +3,7 @@
 
 use hearth_pack::remote::full_name;
 
-use super::{Action, Denied, decide};
+use super::{CallerAction, Denied, decide};
 use crate::access::parse_scope;
 use crate::model::access::{Caller, StorageVerb};
 use crate::model::build::BuildSpec;
@@ -14,10 +14,10 @@ use crate::model::{MountMode, MountSource, MountSpec, Reference, RoomRegistries}
 pub fn may_build(caller: &Caller, spec: &BuildSpec, rooms: &RoomRegistries) -> Result<(), Denied> {
     for tag in &spec.tags {
         if !rooms.owns_tag(tag) {
-            decide(caller, &Action::PushElsewhere(&full_name(tag)))?;
+            decide(caller, &CallerAction::PushElsewhere(&full_name(tag)))?;
         }
         // A result for another registry is made here first.
-        decide(caller, &Action::WriteRepository(&tag.repository))?;
+        decide(caller, &CallerAction::WriteRepository(&tag.repository))?;
     }
     may_mount_in_builds(caller, &spec.mounts, rooms)
 }
@@ -29,7 +29,9 @@ pub fn may_mount_in_builds(
     rooms: &RoomRegistries,
 ) -> Result<(), Denied> {
     mounts.iter().try_for_each(|mount| match &mount.source {
-        MountSource::Room(path) | MountSource::Project(path) => decide(caller, &Action::ReadStorage(path)),
+        MountSource::Room(path) | MountSource::Project(path) => {
+            decide(caller, &CallerAction::ReadStorage(path))
+        }
         MountSource::Image { reference, .. } => may_read_image(caller, reference, rooms),
         // Held for its owner when the build is taken in.
         MountSource::Pack(_) | MountSource::EmptyDir | MountSource::File(_) => Ok(()),
@@ -42,10 +44,10 @@ pub fn may_run(caller: &Caller, spec: &ServiceSpec, rooms: &RoomRegistries) -> R
     spec.mounts.iter().try_for_each(|mount| may_mount_in_service(caller, mount, rooms))?;
     spec.env.values().try_for_each(|value| match value {
         EnvValue::Plain(_) => Ok(()),
-        EnvValue::Secret { name } => decide(caller, &Action::UseSecret(name)),
+        EnvValue::Secret { name } => decide(caller, &CallerAction::UseSecret(name)),
         // One that is no scope is refused as such, where it is tried.
         EnvValue::Token { scope } => match parse_scope(scope) {
-            Ok(scope) => decide(caller, &Action::HandOnToken(&scope)),
+            Ok(scope) => decide(caller, &CallerAction::HandOnToken(&scope)),
             Err(_) => Ok(()),
         },
     })
@@ -54,7 +56,7 @@ pub fn may_run(caller: &Caller, spec: &ServiceSpec, rooms: &RoomRegistries) -> R
 pub fn may_run_image(caller: &Caller, image: &Reference, rooms: &RoomRegistries) -> Result<(), Denied> {
     let name = full_name(image);
     decide(caller, &run_action(image, rooms, &name))?;
-    if rooms.owns_tag(image) { Ok(()) } else { decide(caller, &Action::PullElsewhere(&name)) }
+    if rooms.owns_tag(image) { Ok(()) } else { decide(caller, &CallerAction::PullElsewhere(&name)) }
 }
 
 pub fn may_mount_in_service(
@@ -68,7 +70,7 @@ pub fn may_mount_in_service(
                 MountMode::ReadOnly => StorageVerb::Read,
                 MountMode::ReadWrite => StorageVerb::Write,
             };
-            decide(caller, &Action::MountStorage { verb, path })
+            decide(caller, &CallerAction::MountStorage { verb, path })
         }
         MountSource::Image { reference, .. } => may_read_image(caller, reference, rooms),
         MountSource::Pack(_) | MountSource::EmptyDir | MountSource::File(_) => Ok(()),
@@ -77,9 +79,9 @@ pub fn may_mount_in_service(
 
 fn may_read_image(caller: &Caller, image: &Reference, rooms: &RoomRegistries) -> Result<(), Denied> {
     if rooms.owns_tag(image) {
-        decide(caller, &Action::PullRepository(&image.repository))
+        decide(caller, &CallerAction::PullRepository(&image.repository))
     } else {
-        decide(caller, &Action::PullElsewhere(&full_name(image)))
+        decide(caller, &CallerAction::PullElsewhere(&full_name(image)))
     }
 }
 
@@ -95,16 +97,16 @@ pub fn may_change(
     let name = revision.map(|revision| full_name(&revision.spec.image)).unwrap_or_default();
     let run = match revision {
         Some(revision) => run_action(&revision.spec.image, rooms, &name),
-        None => Action::RunRoomImage { repository: &service.repository, name: &name },
+        None => CallerAction::RunRoomImage { repository: &service.repository, name: &name },
     };
-    decide(caller, &Action::ChangeService { what, owner: &service.created_by, run: &run })
+    decide(caller, &CallerAction::ChangeService { what, owner: &service.created_by, run: &run })
 }
 
 /// `name` is the image's full one.
-fn run_action<'a>(image: &'a Reference, rooms: &RoomRegistries, name: &'a str) -> Action<'a> {
+fn run_action<'a>(image: &'a Reference, rooms: &RoomRegistries, name: &'a str) -> CallerAction<'a> {
     if rooms.owns_tag(image) {
-        Action::RunRoomImage { repository: &image.repository, name }
+        CallerAction::RunRoomImage { repository: &image.repository, name }
     } else {
-        Action::RunElsewhereImage(name)
+        CallerAction::RunElsewhereImage(name)
     }
 }

@@ -5,10 +5,11 @@ use futures::{Stream, StreamExt as _};
 use hearth_proto::v1;
 use tonic::{Code, Request, Response, Status};
 
+use super::super::audit;
 use super::super::convert::{self, SpecContext, build_spec, page_size};
 use super::super::error::{Refusal, fault_detail};
-use super::{ask, caller};
-use crate::access::policy::{self, Action};
+use super::caller;
+use crate::access::policy::{self, CallerAction, decide};
 use crate::build::port::BuildQuery;
 use crate::build::{BuildError, Deny, Handle, LogQuery, SubmitBuild, SubmitError};
 use crate::model::RoomRegistries;
@@ -44,6 +45,7 @@ impl v1::builds_server::Builds for BuildsService {
         };
         let (spec, secrets) = build_spec(request.spec.unwrap_or_default(), &context)?;
         policy::may_build(&caller, &spec, &self.rooms).map_err(Refusal::from)?;
+        spec.tags.iter().for_each(audit::concerns);
         let submit = SubmitBuild {
             spec,
             secrets,
@@ -164,7 +166,9 @@ impl BuildsService {
     /// an id is looked up among the builds that the caller may see.
     async fn own(&self, caller: &Caller, id: &str) -> Result<BuildRecord, Status> {
         let record = self.builds.find(id, policy::listed_owner(caller)).await.map_err(Refusal::from)?;
-        if ask(caller, &Action::UseBuild { id, owner: &record.submitted_by }).is_err() {
+        audit::concerns(&record.id);
+        if let Err(denied) = decide(caller, &CallerAction::UseBuild { id, owner: &record.submitted_by }) {
+            audit::hides(&denied);
             return Err(Refusal::from(BuildError::NotFound { given: id.chars().take(40).collect() }).into());
         }
         Ok(record)

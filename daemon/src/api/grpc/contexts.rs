@@ -5,12 +5,13 @@ use axum::extract::connect_info::ConnectInfo;
 use hearth_proto::v1;
 use tonic::{Code, Extensions, Request, Response, Status};
 
+use super::super::audit;
 use super::super::convert;
 use super::super::error::{Refusal, fault_detail};
 use super::super::serve::Peer;
 use super::answers::{Answers, CHUNK, Told, Walks, in_pieces};
 use super::{ask, caller};
-use crate::access::policy::{self, Action};
+use crate::access::policy::{self, CallerAction};
 use crate::build::RoomContexts;
 use crate::context::ContextError;
 use crate::context::compare::{self, Difference};
@@ -135,6 +136,7 @@ impl v1::contexts_server::Contexts for ContextsService {
         require_this_machine(on_this_machine(request.extensions()), "mount contexts")?;
         let v1::MountContextRequest { context, directory, writable } = request.into_inner();
         let directory = PathBuf::from(directory);
+        audit::concerns(directory.display());
         self.own_mount(&caller, &directory).await?;
         let Open { tree, mounts, manifests, root } = self.open(&caller, context, "context").await?;
         let request = MountRequest {
@@ -157,6 +159,7 @@ impl v1::contexts_server::Contexts for ContextsService {
         require_this_machine(on_this_machine(request.extensions()), "unmount contexts")?;
         let v1::UnmountContextRequest { directory, lazy, discard } = request.into_inner();
         let directory = PathBuf::from(directory);
+        audit::concerns(directory.display());
         self.own_mount(&caller, &directory).await?;
         let kept = self.mounts.unmount(directory, lazy, discard).await.map_err(Refusal::from)?;
         Ok(Response::new(v1::UnmountContextResponse { kept }))
@@ -202,7 +205,7 @@ impl ContextsService {
     /// Denies what another caller mounted, or has changes kept of. Where there is nothing, what comes next says so.
     async fn own_mount(&self, caller: &Caller, directory: &Path) -> Result<(), Status> {
         let owners = self.mounts.owners(directory.to_owned()).await.map_err(Refusal::from)?;
-        owners.iter().try_for_each(|owner| ask(caller, &Action::UseContextMount { owner }))
+        owners.iter().try_for_each(|owner| ask(caller, &CallerAction::UseContextMount { owner }))
     }
 
     async fn changes(

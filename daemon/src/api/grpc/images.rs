@@ -4,11 +4,12 @@ use hearth_pack::remote::RemoteError;
 use hearth_proto::v1;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use super::super::audit;
 use super::super::convert::{self, page_size};
 use super::super::error::Refusal;
 use super::answers::{Answers, chunk_of, in_pieces};
 use super::{ask, caller, share_owner};
-use crate::access::policy::{Action, decide, listed_owner};
+use crate::access::policy::{CallerAction, decide, listed_owner};
 use crate::context::storage::Storage;
 use crate::disk::DiskShares;
 use crate::image::port::TagQuery;
@@ -52,7 +53,7 @@ impl v1::images_server::Images for ImagesService {
             query.after = found.last().map(|last| (last.repository.clone(), last.tag.clone()));
             let allowed = found
                 .into_iter()
-                .filter(|image| decide(&caller, &Action::ListRepository(&image.repository)).is_ok());
+                .filter(|image| decide(&caller, &CallerAction::ListRepository(&image.repository)).is_ok());
             images.extend(allowed);
             if images.len() >= size || !more {
                 let mut next_page_token = String::new();
@@ -81,7 +82,8 @@ impl v1::images_server::Images for ImagesService {
         let owner = listed_owner(&caller);
         images.retain(|image| {
             let of_another = |name: &&str| matches!(&image.key.right, ImageRight::Caller(own) if own != name);
-            let may_pull = || decide(&caller, &Action::PullElsewhere(image.key.registry_name())).is_ok();
+            let may_pull =
+                || decide(&caller, &CallerAction::PullElsewhere(image.key.registry_name())).is_ok();
             owner.is_none_or(|name| !of_another(&name) && may_pull())
         });
         let images = images.into_iter().rev().map(convert::cached_image).collect();
@@ -94,7 +96,7 @@ impl v1::images_server::Images for ImagesService {
     ) -> Result<Response<v1::InspectImageResponse>, Status> {
         let caller = caller(request.extensions())?;
         let reference = reference("reference", &request.into_inner().reference)?;
-        ask(&caller, &Action::PullRepository(&reference.repository))?;
+        ask(&caller, &CallerAction::PullRepository(&reference.repository))?;
         let inspected = self.images.inspect(&reference).await.map_err(Refusal::from)?;
         let marks = self.images.marks(vec![inspected.manifest.digest]).await.map_err(Refusal::from)?;
         let mut response = self.inspected(inspected);
@@ -107,8 +109,9 @@ impl v1::images_server::Images for ImagesService {
         let request = request.into_inner();
         let source = reference("reference", &request.reference)?;
         let tag = convert::tag("tag", &request.tag)?;
-        ask(&caller, &Action::PullRepository(&source.repository))?;
-        ask(&caller, &Action::WriteRepository(&tag.repository))?;
+        audit::concerns(&tag);
+        ask(&caller, &CallerAction::PullRepository(&source.repository))?;
+        ask(&caller, &CallerAction::WriteRepository(&tag.repository))?;
         let image = self.images.tag(&source, &tag).await.map_err(Refusal::from)?;
         Ok(Response::new(convert::image(&image, self.images.room_registries())))
     }
@@ -119,7 +122,8 @@ impl v1::images_server::Images for ImagesService {
     ) -> Result<Response<v1::RemoveImageResponse>, Status> {
         let caller = caller(request.extensions())?;
         let reference = reference("reference", &request.into_inner().reference)?;
-        ask(&caller, &Action::WriteRepository(&reference.repository))?;
+        audit::concerns(&reference);
+        ask(&caller, &CallerAction::WriteRepository(&reference.repository))?;
         self.images.remove(&reference).await.map_err(Refusal::from)?;
         Ok(Response::new(v1::RemoveImageResponse {}))
     }
@@ -157,7 +161,7 @@ impl v1::images_server::Images for ImagesService {
         let caller = caller(request.extensions())?;
         let request = request.into_inner();
         let reference = reference("reference", &request.reference)?;
-        ask(&caller, &Action::PullRepository(&reference.repository))?;
+        ask(&caller, &CallerAction::PullRepository(&reference.repository))?;
         let digest = match request.digest.as_str() {
             "" => None,
             text => Some(

@@ -13,12 +13,13 @@ use bytes::Bytes;
 use hearth_proto::v1;
 use tonic::{Status, Streaming};
 
+use super::super::audit;
 use super::super::convert;
 use super::super::error::Refusal;
 use super::images::ImagesService;
 use super::upload::{Area, FileUpload, NewFile, begin_missing, checked, chunk_missing};
 use super::{ask, storage_for};
-use crate::access::policy::Action;
+use crate::access::policy::CallerAction;
 use crate::context::storage::WriteOptions;
 use crate::disk::{DiskClaim, KeptContent, UploadKind};
 use crate::image::{Destination, ImageError};
@@ -109,11 +110,13 @@ fn destination(
             if !rooms.owns_tag(&tag) {
                 return Err(Refusal::from(ImageError::Foreign { reference: tag.to_string() }).into());
             }
-            ask(caller, &Action::WriteRepository(&tag.repository))?;
+            audit::concerns(&tag);
+            ask(caller, &CallerAction::WriteRepository(&tag.repository))?;
             Ok(Destination::Tag(tag))
         }
         Some(v1::load_begin::Destination::Temporary(true)) => {
-            ask(caller, &Action::SendPack)?;
+            audit::concerns("a temporary pack");
+            ask(caller, &CallerAction::SendPack)?;
             Ok(Destination::Pack { owner: caller.name.clone() })
         }
         Some(v1::load_begin::Destination::Temporary(false)) | None => {

@@ -9,11 +9,12 @@ use hearth_proto::v1;
 use prost::Message as _;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use super::super::audit;
 use super::super::convert;
 use super::super::error::Refusal;
 use super::upload::{Area, CountedWriter, FileError, NewFile};
 use super::{ask, caller, share_owner, storage_for};
-use crate::access::policy::Action;
+use crate::access::policy::CallerAction;
 use crate::context::storage::{Root, Storage, StorageError, WriteOptions};
 use crate::disk::DiskShares;
 use crate::model::Reference;
@@ -135,6 +136,7 @@ impl v1::packs_server::Packs for PacksService {
     ) -> Result<Response<v1::CommitPackResponse>, Status> {
         let (caller, owner) = (caller(request.extensions())?, share_owner(request.extensions())?);
         let request = request.into_inner();
+        audit::concerns(format_args!("upload {}", request.upload_id.chars().take(64).collect::<String>()));
         let proof = match request.proof.len() {
             0 => None,
             _ => Some(<[u8; 32]>::try_from(request.proof.as_ref()).map_err(|_| {
@@ -276,8 +278,12 @@ fn destination(caller: &Caller, room: &Root, request: v1::BeginPackRequest) -> R
         }
     };
     match &tag {
-        Some(tag) => ask(caller, &Action::WriteRepository(&tag.repository))?,
-        None => ask(caller, &Action::SendPack)?,
+        Some(tag) => audit::concerns(tag),
+        None => audit::concerns("a temporary pack"),
+    }
+    match &tag {
+        Some(tag) => ask(caller, &CallerAction::WriteRepository(&tag.repository))?,
+        None => ask(caller, &CallerAction::SendPack)?,
     }
     let mut archive = None;
     if !request.room_path.is_empty() {

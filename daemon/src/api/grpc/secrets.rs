@@ -1,10 +1,11 @@
 use hearth_proto::v1;
 use tonic::{Code, Request, Response, Status};
 
+use super::super::audit;
 use super::super::convert::timestamp;
 use super::super::error::Refusal;
 use super::caller;
-use crate::access::policy::{Action, decide};
+use crate::access::policy::{CallerAction, decide};
 use crate::deploy::Handle;
 use crate::model::secret::{Secret, SecretName, SecretView};
 use crate::model::service::{EnvValue, Service};
@@ -25,6 +26,7 @@ impl v1::secrets_server::Secrets for SecretsService {
         let caller = caller(request.extensions())?;
         let v1::SetSecretRequest { name, value } = request.into_inner();
         let name = self::name(&name)?;
+        audit::concerns(&name);
         let value = String::from_utf8(value.into()).map_err(|_| {
             let message = format!("the value of secret `{name}` is not UTF-8 text");
             Refusal::invalid("value", "invalid_secret_value", message)
@@ -49,9 +51,10 @@ impl v1::secrets_server::Secrets for SecretsService {
     ) -> Result<Response<v1::RemoveSecretResponse>, Status> {
         let caller = caller(request.extensions())?;
         let name = name(&request.into_inner().name)?;
+        audit::concerns(&name);
         self.secrets.remove(&name).await.map_err(Refusal::from)?;
         tracing::info!(secret.name = %name, by = caller.name, "secret removed");
-        let shown = decide(&caller, &Action::ShowUsers).is_ok();
+        let shown = decide(&caller, &CallerAction::ShowUsers).is_ok();
         let used_by = if shown { self.used_by(&name) } else { Vec::new() };
         Ok(Response::new(v1::RemoveSecretResponse { used_by }))
     }

@@ -13,6 +13,7 @@ use futures::StreamExt as _;
 use hearth_proto::v1;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::super::audit;
 use super::super::convert::{self, Entrance, deploy_spec, duration, page_size};
 use super::super::error::Refusal;
 use super::answers::Answers;
@@ -48,6 +49,10 @@ impl v1::services_server::Services for ServicesService {
         let caller = caller(request.extensions())?;
         let v1::DeployRequest { spec, dry_run } = request.into_inner();
         let (request, credentials) = deploy_spec(spec.unwrap_or_default(), &self.rooms)?;
+        audit::concerns(&request.image);
+        if let Some(name) = &request.name {
+            audit::concerns(format_args!("service {name}"));
+        }
         allow::images(&caller, &request, &self.rooms)?;
         let by = allow::by(caller, &self.rooms);
         let deploys = self.deploys.clone();
@@ -128,6 +133,7 @@ impl v1::services_server::Services for ServicesService {
     ) -> Result<Response<v1::DeployResponse>, Status> {
         let caller = caller(request.extensions())?;
         let service = request.into_inner().service;
+        audit::concerns(format_args!("service {service}"));
         let (deploys, by) = (self.deploys.clone(), allow::by(caller, &self.rooms));
         let deployed = whole("restart service", async move { deploys.restart(&service, &by).await }).await?;
         Ok(Response::new(self.deployed(deployed, &[])))
@@ -139,6 +145,7 @@ impl v1::services_server::Services for ServicesService {
     ) -> Result<Response<v1::DeployResponse>, Status> {
         let caller = caller(request.extensions())?;
         let v1::RollbackServiceRequest { service, revision } = request.into_inner();
+        audit::concerns(format_args!("service {service}"));
         let by = allow::by(caller, &self.rooms);
         let (deploys, revision) = (self.deploys.clone(), Some(revision).filter(|revision| *revision > 0));
         let rolled =
@@ -152,6 +159,7 @@ impl v1::services_server::Services for ServicesService {
     ) -> Result<Response<v1::RemoveServiceResponse>, Status> {
         let caller = caller(request.extensions())?;
         let v1::RemoveServiceRequest { service, grace } = request.into_inner();
+        audit::concerns(format_args!("service {service}"));
         let grace = duration("grace", grace)?.unwrap_or(REMOVE_GRACE);
         if grace > MAX_REMOVE_GRACE {
             let message = format!("the grace is at most {} s", MAX_REMOVE_GRACE.as_secs());
@@ -178,6 +186,7 @@ impl v1::services_server::Services for ServicesService {
         let mut messages = request.into_inner();
         let (service, spec) = exec::begin(&mut messages).await?;
         let name = self.deploys.get(&service).map_err(Refusal::from)?.service.name;
+        audit::concerns(format_args!("service {name}"));
         tracing::info!(service.name = %name, by = caller.name, "process in a service");
         let (deploys, by) = (self.deploys.clone(), allow::by(caller, &self.rooms));
         let exec = whole("exec", async move { deploys.exec(&service, spec, &by).await }).await?;
@@ -201,6 +210,7 @@ impl v1::services_server::Services for ServicesService {
     ) -> Result<Response<v1::RemoveRouteResponse>, Status> {
         let caller = caller(request.extensions())?;
         let domain = convert::domain("domain", &request.into_inner().domain)?;
+        audit::concerns(&domain);
         let (deploys, given, name) = (self.deploys.clone(), domain.clone(), caller.name.clone());
         let by = allow::by(caller, &self.rooms);
         let service = whole("remove route", async move { deploys.remove_route(&given, &by).await }).await?;

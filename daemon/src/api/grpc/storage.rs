@@ -3,11 +3,12 @@ use std::path::PathBuf;
 use hearth_proto::v1;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use super::super::audit;
 use super::super::error::Refusal;
 use super::answers::{Answers, chunk_of, in_pieces};
 use super::upload::{Area, FileUpload, NewFile, begin_missing, checked, chunk_missing};
 use super::{ask, caller, share_owner, storage_for};
-use crate::access::policy::Action;
+use crate::access::policy::CallerAction;
 use crate::context::storage::{FileKind, FileStat, Root, Storage, StorageError, WriteOptions};
 use crate::disk::DiskShares;
 use crate::model::access::{Caller, StorageVerb};
@@ -96,7 +97,7 @@ impl v1::storage_server::Storage for StorageService {
         let request = request.into_inner();
         let (root, path) = self.allow(&caller, StorageVerb::Write, request.area, &request.path)?;
         if request.recursive {
-            ask(&caller, &Action::RemoveTree(&path.to_string_lossy()))?;
+            ask(&caller, &CallerAction::RemoveTree(&path.to_string_lossy()))?;
         }
         let (disk, area) = (self.disk.clone(), area(request.area)?);
         blocking(move || {
@@ -118,10 +119,11 @@ impl StorageService {
         wire: i32,
         path: &str,
     ) -> Result<(Root, PathBuf), Status> {
-        let root = match area(wire)? {
-            Area::Room => &self.storage.room,
-            Area::Project => &self.storage.project,
+        let (root, name) = match area(wire)? {
+            Area::Room => (&self.storage.room, "room"),
+            Area::Project => (&self.storage.project, "project"),
         };
+        audit::concerns(format_args!("{name} storage /{}", path.trim_start_matches('/')));
         storage_for(caller, verb, root, "path", path)
     }
 }

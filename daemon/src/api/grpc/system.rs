@@ -2,18 +2,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hearth_proto::v1;
-use tonic::{Request, Response, Status};
+use jiff::Timestamp;
+use tonic::{Code, Request, Response, Status};
 
+use super::super::audit;
 use super::super::convert::{duration, timestamp};
+use super::super::error::Refusal;
 use super::super::http::Readiness;
 use super::caller;
 use super::usage::DiskUsage;
-use crate::access::{Access, policy};
+use crate::access::{Access, KeyChangeError, Revocation, policy};
+use crate::audit::{AuditOutcome, AuditQuery, AuditRecord, AuditTrail};
+use crate::deploy::Handle;
 use crate::model::RoomRegistries;
 use crate::model::builder::{BuilderState, BuilderStatus};
 use crate::model::image::Platform;
+use crate::model::service::{EnvValue, Service};
+use crate::task;
 
 const DEFAULT_TTL: Duration = Duration::from_secs(3600);
+/// What tokens of a secret that was replaced get.
+const DEFAULT_GRACE: Duration = Duration::from_secs(24 * 3600);
+const DEFAULT_RECORDS: usize = 100;
+/// For the audit trail to be searched.
+const READ_LIMIT: Duration = Duration::from_secs(30);
 
 /// Reads how the builders stand at this moment.
 pub type BuilderList = Arc<dyn Fn() -> Vec<BuilderStatus> + Send + Sync>;
@@ -25,6 +37,9 @@ pub struct SystemService {
     pub builders: BuilderList,
     pub access: Arc<Access>,
     pub usage: DiskUsage,
+    pub trail: AuditTrail,
+    /// To say which services have a token.
+    pub deploys: Handle,
 }
 
 #[tonic::async_trait]
@@ -68,11 +83,12 @@ impl v1::system_server::System for SystemService {
     ) -> Result<Response<v1::MintTokenResponse>, Status> {
         let caller = caller(request.extensions())?;
         let request = request.into_inner();
+        audit::concerns(format_args!("token of {}", request.name));
         let name = if request.name.is_empty() { "participant" } else { &request.name };
         let ttl = duration("ttl", request.ttl)?.unwrap_or(DEFAULT_TTL);
         let domain = Some(request.domain.as_str()).filter(|domain| !domain.is_empty());
         let minted = self.access.mint_into(domain, name, &request.scope, ttl);
-        let (token, expires) = minted.map_err(super::super::error::Refusal::from)?;
+        let (token, expires) = minted.map_err(Refusal::from)?;
         tracing::info!(by = caller.name, name, domain, "token minted");
         Ok(Response::new(v1::MintTokenResponse { token, expires_at: Some(timestamp(expires)) }))
     }
@@ -86,6 +102,63 @@ impl v1::system_server::System for SystemService {
         let is_shown = |one: &BuilderStatus| only.is_none_or(|domain| one.domain.as_ref() == Some(domain));
         let builders = (self.builders)().into_iter().filter(is_shown).map(builder).collect();
         Ok(Response::new(v1::ListBuildersResponse { builders }))
+    }
+
+    async fn rotate_token_secret(
+        &self,
+        request: Request<v1::RotateTokenSecretRequest>,
+    ) -> Result<Response<v1::RotateTokenSecretResponse>, Status> {
+        let caller = caller(request.extensions())?;
+        let grace = duration("grace", request.into_inner().grace)?.unwrap_or(DEFAULT_GRACE);
+        let services = self.with_tokens();
+        let until = self.change(move |access| access.rotate(grace)).await?;
+        tracing::warn!(by = caller.name, %until, "the room's secret was replaced");
+        Ok(Response::new(v1::RotateTokenSecretResponse { accepted_until: Some(timestamp(until)), services }))
+    }
+
+    async fn revoke_tokens(
+        &self,
+        request: Request<v1::RevokeTokensRequest>,
+    ) -> Result<Response<v1::TokenRevocation>, Status> {
+        let caller = caller(request.extensions())?;
+        let name = request.into_inner().name;
+        audit::concerns(format_args!("tokens of {name}"));
+        let (of, by) = (name.clone(), caller.name.clone());
+        let revocation = self.change(move |access| access.revoke(&of, &by)).await?;
+        tracing::warn!(by = caller.name, name, "tokens were revoked");
+        Ok(Response::new(revocation_to_wire(name, revocation)))
+    }
+
+    async fn list_token_revocations(
+        &self,
+        request: Request<v1::ListTokenRevocationsRequest>,
+    ) -> Result<Response<v1::ListTokenRevocationsResponse>, Status> {
+        caller(request.extensions())?;
+        let revocations = self.access.revocations().into_iter();
+        let revocations = revocations.map(|(name, revocation)| revocation_to_wire(name, revocation));
+        Ok(Response::new(v1::ListTokenRevocationsResponse { revocations: revocations.collect() }))
+    }
+
+    async fn list_audit_records(
+        &self,
+        request: Request<v1::ListAuditRecordsRequest>,
+    ) -> Result<Response<v1::ListAuditRecordsResponse>, Status> {
+        caller(request.extensions())?;
+        let v1::ListAuditRecordsRequest { since, caller, action, denied_only, limit } = request.into_inner();
+        let since = since.map(|time| {
+            Timestamp::new(time.seconds, time.nanos)
+                .map_err(|_| Refusal::invalid("since", "invalid_time", "not a time that there can be"))
+        });
+        let limit = if limit == 0 { DEFAULT_RECORDS } else { limit as usize };
+        let query = AuditQuery { since: since.transpose()?, caller, action, denied_only, limit };
+        let read = tokio::time::timeout(READ_LIMIT, self.trail.read(query)).await;
+        let records =
+            read.map_err(|_| Refusal::internal("the audit trail could not be read", "it takes too long"))?;
+        let records =
+            records.map_err(|error| Refusal::internal("the audit trail could not be read", error))?;
+        Ok(Response::new(v1::ListAuditRecordsResponse {
+            records: records.into_iter().map(record_to_wire).collect(),
+        }))
     }
 }
 
@@ -103,5 +176,68 @@ fn builder(status: BuilderStatus) -> v1::Builder {
         disk_bytes: status.disk,
         last_used_at: status.last_used.map(timestamp),
         running_builds: u32::try_from(status.builds).unwrap_or(u32::MAX),
+    }
+}
+
+impl SystemService {
+    /// Services whose instances have a token of their own.
+    fn with_tokens(&self) -> Vec<String> {
+        let has_token = |service: &Service| {
+            let revisions = service.wanted().into_iter().chain(service.live_revision());
+            let mut env = revisions.flat_map(|revision| revision.spec.env.values());
+            env.any(|value| matches!(value, EnvValue::Token { .. }))
+        };
+        let services = self.deploys.list().into_iter().map(|state| state.service);
+        services.filter(has_token).map(|service| service.name.to_string()).collect()
+    }
+
+    /// On a thread that may wait for the disk.
+    async fn change<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&Access) -> Result<T, KeyChangeError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let access = Arc::clone(&self.access);
+        let changed = task::blocking("tokens", move || change(&access)).await;
+        let changed = changed.map_err(|error| Refusal::internal("tokens could not be changed", error))?;
+        changed.map_err(|error| Refusal::from(error).into())
+    }
+}
+
+fn revocation_to_wire(name: String, revocation: Revocation) -> v1::TokenRevocation {
+    let before = prost_types::Timestamp { seconds: revocation.before, nanos: 0 };
+    v1::TokenRevocation { name, before: Some(before), revoked_by: revocation.by }
+}
+
+fn record_to_wire(record: AuditRecord) -> v1::AuditRecord {
+    let outcome = match record.outcome {
+        AuditOutcome::Done => v1::AuditOutcome::Done,
+        AuditOutcome::Failed => v1::AuditOutcome::Failed,
+        AuditOutcome::Denied => v1::AuditOutcome::Denied,
+    };
+    v1::AuditRecord {
+        at: Some(timestamp(record.at)),
+        caller: record.caller,
+        action: record.action,
+        object: record.object,
+        outcome: outcome.into(),
+        detail: record.detail,
+        source: record.source,
+        more: record.more,
+    }
+}
+
+impl From<KeyChangeError> for Refusal {
+    fn from(error: KeyChangeError) -> Self {
+        let message = error.to_string();
+        match error {
+            KeyChangeError::Grace => Self::invalid("grace", "invalid_grace", message),
+            KeyChangeError::Name => Self::invalid("name", "invalid_name", message),
+            KeyChangeError::TooManySecrets => Self::new(Code::ResourceExhausted, "too_many_secrets", message),
+            KeyChangeError::TooManyRevocations => {
+                Self::new(Code::ResourceExhausted, "too_many_revocations", message)
+                    .hint("hearth token rotate --grace 0s ends all tokens at once")
+            }
+            KeyChangeError::File(_) => Self::internal("tokens could not be changed", message),
+        }
     }
 }

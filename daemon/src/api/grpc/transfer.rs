@@ -13,12 +13,13 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
+use super::super::audit;
 use super::super::convert;
 use super::super::error::Refusal;
 use super::answers::Answers;
 use super::ask;
 use super::images::{ImagesService, reference};
-use crate::access::policy::Action;
+use crate::access::policy::CallerAction;
 use crate::image::{Destination, Platforms, Pull, Transfer};
 use crate::model::access::Caller;
 use crate::model::image::Platform;
@@ -48,8 +49,10 @@ impl ImagesService {
             }
             text => convert::tag("tag", text)?,
         };
-        ask(caller, &Action::PullElsewhere(&full_name(&source)))?;
-        ask(caller, &Action::WriteRepository(&tag.repository))?;
+        audit::concerns(&source);
+        audit::concerns(&tag);
+        ask(caller, &CallerAction::PullElsewhere(&full_name(&source)))?;
+        ask(caller, &CallerAction::WriteRepository(&tag.repository))?;
         let platforms = match (request.all_platforms, request.platform.as_str()) {
             (true, _) => Platforms::All,
             (false, "") => Platforms::One(Platform::host()),
@@ -87,8 +90,10 @@ impl ImagesService {
         let source = reference("reference", &request.reference)?;
         let target = convert::tag("target", &request.target)?;
         foreign("target", &target, self.images.room_registries())?;
-        ask(caller, &Action::PullRepository(&source.repository))?;
-        ask(caller, &Action::PushElsewhere(&full_name(&target)))?;
+        audit::concerns(&source);
+        audit::concerns(&target);
+        ask(caller, &CallerAction::PullRepository(&source.repository))?;
+        ask(caller, &CallerAction::PushElsewhere(&full_name(&target)))?;
         let remote =
             self.elsewhere.remote(&convert::registry_credentials("credentials", request.credentials)?);
         let remote = remote.map_err(|error| Refusal::from(crate::image::ImageError::from(error)))?;

@@ -46,6 +46,27 @@ async fn a_push_that_fails_names_nothing_and_says_how_to_push_again() {
 }
 
 #[tokio::test]
+async fn a_name_that_a_registry_does_not_take_fails_the_build_and_names_nothing_here() {
+    let room = Room::new(false);
+    let fault = Fault::new(Stage::Publish, "registry_denied", "403").hint("ask for the right to write");
+    *room.images.name_fault.lock().unwrap() = Some(fault);
+    let service = room.start().await;
+    let handle = service.handle();
+    let id = submit(&handle, spec_for(&["r.example/team/app:1", "room.meshagent.com/here:1"])).await;
+    let record = ended(&handle, &id).await;
+    assert_eq!((record.state, record.result.is_none()), (BuildState::Failed, true));
+    let fault = record.fault.unwrap();
+    assert_eq!((fault.code.as_str(), fault.stage), ("registry_denied", Stage::Publish));
+    let hint = fault.hint.unwrap();
+    assert!(
+        hint.starts_with("ask for the right to write; ") && hint.ends_with(" r.example/team/app:1"),
+        "{hint}"
+    );
+    assert_eq!(*room.images.pushed.lock().unwrap(), ["content r.example/team/app:1"]);
+    assert!(room.images.published.lock().unwrap().is_empty(), "nothing is named here either");
+}
+
+#[tokio::test]
 async fn a_build_that_is_cancelled_while_it_is_pushed_never_gets_its_name() {
     let room = Room::new(false);
     let gate = Gate::closed();

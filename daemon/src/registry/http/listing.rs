@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::refusal::Refusal;
 use super::{Query, Registry, header_value, route};
-use crate::access::policy::{Action, decide};
+use crate::access::policy::{CallerAction, decide};
 use crate::image::port::{ReferrerQuery, TagQuery};
 use crate::model::access::Caller;
 use crate::model::manifest::{Manifest, OCI_INDEX};
@@ -65,7 +65,7 @@ impl Registry {
             let names = self.catalog.repositories(after.clone(), STEP).await?;
             let is_last = names.len() < STEP;
             after = names.last().cloned().or(after);
-            let is_listed = |name: &Repository| decide(caller, &Action::ListRepository(name)).is_ok();
+            let is_listed = |name: &Repository| decide(caller, &CallerAction::ListRepository(name)).is_ok();
             visible.extend(names.into_iter().filter(is_listed));
             if is_last {
                 break;

@@ -4,7 +4,7 @@ use http::Method;
 use percent_encoding::percent_decode_str;
 
 use super::refusal::Refusal;
-use crate::access::policy::Action;
+use crate::access::policy::{CallerAction, Rule};
 use crate::model::{Digest, Repository, Tag};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,19 +83,27 @@ impl Route {
         }
     }
 
+    fn repository(&self) -> Option<&Repository> {
+        match self {
+            Self::Base | Self::Catalog => None,
+            Self::Tags(name)
+            | Self::Referrers(name, _)
+            | Self::Manifest(name, _)
+            | Self::BadTag(name, _)
+            | Self::Uploads(name)
+            | Self::Upload(name, _)
+            | Self::Blob(name, _) => Some(name),
+        }
+    }
+
     /// What a request wants to do. None where a token of the room is enough.
-    pub(super) fn action(&self, verb: Verb) -> Option<Action<'_>> {
-        Some(match self {
-            // A list shows what the caller may list.
-            Self::Base | Self::Catalog => return None,
-            Self::Tags(name) => Action::ListRepository(name),
-            Self::Referrers(name, _) => Action::PullRepository(name),
-            Self::Uploads(name) | Self::Upload(name, _) => Action::WriteRepository(name),
-            Self::Manifest(name, _) | Self::BadTag(name, _) | Self::Blob(name, _) => match verb {
-                Verb::Get => Action::PullRepository(name),
-                Verb::Head => Action::ProbeRepository(name),
-                Verb::Post | Verb::Put | Verb::Patch | Verb::Delete => Action::WriteRepository(name),
-            },
+    pub(super) fn action(&self, verb: Verb) -> Option<CallerAction<'_>> {
+        let name = self.repository()?;
+        Some(match self.kind().rule(verb)? {
+            Rule::ListRepository => CallerAction::ListRepository(name),
+            Rule::PullRepository => CallerAction::PullRepository(name),
+            Rule::ProbeRepository => CallerAction::ProbeRepository(name),
+            _ => CallerAction::WriteRepository(name),
         })
     }
 }
@@ -183,6 +191,18 @@ impl RouteKind {
             Self::Blob => &[Verb::Get, Verb::Head, Verb::Delete],
             Self::Uploads => &[Verb::Post],
             Self::Upload => &[Verb::Get, Verb::Head, Verb::Patch, Verb::Put, Verb::Delete],
+        }
+    }
+
+    /// The question that is asked before anything is looked up. None where a token of the room is enough.
+    pub const fn rule(self, verb: Verb) -> Option<Rule> {
+        match (self, verb) {
+            // A list shows what the caller may list.
+            (Self::Base | Self::Catalog, _) => None,
+            (Self::Tags, _) => Some(Rule::ListRepository),
+            (Self::Referrers, _) | (Self::Manifest | Self::Blob, Verb::Get) => Some(Rule::PullRepository),
+            (Self::Manifest | Self::Blob, Verb::Head) => Some(Rule::ProbeRepository),
+            (Self::Manifest | Self::Blob | Self::Uploads | Self::Upload, _) => Some(Rule::WriteRepository),
         }
     }
 

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, StatusCode};
 use super::range::piece;
 use super::refusal::Refusal;
 use super::{DOCKER_CONTENT_DIGEST, Query, Registry, empty, header_value, receive, route};
-use crate::access::policy::{Action, decide};
+use crate::access::policy::{CallerAction, decide};
 use crate::image::port::Blobs as _;
 use crate::model::access::Caller;
 use crate::model::{Digest, Repository};
@@ -67,7 +67,7 @@ impl Registry {
         let digest = route::digest(digest)?;
         // A source that is not named, not there or not allowed looks the same: the client sends the blob.
         let Some(from) = from.and_then(|from| from.parse::<Repository>().ok()) else { return Ok(None) };
-        let readable = decide(caller, &Action::PullRepository(&from)).is_ok();
+        let readable = decide(caller, &CallerAction::PullRepository(&from)).is_ok();
         if !readable || !self.catalog.has_blob(&from, &digest).await? {
             return Ok(None);
         }

@@ -31,6 +31,7 @@ impl From<DeployError> for Refusal {
             DeployError::Merge(error) => Self::invalid(field(&error), &code, message),
             DeployError::Capability(_) => new(Code::FailedPrecondition).field("spec.capabilities"),
             DeployError::DomainTaken { .. } => new(Code::AlreadyExists).field("spec.domains"),
+            DeployError::PublicSuffix { .. } => Self::invalid("spec.domains", &code, message),
             DeployError::Scope { variable, .. } => {
                 Self::invalid(format!("spec.env.{variable}"), &code, message)
             }

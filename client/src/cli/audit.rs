@@ -1,0 +1,104 @@
+//! `hearth audit`
+
+use clap::Args;
+use hearth_proto::v1::{AuditOutcome, AuditRecord, ListAuditRecordsRequest};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{Globals, connect};
+use crate::error::Failure;
+use crate::{duration, output};
+
+/// Show who changed what in the room, and who was denied what
+///
+/// Every call that changes something is recorded, and every one that was denied: caller, action, object, outcome and
+/// where it came from. Takes the `admin` grant. The newest records come last.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth audit --since 1h
+  hearth audit --caller ci-bot --action services.
+  hearth audit --denied --limit 1000 --json")]
+pub(super) struct AuditArgs {
+    /// Only since then: a time such as `2026-11-24T09:00:00Z`, or how long ago, such as `10m`
+    #[arg(long, value_name = "TIME", value_parser = duration::parse_since)]
+    since: Option<Timestamp>,
+    /// Only of this caller; a trailing `*` stands for any ending
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    caller: String,
+    /// Only actions that contain this, such as `services.remove`
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    action: String,
+    /// Only what was denied
+    #[arg(long)]
+    denied: bool,
+    /// Only the newest N records
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    limit: u32,
+}
+
+#[derive(Serialize)]
+struct RecordView<'a> {
+    at: Option<String>,
+    caller: &'a str,
+    action: &'a str,
+    object: &'a str,
+    outcome: &'static str,
+    detail: &'a str,
+    source: &'a str,
+    /// More denials like this one, which were counted and not kept one by one.
+    more: u64,
+}
+
+impl<'a> RecordView<'a> {
+    fn of(record: &'a AuditRecord) -> Self {
+        Self {
+            at: output::timestamp(record.at.as_ref()).map(|time| time.to_string()),
+            caller: &record.caller,
+            action: &record.action,
+            object: &record.object,
+            outcome: match record.outcome() {
+                AuditOutcome::Done => "done",
+                AuditOutcome::Failed => "failed",
+                AuditOutcome::Denied => "denied",
+                AuditOutcome::Unspecified => "unknown",
+            },
+            detail: &record.detail,
+            source: &record.source,
+            more: record.more,
+        }
+    }
+
+    fn row(&self) -> Vec<String> {
+        let outcome = match (self.detail, self.more) {
+            ("", 0) => self.outcome.to_owned(),
+            (detail, 0) => format!("{}: {detail}", self.outcome),
+            ("", more) => format!("{} (and {more} more times)", self.outcome),
+            (detail, more) => format!("{}: {detail} (and {more} more times)", self.outcome),
+        };
+        let or_none = |text: &str| if text.is_empty() { "-".to_owned() } else { output::printable(text) };
+        vec![
+            self.at.clone().unwrap_or_default(),
+            or_none(self.caller),
+            or_none(self.source),
+            or_none(self.action),
+            or_none(self.object),
+            output::printable(&outcome),
+        ]
+    }
+}
+
+pub(super) async fn run(args: AuditArgs, globals: &Globals) -> Result<(), Failure> {
+    let client = connect(globals).await?;
+    let AuditArgs { since, caller, action, denied, limit } = args;
+    let since = since
+        .map(|time| prost_types::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() });
+    let request = ListAuditRecordsRequest { since, caller, action, denied_only: denied, limit };
+    let records = client.audit_records(request).await?;
+    let views: Vec<RecordView<'_>> = records.iter().map(RecordView::of).collect();
+    if globals.json {
+        return output::json(&views);
+    }
+    let rows: Vec<_> = views.iter().map(RecordView::row).collect();
+    output::table(&["TIME", "CALLER", "FROM", "ACTION", "OBJECT", "OUTCOME"], &rows)
+}

@@ -1,0 +1,130 @@
+//! Calls of gRPC and `/v2/` on their way into the audit trail.
+//!
+//! The layer that knows who calls sees what is called and how it ends; which object it was about, the handler says
+//! ([`concerns`]), since only it reads the request.
+
+use std::cell::RefCell;
+
+use axum::response::Response;
+use http::{HeaderMap, Method as Verb, StatusCode};
+use jiff::Timestamp;
+use tonic::{Code, Status};
+
+use crate::access::policy::{Denied, Method};
+use crate::api::serve::Peer;
+use crate::audit::{AuditOutcome, AuditRecord, AuditTrail};
+use crate::registry;
+
+/// Of the objects of one call.
+const MAX_OBJECTS: usize = 300;
+
+tokio::task_local! {
+    static TOLD: RefCell<Told>;
+}
+
+#[derive(Default)]
+struct Told {
+    objects: String,
+    /// A denial that the answer hides.
+    hidden: Option<String>,
+}
+
+/// Says what the call is about: names only, nothing that a request carries as content.
+pub(super) fn concerns(object: impl std::fmt::Display) {
+    // Outside of a call, as in tests of a handler, nobody listens.
+    let _ = TOLD.try_with(|told| {
+        let objects = &mut told.borrow_mut().objects;
+        if objects.len() < MAX_OBJECTS {
+            let comma = if objects.is_empty() { "" } else { ", " };
+            objects.push_str(&format!("{comma}{object}"));
+        }
+    });
+}
+
+/// Says that the call was denied, where its answer is the same as for an object that is not there.
+pub(super) fn hides(denied: &Denied) {
+    let _ = TOLD.try_with(|told| told.borrow_mut().hidden = Some(denied.to_string()));
+}
+
+/// What is called, read from the head of a request.
+pub(super) struct Call {
+    action: String,
+    object: String,
+    changes: bool,
+    source: String,
+}
+
+impl Call {
+    pub(super) fn of(verb: &Verb, path: &str, peer: Peer) -> Self {
+        let source = match peer {
+            Peer::Tcp(address) => address.ip().to_canonical().to_string(),
+            Peer::Unix { uid } => format!("unix:uid={uid}"),
+        };
+        if let Some(method) = Method::find(path) {
+            let action = method.path.trim_start_matches("/hearth.v1.").replace('/', ".");
+            return Self { action, object: String::new(), changes: method.changes, source };
+        }
+        let action = match registry::pattern_of(path) {
+            Some(pattern) => format!("{verb} {pattern}"),
+            None => format!("{verb} (unknown)"),
+        };
+        let changes = !matches!(*verb, Verb::GET | Verb::HEAD);
+        Self { action, object: path.to_owned(), changes, source }
+    }
+
+    /// Runs the call, and records it where it changed something or was denied.
+    pub(super) async fn recorded(
+        self,
+        trail: &AuditTrail,
+        caller: &str,
+        call: impl Future<Output = Response>,
+    ) -> Response {
+        let (response, told) = TOLD
+            .scope(RefCell::default(), async {
+                let response = call.await;
+                (response, TOLD.with(RefCell::take))
+            })
+            .await;
+        let (outcome, detail) = match told.hidden {
+            Some(denied) => (AuditOutcome::Denied, denied),
+            None => outcome(response.status(), response.headers()),
+        };
+        if self.changes || outcome == AuditOutcome::Denied {
+            let object = if told.objects.is_empty() { self.object } else { told.objects };
+            let record = AuditRecord {
+                at: Timestamp::now(),
+                caller: caller.to_owned(),
+                action: self.action,
+                object,
+                outcome,
+                detail,
+                source: self.source,
+                more: 0,
+            };
+            trail.record(record).await;
+        }
+        response
+    }
+}
+
+/// How a call ended, as far as the head of its answer says.
+fn outcome(status: StatusCode, headers: &HeaderMap) -> (AuditOutcome, String) {
+    if let Some(status) = Status::from_header_map(headers) {
+        return match status.code() {
+            Code::Ok => (AuditOutcome::Done, String::new()),
+            Code::PermissionDenied | Code::Unauthenticated => {
+                (AuditOutcome::Denied, status.message().to_owned())
+            }
+            code => (AuditOutcome::Failed, format!("{code:?}")),
+        };
+    }
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            (AuditOutcome::Denied, status.as_u16().to_string())
+        }
+        status if status.is_client_error() || status.is_server_error() => {
+            (AuditOutcome::Failed, status.as_u16().to_string())
+        }
+        _ => (AuditOutcome::Done, String::new()),
+    }
+}

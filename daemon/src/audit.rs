@@ -1,0 +1,246 @@
+//! The audit trail: who changed what, and who was denied what.
+//!
+//! ```text
+//! calls that changed something --.
+//!                                 '--queue--> writer --> audit/changes-N.jsonl
+//! denials --> flood limit ------------^           '----> audit/denied-N.jsonl
+//! ```
+//!
+//! The two kinds have files of their own, each bounded in size and age, so that a flood of denials takes no room from
+//! what was changed; the same caller's or address's denials are counted after the first few of a minute, and the count
+//! is one record. A record has names only: no content of a request, no token, no secret.
+
+mod file;
+mod flood;
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::task;
+use file::TrailFiles;
+use flood::FloodLimit;
+
+pub use file::FileLimits;
+
+/// Records between the calls and the writer.
+const QUEUE: usize = 4096;
+/// For a place in the queue; a disk that hangs does not hold up every call.
+const QUEUE_LIMIT: Duration = Duration::from_secs(2);
+/// Written together.
+const BATCH: usize = 256;
+/// Between two looks at denials that were only counted, and at the age of files.
+const TICK: Duration = Duration::from_secs(60);
+/// Of a question's answer.
+pub const MAX_RECORDS: usize = 10_000;
+/// Bytes of each text of a record.
+const MAX_TEXT: usize = 300;
+
+/// What became of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuditOutcome {
+    /// It was done; one that answers with a stream was begun.
+    Done,
+    Failed,
+    Denied,
+}
+
+/// One line of the trail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditRecord {
+    pub at: Timestamp,
+    /// Name of the caller; empty where there was no valid token.
+    pub caller: String,
+    /// `Builds.Submit`, `PUT /v2/<repository>/manifests/<tag or digest>`, or `ingress`.
+    pub action: String,
+    /// What it was done to. Empty where the call has no object, or named none before it was denied.
+    pub object: String,
+    pub outcome: AuditOutcome,
+    /// Code of a failure; what a denied caller was told.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+    /// An address, or `unix:uid=N`.
+    pub source: String,
+    /// More denials like this one that were counted and not written.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub more: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// Which records are asked for. An empty text asks for all.
+#[derive(Clone, Debug, Default)]
+pub struct AuditQuery {
+    pub since: Option<Timestamp>,
+    /// Exact, or with a trailing `*`.
+    pub caller: String,
+    /// A part of the action, whatever its case.
+    pub action: String,
+    pub denied_only: bool,
+    /// The newest so many, at most [`MAX_RECORDS`].
+    pub limit: usize,
+}
+
+impl AuditQuery {
+    fn wants(&self, record: &AuditRecord) -> bool {
+        let caller = match self.caller.strip_suffix('*') {
+            Some(prefix) => record.caller.starts_with(prefix),
+            None => self.caller.is_empty() || record.caller == self.caller,
+        };
+        let action = self.action.to_ascii_lowercase();
+        caller
+            && self.since.is_none_or(|since| record.at >= since)
+            && (!self.denied_only || record.outcome == AuditOutcome::Denied)
+            && record.action.to_ascii_lowercase().contains(&action)
+    }
+}
+
+enum Message {
+    Record(Box<AuditRecord>),
+    Read(AuditQuery, oneshot::Sender<io::Result<Vec<AuditRecord>>>),
+    /// All before it is in the files when this is answered.
+    Flush(oneshot::Sender<()>),
+}
+
+/// A handle on the trail; cheap to clone.
+#[derive(Clone)]
+pub struct AuditTrail {
+    queue: mpsc::Sender<Message>,
+    flood: Arc<Mutex<FloodLimit>>,
+    /// Records that found no place in the queue.
+    lost: Arc<AtomicU64>,
+}
+
+impl AuditTrail {
+    /// Opens the files and starts the writer. Blocking.
+    pub fn open(directory: &Path, limits: FileLimits) -> io::Result<Self> {
+        metrics::describe_counter!("hearth_audit_lost_total", "Records that the audit trail could not take.");
+        let files = TrailFiles::open(directory, limits)?;
+        let (queue, records) = mpsc::channel(QUEUE);
+        let flood = Arc::new(Mutex::new(FloodLimit::default()));
+        let trail = Self { queue, flood: Arc::clone(&flood), lost: Arc::default() };
+        // It ends when the last handle is gone and the queue is empty.
+        drop(task::spawn("audit trail", write_loop(files, records, flood)));
+        Ok(trail)
+    }
+
+    /// Takes a record. Waits for a moment where the writer is behind, then counts the record as lost.
+    pub async fn record(&self, record: AuditRecord) {
+        if record.outcome == AuditOutcome::Denied {
+            return self.denied(record);
+        }
+        let message = Message::Record(Box::new(record.shortened()));
+        if self.queue.send_timeout(message, QUEUE_LIMIT).await.is_err() {
+            self.count_lost();
+        }
+    }
+
+    /// Takes a denial, and never waits.
+    pub fn denied(&self, record: AuditRecord) {
+        let admitted = self.flood.lock().unwrap_or_else(PoisonError::into_inner).admits(&record);
+        if admitted && self.queue.try_send(Message::Record(Box::new(record.shortened()))).is_err() {
+            self.count_lost();
+        }
+    }
+
+    fn count_lost(&self) {
+        metrics::counter!("hearth_audit_lost_total").increment(1);
+        let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
+        if lost.is_power_of_two() {
+            tracing::error!(lost, "the audit trail is behind: records were lost");
+        }
+    }
+
+    /// The newest records of a kind, oldest first. What is still in the queue is among them.
+    pub async fn read(&self, query: AuditQuery) -> io::Result<Vec<AuditRecord>> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
+        self.queue.send(Message::Read(query, answer)).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+
+    /// Returns when everything that was recorded is in the files, or after `limit`.
+    pub async fn flush(&self, limit: Duration) {
+        let (answer, answered) = oneshot::channel();
+        let flushed = async {
+            if self.queue.send(Message::Flush(answer)).await.is_ok() {
+                // A writer that is gone has written all it will.
+                let _ = answered.await;
+            }
+        };
+        if tokio::time::timeout(limit, flushed).await.is_err() {
+            tracing::warn!("the end of the audit trail was not written in time");
+        }
+    }
+}
+
+impl AuditRecord {
+    fn shortened(mut self) -> Self {
+        for text in [&mut self.caller, &mut self.action, &mut self.object, &mut self.detail] {
+            if text.len() > MAX_TEXT {
+                text.truncate(text.floor_char_boundary(MAX_TEXT));
+                text.push('…');
+            }
+        }
+        self
+    }
+}
+
+async fn write_loop(files: TrailFiles, mut records: mpsc::Receiver<Message>, flood: Arc<Mutex<FloodLimit>>) {
+    let files = Arc::new(Mutex::new(files));
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let mut batch = Vec::new();
+        let ended = tokio::select! {
+            count = records.recv_many(&mut batch, BATCH) => count == 0,
+            _ = tick.tick() => false,
+        };
+        let counted = flood.lock().unwrap_or_else(PoisonError::into_inner).counted(Timestamp::now(), ended);
+        let mut written: Vec<AuditRecord> = Vec::new();
+        let mut asked = VecDeque::new();
+        for message in batch {
+            match message {
+                Message::Record(record) => written.push(*record),
+                other => asked.push_back(other),
+            }
+        }
+        written.extend(counted);
+        let files = Arc::clone(&files);
+        let work = move || {
+            let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = files.write(&written) {
+                tracing::error!(%error, lost = written.len(), "records of the audit trail were not written");
+                metrics::counter!("hearth_audit_lost_total").increment(written.len() as u64);
+            }
+            for message in asked {
+                match message {
+                    // Who asked may have gone.
+                    Message::Read(query, answer) => drop(answer.send(files.read(&query))),
+                    Message::Flush(answer) => drop(answer.send(())),
+                    Message::Record(_) => {}
+                }
+            }
+        };
+        if let Err(error) = task::blocking("audit trail", work).await {
+            tracing::error!(%error, "the audit trail could not be written");
+        }
+        if ended {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,177 @@
+//! The trail's files: lines of JSON, appended. A file that is full is followed by the next number, and the oldest ones
+//! go. A line that a crash cut off is left out when they are read.
+
+use std::collections::VecDeque;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use super::{AuditOutcome, AuditQuery, AuditRecord, MAX_RECORDS};
+
+/// Longest line that is read back: longer than any that is written.
+const MAX_LINE: u64 = 16 * 1024;
+
+/// Bounds of what is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct FileLimits {
+    /// Bytes of records of changes, and a quarter of that of denials.
+    pub bytes: u64,
+    pub age: Duration,
+}
+
+pub(super) struct TrailFiles {
+    changes: Series,
+    denied: Series,
+}
+
+/// The files of one kind of records, newest last.
+struct Series {
+    directory: PathBuf,
+    name: &'static str,
+    newest: u64,
+    file: File,
+    size: u64,
+    /// Of one file; four of them are kept.
+    file_bytes: u64,
+    age: Duration,
+}
+
+const FILES: u64 = 4;
+
+impl TrailFiles {
+    pub(super) fn open(directory: &Path, limits: FileLimits) -> io::Result<Self> {
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        let FileLimits { bytes, age } = limits;
+        Ok(Self {
+            changes: Series::open(directory, "changes", bytes / FILES, age)?,
+            denied: Series::open(directory, "denied", bytes / FILES / 4, age)?,
+        })
+    }
+
+    pub(super) fn write(&mut self, records: &[AuditRecord]) -> io::Result<()> {
+        let is_denied = |record: &&AuditRecord| record.outcome == AuditOutcome::Denied;
+        self.denied.append(records.iter().filter(is_denied))?;
+        self.changes.append(records.iter().filter(|record| !is_denied(record)))
+    }
+
+    /// The newest records that are asked for, oldest first.
+    pub(super) fn read(&self, query: &AuditQuery) -> io::Result<Vec<AuditRecord>> {
+        let limit = query.limit.clamp(1, MAX_RECORDS);
+        let mut found = self.denied.read(query, limit)?;
+        if !query.denied_only {
+            found.extend(self.changes.read(query, limit)?);
+        }
+        found.sort_by_key(|record| record.at);
+        let excess = found.len().saturating_sub(limit);
+        found.drain(..excess);
+        Ok(found)
+    }
+}
+
+impl Series {
+    fn open(directory: &Path, name: &'static str, file_bytes: u64, age: Duration) -> io::Result<Self> {
+        let newest = numbers(directory, name)?.pop().unwrap_or(1);
+        let (file, size) = open(&path(directory, name, newest))?;
+        let mut series = Self { directory: directory.to_owned(), name, newest, file, size, file_bytes, age };
+        series.forget_old()?;
+        Ok(series)
+    }
+
+    fn append<'a>(&mut self, records: impl Iterator<Item = &'a AuditRecord>) -> io::Result<()> {
+        let mut lines = Vec::new();
+        for record in records {
+            let before = lines.len();
+            serde_json::to_writer(&mut lines, record)?;
+            lines.push(b'\n');
+            let size = self.size + lines.len() as u64;
+            if size > self.file_bytes && size > (lines.len() - before) as u64 {
+                let last = lines.split_off(before);
+                self.write(&lines)?;
+                lines = last;
+                (self.file, self.size) = open(&path(&self.directory, self.name, self.newest + 1))?;
+                self.newest += 1;
+                self.forget_old()?;
+            }
+        }
+        self.write(&lines)
+    }
+
+    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+        self.file.write_all(lines)?;
+        self.size += lines.len() as u64;
+        Ok(())
+    }
+
+    /// Removes files beyond the number and the age.
+    fn forget_old(&mut self) -> io::Result<()> {
+        let now = SystemTime::now();
+        for number in numbers(&self.directory, self.name)? {
+            let path = path(&self.directory, self.name, number);
+            let written = fs::metadata(&path)?.modified()?;
+            let old = now.duration_since(written).is_ok_and(|age| age > self.age);
+            if number != self.newest && (old || number + FILES <= self.newest) {
+                fs::remove_file(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&self, query: &AuditQuery, limit: usize) -> io::Result<Vec<AuditRecord>> {
+        let oldest = jiff::Timestamp::now().checked_sub(self.age).unwrap_or(jiff::Timestamp::MIN);
+        let mut found = VecDeque::with_capacity(limit.min(256));
+        for number in numbers(&self.directory, self.name)? {
+            let mut lines = BufReader::new(File::open(path(&self.directory, self.name, number))?);
+            let mut line = Vec::new();
+            loop {
+                line.clear();
+                if lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
+                    break;
+                }
+                let Ok(record) = serde_json::from_slice::<AuditRecord>(&line) else { continue };
+                if record.at >= oldest && query.wants(&record) {
+                    if found.len() == limit {
+                        found.pop_front();
+                    }
+                    found.push_back(record);
+                }
+            }
+        }
+        Ok(found.into())
+    }
+}
+
+fn path(directory: &Path, name: &str, number: u64) -> PathBuf {
+    directory.join(format!("{name}-{number}.jsonl"))
+}
+
+/// The numbers of the files of one kind, in order.
+fn numbers(directory: &Path, name: &str) -> io::Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let file = entry?.file_name();
+        let number: Option<u64> = file.to_str().and_then(|file| {
+            file.strip_prefix(name)?.strip_prefix('-')?.strip_suffix(".jsonl")?.parse().ok()
+        });
+        numbers.extend(number);
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// For appending. A line that was cut off is ended, so that the next one stands alone.
+fn open(path: &Path) -> io::Result<(File, u64)> {
+    let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+    let size = file.metadata()?.len();
+    if size > 0 {
+        let mut last = [0];
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+        if last != *b"\n" {
+            file.write_all(b"\n")?;
+            return Ok((file, size + 1));
+        }
+    }
+    Ok((file, size))
+}

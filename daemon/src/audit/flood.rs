@@ -1,0 +1,103 @@
+//! How many denials are written: the first few of each caller or address in a minute. The rest is counted, so that
+//! nobody fills the trail by being denied.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+
+use jiff::Timestamp;
+
+use super::{AuditOutcome, AuditRecord};
+
+const WINDOW_SECONDS: i64 = 60;
+/// Records of one caller or address in a window.
+const EACH: u64 = 10;
+/// Records of all of them together in a window.
+const ALL: u64 = 300;
+/// Records of those who were only counted, for a window.
+const COUNTED: usize = 40;
+/// Callers and addresses that are told apart in a window.
+const KEYS: usize = 1024;
+/// Everybody beyond these.
+const OTHERS: &str = "others";
+
+#[derive(Default)]
+pub(super) struct FloodLimit {
+    /// Second at which the window began.
+    began: i64,
+    written: u64,
+    seen: HashMap<String, Seen>,
+}
+
+struct Seen {
+    written: u64,
+    counted: u64,
+    last: AuditRecord,
+}
+
+impl FloodLimit {
+    /// Whether a denial is written; if not, it is counted.
+    pub(super) fn admits(&mut self, record: &AuditRecord) -> bool {
+        let mut key = key(record);
+        if !self.seen.contains_key(&key) && self.seen.len() >= KEYS {
+            OTHERS.clone_into(&mut key);
+        }
+        let full = self.written >= ALL;
+        let seen =
+            self.seen.entry(key).or_insert_with(|| Seen { written: 0, counted: 0, last: record.clone() });
+        if full || seen.written >= EACH {
+            seen.counted += 1;
+            seen.last = record.clone();
+            return false;
+        }
+        seen.written += 1;
+        self.written += 1;
+        true
+    }
+
+    /// At the end of a window, or of everything: one record for each who was only counted.
+    pub(super) fn counted(&mut self, now: Timestamp, ended: bool) -> Vec<AuditRecord> {
+        let now = now.as_second();
+        if self.began == 0 {
+            self.began = now;
+        }
+        if !ended && now - self.began < WINDOW_SECONDS {
+            return Vec::new();
+        }
+        self.began = now;
+        self.written = 0;
+        let seen = self.seen.drain().map(|(_, seen)| seen).filter(|seen| seen.counted > 0);
+        let mut records: Vec<_> =
+            seen.map(|seen| AuditRecord { more: seen.counted - 1, ..seen.last }).collect();
+        // What matters most is in, whoever asks from how many addresses.
+        records.sort_by_key(|record| std::cmp::Reverse(record.more));
+        if records.len() > COUNTED {
+            let rest = records.split_off(COUNTED);
+            let more: u64 = rest.iter().map(|record| record.more + 1).sum();
+            records.push(AuditRecord {
+                caller: String::new(),
+                action: "several".to_owned(),
+                object: String::new(),
+                detail: "denials of many callers and addresses".to_owned(),
+                source: String::new(),
+                outcome: AuditOutcome::Denied,
+                more: more.saturating_sub(1),
+                at: Timestamp::now(),
+            });
+        }
+        records
+    }
+}
+
+/// A caller by name, and everybody without a token by address: of IPv6, the network that one customer has.
+fn key(record: &AuditRecord) -> String {
+    if !record.caller.is_empty() {
+        return format!("caller {}", record.caller);
+    }
+    match record.source.parse() {
+        Ok(IpAddr::V6(address)) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).to_string()
+        }
+        _ => record.source.clone(),
+    }
+}
