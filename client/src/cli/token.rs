@@ -45,7 +45,7 @@ Examples:
   hearth token rotate --grace 0s      # ends all tokens at once")]
     Rotate {
         /// How long tokens made before stay good, such as `0s` or `7d`
-        #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = duration::parse)]
+        #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = grace)]
         grace: Duration,
     },
     /// Refuse all tokens of a name that were made before now
@@ -55,6 +55,11 @@ Examples:
     },
     /// Show whose tokens were revoked
     Revoked,
+}
+
+/// A length of time, or none at all.
+fn grace(text: &str) -> Result<Duration, duration::DurationError> {
+    if matches!(text.trim(), "0" | "0s") { Ok(Duration::ZERO) } else { duration::parse(text) }
 }
 
 #[derive(Serialize)]

@@ -92,19 +92,18 @@ fn is_registry(path: &str) -> bool {
 }
 
 fn identify(access: &Access, peer: Peer, headers: &HeaderMap) -> Result<Caller, AccessError> {
-    match (token(headers)?, peer) {
+    let verified = token(headers).and_then(|given| given.map(|token| access.verify(&token)).transpose());
+    match verified {
+        Ok(Some(caller)) => Ok(caller),
+        Ok(None) => own(access, peer).ok_or(AccessError::Missing),
         // A token that is given is what counts, on the socket too, unless it only happened to be in the environment.
-        (Some(token), _) => {
-            let from_environment = headers.get(TOKEN_FROM).is_some_and(|from| from == ENVIRONMENT);
-            access.verify(&token).or_else(|error| match own(access, peer) {
-                Some(caller) if from_environment => {
-                    tracing::info!(%error, "the peer's own right is used, not the token of its environment");
-                    Ok(caller)
-                }
-                _ => Err(error),
-            })
-        }
-        (None, _) => own(access, peer).ok_or(AccessError::Missing),
+        Err(error) => match own(access, peer) {
+            Some(caller) if headers.get(TOKEN_FROM).is_some_and(|from| from == ENVIRONMENT) => {
+                tracing::info!(%error, "the peer's own right is used, not the token of its environment");
+                Ok(caller)
+            }
+            _ => Err(error),
+        },
     }
 }
 

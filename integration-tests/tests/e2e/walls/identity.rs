@@ -58,7 +58,12 @@ fn services_of_one_chosen_name_are_two_callers_and_neither_is_that_participant(d
     as_bearer(daemon, &victim, &[&build[..], &["identity/victim:1"]].concat()).expect_code(0);
     let ids = |token: &str| -> Vec<String> {
         let listed = as_bearer(daemon, token, &["builds", "list", "--json"]).expect_code(0).json();
-        listed.as_array().unwrap().iter().map(|build| build["id"].as_str().unwrap().to_owned()).collect()
+        listed
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|build| build["build_id"].as_str().unwrap().to_owned())
+            .collect()
     };
     let theirs = ids(&victim);
     assert_eq!(theirs.len(), 1);
