@@ -57,6 +57,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "access",
             "audit",
             "connections",
+            "disk",
             "build",
             "deploy",
             "image",

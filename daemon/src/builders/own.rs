@@ -25,7 +25,8 @@ use crate::buildkit::{BuildKit, Status, managed};
 use crate::model::builder::{BuilderState, BuilderStatus};
 use crate::model::trust::TrustDomain;
 use crate::network::steps::StepNetwork;
-use crate::{supervise, task};
+use crate::supervise;
+use crate::task;
 
 /// From the end of a build until its builder's cache is measured; builds that end in between are one.
 const MEASURE_AFTER: Duration = Duration::from_secs(2);

@@ -346,7 +346,8 @@ fn domains_that_overlap_and_public_suffixes_are_refused(daemon: &Daemon) {
 }
 
 fn changes_and_denials_are_in_the_audit_trail(daemon: &Daemon) {
-    let (ann, bob) = (participant(daemon, "ann"), participant(daemon, "bob"));
+    // A caller of its own: of many denials in a minute, those of other cases, only the first few are written.
+    let (ann, bob) = (participant(daemon, "ann"), participant(daemon, "audited-bob"));
     let build = built(daemon, &ann, "ann/audited:1");
     as_bearer(daemon, &bob, &["builds", "rm", &build]).expect_code(1);
     as_bearer(daemon, &bob, &["images", "rm", "room.meshagent.com/ann/audited:1"]).expect_code(3);
@@ -369,23 +370,26 @@ fn changes_and_denials_are_in_the_audit_trail(daemon: &Daemon) {
     };
     assert!(found("ann", "Builds.Submit", "done").iter().any(|tag| tag.contains("ann/audited:1")), "{trail}");
     // The answer says that there is no such build, the trail what was tried.
-    let tried = [found("bob", "Builds.Get", "denied"), found("bob", "Builds.Remove", "denied")].concat();
+    let tried =
+        [found("audited-bob", "Builds.Get", "denied"), found("audited-bob", "Builds.Remove", "denied")]
+            .concat();
     assert!(tried.contains(&build), "{trail}");
     assert!(
-        found("bob", "Images.Remove", "denied").iter().any(|image| image.contains("ann/audited")),
+        found("audited-bob", "Images.Remove", "denied").iter().any(|image| image.contains("ann/audited")),
         "{trail}"
     );
-    assert_eq!(found("uid:0", "Secrets.Set", "done"), ["audited"], "{trail}");
+    assert!(found("uid:0", "Secrets.Set", "done").iter().any(|name| name == "audited"), "{trail}");
     let manifest = "PUT /v2/<repository>/manifests/<tag or digest>";
-    assert_eq!(found("bob", manifest, "denied"), ["/v2/ann/audited/manifests/2"]);
+    assert_eq!(found("audited-bob", manifest, "denied"), ["/v2/ann/audited/manifests/2"]);
     // Of a flood from one address only the first few are written.
     let flood = found("", "GET /v2/", "denied").len();
     assert!((1..=20).contains(&flood), "{flood} records of a flood");
     for secret in ["canary-in-no-trail", &ann, &bob] {
         assert!(!trail.stdout.contains(secret), "a secret is in the trail");
     }
-    let of_bob = daemon.hearth_ok(&["audit", "--json", "--caller", "bob", "--action", "images."]).json();
-    assert!(of_bob.as_array().unwrap().iter().all(|one| one["caller"] == "bob"), "{of_bob}");
+    let of_bob =
+        daemon.hearth_ok(&["audit", "--json", "--caller", "audited-bob", "--action", "images."]).json();
+    assert!(of_bob.as_array().unwrap().iter().all(|one| one["caller"] == "audited-bob"), "{of_bob}");
     daemon.hearth_ok(&["audit", "--denied"]);
     daemon.hearth_ok(&["secrets", "rm", "audited"]);
 }
