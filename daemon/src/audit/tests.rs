@@ -37,6 +37,7 @@ async fn what_was_recorded_is_found_by_caller_action_and_time_and_outlives_a_res
     trail.record(record("ann", "Builds.Submit", Done)).await;
     trail.record(record("bob", "Images.Remove", Denied)).await;
     trail.record(record("bobby", "Builds.Cancel", Failed)).await;
+    trail.flush(Duration::from_secs(20)).await;
     drop(trail);
     let trail = open(&directory);
     assert_eq!(actions(&trail, all()).await, ["Builds.Submit", "Images.Remove", "Builds.Cancel"]);
