@@ -21,7 +21,7 @@ use super::{health, logs};
 use crate::model::deploy::{Action, DeployEventKind, LogQuery};
 use crate::model::fault::Fault;
 use crate::model::id::InstanceId;
-use crate::model::service::{InstanceLabel, Revision};
+use crate::model::service::{InstanceLabel, Revision, RevisionOutcome};
 
 /// Before the next start, or the next time it is asked for an end, while the runtime is away.
 const AWAY_PAUSE: Duration = Duration::from_millis(500);
@@ -238,6 +238,14 @@ impl Shared {
         }
         state.last_fault = Some(fault.clone());
         if lasts {
+            // A revision that was live before does not fail by this and is started again and again. Whoever watches its
+            // restart is told now.
+            let revision = state.service.revision(label.revision);
+            let live =
+                revision.is_some_and(|revision| matches!(revision.outcome, RevisionOutcome::Live { .. }));
+            if let Some(progress) = state.progress(label.revision).filter(|_| live) {
+                progress.fail(fault.clone());
+            }
             state.attempts_mut(label).start_failed = Some(fault);
         }
     }

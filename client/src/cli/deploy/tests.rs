@@ -14,7 +14,8 @@ struct Line {
 }
 
 fn parse(line: &str) -> Result<DeployArgs, clap::Error> {
-    let words = line.split_whitespace().map(|word| word.replace('_', " "));
+    // A blank inside a word is written `_`, and an underscore `~`.
+    let words = line.split_whitespace().map(|word| word.replace('_', " ").replace('~', "_"));
     Line::try_parse_from(std::iter::once("deploy".to_owned()).chain(words)).map(|line| line.args)
 }
 
@@ -47,7 +48,7 @@ fn every_flag_is_in_the_request() {
         "--tag a/b:1 --name web --env A=1 -e HOME --env-secret S=db --meshagent-token full --identity bot \
          --room-mount data:/data --project-mount p:/p:rw --image-mount i:2=/i,subpath=x --empty-dir-mount /tmp:ro \
          --port 80 --port 5432/tcp --public --liveness /healthz --command [\"sh\",\"-c\",\"a_b\"] --workdir /srv/ \
-         --memory 512m --cpus 1.5 --isolated --cap-add cap_net_raw --cap-add MKNOD --strategy recreate --timeout 90s --cred r.example,u,p --no-wait",
+         --memory 512m --cpus 1.5 --isolated --cap-add cap~net~raw --cap-add MKNOD --strategy recreate --timeout 90s --cred r.example,u,p --no-wait",
     );
     assert_eq!((got.image.as_str(), got.name.as_deref()), ("a/b:1", Some("web")));
     let env = |name: &str| got.env.get(name).and_then(|value| value.value.clone()).unwrap();
