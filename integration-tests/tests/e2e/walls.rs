@@ -1,9 +1,6 @@
-//! Attacks of one caller on another, on the machine or on the room. Each was seen to succeed before its wall was built.
+//! Attacks of one caller on another, on the machine or on the room: each must fail, and what honest callers do must not.
 //!
 //! One file for each wall in `walls/`, each with a `group()` or several.
-
-#[path = "walls/limits.rs"]
-mod limits;
 
 use integration_tests::runner::Group;
 
@@ -17,6 +14,8 @@ mod identity;
 mod images;
 #[path = "walls/ingress.rs"]
 mod ingress;
+#[path = "walls/limits.rs"]
+mod limits;
 #[path = "walls/policy.rs"]
 mod policy;
 #[path = "walls/services.rs"]
