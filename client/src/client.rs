@@ -149,7 +149,7 @@ impl Client {
         self.answer(self.system().get_info(limited(GetInfoRequest {})).await)
     }
 
-    /// What callers hold on the daemon's disk.
+    /// Disk usage of each caller, in bytes.
     pub async fn disk_usage(&self) -> Result<GetDiskUsageResponse, ClientError> {
         self.answer(self.system().get_disk_usage(limited(GetDiskUsageRequest {})).await)
     }
@@ -181,7 +181,7 @@ impl Client {
         self.answer(self.system().revoke_tokens(limited(RevokeTokensRequest { name })).await)
     }
 
-    /// Whose tokens were revoked.
+    /// The names whose tokens were revoked.
     pub async fn token_revocations(&self) -> Result<Vec<TokenRevocation>, ClientError> {
         let listed = self.system().list_token_revocations(limited(ListTokenRevocationsRequest {})).await;
         self.answer(listed).map(|listed| listed.revocations)

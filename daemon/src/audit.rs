@@ -158,7 +158,7 @@ impl AuditTrail {
         metrics::counter!("hearth_audit_lost_total").increment(1);
         let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
         if lost.is_power_of_two() {
-            tracing::error!(lost, "the audit trail is behind: records were lost");
+            tracing::error!(lost, "failed to queue audit records: the writer is behind");
         }
     }
 
@@ -180,7 +180,7 @@ impl AuditTrail {
             }
         };
         if tokio::time::timeout(limit, flushed).await.is_err() {
-            tracing::warn!("the end of the audit trail was not written in time");
+            tracing::warn!("failed to flush the audit trail in time");
         }
     }
 }
@@ -221,7 +221,7 @@ async fn write_loop(files: TrailFiles, mut records: mpsc::Receiver<Message>, flo
         let work = move || {
             let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
             if let Err(error) = files.write(&written) {
-                tracing::error!(%error, lost = written.len(), "records of the audit trail were not written");
+                tracing::error!(%error, lost = written.len(), "failed to write audit records");
                 metrics::counter!("hearth_audit_lost_total").increment(written.len() as u64);
             }
             for message in asked {

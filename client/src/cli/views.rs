@@ -33,7 +33,8 @@ pub(super) struct BuildView {
     pub context_digest: Option<String>,
     /// By mount target.
     pub mount_digests: BTreeMap<String, String>,
-    /// What the Dockerfile named: digests of images and files, empty for what only the builder saw.
+    /// The sources that the Dockerfile names: digests of images and files. A digest is empty where only the builder
+    /// read the source.
     pub sources: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Value>,

@@ -51,7 +51,7 @@ pub enum RemoteError {
     NotTaken { digest: Digest },
 }
 
-/// What one mirror answered.
+/// The failed answer of one mirror, for the error that names every mirror that was tried.
 #[derive(Debug, thiserror::Error)]
 #[error("mirror {mirror}: {error}")]
 pub struct MirrorFailure {
@@ -61,7 +61,7 @@ pub struct MirrorFailure {
 }
 
 impl RemoteError {
-    /// What the registry itself answered, whatever its mirrors did before.
+    /// The error of the registry itself, without the failures of its mirrors.
     pub fn of_registry(&self) -> &Self {
         match self {
             Self::Mirrored { error, .. } => error.of_registry(),

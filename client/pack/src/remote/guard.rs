@@ -1,4 +1,4 @@
-//! Where a registry may lead whoever fetches from it.
+//! Which addresses a client may connect to when a registry redirects it or names a token service.
 //!
 //! A registry answers with redirects and with the address of its token service, and a client that goes
 //! wherever it is sent reaches what only it can reach: services of its own machine and network, the

@@ -112,7 +112,7 @@ impl Remote {
         }
     }
 
-    /// Where a reference is looked for, and what it is called there.
+    /// The repository and hosts where a reference is looked up, and its tag or digest there.
     fn source(&self, reference: &Reference) -> (Source, String) {
         let hosts = self.mirrors.hosts(reference);
         let source = Source { repository: repository(reference), reference: reference.to_string(), hosts };

@@ -41,7 +41,7 @@ impl ConfinementArgs {
     }
 }
 
-/// As the daemon writes it: in capitals, without `CAP_`.
+/// Parses the name of a capability into the daemon's spelling: capitals, without `CAP_`.
 pub(in crate::cli) fn capability(text: &str) -> Result<String, String> {
     if text == NONE {
         return Ok(text.to_owned());

@@ -112,7 +112,7 @@ impl v1::system_server::System for SystemService {
         let grace = duration("grace", request.into_inner().grace)?.unwrap_or(DEFAULT_GRACE);
         let services = self.with_tokens();
         let until = self.change(move |access| access.rotate(grace)).await?;
-        tracing::warn!(by = caller.name, %until, "the room's secret was replaced");
+        tracing::warn!(by = caller.name, %until, "rotated the room's secret");
         Ok(Response::new(v1::RotateTokenSecretResponse { accepted_until: Some(timestamp(until)), services }))
     }
 
