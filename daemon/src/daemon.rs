@@ -175,7 +175,8 @@ impl Daemon {
             state_dir: config.state_dir.clone(),
             limits: layer_limits,
         })?;
-        let elsewhere = Elsewhere::new(config.mirrors()?, config.registry_credentials.clone());
+        let elsewhere =
+            Elsewhere::new(config.mirrors()?, config.registry_credentials.clone(), config.egress());
         elsewhere.check()?;
         let packs = open_packs(&config, images.clone())?;
         let room = RoomContexts {

@@ -68,6 +68,14 @@ impl Options {
         self
     }
 
+    /// Registries that the operator says may be anywhere, and speak plain HTTP.
+    pub fn registries(mut self, hosts: &[&str]) -> Self {
+        for host in hosts {
+            self.arguments.extend(["--registry-mirror".to_owned(), format!("{host}=http://{host}")]);
+        }
+        self
+    }
+
     pub fn environment(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
         self

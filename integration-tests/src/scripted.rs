@@ -3,7 +3,7 @@
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -46,6 +46,7 @@ impl Reply {
 pub struct Scripted {
     address: SocketAddr,
     asked: Arc<Mutex<Vec<Asked>>>,
+    connections: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     server: Option<JoinHandle<()>>,
 }
@@ -64,18 +65,21 @@ impl Scripted {
         let (asked, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let (remember, stopped) = (Arc::clone(&asked), Arc::clone(&stop));
         let script = Arc::new(script);
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&connections);
         let server = std::thread::spawn(move || {
             for connection in listener.incoming() {
                 if stopped.load(Ordering::SeqCst) {
                     return;
                 }
                 let Ok(connection) = connection else { continue };
+                count.fetch_add(1, Ordering::SeqCst);
                 let (remember, script) = (Arc::clone(&remember), Arc::clone(&script));
                 // A client that hangs up is no fault of the script.
                 std::thread::spawn(move || drop(answer(&connection, &remember, &*script)));
             }
         });
-        Ok(Self { address, asked, stop, server: Some(server) })
+        Ok(Self { address, asked, connections, stop, server: Some(server) })
     }
 
     /// `host:port`.
@@ -85,6 +89,11 @@ impl Scripted {
 
     pub fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Connections that were made, also such as asked nothing that could be read.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 
     /// Serves nothing any more, and frees its port.

@@ -32,18 +32,20 @@ mod resolve;
 mod retry;
 mod transport;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 pub use blob::{BlobReader, CHUNKS_AHEAD};
 pub use credentials::{Credential, Credentials, docker_config, registry_key};
 pub use error::{MirrorFailure, RemoteError};
-pub use guard::{AddressGuard, AddressRefused, refused_address};
+pub use guard::{AddressGuard, AddressRefused, Guards, refused_address};
 pub use host::{Mirror, MirrorError, Mirrors, full_name};
 pub use push::{OpenContent, Pushed, Target};
 pub use resolve::{Found, RemoteImage, Source};
 pub use retry::Retry;
 
 use auth::Tokens;
+use host::Host;
 use transport::Transport;
 
 /// A client of other registries with the credentials of one caller; cheap to clone.
@@ -52,6 +54,8 @@ pub struct Remote {
     transport: Arc<Transport>,
     mirrors: Arc<Mirrors>,
     credentials: Arc<Credentials>,
+    /// Registries that the operator has credentials for.
+    known: Arc<BTreeSet<String>>,
     tokens: Arc<Tokens>,
     retry: Retry,
 }
@@ -63,14 +67,26 @@ impl Remote {
             transport: Arc::new(Transport::default()),
             mirrors: Arc::new(mirrors),
             credentials: Arc::default(),
+            known: Arc::default(),
             tokens: Arc::default(),
             retry: Retry::default(),
         }
     }
 
-    /// The same, which follows registries that the configuration does not name only to allowed addresses.
-    pub fn guarded(mirrors: Mirrors, guard: AddressGuard) -> Self {
-        Self { transport: Arc::new(Transport::guarded(guard)), ..Self::new(mirrors) }
+    /// The same, which connects only to addresses that the guards allow.
+    pub fn guarded(mirrors: Mirrors, guards: Guards) -> Self {
+        Self { transport: Arc::new(Transport::guarded(guards)), ..Self::new(mirrors) }
+    }
+
+    /// The same for an operator who has credentials for these registries, and so knows their hosts.
+    #[must_use]
+    pub fn knowing<'r>(self, registries: impl IntoIterator<Item = &'r str>) -> Self {
+        let known = registries.into_iter().map(registry_key).collect();
+        Self { known: Arc::new(known), ..self }
+    }
+
+    fn known(&self, host: Host) -> Host {
+        Host { is_known: self.known.contains(&host.key), ..host }
     }
 
     /// The same connections with other credentials; tokens that were got with the old ones are not shared.

@@ -52,7 +52,7 @@ impl FetchClient {
                 .redirect(redirect::Policy::none())
                 .referer(false)
                 .connect_timeout(CONNECT_LIMIT)
-                .dns_resolver(AddressGuard::new(move |address| is_open(&policy, address)))
+                .dns_resolver(AddressGuard::new(move |address| policy.allows_resolved(address)))
                 .build()
                 .map_err(|error| error.to_string())
         });
@@ -186,7 +186,8 @@ impl FetchClient {
             Ok(Err(error)) => return Err(unreachable(error.to_string())),
             Err(_) => return Err(unreachable("its name is not resolved in time".to_owned())),
         };
-        let refused = addresses.map(|address| address.ip()).find(|address| !is_open(&self.policy, *address));
+        let refused =
+            addresses.map(|address| address.ip()).find(|address| !self.policy.allows_resolved(*address));
         match refused {
             Some(address) => {
                 Err(DownloadError::Address { url: shown_url(&url), host: name.to_owned(), address })
@@ -194,16 +195,6 @@ impl FetchClient {
             None => Ok(()),
         }
     }
-}
-
-/// Whether a name that is allowed may be at this address.
-fn is_open(policy: &EgressPolicy, address: IpAddr) -> bool {
-    let address = address.to_canonical();
-    let listed = match address {
-        IpAddr::V4(address) => policy.private_blocks().iter().any(|block| block.contains(&address)),
-        IpAddr::V6(_) => false,
-    };
-    listed || is_public(address)
 }
 
 fn parse(text: &str) -> Result<Url, DownloadError> {

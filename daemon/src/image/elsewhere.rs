@@ -15,12 +15,13 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use hearth_pack::remote::{self, AddressGuard, Credentials, Mirrors, Remote, registry_key};
+use hearth_pack::remote::{self, AddressGuard, Credentials, Guards, Mirrors, Remote, registry_key};
 use serde::Deserialize;
 
 use super::port::cached::ImageRight;
+use crate::model::egress::EgressPolicy;
 use crate::model::secret::{Credential, Secret};
-use crate::model::{Reference, is_public};
+use crate::model::{Reference, is_link_local};
 
 const MAX_FILE: u64 = 1 << 20;
 
@@ -52,9 +53,14 @@ struct Entry {
 }
 
 impl Elsewhere {
-    pub fn new(mirrors: Mirrors, credentials: Option<PathBuf>) -> Self {
-        let guard = AddressGuard::new(is_public);
-        Self { remote: Remote::guarded(mirrors, guard), file: credentials }
+    /// Registries that neither the mirrors nor the credentials name are connected to where the policy of builds allows
+    /// it; those that they name are, unless a name of theirs is at a link-local address.
+    pub fn new(mirrors: Mirrors, credentials: Option<PathBuf>, policy: EgressPolicy) -> Self {
+        let guards = Guards {
+            configured: AddressGuard::new(|address| !is_link_local(address)),
+            unconfigured: AddressGuard::new(move |address| policy.allows_resolved(address)),
+        };
+        Self { remote: Remote::guarded(mirrors, guards), file: credentials }
     }
 
     /// A client for one image, and the right by which it gets that.
@@ -90,7 +96,9 @@ impl Elsewhere {
                 all.with(registry, credential)
             })
         };
-        Ok(self.remote.with_credentials(all(given).or(all(&self.configured()?))))
+        let configured = self.configured()?;
+        let remote = self.remote.clone().knowing(configured.keys().map(String::as_str));
+        Ok(remote.with_credentials(all(given).or(all(&configured))))
     }
 
     /// Checks the file, so that a wrong one is seen at the start.
@@ -136,7 +144,7 @@ mod tests {
         let path = directory.path().join("credentials.toml");
         std::fs::write(&path, text).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-        (directory, Elsewhere::new(Mirrors::default(), Some(path)))
+        (directory, Elsewhere::new(Mirrors::default(), Some(path), EgressPolicy::default()))
     }
 
     const FILE: &str = "['index.docker.io']\nusername = 'me'\npassword = 'hunter2'\n";
@@ -181,6 +189,7 @@ mod tests {
             let error = elsewhere.check().unwrap_err();
             assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
         }
-        assert!(Elsewhere::new(Mirrors::default(), Some("/no/such/file".into())).check().is_err());
+        let none = Some("/no/such/file".into());
+        assert!(Elsewhere::new(Mirrors::default(), none, EgressPolicy::default()).check().is_err());
     }
 }

@@ -10,6 +10,8 @@ use std::str::FromStr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use super::is_public;
+
 const fn net(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix)
 }
@@ -173,6 +175,17 @@ impl EgressPolicy {
             return self.private_blocks().iter().any(|block| block.contains(&address));
         }
         self.is_open() || self.world_blocks().iter().any(|block| block.contains(&address))
+    }
+
+    /// Whether a name that may be connected to may be at this address: it is of the world, or of a private network that is
+    /// listed.
+    pub fn allows_resolved(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        let listed = match address {
+            IpAddr::V4(address) => self.private_blocks().iter().any(|block| block.contains(&address)),
+            IpAddr::V6(_) => false,
+        };
+        listed || is_public(address)
     }
 
     /// Listed blocks that lie within a private network, and open it.

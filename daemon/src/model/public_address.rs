@@ -2,12 +2,24 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+/// The metadata address of machines of Amazon's cloud.
+const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+
 /// Whether an address is one of the world: not of this machine, of a private or shared network, of the link, or of
 /// a group.
 pub fn is_public(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(address) => is_public_v4(address),
         IpAddr::V6(address) => is_public_v6(address),
+    }
+}
+
+/// Whether an address is of the link alone, where clouds have the metadata of a machine.
+pub fn is_link_local(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.is_link_local(),
+        // The metadata address of one cloud is unique local.
+        IpAddr::V6(address) => address.is_unicast_link_local() || address == METADATA_V6,
     }
 }
 

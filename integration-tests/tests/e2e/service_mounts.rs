@@ -35,7 +35,11 @@ fn pack(daemon: &Daemon, tag: &str, text: &str) {
 
 /// A service `web` at `web.test` with `assets:1` at `/assets`.
 fn with_assets(name: &str, more: &[&str]) -> Daemon {
-    let daemon = Daemon::start(Options::room(name));
+    with_assets_in(Options::room(name), more)
+}
+
+fn with_assets_in(options: Options, more: &[&str]) -> Daemon {
+    let daemon = Daemon::start(options);
     assets(&daemon, "first\n");
     App::page("one\n").pack(&daemon, "web:1");
     App::page("two\n").pack(&daemon, "web:2");
@@ -142,8 +146,8 @@ fn a_mount_of_an_unknown_image_is_refused_before_anything_changes() {
 fn an_image_of_another_registry_is_brought_once_and_needs_that_registry_no_more() {
     let other = Daemon::start(Options::room("shop"));
     pack(&other, "fonts:1", "from afar\n");
-    let daemon = with_assets("buyer", &[]);
     let registry = other.listen();
+    let daemon = with_assets_in(Options::room("buyer").registries(&[&registry]), &[]);
     let mount = format!("{registry}/fonts:1=/fonts");
     let denied = daemon.hearth(&["deploy", "--tag", "web:2", "--image-mount", &mount]);
     assert_ne!(denied.code, 0, "{denied}");

@@ -27,6 +27,8 @@ pub enum RemoteError {
     Redirect { url: String, to: String, reason: &'static str },
     #[error("{url} is where the registry leads, and `{host}` is at {address}: an internal address")]
     Internal { url: String, host: String, address: std::net::IpAddr },
+    #[error("registry `{registry}`: `{host}` is at {address}, which is no public address")]
+    InternalRegistry { registry: String, host: String, address: std::net::IpAddr },
     /// Neither the mirrors of a registry gave what was asked for, nor the registry itself.
     #[error("{}; {registry} itself: {error}", .mirrors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Mirrored { mirrors: Vec<MirrorFailure>, registry: String, error: Box<RemoteError> },
@@ -88,6 +90,7 @@ impl RemoteError {
             Self::Untrusted { .. } => "registry_untrusted",
             Self::Realm { .. } | Self::Challenge { .. } => "registry_auth_refused",
             Self::Redirect { .. } | Self::Internal { .. } => "registry_redirect_refused",
+            Self::InternalRegistry { .. } => "registry_address_refused",
             Self::TooLarge { .. } | Self::Answer { .. } => "registry_answer_invalid",
             Self::MediaType { .. } => "media_type_unsupported",
             Self::NoPlatform { .. } => "platform_missing",
@@ -121,6 +124,9 @@ impl RemoteError {
             Self::Mirrored { error, .. } => error.hint(),
             Self::Internal { .. } => Some(
                 "an operator who trusts this registry names it as its own mirror: --registry-mirror HOST=https://HOST",
+            ),
+            Self::InternalRegistry { .. } => Some(
+                "an operator opens it: the registry as its own mirror (--registry-mirror HOST=URL), an entry for it in the file of registry credentials, or its address in `[builds.egress] allow`",
             ),
             Self::Refused { status: 401, .. } => {
                 Some("give credentials: --cred registry,username,password, or configure the daemon's own")

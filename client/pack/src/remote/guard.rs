@@ -1,23 +1,39 @@
-//! Which addresses a client may connect to when a registry redirects it or names a token service.
+//! Which addresses a client may connect to: a registry's own, and where it redirects to or has its tokens made.
 //!
-//! A registry answers with redirects and with the address of its token service, and a client that goes
-//! wherever it is sent reaches what only it can reach: services of its own machine and network, the
-//! metadata address of its cloud. So a client with a guard goes to another host than the registry's own
-//! only where that host's addresses are allowed. They are looked at when the connection is made, not when
-//! the name is read, so that a name cannot change its meaning in between. A registry that stands in the
-//! configuration may lead anywhere: its operator says so.
+//! Whoever names an image chooses the registry, and the registry answers with redirects and with the address of
+//! its token service. A client that goes wherever it is sent reaches what only it can reach: services of its own
+//! machine and network, the metadata address of its cloud. So a client with [`Guards`] connects only to addresses
+//! that these allow. They are looked at when the connection is made, not when the name is read, so that a name
+//! cannot change its meaning in between.
+//!
+//! | registry                                  | its own host | where it leads |
+//! |-------------------------------------------|--------------|----------------|
+//! | a mirror, or its own mirror               | `configured` | `configured`   |
+//! | one that the operator has credentials for | `configured` | `unconfigured` |
+//! | any other                                 | `unconfigured` | `unconfigured` |
+//!
+//! An address that is itself written in the configuration is always allowed.
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host as UrlHost, Url};
 
+use super::host::is_loopback;
+
 /// Says which addresses may be connected to.
 #[derive(Clone)]
 pub struct AddressGuard(Arc<dyn Fn(IpAddr) -> bool + Send + Sync>);
+
+/// The guards of a client, by what the operator says of a registry.
+#[derive(Clone, Debug)]
+pub struct Guards {
+    pub configured: AddressGuard,
+    pub unconfigured: AddressGuard,
+}
 
 /// Every address of a host was refused.
 #[derive(Debug, thiserror::Error)]
@@ -37,11 +53,13 @@ impl AddressGuard {
         (self.0)(address.to_canonical())
     }
 
-    /// Looks at a host that is written as an address. A name is looked at when it is resolved.
+    /// Looks at a host that is written as an address or is this machine by its name. Any other name is looked at when
+    /// it is resolved.
     pub fn check(&self, url: &Url) -> Result<(), AddressRefused> {
         let address: IpAddr = match url.host() {
             Some(UrlHost::Ipv4(address)) => address.into(),
             Some(UrlHost::Ipv6(address)) => address.into(),
+            Some(UrlHost::Domain(name)) if is_loopback(name) => Ipv4Addr::LOCALHOST.into(),
             _ => return Ok(()),
         };
         if self.allows(address) {
@@ -112,6 +130,7 @@ mod tests {
             "http://0x7f.1/",
             "https://[::1]/",
             "http://[::ffff:127.0.0.1]/",
+            "http://localhost:5000/",
         ] {
             assert!(!check(url), "{url}");
         }

@@ -148,6 +148,8 @@ pub(super) struct Host {
     pub(super) mirror_of: Option<String>,
     /// It stands in the configuration, as a mirror of another registry or of itself.
     pub(super) is_configured: bool,
+    /// The operator has credentials for it.
+    pub(super) is_known: bool,
 }
 
 impl Host {
@@ -157,6 +159,7 @@ impl Host {
             base: mirror.url.clone(),
             mirror_of: Some(of.to_owned()),
             is_configured: true,
+            is_known: false,
         }
     }
 
@@ -166,7 +169,7 @@ impl Host {
         let base = Url::parse(&format!("{scheme}://{host}/"));
         // The parts of a reference are such that this is a URL.
         let base = base.unwrap_or_else(|_| unusable());
-        Self { key, base, mirror_of: None, is_configured: false }
+        Self { key, base, mirror_of: None, is_configured: false, is_known: false }
     }
 
     /// URL of something below `/v2/<repository>/`.

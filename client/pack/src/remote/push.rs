@@ -80,7 +80,7 @@ pub enum Pushed {
 impl Remote {
     /// Where a reference is pushed: to its registry itself, never to a mirror.
     pub fn target(&self, reference: &Reference) -> Target {
-        Target { host: self.mirrors.own(reference), repository: repository(reference) }
+        Target { host: self.known(self.mirrors.own(reference)), repository: repository(reference) }
     }
 
     /// Brings a blob to a repository. `from` is one of the same registry that has it.

@@ -114,7 +114,7 @@ impl Remote {
 
     /// The repository and hosts where a reference is looked up, and its tag or digest there.
     fn source(&self, reference: &Reference) -> (Source, String) {
-        let hosts = self.mirrors.hosts(reference);
+        let hosts = self.mirrors.hosts(reference).into_iter().map(|host| self.known(host)).collect();
         let source = Source { repository: repository(reference), reference: reference.to_string(), hosts };
         let name = match (&reference.digest, reference.tag_or_latest()) {
             (Some(digest), _) => digest.to_string(),

@@ -398,6 +398,65 @@ async fn the_variant_of_a_platform_is_honoured() {
 }
 
 #[tokio::test]
+async fn a_registry_at_an_internal_address_is_asked_only_when_its_operator_knows_it() {
+    let image = sample();
+    let registry = Registry::start(move |request, _| image.serve(request));
+    let host = registry.host();
+    let port = host.rsplit_once(':').unwrap().1;
+    let guards = |configured: bool| Guards {
+        configured: AddressGuard::new(move |address| configured || !address.is_loopback()),
+        unconfigured: AddressGuard::new(|address| !address.is_loopback()),
+    };
+    let retry = remote().retry;
+    let with = |mirrors: &[String], configured| {
+        let mirrors = mirrors.iter().map(|mirror| mirror.parse().unwrap()).collect();
+        Remote::guarded(Mirrors::new(mirrors), guards(configured)).with_retry(retry.clone())
+    };
+    let given = Credentials::default().with(&host, password("ann"));
+    let stranger = with(&[], true).with_credentials(given);
+    for name in [host.clone(), format!("localhost:{port}"), format!("127.0.0.2:{port}")] {
+        let named = format!("{name}/team/app:1").parse().unwrap();
+        let error = stranger.image(&named, &amd64()).await.unwrap_err();
+        assert_eq!(error.code(), "registry_address_refused", "{error}");
+        assert!(error.to_string().contains("127.0.0."), "{error}");
+    }
+    // A name that the configuration has may not be where the operator did not say.
+    let localhost = format!("localhost:{port}");
+    let named = format!("{localhost}/team/app:1").parse().unwrap();
+    let itself = [format!("{localhost}=http://{localhost}")];
+    let error = with(&itself, false).image(&named, &amd64()).await.unwrap_err();
+    assert_eq!(error.code(), "registry_address_refused", "{error}");
+    assert!(registry.asked().is_empty(), "{:?}", registry.log());
+
+    with(&itself, true).image(&named, &amd64()).await.unwrap();
+    with(&[], true).knowing([host.as_str()]).image(&reference(&registry), &amd64()).await.unwrap();
+    // An address that is written in the configuration is meant.
+    let itself = [format!("{host}=http://{host}")];
+    with(&itself, false).image(&reference(&registry), &amd64()).await.unwrap();
+}
+
+#[tokio::test]
+async fn only_a_registry_of_the_configuration_leads_to_an_internal_address() {
+    let image = sample();
+    let inner = Registry::start(move |request, _| image.serve(request));
+    let to = inner.host();
+    let outer = Registry::start(move |request, _| {
+        Answer::new(307, "").header("location", &format!("http://{to}{}", request.path))
+    });
+    let guards = Guards {
+        configured: AddressGuard::new(|_| true),
+        unconfigured: AddressGuard::new(|address| !address.is_loopback()),
+    };
+    let host = outer.host();
+    let known = Remote::guarded(Mirrors::default(), guards.clone()).knowing([host.as_str()]);
+    let error = known.image(&reference(&outer), &amd64()).await.unwrap_err();
+    assert_eq!(error.code(), "registry_redirect_refused", "{error}");
+    assert!(inner.asked().is_empty() && !outer.asked().is_empty());
+    let itself = Mirrors::new(vec![format!("{host}=http://{host}").parse().unwrap()]);
+    Remote::guarded(itself, guards).image(&reference(&outer), &amd64()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_mirror_is_asked_first_and_the_registry_when_it_has_nothing() {
     let (image, other) = (sample(), sample());
     let full = Registry::start(move |request, _| image.serve(request));

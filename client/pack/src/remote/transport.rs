@@ -21,7 +21,7 @@ use url::Url;
 use super::Remote;
 use super::auth::Challenge;
 use super::error::RemoteError;
-use super::guard::{AddressGuard, AddressRefused, refused_address};
+use super::guard::{AddressRefused, Guards, refused_address};
 use super::host::{Host, is_loopback, shown};
 use super::push::OpenContent;
 
@@ -39,34 +39,37 @@ pub(super) struct Transport {
     /// To this machine: no proxy stands in between, and no certificates are needed.
     direct: OnceLock<Result<Client, String>>,
     outward: OnceLock<Result<Client, String>>,
-    /// To where a registry leads.
-    guarded: OnceLock<Result<Client, String>>,
-    guard: Option<AddressGuard>,
+    /// To registries that the configuration does not name, and to where they lead.
+    unconfigured: OnceLock<Result<Client, String>>,
+    guards: Option<Guards>,
 }
 
 impl Transport {
-    /// One that goes where registries lead only when the guard allows that.
-    pub(super) fn guarded(guard: AddressGuard) -> Self {
-        Self { guard: Some(guard), ..Self::default() }
-    }
-
-    /// The guard that a URL is under, when `host` asks for it.
-    fn guard_for(&self, host: &Host, url: &Url) -> Option<&AddressGuard> {
-        self.guard.as_ref().filter(|_| !host.is_configured && !host.owns(url))
+    /// One that connects only to addresses that the guards allow.
+    pub(super) fn guarded(guards: Guards) -> Self {
+        Self { guards: Some(guards), ..Self::default() }
     }
 
     /// A client for a URL that `host` has us ask for.
     fn client(&self, host: &Host, url: &Url) -> Result<&Client, RemoteError> {
-        let guard = self.guard_for(host, url);
-        if let Some(guard) = guard {
-            guard.check(url).map_err(|refused| internal(url, &refused))?;
+        let own = host.owns(url);
+        let configured = host.is_configured || (host.is_known && own);
+        let guard = self.guards.as_ref();
+        let guard = guard.map(|guards| if configured { &guards.configured } else { &guards.unconfigured });
+        // An operator who writes an address means that one.
+        let written = configured && own;
+        if let Some(guard) = guard.filter(|_| !written) {
+            guard.check(url).map_err(|refused| internal(host, url, &refused))?;
         }
         let direct = url.scheme() == "http" && url.host_str().is_some_and(is_loopback);
-        let plain = || Client::builder().no_proxy().tls_certs_only([]);
-        let (cell, builder) = match guard {
-            Some(guard) => (&self.guarded, Client::builder().dns_resolver(guard.clone())),
-            None if direct => (&self.direct, plain()),
-            None => (&self.outward, Client::builder()),
+        let (cell, builder) = match direct {
+            true => (&self.direct, Client::builder().no_proxy().tls_certs_only([])),
+            false if guard.is_some() && !configured => (&self.unconfigured, Client::builder()),
+            false => (&self.outward, Client::builder()),
+        };
+        let builder = match guard {
+            Some(guard) => builder.dns_resolver(guard.clone()),
+            None => builder,
         };
         let made = cell.get_or_init(|| {
             // An error means that one is installed already.
@@ -265,7 +268,7 @@ impl Remote {
         loop {
             let before = sent.load(Ordering::Relaxed);
             match tokio::time::timeout(stall, &mut answer).await {
-                Ok(answer) => return answer.map_err(|error| unreachable(url, &error)),
+                Ok(answer) => return answer.map_err(|error| unreachable(host, url, &error)),
                 // What is still being taken is no silence.
                 Err(_) if sent.load(Ordering::Relaxed) > before => {}
                 Err(_) => return Err(RemoteError::Silent { url: shown(url), seconds: stall.as_secs() }),
@@ -384,19 +387,28 @@ pub(super) async fn next_chunk(
     stall: Duration,
 ) -> Result<Option<Bytes>, RemoteError> {
     match tokio::time::timeout(stall, answer.chunk()).await {
-        Ok(chunk) => chunk.map_err(|error| unreachable(url, &error)),
+        Ok(chunk) => chunk.map_err(|error| interrupted(url, &error)),
         Err(_) => Err(RemoteError::Silent { url: shown(url), seconds: stall.as_secs() }),
     }
 }
 
-fn internal(url: &Url, refused: &AddressRefused) -> RemoteError {
-    RemoteError::Internal { url: shown(url), host: refused.host.clone(), address: refused.address }
+fn internal(host: &Host, url: &Url, refused: &AddressRefused) -> RemoteError {
+    let (at, address) = (refused.host.clone(), refused.address);
+    if host.owns(url) {
+        RemoteError::InternalRegistry { registry: host.key.clone(), host: at, address }
+    } else {
+        RemoteError::Internal { url: shown(url), host: at, address }
+    }
 }
 
-fn unreachable(url: &Url, error: &reqwest::Error) -> RemoteError {
+fn unreachable(host: &Host, url: &Url, error: &reqwest::Error) -> RemoteError {
     if let Some(refused) = refused_address(error) {
-        return internal(url, refused);
+        return internal(host, url, refused);
     }
+    interrupted(url, error)
+}
+
+fn interrupted(url: &Url, error: &reqwest::Error) -> RemoteError {
     let (url, reason) = (shown(url), reason(error));
     if is_untrusted(error) {
         RemoteError::Untrusted { url, reason }
@@ -460,12 +472,12 @@ mod tests {
             let mut tls = rustls::ServerConnection::new(config).unwrap();
             tls.complete_io(&mut stream).unwrap_err()
         });
-        let error = unreachable(&url, &client.get(url.clone()).send().await.unwrap_err());
+        let error = unreachable(&host, &url, &client.get(url.clone()).send().await.unwrap_err());
         assert!(matches!(error, RemoteError::Untrusted { .. }) && !error.retryable(), "{error}");
         assert!(error.to_string().contains("UnknownIssuer"), "{error}");
         server.join().unwrap();
         // Nobody listens there any more.
-        let error = unreachable(&url, &client.get(url.clone()).send().await.unwrap_err());
+        let error = unreachable(&host, &url, &client.get(url.clone()).send().await.unwrap_err());
         assert!(matches!(error, RemoteError::Unreachable { .. }), "{error}");
     }
 }

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::*;
 use crate::image::cache::{name_of, repository_for};
 use crate::image::port::cached::{CachedImage, CachedKey, ImageRight};
+use crate::model::egress::EgressPolicy;
 use crate::model::image::Platform;
 
 fn key(name: &str) -> CachedKey {
@@ -39,6 +40,12 @@ async fn names(room: &Room) -> Vec<String> {
     images.into_iter().map(|image| image.key.name).collect()
 }
 
+/// The names of these tests are of a registry that the operator knows, and that is away.
+fn elsewhere() -> Elsewhere {
+    let itself = "127.0.0.1:1=http://127.0.0.1:1".parse().unwrap();
+    Elsewhere::new(Mirrors::new(vec![itself]), None, EgressPolicy::default())
+}
+
 async fn supply(room: &Room, name: &str, platforms: &[Platform]) -> Result<SuppliedImage, ImageError> {
     let (reference, given) = (name.parse().unwrap(), BTreeMap::new());
     let wanted = Wanted {
@@ -50,7 +57,7 @@ async fn supply(room: &Room, name: &str, platforms: &[Platform]) -> Result<Suppl
         ask_registry: false,
         transfer: &Transfer::default(),
     };
-    room.images.supply(wanted, &Elsewhere::new(Mirrors::default(), None)).await
+    room.images.supply(wanted, &elsewhere()).await
 }
 
 #[tokio::test]

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::deploy::port::ServiceStore as _;
 use crate::image::Elsewhere;
+use crate::model::egress::EgressPolicy;
 use crate::model::service::ServiceSpec;
 
 fn elsewhere() -> Elsewhere {
-    Elsewhere::new(hearth_pack::remote::Mirrors::default(), None)
+    Elsewhere::new(hearth_pack::remote::Mirrors::default(), None, EgressPolicy::default())
 }
 
 async fn runnable(room: &Room, reference: &str) -> Result<crate::model::deploy::ImageFacts, ImageError> {

@@ -1,11 +1,13 @@
 //! One door for images: what a build names is checked, fetched and kept by the daemon, and the builder fetches nothing.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use integration_tests::daemon::{Daemon, Options};
+use integration_tests::daemon::{Daemon, Options, scratch};
 use integration_tests::http::Request;
 use integration_tests::lone_cases;
 use integration_tests::process::{self, Output};
@@ -24,6 +26,7 @@ pub fn group() -> Group {
             the_rooms_registry_by_its_address_asks_for_the_same_grant,
             a_name_that_is_overlooked_is_denied_and_asked_for_nowhere,
             a_registry_gets_its_password_for_itself_and_from_the_daemon_only,
+            a_registry_at_an_internal_address_is_connected_to_by_nothing,
             a_registry_does_not_lead_the_daemon_to_an_internal_address,
             what_one_participant_brought_is_not_anothers,
             builds_go_on_while_the_registry_is_away,
@@ -85,8 +88,8 @@ fn code(output: &Output) -> String {
 }
 
 fn an_image_that_the_token_may_not_pull_is_not_asked_for_by_any_name() {
-    let room = Daemon::start(Options::room("wi-grant"));
     let registry = serve(&registry_of(&[("team/base:1", "theirs", json!({}))]));
+    let room = Daemon::start(Options::room("wi-grant").registries(&[&registry.host()]));
     let name = format!("{}/team/base:1", registry.host());
     // A base of the room, for what stands in its triggers.
     let admin = room.token().to_owned();
@@ -151,10 +154,7 @@ fn the_rooms_registry_by_its_address_asks_for_the_same_grant() {
         ] {
             let output = build(&room, &token, &format!("{tag}-{at}"), &line, &[]);
             let code = code(&output);
-            assert!(
-                matches!(code.as_str(), "image_denied" | "base_image_denied" | "registry_unreachable"),
-                "{name}: {output}"
-            );
+            assert!(matches!(code.as_str(), "image_denied" | "registry_address_refused"), "{name}: {output}");
         }
     }
     // With the grant it is an image of the room, by whatever name.
@@ -187,18 +187,10 @@ fn a_name_that_is_overlooked_is_denied_and_asked_for_nowhere() {
 }
 
 fn a_registry_gets_its_password_for_itself_and_from_the_daemon_only() {
-    let room = Daemon::start(Options::room("wi-password"));
-    let admin = room.token().to_owned();
     let thief =
         Arc::new(Scripted::start_at("127.0.0.2:0", |_| Reply::new(200, r#"{"token": "x"}"#)).unwrap());
     let realm = format!("Bearer realm=\"http://{}/token\",service=\"s\"", thief.host());
     let hostile = Scripted::start(move |_| Reply::new(401, "{}").header("www-authenticate", &realm));
-    let cred = format!("{},ann,hunter2", hostile.host());
-    let dockerfile = format!("FROM {}/base:1\n", hostile.host());
-    let output = build(&room, &admin, "realm", &dockerfile, &["--cred", &cred]);
-    assert_eq!(code(&output), "registry_auth_refused", "{output}");
-    assert!(thief.asked().is_empty(), "{:?}", thief.asked());
-
     // One that asks for the password itself gets it from the daemon, and the builder never asks.
     let small = registry_of(&[("base:1", "theirs", json!({}))]);
     let wanted = format!("Basic {}", STANDARD.encode("ann:hunter2"));
@@ -206,6 +198,13 @@ fn a_registry_gets_its_password_for_itself_and_from_the_daemon_only() {
         Some(given) if given == wanted => small.answer(asked),
         _ => Reply::new(401, "{}").header("www-authenticate", "Basic realm=\"r\""),
     });
+    let room = Daemon::start(Options::room("wi-password").registries(&[&hostile.host(), &honest.host()]));
+    let admin = room.token().to_owned();
+    let cred = format!("{},ann,hunter2", hostile.host());
+    let dockerfile = format!("FROM {}/base:1\n", hostile.host());
+    let output = build(&room, &admin, "realm", &dockerfile, &["--cred", &cred]);
+    assert_eq!(code(&output), "registry_auth_refused", "{output}");
+    assert!(thief.asked().is_empty(), "{:?}", thief.asked());
     let cred = format!("{},ann,hunter2", honest.host());
     let dockerfile = format!("FROM {}/base:1\n", honest.host());
     build(&room, &admin, "basic", &dockerfile, &["--cred", &cred]).expect_code(0);
@@ -220,6 +219,77 @@ fn a_registry_gets_its_password_for_itself_and_from_the_daemon_only() {
     assert!(!room.log().contains("hunter2"));
 }
 
+fn a_registry_at_an_internal_address_is_connected_to_by_nothing() {
+    const PRIVATE: &str = "10.231.78.1";
+    let _link = PrivateAddress::make("hwi-reg0", "10.231.78.1/32");
+    let loopback = serve(&registry_of(&[("base:1", "inner", json!({}))]));
+    let port = loopback.host().rsplit_once(':').unwrap().1.to_owned();
+    // TLS is spoken to that one.
+    let private = Scripted::start_at(&format!("{PRIVATE}:0"), |_| Reply::new(404, "")).unwrap();
+    let room = Daemon::start(Options::room("wi-registry"));
+    let admin = room.token().to_owned();
+    room.put("context", &Tree::new().file("x", "x"));
+    for (at, host) in [
+        loopback.host(),
+        format!("localhost:{port}"),
+        format!("127.0.0.2:{port}"),
+        format!("0.0.0.0:{port}"),
+        private.host(),
+        "169.254.169.254".to_owned(),
+        "169.254.169.254:80".to_owned(),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let image = format!("{host}/base:1");
+        let cred = format!("{host},ann,hunter2");
+        for (dockerfile, more) in [
+            (format!("FROM {image}\n"), &[][..]),
+            (format!("FROM {image}\n"), &["--cred", &cred]),
+            (format!("FROM scratch\nCOPY --from={image} /proof /\n"), &[]),
+        ] {
+            let output = build(&room, &admin, &format!("inner-{at}"), &dockerfile, more);
+            assert_eq!(code(&output), "registry_address_refused", "{dockerfile}: {output}");
+            output.says(&[&host, "no public address", "builds.egress"]);
+        }
+        let mount = format!("{image}=/context/other");
+        for arguments in [
+            &["deploy", "--tag", image.as_str(), "--name", "inner", "--json"][..],
+            &["images", "pull", &image, "--json"],
+            &[
+                "build",
+                "--tag",
+                "m:1",
+                "--mount-room-path",
+                "context:/context:ro",
+                "--context-path",
+                "/context",
+                "--mount-image",
+                &mount,
+                "--json",
+            ],
+        ] {
+            let output = by(&room, &admin, arguments);
+            assert_eq!(code(&output), "registry_address_refused", "{arguments:?}: {output}");
+        }
+    }
+    // What goes out goes there no more than what comes in.
+    build(&room, &admin, "mine", "FROM scratch\nCOPY Dockerfile /\n", &[]).expect_code(0);
+    let pushed = room.hearth(&["images", "push", "mine:1", &format!("{}/x:1", loopback.host()), "--json"]);
+    assert_eq!(code(&pushed), "registry_address_refused", "{pushed}");
+    assert_eq!((loopback.connections(), private.connections()), (0, 0));
+
+    // An operator opens a private network by its block, and a registry by its name.
+    room.terminate();
+    let allow = format!("[builds.egress]\nallow = [\"0.0.0.0/0\", \"{PRIVATE}\"]\n");
+    room.restart_with(Options::room("wi-registry").config(&allow).registries(&[&loopback.host()]));
+    build(&room, &admin, "known", &format!("FROM {}/base:1\n", loopback.host()), &[]).expect_code(0);
+    assert_eq!(room.image("known:1").file("proof"), "inner");
+    let output = build(&room, &admin, "listed", &format!("FROM {}/base:1\n", private.host()), &[]);
+    assert_ne!(code(&output), "registry_address_refused", "{output}");
+    assert!(private.connections() > 0);
+}
+
 fn a_registry_does_not_lead_the_daemon_to_an_internal_address() {
     let inner = Arc::new(serve(&registry_of(&[("base:1", "inner", json!({}))])));
     let leading = |to: String| {
@@ -228,7 +298,15 @@ fn a_registry_does_not_lead_the_daemon_to_an_internal_address() {
         })
     };
     let port = inner.host().rsplit_once(':').unwrap().1.to_owned();
-    let room = Daemon::start(Options::room("wi-redirect"));
+    // The registry itself may be at a loopback address, since the operator has credentials for it.
+    let file = scratch().join("wi-redirect-credentials.toml");
+    let know = |host: &str| {
+        fs::write(&file, format!("['{host}']\nusername = 'any'\npassword = 'any'\n")).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    know("none.example");
+    let known = ["--registry-credentials", file.to_str().unwrap()];
+    let room = Daemon::start(Options::room("wi-redirect").arguments(&known));
     let admin = room.token().to_owned();
     for (at, to) in [
         format!("http://{}", inner.host()),
@@ -242,6 +320,7 @@ fn a_registry_does_not_lead_the_daemon_to_an_internal_address() {
     .enumerate()
     {
         let registry = leading(to.clone());
+        know(&registry.host());
         let output =
             build(&room, &admin, &format!("lead-{at}"), &format!("FROM {}/base:1\n", registry.host()), &[]);
         assert_eq!(code(&output), "registry_redirect_refused", "{to}: {output}");
@@ -251,21 +330,20 @@ fn a_registry_does_not_lead_the_daemon_to_an_internal_address() {
     assert!(inner.asked().is_empty(), "{:?}", inner.asked());
     // A registry that the operator names may.
     let registry = leading(format!("http://{}", inner.host()));
-    let itself = format!("{}=http://{}", registry.host(), registry.host());
     room.terminate();
-    room.restart_with(Options::room("wi-redirect").arguments(&["--registry-mirror", &itself]));
+    room.restart_with(Options::room("wi-redirect").registries(&[&registry.host()]));
     build(&room, &admin, "trusted", &format!("FROM {}/base:1\n", registry.host()), &[]).expect_code(0);
     assert_eq!(room.image("trusted:1").file("proof"), "inner");
 }
 
 fn what_one_participant_brought_is_not_anothers() {
-    let room = Daemon::start(Options::room("wi-private"));
     let small = registry_of(&[("team/private:1", "private", json!({}))]);
     let wanted = format!("Basic {}", STANDARD.encode("ann:hunter2"));
     let mut registry = Scripted::start(move |asked: &Asked| match asked.header("authorization") {
         Some(given) if given == wanted => small.answer(asked),
         _ => Reply::new(401, "{}").header("www-authenticate", "Basic realm=\"r\""),
     });
+    let room = Daemon::start(Options::room("wi-private").registries(&[&registry.host()]));
     let name = format!("{}/team/private:1", registry.host());
     let cred = format!("{},ann,hunter2", registry.host());
     let ann = builder(&room, "ann", &["*"], &["*"], &["*"]);
@@ -318,7 +396,7 @@ fn what_one_participant_brought_is_not_anothers() {
 
 fn builds_go_on_while_the_registry_is_away() {
     let mut registry = serve(&registry_of(&[("base:1", "kept", json!({}))]));
-    let room = Daemon::start(Options::room("wi-away"));
+    let room = Daemon::start(Options::room("wi-away").registries(&[&registry.host()]));
     let admin = room.token().to_owned();
     let dockerfile = format!("FROM {}/base:1\n", registry.host());
     build(&room, &admin, "first", &dockerfile, &[]).expect_code(0);
@@ -394,7 +472,8 @@ fn a_mirror_that_fails_is_told_with_what_it_answered() {
     });
     let registry = Scripted::start(|_| Reply::new(404, "{}"));
     let setting = format!("{}=http://{}", registry.host(), mirror.host());
-    let room = Daemon::start(Options::room("wi-mirror").arguments(&["--registry-mirror", &setting]));
+    let options = Options::room("wi-mirror").arguments(&["--registry-mirror", &setting]);
+    let room = Daemon::start(options.registries(&[&registry.host()]));
     let admin = room.token().to_owned();
     let output = build(&room, &admin, "mirrored", &format!("FROM {}/base:1\n", registry.host()), &[]);
     assert_eq!(code(&output), "base_image_not_found", "{output}");
