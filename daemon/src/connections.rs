@@ -53,6 +53,9 @@ pub enum Crowded {
     Peer { limit: usize },
     #[error("{limit} connections are open and in use, which is the most")]
     All { limit: usize },
+    /// A connection could make room, but as many as may do so at a time are still being closed.
+    #[error("{limit} connections are being closed to make room, which is the most at a time")]
+    Closing { limit: usize },
 }
 
 /// The connections of one or more listeners; cheap to clone.
@@ -127,6 +130,26 @@ impl Connections {
         let number = table.insert(peer, Arc::clone(&usage));
         drop(table);
         Ok(Held { shared: Arc::clone(&self.0), used: ConnectionUse(usage), peer, number })
+    }
+
+    /// Like [`admit`](Self::admit), but waits for up to `limit` while other connections are being closed.
+    pub async fn admit_within(
+        &self,
+        limit: Duration,
+        peer: ConnectionPeer,
+        stop: &CancellationToken,
+    ) -> Result<Held, Crowded> {
+        let end = tokio::time::Instant::now() + limit;
+        loop {
+            let ended = self.0.ended.notified();
+            let crowded = match self.admit(peer, stop) {
+                Err(crowded @ Crowded::Closing { .. }) => crowded,
+                admitted => return admitted,
+            };
+            if tokio::time::timeout_at(end, ended).await.is_err() {
+                return Err(crowded);
+            }
+        }
     }
 
     /// Tells connections to close that have been unused for too long. See [`sweep_loop`](Self::sweep_loop).
@@ -223,14 +246,8 @@ impl Drop for InUse {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let left = {
-            let mut table = self.shared.table();
-            table.remove(self.peer, self.number);
-            table.count()
-        };
-        if left == 0 {
-            self.shared.ended.notify_waiters();
-        }
+        self.shared.table().remove(self.peer, self.number);
+        self.shared.ended.notify_waiters();
     }
 }
 

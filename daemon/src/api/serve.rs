@@ -124,14 +124,13 @@ pub async fn serve<L: Listener>(listener: L, served: Served) {
                 Ok(held) => {
                     task::spawn("connection", serve_connection(stream, peer, held, served.clone()));
                 }
-                Err(crowded) => {
-                    metrics::counter!("hearth_connections_refused_total").increment(1);
-                    tracing::debug!(?peer, %crowded, "connection refused");
-                    // Beyond so many, a refusal is the end of the connection.
-                    if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
-                        task::spawn("refusal", refuse(stream, crowded, permit));
+                // Beyond so many, the connection just ends.
+                Err(crowded) => match Arc::clone(&refusals).try_acquire_owned() {
+                    Ok(permit) => {
+                        task::spawn("crowded connection", serve_late(stream, peer, permit, served.clone()));
                     }
-                }
+                    Err(_) => count_refusal(peer, crowded),
+                },
             },
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
@@ -142,6 +141,28 @@ pub async fn serve<L: Listener>(listener: L, served: Served) {
     drop(listener);
     if tokio::time::timeout(served.grace + CLOSE_LIMIT, served.connections.all_ended()).await.is_err() {
         tracing::warn!("connections were still open at the end of the grace period");
+    }
+}
+
+fn count_refusal(peer: Peer, crowded: Crowded) {
+    metrics::counter!("hearth_connections_refused_total").increment(1);
+    tracing::debug!(?peer, %crowded, "connection refused");
+}
+
+/// Serves a connection for which there was no place at once: as soon as those that make room are closed, or with a refusal.
+async fn serve_late<S>(stream: S, peer: Peer, permit: OwnedSemaphorePermit, served: Served)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    match served.connections.admit_within(CLOSE_LIMIT, peer.share(), &served.stop).await {
+        Ok(held) => {
+            drop(permit);
+            serve_connection(stream, peer, held, served).await;
+        }
+        Err(crowded) => {
+            count_refusal(peer, crowded);
+            refuse(stream, crowded, permit).await;
+        }
     }
 }
 

@@ -37,7 +37,7 @@ impl Table {
         let own = self.peers.get(&peer).map_or(0, Vec::len);
         if peer.has_share() && own >= limits.per_peer {
             let goes = self.peers.get(&peer).and_then(|held| longest_unused(held));
-            return self.take_out(peer, goes).ok_or(Crowded::Peer { limit: limits.per_peer });
+            return self.take_out(peer, goes, Crowded::Peer { limit: limits.per_peer });
         }
         if self.staying < limits.total {
             return Ok(());
@@ -54,16 +54,21 @@ impl Table {
             }
         }
         let (holder, index) = goes.map_or((peer, None), |(_, holder, index)| (holder, Some(index)));
-        self.take_out(holder, index).ok_or(Crowded::All { limit: limits.total })
+        self.take_out(holder, index, Crowded::All { limit: limits.total })
     }
 
-    /// Tells a connection to close, and counts it no more.
-    fn take_out(&mut self, peer: ConnectionPeer, index: Option<usize>) -> Option<()> {
+    /// Tells a connection to close, and counts it no more. Without one, the newcomer is refused as `crowded` says.
+    fn take_out(
+        &mut self,
+        peer: ConnectionPeer,
+        index: Option<usize>,
+        crowded: Crowded,
+    ) -> Result<(), Crowded> {
+        let Entry::Occupied(mut held) = self.peers.entry(peer) else { return Err(crowded) };
+        let index = index.filter(|index| *index < held.get().len()).ok_or(crowded)?;
         if self.leaving >= MOST_LEAVING {
-            return None;
+            return Err(Crowded::Closing { limit: MOST_LEAVING });
         }
-        let Entry::Occupied(mut held) = self.peers.entry(peer) else { return None };
-        let index = index.filter(|index| *index < held.get().len())?;
         let (_, usage) = held.get_mut().swap_remove(index);
         if held.get().is_empty() {
             held.remove();
@@ -71,7 +76,7 @@ impl Table {
         usage.closing.cancel();
         self.staying -= 1;
         self.leaving += 1;
-        Some(())
+        Ok(())
     }
 
     pub(super) fn insert(&mut self, peer: ConnectionPeer, usage: Arc<Usage>) -> u64 {

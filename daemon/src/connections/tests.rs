@@ -119,3 +119,21 @@ async fn places_are_free_again_and_the_end_of_the_last_one_is_told() {
     drop(held);
     waiting.await.unwrap();
 }
+
+#[tokio::test]
+async fn a_burst_that_is_closed_faster_than_it_ends_waits_and_is_not_refused() {
+    let connections = Connections::new(ConnectionLimits { total: 100, per_peer: 100, ..LIMITS });
+    let stop = CancellationToken::new();
+    let mut silent: Vec<_> = (0..164).map(|_| open(&connections, 1)).collect();
+    assert_eq!(connections.admit(peer(2), &stop).err(), Some(Crowded::Closing { limit: 64 }));
+    // None of them ends in time.
+    let refused = connections.admit_within(Duration::from_millis(50), peer(2), &stop).await;
+    assert_eq!(refused.err(), Some(Crowded::Closing { limit: 64 }));
+    let limit = Duration::from_secs(60);
+    let (late, waits) = (connections.clone(), stop.clone());
+    let late = crate::task::spawn("late", async move { late.admit_within(limit, peer(2), &waits).await });
+    tokio::task::yield_now().await;
+    assert!(!late.is_finished());
+    drop(silent.remove(0));
+    assert!(late.await.unwrap().is_ok());
+}

@@ -14,6 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::headers::Client;
@@ -85,21 +86,29 @@ impl Ingress {
                         true => ConnectionPeer::Proxy(peer.ip()),
                         false => ConnectionPeer::of(peer.ip()),
                     };
-                    let held = match self.connections.admit(share, &stop) {
-                        Ok(held) => held,
-                        Err(crowded) => {
-                            self.refuse(stream, crowded, tls.is_some());
-                            continue;
-                        }
+                    let admitted = match self.connections.admit(share, &stop) {
+                        Ok(held) => Admission::Held(held),
+                        // Beyond so many, the connection just ends.
+                        Err(_) => match Arc::clone(&self.refusals).try_acquire_owned() {
+                            Ok(permit) => Admission::Late(share, permit),
+                            Err(_) => {
+                                count_refusal();
+                                continue;
+                            }
+                        },
                     };
                     let client = Client::new(peer.ip(), tls.is_some(), trusted);
                     let (ingress, tls) = (Arc::clone(&self), tls.clone());
                     let (stop, abort) = (stop.clone(), abort.clone());
                     self.workers.spawn("ingress connection", |seat| async move {
-                        let connection = Connection { client, stop, seat, held };
+                        let served = async {
+                            let (held, stream) = ingress.held(admitted, stream, tls.is_some(), &stop).await?;
+                            let connection = Connection { client, stop, seat, held };
+                            serve_one(ingress, stream, tls, connection).await
+                        };
                         let outcome = tokio::select! {
                             biased;
-                            outcome = serve_one(ingress, stream, tls, connection) => outcome,
+                            outcome = served => outcome,
                             () = abort.cancelled() => Err(io::Error::other("cut at the end of the grace period")),
                         };
                         if let Err(error) = outcome {
@@ -119,18 +128,41 @@ impl Ingress {
         }
     }
 
-    /// Tells a client why its connection is not served; over TLS, and beyond so many at a time, its end tells.
-    fn refuse(&self, stream: std::net::TcpStream, crowded: Crowded, tls: bool) {
-        metrics::counter!("hearth_connections_refused_total").increment(1);
-        let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else { return };
+    /// Waits for the place of a connection that came too many, and tells its client why it is not served where there
+    /// is none. Over TLS, the end of the connection tells.
+    async fn held(
+        &self,
+        admission: Admission,
+        stream: std::net::TcpStream,
+        tls: bool,
+        stop: &CancellationToken,
+    ) -> io::Result<(Held, std::net::TcpStream)> {
+        let (share, _permit) = match admission {
+            Admission::Held(held) => return Ok((held, stream)),
+            Admission::Late(share, permit) => (share, permit),
+        };
+        let crowded = match self.connections.admit_within(CLOSE_LIMIT, share, stop).await {
+            Ok(held) => return Ok((held, stream)),
+            Err(crowded) => crowded,
+        };
+        count_refusal();
         if !tls {
-            self.workers.spawn("refusal", |seat| async move {
-                let _held = (seat, permit);
-                // Whatever came of it, the connection ends here.
-                let _ = tokio::time::timeout(REFUSAL_LIMIT, tell(stream, crowded)).await;
-            });
+            // Whatever came of it, the connection ends here.
+            let _ = tokio::time::timeout(REFUSAL_LIMIT, tell(stream, crowded)).await;
         }
+        Err(io::Error::other(crowded))
     }
+}
+
+/// The place of a new connection.
+enum Admission {
+    Held(Held),
+    /// It has none yet, and is one of a bounded number that wait for one.
+    Late(ConnectionPeer, OwnedSemaphorePermit),
+}
+
+fn count_refusal() {
+    metrics::counter!("hearth_connections_refused_total").increment(1);
 }
 
 /// Answers the first request that comes with a refusal.

@@ -38,13 +38,13 @@ fn with_web(name: &str) -> Daemon {
     daemon
 }
 
-/// The apps of services of this daemon: each is `httpd`, in a tree of a shim that names the state directory.
+/// The apps of services of this daemon: each is `httpd`, in a tree of a shim that names the state directory. What `httpd`
+/// forks for a request, such as a probe's, is not one.
 fn apps(daemon: &Daemon) -> Vec<Process> {
-    shims(daemon)
-        .iter()
-        .flat_map(|shim| process::tree_of(shim.pid))
-        .filter(|process| process.command.starts_with("httpd"))
-        .collect()
+    let tree: Vec<Process> = shims(daemon).iter().flat_map(|shim| process::tree_of(shim.pid)).collect();
+    let is_httpd = |process: &&Process| process.command.starts_with("httpd");
+    let servers: Vec<i32> = tree.iter().filter(is_httpd).map(|process| process.pid).collect();
+    tree.iter().filter(is_httpd).filter(|process| !servers.contains(&process.parent)).cloned().collect()
 }
 
 /// One instance runs, and the page is this one.

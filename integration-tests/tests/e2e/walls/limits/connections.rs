@@ -133,9 +133,10 @@ fn a_connection_too_many_is_told_so_in_its_own_protocol() {
     let daemon = &Daemon::start(Options::room("walls_crowd").config("[connections]\napi_per_peer = 20\n"));
     let token = daemon.mint(&["--name", "busy", "--scope", "full"]);
     let mut held = uploads(daemon, 15, &token, "x/y");
-    let told = soon(seconds(10), || {
-        // One that has not shown its token yet makes room for the next.
+    let told = soon(seconds(30), || {
+        // One whose token the daemon has not seen yet makes room for the next.
         held.extend(uploads(daemon, 1, &token, "x/y"));
+        std::thread::sleep(Duration::from_millis(100));
         let answer = Request::new("GET", "/healthz").try_send(&daemon.listen());
         answer.is_ok_and(|answer| {
             let text = String::from_utf8_lossy(&answer.body).into_owned();
