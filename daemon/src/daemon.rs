@@ -221,7 +221,7 @@ impl Daemon {
             network: services::port_of(&network),
             router: Arc::clone(&ingress) as Arc<dyn deploy::port::Router>,
             mounts: Arc::new(instance_mounts.clone()),
-            store: Arc::new(store),
+            store: Arc::new(store.clone()),
             images: Arc::new(RoomServiceImages { images: images.clone(), elsewhere: elsewhere.clone() }),
             logs: Arc::new(LogFiles),
             tokens: Arc::clone(&access) as Arc<dyn deploy::port::Tokens>,
@@ -230,6 +230,7 @@ impl Daemon {
         let logs = config.state_dir.join("service-logs");
         let mut options = deploy::Options::new(config.room.clone(), own_address, logs);
         options.allowed_capabilities = config.services.allow_capabilities.iter().copied().collect();
+        services::relocate_images(&store).await?;
         let services =
             Services::start(options, ports, network, (runtime, runtime_child), instance_mounts).await?;
 

@@ -42,6 +42,7 @@ pub use load::{Destination, Loaded, Received};
 pub use origin::FoundImage;
 pub use pull::{Platforms, Pull};
 pub use push::Sent;
+pub use runnable::RegistryCaller;
 pub use transfer::{Stand, Transfer};
 
 /// A handle on the room's images; cheap to clone.

@@ -22,7 +22,7 @@ pub(super) enum ImagesCommand {
     List {
         /// Only this repository
         repository: Option<String>,
-        /// Show the images of other registries that builds brought, which the room keeps for the next ones
+        /// Show the images of other registries that builds and deploys fetched, which the room keeps for the next ones
         #[arg(long, conflicts_with = "repository")]
         cached: bool,
     },

@@ -14,6 +14,7 @@ mod spec;
 use std::fmt;
 
 use crate::model::access::{Caller, RegistryVerb, StorageVerb};
+use crate::model::image::is_cached_name;
 use crate::model::trust::TrustDomain;
 
 pub use action::CallerAction;
@@ -160,10 +161,14 @@ fn question(caller: &Caller, action: &CallerAction<'_>) -> Option<(Rule, Result<
         }
         CallerAction::PushElsewhere(name) => (Rule::PushElsewhere, repository(RegistryVerb::Write, name)),
         CallerAction::RunRoomImage { repository, name } => {
-            let allowed = containers.is_some_and(|grant| {
-                let repository = repository.as_str();
-                grant.registry.run.allow(repository) || grant.run.allow(repository) || grant.run.allow(name)
-            });
+            let repository = repository.as_str();
+            // Who fetched a cached image runs it by the name that its registry has for it.
+            let allowed = !is_cached_name(repository)
+                && containers.is_some_and(|grant| {
+                    grant.registry.run.allow(repository)
+                        || grant.run.allow(repository)
+                        || grant.run.allow(name)
+                });
             (Rule::RunRoomImage, allowed)
         }
         CallerAction::RunElsewhereImage(name) => {

@@ -22,6 +22,7 @@ use crate::image::port::{Blobs, LayerCheck};
 use crate::ingress::{self, Tls, TlsSource};
 use crate::model::component::Component;
 use crate::network::{self, NoNetwork, RoomNetwork};
+use crate::store::Store;
 use crate::supervise::watched::Status;
 use crate::{supervise, task};
 
@@ -91,6 +92,15 @@ pub(super) async fn open_tls(config: &Config) -> Result<Option<Arc<Tls>>> {
     };
     let tls = task::blocking("certificates", move || Tls::open(source)).await??;
     Ok(Some(Arc::new(tls)))
+}
+
+/// Brings what an earlier version left to where images of other registries lie.
+pub(super) async fn relocate_images(store: &Store) -> Result<()> {
+    let moved = store.relocate_service_images().await.context("images of services")?;
+    if moved > 0 {
+        tracing::info!(moved, "images of other registries that services run were moved to the cached images");
+    }
+    Ok(())
 }
 
 /// Deploys, and what they run on.

@@ -469,6 +469,7 @@ impl ServiceImages for World {
     async fn resolve(
         &self,
         reference: &Reference,
+        _caller: &str,
         _given: &BTreeMap<String, Credential>,
     ) -> Result<ImageFacts, Fault> {
         let mut state = self.state();
@@ -487,15 +488,23 @@ impl ServiceImages for World {
         let digest = Digest::from_sha256(sum);
         state.by_digest.insert(digest, app);
         let repository = reference.repository.clone();
-        Ok(ImageFacts { repository, digest, manifest: digest, exposed: vec![8080], volumes: Vec::new() })
+        Ok(ImageFacts {
+            repository,
+            kept_in: None,
+            digest,
+            manifest: digest,
+            exposed: vec![8080],
+            volumes: Vec::new(),
+        })
     }
 
     async fn resolve_mounted(
         &self,
         reference: &Reference,
+        caller: &str,
         given: &BTreeMap<String, Credential>,
     ) -> Result<PinnedImage, Fault> {
-        let facts = self.resolve(reference, given).await?;
+        let facts = self.resolve(reference, caller, given).await?;
         Ok(PinnedImage { repository: facts.repository, digest: facts.digest })
     }
 }

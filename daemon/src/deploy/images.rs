@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 
 use super::port::ServiceImages;
-use crate::image::{Elsewhere, ImageError, Images};
+use crate::image::{Elsewhere, ImageError, Images, RegistryCaller};
 use crate::model::Reference;
 use crate::model::deploy::ImageFacts;
 use crate::model::fault::{Fault, Stage};
@@ -23,18 +23,22 @@ impl ServiceImages for RoomServiceImages {
     async fn resolve(
         &self,
         reference: &Reference,
+        caller: &str,
         given: &BTreeMap<String, Credential>,
     ) -> Result<ImageFacts, Fault> {
-        let found = self.images.runnable(reference, &Platform::host(), &self.elsewhere, given).await;
+        let asker = RegistryCaller { name: caller, given, elsewhere: &self.elsewhere };
+        let found = self.images.runnable(reference, &Platform::host(), asker).await;
         found.map_err(|error| fault(&error))
     }
 
     async fn resolve_mounted(
         &self,
         reference: &Reference,
+        caller: &str,
         given: &BTreeMap<String, Credential>,
     ) -> Result<PinnedImage, Fault> {
-        let found = self.images.mountable(reference, &Platform::host(), &self.elsewhere, given).await;
+        let asker = RegistryCaller { name: caller, given, elsewhere: &self.elsewhere };
+        let found = self.images.mountable(reference, &Platform::host(), asker).await;
         found.map_err(|error| fault(&error))
     }
 }

@@ -174,6 +174,7 @@ pub fn merge(
     let spec = ServiceSpec {
         image: request.image.clone(),
         repository: image.repository.clone(),
+        kept_in: image.kept_in.clone(),
         digest: image.digest,
         manifest: image.manifest,
         env,

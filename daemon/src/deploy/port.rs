@@ -319,10 +319,12 @@ pub struct LogError(pub String);
 /// Images that services run and mount. The real one is [`crate::image::Images`] with the other registries behind it.
 #[async_trait]
 pub trait ServiceImages: Send + Sync + 'static {
-    /// What a reference names now, for this machine. One of another registry is brought into the room first.
+    /// What a reference names now, for this machine. One of another registry is brought into the room first, by the
+    /// right of `caller`.
     async fn resolve(
         &self,
         reference: &Reference,
+        caller: &str,
         given: &BTreeMap<String, Credential>,
     ) -> Result<ImageFacts, Fault>;
 
@@ -330,6 +332,7 @@ pub trait ServiceImages: Send + Sync + 'static {
     async fn resolve_mounted(
         &self,
         reference: &Reference,
+        caller: &str,
         given: &BTreeMap<String, Credential>,
     ) -> Result<PinnedImage, Fault>;
 }

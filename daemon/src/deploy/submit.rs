@@ -209,9 +209,9 @@ impl Handle {
         }
         let name = merge::name_of(request)?;
         self.become_ready().await?;
-        let image = shared.ports.images.resolve(&request.image, given).await;
+        let image = shared.ports.images.resolve(&request.image, &by.name, given).await;
         let image = image.map_err(|fault| DeployError::Image(Box::new(fault)))?;
-        let mounted = shared.pin_mounts(&request.mounts, given).await?;
+        let mounted = shared.pin_mounts(&request.mounts, &by.name, given).await?;
         if let Some(entry) = shared.named(&name).filter(|entry| entry.state().service.removing) {
             let gone = tokio::time::timeout(REMOVAL_LIMIT, entry.gone.cancelled()).await;
             gone.map_err(|_| DeployError::Removing { name: name.clone() })?;
@@ -248,6 +248,7 @@ impl Shared {
     async fn pin_mounts(
         &self,
         mounts: &[MountSpec],
+        caller: &str,
         given: &BTreeMap<String, Credential>,
     ) -> Result<BTreeMap<MountTarget, PinnedImage>, DeployError> {
         let mut found: BTreeMap<&Reference, PinnedImage> = BTreeMap::new();
@@ -257,7 +258,7 @@ impl Shared {
             let image = match found.get(reference) {
                 Some(image) => image.clone(),
                 None => {
-                    let image = self.ports.images.resolve_mounted(reference, given).await;
+                    let image = self.ports.images.resolve_mounted(reference, caller, given).await;
                     image.map_err(|mut fault| {
                         fault.message = format!("mount at `{target}`: {}", fault.message);
                         DeployError::MountedImage(Box::new(fault))

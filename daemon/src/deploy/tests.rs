@@ -16,6 +16,7 @@ pub(crate) fn spec(port: u16) -> ServiceSpec {
     ServiceSpec {
         image: "room.meshagent.com/web:1".parse().unwrap(),
         repository: "web".parse().unwrap(),
+        kept_in: None,
         digest: Digest::from_sha256([7; 32]),
         manifest: Digest::from_sha256([7; 32]),
         env: std::collections::BTreeMap::new(),

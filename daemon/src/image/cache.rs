@@ -1,4 +1,4 @@
-//! Images for builds: those of the room as they are, those of other registries once they are here.
+//! Images for builds and services: those of the room as they are, those of other registries once they are here.
 //!
 //! ```text
 //! name --> the room's:           as it is
@@ -10,13 +10,13 @@
 //! ```
 //!
 //! *Whose is what was fetched?* A registry decides who reads its images, so what was fetched with one
-//! participant's credential is kept for that participant alone ([`ImageRight`]): another one's build asks the
-//! registry with its own. What came without any credential, or with the daemon's, is for everybody whose
+//! participant's credential is kept for that participant alone ([`ImageRight`]): another one's build or deploy asks
+//! the registry with its own. What came without any credential, or with the daemon's, is for everybody whose
 //! grants name it. A name with a digest never changes its meaning, so only a participant's own right to it is
 //! asked for again.
 //!
-//! Repositories below [`CACHED_IMAGES`] hold the content. No grant of a participant opens them; the token of
-//! one build opens those that the build uses.
+//! Repositories below [`CACHED_IMAGES`](crate::model::image::CACHED_IMAGES) hold the content. No grant of a participant opens them; the token of
+//! one build opens those that the build uses, and a service keeps what its revisions run and mount.
 
 mod in_use;
 mod limit;
@@ -33,7 +33,7 @@ use sha2::{Digest as _, Sha256};
 use super::contents::Contents;
 use super::port::cached::{CachedImage, CachedKey, ImageRight};
 use super::{Destination, Elsewhere, ImageError, Images, Platforms, Pull, Transfer, contents};
-use crate::model::image::{CACHED_IMAGES, Descriptor, ImageDefaults, Platform, is_cached_name};
+use crate::model::image::{Descriptor, ImageDefaults, Platform, is_cached_name};
 use crate::model::manifest::{ImageConfig, OCI_INDEX};
 use crate::model::secret::Credential;
 use crate::model::{Digest, Reference, Repository};
@@ -52,7 +52,7 @@ const SHORT: Retry = Retry {
     stall: Duration::from_secs(10),
 };
 
-/// An image that a build asks for.
+/// An image that a build or a deploy asks for.
 pub struct Wanted<'a> {
     pub reference: &'a Reference,
     /// It names this room's registry, whatever the name.
@@ -60,7 +60,7 @@ pub struct Wanted<'a> {
     /// At least one.
     pub platforms: &'a [Platform],
     pub caller: &'a str,
-    /// Credentials that came with the build, by registry.
+    /// Credentials that came with the request, by registry.
     pub given: &'a BTreeMap<String, Credential>,
     /// The registry must be asked now.
     pub ask_registry: bool,
@@ -133,7 +133,7 @@ impl Images {
                 platform: platform.clone(),
                 right: right.clone(),
             };
-            images.push(self.brought_for_build(&wanted, key, &remote).await?);
+            images.push(self.cached_or_fetched(&wanted, key, &remote).await?);
         }
         let in_use =
             images.iter().map(|(image, _)| self.in_use(&image.repository, image.manifest.digest)).collect();
@@ -179,7 +179,7 @@ impl Images {
     }
 
     /// One image of another registry, from the cache or from there.
-    async fn brought_for_build(
+    pub(super) async fn cached_or_fetched(
         &self,
         wanted: &Wanted<'_>,
         key: CachedKey,
@@ -239,7 +239,7 @@ impl Images {
         self.shared.catalog.put_cached(image.clone()).await?;
         tracing::info!(
             image = image.key.name, image.digest = %image.manifest.digest, right = image.key.right.to_text(),
-            "an image was brought for a build"
+            "an image of another registry was fetched"
         );
         let bytes = loaded.size_bytes.saturating_sub(loaded.reused_bytes);
         Ok((image, SupplyOrigin::Fetched { bytes }))
@@ -310,17 +310,5 @@ pub(super) fn name_of(reference: &Reference) -> String {
 
 /// Where an image lies that was brought by this right.
 pub(super) fn repository_for(reference: &Reference, right: &ImageRight) -> Result<Repository, ImageError> {
-    let owner = match right {
-        ImageRight::Public => "public".to_owned(),
-        ImageRight::Room => "room".to_owned(),
-        ImageRight::Caller(name) => {
-            let sum = Sha256::digest(name.as_bytes());
-            let short: String = sum.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-            format!("caller-{short}")
-        }
-    };
-    // A colon is in no name of a repository, and a run of dashes in no name of a host that has one.
-    let name = hearth_pack::remote::full_name(reference).replace(':', "---");
-    let name = format!("{CACHED_IMAGES}/{owner}/{name}");
-    name.parse().map_err(|_| ImageError::Foreign { reference: reference.to_string() })
+    right.repository_of(reference).ok_or_else(|| ImageError::Foreign { reference: reference.to_string() })
 }

@@ -4,31 +4,45 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Destination, Elsewhere, ImageError, Images, Platforms, Pull, Transfer, contents};
+use super::cache::name_of;
+use super::port::cached::CachedKey;
+use super::{Elsewhere, ImageError, Images, Platforms, Transfer, Wanted, contents};
 use crate::model::deploy::ImageFacts;
-use crate::model::image::{PinnedImage, Platform};
+use crate::model::image::{PinnedImage, Platform, is_cached_name};
 use crate::model::manifest::ImageConfig;
 use crate::model::secret::Credential;
 use crate::model::{Reference, Repository};
 use crate::task;
 
+/// Who asks another registry for an image, and with what.
+#[derive(Clone, Copy)]
+pub struct RegistryCaller<'a> {
+    pub name: &'a str,
+    /// Credentials that came with the request, by registry.
+    pub given: &'a BTreeMap<String, Credential>,
+    pub elsewhere: &'a Elsewhere,
+}
+
 impl Images {
-    /// An image of the room as it is, one of another registry once it is here: in a repository that is named after
-    /// that registry, such as `docker.io/library/nginx`, without a tag.
+    /// An image of the room as it is, one of another registry once it is among the cached images. Services know the
+    /// latter by a name of its own, such as `docker.io/library/nginx`, whoever brought it.
     pub async fn runnable(
         &self,
         reference: &Reference,
         platform: &Platform,
-        elsewhere: &Elsewhere,
-        given: &BTreeMap<String, Credential>,
+        caller: RegistryCaller<'_>,
     ) -> Result<ImageFacts, ImageError> {
-        let here = self.brought(reference, platform, elsewhere, given).await?;
-        match self.runnable_here(&here, platform).await {
-            Err(ImageError::OtherPlatform { found, wanted, .. }) => {
-                Err(ImageError::OtherPlatform { reference: reference.to_string(), found, wanted })
+        let here = self.brought(reference, platform, caller).await?;
+        let mut facts = self.runnable_here(&here, platform).await.map_err(|error| match error {
+            ImageError::OtherPlatform { found, wanted, .. } => {
+                ImageError::OtherPlatform { reference: reference.to_string(), found, wanted }
             }
             other => other,
+        })?;
+        if !self.shared.rooms.owns_tag(reference) {
+            facts.kept_in = Some(std::mem::replace(&mut facts.repository, repository_of(reference)?));
         }
+        Ok(facts)
     }
 
     /// The same for one whose files are all that is wanted: what it says of its platform is no hindrance.
@@ -36,10 +50,9 @@ impl Images {
         &self,
         reference: &Reference,
         platform: &Platform,
-        elsewhere: &Elsewhere,
-        given: &BTreeMap<String, Credential>,
+        caller: RegistryCaller<'_>,
     ) -> Result<PinnedImage, ImageError> {
-        let here = self.brought(reference, platform, elsewhere, given).await?;
+        let here = self.brought(reference, platform, caller).await?;
         let top = self.resolve(&here).await?;
         // Everything is there, and stays until the service that is to mount it is stored.
         self.verify(&here.repository, top.digest).await?;
@@ -49,25 +62,35 @@ impl Images {
         Ok(PinnedImage { repository: here.repository, digest: top.digest })
     }
 
-    /// The reference itself where it is this room's, else where the image lies once it is here.
+    /// The reference itself where it is this room's, else where the image lies once it is here. The registry is asked
+    /// each time what the name means.
     async fn brought(
         &self,
         reference: &Reference,
         platform: &Platform,
-        elsewhere: &Elsewhere,
-        given: &BTreeMap<String, Credential>,
+        caller: RegistryCaller<'_>,
     ) -> Result<Reference, ImageError> {
         if self.shared.rooms.owns_tag(reference) {
+            if is_cached_name(reference.repository.as_str()) {
+                return Err(ImageError::NotFound { reference: reference.to_string() });
+            }
             return Ok(reference.clone());
         }
-        let repository = repository_of(reference)?;
-        let remote = elsewhere.remote(given)?;
-        let platforms = Platforms::One(platform.clone());
-        let destination = Destination::Untagged(repository.clone());
-        let pull = Pull { remote: &remote, reference, platforms, destination };
-        let pulled = self.pull(pull, &Transfer::default()).await?;
-        let digest = Some(pulled.manifest.digest);
-        Ok(Reference { registry: None, repository, tag: None, digest })
+        let RegistryCaller { name, given, elsewhere } = caller;
+        let (remote, right) = elsewhere.access(reference, given, name)?;
+        let key = CachedKey { name: name_of(reference), platform: platform.clone(), right };
+        let wanted = Wanted {
+            reference,
+            is_own: false,
+            platforms: std::slice::from_ref(platform),
+            caller: name,
+            given,
+            ask_registry: true,
+            transfer: &Transfer::default(),
+        };
+        let (image, _) = self.cached_or_fetched(&wanted, key, &remote).await?;
+        let digest = Some(image.manifest.digest);
+        Ok(Reference { registry: None, repository: image.repository, tag: None, digest })
     }
 
     async fn runnable_here(
@@ -99,7 +122,8 @@ impl Images {
             });
         }
         let repository = reference.repository.clone();
-        Ok(ImageFacts { repository, digest, manifest, exposed: config.exposed, volumes: config.volumes })
+        let (exposed, volumes) = (config.exposed, config.volumes);
+        Ok(ImageFacts { repository, kept_in: None, digest, manifest, exposed, volumes })
     }
 }
 
@@ -109,7 +133,7 @@ fn runs(machine: &Platform, image: &Platform) -> bool {
     family(machine) == family(image)
 }
 
-/// Where an image of another registry lies in the room.
+/// By what name services know an image of another registry.
 fn repository_of(reference: &Reference) -> Result<Repository, ImageError> {
     let registry = reference.registry.as_ref().map_or("docker.io", |registry| registry.as_str());
     // A colon is in no name of a repository, and a run of dashes in no name of a host that has one.

@@ -76,7 +76,10 @@ impl DeployRequest {
 /// What an image says of itself, and where it lies in the room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageFacts {
+    /// By which services know it: the room's repository, or the name of the other registry with that of its repository.
     pub repository: Repository,
+    /// Repository of cached images that has the content of an image of another registry.
+    pub kept_in: Option<Repository>,
     /// Manifest or index.
     pub digest: Digest,
     /// The manifest for this machine.

@@ -108,7 +108,7 @@ pub struct ImageDefaults {
     pub triggers: Vec<String>,
 }
 
-/// Where images of other registries lie that builds use. No grant for repositories opens what is below: who may
+/// Where images of other registries lie that builds and services use. No grant for repositories opens what is below: who may
 /// read an image there is decided by the grant for its registry, and by that registry itself.
 pub const CACHED_IMAGES: &str = "cached.hearth";
 

@@ -262,8 +262,13 @@ pub enum RevisionOutcome {
 pub struct ServiceSpec {
     /// As it was asked for.
     pub image: Reference,
-    /// Where in the room's registry it lies; an image of another registry was brought there.
+    /// By which the service knows its image: the room's repository, or the name of another registry with that of its
+    /// repository.
     pub repository: Repository,
+    /// Repository of cached images that has the content of an image of another registry. Earlier versions kept it in
+    /// `repository`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_in: Option<Repository>,
     /// Manifest or index: moving the tag changes nothing.
     pub digest: Digest,
     /// Of the manifest that this machine runs: the same, or one of the index.
@@ -303,7 +308,7 @@ impl ServiceSpec {
     /// All images that it needs to run: its own and those that it mounts.
     pub fn images(&self) -> impl Iterator<Item = (&Repository, &Digest)> {
         let mounted = self.mounted.values().map(|image| (&image.repository, &image.digest));
-        std::iter::once((&self.repository, &self.digest)).chain(mounted)
+        std::iter::once((self.kept_in.as_ref().unwrap_or(&self.repository), &self.digest)).chain(mounted)
     }
 }
 

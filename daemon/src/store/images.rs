@@ -6,7 +6,7 @@ mod layers;
 mod manifests;
 mod origins;
 mod packs;
-mod tags;
+pub(super) mod tags;
 
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
@@ -62,7 +62,7 @@ fn signed(size: u64) -> i64 {
 }
 
 /// Whether a row is there; one that was not touched lately is touched.
-fn look_up(
+pub(super) fn look_up(
     transaction: &Transaction<'_>,
     table: &'static str,
     repository: &str,

@@ -1,5 +1,7 @@
 //! Services, the domains that are theirs alone, and the images that they pin.
 
+mod relocation;
+
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;

@@ -8,6 +8,8 @@ use integration_tests::runner::Group;
 mod builders;
 #[path = "walls/content.rs"]
 mod content;
+#[path = "walls/deployed_images.rs"]
+mod deployed_images;
 #[path = "walls/identity.rs"]
 mod identity;
 #[path = "walls/images.rs"]
@@ -27,6 +29,7 @@ pub fn groups() -> Vec<Group> {
     let mut groups = vec![
         content::group(),
         images::group(),
+        deployed_images::group(),
         services::group(),
         steps::group(),
         identity::group(),

@@ -283,3 +283,12 @@ fn a_mount_of_a_build_asks_for_the_image_where_it_lies() {
     assert!(may(containers(json!({"pull": ["ghcr.io/*"]})), "ghcr.io/a/b:1"));
     assert!(!may(registry(json!({"pull": ["*"]})), "ghcr.io/a/b:1"));
 }
+
+#[test]
+fn a_cached_image_is_run_by_no_name_of_the_room() {
+    let repository: Repository = "cached.hearth/caller-1/ghcr.io/team/app".parse().unwrap();
+    let name = format!("docker.io/{repository}");
+    let all = json!({"run": ["*", name, repository], "registry": {"run": ["*", repository]}});
+    let run = CallerAction::RunRoomImage { repository: &repository, name: &name };
+    assert!(decide(&bob(containers(all)), &run).is_err());
+}

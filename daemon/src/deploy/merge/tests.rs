@@ -8,6 +8,7 @@ use crate::model::service::{EnvValue, RevisionOutcome};
 fn image(exposed: &[u16], volumes: &[&str]) -> ImageFacts {
     ImageFacts {
         repository: "web".parse().unwrap(),
+        kept_in: Some("cached.hearth/public/web".parse().unwrap()),
         digest: Digest::from_sha256([1; 32]),
         manifest: Digest::from_sha256([2; 32]),
         exposed: exposed.to_vec(),
@@ -64,6 +65,7 @@ fn what_is_not_mentioned_is_kept() {
     );
     assert_eq!((merged.digest, merged.manifest), (image(&[], &[]).digest, image(&[], &[]).manifest));
     let expected = ServiceSpec {
+        kept_in: Some("cached.hearth/public/web".parse().unwrap()),
         image: merged.image.clone(),
         digest: merged.digest,
         manifest: merged.manifest,

@@ -11,7 +11,7 @@ impl Images {
         self.shared.cache_limit.store(bytes, std::sync::atomic::Ordering::Relaxed);
     }
 
-    /// Images that builds brought, the least recently used first.
+    /// Cached images, the least recently used first.
     pub async fn cached_images(&self) -> Result<Vec<CachedImage>, ImageError> {
         Ok(self.shared.catalog.all_cached().await?)
     }

@@ -1,11 +1,13 @@
-//! What is kept of images that builds brought from other registries.
+//! What is kept of images that builds and deploys fetched from other registries.
 
 use async_trait::async_trait;
+use hearth_pack::remote::full_name;
 use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
 
 use super::CatalogError;
-use crate::model::image::{Descriptor, Platform};
-use crate::model::{Digest, Repository};
+use crate::model::image::{CACHED_IMAGES, Descriptor, Platform};
+use crate::model::{Digest, Reference, Repository};
 
 /// By which right an image was brought, which says who may have it again without asking its registry.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,6 +35,22 @@ impl ImageRight {
             "room" => Some(Self::Room),
             text => text.strip_prefix("caller:").map(|name| Self::Caller(name.to_owned())),
         }
+    }
+
+    /// Where an image of another registry lies that was fetched by this right. None where its name is too long.
+    pub fn repository_of(&self, reference: &Reference) -> Option<Repository> {
+        let owner = match self {
+            Self::Public => "public".to_owned(),
+            Self::Room => "room".to_owned(),
+            Self::Caller(name) => {
+                let sum = Sha256::digest(name.as_bytes());
+                let short: String = sum.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+                format!("caller-{short}")
+            }
+        };
+        // A colon is in no name of a repository, and a run of dashes in no name of a host that has one.
+        let name = full_name(reference).replace(':', "---");
+        format!("{CACHED_IMAGES}/{owner}/{name}").parse().ok()
     }
 }
 
@@ -70,7 +88,7 @@ pub struct CachedImage {
     pub used_at: Timestamp,
 }
 
-/// Images that builds brought, durable when a call returns. What is noted here stays in the registry.
+/// Images that builds and deploys fetched, durable when a call returns. What is noted here stays in the registry.
 #[async_trait]
 pub trait CachedImages: Send + Sync + 'static {
     async fn cached(&self, key: &CachedKey) -> Result<Option<CachedImage>, CatalogError>;

@@ -14,7 +14,8 @@ fn elsewhere() -> Elsewhere {
 
 async fn runnable(room: &Room, reference: &str) -> Result<crate::model::deploy::ImageFacts, ImageError> {
     let platform = Platform::host();
-    room.images.runnable(&reference.parse().unwrap(), &platform, &elsewhere(), &BTreeMap::new()).await
+    let caller = RegistryCaller { name: "ann", given: &BTreeMap::new(), elsewhere: &elsewhere() };
+    room.images.runnable(&reference.parse().unwrap(), &platform, caller).await
 }
 
 fn options(architecture: Option<&str>) -> hearth_pack::PackOptions {
@@ -54,7 +55,8 @@ async fn an_image_to_be_mounted_is_pinned_whatever_machine_it_is_for() {
     let loaded = room.load(archive_with("x", &options(Some("s390x"))), "a/b:1").await.unwrap();
     let mountable = async |reference: &str| {
         let (reference, platform) = (reference.parse().unwrap(), Platform::host());
-        room.images.mountable(&reference, &platform, &elsewhere(), &BTreeMap::new()).await
+        let caller = RegistryCaller { name: "ann", given: &BTreeMap::new(), elsewhere: &elsewhere() };
+        room.images.mountable(&reference, &platform, caller).await
     };
     let pinned = mountable("room.meshagent.com/a/b:1").await.unwrap();
     assert_eq!((pinned.repository.as_str(), pinned.digest), ("a/b", loaded.manifest.digest));

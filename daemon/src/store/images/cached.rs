@@ -1,4 +1,4 @@
-//! Images that builds brought from other registries.
+//! Images that builds and deploys fetched from other registries.
 
 use async_trait::async_trait;
 use jiff::Timestamp;

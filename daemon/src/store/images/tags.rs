@@ -114,7 +114,7 @@ pub(super) fn publish(
 }
 
 /// Makes a manifest, and everything below it, known in another repository.
-fn copy(
+pub(in crate::store) fn copy(
     transaction: &Transaction<'_>,
     from: &Repository,
     manifest: &Digest,

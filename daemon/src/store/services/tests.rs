@@ -3,9 +3,10 @@ use jiff::Timestamp;
 use super::*;
 use crate::deploy::port::StoreError as PortError;
 use crate::image::port::{Catalog as _, NewManifest, Removal};
-use crate::model::Digest;
 use crate::model::image::{Descriptor, PinnedImage};
+use crate::model::manifest::{Part, PartKind};
 use crate::model::service::{Revision, RevisionOutcome, ServiceSpec};
+use crate::model::{Digest, MountMode, MountSource, MountSpec, Repository};
 
 fn digest(byte: u8) -> Digest {
     Digest::from_sha256([byte; 32])
@@ -116,4 +117,52 @@ async fn an_image_that_a_kept_revision_runs_or_mounts_is_neither_forgotten_nor_r
     store.remove(&one).await.unwrap();
     assert_eq!(store.remove_manifest(&repository, &digest(1)).await.unwrap(), Removal::Removed);
     assert_eq!(store.remove_manifest(&assets, &digest(3)).await.unwrap(), Removal::Removed);
+}
+
+#[tokio::test]
+async fn images_of_other_registries_that_lie_in_ordinary_repositories_are_moved_to_where_no_grant_reaches() {
+    let store = store();
+    let (ordinary, tagged): (Repository, Repository) =
+        ("ghcr.io/team/app".parse().unwrap(), "ghcr.io/team/files".parse().unwrap());
+    let blob = |byte| Part { digest: digest(byte), size: 1, kind: PartKind::Blob };
+    let manifest = |byte, layer| NewManifest {
+        manifest: Descriptor { media_type: "m".to_owned(), digest: digest(byte), size: 1 },
+        parts: vec![blob(layer)],
+        subject: None,
+        artifact_type: None,
+    };
+    store.put_manifests(&ordinary, vec![manifest(1, 11)], None).await.unwrap();
+    store.put_manifests(&tagged, vec![manifest(2, 12)], Some("mine".parse().unwrap())).await.unwrap();
+    store.put_manifests(&"web".parse().unwrap(), vec![manifest(3, 13)], None).await.unwrap();
+    let mut first = revision(1, &[]);
+    first.spec.image = "ghcr.io/team/app:1".parse().unwrap();
+    first.spec.repository = ordinary.clone();
+    let reference = "ghcr.io/team/files:1".parse().unwrap();
+    first.spec.mounts = vec![MountSpec {
+        source: MountSource::Image { reference, subpath: String::new() },
+        target: "/files".parse().unwrap(),
+        mode: MountMode::ReadOnly,
+    }];
+    let pinned = PinnedImage { repository: tagged.clone(), digest: digest(2) };
+    first.spec.mounted = std::collections::BTreeMap::from([("/files".parse().unwrap(), pinned)]);
+    let mut second = revision(3, &[]);
+    second.spec.image = "web:1".parse().unwrap();
+    let service = service("app", vec![first, second]);
+    store.put(&service).await.unwrap();
+
+    assert_eq!(store.relocate_service_images().await.unwrap(), 2);
+    let stored = store.services().await.unwrap().remove(0);
+    let spec = &stored.revisions[0].spec;
+    let place = spec.kept_in.clone().unwrap();
+    assert!(place.as_str().starts_with("cached.hearth/caller-"), "{place}");
+    assert_eq!((&spec.repository, &stored.revisions[1]), (&ordinary, &service.revisions[1]));
+    let mounted = spec.mounted.values().next().unwrap().repository.clone();
+    for (repository, byte) in [(&place, 1), (&mounted, 2)] {
+        assert!(store.manifest(repository, &digest(byte)).await.unwrap().is_some(), "{repository}");
+        assert!(store.has_blob(repository, &digest(10 + byte)).await.unwrap(), "{repository}");
+    }
+    assert_eq!(store.manifest(&ordinary, &digest(1)).await.unwrap(), None);
+    assert!(!store.has_blob(&ordinary, &digest(11)).await.unwrap());
+    assert!(store.manifest(&tagged, &digest(2)).await.unwrap().is_some(), "its tag is somebody's");
+    assert_eq!(store.relocate_service_images().await.unwrap(), 0);
 }

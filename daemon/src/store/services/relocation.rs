@@ -1,0 +1,108 @@
+//! Images of other registries that an earlier version kept for services in ordinary repositories, such as
+//! `ghcr.io/team/app`, where every grant for repositories reached them. They are moved to the cached images of whoever
+//! made the revision, and services go on with what they ran.
+
+use std::collections::BTreeSet;
+
+use rusqlite::Transaction;
+
+use super::{Put, Store, StoreError, put};
+use crate::image::port::cached::ImageRight;
+use crate::model::image::is_cached_name;
+use crate::model::service::{Revision, Service};
+use crate::model::{Digest, MountSource, Reference, Repository};
+use crate::store::images::{look_up, tags};
+
+/// A manifest of an ordinary repository.
+type Place = (Repository, Digest);
+
+impl Store {
+    /// Moves them all, or none. Answers how many were moved, which is none after the first time.
+    pub async fn relocate_service_images(&self) -> Result<usize, StoreError> {
+        self.transaction(|transaction| {
+            let services: Vec<Service> = {
+                let mut statement = transaction.prepare("SELECT record FROM services")?;
+                let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+                rows.map(|text| Ok(serde_json::from_str(&text?)?)).collect::<Result<_, StoreError>>()?
+            };
+            let mut moved = BTreeSet::new();
+            for mut service in services {
+                let before = moved.len();
+                for revision in &mut service.revisions {
+                    relocate(transaction, revision, &mut moved)?;
+                }
+                if moved.len() > before
+                    && let Put::NameTaken(_) | Put::DomainTaken(..) = put(transaction, &service)?
+                {
+                    tracing::warn!(service.name = %service.name, "its images were not moved to the cached images");
+                }
+            }
+            for (repository, digest) in &moved {
+                release(transaction, repository, digest)?;
+            }
+            Ok(moved.len())
+        })
+        .await
+    }
+}
+
+fn relocate(
+    transaction: &Transaction<'_>,
+    revision: &mut Revision,
+    moved: &mut BTreeSet<Place>,
+) -> Result<(), StoreError> {
+    let right = ImageRight::Caller(revision.created_by.clone());
+    let mut relocated = |image: &Reference, from: &Repository, digest: Digest| {
+        // An image of the room lies where its name says.
+        if *from == image.repository || is_cached_name(from.as_str()) {
+            return Ok(None);
+        }
+        let Some(place) = right.repository_of(image) else { return Ok(None) };
+        if !look_up(transaction, "manifests", from.as_str(), &digest.to_string())? {
+            return Ok(None);
+        }
+        tags::copy(transaction, from, &digest, &place)?;
+        moved.insert((from.clone(), digest));
+        Ok::<_, StoreError>(Some(place))
+    };
+    let spec = &mut revision.spec;
+    if spec.kept_in.is_none() {
+        spec.kept_in = relocated(&spec.image, &spec.repository, spec.digest)?;
+    }
+    for mount in &spec.mounts {
+        let MountSource::Image { reference, .. } = &mount.source else { continue };
+        let Some(pinned) = spec.mounted.get_mut(&mount.target) else { continue };
+        if let Some(place) = relocated(reference, &pinned.repository, pinned.digest)? {
+            pinned.repository = place;
+        }
+    }
+    Ok(())
+}
+
+/// Takes a manifest away from its ordinary repository with the blobs that nothing else there needs, unless somebody
+/// gave it a tag there or pushed an index that has it.
+fn release(
+    transaction: &Transaction<'_>,
+    repository: &Repository,
+    digest: &Digest,
+) -> Result<(), StoreError> {
+    let of = (repository.as_str(), digest.to_string());
+    let released = transaction
+        .prepare_cached(
+            "DELETE FROM manifests WHERE repository = ?1 AND digest = ?2
+                 AND NOT EXISTS (SELECT 1 FROM tags WHERE repository = ?1 AND digest = ?2)
+                 AND NOT EXISTS (SELECT 1 FROM service_images WHERE repository = ?1 AND digest = ?2)
+                 AND NOT EXISTS (SELECT 1 FROM manifest_parts WHERE repository = ?1 AND digest = ?2)",
+        )?
+        .execute((of.0, &of.1))?;
+    if released > 0 {
+        transaction
+            .prepare_cached(
+                "DELETE FROM repository_blobs WHERE repository = ?1 AND NOT EXISTS (
+                     SELECT 1 FROM manifest_parts part WHERE part.repository = ?1 AND part.digest = repository_blobs.digest
+                 )",
+            )?
+            .execute([of.0])?;
+    }
+    Ok(())
+}
