@@ -9,11 +9,12 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::backend::InFlight;
+use super::token;
 use super::upstream::Upstream;
+use crate::access::Access;
 use crate::connections::InUse;
 
 /// What goes to an instance.
-#[derive(Debug)]
 pub(super) enum RequestBody {
     None,
     /// Small, and sent again where the first attempt met a closed connection.
@@ -22,6 +23,8 @@ pub(super) enum RequestBody {
         body: Incoming,
         /// Frames that have been read of it.
         moved: Arc<AtomicU64>,
+        /// Tells which trailers hold a token of the room.
+        access: Arc<Access>,
     },
 }
 
@@ -36,10 +39,15 @@ impl Body for RequestBody {
         match self.get_mut() {
             Self::None => Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Streamed { body, moved } => {
-                let frame = Pin::new(body).poll_frame(cx);
-                if frame.is_ready() {
+            Self::Streamed { body, moved, access } => {
+                let mut frame = Pin::new(body).poll_frame(cx);
+                if let Poll::Ready(frame) = &mut frame {
                     moved.fetch_add(1, Ordering::Relaxed);
+                    if let Some(Ok(frame)) = frame
+                        && let Some(trailers) = frame.trailers_mut()
+                    {
+                        token::strip_trailers(trailers, access);
+                    }
                 }
                 frame
             }

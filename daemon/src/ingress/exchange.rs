@@ -1,7 +1,6 @@
 //! One request, from its head to the head of its answer.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -123,8 +122,7 @@ impl Ingress {
         connection.held.used().is_known();
         // Asked while the cookies are there that a browser has sent.
         let with_cookies = request.headers().contains_key(header::COOKIE);
-        token::strip_cookie(request.headers_mut());
-        token::strip(request.headers_mut(), &self.access)?;
+        token::strip(&mut request, &self.access)?;
         let has_body = !request.body().is_end_stream();
         let upgrade = headers::to_instance(&mut request, &connection.client, host.clone(), has_body)?;
         if with_cookies
@@ -155,7 +153,7 @@ impl Ingress {
             let whole = whole.map_err(|_| Refusal::SlowBody)?.map_err(|_| Refusal::BrokenBody)?;
             RequestBody::Whole(Some(whole.to_bytes()))
         } else {
-            RequestBody::Streamed { body, moved: Arc::new(AtomicU64::new(0)) }
+            RequestBody::Streamed { body, moved: Arc::default(), access: Arc::clone(&self.access) }
         };
         Ok(Box::new(Request::from_parts(head, body)))
     }

@@ -2,26 +2,21 @@
 //!
 //! Any valid token of the room opens them: its `room` grant names this room, and no `api` grant is
 //! needed. It comes as `Authorization: Bearer TOKEN` or as the cookie `hearth_token`. No service sees a token of the room,
-//! on public routes neither: that cookie is taken out, and so is every header and cookie that holds one, wherever a
-//! client has put it. Nor does a service set that cookie.
-//!
-//! Requests without a text in the form of a token pay for one look at each long header, and allocate nothing.
+//! on public routes neither: that cookie is taken out, and so is every header, cookie, parameter of the query and trailer
+//! that holds one, wherever a client has put it ([`strip`]). Nor does a service set that cookie. What is in a body is
+//! between the client and the service.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+mod search;
+mod strip;
 
-use super::page::Refusal;
+use http::header::{self, HeaderMap, HeaderValue};
+
 use crate::access::{Access, AccessError};
+
+pub(super) use strip::{strip, strip_trailers};
 
 /// Name of the cookie that holds a token.
 const COOKIE: &[u8] = b"hearth_token";
-/// Of the shortest signature that is taken, HMAC's, in base64url.
-const SIGNATURE: usize = 43;
-/// No token of a room is shorter.
-const SHORTEST: usize = 90;
-/// Texts in the form of a token that are looked at in one request.
-const TRIED: usize = 64;
 
 /// Lets a request with a valid token through, without it.
 pub(super) fn admit(headers: &mut HeaderMap, access: &Access) -> Result<(), AccessError> {
@@ -49,7 +44,7 @@ fn tried(access: &Access, token: &str, outcome: &mut Result<(), AccessError>) ->
 }
 
 /// Takes the cookie out, and leaves all others as they are.
-pub(super) fn strip_cookie(headers: &mut HeaderMap) {
+fn strip_cookie(headers: &mut HeaderMap) {
     let held = |value: &HeaderValue| pairs(value.as_bytes()).any(|pair| token_of(pair).is_some());
     if !headers.get_all(header::COOKIE).iter().any(held) {
         return;
@@ -67,44 +62,6 @@ pub(super) fn strip_cookie(headers: &mut HeaderMap) {
     for value in left {
         headers.append(header::COOKIE, value);
     }
-}
-
-/// Takes out every header, and every cookie, that holds a token of the room.
-pub(super) fn strip(headers: &mut HeaderMap, access: &Access) -> Result<(), Refusal> {
-    if !headers.iter().any(|(name, value)| may_hold_token(name, value)) {
-        return Ok(());
-    }
-    let mut left = TRIED;
-    let mut holders: Vec<HeaderName> = Vec::new();
-    for name in headers.keys() {
-        for value in headers.get_all(name) {
-            if may_hold_token(name, value) && holds_token(name, value, access, &mut left)? {
-                holders.push(name.clone());
-                break;
-            }
-        }
-    }
-    for name in holders {
-        let values: Vec<HeaderValue> = headers.get_all(&name).iter().cloned().collect();
-        headers.remove(&name);
-        for value in values {
-            if !holds_token(&name, &value, access, &mut left)? {
-                headers.append(name.clone(), value);
-            } else if name == header::COOKIE {
-                let mut kept = Vec::new();
-                for pair in pairs(value.as_bytes()) {
-                    if !has_token(pair, access, &mut left)? {
-                        kept.push(pair);
-                    }
-                }
-                if let (false, Ok(kept)) = (kept.is_empty(), HeaderValue::from_bytes(&kept.join(&b"; "[..])))
-                {
-                    headers.append(name.clone(), kept);
-                }
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Takes out what would set the cookie of the room, or another that browsers send under its name.
@@ -127,64 +84,6 @@ fn sets_token(cookie: &[u8]) -> bool {
     let named = named.strip_prefix(b"=").unwrap_or(named).trim_ascii_start();
     let Some((name, rest)) = named.split_at_checked(COOKIE.len()) else { return false };
     name.eq_ignore_ascii_case(COOKIE) && rest.trim_ascii_start().starts_with(b"=")
-}
-
-fn may_hold_token(name: &HeaderName, value: &HeaderValue) -> bool {
-    let bytes = value.as_bytes();
-    bytes.len() >= SHORTEST && (candidates(bytes).next().is_some() || basic(name, bytes).is_some())
-}
-
-fn holds_token(
-    name: &HeaderName,
-    value: &HeaderValue,
-    access: &Access,
-    left: &mut usize,
-) -> Result<bool, Refusal> {
-    if has_token(value.as_bytes(), access, left)? {
-        return Ok(true);
-    }
-    match basic(name, value.as_bytes()).and_then(|encoded| STANDARD.decode(encoded).ok()) {
-        Some(decoded) => has_token(&decoded, access, left),
-        None => Ok(false),
-    }
-}
-
-fn has_token(text: &[u8], access: &Access, left: &mut usize) -> Result<bool, Refusal> {
-    for candidate in candidates(text) {
-        // The letters before it may be the end of an escape.
-        let inner = candidate.windows(3).position(|letters| letters == b"eyJ").filter(|at| *at > 0);
-        for text in std::iter::once(candidate).chain(inner.map(|at| &candidate[at..])) {
-            *left = left.checked_sub(1).ok_or(Refusal::Malformed("the request has too many tokens"))?;
-            if std::str::from_utf8(text).is_ok_and(|text| access.is_token(text)) {
-                return Ok(true);
-            }
-        }
-    }
-    Ok(false)
-}
-
-/// What has the form of a signed token: three runs of base64url with dots between, the last one a signature.
-fn candidates(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let runs = text.split(|b| !(b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')));
-    runs.filter(|run| {
-        run.len() >= SHORTEST && {
-            let mut parts = run.split(|b| *b == b'.');
-            let (head, claims, signature) = (parts.next(), parts.next(), parts.next());
-            parts.next().is_none()
-                && head.is_some_and(|head| !head.is_empty())
-                && claims.is_some_and(|claims| !claims.is_empty())
-                && signature.is_some_and(|signature| signature.len() >= SIGNATURE)
-        }
-    })
-}
-
-/// The encoded user name and password, which may be a token.
-fn basic<'a>(name: &HeaderName, value: &'a [u8]) -> Option<&'a [u8]> {
-    if !matches!(*name, header::AUTHORIZATION | header::PROXY_AUTHORIZATION) {
-        return None;
-    }
-    let (scheme, encoded) = value.trim_ascii().split_at_checked(6)?;
-    scheme.eq_ignore_ascii_case(b"basic ").then(|| encoded.trim_ascii())
 }
 
 fn bearer(value: &HeaderValue) -> Option<&str> {
@@ -269,59 +168,6 @@ mod tests {
         admit(&mut ours, &access).unwrap();
         strip_cookie(&mut ours);
         assert!(ours.is_empty());
-    }
-
-    #[test]
-    fn a_token_is_taken_out_wherever_a_client_has_put_it() {
-        let (_directory, access) = access();
-        let (token, _) = access.mint("ann", "full", Duration::from_secs(60)).unwrap();
-        let basic = |text: &str| format!("Basic {}", STANDARD.encode(text));
-        for (name, value) in [
-            ("authorization", format!("Bearer {token}")),
-            ("authorization", format!("Token token=\"{token}\"")),
-            ("authorization", basic(&format!("anyone:{token}"))),
-            ("proxy-authorization", basic(&format!(":{token}"))),
-            ("x-api-key", token.clone()),
-            ("x-forwarded-access-token", token.clone()),
-            ("sec-websocket-protocol", format!("bearer, {token}")),
-            ("referer", format!("https://a.example/?token={token}&x=1")),
-            ("x-json", format!("%7B%22token%22%3A%22{token}%22%7D")),
-            ("cookie", format!("session={token}")),
-        ] {
-            let mut given = headers(&[("accept", "*/*"), (name, &value)]);
-            strip(&mut given, &access).unwrap();
-            assert_eq!(given.len(), 1, "{name}: {value}");
-        }
-        let cookie = format!("a=1; session={token}; b=\"2\"");
-        let mut given = headers(&[("cookie", &cookie), ("x-key", &token), ("x-key", "own")]);
-        strip(&mut given, &access).unwrap();
-        assert_eq!(given["cookie"], "a=1; b=\"2\"");
-        assert_eq!(given["x-key"], "own");
-    }
-
-    #[test]
-    fn what_is_no_token_of_the_room_stays_as_it_is() {
-        let (_directory, access) = access();
-        let (_other, elsewhere) = self::access();
-        let (foreign, _) = elsewhere.mint("ann", "full", Duration::from_secs(60)).unwrap();
-        let long = "x".repeat(300);
-        let cookie = format!("a={foreign}; b={long}");
-        let basic = format!("Basic {}", STANDARD.encode(format!("ann:{long}")));
-        let given = headers(&[
-            ("authorization", &basic),
-            ("x-bearer", &foreign),
-            ("cookie", &cookie),
-            (
-                "user-agent",
-                "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML) Chrome/120.0.0.0 Safari/537.36 abc",
-            ),
-        ]);
-        let mut passed = given.clone();
-        strip(&mut passed, &access).unwrap();
-        assert_eq!(passed, given);
-        // Nobody has this daemon check signatures for ever.
-        let many = vec![foreign; TRIED + 1].join(",");
-        assert!(strip(&mut headers(&[("x", &many)]), &access).is_err());
     }
 
     #[test]

@@ -59,7 +59,6 @@ pub(super) enum ConnectFailure {
     Other(io::Error),
 }
 
-#[derive(Debug)]
 pub(super) enum SendFailure {
     /// The connection was closed before anything of the request was written: here it is again.
     NotSent(Box<Request<RequestBody>>),

@@ -54,6 +54,8 @@ fn no_service_sees_a_token_of_the_room_wherever_a_client_puts_it(daemon: &Daemon
     let session = format!("kept=1; session={token}; hearth_token={token}; also=2");
     let protocols = format!("chat, {token}");
     let referer = format!("https://somewhere.test/?token={token}");
+    let (dotted, escaped) = (format!("v1.{token}.x"), token.replace('.', "%2E"));
+    let spoken = format!("chat, bearer.{token}");
     let places = [
         ("authorization", bearer.as_str()),
         ("authorization", basic),
@@ -62,7 +64,10 @@ fn no_service_sees_a_token_of_the_room_wherever_a_client_puts_it(daemon: &Daemon
         ("x-api-key", token.as_str()),
         ("x-forwarded-access-token", token.as_str()),
         ("sec-websocket-protocol", protocols.as_str()),
+        ("sec-websocket-protocol", spoken.as_str()),
         ("referer", referer.as_str()),
+        ("x-api-key", dotted.as_str()),
+        ("x-api-key", escaped.as_str()),
         ("cookie", session.as_str()),
     ];
     for (name, value) in places {
@@ -73,6 +78,12 @@ fn no_service_sees_a_token_of_the_room_wherever_a_client_puts_it(daemon: &Daemon
         let seen = seen.expect(200).text();
         assert!(!seen.contains(&token) && !seen.contains(&basic[6..]), "private, {name}: {seen}");
     }
+    // Parameters of the query likewise; a path cannot do without one of its parts.
+    let path = format!("/cgi-bin/headers?a=1&access_token={token}&b=2");
+    let seen = ask(daemon, &public, &path, &[]).expect(200).text();
+    assert!(seen.contains("a=1&b=2") && !seen.contains(&token), "{seen}");
+    let refused = ask(daemon, &public, &format!("/cgi-bin/headers/{token}"), &[]).expect(400).text();
+    assert!(refused.contains("participant token") && !refused.contains(&token), "{refused}");
     // What is not the room's stays, cookies beside the token as well.
     let seen = ask(daemon, &public, "/cgi-bin/headers", &[("cookie", &session)]).text();
     assert!(seen.contains("kept=1") && seen.contains("also=2") && !seen.contains("session="), "{seen}");

@@ -1,0 +1,171 @@
+//! Finds tokens of the room in texts: in the middle of dotted words, behind escapes, in base64.
+//!
+//! Only what has the form of a token, with a head that names an algorithm that tokens of the room can have, is checked
+//! with a key, and only so often for a request: nobody has this daemon compute signatures for ever. A text without such a
+//! form costs one look, and nothing is allocated for it unless it has escapes.
+
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
+use serde::Deserialize;
+
+use crate::access::Access;
+use crate::ingress::page::Refusal;
+
+/// No token of a room is shorter.
+const SHORTEST: usize = 90;
+/// Of `{"alg":"HS256"}` in base64url.
+const SHORTEST_HEAD: usize = 20;
+/// Longer heads are those of nobody's token here.
+const LONGEST_HEAD: usize = 4096;
+/// Signatures in base64url: HMAC with SHA-256, Ed25519, RSA with 2048, 3072 and 4096 bits.
+const HMAC: usize = 43;
+const EDWARDS: usize = 86;
+const RSA: [usize; 3] = [342, 512, 683];
+/// What most heads begin with: `{"` in base64url.
+const HEAD: &[u8] = b"eyJ";
+/// The same once more in base64, at each of the three places that it can have among its neighbours.
+const ENCODED_HEAD: [&[u8]; 3] = [b"ZXlK", b"V5S", b"leU"];
+/// For one request: heads that are read, and signatures that are computed.
+const HEADS: u32 = 256;
+const SIGNATURES: u32 = 32;
+
+const STANDARD: GeneralPurpose = lenient(&alphabet::STANDARD);
+const URL_SAFE: GeneralPurpose = lenient(&alphabet::URL_SAFE);
+
+const fn lenient(alphabet: &alphabet::Alphabet) -> GeneralPurpose {
+    let config = GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true);
+    GeneralPurpose::new(alphabet, config)
+}
+
+/// The search through the texts of one request.
+pub(super) struct TokenSearch<'a> {
+    access: &'a Access,
+    heads: u32,
+    signatures: u32,
+}
+
+#[derive(Deserialize)]
+struct Head {
+    alg: String,
+}
+
+impl<'a> TokenSearch<'a> {
+    pub(super) const fn new(access: &'a Access) -> Self {
+        Self { access, heads: HEADS, signatures: SIGNATURES }
+    }
+
+    /// Whether a token of the room is anywhere in a text.
+    pub(super) fn finds(&mut self, text: &[u8]) -> Result<bool, Refusal> {
+        if text.len() < SHORTEST {
+            return Ok(false);
+        }
+        if self.finds_unescaped(text)? {
+            return Ok(true);
+        }
+        if !text.contains(&b'%') {
+            return Ok(false);
+        }
+        let unescaped: Vec<u8> = percent_encoding::percent_decode(text).collect();
+        Ok(unescaped.len() < text.len() && self.finds_unescaped(&unescaped)?)
+    }
+
+    fn finds_unescaped(&mut self, text: &[u8]) -> Result<bool, Refusal> {
+        if self.finds_plain(text)? {
+            return Ok(true);
+        }
+        for word in text.split(|b| !is_base64(*b)) {
+            let encoded = word.len() >= SHORTEST
+                && ENCODED_HEAD.iter().any(|head| word.windows(head.len()).any(|part| part == *head));
+            if !encoded {
+                continue;
+            }
+            let url_safe = word.iter().any(|b| matches!(b, b'-' | b'_'));
+            let decoded = if url_safe { URL_SAFE.decode(word) } else { STANDARD.decode(word) };
+            if let Ok(decoded) = decoded
+                && self.finds_plain(&decoded)?
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Three parts with dots between, which may stand among others.
+    fn finds_plain(&mut self, text: &[u8]) -> Result<bool, Refusal> {
+        for word in text.split(|b| !(is_base64url(*b) || *b == b'.')).filter(|word| word.len() >= SHORTEST) {
+            let (mut head, mut claims, mut at) = (0..0, 0..0, 0);
+            for part in word.split(|b| *b == b'.') {
+                let signature = at..at + part.len();
+                let plausible = head.len() >= SHORTEST_HEAD && !claims.is_empty() && signature.len() >= HMAC;
+                if plausible && self.is_token(word, head, signature.clone())? {
+                    return Ok(true);
+                }
+                at = signature.end + 1;
+                head = std::mem::replace(&mut claims, signature);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Letters before the head may be the end of something else, as those behind the signature.
+    fn is_token(
+        &mut self,
+        word: &[u8],
+        head: std::ops::Range<usize>,
+        signature: std::ops::Range<usize>,
+    ) -> Result<bool, Refusal> {
+        let first = head.start.max(head.end.saturating_sub(LONGEST_HEAD));
+        for start in first..=head.end - SHORTEST_HEAD {
+            let text = &word[start..head.end];
+            // `{`, or white space before it.
+            let begins =
+                text.starts_with(HEAD) || start == head.start && matches!(text[0], b'e' | b'I' | b'C' | b'D');
+            if !begins {
+                continue;
+            }
+            self.heads = spend(self.heads)?;
+            let read = URL_SAFE_NO_PAD.decode(text).ok();
+            let Some(Head { alg }) = read.and_then(|text| serde_json::from_slice(&text).ok()) else {
+                continue;
+            };
+            let rsa = [RSA[0], RSA[1], RSA[2], signature.len()];
+            let lengths: &[usize] = match alg.as_str() {
+                "HS256" => &[HMAC],
+                "EdDSA" => &[EDWARDS],
+                "RS256" => {
+                    if RSA.contains(&signature.len()) {
+                        &rsa[..3]
+                    } else {
+                        &rsa
+                    }
+                }
+                _ => continue,
+            };
+            for length in lengths.iter().filter(|length| **length <= signature.len()) {
+                let token = &word[start..signature.start + length];
+                self.signatures = spend(self.signatures)?;
+                if std::str::from_utf8(token).is_ok_and(|token| self.access.is_token(token)) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+}
+
+fn spend(left: u32) -> Result<u32, Refusal> {
+    left.checked_sub(1).ok_or(Refusal::Malformed("the request has too many tokens"))
+}
+
+const fn is_base64url(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')
+}
+
+/// Without the padding: a word may come behind a name and `=`.
+const fn is_base64(b: u8) -> bool {
+    is_base64url(b) || matches!(b, b'+' | b'/')
+}

@@ -1,0 +1,112 @@
+//! Takes tokens of the room out of what goes to a service.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
+use http::{Request, Uri};
+
+use super::search::TokenSearch;
+use super::{pairs, strip_cookie};
+use crate::access::Access;
+use crate::ingress::page::Refusal;
+
+/// Takes out every header, cookie and parameter of the query that holds a token of the room, and the cookie that is
+/// for one. A path cannot do without one of its parts: a request whose path holds a token is refused.
+pub(in crate::ingress) fn strip<B>(request: &mut Request<B>, access: &Access) -> Result<(), Refusal> {
+    let mut search = TokenSearch::new(access);
+    strip_headers(request.headers_mut(), &mut search)?;
+    if let Some(target) = without_tokens(request.uri(), &mut search)? {
+        *request.uri_mut() = target;
+    }
+    Ok(())
+}
+
+/// The same for what comes behind a body. The request is under way then: trailers that would cost too much to look
+/// through are left out.
+pub(in crate::ingress) fn strip_trailers(trailers: &mut HeaderMap, access: &Access) {
+    if strip_headers(trailers, &mut TokenSearch::new(access)).is_err() {
+        trailers.clear();
+    }
+}
+
+fn strip_headers(headers: &mut HeaderMap, search: &mut TokenSearch<'_>) -> Result<(), Refusal> {
+    strip_cookie(headers);
+    let mut changed: Vec<(HeaderName, Vec<HeaderValue>)> = Vec::new();
+    for name in headers.keys() {
+        // For each value, what is left of it where it is not the whole.
+        let mut left = Vec::new();
+        for value in headers.get_all(name) {
+            left.push(if search.finds(value.as_bytes())? { Some(rest(name, value, search)?) } else { None });
+        }
+        if left.iter().any(Option::is_some) {
+            let values = headers.get_all(name).iter().zip(left);
+            let kept = values.filter_map(|(value, left)| left.unwrap_or_else(|| Some(value.clone())));
+            changed.push((name.clone(), kept.collect()));
+        }
+    }
+    for (name, values) in changed {
+        headers.remove(&name);
+        for value in values {
+            headers.append(name.clone(), value);
+        }
+    }
+    Ok(())
+}
+
+/// What is left of a header that holds a token: its other cookies, or the other protocols of a WebSocket.
+fn rest(
+    name: &HeaderName,
+    value: &HeaderValue,
+    search: &mut TokenSearch<'_>,
+) -> Result<Option<HeaderValue>, Refusal> {
+    let (members, between): (Vec<&[u8]>, &[u8]) = match *name {
+        header::COOKIE => (pairs(value.as_bytes()).collect(), b"; "),
+        header::SEC_WEBSOCKET_PROTOCOL => {
+            (value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii).collect(), b", ")
+        }
+        _ => return Ok(None),
+    };
+    let kept = without(&members, search)?.join(between);
+    // One that is in none of them, but across two, goes with all of them.
+    if kept.is_empty() || search.finds(&kept)? {
+        return Ok(None);
+    }
+    Ok(HeaderValue::from_bytes(&kept).ok())
+}
+
+/// The target of a request without the parameters that hold a token. None where there are none.
+fn without_tokens(target: &Uri, search: &mut TokenSearch<'_>) -> Result<Option<Uri>, Refusal> {
+    if search.finds(target.path().as_bytes())? {
+        return Err(Refusal::Malformed(
+            "the path has a participant token, which no service is given: send it as a Bearer token",
+        ));
+    }
+    let Some(query) = target.query() else { return Ok(None) };
+    if !search.finds(query.as_bytes())? {
+        return Ok(None);
+    }
+    let parameters: Vec<&[u8]> = query.as_bytes().split(|b| *b == b'&').collect();
+    let kept = without(&parameters, search)?.join(&b"&"[..]);
+    let kept = if search.finds(&kept)? { Vec::new() } else { kept };
+    let mut text = target.path().as_bytes().to_vec();
+    if !kept.is_empty() {
+        text.push(b'?');
+        text.extend_from_slice(&kept);
+    }
+    let malformed = || Refusal::Malformed("the request's target cannot be read");
+    let mut parts = target.clone().into_parts();
+    parts.path_and_query = Some(PathAndQuery::try_from(text).map_err(|_| malformed())?);
+    Uri::from_parts(parts).map(Some).map_err(|_| malformed())
+}
+
+fn without<'a>(members: &[&'a [u8]], search: &mut TokenSearch<'_>) -> Result<Vec<&'a [u8]>, Refusal> {
+    let mut kept = Vec::new();
+    for member in members {
+        if !search.finds(member)? {
+            kept.push(*member);
+        }
+    }
+    Ok(kept)
+}
+
+#[cfg(test)]
+mod tests;
