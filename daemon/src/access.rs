@@ -23,7 +23,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::model::TokenKeyFile;
-use crate::model::access::{ApiScope, Caller};
+use crate::model::access::{ApiScope, Caller, RESERVED_NAMES};
 use crate::model::id::{BuildId, ServiceId};
 use crate::model::trust::{Trust, TrustDomain, TrustDomainError};
 use claims::{Claims, Grant};
@@ -41,8 +41,6 @@ pub const MAX_GRACE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// A token that is larger than this is not even looked at.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;
 const MAX_NAME_BYTES: usize = 200;
-/// What names of callers begin with that are no participants.
-const RESERVED: [&str; 3] = ["service:", "build:", "uid:"];
 
 /// Grants that mark the tokens of services and builds.
 const SERVICE: &str = "service";
@@ -84,6 +82,14 @@ pub enum AccessError {
     Revoked { name: String },
     #[error("the token is for another room than `{room}`")]
     OtherRoom { room: String },
+    #[error(
+        "the token's key may not name participant `{name}`: `names` of its `[[token_keys]]` does not list it"
+    )]
+    ForeignName { name: String },
+    #[error(
+        "the token's key may not claim trust domain `{domain}`: `domains` of its `[[token_keys]]` does not list it"
+    )]
+    ForeignDomain { domain: TrustDomain },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -94,7 +100,10 @@ pub enum MintError {
     Ttl,
     #[error("the name is empty, longer than {MAX_NAME_BYTES} bytes, or has a control character")]
     Name,
-    #[error("names that begin with `service:`, `build:` or `uid:` are not those of participants")]
+    #[error(
+        "no participant has this name: names that begin with `{}` stand for others",
+        RESERVED_NAMES.join("`, `")
+    )]
     ReservedName,
     #[error(transparent)]
     Domain(#[from] TrustDomainError),
@@ -181,18 +190,12 @@ impl Access {
                 .map_err(|_| AccessError::Invalid("its `api` grant cannot be read"))?,
             _ => ApiScope::default(),
         };
-        let name = self.owner(signer, &claims)?;
+        let name = self.owner(&signer, &claims)?;
         let before = self.held().state.revoked.get(&name).map(|revocation| revocation.before);
         if before.is_some_and(|before| claims.iat.is_none_or(|iat| iat < before)) {
             return Err(AccessError::Revoked { name });
         }
-        let claimed = match claims.text_grant(DOMAIN) {
-            None => None,
-            Some(Some(domain)) => Some(
-                domain.parse().map_err(|_| AccessError::Invalid("its `domain` grant is no trust domain"))?,
-            ),
-            Some(None) => return Err(AccessError::Invalid("its `domain` grant cannot be read")),
-        };
+        let claimed = claimed_domain(&signer, &claims)?;
         let caller = Caller::new(name, scope);
         let own = match claims.text_grant(SERVICE) {
             Some(Some(id)) => TrustDomain::of_service(id),
@@ -224,12 +227,17 @@ impl Access {
 
     /// Whose the things are that the bearer makes. A participant is who the token says; a service and a build are what
     /// they are, whatever name they were given.
-    fn owner(&self, signer: Signer, claims: &Claims) -> Result<String, AccessError> {
+    fn owner(&self, signer: &Signer, claims: &Claims) -> Result<String, AccessError> {
         let id = match (claims.text_grant(SERVICE), claims.text_grant(BUILD)) {
             (None, None) => {
                 let participant = claims.name.clone();
                 check_name(&participant).map_err(|_| AccessError::Invalid("no participant has its name"))?;
-                return Ok(participant);
+                return match signer {
+                    Signer::Configured(rights) if !rights.names.allow(&participant) => {
+                        Err(AccessError::ForeignName { name: participant })
+                    }
+                    _ => Ok(participant),
+                };
             }
             (Some(Some(id)), None) => {
                 let exists = self.services.get().is_none_or(|exists| exists(id));
@@ -243,7 +251,7 @@ impl Access {
         };
         match (id, signer) {
             (Some(id), Signer::Room) => Ok(id),
-            (Some(_), Signer::Configured) => {
+            (Some(_), Signer::Configured(_)) => {
                 Err(AccessError::Invalid("only the room itself makes tokens of services and builds"))
             }
             (None, _) => Err(AccessError::Invalid("it says of no service or build that there can be")),
@@ -398,12 +406,30 @@ impl Access {
     }
 }
 
+/// The trust domain that a token claims. Only an operator mints with the room's secret; whoever has a configured key is
+/// held to what the configuration lists for it, since a domain is a builder, with all that its builds leave behind.
+fn claimed_domain(signer: &Signer, claims: &Claims) -> Result<Option<TrustDomain>, AccessError> {
+    let domain: TrustDomain = match claims.text_grant(DOMAIN) {
+        None => return Ok(None),
+        Some(None) => return Err(AccessError::Invalid("its `domain` grant cannot be read")),
+        Some(Some(domain)) => {
+            domain.parse().map_err(|_| AccessError::Invalid("its `domain` grant is no trust domain"))?
+        }
+    };
+    match signer {
+        Signer::Configured(rights) if !rights.may_claim(&domain) => {
+            Err(AccessError::ForeignDomain { domain })
+        }
+        _ => Ok(Some(domain)),
+    }
+}
+
 /// Whether a participant can have this name.
 fn check_name(name: &str) -> Result<(), MintError> {
     if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
         return Err(MintError::Name);
     }
-    if RESERVED.iter().any(|prefix| name.starts_with(prefix)) {
+    if RESERVED_NAMES.iter().any(|prefix| name.starts_with(prefix)) {
         return Err(MintError::ReservedName);
     }
     Ok(())

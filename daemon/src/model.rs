@@ -30,4 +30,4 @@ pub use hearth_proto::value::{
 };
 pub use layer_limits::LayerLimits;
 pub use public_address::{is_link_local, is_public};
-pub use token_key_file::{TokenAlgorithm, TokenKeyFile};
+pub use token_key_file::{IssuerRights, TokenAlgorithm, TokenKeyFile};

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -13,7 +14,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use super::AccessError;
 use super::claims::Claims;
 use crate::model::secret::Secret;
-use crate::model::{TokenAlgorithm, TokenKeyFile};
+use crate::model::{IssuerRights, TokenAlgorithm, TokenKeyFile};
 
 /// Each key is tried for each token of its algorithm.
 const MAX_PUBLIC_KEYS: usize = 16;
@@ -34,12 +35,12 @@ pub enum TokenKeyError {
 }
 
 /// Who signed a token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Signer {
     /// This daemon, with the room's secret.
     Room,
     /// Whoever has the private key to a configured public one.
-    Configured,
+    Configured(Arc<IssuerRights>),
 }
 
 struct Verifier {
@@ -57,7 +58,13 @@ pub(super) struct SecretKeys {
 
 /// The configured public keys.
 #[derive(Default)]
-pub(super) struct PublicKeys(Vec<(TokenAlgorithm, Verifier)>);
+pub(super) struct PublicKeys(Vec<PublicKey>);
+
+struct PublicKey {
+    algorithm: TokenAlgorithm,
+    verifier: Verifier,
+    rights: Arc<IssuerRights>,
+}
 
 impl Verifier {
     fn new(key: DecodingKey, algorithm: Algorithm) -> Self {
@@ -90,7 +97,8 @@ impl PublicKeys {
         if files.len() > MAX_PUBLIC_KEYS {
             return Err(TokenKeyError::TooMany);
         }
-        let keys = files.iter().map(|TokenKeyFile { algorithm, file }| {
+        let keys = files.iter().map(|configured| {
+            let TokenKeyFile { algorithm, file, .. } = configured;
             let path = || file.clone();
             let failed = |source| TokenKeyError::Io { path: path(), source };
             if fs::metadata(file).map_err(failed)?.len() > MAX_FILE_BYTES {
@@ -105,7 +113,8 @@ impl PublicKeys {
             if *algorithm == TokenAlgorithm::Rs256 && key.as_bytes().len() < MIN_RSA_BYTES {
                 return Err(TokenKeyError::Weak { path: path() });
             }
-            Ok((*algorithm, Verifier::new(key, of)))
+            let rights = Arc::new(configured.rights());
+            Ok(PublicKey { algorithm: *algorithm, verifier: Verifier::new(key, of), rights })
         });
         keys.collect::<Result<_, _>>().map(Self)
     }
@@ -141,25 +150,19 @@ pub(super) fn claims(
     if head.contains_key("crit") {
         return Err(AccessError::Invalid("its header asks for extensions that are not known here (`crit`)"));
     }
-    let mut outcome = Err(AccessError::Invalid(
-        "it is not signed with HS256, nor with RS256 or EdDSA and a configured key",
-    ));
-    let mut tried = |verifier: &Verifier| {
-        outcome = verifier.claims(token);
-        outcome.is_ok()
-    };
+    let mut failure =
+        AccessError::Invalid("it is not signed with HS256, nor with RS256 or EdDSA and a configured key");
+    let mut read = |verifier: &Verifier| verifier.claims(token).map_err(|error| failure = error).ok();
     // Algorithms that are not known here are those of nobody's key.
-    let signer = match head.get("alg").and_then(serde_json::Value::as_str).unwrap_or_default() {
+    let signed = match head.get("alg").and_then(serde_json::Value::as_str).unwrap_or_default() {
         "HS256" => {
             let live = secrets.earlier.iter().filter(|(_, until)| *until > now).map(|(verifier, _)| verifier);
-            std::iter::once(&secrets.current).chain(live).any(&mut tried);
-            Signer::Room
+            std::iter::once(&secrets.current).chain(live).find_map(read).map(|claims| (Signer::Room, claims))
         }
         name => {
-            let keys = public.0.iter().filter(|(algorithm, _)| algorithm.as_str() == name);
-            keys.map(|(_, verifier)| verifier).any(&mut tried);
-            Signer::Configured
+            let mut keys = public.0.iter().filter(|key| key.algorithm.as_str() == name);
+            keys.find_map(|key| Some((Signer::Configured(Arc::clone(&key.rights)), read(&key.verifier)?)))
         }
     };
-    outcome.map(|claims| (signer, claims))
+    signed.ok_or(failure)
 }

@@ -4,6 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::*;
+use crate::model::access::Patterns;
 
 /// A room with a secret that the test knows.
 struct Room {
@@ -201,7 +202,10 @@ fn a_header_with_extensions_is_refused() {
 #[test]
 fn no_participant_has_the_name_of_a_service_a_build_or_a_user_of_the_machine() {
     let here = access("r", "s");
-    for name in ["service:4f8e7k2m9x1c", "build:4f8e7k2m9x1c", "uid:0", "", "a\nb", &"x".repeat(201)] {
+    let long = "x".repeat(201);
+    let reserved =
+        ["service:4f8e7k2m9x1c", "build:4f8e7k2m9x1c", "uid:0", "caller:ann", "image mounts of ann"];
+    for name in reserved.into_iter().chain(["", "a\nb", &long]) {
         assert!(here.mint(name, "full", HOUR).is_err(), "{name}");
         let token = signed(&claims(|claims| claims["name"] = name.into()));
         assert!(matches!(here.verify(&token), Err(AccessError::Invalid(_))), "{name}");
@@ -299,7 +303,11 @@ fn a_configured_public_key_is_for_its_own_algorithm_and_for_participants_only() 
     let here = access("r", "s");
     let file = here.directory.path().join("key.pem");
     std::fs::write(&file, &pem).unwrap();
-    let key = |algorithm| [TokenKeyFile { algorithm, file: file.clone() }];
+    let key = |algorithm| {
+        let (names, domains) =
+            (Patterns(vec!["a".to_owned(), "ci-*".to_owned()]), Patterns(vec!["ci".to_owned()]));
+        [TokenKeyFile { algorithm, file: file.clone(), names, domains }]
+    };
     let with_key = here.open_again().with_public_keys(&key(EdDsa)).unwrap();
 
     let part = |json: &serde_json::Value| URL_SAFE_NO_PAD.encode(json.to_string());
@@ -328,6 +336,19 @@ fn a_configured_public_key_is_for_its_own_algorithm_and_for_participants_only() 
         assert!(matches!(with_key.verify(&token), Err(AccessError::Invalid(_))), "{grant}");
     }
     assert!(with_key.verify(&sign(&claims(|claims| claims["name"] = "uid:0".into()))).is_err());
+    // It names the participants, and claims the trust domains, that are listed for it.
+    let in_domain = |domain: &str| {
+        let grants = serde_json::json!([{"name": "room", "scope": "r"}, {"name": "domain", "scope": domain}]);
+        with_key.verify(&sign(&claims(|claims| claims["grants"] = grants)))
+    };
+    assert_eq!(in_domain("ci").unwrap().domain.to_string(), "ci");
+    for domain in ["local", "caller:ann", "service:4f8e7k2m9x1c", "ci2"] {
+        let refused = AccessError::ForeignDomain { domain: domain.parse().unwrap() };
+        assert_eq!(in_domain(domain), Err(refused));
+    }
+    let named = |name: &str| with_key.verify(&sign(&claims(|claims| claims["name"] = name.into())));
+    assert_eq!(named("ci-1").unwrap().domain, TrustDomain::of_caller("ci-1"));
+    assert_eq!(named("ann"), Err(AccessError::ForeignName { name: "ann".to_owned() }));
     // The same rules of time.
     assert!(with_key.verify(&sign(&claims(|claims| claims["nbf"] = (now() + 30).into()))).is_err());
     // A file with something else is told at the start.

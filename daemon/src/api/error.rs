@@ -79,6 +79,8 @@ impl From<AccessError> for Refusal {
             AccessError::Expired { .. } => "token_expired",
             AccessError::Revoked { .. } => "token_revoked",
             AccessError::OtherRoom { .. } => "token_other_room",
+            AccessError::ForeignName { .. } => "token_foreign_name",
+            AccessError::ForeignDomain { .. } => "token_foreign_domain",
         };
         Self::new(Code::Unauthenticated, code, error.to_string())
             .hint("make a token on the daemon's machine: hearth token mint")

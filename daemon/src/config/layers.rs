@@ -80,6 +80,9 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if config.token_keys.iter().any(|key| !key.file.is_absolute()) {
         return invalid("token_keys", "`file` must be an absolute path");
     }
+    if config.token_keys.iter().any(|key| key.names.0.is_empty()) {
+        return invalid("token_keys", "`names` lists nobody whom the key's tokens may name");
+    }
     if config.containerd.as_ref().is_some_and(|path| !path.is_absolute()) {
         return invalid("containerd", "must be the absolute path of a socket");
     }

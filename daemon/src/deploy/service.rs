@@ -382,11 +382,13 @@ impl Handle {
         }
     }
 
-    /// Tells who has made a service, by its id or name, for as long as it is there.
+    /// Tells who has made a service, by its id, for as long as it is there. A name would be that of another service:
+    /// one may be named like the id of a service that is gone.
     pub fn creators(&self) -> impl Fn(&str) -> Option<String> + Send + Sync + use<> {
         let shared = Arc::downgrade(&self.shared);
         move |service| {
-            let entry = shared.upgrade()?.find(service).ok()?;
+            let id = service.parse::<ServiceId>().ok()?;
+            let entry = shared.upgrade()?.entries().get(&id).cloned()?;
             let creator = entry.state().service.created_by.clone();
             Some(creator)
         }

@@ -12,14 +12,12 @@ use tokio::sync::Mutex;
 use super::port::{Pack, PackContent, Stored};
 use super::{ImageError, Images};
 use crate::model::Digest;
+use crate::model::access::MOUNTS_OF;
 use crate::model::id::PackId;
 use crate::task;
 
 /// A pack that no build holds is dropped after this long.
 pub const UNUSED: Duration = Duration::from_secs(3600);
-
-/// What the owner of an image begins with that was fetched for a participant's mounts.
-pub(super) const MOUNTS_OF: &str = "image mounts of ";
 
 /// What is known of packs beside their records. Locked while one is looked up and while one is
 /// removed, so that no build is given a pack that is going.

@@ -20,9 +20,9 @@ use tokio::sync::mpsc;
 
 use super::contents::Contents;
 use super::load::MAX_BLOBS;
-use super::packs::MOUNTS_OF;
 use super::port::{BlobError, IncomingBlob, Stored};
 use super::{Destination, ImageError, Images, Loaded, Transfer};
+use crate::model::access::MOUNTS_OF;
 use crate::model::image::{Descriptor, Platform};
 use crate::model::manifest::{Manifest, Part, PartKind};
 use crate::model::{Digest, Reference};
@@ -117,7 +117,7 @@ impl Images {
         reference: &Reference,
         caller: &str,
     ) -> Result<Descriptor, ImageError> {
-        // No participant is given the id of such a pack, whatever their name.
+        // No participant has this name, so that none owns such a pack.
         let owner = format!("{MOUNTS_OF}{caller}");
         let destination = Destination::Pack { owner: owner.clone() };
         let platforms = Platforms::One(Platform::host());

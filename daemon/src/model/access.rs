@@ -5,6 +5,16 @@ use serde::{Deserialize, Serialize};
 use super::image::is_cached_name;
 use super::trust::TrustDomain;
 
+/// What names in the state of the daemon begin with that stand for no participant: services, builds, users of the
+/// machine, and owners of what the daemon keeps on behalf of a caller. No token makes a participant of such a name, so
+/// that nobody is taken for somebody else where a name alone is stored.
+pub const RESERVED_NAMES: [&str; 5] = [SERVICE_NAME, BUILD_NAME, USER_NAME, "caller:", MOUNTS_OF];
+pub const SERVICE_NAME: &str = "service:";
+pub const BUILD_NAME: &str = "build:";
+pub const USER_NAME: &str = "uid:";
+/// Owner of the packs that hold what a caller's builds mount; the caller's name follows.
+pub const MOUNTS_OF: &str = "image mounts of ";
+
 /// An authenticated caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
@@ -221,7 +231,7 @@ impl Caller {
 
     /// The one behind the unix socket: root or the daemon's own user.
     pub fn local(uid: u32) -> Self {
-        Self { domain: TrustDomain::local(), ..Self::new(format!("uid:{uid}"), ApiScope::full()) }
+        Self { domain: TrustDomain::local(), ..Self::new(format!("{USER_NAME}{uid}"), ApiScope::full()) }
     }
 
     /// Whether links in paths are followed: for callers who may use the whole storage.

@@ -171,13 +171,10 @@ pub struct BuildRecord {
 }
 
 impl BuildRecord {
-    /// Whose builder runs the build.
+    /// Whose builder runs the build. The name alone does not tell what kind of caller submitted an old one: a
+    /// participant could be named `uid:0` then. Such a build shares a builder with nobody who calls now.
     pub fn trust_domain(&self) -> TrustDomain {
-        let of_caller = || match self.submitted_by.strip_prefix("uid:") {
-            Some(_) => TrustDomain::local(),
-            None => TrustDomain::of_caller(&self.submitted_by),
-        };
-        self.domain.clone().unwrap_or_else(of_caller)
+        self.domain.clone().unwrap_or_else(|| TrustDomain::of_caller(&self.submitted_by))
     }
 }
 

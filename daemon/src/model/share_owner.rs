@@ -3,8 +3,8 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-/// What the names of callers begin with that are services.
-const SERVICE: &str = "service:";
+use super::access::SERVICE_NAME;
+
 /// A service that a service has deployed, and so on: longer chains are not followed.
 const LONGEST_CHAIN: usize = 8;
 
@@ -19,7 +19,7 @@ pub struct ShareOwners(Arc<OnceLock<CreatorOf>>);
 pub struct ShareOwner(pub String);
 
 impl ShareOwners {
-    /// From now on services are asked for here: who made the one with this id or name. Said once, at the start.
+    /// From now on services are asked for here: who made the one with this id. Said once, at the start.
     pub fn ask_for_services(&self, creator_of: impl Fn(&str) -> Option<String> + Send + Sync + 'static) {
         if self.0.set(Box::new(creator_of)).is_err() {
             tracing::warn!("it was said already where services are asked for");
@@ -29,7 +29,7 @@ impl ShareOwners {
     pub fn of(&self, caller: &str) -> ShareOwner {
         let mut owner = caller.to_owned();
         for _ in 0..LONGEST_CHAIN {
-            let creator = owner.strip_prefix(SERVICE).and_then(|service| (self.0.get()?)(service));
+            let creator = owner.strip_prefix(SERVICE_NAME).and_then(|service| (self.0.get()?)(service));
             match creator {
                 Some(creator) => owner = creator,
                 None => break,

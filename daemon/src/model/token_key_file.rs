@@ -3,12 +3,43 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::access::Patterns;
+use super::trust::TrustDomain;
+
 /// A public key that participant tokens may be signed for, in a PEM file, and the one algorithm that it is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenKeyFile {
     pub algorithm: TokenAlgorithm,
     pub file: PathBuf,
+    /// Participants whom its tokens may name, each exact or with a trailing `*`; everybody where it is not set.
+    #[serde(default = "Patterns::all")]
+    pub names: Patterns,
+    /// Trust domains that its tokens may claim, likewise; none where it is not set.
+    #[serde(default)]
+    pub domains: Patterns,
+}
+
+/// What whoever has the private key may say of the bearers of its tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IssuerRights {
+    pub names: Patterns,
+    pub domains: Patterns,
+}
+
+impl TokenKeyFile {
+    pub fn rights(&self) -> IssuerRights {
+        IssuerRights { names: self.names.clone(), domains: self.domains.clone() }
+    }
+}
+
+impl IssuerRights {
+    /// The domains that callers have by what they are (`local`, `caller:NAME`, `service:ID`) are reached by no pattern,
+    /// only by their exact names.
+    pub fn may_claim(&self, domain: &TrustDomain) -> bool {
+        let exact = self.domains.0.iter().any(|listed| listed == domain.as_str());
+        exact || (!domain.is_built_in() && self.domains.allow(domain.as_str()))
+    }
 }
 
 /// As JWT headers name it (RFC 7518, RFC 8037).
@@ -32,5 +63,30 @@ impl TokenAlgorithm {
 impl fmt::Display for TokenAlgorithm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_issuer_claims_the_domains_that_are_listed_and_no_built_in_one_by_a_pattern() {
+        let key = |text: &str| toml::from_str::<TokenKeyFile>(text).map(|key| key.rights());
+        let plain = "algorithm = 'EdDSA'\nfile = '/k'\n";
+        let claims = |rights: &IssuerRights, domain: &str| rights.may_claim(&domain.parse().unwrap());
+        let rights = key(plain).unwrap();
+        assert!(rights.names.allow("ann"));
+        for domain in ["ci", "local", "caller:ann"] {
+            assert!(!claims(&rights, domain), "{domain}");
+        }
+        let rights = key(&format!("{plain}domains = ['ci', 'team-*', '*', 'caller:bob']")).unwrap();
+        for domain in ["ci", "team-7", "else", "caller:bob"] {
+            assert!(claims(&rights, domain), "{domain}");
+        }
+        for domain in ["local", "caller:ann", "service:4f8e7k2m9x1c"] {
+            assert!(!claims(&rights, domain), "{domain}");
+        }
+        assert!(key(&format!("{plain}domain = ['ci']")).is_err());
     }
 }

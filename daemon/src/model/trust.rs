@@ -7,7 +7,8 @@
 //! | a service | `service:ID` |
 //! | one that the operator's `[trust]` table names, or whose token says so | the name given there |
 //!
-//! A request never names a domain: it comes with the caller's identity.
+//! A request never names a domain: it comes with the caller's identity. A token of the room's own secret may say any; one
+//! of a configured key says those that its configuration lists.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,6 +21,10 @@ use super::access::Patterns;
 
 const MOST_BYTES: usize = 200;
 const LOCAL: &str = "local";
+const CALLER: &str = "caller";
+const SERVICE: &str = "service";
+/// What the text of a digest begins with.
+const HASHED: &str = "sha256:";
 
 /// Name of a trust domain: at most 200 bytes, without white space and control characters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -37,18 +42,28 @@ impl TrustDomain {
     }
 
     pub fn of_caller(name: &str) -> Self {
-        Self::of("caller", name)
+        Self::of(CALLER, name)
     }
 
     pub fn of_service(id: &str) -> Self {
-        Self::of("service", id)
+        Self::of(SERVICE, id)
     }
 
-    /// A name that cannot be a domain's is replaced by its hash: every caller has a domain.
+    /// A name that cannot be a domain's is replaced by its hash: every caller has a domain. So is one that looks like a
+    /// hash, which could be that of another caller.
     fn of(kind: &str, name: &str) -> Self {
-        let plain = format!("{kind}:{name}");
+        let plain = format!("{kind}:{name}").parse();
         let hash = || Digest::from_sha256(Sha256::digest(name).into());
-        plain.parse().unwrap_or_else(|_| Self(format!("{kind}:{}", hash())))
+        match plain {
+            Ok(plain) if !name.starts_with(HASHED) => plain,
+            _ => Self(format!("{kind}:{}", hash())),
+        }
+    }
+
+    /// Whether a caller is in this domain by what it is, and not because somebody chose the name of the domain.
+    pub fn is_built_in(&self) -> bool {
+        let kind = self.0.split_once(':').map_or(self.0.as_str(), |(kind, _)| kind);
+        [LOCAL, CALLER, SERVICE].contains(&kind)
     }
 
     pub fn as_str(&self) -> &str {
@@ -166,7 +181,8 @@ mod tests {
 
     #[test]
     fn every_name_of_a_caller_makes_a_domain_of_its_own() {
-        let names = ["a", "a b", "a\nb", "", &"x".repeat(300), &"x".repeat(301)];
+        let hash_of_another = Digest::from_sha256(Sha256::digest("a b").into()).to_string();
+        let names = ["a", "a b", "a\nb", "", &"x".repeat(300), &"x".repeat(301), &hash_of_another];
         let domains: std::collections::BTreeSet<_> =
             names.iter().map(|name| TrustDomain::of_caller(name)).collect();
         assert_eq!(domains.len(), names.len());

@@ -15,7 +15,7 @@ use super::refusal::Refusal;
 use super::{DOCKER_CONTENT_DIGEST, Query, Registry, empty, header_value, receive, route};
 use crate::access::policy::{CallerAction, decide};
 use crate::image::port::Blobs as _;
-use crate::model::access::Caller;
+use crate::model::access::{BUILD_NAME, Caller};
 use crate::model::{Digest, Repository};
 use crate::registry::blobs::Spool;
 use crate::registry::uploads::{Turn, Upload, Uploads};
@@ -211,7 +211,7 @@ impl Registry {
 
 /// The daemon's own BuildKit, which pushes what a build has made: nobody's upload.
 fn is_build(caller: &str) -> bool {
-    caller.starts_with("build:")
+    caller.starts_with(BUILD_NAME)
 }
 
 /// Takes an upload off the list whatever becomes of the request.

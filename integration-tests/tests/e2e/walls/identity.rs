@@ -242,7 +242,7 @@ fn tokens_of_configured_keys_are_taken_and_no_key_is_used_for_another_algorithm(
     let edwards = Pair::make(&directory, "ed25519", &["-algorithm", "ED25519"]);
     let strange = Pair::make(&directory, "strange", &["-algorithm", "ED25519"]);
     let config = format!(
-        "[[token_keys]]\nalgorithm = \"RS256\"\nfile = \"{}\"\n\n[[token_keys]]\nalgorithm = \"EdDSA\"\nfile = \"{}\"\n",
+        "[[token_keys]]\nalgorithm = \"RS256\"\nfile = \"{}\"\n\n[[token_keys]]\nalgorithm = \"EdDSA\"\nfile = \"{}\"\ndomains = [\"ci\"]\n",
         rsa.public.display(),
         edwards.public.display()
     );
@@ -259,6 +259,14 @@ fn tokens_of_configured_keys_are_taken_and_no_key_is_used_for_another_algorithm(
             let mut marked = claims(room);
             marked["grants"].as_array_mut().unwrap().push(json!({"name": grant, "scope": "4f8e7k2m9x1c"}));
             assert_eq!(v2(&daemon, &pair.sign(algorithm, &marked)), 401, "{algorithm} {grant}");
+        }
+        // Nor does it put them into the domain of root or of another caller.
+        for (domain, status) in
+            [("local", 401), ("caller:ann", 401), ("ci", if algorithm == "EdDSA" { 200 } else { 401 })]
+        {
+            let mut claimed = claims(room);
+            claimed["grants"].as_array_mut().unwrap().push(json!({"name": "domain", "scope": domain}));
+            assert_eq!(v2(&daemon, &pair.sign(algorithm, &claimed)), status, "{algorithm} {domain}");
         }
         // The public key is known to everybody, and is no secret that a token could be signed with.
         let public = fs::read(&pair.public).unwrap();
