@@ -161,6 +161,8 @@ impl Daemon {
         let layers: Arc<dyn LayerCheck> = Arc::new(images.clone());
         let (runtime, runtime_child) = services::start_containerd(&config, Arc::new(blobs.clone()), layers)?;
         images.limit_cache(config.images.cache_max_bytes);
+        let owners = ShareOwners::default();
+        images.share_by(owners.clone());
         let limits = UploadLimits {
             idle: Duration::from_secs(config.uploads.idle_seconds),
             stall: Duration::from_secs(config.connections.stall_seconds),
@@ -202,7 +204,6 @@ impl Daemon {
             images: Arc::new(room.clone()),
             downloads: Arc::new(downloads.clone()),
         };
-        let owners = ShareOwners::default();
         let options = build_options(&config, &listeners.addresses, Arc::clone(&access), owners.clone());
         let builds = build::Service::start(options, ports).await?;
 

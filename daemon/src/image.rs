@@ -19,11 +19,12 @@ mod runnable;
 mod transfer;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 
 use crate::model::image::{Descriptor, Platform, TaggedImage, VerifiedImage};
 use crate::model::manifest::Manifest;
+use crate::model::share_owner::ShareOwners;
 use crate::model::{Digest, Reference, Repository, RoomRegistries, Tag};
 use crate::task;
 
@@ -60,6 +61,7 @@ struct Shared {
     used: UsedImages,
     /// Bytes that cached images may take.
     cache_limit: AtomicU64,
+    owners: OnceLock<ShareOwners>,
 }
 
 /// One image as it is shown.
@@ -93,7 +95,21 @@ impl Images {
         let passes = Passes::new(Arc::clone(&blobs), inspector);
         let cache_limit = AtomicU64::new(u64::MAX);
         let (held, used) = (Held::default(), UsedImages::default());
-        Self { shared: Arc::new(Shared { rooms, blobs, catalog, held, passes, used, cache_limit }) }
+        let owners = OnceLock::new();
+        let shared = Shared { rooms, blobs, catalog, held, passes, used, cache_limit, owners };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Whose share a caller takes is asked here from now on. Said once, at the start; until then each caller is its own.
+    pub fn share_by(&self, owners: ShareOwners) {
+        if self.shared.owners.set(owners).is_err() {
+            tracing::warn!("it was said already whose shares callers take");
+        }
+    }
+
+    /// Whose share of the room's work and space a caller takes.
+    fn owner_of(&self, caller: &str) -> String {
+        self.shared.owners.get().map_or_else(|| caller.to_owned(), |owners| owners.of(caller).0)
     }
 
     pub fn room_registries(&self) -> &RoomRegistries {

@@ -48,14 +48,17 @@ fn dump(config: &Config) -> anyhow::Result<()> {
 }
 
 fn run(config: Config) -> anyhow::Result<()> {
-    let metrics = telemetry::start(&config.log)?;
+    let (metrics, log_rate) = telemetry::start(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let stop = shutdown::on_signal()?;
         let giving_back = task::spawn("give memory back", allocator::give_back());
+        let telling = task::spawn("tell what the log leaves out", log_rate.clone().tell_loop());
         let daemon = Box::pin(Daemon::bind(config, metrics)).await?;
         let ended = Box::pin(daemon.run(stop)).await;
         giving_back.abort();
+        telling.abort();
+        log_rate.tell();
         ended
     })
 }

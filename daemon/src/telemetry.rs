@@ -1,5 +1,7 @@
 //! Logs, metrics, and what happens on a panic.
 
+mod log_rate;
+
 use std::io::IsTerminal as _;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -9,14 +11,18 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::{Log, LogFormat};
 
+pub use log_rate::LogRate;
+
 /// Upper bounds of duration histograms, in seconds.
 const SECONDS: &[f64] = &[0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0];
 
-/// Starts logging and counting for the whole process; the handle renders `/metrics`.
-pub fn start(log: &Log) -> anyhow::Result<PrometheusHandle> {
+/// Starts logging and counting for the whole process: the handle renders `/metrics`, and the rate tells what the log
+/// leaves out.
+pub fn start(log: &Log) -> anyhow::Result<(PrometheusHandle, LogRate)> {
+    let rate = LogRate::default();
     let filter = EnvFilter::try_new(&log.filter)
         .map_err(|error| anyhow::anyhow!("log.filter: `{}`: {error}", log.filter))?;
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(filter).with(rate.clone());
     match log.format {
         LogFormat::Text => {
             // Colours are for a terminal, not for a log file.
@@ -33,7 +39,8 @@ pub fn start(log: &Log) -> anyhow::Result<PrometheusHandle> {
         tracing::error!(location = panic.location().map(tracing::field::display), "panic");
         log_panic(panic);
     }));
-    Ok(PrometheusBuilder::new()
+    let metrics = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)?
-        .install_recorder()?)
+        .install_recorder()?;
+    Ok((metrics, rate))
 }

@@ -121,9 +121,7 @@ impl Images {
                 ImageError::NotFound { .. } => not_found(),
                 error => error,
             })?;
-            return self
-                .supplied(own.repository, top, wanted.platforms, SupplyOrigin::Room, Vec::new())
-                .await;
+            return self.supplied(own.repository, top, &wanted, SupplyOrigin::Room, Vec::new()).await;
         }
         let (remote, right) = elsewhere.access(wanted.reference, wanted.given, wanted.caller)?;
         let mut images = Vec::with_capacity(wanted.platforms.len());
@@ -149,7 +147,7 @@ impl Images {
             [(only, _)] => only.manifest.clone(),
             all => self.index_of(&repository, all.iter().map(|(image, _)| image)).await?,
         };
-        self.supplied(repository, top, wanted.platforms, origin, in_use).await
+        self.supplied(repository, top, &wanted, origin, in_use).await
     }
 
     /// The last look at an image before it is handed to a builder.
@@ -157,12 +155,13 @@ impl Images {
         &self,
         repository: Repository,
         top: Descriptor,
-        platforms: &[Platform],
+        wanted: &Wanted<'_>,
         origin: SupplyOrigin,
         in_use: Vec<InUse>,
     ) -> Result<SuppliedImage, ImageError> {
+        let Wanted { platforms, caller, .. } = *wanted;
         // The builder chooses the platform of each stage itself.
-        self.check_layers(&top, &Platforms::All).await?;
+        self.check_layers(&top, &Platforms::All, Some(caller)).await?;
         let (shared, digest, platforms) = (Arc::clone(&self.shared), top.digest, platforms.to_vec());
         let read = task::blocking("read image config", move || {
             let defaults = |platform: &Platform| {
@@ -223,6 +222,7 @@ impl Images {
         let pull = Pull {
             remote,
             reference: &pinned,
+            caller: wanted.caller,
             platforms: Platforms::One(key.platform.clone()),
             destination: Destination::Untagged(repository.clone()),
         };

@@ -13,6 +13,7 @@
 
 mod parts;
 mod passes;
+mod places;
 mod rules;
 
 use std::collections::{BTreeSet, HashMap};
@@ -30,6 +31,8 @@ use crate::task;
 use parts::ImageParts;
 pub(super) use passes::Passes;
 
+/// Whose share the check before an instance starts takes: the image was checked for its deploy.
+const SERVICES: &str = "services of the room";
 /// Layers of one image that wait for their pass at the same time.
 const TOGETHER: usize = 4;
 /// Counts up when a look-through may come to another outcome: verdicts of earlier releases are then not believed.
@@ -43,10 +46,16 @@ fn limits_key(limits: &LayerLimits) -> String {
 
 impl Images {
     /// Whether the layers of an image are what its config says, and within the limits. Of an index, the image of one
-    /// platform, or all that could be used. Waits for passes over layers that nobody has looked through yet; dropping
-    /// the future cancels those that nobody else waits for. An image that is found wrong is marked.
-    pub async fn check_layers(&self, top: &Descriptor, platforms: &Platforms) -> Result<(), ImageError> {
-        let checked = self.compare_layers(top, platforms).await;
+    /// platform, or all that could be used. Waits for passes over layers that nobody has looked through yet, within the
+    /// share of `caller`, if one waits for the answer; dropping the future cancels those that nobody else waits for. An
+    /// image that is found wrong is marked.
+    pub async fn check_layers(
+        &self,
+        top: &Descriptor,
+        platforms: &Platforms,
+        caller: Option<&str>,
+    ) -> Result<(), ImageError> {
+        let checked = self.compare_layers(top, platforms, caller).await;
         self.keep_verdicts();
         if let Err(error) = &checked
             && error.is_unsound()
@@ -56,20 +65,29 @@ impl Images {
         checked
     }
 
-    async fn compare_layers(&self, top: &Descriptor, platforms: &Platforms) -> Result<(), ImageError> {
+    async fn compare_layers(
+        &self,
+        top: &Descriptor,
+        platforms: &Platforms,
+        caller: Option<&str>,
+    ) -> Result<(), ImageError> {
         let (shared, wanted, manifest) = (Arc::clone(&self.shared), platforms.clone(), top.clone());
         let read = move || parts::images_of(&*shared.blobs, &manifest, &wanted);
         let images = task::blocking("read images", read).await.map_err(|_| ImageError::Ending)??;
         let layers: BTreeSet<Digest> = images.iter().flat_map(ImageParts::tar_layers).collect();
         // What is wrong without looking into a layer is refused at once.
         images.iter().try_for_each(rules::check_shape)?;
-        let verdicts = self.verdicts(layers.into_iter().collect()).await?;
+        let verdicts = self.verdicts(layers.into_iter().collect(), caller).await?;
         let limits = self.shared.passes.limits();
         images.iter().try_for_each(|image| rules::check(image, &verdicts, limits))
     }
 
     /// What each layer holds, from a pass where it is not known.
-    async fn verdicts(&self, layers: Vec<Digest>) -> Result<HashMap<Digest, LayerVerdict>, ImageError> {
+    async fn verdicts(
+        &self,
+        layers: Vec<Digest>,
+        caller: Option<&str>,
+    ) -> Result<HashMap<Digest, LayerVerdict>, ImageError> {
         let passes = &self.shared.passes;
         let (mut verdicts, unknown) = passes.recent(layers);
         if unknown.is_empty() {
@@ -78,8 +96,12 @@ impl Images {
         let kept = self.shared.catalog.layer_verdicts(unknown.clone(), passes.key()).await?;
         passes.remember(&kept);
         let missing = unknown.into_iter().filter(|layer| !kept.contains_key(layer));
-        let found =
-            missing.map(|layer| async move { Ok::<_, ImageError>((layer, passes.pass(layer).await?)) });
+        let owner = caller.map(|caller| self.owner_of(caller));
+        let owner = owner.as_deref();
+        let found = missing.map(|layer| async move {
+            let verdict = passes.pass(layer, owner).await?;
+            Ok::<_, ImageError>((layer, verdict))
+        });
         let found: Vec<_> = stream::iter(found).buffer_unordered(TOGETHER).try_collect().await?;
         verdicts.extend(kept);
         verdicts.extend(found);
@@ -131,7 +153,7 @@ impl Images {
         let read = move || parts::is_runnable(&*shared.blobs, &top);
         // An artifact, such as a signature, is not used as an image, and so is not wrong as one.
         if task::blocking("read manifest", read).await.map_err(|_| ImageError::Ending)?? {
-            self.check_layers(manifest, &Platforms::All).await?;
+            self.check_layers(manifest, &Platforms::All, None).await?;
         }
         Ok(())
     }
@@ -150,7 +172,7 @@ impl Arrivals for Images {
 #[async_trait]
 impl LayerCheck for Images {
     async fn check(&self, image: &Descriptor) -> Result<(), UncheckedImage> {
-        self.check_layers(image, &Platforms::All).await.map_err(|error| UncheckedImage {
+        self.check_layers(image, &Platforms::All, Some(SERVICES)).await.map_err(|error| UncheckedImage {
             code: error.code(),
             reason: error.to_string(),
             passing: !error.is_unsound(),

@@ -60,12 +60,13 @@ impl Images {
         &self,
         archive: impl Read + Send + 'static,
         destination: Destination,
+        caller: &str,
     ) -> Result<Loaded, ImageError> {
         if let Destination::Tag(tag) = &destination {
             self.own(tag)?;
         }
         let received = self.receive(archive).await?;
-        self.settle(received, destination).await
+        self.settle(received, destination, caller).await
     }
 
     /// Reads an archive to its end. The reader is read on a blocking thread.
@@ -77,9 +78,14 @@ impl Images {
     }
 
     /// Names what was received. On an error, it is discarded.
-    pub async fn settle(&self, received: Received, destination: Destination) -> Result<Loaded, ImageError> {
+    pub async fn settle(
+        &self,
+        received: Received,
+        destination: Destination,
+        caller: &str,
+    ) -> Result<Loaded, ImageError> {
         let Received { manifest, contents, stored } = received;
-        match self.name_checked(&manifest, contents, destination).await {
+        match self.name_checked(&manifest, contents, destination, caller).await {
             Ok((pack, image, size_bytes)) => {
                 if let Some(id) = &pack {
                     self.remember_brought(id, &stored).await;
@@ -129,8 +135,9 @@ impl Images {
         manifest: &Descriptor,
         contents: Contents,
         destination: Destination,
+        caller: &str,
     ) -> Result<(Option<PackId>, Option<TaggedImage>, u64), ImageError> {
-        self.check_layers(manifest, &Platforms::All).await?;
+        self.check_layers(manifest, &Platforms::All, Some(caller)).await?;
         self.name(manifest, contents, destination).await
     }
 

@@ -46,6 +46,8 @@ pub struct Pull<'a> {
     /// With the credentials to use.
     pub remote: &'a Remote,
     pub reference: &'a Reference,
+    /// Who asks for it.
+    pub caller: &'a str,
     pub platforms: Platforms,
     pub destination: Destination,
 }
@@ -61,7 +63,7 @@ impl Images {
     /// Brings an image into the room. What is dropped midway leaves blobs that nothing names, and the
     /// sweep frees those.
     pub async fn pull(&self, pull: Pull<'_>, transfer: &Transfer) -> Result<Loaded, ImageError> {
-        let Pull { remote, reference, platforms, destination } = pull;
+        let Pull { remote, reference, caller, platforms, destination } = pull;
         if let Destination::Tag(tag) = &destination {
             self.own(tag)?;
         }
@@ -98,7 +100,7 @@ impl Images {
         stored.extend(kept);
         let reused = stored.iter().filter(|stored| stored.fresh.is_none());
         let reused_bytes = reused.map(|stored| stored.size).sum();
-        match self.name_checked(&top, contents, destination).await {
+        match self.name_checked(&top, contents, destination, caller).await {
             Ok((pack, image, size_bytes)) => {
                 Ok(Loaded { manifest: top, size_bytes, reused_bytes, pack, image })
             }
@@ -121,7 +123,7 @@ impl Images {
         let owner = format!("{MOUNTS_OF}{caller}");
         let destination = Destination::Pack { owner: owner.clone() };
         let platforms = Platforms::One(Platform::host());
-        let pull = Pull { remote, reference, platforms, destination };
+        let pull = Pull { remote, reference, caller, platforms, destination };
         let loaded = self.pull(pull, &Transfer::default()).await?;
         // The newest stands for the older ones, so that they age together.
         for pack in self.shared.catalog.packs().await? {

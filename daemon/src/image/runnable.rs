@@ -33,12 +33,13 @@ impl Images {
         caller: RegistryCaller<'_>,
     ) -> Result<ImageFacts, ImageError> {
         let here = self.brought(reference, platform, caller).await?;
-        let mut facts = self.runnable_here(&here, platform).await.map_err(|error| match error {
-            ImageError::OtherPlatform { found, wanted, .. } => {
-                ImageError::OtherPlatform { reference: reference.to_string(), found, wanted }
-            }
-            other => other,
-        })?;
+        let mut facts =
+            self.runnable_here(&here, platform, caller.name).await.map_err(|error| match error {
+                ImageError::OtherPlatform { found, wanted, .. } => {
+                    ImageError::OtherPlatform { reference: reference.to_string(), found, wanted }
+                }
+                other => other,
+            })?;
         if !self.shared.rooms.owns_tag(reference) {
             facts.kept_in = Some(std::mem::replace(&mut facts.repository, repository_of(reference)?));
         }
@@ -56,7 +57,7 @@ impl Images {
         let top = self.resolve(&here).await?;
         // Everything is there, and stays until the service that is to mount it is stored.
         self.verify(&here.repository, top.digest).await?;
-        self.check_layers(&top, &Platforms::All).await?;
+        self.check_layers(&top, &Platforms::All, Some(caller.name)).await?;
         // As it is opened for an instance: what cannot be opened is seen now.
         self.open_layers(&top).await?;
         Ok(PinnedImage { repository: here.repository, digest: top.digest })
@@ -97,11 +98,12 @@ impl Images {
         &self,
         reference: &Reference,
         platform: &Platform,
+        caller: &str,
     ) -> Result<ImageFacts, ImageError> {
         let top = self.resolve(reference).await?;
         // Everything is there, and stays until the service that is to run it is stored.
         self.verify(&reference.repository, top.digest).await?;
-        self.check_layers(&top, &Platforms::All).await?;
+        self.check_layers(&top, &Platforms::All, Some(caller)).await?;
         let (shared, digest, wanted) = (Arc::clone(&self.shared), top.digest, platform.clone());
         let read = task::blocking("read image config", move || {
             let (manifest, image) = contents::manifest_for(&*shared.blobs, &top, &wanted)?;

@@ -60,7 +60,7 @@ impl Room {
 
     async fn load(&self, archive: Vec<u8>, tag: &str) -> Result<Loaded, ImageError> {
         let tag = Destination::Tag(Reference::parse_tag(tag).unwrap());
-        self.images.load(std::io::Cursor::new(archive), tag).await
+        self.images.load(std::io::Cursor::new(archive), tag, "ann").await
     }
 }
 
@@ -145,7 +145,7 @@ async fn a_tag_of_the_room_can_be_added_moved_and_removed() {
 async fn a_pack_is_its_owners_and_goes_with_its_last_build() {
     let room = room();
     let destination = Destination::Pack { owner: "ann".to_owned() };
-    let loaded = room.images.load(std::io::Cursor::new(archive("p")), destination).await.unwrap();
+    let loaded = room.images.load(std::io::Cursor::new(archive("p")), destination, "ann").await.unwrap();
     let id = loaded.pack.unwrap();
     assert!(room.images.hold_pack(&id, "bob").await.is_err());
     assert!(room.images.hold_pack(&PackId::random(), "ann").await.is_err());
@@ -163,7 +163,7 @@ async fn the_sweep_frees_what_nothing_names_and_nothing_else() {
     room.load(archive("kept"), "kept:1").await.unwrap();
     room.load(archive("dropped"), "dropped:1").await.unwrap();
     let destination = Destination::Pack { owner: "ann".to_owned() };
-    let pack = room.images.load(std::io::Cursor::new(archive("pack")), destination).await.unwrap();
+    let pack = room.images.load(std::io::Cursor::new(archive("pack")), destination, "ann").await.unwrap();
     room.images.hold_pack(pack.pack.as_ref().unwrap(), "ann").await.unwrap();
     room.images.remove(&"dropped:1".parse().unwrap()).await.unwrap();
     let mut stray = room.blobs.spool().unwrap();

@@ -38,6 +38,7 @@ mod builder;
 mod call;
 mod dns_message;
 mod gate;
+mod places;
 mod plugin;
 mod refusals;
 mod resolver;

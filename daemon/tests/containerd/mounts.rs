@@ -38,7 +38,7 @@ async fn room(fixture: &Fixture) -> (InstanceMounts, PinnedImage) {
     let mut archive = Vec::new();
     packed.write_archive(&mut archive).unwrap();
     let tag = Destination::Tag(Reference::parse_tag("assets:1").unwrap());
-    let loaded = images.load(io::Cursor::new(archive), tag).await.unwrap();
+    let loaded = images.load(io::Cursor::new(archive), tag, "ann").await.unwrap();
     let assets = PinnedImage { repository: "assets".parse().unwrap(), digest: loaded.manifest.digest };
     let contexts = Contexts::new(ContextOptions {
         room: "r".to_owned(),

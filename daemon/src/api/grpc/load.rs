@@ -69,7 +69,7 @@ impl ImagesService {
             return Err(status);
         }
         let brought = received.brought();
-        let loaded = self.images.settle(received, destination).await.map_err(Refusal::from)?;
+        let loaded = self.images.settle(received, destination, &caller.name).await.map_err(Refusal::from)?;
         let content = brought.into_iter().map(|(digest, bytes)| (KeptContent::Blob(digest), bytes));
         claim.keep(content.collect());
         Ok(v1::LoadImageResponse {

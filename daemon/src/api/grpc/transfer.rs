@@ -66,11 +66,12 @@ impl ImagesService {
             self.elsewhere.remote(&convert::registry_credentials("credentials", request.credentials)?);
         let remote = remote.map_err(|error| Refusal::from(crate::image::ImageError::from(error)))?;
         let (images, transfer) = (self.images.clone(), Arc::new(Transfer::default()));
-        let shown = Arc::clone(&transfer);
+        let (shown, caller) = (Arc::clone(&transfer), caller.name.clone());
         Ok(events(shown, async move {
             let name = images.room_registries().qualify(tag.clone()).to_string();
             let destination = Destination::Tag(tag);
-            let pull = Pull { remote: &remote, reference: &source, platforms, destination };
+            let (remote, reference, caller) = (&remote, &source, caller.as_str());
+            let pull = Pull { remote, reference, caller, platforms, destination };
             let pulled = images.pull(pull, &transfer).await?;
             tracing::info!(image.digest = %pulled.manifest.digest, from = full_name(&source), to = name, "image pulled");
             Ok(v1::TransferDone {

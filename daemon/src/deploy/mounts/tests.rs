@@ -65,7 +65,7 @@ impl Room {
         let mut archive = Vec::new();
         packed.write_archive(&mut archive).unwrap();
         let tag = Destination::Tag(Reference::parse_tag("assets:1").unwrap());
-        self.images.load(io::Cursor::new(archive), tag).await.unwrap();
+        self.images.load(io::Cursor::new(archive), tag, "ann").await.unwrap();
     }
 
     fn room_path(&self, path: &str) -> PathBuf {

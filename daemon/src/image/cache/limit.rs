@@ -1,9 +1,12 @@
 //! How much of the disk cached images may take, and which go first.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap};
 
-use super::super::port::cached::CachedImage;
+use super::super::port::cached::{CachedImage, ImageRight};
 use super::{ImageError, Images};
+
+/// What one caller's credentials brought may take this part of the whole: nobody else uses it, and what all use stays.
+const PRIVATE_PART: u64 = 4;
 
 impl Images {
     /// Sets how many bytes cached images may take together.
@@ -16,36 +19,66 @@ impl Images {
         Ok(self.shared.catalog.all_cached().await?)
     }
 
-    /// Forgets cached images beyond the limit, the least recently used first, but none that a build uses. The next
-    /// sweep frees what nothing else names; a service keeps what it runs. Answers how many were forgotten.
+    /// Forgets cached images beyond the limits, the least recently used first, but none that a build uses: those that
+    /// one caller alone uses and that take more than their part of the whole, then any. The next sweep frees what
+    /// nothing else names; a service keeps what it runs. Answers how many were forgotten.
     #[expect(clippy::cast_precision_loss, reason = "a gauge; sizes are far below the limit of exact numbers")]
     pub(in crate::image) async fn trim_cache(&self) -> Result<usize, ImageError> {
         let limit = self.shared.cache_limit.load(std::sync::atomic::Ordering::Relaxed);
         let images = self.cached_images().await?;
-        // Several names of one image take its space once.
-        let mut counted = HashSet::new();
-        let total: u64 = images
-            .iter()
-            .filter(|image| counted.insert(image.manifest.digest))
-            .map(|image| image.size_bytes)
-            .sum();
-        let (mut left, mut forgotten) = (total, 0);
-        for (at, image) in images.iter().enumerate() {
-            if left <= limit {
-                break;
+        let mut private: BTreeMap<String, Vec<&CachedImage>> = BTreeMap::new();
+        for image in &images {
+            if let ImageRight::Caller(caller) = &image.key.right {
+                private.entry(self.owner_of(caller)).or_default().push(image);
             }
-            if self.shared.used.holds(&image.repository, &image.manifest.digest) {
-                continue;
-            }
+        }
+        let is_used = |image: &CachedImage| self.shared.used.holds(&image.repository, &image.manifest.digest);
+        let mut gone = Vec::new();
+        for of_one in private.values() {
+            gone.extend(beyond(of_one, limit / PRIVATE_PART, is_used));
+        }
+        let rest: Vec<_> =
+            images.iter().filter(|image| !gone.iter().any(|gone| gone.key == image.key)).collect();
+        gone.extend(beyond(&rest, limit, is_used));
+        for image in &gone {
             self.shared.catalog.remove_cached(&image.key).await?;
-            forgotten += 1;
-            let again = |other: &CachedImage| other.manifest.digest == image.manifest.digest;
-            if !images[at + 1..].iter().any(again) {
-                left = left.saturating_sub(image.size_bytes);
-            }
             tracing::info!(image = image.key.name, "a cached image was forgotten: the cache is full");
         }
-        metrics::gauge!("hearth_cached_images_bytes").set(left as f64);
-        Ok(forgotten)
+        let kept = images.iter().filter(|image| !gone.iter().any(|gone| gone.key == image.key));
+        metrics::gauge!("hearth_cached_images_bytes").set(bytes_of(kept) as f64);
+        Ok(gone.len())
     }
+}
+
+/// Those that go so that the rest takes no more than `limit`, from the first on, but none that is used.
+fn beyond<'i>(
+    images: &[&'i CachedImage],
+    limit: u64,
+    is_used: impl Fn(&CachedImage) -> bool,
+) -> Vec<&'i CachedImage> {
+    let mut names: HashMap<_, usize> = HashMap::new();
+    images.iter().for_each(|image| *names.entry(image.manifest.digest).or_default() += 1);
+    let (mut left, mut gone) = (bytes_of(images.iter().copied()), Vec::new());
+    for image in images {
+        if left <= limit {
+            break;
+        }
+        if is_used(image) {
+            continue;
+        }
+        gone.push(*image);
+        if let Some(count) = names.get_mut(&image.manifest.digest) {
+            *count -= 1;
+            if *count == 0 {
+                left = left.saturating_sub(image.size_bytes);
+            }
+        }
+    }
+    gone
+}
+
+/// Several names of one image take its space once.
+fn bytes_of<'i>(images: impl Iterator<Item = &'i CachedImage>) -> u64 {
+    let sizes: HashMap<_, u64> = images.map(|image| (image.manifest.digest, image.size_bytes)).collect();
+    sizes.values().sum()
 }

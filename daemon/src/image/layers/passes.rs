@@ -4,6 +4,9 @@
 //! dropped it is cancelled. It runs on a blocking thread; the number of passes is bounded, so other
 //! blocking work always finds a thread. Passes that nobody waits for yet have a single place of their own, and so
 //! never stand in the way of those that somebody waits for; one of them that is waited for moves over.
+//!
+//! One owner's passes take all places but one, so that another owner's pass never waits for all of them. A pass that
+//! several owners wait for takes a place of whichever has one first.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Read as _;
@@ -12,11 +15,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared, WeakShared};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::super::ImageError;
 use super::super::port::{Blobs, LayerFault, LayerInspector, LayerVerdict};
 use super::limits_key;
+use super::places::{Needed, PassPlace, PassPlaces};
 use crate::model::{Digest, LayerLimits};
 use crate::task;
 
@@ -41,15 +44,13 @@ struct Inner {
     unsaved: Mutex<Vec<(Digest, LayerVerdict)>>,
     /// Manifests that were found wrong since the start.
     marked: Mutex<HashSet<Digest>>,
-    places: Arc<Semaphore>,
-    place_ahead: Arc<Semaphore>,
+    places: PassPlaces,
     ahead: AtomicUsize,
 }
 
 struct Running {
     pass: WeakShared<Pass>,
-    /// Told once somebody waits for the pass.
-    needed: Arc<Notify>,
+    needed: Arc<Needed>,
 }
 
 type Pass = BoxFuture<'static, Result<LayerVerdict, PassFailure>>;
@@ -83,8 +84,7 @@ impl Passes {
             unsaved: Mutex::default(),
             marked: Mutex::default(),
             // A pass keeps about two cores busy.
-            places: Arc::new(Semaphore::new(cores.max(2))),
-            place_ahead: Arc::new(Semaphore::new(1)),
+            places: PassPlaces::new(cores.max(2)),
             ahead: AtomicUsize::new(0),
         };
         Self { inner: Arc::new(inner) }
@@ -135,10 +135,13 @@ impl Passes {
         std::mem::take(&mut *lock(&self.inner.unsaved))
     }
 
-    /// Joins the pass over a layer, or begins one.
-    pub(super) async fn pass(&self, layer: Digest) -> Result<LayerVerdict, ImageError> {
+    /// Joins the pass over a layer, or begins one. `owner` is whose share of the places it takes; with none, nobody
+    /// waits for it, and it is made ahead.
+    pub(super) async fn pass(&self, layer: Digest, owner: Option<&str>) -> Result<LayerVerdict, ImageError> {
         let (pass, needed) = self.join(layer);
-        needed.notify_one();
+        if let Some(owner) = owner {
+            needed.by(owner);
+        }
         pass.await.map_err(|failure| match failure {
             PassFailure::Missing => ImageError::BlobMissing { manifest: layer, blob: layer },
             PassFailure::Unreadable(error) => ImageError::Read {
@@ -171,14 +174,14 @@ impl Passes {
         }));
     }
 
-    fn join(&self, layer: Digest) -> (Shared<Pass>, Arc<Notify>) {
+    fn join(&self, layer: Digest) -> (Shared<Pass>, Arc<Needed>) {
         let mut running = lock(&self.inner.running);
         if let Some(found) = running.get(&layer)
             && let Some(pass) = found.pass.upgrade()
         {
             return (pass, Arc::clone(&found.needed));
         }
-        let needed = Arc::new(Notify::new());
+        let needed = Arc::new(Needed::default());
         let pass = Arc::clone(&self.inner).run(layer, Arc::clone(&needed)).boxed().shared();
         running.retain(|_, running| running.pass.upgrade().is_some());
         if let Some(weak) = pass.downgrade() {
@@ -198,8 +201,8 @@ fn looks_like_layer(blobs: &dyn Blobs, blob: &Digest) -> std::io::Result<bool> {
 }
 
 impl Inner {
-    async fn run(self: Arc<Self>, layer: Digest, needed: Arc<Notify>) -> Result<LayerVerdict, PassFailure> {
-        let place = self.place(&needed).await?;
+    async fn run(self: Arc<Self>, layer: Digest, needed: Arc<Needed>) -> Result<LayerVerdict, PassFailure> {
+        let place: PassPlace = self.places.take(&needed).await.ok_or(PassFailure::Ending)?;
         let cancelled = Arc::new(AtomicBool::new(false));
         let _cancel = CancelOnDrop(Arc::clone(&cancelled));
         let inner = Arc::clone(&self);
@@ -222,19 +225,6 @@ impl Inner {
             unsaved.push((layer, verdict.clone()));
         }
         Ok(verdict)
-    }
-
-    /// Waits for a place: among those that are needed, as soon as this one is.
-    async fn place(&self, needed: &Notify) -> Result<OwnedSemaphorePermit, PassFailure> {
-        let in_time = async {
-            needed.notified().await;
-            Arc::clone(&self.places).acquire_owned().await
-        };
-        let place = tokio::select! {
-            place = Arc::clone(&self.place_ahead).acquire_owned() => place,
-            place = in_time => place,
-        };
-        place.map_err(|_| PassFailure::Ending)
     }
 
     fn remember(&self, layer: Digest, verdict: &LayerVerdict) {

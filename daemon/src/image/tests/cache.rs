@@ -17,10 +17,14 @@ fn key(name: &str) -> CachedKey {
 
 /// Puts an image into the cache, used so long ago.
 async fn cached(room: &Room, name: &str, content: &str, seconds_ago: i64) -> CachedImage {
-    let key = key(name);
+    cached_by(room, key(name), content, seconds_ago).await
+}
+
+async fn cached_by(room: &Room, key: CachedKey, content: &str, seconds_ago: i64) -> CachedImage {
+    let name = key.name.clone();
     let repository = repository_for(&name.parse().unwrap(), &key.right).unwrap();
     let destination = Destination::Untagged(repository.clone());
-    let loaded = room.images.load(Cursor::new(archive(content)), destination).await.unwrap();
+    let loaded = room.images.load(Cursor::new(archive(content)), destination, "ann").await.unwrap();
     let used_at = Timestamp::now() - jiff::SignedDuration::from_secs(seconds_ago);
     let image = CachedImage {
         key,
@@ -135,4 +139,25 @@ fn a_name_says_by_which_grant_it_is_pulled_and_where_it_lies() {
         repository_for(&"ghcr.io/a/b".parse().unwrap(), &right).unwrap()
     };
     assert_ne!(of("ann"), of("bob"));
+}
+
+#[tokio::test]
+async fn copies_that_one_caller_alone_uses_do_not_push_out_what_all_use() {
+    let room = room();
+    let shared = cached(&room, "127.0.0.1:1/base:1", "base", 1000).await;
+    let of = |caller: &str, n: i64| CachedKey {
+        right: ImageRight::Caller(caller.to_owned()),
+        ..key(&format!("127.0.0.1:1/{caller}/{n}:1"))
+    };
+    let mut size = 0;
+    for n in 0..6 {
+        let image = cached_by(&room, of("eve", n), &format!("{n}"), 100 - n).await;
+        size = image.size_bytes.max(size);
+    }
+    cached_by(&room, of("bob", 0), "bob", 500).await;
+    // Everything fits but one; a quarter is two of eve's.
+    room.images.limit_cache(8 * size.max(shared.size_bytes) + 3);
+    room.images.trim_cache().await.unwrap();
+    let expected = ["base", "bob/0", "eve/4", "eve/5"].map(|name| format!("127.0.0.1:1/{name}:1"));
+    assert_eq!(names(&room).await, expected);
 }

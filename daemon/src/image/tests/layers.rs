@@ -59,7 +59,7 @@ impl Room {
     }
 
     async fn check(&self, image: &Descriptor) -> Result<(), ImageError> {
-        self.images.check_layers(image, &Platforms::All).await
+        self.images.check_layers(image, &Platforms::All, Some("ann")).await
     }
 
     async fn refused(&self, image: &Descriptor) -> &'static str {
@@ -187,7 +187,7 @@ async fn every_image_of_an_index_that_could_be_used_is_looked_at_and_artifacts_a
     let mixed = index(&[(&honest, host.as_str()), (&wrong, "linux/s390x")]);
     assert_eq!(room.refused(&mixed).await, "layer_mismatch");
     // What runs here is sound.
-    room.images.check_layers(&mixed, &Platforms::One(host)).await.unwrap();
+    room.images.check_layers(&mixed, &Platforms::One(host), Some("ann")).await.unwrap();
     let lying = index(&[(&honest, "linux/amd64"), (&lying, "unknown/unknown")]);
     assert_eq!(room.refused(&lying).await, "layer_mismatch");
 }
@@ -298,10 +298,11 @@ async fn one_pass_serves_all_who_wait_and_the_next_daemon_and_is_cancelled_when_
         let (blobs, store) = (Arc::new(room.blobs.clone()), Arc::new(room.store.clone()));
         Images::new(RoomRegistries::default(), blobs, store, inspector)
     };
-    again(Arc::clone(&inspector)).check_layers(&image, &Platforms::All).await.unwrap();
+    again(Arc::clone(&inspector)).check_layers(&image, &Platforms::All, Some("ann")).await.unwrap();
     assert_eq!(inspector.passes.load(Ordering::SeqCst), 2);
     // Under other limits it says nothing.
     let stricter = slow(LayerLimits { layer_bytes: 100, ..LayerLimits::default() });
-    let error = again(Arc::clone(&stricter)).check_layers(&image, &Platforms::All).await.unwrap_err();
+    let error =
+        again(Arc::clone(&stricter)).check_layers(&image, &Platforms::All, Some("ann")).await.unwrap_err();
     assert_eq!((error.code(), stricter.passes.load(Ordering::SeqCst)), ("layer_too_large", 1));
 }

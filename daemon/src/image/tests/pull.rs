@@ -70,7 +70,8 @@ fn amd64() -> Platforms {
 
 async fn pull(room: &Room, host: &str, destination: Destination) -> Result<Loaded, ImageError> {
     let reference = format!("{host}/theirs:1").parse().unwrap();
-    let pull = Pull { remote: &remote(), reference: &reference, platforms: amd64(), destination };
+    let pull =
+        Pull { remote: &remote(), reference: &reference, caller: "ann", platforms: amd64(), destination };
     room.images.pull(pull, &Transfer::default()).await
 }
 

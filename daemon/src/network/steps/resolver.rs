@@ -9,23 +9,22 @@
 //! Messages are passed on as they are; only the question and the addresses of an answer are read
 //! ([`dns_message`](super::dns_message)). Names have no addresses of IPv6 here, as steps have no IPv6.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::attachments::within;
 use super::dns_message::{Query, Record};
+use super::places::StepPlaces;
 use super::refusals::Refusals;
 use crate::model::egress::EgressPolicy;
 use crate::task;
@@ -38,8 +37,9 @@ const MAX_UPSTREAMS: usize = 3;
 /// Queries that are worked on: of all steps, and of one.
 const MAX_QUERIES: usize = 512;
 const MAX_QUERIES_OF_ONE: u32 = 64;
-/// Connections of all steps, and how long one may be silent.
-const MAX_CONNECTIONS: usize = 64;
+/// Connections of all steps, and of one; and how long one may be silent.
+const MAX_CONNECTIONS: usize = 256;
+const MAX_CONNECTIONS_OF_ONE: u32 = 8;
 const CONNECTION_IDLE: Duration = Duration::from_secs(10);
 /// Datagrams are never longer, whatever size a query offers.
 const MAX_DATAGRAM: usize = 4096;
@@ -69,10 +69,8 @@ struct Shared {
     options: ResolverOptions,
     gate: Arc<dyn Gate>,
     refusals: Arc<Refusals>,
-    queries: Arc<Semaphore>,
-    connections: Arc<Semaphore>,
-    /// Queries that are worked on, by who asked.
-    busy: Mutex<HashMap<IpAddr, u32>>,
+    queries: Arc<StepPlaces>,
+    connections: Arc<StepPlaces>,
 }
 
 impl Resolver {
@@ -95,9 +93,8 @@ impl Resolver {
             options,
             gate,
             refusals,
-            queries: Arc::new(Semaphore::new(MAX_QUERIES)),
-            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-            busy: Mutex::default(),
+            queries: StepPlaces::new(MAX_QUERIES, MAX_QUERIES_OF_ONE),
+            connections: StepPlaces::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_ONE),
         };
         Ok(Self {
             udp: UdpSocket::from_std(udp)?,
@@ -132,7 +129,7 @@ async fn serve_datagrams(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
         };
         let query = buffer[..length].to_vec();
         // Whoever asks more than is worked on asks again, as after any lost datagram.
-        let Some(work) = Work::begin(&shared, from.ip()) else { continue };
+        let Some(work) = shared.queries.take(from.ip()) else { continue };
         let (socket, shared) = (Arc::clone(&socket), Arc::clone(&shared));
         task::spawn("resolve", async move {
             if let Some(answer) = shared.answer(&query, from.ip(), Transport::Datagram).await
@@ -155,7 +152,7 @@ async fn serve_connections(listener: TcpListener, shared: Arc<Shared>) {
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&shared.connections).try_acquire_owned() else { continue };
+        let Some(place) = shared.connections.take(from.ip()) else { continue };
         let shared = Arc::clone(&shared);
         task::spawn("resolve-tcp", async move {
             if let Err(error) = shared.serve_connection(stream, from.ip()).await {
@@ -163,38 +160,6 @@ async fn serve_connections(listener: TcpListener, shared: Arc<Shared>) {
             }
             drop(place);
         });
-    }
-}
-
-/// A query that is worked on.
-struct Work {
-    shared: Arc<Shared>,
-    from: IpAddr,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Work {
-    fn begin(shared: &Arc<Shared>, from: IpAddr) -> Option<Self> {
-        let place = Arc::clone(&shared.queries).try_acquire_owned().ok()?;
-        let mut busy = shared.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = busy.entry(from).or_default();
-        if *count >= MAX_QUERIES_OF_ONE {
-            return None;
-        }
-        *count += 1;
-        Some(Self { shared: Arc::clone(shared), from, _place: place })
-    }
-}
-
-impl Drop for Work {
-    fn drop(&mut self) {
-        let mut busy = self.shared.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = busy.get_mut(&self.from) {
-            *count -= 1;
-            if *count == 0 {
-                busy.remove(&self.from);
-            }
-        }
     }
 }
 
@@ -209,7 +174,7 @@ impl Shared {
         loop {
             let Ok(query) = timeout(CONNECTION_IDLE, read_framed(&mut stream)).await else { return Ok(()) };
             let Some(query) = query? else { return Ok(()) };
-            let Some(work) = Work::begin(self, from) else { return Ok(()) };
+            let Some(work) = self.queries.take(from) else { return Ok(()) };
             let Some(answer) = self.answer(&query, from, Transport::Stream).await else { return Ok(()) };
             drop(work);
             let written = timeout(CONNECTION_IDLE, write_framed(&mut stream, &answer)).await;

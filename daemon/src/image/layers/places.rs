@@ -1,0 +1,143 @@
+//! Who looks through layers at a time: places for all, of which one owner never has the last.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+pub(super) struct PassPlaces {
+    /// One more than an owner may have.
+    all: Arc<Semaphore>,
+    /// For passes that nobody waits for.
+    ahead: Arc<Semaphore>,
+    each: usize,
+    owners: Mutex<HashMap<String, Weak<Semaphore>>>,
+}
+
+/// The place of one pass; dropping it gives the place back.
+pub(super) struct PassPlace {
+    _place: OwnedSemaphorePermit,
+    _share: Option<OwnedSemaphorePermit>,
+}
+
+/// Who waits for a pass.
+#[derive(Default)]
+pub(super) struct Needed {
+    owners: Mutex<Vec<String>>,
+    told: Notify,
+}
+
+impl Needed {
+    /// One more owner waits for it.
+    pub(super) fn by(&self, owner: &str) {
+        let mut owners = lock(&self.owners);
+        if owners.iter().any(|known| known == owner) {
+            return;
+        }
+        owners.push(owner.to_owned());
+        drop(owners);
+        self.told.notify_one();
+    }
+
+    fn after(&self, known: usize) -> Vec<String> {
+        lock(&self.owners).get(known..).unwrap_or_default().to_vec()
+    }
+}
+
+impl PassPlaces {
+    pub(super) fn new(each: usize) -> Self {
+        let semaphore = |places| Arc::new(Semaphore::new(places));
+        Self { all: semaphore(each + 1), ahead: semaphore(1), each, owners: Mutex::default() }
+    }
+
+    /// Waits for a place: as one of whichever owner waits for the pass, or as one that is made ahead. None at the end
+    /// of the daemon.
+    pub(super) async fn take(&self, needed: &Needed) -> Option<PassPlace> {
+        let ahead = Arc::clone(&self.ahead).acquire_owned();
+        tokio::pin!(ahead);
+        let mut waiting = FuturesUnordered::new();
+        let mut known = 0;
+        loop {
+            for owner in needed.after(known) {
+                known += 1;
+                waiting.push(self.take_of(owner));
+            }
+            tokio::select! {
+                place = &mut ahead => return Some(PassPlace { _place: place.ok()?, _share: None }),
+                Some(place) = waiting.next() => return place,
+                () = needed.told.notified() => {}
+            }
+        }
+    }
+
+    /// Waits within the share of an owner first, so that no more than that waits for a place of all.
+    async fn take_of(&self, owner: String) -> Option<PassPlace> {
+        let share = self.share_of(owner).acquire_owned().await.ok()?;
+        let place = Arc::clone(&self.all).acquire_owned().await.ok()?;
+        Some(PassPlace { _place: place, _share: Some(share) })
+    }
+
+    fn share_of(&self, owner: String) -> Arc<Semaphore> {
+        let mut owners = lock(&self.owners);
+        if let Some(share) = owners.get(&owner).and_then(Weak::upgrade) {
+            return share;
+        }
+        // Whoever has a place or waits for one holds the share.
+        owners.retain(|_, share| share.strong_count() > 0);
+        let share = Arc::new(Semaphore::new(self.each));
+        owners.insert(owner, Arc::downgrade(&share));
+        share
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    /// The place, if there is one at once.
+    fn take(places: &PassPlaces, needed: &Needed) -> Option<PassPlace> {
+        places.take(needed).now_or_never().flatten()
+    }
+
+    fn needed_by(owner: &str) -> Needed {
+        let needed = Needed::default();
+        needed.by(owner);
+        needed
+    }
+
+    #[tokio::test]
+    async fn an_owner_with_many_layers_leaves_a_place_for_others() {
+        let places = PassPlaces::new(2);
+        let nobody = Needed::default();
+        let _ahead = take(&places, &nobody).unwrap();
+        assert!(take(&places, &nobody).is_none(), "one ahead of need");
+        let held: Vec<_> = (0..2).map(|_| take(&places, &needed_by("eve")).unwrap()).collect();
+        assert!(take(&places, &needed_by("eve")).is_none());
+        let others = take(&places, &needed_by("ann")).expect("the last place is not of eve");
+        assert!(take(&places, &needed_by("bob")).is_none(), "no more than there are");
+        drop(held);
+        assert!(take(&places, &needed_by("bob")).is_some());
+        drop(others);
+        assert!(lock(&places.owners).len() <= 3, "shares of nobody are forgotten");
+    }
+
+    #[tokio::test]
+    async fn a_pass_that_waits_within_a_full_share_moves_over_to_who_joins_it() {
+        let places = PassPlaces::new(2);
+        let _ahead = take(&places, &Needed::default()).unwrap();
+        let _held: Vec<_> = (0..2).map(|_| take(&places, &needed_by("eve")).unwrap()).collect();
+        let needed = needed_by("eve");
+        let waiting = places.take(&needed);
+        tokio::pin!(waiting);
+        assert!(futures::poll!(&mut waiting).is_pending());
+        needed.by("ann");
+        assert!(waiting.now_or_never().flatten().is_some());
+    }
+}

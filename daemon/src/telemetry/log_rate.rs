@@ -1,0 +1,153 @@
+//! How many lines one place of the code may write to the log, so that nobody fills it by causing the same line again
+//! and again. What is left out is counted and told.
+//!
+//! Each place has a bucket of [`BURST`] lines that fills up again with [`PER_SECOND`]. Lines below `info` are not
+//! counted: whoever turns them on wants them all.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::callsite::Identifier;
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+
+const BURST: u64 = 100;
+const PER_SECOND: u64 = 2;
+/// Between two looks at what was left out.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// Decides for each line whether it is written; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct LogRate(Arc<Mutex<HashMap<Identifier, Bucket>>>);
+
+#[derive(Debug)]
+struct Bucket {
+    place: &'static Metadata<'static>,
+    lines: u64,
+    filled: Instant,
+    left_out: u64,
+}
+
+impl LogRate {
+    fn admits(&self, place: &'static Metadata<'static>, now: Instant) -> bool {
+        if *place.level() > Level::INFO {
+            return true;
+        }
+        let mut buckets = self.buckets();
+        let bucket = buckets.entry(place.callsite()).or_insert_with(|| Bucket {
+            place,
+            lines: BURST,
+            filled: now,
+            left_out: 0,
+        });
+        let seconds = now.saturating_duration_since(bucket.filled).as_secs();
+        if seconds > 0 {
+            bucket.lines = bucket.lines.saturating_add(seconds.saturating_mul(PER_SECOND)).min(BURST);
+            bucket.filled = now;
+        }
+        if bucket.lines == 0 {
+            bucket.left_out += 1;
+            return false;
+        }
+        bucket.lines -= 1;
+        true
+    }
+
+    /// Tells from time to time what was left out. Never ends.
+    pub async fn tell_loop(self) {
+        loop {
+            tokio::time::sleep(TELL_EVERY).await;
+            self.tell();
+        }
+    }
+
+    /// Writes one line for each place whose lines were left out since the last call.
+    pub fn tell(&self) {
+        let left_out: Vec<_> = (self.buckets().values_mut().filter(|bucket| bucket.left_out > 0))
+            .map(|bucket| (bucket.place, std::mem::take(&mut bucket.left_out)))
+            .collect();
+        // Not under the lock: this line asks for its place as well.
+        for (place, left_out) in left_out {
+            let (file, line) = (place.file().unwrap_or_default(), place.line().unwrap_or_default());
+            tracing::warn!(
+                left_out, module = place.target(), place = %format_args!("{file}:{line}"),
+                "lines of the log were left out: there were too many from one place of the code"
+            );
+        }
+    }
+
+    fn buckets(&self) -> MutexGuard<'_, HashMap<Identifier, Bucket>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<S: Subscriber> Layer<S> for LogRate {
+    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
+        self.admits(event.metadata(), Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_caused_again_and_again_is_counted_and_hides_no_other() {
+        let (rate, written) = (LogRate::default(), Written::default());
+        let writer = written.clone();
+        let text = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
+        let subscriber = tracing_subscriber::registry().with(rate.clone()).with(text);
+        tracing::subscriber::with_default(subscriber, || {
+            for n in 0..1000 {
+                tracing::info!(n, "a name was refused");
+                tracing::debug!("in detail");
+            }
+            tracing::warn!("something else");
+            rate.tell();
+            rate.tell();
+        });
+        let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        let count = |part: &str| text.lines().filter(|line| line.contains(part)).count() as u64;
+        // The test may take a second on a slow machine.
+        let refused = count("a name was refused");
+        assert!((BURST..BURST + 20).contains(&refused), "{refused}");
+        assert_eq!((count("in detail"), count("something else"), count("left out")), (1000, 1, 1));
+        assert!(text.contains(&format!("left_out={}", 1000 - refused)), "{text}");
+        assert!(text.contains("log_rate.rs:"), "{text}");
+    }
+
+    #[test]
+    fn a_place_writes_again_after_a_while() {
+        let (rate, begin) = (LogRate::default(), Instant::now());
+        let place = {
+            use tracing::callsite::Callsite as _;
+            tracing::callsite!(name: "event", kind: tracing::metadata::Kind::EVENT, target: "x", level: Level::INFO, fields: &[]).metadata()
+        };
+        let admitted = |seconds: u64| {
+            let now = begin + Duration::from_secs(seconds);
+            (0..1000).filter(|_| rate.admits(place, now)).count() as u64
+        };
+        assert_eq!((admitted(0), admitted(5), admitted(5)), (BURST, 5 * PER_SECOND, 0));
+        assert_eq!(admitted(3600), BURST);
+    }
+}
