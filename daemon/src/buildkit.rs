@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Instrument as _;
 
+use crate::git_proxy::GitAccess;
 use crate::network::steps::BuilderNetwork;
 use crate::supervise::port as supervise;
 use crate::supervise::watched::Watched;
@@ -55,6 +56,8 @@ pub struct Options {
     pub executor: Option<PathBuf>,
     /// The network of its steps, for a buildkitd of our own.
     pub network: Option<BuilderNetwork>,
+    /// How its git reaches repositories, for a buildkitd of our own.
+    pub git: Option<GitAccess>,
     /// Whether one that is not ours may give steps the network of its machine.
     pub allow_host_network: bool,
     /// Control groups of our own buildkitd, which tell whether a step ran out of memory.
@@ -71,6 +74,7 @@ pub struct BuildKit {
     status: watch::Receiver<Status>,
     executor: Option<PathBuf>,
     network: Option<BuilderNetwork>,
+    git: Option<GitAccess>,
     groups: Option<Arc<managed::BuilderGroups>>,
     shared: bool,
     trees: Arc<TreeSessions>,
@@ -107,6 +111,7 @@ impl BuildKit {
             status,
             executor: options.executor,
             network: options.network,
+            git: options.git,
             groups: options.groups,
             shared: options.shared,
             trees,

@@ -41,6 +41,7 @@ use crate::deploy::mounts::{self, InstanceMounts, MountedImages};
 use crate::deploy::{self, LogFiles, RoomServiceImages};
 use crate::disk::{DiskLimits, DiskShares};
 use crate::downloads::{self, Downloads};
+use crate::git_proxy::GitProxy;
 use crate::image::port::LayerCheck;
 use crate::image::{Elsewhere, Images};
 use crate::ingress::{Ingress, Tls};
@@ -382,7 +383,8 @@ async fn start_builders(config: &Config) -> Result<(Builders, Option<StepNetwork
     };
     let network = network.ok();
     let state_dir = config.state_dir.clone();
-    let options = builders::Options { state_dir, limits, builder, network: network.clone() };
+    let git = Some(GitProxy::start(config.egress()).await.context("proxy for git of builds")?);
+    let options = builders::Options { state_dir, limits, builder, network: network.clone(), git };
     Ok((Builders::start(options).await.context("builders")?, network))
 }
 

@@ -21,6 +21,7 @@ pub mod daemon;
 pub mod deploy;
 pub mod disk;
 pub mod downloads;
+pub mod git_proxy;
 pub mod image;
 pub mod ingress;
 pub mod instance_log;

@@ -29,6 +29,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("containerd", &["model", "task", "deploy::port", "image::port", "supervise", "instance_log"]),
     ("instance_log", &["model", "task"]),
     ("network", &["model", "task", "deploy::port", "capability"]),
+    ("git_proxy", &["model", "task"]),
     ("capability", &[]),
     ("control_group", &[]),
     (
@@ -41,10 +42,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "supervise",
             "capability",
             "control_group",
+            "git_proxy",
             "network::steps",
         ],
     ),
-    ("builders", &["model", "task", "build::port", "buildkit", "supervise", "network::steps"]),
+    ("builders", &["model", "task", "build::port", "buildkit", "git_proxy", "supervise", "network::steps"]),
     // What may be done with repositories is one question for gRPC and `/v2/`, of values only.
     ("registry", &["model", "task", "disk", "image::port", "access::policy"]),
     ("store", &["model", "task", "build::port", "deploy::port", "image::port", "secrets::port"]),

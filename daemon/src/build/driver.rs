@@ -306,7 +306,10 @@ impl Shared {
             let reason = match result {
                 Ok(outcome) => return Ok(outcome),
                 Err(SolveError::Cancelled) => return Err(stopped()),
-                Err(SolveError::Failed(fault)) => return Err(with_path(*fault, &context.dockerfile)),
+                Err(SolveError::Failed(fault)) => {
+                    let fault = downloads.with_line(*fault, &context.dockerfile);
+                    return Err(with_path(fault, &context.dockerfile));
+                }
                 Err(SolveError::Unavailable(reason)) => reason,
             };
             if active.stop.is_cancelled() {

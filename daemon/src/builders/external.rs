@@ -28,6 +28,7 @@ impl ExternalBuilders {
                 child: None,
                 executor: None,
                 network: None,
+                git: None,
                 allow_host_network,
                 groups: None,
                 shared: true,

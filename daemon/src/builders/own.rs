@@ -22,6 +22,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use super::directory::{self, Directories, Record};
 use super::policy::{Action, Limits, Phase, Policy, Ticket};
 use crate::buildkit::{BuildKit, Status, managed};
+use crate::git_proxy::GitProxy;
 use crate::model::builder::{BuilderState, BuilderStatus};
 use crate::model::trust::TrustDomain;
 use crate::network::steps::StepNetwork;
@@ -42,10 +43,13 @@ const START_PAUSE: Duration = Duration::from_secs(1);
 pub struct Options {
     pub state_dir: PathBuf,
     pub limits: Limits,
-    /// Options of each builder, but for its directory, its control group and the network of its steps.
+    /// Options of each builder, but for its directory, its control group, the network of its steps and its access to
+    /// repositories.
     pub builder: managed::Options,
     /// The network of the steps of all builders; where there is none, the builder's options say why.
     pub network: Option<StepNetwork>,
+    /// How their git reaches repositories.
+    pub git: Option<GitProxy>,
 }
 
 /// A builder that a build uses; dropping it gives the builder back.
@@ -322,8 +326,8 @@ impl Owner {
         metrics::counter!("hearth_builders_started_total").increment(1);
         let events = self.events.clone();
         let span = tracing::info_span!("builder", builder.domain = %domain);
-        let network = self.options.network.clone();
-        let start = move || span.in_scope(|| start_one(options, network.as_ref(), &record));
+        let (network, git) = (self.options.network.clone(), self.options.git.clone());
+        let start = move || span.in_scope(|| start_one(options, network.as_ref(), git.as_ref(), &record));
         let started = task::blocking("start builder", start);
         drop(task::spawn("start builder", async move {
             let started = started.await.unwrap_or_else(|error| Err(error.to_string()));
@@ -527,6 +531,7 @@ fn options_in(directory: PathBuf, template: &managed::Options) -> managed::Optio
 fn start_one(
     mut options: managed::Options,
     network: Option<&StepNetwork>,
+    git: Option<&GitProxy>,
     record: &Record,
 ) -> Result<Running, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
@@ -535,6 +540,7 @@ fn start_one(
     if let Some(network) = network {
         options.network = network.builder(&options.dir).map_err(|error| text(&error));
     }
+    options.git = git.map(GitProxy::admit);
     let (child, mut connect) = options.plan().map_err(|error| text(&error))?;
     let child = supervise::start(child).map_err(|error| text(&error))?;
     connect.child = Some(child.status());

@@ -7,6 +7,7 @@
 //!   buildkitd.log        buildkitd.log.1
 //!   data/                BuildKit's root: cache, content, snapshots
 //!   tmp/                 its TMPDIR: what it mounts for a moment lies below <dir> too
+//!   git/                 `git` as it runs it (git.rs)
 //!   cni/                 how its steps get a network (network/steps/builder.rs)
 //! ```
 //!
@@ -26,6 +27,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
 use tonic::transport::Channel;
 
 use super::{Address, AddressError, channel};
+use crate::git_proxy::GitAccess;
 use crate::network::steps::BuilderNetwork;
 use crate::supervise::leftover;
 use crate::supervise::port as supervise;
@@ -33,6 +35,7 @@ use crate::supervise::program::find;
 
 mod capability;
 mod containers;
+mod git;
 mod groups;
 mod reason;
 mod settings;
@@ -57,6 +60,8 @@ pub struct Options {
     pub bounds: Bounds,
     /// The network of its steps, or why there is none: then buildkitd is not started, and says so.
     pub network: Result<BuilderNetwork, String>,
+    /// Its way to repositories; without one it fetches none.
+    pub git: Option<GitAccess>,
     pub limits: supervise::Limits,
 }
 
@@ -69,6 +74,7 @@ impl Options {
             runc: "runc".into(),
             quota: Quota::default(),
             bounds: Bounds::default(),
+            git: None,
             limits: supervise::Limits::default(),
         }
     }
@@ -86,6 +92,7 @@ impl Options {
             runc: self.runc,
             quota: self.quota,
             network: self.network.clone(),
+            git: self.git.clone(),
             control: channel::control(&address),
         };
         let variable = |name: &str, value: &str| (OsString::from(name), OsString::from(value));
@@ -95,6 +102,7 @@ impl Options {
             variable("BUILDKIT_STEP_LOG_MAX_SIZE", &output),
             variable("BUILDKIT_STEP_LOG_MAX_SPEED", "-1"),
             ("TMPDIR".into(), dir.join("tmp").into()),
+            ("PATH".into(), git::search_path(&dir)),
         ];
         env.extend(groups.go_memory_limit().map(|bytes| variable("GOMEMLIMIT", &bytes.to_string())));
         let child = supervise::Child {
@@ -115,6 +123,7 @@ impl Options {
             child: None,
             executor,
             network: self.network.ok(),
+            git: self.git,
             allow_host_network: false,
             groups: Some(groups),
             shared: false,
@@ -142,6 +151,7 @@ struct Buildkitd {
     quota: Quota,
     groups: Arc<BuilderGroups>,
     network: Result<BuilderNetwork, String>,
+    git: Option<GitAccess>,
     control: ControlClient<Channel>,
 }
 
@@ -165,6 +175,7 @@ impl supervise::Kind for Buildkitd {
                 containers::remove_bundles(&self.dir.join(executor))?;
             }
             network.prepare()?;
+            git::prepare(&self.dir, self.git.as_ref())?;
             let groups = self.groups.steps();
             settings::write(&self.dir, &runc, &self.quota, &wiring, groups.as_deref())
         };

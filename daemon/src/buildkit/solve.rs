@@ -176,6 +176,11 @@ impl Run<'_> {
             let begun = failure::began(status, &self.progress).unwrap_or(self.begun);
             egress::explain(&mut fault, network, self.kit.executor.as_deref(), begun).await;
         }
+        if let Some(git) = &self.kit.git
+            && fault.code == failure::REPOSITORY
+        {
+            egress::explain_git(&mut fault, &git.refused_since(self.begun));
+        }
         fault
     }
 

@@ -12,7 +12,6 @@ use url::{Host, Url};
 use super::DownloadError;
 use super::files::{Files, Record};
 use crate::model::egress::EgressPolicy;
-use crate::model::is_public;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
 /// A connection that gives no byte for so long is given up.
@@ -157,21 +156,17 @@ impl FetchClient {
 
     /// Whether the host of a URL may be asked. A name is looked at again, by its addresses, when it is connected to.
     fn check(&self, url: &Url) -> Result<(), DownloadError> {
-        let host = url.host_str().unwrap_or_default().to_owned();
-        let (shown, denied) = (shown_url(url), |url, host| Err(DownloadError::Host { url, host }));
-        let address: IpAddr = match url.host() {
-            Some(Host::Domain(name)) => {
-                return if self.policy.allows_name(name) { Ok(()) } else { denied(shown, host) };
-            }
-            Some(Host::Ipv4(address)) => address.into(),
-            Some(Host::Ipv6(address)) => address.into(),
-            None => return denied(shown, host),
+        let (shown, host) = (shown_url(url), url.host_str().unwrap_or_default().to_owned());
+        let Some(found) = url.host() else { return Err(DownloadError::Host { url: shown, host }) };
+        if self.policy.allows_host(&found) {
+            return Ok(());
+        }
+        let address: IpAddr = match found {
+            Host::Domain(_) => return Err(DownloadError::Host { url: shown, host }),
+            Host::Ipv4(address) => address.into(),
+            Host::Ipv6(address) => address.into(),
         };
-        let allowed = match address.to_canonical() {
-            IpAddr::V4(address) => self.policy.allows_address(address),
-            IpAddr::V6(_) => self.policy.is_open() && is_public(address),
-        };
-        if allowed { Ok(()) } else { Err(DownloadError::Address { url: shown, host, address }) }
+        Err(DownloadError::Address { url: shown, host, address })
     }
 
     /// Whether the builder may fetch from a host by itself: its name is allowed, and so are all its addresses now.

@@ -177,6 +177,20 @@ impl EgressPolicy {
         self.is_open() || self.world_blocks().iter().any(|block| block.contains(&address))
     }
 
+    /// Whether a host may be connected to, by how it is written: where a name leads is another question
+    /// ([`allows_resolved`](Self::allows_resolved)).
+    pub fn allows_host<S: AsRef<str>>(&self, host: &url::Host<S>) -> bool {
+        let address: IpAddr = match host {
+            url::Host::Domain(name) => return self.allows_name(name.as_ref()),
+            url::Host::Ipv4(address) => (*address).into(),
+            url::Host::Ipv6(address) => (*address).into(),
+        };
+        match address.to_canonical() {
+            IpAddr::V4(address) => self.allows_address(address),
+            IpAddr::V6(_) => self.is_open() && is_public(address),
+        }
+    }
+
     /// Whether a name that may be connected to may be at this address: it is of the world, or of a private network that is
     /// listed.
     pub fn allows_resolved(&self, address: IpAddr) -> bool {

@@ -20,6 +20,8 @@ mod ingress;
 mod limits;
 #[path = "walls/policy.rs"]
 mod policy;
+#[path = "walls/repositories.rs"]
+mod repositories;
 #[path = "walls/services.rs"]
 mod services;
 #[path = "walls/steps.rs"]
@@ -30,6 +32,7 @@ pub fn groups() -> Vec<Group> {
         content::group(),
         images::group(),
         deployed_images::group(),
+        repositories::group(),
         services::group(),
         steps::group(),
         identity::group(),

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::super::dockerfile::{Download, NamedRepository};
+use super::super::dockerfile::{Download, NamedRepository, Place};
 use super::super::port::{DownloadRequest, Downloaded, PinnedDownload};
 use super::super::publisher::Publisher;
 use super::super::service::{Active, Shared};
@@ -23,6 +23,8 @@ pub(super) struct BuildDownloads {
     pub(super) files: Vec<PinnedDownload>,
     /// `host/path` of each.
     pub(super) repositories: Vec<String>,
+    /// Where each is named, by its URL as it stands there.
+    places: Vec<(String, Place)>,
     _offers: Vec<Downloaded>,
 }
 
@@ -36,6 +38,17 @@ impl BuildDownloads {
         let repositories =
             self.repositories.iter().map(|name| BuildSource { name: format!("git://{name}"), digest: None });
         files.chain(repositories)
+    }
+}
+
+impl BuildDownloads {
+    /// A fault of the builder with the line of the repository that it is about: BuildKit does not say it.
+    pub(super) fn with_line(&self, fault: Fault, path: &MountTarget) -> Fault {
+        let about = |(url, _): &&(String, Place)| fault.step.as_ref().is_some_and(|step| step.contains(url));
+        match self.places.iter().find(about) {
+            Some((_, place)) if fault.dockerfile.is_none() => at(fault, place, path),
+            _ => fault,
+        }
     }
 }
 
@@ -57,11 +70,14 @@ impl Shared {
             return Err(Fault::new(Stage::Context, "too_many_downloads", message));
         }
         for repository in repositories {
-            let Some((host, name)) = place_of(&repository.url) else { continue };
+            let Some((host, name)) = place_of(&repository.url) else {
+                return Err(at(other_transport(&repository), &repository.place, path));
+            };
             if let Err(fault) = self.ports.downloads.allows_repository(&host).await {
                 return Err(at(fault, &repository.place, path));
             }
             found.repositories.push(name);
+            found.places.push((repository.url, repository.place));
         }
         publisher.begin_attempt().await.map_err(|error| log_fault_of(&error))?;
         let mut step = 0;
@@ -108,10 +124,21 @@ impl Shared {
     }
 }
 
-/// The host of a repository, and `host[:port]/path` as BuildKit names it. None for what is reached by ssh: no build has
-/// a key, and the policy denies it.
+/// What is neither http nor https goes through no proxy, where it would be looked at; and no build has a key for ssh.
+fn other_transport(repository: &NamedRepository) -> Fault {
+    let line = repository.place.start_line;
+    // A password before the host is not repeated.
+    let url = repository.url.rsplit_once('@').map_or(repository.url.as_str(), |(_, rest)| rest);
+    let url: String = url.chars().filter(|c| !c.is_control()).take(200).collect();
+    let message =
+        format!("line {line}: repository `{url}`: builds fetch repositories by https and http only");
+    Fault::new(Stage::Context, "git_transport_refused", message)
+        .hint("write https://HOST/PATH.git, or put the files into the context")
+}
+
+/// The host of a repository, and `host[:port]/path` as BuildKit names it. None for other transports than http and https.
 fn place_of(url: &str) -> Option<(String, String)> {
-    let rest = ["https://", "http://", "git://"].iter().find_map(|scheme| url.strip_prefix(scheme))?;
+    let rest = ["https://", "http://"].iter().find_map(|scheme| url.strip_prefix(scheme))?;
     let rest = rest.split(['?', '#']).next().unwrap_or_default();
     let (authority, path) = rest.split_once('/')?;
     let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
@@ -132,7 +159,7 @@ mod tests {
         for (url, expected) in [
             ("https://github.com/a/b.git#main:sub", Some(("github.com", "github.com/a/b.git"))),
             ("http://u:p@e.example:8080/a//b.git?x=1", Some(("e.example", "e.example:8080/a/b.git"))),
-            ("git://e.example/a", Some(("e.example", "e.example/a"))),
+            ("git://e.example/a", None),
             ("git@github.com:a/b.git", None),
             ("ssh://git@github.com/a/b.git", None),
         ] {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Deserialize;
 
+use crate::git_proxy::GitRefusal;
 use crate::model::fault::Fault;
 use crate::network::steps::{BuilderNetwork, RefusedConnection};
 
@@ -54,12 +55,34 @@ fn describe(fault: &mut Fault, refused: &[RefusedConnection], busy: &[Busy]) {
         let at = SystemTime::now() - refused.at.elapsed();
         !busy.iter().any(|other| other.container == *container && other.since < at)
     };
+    let of_step = refused.iter().filter(of_step);
+    let shown: Vec<_> = of_step.map(|one| (shown(one), one.to.is_some())).collect();
+    name(fault, shown.into_iter());
+}
+
+/// The same for a repository that git did not fetch: what the proxy refused to this builder since the solve began. A
+/// build of the same trust domain may have been refused something at the same time.
+pub(super) fn explain_git(fault: &mut Fault, refused: &[GitRefusal]) {
+    name(
+        fault,
+        refused.iter().map(|GitRefusal { host, port, address, .. }| {
+            let shown = match address {
+                None => host.clone(),
+                Some(address) if *host == address.to_string() => format!("{address} port {port}"),
+                Some(address) => format!("{host} ({address} port {port})"),
+            };
+            (shown, address.is_some())
+        }),
+    );
+}
+
+/// Says which connections were refused: each as it is shown, and whether it was for the address.
+fn name(fault: &mut Fault, refused: impl Iterator<Item = (String, bool)>) {
     let mut hosts: Vec<String> = Vec::new();
     let (mut by_name, mut by_address) = (false, false);
-    for one in refused.iter().filter(of_step) {
-        by_name |= one.to.is_none();
-        by_address |= one.to.is_some();
-        let shown = shown(one);
+    for (shown, for_address) in refused {
+        by_name |= !for_address;
+        by_address |= for_address;
         if !hosts.contains(&shown) {
             hosts.push(shown);
         }
@@ -174,6 +197,24 @@ mod tests {
         let later = SystemTime::now() + Duration::from_secs(60);
         describe(&mut fault, &all, &[Busy { container: "a".to_owned(), since: later }]);
         assert!(fault.message.contains("evil.example") && !fault.message.contains("git.example"));
+    }
+
+    #[test]
+    fn what_the_proxy_refused_to_git_is_named_with_its_address() {
+        let refusal = |host: &str, address: Option<&str>| GitRefusal {
+            host: host.to_owned(),
+            port: 443,
+            address: address.map(|address| address.parse().unwrap()),
+            at: Instant::now(),
+        };
+        let mut fault = Fault::new(Stage::Solve, "repository_not_fetched", "git stderr");
+        explain_git(&mut fault, &[]);
+        assert_eq!(fault.code, "repository_not_fetched");
+        let all =
+            [refusal("a.example", None), refusal("b.example", Some("::1")), refusal("::1", Some("::1"))];
+        explain_git(&mut fault, &all);
+        assert_eq!(fault.code, "egress_refused");
+        assert!(fault.message.contains("to a.example, b.example (::1 port 443), ::1 port 443:"), "{fault:?}");
     }
 
     #[test]

@@ -17,6 +17,9 @@ pub(super) fn no_digest() -> Fault {
         .hint("this is a fault of the builder; run the build again, and report it if it stays")
 }
 
+/// Git did not fetch a repository.
+pub(super) const REPOSITORY: &str = "repository_not_fetched";
+
 /// When the step that failed began.
 pub(super) fn began(status: &Status, progress: &Progress) -> Option<Instant> {
     progress.began(details::decode(status.details()).vertex.as_deref()?)
@@ -102,6 +105,13 @@ fn classify(code: Code, message: &str, details: &Details, out_of_memory: bool) -
     }
     if has("failed to push") || has("error from registry") && has("push") {
         return Fault::new(Stage::Export, "push_failed", message).hint("run the build again").retryable();
+    }
+    if has("git stderr:") {
+        let fault = Fault::new(Stage::Solve, REPOSITORY, message)
+            .hint("check the URL and the reference after `#`; ADD sends no credentials");
+        // What the daemon's proxy says of a host that gives no answer.
+        let away = has("error: 502") || has("HTTP code 502");
+        return if away { fault.retryable() } else { fault };
     }
     if has("failed to resolve source metadata")
         || has("failed to load cache key")

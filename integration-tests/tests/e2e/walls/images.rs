@@ -484,10 +484,10 @@ fn a_mirror_that_fails_is_told_with_what_it_answered() {
 }
 
 /// An address of a private network that is this machine's for as long as this is kept.
-struct PrivateAddress(String);
+pub(super) struct PrivateAddress(String);
 
 impl PrivateAddress {
-    fn make(link: &str, address: &str) -> Self {
+    pub(super) fn make(link: &str, address: &str) -> Self {
         let made = Self(link.to_owned());
         let peer = format!("{link}p");
         for arguments in [

@@ -71,6 +71,16 @@ fn details_that_are_not_what_they_say_are_left_out() {
 }
 
 #[test]
+fn a_repository_that_git_did_not_fetch_is_no_registry() {
+    let at = |message: &str| decoded(&status(Code::Unknown, message, &[]));
+    let words = "failed to load cache key: failed to fetch remote http://e.example/a.git: git stderr:\nfatal: unable to \
+                 access 'http://e.example/a.git/': The requested URL returned error:";
+    let fault = at(&format!("{words} 403\n: exit status 128"));
+    assert_eq!((fault.code.as_str(), fault.retryable), (REPOSITORY, false));
+    assert!(at(&format!("{words} 502\n: exit status 128")).retryable);
+}
+
+#[test]
 fn registry_errors_are_told_apart() {
     let at = |message: &str| decoded(&status(Code::Unknown, message, &[]));
     let prefix = "a/b:1: failed to resolve source metadata for a/b:1";

@@ -1,0 +1,192 @@
+//! The proxy's HTTP: `CONNECT` for https, requests in absolute form for http.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{
+    CONNECTION, EXPECT, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use url::Host;
+
+use super::dial::{DialError, IdleStream, dial};
+use super::{Builder, Builders, GitRefusal};
+use crate::model::egress::EgressPolicy;
+use crate::task;
+
+/// Connections to the proxy, of all builders.
+const MAX_CONNECTIONS: usize = 512;
+/// Until a request has come, also the next one on a connection.
+const HEAD_LIMIT: Duration = Duration::from_secs(15);
+const MAX_HEAD: usize = 32 << 10;
+
+type Body = BoxBody<Bytes, hyper::Error>;
+
+pub(super) async fn serve(listener: TcpListener, policy: EgressPolicy, builders: Arc<Builders>) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let policy = Arc::new(policy);
+    loop {
+        // Never closed.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection of git was lost");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let (policy, builders) = (Arc::clone(&policy), Arc::clone(&builders));
+        task::spawn("git-proxy-connection", async move {
+            let service = service_fn(|request| {
+                let (policy, builders) = (Arc::clone(&policy), Arc::clone(&builders));
+                async move { Ok::<_, Infallible>(answer(&policy, &builders, request).await) }
+            });
+            let mut http = http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT).max_buf_size(MAX_HEAD);
+            let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection of git ended early");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn answer(policy: &EgressPolicy, builders: &Builders, request: Request<Incoming>) -> Response<Body> {
+    let given = request.headers().get(PROXY_AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let Some(builder) = given.and_then(|given| builders.find(given)) else {
+        let mut answer = text(StatusCode::PROXY_AUTHENTICATION_REQUIRED, "this proxy is for builders only");
+        let challenge = HeaderValue::from_static("Basic realm=\"hearth\"");
+        answer.headers_mut().insert(PROXY_AUTHENTICATE, challenge);
+        return answer;
+    };
+    let Some((host, port)) = target(request.method(), request.uri()) else {
+        return text(
+            StatusCode::BAD_REQUEST,
+            "expected CONNECT with a host and a port, or a request for an http URL",
+        );
+    };
+    let Ok(place) = Arc::clone(&builder.places).try_acquire_owned() else {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "this builder has too many connections");
+    };
+    let stream = match dial(policy, &host, port).await {
+        Ok(stream) => stream,
+        Err(error) => return refused(&builder, port, &error),
+    };
+    if request.method() == Method::CONNECT {
+        return tunnel(request, stream, place);
+    }
+    match forward(request, stream, place).await {
+        Ok(answer) => answer,
+        Err(error) => text(StatusCode::BAD_GATEWAY, &format!("`{host}` did not answer: {error}")),
+    }
+}
+
+/// Where a request is to go.
+fn target(method: &Method, uri: &Uri) -> Option<(Host<String>, u16)> {
+    let authority: &Authority = uri.authority()?;
+    let port = match (method, uri.scheme()) {
+        (&Method::CONNECT, _) => authority.port_u16()?,
+        (_, Some(scheme)) if *scheme == Scheme::HTTP => match authority.port() {
+            Some(port) => port.as_str().parse().ok()?,
+            None => 80,
+        },
+        _ => return None,
+    };
+    Some((Host::parse(authority.host()).ok()?, port))
+}
+
+fn refused(builder: &Builder, port: u16, error: &DialError) -> Response<Body> {
+    let (host, address) = match error {
+        DialError::Name(host) => (host, None),
+        DialError::Address(host, address) => (host, Some(*address)),
+        DialError::Unreachable(..) => return text(StatusCode::BAD_GATEWAY, &error.to_string()),
+    };
+    builder.refuse(GitRefusal { host: host.clone(), port, address, at: Instant::now() });
+    text(StatusCode::FORBIDDEN, &error.to_string())
+}
+
+fn tunnel(request: Request<Incoming>, mut stream: IdleStream, place: OwnedSemaphorePermit) -> Response<Body> {
+    task::spawn("git-proxy-tunnel", async move {
+        let moved = match hyper::upgrade::on(request).await {
+            Ok(upgraded) => {
+                let copied = tokio::io::copy_bidirectional(&mut TokioIo::new(upgraded), &mut stream).await;
+                copied.map(drop).map_err(|error| error.to_string())
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = moved {
+            tracing::debug!(error, "a tunnel of git ended early");
+        }
+        drop(place);
+    });
+    Response::new(empty())
+}
+
+async fn forward(
+    request: Request<Incoming>,
+    stream: IdleStream,
+    place: OwnedSemaphorePermit,
+) -> Result<Response<Body>, hyper::Error> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    task::spawn("git-proxy-request", async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a request of git ended early");
+        }
+        drop(place);
+    });
+    let (mut head, body) = request.into_parts();
+    let authority = head.uri.authority().map(|authority| host_and_port(authority.as_str()).to_owned());
+    let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    head.uri = Uri::from(path);
+    remove_hop_headers(&mut head.headers);
+    if let Some(host) = authority.and_then(|authority| HeaderValue::from_str(&authority).ok()) {
+        head.headers.insert(HOST, host);
+    }
+    let mut answer = sender.send_request(Request::from_parts(head, body)).await?;
+    remove_hop_headers(answer.headers_mut());
+    Ok(answer.map(BodyExt::boxed))
+}
+
+fn host_and_port(authority: &str) -> &str {
+    authority.rsplit_once('@').map_or(authority, |(_, host)| host)
+}
+
+fn remove_hop_headers(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    let always = [CONNECTION, EXPECT, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, UPGRADE];
+    let unregistered = ["keep-alive", "proxy-connection"].map(HeaderName::from_static);
+    for name in named.into_iter().chain(always).chain([TRANSFER_ENCODING]).chain(unregistered) {
+        headers.remove(name);
+    }
+}
+
+fn text(status: StatusCode, text: &str) -> Response<Body> {
+    let body = Full::new(Bytes::from(format!("{text}\n"))).map_err(|never| match never {}).boxed();
+    let mut answer = Response::new(body);
+    *answer.status_mut() = status;
+    answer
+}
+
+fn empty() -> Body {
+    Full::new(Bytes::new()).map_err(|never| match never {}).boxed()
+}
