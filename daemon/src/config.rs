@@ -196,8 +196,10 @@ pub struct Images {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Uploads {
-    /// Bytes that one caller may hold.
+    /// Bytes that one caller may hold: what it uploads, what its builds make, and what is fetched for it.
     pub max_bytes_per_caller: u64,
+    /// Bytes that one image may have, compressed, whichever way it comes.
+    pub max_bytes_per_image: u64,
     /// Uploads are refused when they would leave less free space than this on the file system they go to.
     pub min_free_bytes: u64,
     /// A push of which nothing comes is ended after this many seconds.
@@ -330,7 +332,12 @@ impl Default for Config {
             },
             trust: Trust::default(),
             images: Images { cache_max_bytes: 20 * GIB, downloads_max_bytes: 4 * GIB },
-            uploads: Uploads { max_bytes_per_caller: 100 * GIB, min_free_bytes: GIB, idle_seconds: 900 },
+            uploads: Uploads {
+                max_bytes_per_caller: 100 * GIB,
+                max_bytes_per_image: 64 * GIB,
+                min_free_bytes: GIB,
+                idle_seconds: 900,
+            },
             layers: Layers {
                 max_bytes: layer_limits.layer_bytes,
                 max_ratio: NonZeroU64::new(layer_limits.ratio).unwrap_or(NonZeroU64::MIN),

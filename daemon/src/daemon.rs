@@ -114,6 +114,7 @@ impl Daemon {
         let store = Store::open(&state.join("state.db")).context("state database")?;
         let limits = DiskLimits {
             per_caller: config.uploads.max_bytes_per_caller,
+            per_image: config.uploads.max_bytes_per_image,
             min_free: config.uploads.min_free_bytes,
         };
         let disk = DiskShares::open(&state.join("disk.jsonl"), limits).context("ledger of uploads")?;
@@ -164,9 +165,11 @@ impl Daemon {
         images.limit_cache(config.images.cache_max_bytes);
         let owners = ShareOwners::default();
         images.share_by(owners.clone());
+        images.limit_images(config.uploads.max_bytes_per_image);
         let limits = UploadLimits {
             idle: Duration::from_secs(config.uploads.idle_seconds),
             stall: Duration::from_secs(config.connections.stall_seconds),
+            image_bytes: config.uploads.max_bytes_per_image,
             ..UploadLimits::default()
         };
         let kept = KeptFiles { blobs: blobs.clone(), storage: storage.clone(), disk: disk.clone() };
@@ -207,6 +210,7 @@ impl Daemon {
         };
         let options = build_options(&config, &listeners.addresses, Arc::clone(&access), owners.clone());
         let builds = build::Service::start(options, ports).await?;
+        owners.ask_for_builds(builds.handle().submitters());
 
         let ingress = Ingress::new(services::ingress_options(&config, places.ingress), Arc::clone(&access))
             .context("threads of the ingress")?
@@ -238,6 +242,9 @@ impl Daemon {
 
         access.ask_for_services(services.handle().existence());
         owners.ask_for_services(services.handle().creators());
+        packs.share_by(owners.clone());
+        // What they have sent is there since an earlier run.
+        services.handle().list().iter().for_each(|state| packs.count_service(&state.service.id));
 
         let readiness = readiness(&builders, &services, &pulse);
         let changes = router::Changes {

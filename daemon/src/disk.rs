@@ -26,6 +26,8 @@ use journal::Journal;
 pub struct DiskLimits {
     /// Bytes that one caller may hold.
     pub per_caller: u64,
+    /// Bytes that one blob or archive of an image may have.
+    pub per_image: u64,
     /// What stays free on a file system.
     pub min_free: u64,
 }
@@ -36,6 +38,8 @@ pub enum DiskError {
         "one caller may hold {limit} bytes of images and files in this room, and `{caller}` would hold more"
     )]
     Quota { caller: String, limit: u64 },
+    #[error("one image may have {limit} bytes in this room, and this has more")]
+    ImageTooLarge { limit: u64 },
     #[error("no space is left for uploads: {free} bytes of the disk are free, and {floor} must stay so")]
     NoSpace { free: u64, floor: u64 },
     #[error("free space: {0}")]
@@ -285,6 +289,14 @@ impl DiskClaim {
     pub fn grow(&self, more: u64) -> Result<(), DiskError> {
         self.shares.check_free(&self.directory, more)?;
         let mut ledger = self.shares.ledger();
+        let DiskLimits { per_image, .. } = self.shares.0.limits;
+        if ledger
+            .unfinished
+            .get(&self.number)
+            .is_some_and(|open| open.kind != UploadKind::File && open.bytes.saturating_add(more) > per_image)
+        {
+            return Err(DiskError::ImageTooLarge { limit: per_image });
+        }
         if ledger.of(&self.caller).saturating_add(more) > self.shares.0.limits.per_caller {
             return Err(self.shares.over_quota(&self.caller));
         }

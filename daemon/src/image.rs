@@ -19,7 +19,7 @@ mod runnable;
 mod transfer;
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::model::image::{Descriptor, Platform, TaggedImage, VerifiedImage};
@@ -61,6 +61,8 @@ struct Shared {
     used: UsedImages,
     /// Bytes that cached images may take.
     cache_limit: AtomicU64,
+    /// Bytes that one image may have, compressed.
+    image_limit: AtomicU64,
     owners: OnceLock<ShareOwners>,
 }
 
@@ -95,9 +97,19 @@ impl Images {
         let passes = Passes::new(Arc::clone(&blobs), inspector);
         let cache_limit = AtomicU64::new(u64::MAX);
         let (held, used) = (Held::default(), UsedImages::default());
-        let owners = OnceLock::new();
-        let shared = Shared { rooms, blobs, catalog, held, passes, used, cache_limit, owners };
+        let (image_limit, owners) = (AtomicU64::new(u64::MAX), OnceLock::new());
+        let shared = Shared { rooms, blobs, catalog, held, passes, used, cache_limit, image_limit, owners };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// Sets how many bytes one image may have, compressed.
+    pub fn limit_images(&self, bytes: u64) {
+        self.shared.image_limit.store(bytes, Ordering::Relaxed);
+    }
+
+    fn check_size(&self, manifest: Digest, size: u64) -> Result<(), ImageError> {
+        let limit = self.shared.image_limit.load(Ordering::Relaxed);
+        if size > limit { Err(ImageError::Oversize { manifest, size, limit }) } else { Ok(()) }
     }
 
     /// Whose share a caller takes is asked here from now on. Said once, at the start; until then each caller is its own.

@@ -26,7 +26,7 @@ mod upload;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use hearth_pack::identity::{ContentHash, Node, TreeDigest};
@@ -36,6 +36,9 @@ use self::image::ImageOptions;
 use crate::image::Images;
 use crate::image::port::{Origin, PackContent};
 use crate::model::Reference;
+use crate::model::access::SERVICE_NAME;
+use crate::model::id::ServiceId;
+use crate::model::share_owner::{ShareOwner, ShareOwners};
 use crate::task;
 use memory::{Memory, Share};
 use port::PackTree;
@@ -80,6 +83,7 @@ struct Shared {
     images: Images,
     uploads: Mutex<HashMap<String, Arc<Upload>>>,
     memory: Memory,
+    owners: OnceLock<ShareOwners>,
     /// Held for reading from the look whether all of a tree is there until the tree is kept, and for writing by a
     /// sweep: between the two, nothing else says that its content is needed.
     keeping: RwLock<()>,
@@ -138,7 +142,17 @@ impl Packs {
         let trees = Trees::open(&directory.join("trees"), ListingLimits::default())?;
         let (uploads, memory) = (Mutex::default(), Memory::new(LISTS));
         let keeping = RwLock::default();
-        Ok(Self(Arc::new(Shared { directory, keep, store, trees, images, uploads, memory, keeping })))
+        Ok(Self(Arc::new(Shared {
+            directory,
+            keep,
+            store,
+            trees,
+            images,
+            uploads,
+            memory,
+            owners: OnceLock::new(),
+            keeping,
+        })))
     }
 
     /// Ends at once when the room has this tree of this participant, or the image that is made of it.
@@ -146,7 +160,7 @@ impl Packs {
         if let Some(ready) = self.made_before(tree, &destination).await? {
             return Ok(Begun::Done(Box::new(ready)));
         }
-        let owner = OwnerKey::of(&destination.owner);
+        let owner = self.count(&destination.owner);
         let known = self.blocking("find tree", move |shared| shared.known(&owner, &tree)).await?;
         if let Some(listing) = known {
             return self.make(listing, &destination).await.map(Box::new).map(Begun::Done);
@@ -156,6 +170,30 @@ impl Packs {
         self.0.make_room(&mut uploads, &owner)?;
         uploads.insert(id.clone(), Arc::new(Upload::new(owner, tree, destination)));
         Ok(Begun::Upload(id))
+    }
+
+    /// Whose quota a caller's packs count for is asked here from now on. Said once, at the start; until then each caller
+    /// has its own.
+    pub fn share_by(&self, owners: ShareOwners) {
+        if self.0.owners.set(owners).is_err() {
+            tracing::warn!("it was said already whose quota packs count for");
+        }
+    }
+
+    /// Has what a service has sent count for whoever deployed it.
+    pub fn count_service(&self, service: &ServiceId) {
+        self.count(&format!("{SERVICE_NAME}{service}"));
+    }
+
+    fn count(&self, caller: &str) -> OwnerKey {
+        let owner = OwnerKey::of(caller);
+        if let Some(owners) = self.0.owners.get() {
+            let ShareOwner(share) = owners.of(caller);
+            if share != caller {
+                self.0.store.count_as(owner, OwnerKey::of(&share));
+            }
+        }
+        owner
     }
 
     /// Bytes of content that a participant has sent and that are still there.

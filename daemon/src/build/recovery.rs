@@ -21,7 +21,7 @@ use super::port::{BuildQuery, StoreError};
 use super::publisher::Publisher;
 use super::service::{Active, Shared};
 use super::submit::packs_of;
-use crate::model::build::{BuildOutcome, BuildRecord, BuildSecrets, BuildState, EventKind};
+use crate::model::build::{BuildOutcome, BuildRecord, BuildState, EventKind};
 use crate::model::fault::Fault;
 use crate::model::share_owner::ShareOwner;
 use crate::task;
@@ -80,12 +80,12 @@ async fn recover_one(shared: &Arc<Shared>, mut record: BuildRecord) -> Result<()
     };
     if let Some(fault) = refusal {
         tracing::warn!(build.id = %record.id, fault = fault.message, "build interrupted");
-        let active = Active::new(record.id.clone(), log, BuildSecrets::default(), Vec::new());
+        let active = Active::new(record.id.clone(), record.submitted_by.clone(), log, Vec::new());
         let publisher = Publisher::new(Arc::clone(&active.log), Mask::default(), 0);
         shared.end(&active, record, BuildOutcome::Interrupted(fault), publisher).await;
         return Ok(());
     }
-    let active = Active::new(record.id.clone(), log, BuildSecrets::default(), packs);
+    let active = Active::new(record.id.clone(), record.submitted_by.clone(), log, packs);
     if record.state == BuildState::Running {
         tracing::info!(build.id = %record.id, "build waits to be run again");
         let log = Arc::clone(&active.log);

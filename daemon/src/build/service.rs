@@ -122,6 +122,7 @@ pub(super) struct State {
 /// A build that waits or runs.
 pub(super) struct Active {
     pub(super) id: BuildId,
+    pub(super) submitted_by: String,
     pub(super) log: Arc<EventLog>,
     pub(super) secrets: BuildSecrets,
     /// Held until the build ends.
@@ -136,17 +137,23 @@ pub(super) struct Active {
 }
 
 impl Active {
-    pub(super) fn new(id: BuildId, log: Arc<EventLog>, secrets: BuildSecrets, packs: Vec<PackId>) -> Self {
+    pub(super) fn new(id: BuildId, submitted_by: String, log: Arc<EventLog>, packs: Vec<PackId>) -> Self {
         Self {
             id,
+            submitted_by,
             log,
-            secrets,
+            secrets: BuildSecrets::default(),
             packs,
             early: Mutex::default(),
             decision: Decision::default(),
             stop: CancellationToken::new(),
             ended: CancellationToken::new(),
         }
+    }
+
+    #[must_use]
+    pub(super) fn with_secrets(self, secrets: BuildSecrets) -> Self {
+        Self { secrets, ..self }
     }
 
     #[must_use]
@@ -194,6 +201,16 @@ impl Handle {
     /// One build, by its whole id or a beginning of it that no other build has.
     pub async fn get(&self, id: &str) -> Result<BuildRecord, BuildError> {
         self.find(id, None).await
+    }
+
+    /// Tells who has submitted a build that has not ended, by its whole id, for as long as the daemon runs.
+    pub fn submitters(&self) -> impl Fn(&str) -> Option<String> + Send + Sync + use<> {
+        let shared = Arc::downgrade(&self.shared);
+        move |build| {
+            let id = build.parse::<BuildId>().ok()?;
+            let active = shared.upgrade()?.state().active.get(&id).cloned()?;
+            Some(active.submitted_by.clone())
+        }
     }
 
     /// The same, where the beginning of an id is looked up among the builds of `owner`, if one is named.

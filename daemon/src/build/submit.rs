@@ -143,10 +143,12 @@ impl Shared {
         match stored {
             Ok((Inserted::New, log)) => {
                 let mut state = self.state();
-                let active = Active::new(id.clone(), log, request.secrets, packs).with_early(early);
+                let SubmitBuild { caller, secrets, .. } = request;
+                let active = Active::new(id.clone(), caller.clone(), log, packs);
+                let active = active.with_secrets(secrets).with_early(early);
                 state.active.insert(id.clone(), Arc::new(active));
                 state.admission.enqueue(place, id.clone());
-                tracing::info!(build.id = %id, caller = request.caller, "build accepted");
+                tracing::info!(build.id = %id, caller, "build accepted");
                 Ok(Submitted { id, created: true })
             }
             other => {

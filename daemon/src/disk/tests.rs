@@ -6,7 +6,10 @@ struct Scene {
 }
 
 fn scene(per_caller: u64) -> Scene {
-    Scene { directory: tempfile::tempdir().unwrap(), limits: DiskLimits { per_caller, min_free: 0 } }
+    Scene {
+        directory: tempfile::tempdir().unwrap(),
+        limits: DiskLimits { per_caller, per_image: u64::MAX, min_free: 0 },
+    }
 }
 
 impl Scene {
@@ -82,4 +85,18 @@ fn half_a_line_of_a_killed_daemon_is_passed_over() {
     text.extend(b"{\"content\":{\"room_fi");
     std::fs::write(&path, text).unwrap();
     assert_eq!(scene.open().kept()["a"].files, 7);
+}
+
+#[test]
+fn one_image_has_a_limit_of_its_own_and_files_have_none() {
+    let mut scene = scene(1000);
+    scene.limits.per_image = 100;
+    let shares = scene.open();
+    for kind in [UploadKind::Blob, UploadKind::Archive] {
+        let claim = shares.begin("a", kind, "x", scene.directory.path()).unwrap();
+        claim.grow(60).unwrap();
+        assert!(matches!(claim.grow(41), Err(DiskError::ImageTooLarge { limit: 100 })));
+        claim.grow(40).unwrap();
+    }
+    scene.claim(&shares, "a").unwrap().grow(500).unwrap();
 }

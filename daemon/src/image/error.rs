@@ -55,6 +55,11 @@ pub enum ImageError {
     PackNotFound { id: PackId },
     #[error("no space is left for the image")]
     NoSpace,
+    /// Whoever asks for it holds as much as one caller may.
+    #[error("{0}")]
+    Quota(String),
+    #[error("image {manifest} has {size} bytes, and one image may have {limit} in this room")]
+    Oversize { manifest: Digest, size: u64, limit: u64 },
     #[error(transparent)]
     Remote(#[from] RemoteError),
     #[error(transparent)]
@@ -118,6 +123,8 @@ impl ImageError {
             Self::Archive(_) => "invalid_archive",
             Self::PackNotFound { .. } => "pack_not_found",
             Self::NoSpace => "no_space",
+            Self::Quota(_) => "quota_exceeded",
+            Self::Oversize { .. } => "image_too_large",
             Self::Remote(error) => error.code(),
             Self::Credentials(_) => "registry_credentials",
             Self::TooManyBlobs { .. } => "invalid_manifest",
@@ -162,6 +169,12 @@ impl ImageError {
             }
             Self::LayerMismatch(_) | Self::LayerCount { .. } | Self::LayerForm { .. } => Some(
                 "whoever made this image wrote a config that does not belong to its layers; build or pull it again, and do not use it",
+            ),
+            Self::Quota(_) => Some(
+                "`hearth system df` shows what is held; remove files and images, or raise [uploads] in the daemon's configuration",
+            ),
+            Self::Oversize { .. } => Some(
+                "make the image smaller, or raise max_bytes_per_image of [uploads] in the daemon's configuration",
             ),
             Self::NoSpace => {
                 Some("remove images that are not needed, or give the state directory more space")

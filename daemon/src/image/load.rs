@@ -148,6 +148,7 @@ impl Images {
         destination: Destination,
     ) -> Result<(Option<PackId>, Option<TaggedImage>, u64), ImageError> {
         let size_bytes = contents.size_bytes;
+        self.check_size(manifest.digest, size_bytes)?;
         let catalog = &self.shared.catalog;
         match destination {
             Destination::Pack { owner } => {
@@ -178,9 +179,8 @@ fn put_packed(blobs: &dyn Blobs, packed: &Packed) -> Result<(Descriptor, Content
         blobs.put(&digest, &mut content).map_err(|error| match error {
             BlobError::DiskFull => ImageError::NoSpace,
             BlobError::Io(source) => failed(source),
-            error @ (BlobError::Mismatch { .. } | BlobError::Quota(_)) => {
-                failed(io::Error::new(io::ErrorKind::InvalidData, error))
-            }
+            BlobError::Quota(message) => ImageError::Quota(message),
+            error @ BlobError::Mismatch { .. } => failed(io::Error::new(io::ErrorKind::InvalidData, error)),
         })?;
     }
     let top = packed.descriptor();

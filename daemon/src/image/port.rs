@@ -41,8 +41,9 @@ pub trait Blobs: Send + Sync + 'static {
     /// is [`BlobError::Mismatch`] and leaves nothing. Content that is there already is read to its end
     /// and verified all the same, and touched.
     fn put(&self, digest: &Digest, content: &mut dyn io::Read) -> Result<Stored, BlobError>;
-    /// As [`put`](Self::put), for content that comes in pieces.
-    fn receive(&self, digest: &Digest) -> io::Result<Box<dyn IncomingBlob>>;
+    /// As [`put`](Self::put), for content that comes in pieces. It counts for `owner` if it is new; `name` tells what it
+    /// is while it comes.
+    fn receive(&self, digest: &Digest, owner: &str, name: &str) -> Result<Box<dyn IncomingBlob>, BlobError>;
     /// A file without a name, and the directory that it was made in.
     fn scratch_file(&self) -> io::Result<(File, PathBuf)>;
     /// Takes back what [`put`](Self::put) brought, unless someone has touched it since.

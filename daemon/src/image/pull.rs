@@ -15,7 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use hearth_pack::image as oci;
-use hearth_pack::remote::{CHUNKS_AHEAD, Remote, RemoteError, Source};
+use hearth_pack::remote::{CHUNKS_AHEAD, Remote, RemoteError, Source, full_name};
 use tokio::sync::mpsc;
 
 use super::contents::Contents;
@@ -52,6 +52,13 @@ pub struct Pull<'a> {
     pub destination: Destination,
 }
 
+/// Whose the content is that comes, and of which image.
+#[derive(Clone)]
+struct Fetched {
+    owner: String,
+    name: String,
+}
+
 /// The JSON of an image: the top comes last.
 struct Outline {
     source: Source,
@@ -71,16 +78,19 @@ impl Images {
         let Some((top, _)) = outline.manifests.last().cloned() else {
             return Err(ImageError::NotFound { reference: reference.to_string() });
         };
+        let size = outline.blobs.iter().fold(0, |sum: u64, part| sum.saturating_add(part.size));
+        self.check_size(top.digest, size)?;
         transfer.begin(outline.blobs.iter().map(|part| part.size));
         let held = match &destination {
             Destination::Pack { owner } => self.held_by(owner).await?,
             Destination::Tag(_) | Destination::Untagged(_) => HashSet::new(),
         };
+        let of = &Fetched { owner: self.owner_of(caller), name: full_name(reference) };
         let (source, held, place) = (&outline.source, &held, &destination);
         let bring = outline.blobs.iter().cloned().map(|part| async move {
             let stored = match self.here(&part, place, held).await? {
                 Some(stored) => stored,
-                None => self.bring(remote, source, &part).await?,
+                None => self.bring(remote, source, &part, of).await?,
             };
             transfer.done(part.size);
             Ok::<_, ImageError>(stored)
@@ -172,7 +182,13 @@ impl Images {
         Ok(size.filter(|size| *size == part.size).map(|size| Stored { digest, size, fresh: None }))
     }
 
-    async fn bring(&self, remote: &Remote, source: &Source, part: &Part) -> Result<Stored, ImageError> {
+    async fn bring(
+        &self,
+        remote: &Remote,
+        source: &Source,
+        part: &Part,
+        of: &Fetched,
+    ) -> Result<Stored, ImageError> {
         let (send, mut chunks) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
         let digest = part.digest;
         let blob = oci::Descriptor::new("", digest, part.size);
@@ -182,7 +198,7 @@ impl Images {
             fetched
         };
         let keep = async {
-            let kept = self.keep(digest, &mut chunks).await;
+            let kept = self.keep(digest, of, &mut chunks).await;
             // Whoever fetches learns that nobody takes more.
             chunks.close();
             kept
@@ -207,12 +223,14 @@ impl Images {
     async fn keep(
         &self,
         digest: Digest,
+        of: &Fetched,
         chunks: &mut mpsc::Receiver<Bytes>,
     ) -> Result<Box<dyn IncomingBlob>, ImageError> {
-        let shared = Arc::clone(&self.shared);
-        let begun = task::blocking("pull blob", move || shared.blobs.receive(&digest)).await;
+        let (shared, of) = (Arc::clone(&self.shared), of.clone());
+        let begun = move || shared.blobs.receive(&digest, &of.owner, &of.name);
+        let begun = task::blocking("pull blob", begun).await;
         let begun = begun.map_err(|_| ImageError::Ending)?;
-        let begun = begun.map_err(|error| stored_error(digest, error.into()))?;
+        let begun = begun.map_err(|error| stored_error(digest, error))?;
         let mut incoming = InTurn::new("pull blob", begun);
         let stopped = |stopped| match stopped {
             Stopped::Failed(error) => stored_error(digest, error),
@@ -233,8 +251,9 @@ impl Images {
 pub(super) fn stored_error(digest: Digest, error: BlobError) -> ImageError {
     let source = match error {
         BlobError::DiskFull => return ImageError::NoSpace,
+        BlobError::Quota(message) => return ImageError::Quota(message),
         BlobError::Io(source) => source,
-        error @ (BlobError::Mismatch { .. } | BlobError::Quota(_)) => std::io::Error::other(error),
+        error @ BlobError::Mismatch { .. } => std::io::Error::other(error),
     };
     ImageError::Read { digest, source }
 }

@@ -12,6 +12,7 @@ use crate::store::Store;
 mod cache;
 mod layers;
 mod pull;
+mod quota;
 mod runnable;
 
 struct Room {

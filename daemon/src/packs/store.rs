@@ -188,6 +188,11 @@ impl ContentStore {
         self.0.limits
     }
 
+    /// What `owner` sends counts for the quota of `share` from now on.
+    pub fn count_as(&self, owner: OwnerKey, share: OwnerKey) {
+        self.0.index().count_as(owner, share);
+    }
+
     /// Bytes on disk that a participant has sent.
     pub fn sent_by(&self, owner: &OwnerKey) -> u64 {
         self.0.index().sent.get(owner).copied().unwrap_or_default()

@@ -426,6 +426,28 @@ async fn a_quota_that_is_hit_is_an_error_and_gives_the_space_back() {
 }
 
 #[tokio::test]
+async fn what_services_send_counts_for_whoever_deployed_them() {
+    let room = room_with(StoreLimits { per_owner: 3_000_000, ..LIMITS });
+    let owners = ShareOwners::default();
+    owners.ask_for_services(|service| (service != "bobs").then(|| "ann".to_owned()));
+    room.packs.share_by(owners);
+    for (seed, sender) in [(1, "ann"), (2, "service:1")] {
+        let files = local(&[("a", &noise(seed, 1_200_000))]);
+        files.upload(&room.packs, destination(sender, None)).await.unwrap();
+    }
+    let third = local(&[("a", &noise(9, 1_200_000))]);
+    for sender in ["service:2", "ann", "service:1"] {
+        let error = third.upload(&room.packs, destination(sender, None)).await.unwrap_err();
+        assert!(matches!(error, PackError::Store(AppendError::OwnerQuota { .. })), "{sender}: {error}");
+    }
+    third.upload(&room.packs, destination("service:bobs", None)).await.unwrap();
+    // It is a quota that they share, and nothing else: content of one is another's only with a proof.
+    let theirs = local(&[("a", &noise(1, 1_200_000))]);
+    let known = theirs.begin(&room.packs, "service:1").await;
+    assert!(matches!(known, Begun::Upload(_)));
+}
+
+#[tokio::test]
 async fn uploads_of_one_participant_are_counted_and_idle_ones_are_forgotten() {
     let room = room();
     let tree = |number: u8| TreeDigest::from_bytes([number; 32]);

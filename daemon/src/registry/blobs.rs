@@ -26,7 +26,7 @@ pub use spool::{Placed, Spool};
 
 use crate::disk::{DiskError, DiskShares, KeptContent, UploadKind};
 use crate::image::port::{BlobError, Blobs, IncomingBlob, Stored, Swept};
-use crate::model::{Digest, Repository};
+use crate::model::Digest;
 
 /// How much is read at a time where content is stored from a reader.
 const CHUNK: usize = 256 * 1024;
@@ -81,12 +81,10 @@ impl BlobStore {
         Spool::new(self.clone(), None)
     }
 
-    /// As [`spool`](Self::spool), for what a caller brings to a repository.
-    pub fn spool_of(&self, caller: &str, repository: &Repository) -> Result<Spool, BlobError> {
+    /// As [`spool`](Self::spool), for what counts for `owner`. `name` tells what it is.
+    pub fn spool_of(&self, owner: &str, name: &str) -> Result<Spool, BlobError> {
         let claim = match &self.disk {
-            Some(disk) => {
-                Some(disk.begin(caller, UploadKind::Blob, repository.as_str(), &self.inner.uploads)?)
-            }
+            Some(disk) => Some(disk.begin(owner, UploadKind::Blob, name, &self.inner.uploads)?),
             None => None,
         };
         Ok(Spool::new(self.clone(), claim)?)
@@ -162,8 +160,11 @@ impl Blobs for BlobStore {
         spool.finish(digest)
     }
 
-    fn receive(&self, digest: &Digest) -> io::Result<Box<dyn IncomingBlob>> {
-        Ok(Box::new(self.spool_for(digest)?))
+    fn receive(&self, digest: &Digest, owner: &str, name: &str) -> Result<Box<dyn IncomingBlob>, BlobError> {
+        Ok(Box::new(match self.touched(digest)? {
+            Some(_) => Spool::nowhere(self.clone()),
+            None => self.spool_of(owner, name)?,
+        }))
     }
 
     fn scratch_file(&self) -> io::Result<(File, PathBuf)> {
@@ -195,7 +196,7 @@ impl Blobs for BlobStore {
 impl From<DiskError> for BlobError {
     fn from(error: DiskError) -> Self {
         match error {
-            DiskError::Quota { .. } => Self::Quota(error.to_string()),
+            DiskError::Quota { .. } | DiskError::ImageTooLarge { .. } => Self::Quota(error.to_string()),
             DiskError::NoSpace { .. } => Self::DiskFull,
             DiskError::Io(error) => error.into(),
         }

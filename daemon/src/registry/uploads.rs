@@ -29,6 +29,8 @@ pub struct UploadLimits {
     pub turn: Duration,
     /// How long a body may stall.
     pub stall: Duration,
+    /// Bytes that the blobs of one manifest may have.
+    pub image_bytes: u64,
 }
 
 impl Default for UploadLimits {
@@ -39,6 +41,7 @@ impl Default for UploadLimits {
             idle: Duration::from_secs(3600),
             turn: Duration::from_secs(30),
             stall: Duration::from_secs(60),
+            image_bytes: u64::MAX,
         }
     }
 }

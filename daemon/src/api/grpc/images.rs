@@ -251,7 +251,9 @@ impl From<ImageError> for Refusal {
             | ImageError::LayerRefused { .. }
             | ImageError::ImageTooLarge { .. }
             | ImageError::OtherPlatform { .. } => Code::FailedPrecondition,
-            ImageError::NoSpace => Code::ResourceExhausted,
+            ImageError::NoSpace | ImageError::Quota(_) | ImageError::Oversize { .. } => {
+                Code::ResourceExhausted
+            }
             ImageError::TooManyBlobs { .. } => Code::InvalidArgument,
             ImageError::Remote(error) => match error.of_registry() {
                 RemoteError::Refused { status: 401 | 403, .. } => Code::PermissionDenied,

@@ -130,6 +130,8 @@ impl From<DiskError> for Refusal {
         match error {
             DiskError::Quota { .. } => Self::new(Code::ResourceExhausted, "quota_exceeded", message)
                 .hint("`hearth system df` shows what is held; remove files and images, or raise [uploads] in the daemon's configuration"),
+            DiskError::ImageTooLarge { .. } => Self::new(Code::ResourceExhausted, "image_too_large", message)
+                .hint("make the image smaller, or raise max_bytes_per_image of [uploads] in the daemon's configuration"),
             DiskError::NoSpace { .. } => Self::new(Code::ResourceExhausted, "no_space", message)
                 .hint("remove images and files that are not needed, or make the disk larger"),
             DiskError::Io(cause) => Self::internal("the disk could not be looked at", cause),

@@ -10,12 +10,15 @@ use sha2::{Digest as _, Sha256};
 use super::*;
 use crate::task;
 
-fn digest_of(bytes: &[u8]) -> Digest {
+pub(super) fn digest_of(bytes: &[u8]) -> Digest {
     Digest::from_sha256(Sha256::digest(bytes).into())
 }
 
 /// Serves a manifest whose layer is `layer`, with that layer's content or without.
-async fn registry(layer: OciDescriptor, content: Option<Vec<u8>>) -> (String, task_handle::Server) {
+pub(super) async fn registry(
+    layer: OciDescriptor,
+    content: Option<Vec<u8>>,
+) -> (String, task_handle::Server) {
     // Its layer is not compressed, whatever its media type says.
     let rootfs = format!(r#"{{"type":"layers","diff_ids":["{}"]}}"#, layer.digest);
     let config = format!(r#"{{"os":"linux","architecture":"amd64","rootfs":{rootfs}}}"#).into_bytes();
@@ -48,9 +51,9 @@ async fn registry(layer: OciDescriptor, content: Option<Vec<u8>>) -> (String, ta
     (host, task_handle::Server(server))
 }
 
-mod task_handle {
+pub(super) mod task_handle {
     /// Ends with the test.
-    pub(super) struct Server(pub(super) tokio::task::JoinHandle<()>);
+    pub struct Server(pub(super) tokio::task::JoinHandle<()>);
 
     impl Drop for Server {
         fn drop(&mut self) {
@@ -68,7 +71,7 @@ fn amd64() -> Platforms {
     Platforms::One(Platform::parse("linux/amd64").unwrap())
 }
 
-async fn pull(room: &Room, host: &str, destination: Destination) -> Result<Loaded, ImageError> {
+pub(super) async fn pull(room: &Room, host: &str, destination: Destination) -> Result<Loaded, ImageError> {
     let reference = format!("{host}/theirs:1").parse().unwrap();
     let pull =
         Pull { remote: &remote(), reference: &reference, caller: "ann", platforms: amd64(), destination };

@@ -14,7 +14,7 @@ use super::{ContentStore, Inner, OwnerKey, Piece};
 pub struct StoreLimits {
     /// Bytes of all segments.
     pub total: u64,
-    /// Bytes that one participant has sent and that are still there.
+    /// Bytes that one participant and its services have sent and that are still there.
     pub per_owner: u64,
     /// What stays free on the file system.
     pub min_free: u64,
@@ -166,7 +166,7 @@ impl Inner {
         if index.used() + more > limits.total {
             return Err(AppendError::Quota { limit: limits.total });
         }
-        if index.sent.get(owner).copied().unwrap_or_default() + more > limits.per_owner {
+        if index.sent_within_share(owner).saturating_add(more) > limits.per_owner {
             return Err(AppendError::OwnerQuota { limit: limits.per_owner });
         }
         let disk = rustix::fs::statvfs(&self.directory).map_err(io::Error::from)?;

@@ -8,6 +8,9 @@ use super::OwnerKey;
 use super::rows::{Kind, Place, Row};
 use super::table::{Key, Known, Table};
 
+/// Owners that count for another; beyond these, those of whom nothing is there are forgotten.
+const MAX_SHARES: usize = 4096;
+
 #[derive(Debug, Default)]
 pub(super) struct Index {
     pub contents: Table,
@@ -20,6 +23,8 @@ pub(super) struct Index {
     pub segments: BTreeMap<u32, Segment>,
     /// Bytes of frames, by who sent them.
     pub sent: HashMap<OwnerKey, u64>,
+    /// Whose quota an owner's bytes count for, where it is not its own.
+    share_of: HashMap<OwnerKey, OwnerKey>,
     /// Number of the next segment.
     pub next: u32,
 }
@@ -143,6 +148,21 @@ impl Index {
 
     pub(super) fn used(&self) -> u64 {
         self.segments.values().map(|segment| u64::from(segment.length)).sum()
+    }
+
+    /// Bytes that are there of all owners who share the quota of this one.
+    pub(super) fn sent_within_share(&self, owner: &OwnerKey) -> u64 {
+        let share = |owner: &OwnerKey| *self.share_of.get(owner).unwrap_or(owner);
+        let of = share(owner);
+        self.sent.iter().filter(|(other, _)| share(other) == of).map(|(_, bytes)| bytes).sum()
+    }
+
+    pub(super) fn count_as(&mut self, owner: OwnerKey, share: OwnerKey) {
+        if self.share_of.len() >= MAX_SHARES {
+            let Self { share_of, sent, .. } = self;
+            share_of.retain(|owner, _| sent.contains_key(owner));
+        }
+        self.share_of.insert(owner, share);
     }
 
     pub(super) fn count_sent(&mut self) {

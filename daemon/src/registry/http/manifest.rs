@@ -97,6 +97,7 @@ impl Registry {
         let manifest = Manifest::parse(media_type, &content)
             .map_err(|error| Refusal::bad("MANIFEST_INVALID", error.to_string()))?;
         let parts = manifest.parts();
+        self.check_size(&parts)?;
         self.check_parts(repository, parts.clone()).await?;
 
         let size = content.len() as u64;
@@ -126,6 +127,18 @@ impl Registry {
             headers.insert(OCI_SUBJECT, header_value(&subject.to_string())?);
         }
         Ok(response)
+    }
+
+    fn check_size(&self, parts: &[Part]) -> Result<(), Refusal> {
+        let limit = self.uploads.limits.image_bytes;
+        let blobs = parts.iter().filter(|part| part.kind == PartKind::Blob);
+        let size = blobs.fold(0, |sum: u64, part| sum.saturating_add(part.size));
+        if size <= limit {
+            return Ok(());
+        }
+        let message = format!("the image has {size} bytes, and one image may have {limit} in this room");
+        Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", message)
+            .detail(json!({"reason": "image_too_large"})))
     }
 
     async fn read_manifest(&self, body: Body) -> Result<Vec<u8>, Refusal> {

@@ -15,7 +15,7 @@ use super::refusal::Refusal;
 use super::{DOCKER_CONTENT_DIGEST, Query, Registry, empty, header_value, receive, route};
 use crate::access::policy::{CallerAction, decide};
 use crate::image::port::Blobs as _;
-use crate::model::access::{BUILD_NAME, Caller};
+use crate::model::access::Caller;
 use crate::model::{Digest, Repository};
 use crate::registry::blobs::Spool;
 use crate::registry::uploads::{Turn, Upload, Uploads};
@@ -40,10 +40,7 @@ impl Registry {
         let whole = query.get("digest").map(route::digest).transpose()?;
         self.uploads.check(&caller.name).map_err(|_| too_many())?;
         let (blobs, owner, to) = (self.blobs.clone(), owner.to_owned(), repository.clone());
-        let spool = task::blocking("upload", move || match is_build(&owner) {
-            true => Ok(blobs.spool()?),
-            false => blobs.spool_of(&owner, &to),
-        });
+        let spool = task::blocking("upload", move || blobs.spool_of(&owner, to.as_str()));
         let spool = spool.await??;
         let upload = self.uploads.begin(repository, &caller.name, spool).map_err(|_| too_many())?;
         let Some(digest) = whole else {
@@ -207,11 +204,6 @@ impl Registry {
         }
         created(repository, digest)
     }
-}
-
-/// The daemon's own BuildKit, which pushes what a build has made: nobody's upload.
-fn is_build(caller: &str) -> bool {
-    caller.starts_with(BUILD_NAME)
 }
 
 /// Takes an upload off the list whatever becomes of the request.

@@ -1,0 +1,69 @@
+//! How much one caller's images and one image may take.
+
+use hearth_pack::image::Descriptor as OciDescriptor;
+
+use super::pull::{digest_of, pull, registry};
+use super::*;
+use crate::disk::{DiskLimits, DiskShares};
+use crate::model::share_owner::ShareOwners;
+
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+
+/// A room that counts what callers bring.
+fn counted(per_caller: u64) -> (Room, DiskShares) {
+    let Room { directory, blobs, store, .. } = room();
+    let limits = DiskLimits { per_caller, per_image: u64::MAX, min_free: 0 };
+    let disk = DiskShares::open(&directory.path().join("ledger"), limits).unwrap();
+    let blobs = blobs.counted(disk.clone());
+    let inspector = Arc::new(LayerInspection::new(LayerLimits::default()));
+    let images =
+        Images::new(RoomRegistries::default(), Arc::new(blobs.clone()), Arc::new(store.clone()), inspector);
+    (Room { directory, images, blobs, store }, disk)
+}
+
+fn tag(name: &str) -> Destination {
+    Destination::Tag(Reference::parse_tag(name).unwrap())
+}
+
+#[tokio::test]
+async fn what_is_fetched_for_a_caller_counts_for_its_owner() {
+    let content = layers::tar("file", &[7; 100_000]);
+    let layer = OciDescriptor::new(LAYER, digest_of(&content), content.len() as u64);
+    let (host, _server) = registry(layer, Some(content)).await;
+    let (small, disk) = counted(50_000);
+    let error = pull(&small, &host, tag("mine:1")).await.unwrap_err();
+    assert_eq!(error.code(), "quota_exceeded", "{error}");
+    // What was under way beside it ends on a thread of its own.
+    for _ in 0..500 {
+        if disk.unfinished().is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(disk.unfinished().is_empty(), "{:?}", disk.unfinished());
+    let (large, disk) = counted(500_000);
+    let owners = ShareOwners::default();
+    owners.ask_for_services(|_| None);
+    owners.ask_for_builds(|_| None);
+    large.images.share_by(owners);
+    pull(&large, &host, tag("mine:1")).await.unwrap();
+    assert!(disk.kept()["ann"].images > 100_000, "{:?}", disk.kept());
+}
+
+#[tokio::test]
+async fn an_image_that_is_larger_than_one_may_be_is_refused_whichever_way_it_comes() {
+    let content = layers::tar("file", &[7; 100_000]);
+    let layer = OciDescriptor::new(LAYER, digest_of(&content), content.len() as u64);
+    // Its content is not even asked for.
+    let (host, _server) = registry(layer, None).await;
+    let room = room();
+    room.images.limit_images(50_000);
+    let error = pull(&room, &host, tag("mine:1")).await.unwrap_err();
+    assert_eq!(error.code(), "image_too_large", "{error}");
+    room.images.limit_images(100);
+    let error = room.load(archive("loaded"), "mine:2").await.unwrap_err();
+    assert_eq!(error.code(), "image_too_large", "{error}");
+    assert!(room.images.resolve(&"mine:2".parse().unwrap()).await.is_err());
+    room.images.limit_images(50_000);
+    room.load(archive("loaded"), "mine:2").await.unwrap();
+}
