@@ -25,7 +25,7 @@ fn by(daemon: &Daemon, token: &str, arguments: &[&str]) -> Output {
 fn what_a_deploy_fetched_is_read_by_nobody_else() {
     // A real registry that asks for a password.
     let other = Daemon::start(Options::room("wd-o"));
-    let room = Daemon::start(Options::room("wd"));
+    let room = Daemon::start(Options::room("wd").registries(&[&other.listen()]));
     App::page("one\n").pack(&other, "team/web:1");
     App::page("two\n").pack(&other, "team/web:2");
     App::page("files\n").pack(&other, "team/files:1");
