@@ -174,7 +174,9 @@ impl Run<'_> {
         let mut fault = failure::fault(status, &self.progress, out_of_memory);
         if let Some(network) = &self.kit.network {
             let begun = failure::began(status, &self.progress).unwrap_or(self.begun);
-            egress::explain(&mut fault, network, self.kit.executor.as_deref(), begun).await;
+            let shared = failure::ran_beside_another(status, &self.progress);
+            let executor = self.kit.executor.as_deref();
+            egress::explain(&mut fault, network, executor, begun, shared).await;
         }
         if let Some(git) = &self.kit.git
             && fault.code == failure::REPOSITORY

@@ -2,7 +2,8 @@
 //!
 //! A builder knows its refusals by the namespace that they came from, and not by step. Namespaces that other steps had
 //! at that moment are told by the bundles of those that still run; what is left was refused to the failed step, or to
-//! one of the same builder that has ended since.
+//! one of the same builder that has ended since. Where another step ran beside the failed one, or refusals came from
+//! several namespaces, the message says so instead of naming the failed step alone.
 
 use std::fs;
 use std::path::Path;
@@ -26,12 +27,14 @@ struct Busy {
     since: SystemTime,
 }
 
-/// Adds the refusals since the step began to its fault, which then has the code `egress_refused`.
+/// Adds the refusals since the step began to its fault, which then has the code `egress_refused`. `shared`: another
+/// step of the build ran at the same time.
 pub(super) async fn explain(
     fault: &mut Fault,
     network: &BuilderNetwork,
     executor: Option<&Path>,
     begun: Instant,
+    shared: bool,
 ) {
     let refused = match tokio::time::timeout(LIMIT, network.refused_since(begun)).await {
         Ok(Ok(refused)) if refused.is_empty() => return,
@@ -42,10 +45,10 @@ pub(super) async fn explain(
     let executor = executor.map(Path::to_owned);
     let looked = crate::task::blocking("bundles", move || executor.map(|dir| busy(&dir)).unwrap_or_default());
     let busy = looked.await.unwrap_or_default();
-    describe(fault, &refused, &busy);
+    describe(fault, &refused, &busy, shared);
 }
 
-fn describe(fault: &mut Fault, refused: &[RefusedConnection], busy: &[Busy]) {
+fn describe(fault: &mut Fault, refused: &[RefusedConnection], busy: &[Busy], shared: bool) {
     let of_step = |refused: &&RefusedConnection| {
         let Some(container) = &refused.container else {
             // The builder's own, such as for a repository: only its words tell for which step.
@@ -55,9 +58,17 @@ fn describe(fault: &mut Fault, refused: &[RefusedConnection], busy: &[Busy]) {
         let at = SystemTime::now() - refused.at.elapsed();
         !busy.iter().any(|other| other.container == *container && other.since < at)
     };
-    let of_step = refused.iter().filter(of_step);
-    let shown: Vec<_> = of_step.map(|one| (shown(one), one.to.is_some())).collect();
-    name(fault, shown.into_iter());
+    let of_step: Vec<_> = refused.iter().filter(of_step).collect();
+    let mut namespaces: Vec<&str> = of_step.iter().filter_map(|one| one.container.as_deref()).collect();
+    namespaces.sort_unstable();
+    namespaces.dedup();
+    let or_another = match namespaces.len() {
+        0 => "",
+        1 if !shared => "",
+        _ => ", or another step that ran at that time,",
+    };
+    let shown: Vec<_> = of_step.into_iter().map(|one| (shown(one), one.to.is_some())).collect();
+    name(fault, shown.into_iter(), or_another);
 }
 
 /// The same for a repository that git did not fetch: what the proxy refused to this builder since the solve began. A
@@ -73,11 +84,13 @@ pub(super) fn explain_git(fault: &mut Fault, refused: &[GitRefusal]) {
             };
             (shown, address.is_some())
         }),
+        "",
     );
 }
 
-/// Says which connections were refused: each as it is shown, and whether it was for the address.
-fn name(fault: &mut Fault, refused: impl Iterator<Item = (String, bool)>) {
+/// Says which connections were refused: each as it is shown, and whether it was for the address. `or_another` follows
+/// the step where it may have been another's.
+fn name(fault: &mut Fault, refused: impl Iterator<Item = (String, bool)>, or_another: &str) {
     let mut hosts: Vec<String> = Vec::new();
     let (mut by_name, mut by_address) = (false, false);
     for (shown, for_address) in refused {
@@ -94,8 +107,11 @@ fn name(fault: &mut Fault, refused: impl Iterator<Item = (String, bool)>) {
     hosts.truncate(MOST_NAMED);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let step = fault.step.as_deref().unwrap_or("this step");
-    fault.message =
-        format!("`{step}` was refused a connection to {}{more}: {}", hosts.join(", "), fault.message);
+    fault.message = format!(
+        "`{step}`{or_another} was refused a connection to {}{more}: {}",
+        hosts.join(", "),
+        fault.message
+    );
     fault.code = "egress_refused".to_owned();
     fault.hint = Some(match (by_name, by_address) {
         (true, false) => {
@@ -176,7 +192,7 @@ mod tests {
             refused(Some("a"), "10.0.0.6", Some(([10, 0, 0, 6], 80))),
         ];
         let mut fault = failed();
-        describe(&mut fault, &all, &[]);
+        describe(&mut fault, &all, &[], false);
         assert_eq!(fault.code, "egress_refused");
         assert_eq!(
             fault.message,
@@ -187,15 +203,30 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_that_may_be_another_steps_is_not_put_to_the_failed_one_alone() {
+        let said = |all: &[RefusedConnection], shared| {
+            let mut fault = failed();
+            describe(&mut fault, all, &[], shared);
+            fault.message
+        };
+        let one = refused(Some("a"), "evil.example", None);
+        let other = refused(Some("b"), "db.example", None);
+        let or_another =
+            "`[2/2] RUN wget x`, or another step that ran at that time, was refused a connection to";
+        assert!(said(std::slice::from_ref(&one), true).starts_with(or_another));
+        assert!(said(&[one, other], false).starts_with(or_another));
+    }
+
+    #[test]
     fn what_was_refused_to_a_step_that_runs_is_none_of_the_failed_ones() {
         let all = [refused(Some("a"), "evil.example", None), refused(None, "git.example", None)];
         let long_ago = SystemTime::now() - Duration::from_secs(60);
         let mut fault = failed();
-        describe(&mut fault, &all, &[Busy { container: "a".to_owned(), since: long_ago }]);
+        describe(&mut fault, &all, &[Busy { container: "a".to_owned(), since: long_ago }], false);
         assert_eq!(fault, failed());
         // The namespace went to the next step after the refusal.
         let later = SystemTime::now() + Duration::from_secs(60);
-        describe(&mut fault, &all, &[Busy { container: "a".to_owned(), since: later }]);
+        describe(&mut fault, &all, &[Busy { container: "a".to_owned(), since: later }], false);
         assert!(fault.message.contains("evil.example") && !fault.message.contains("git.example"));
     }
 

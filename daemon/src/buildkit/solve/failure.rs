@@ -25,6 +25,12 @@ pub(super) fn began(status: &Status, progress: &Progress) -> Option<Instant> {
     progress.began(details::decode(status.details()).vertex.as_deref()?)
 }
 
+/// Whether another step ran a command while the one that failed did, or may have.
+pub(super) fn ran_beside_another(status: &Status, progress: &Progress) -> bool {
+    let vertex = details::decode(status.details()).vertex;
+    vertex.is_none_or(|vertex| progress.ran_beside_another(&vertex))
+}
+
 /// `out_of_memory` says whether steps of this builder ran out of memory while the build ran.
 pub(super) fn fault(status: &Status, progress: &Progress, out_of_memory: bool) -> Fault {
     let details = details::decode(status.details());

@@ -39,9 +39,17 @@ struct Step {
     began: Option<Instant>,
     running: bool,
     ended: bool,
+    /// When its last run ended; none for one that came from the cache.
+    ended_at: Option<Instant>,
     tail: Tail,
     /// When each of its progress lines was last sent.
     sent: HashMap<String, Instant>,
+}
+
+impl Step {
+    fn is_command(&self) -> bool {
+        self.name.contains("] RUN ")
+    }
 }
 
 impl Progress {
@@ -105,6 +113,7 @@ impl Progress {
             && step.running
         {
             (step.running, step.ended) = (false, true);
+            step.ended_at = instant_of(&completed).filter(|_| !vertex.cached);
             finished.push(EventKind::StepFinished {
                 step: number,
                 cached: vertex.cached,
@@ -175,9 +184,19 @@ impl Progress {
         self.steps[*self.by_vertex.get(vertex)?].began
     }
 
+    /// Whether another step of the build ran a command while this one did, or may have.
+    pub(super) fn ran_beside_another(&self, vertex: &str) -> bool {
+        let Some(place) = self.by_vertex.get(vertex) else { return true };
+        let Some(began) = self.steps[*place].began else { return true };
+        self.steps.iter().enumerate().any(|(other, step)| {
+            let overlaps = step.running || step.ended_at.is_some_and(|ended| ended >= began);
+            other != *place && step.is_command() && overlaps
+        })
+    }
+
     /// How many steps run a command right now.
     pub(super) fn running_commands(&self) -> usize {
-        self.steps.iter().filter(|step| step.running && step.name.contains("] RUN ")).count()
+        self.steps.iter().filter(|step| step.running && step.is_command()).count()
     }
 
     fn place(&mut self, vertex: &str) -> Option<usize> {

@@ -110,3 +110,17 @@ fn a_warning_shows_the_lines_it_is_about() {
     );
     assert_eq!(range.text, "MAINTAINER \\\n me");
 }
+
+#[test]
+fn steps_that_run_at_the_same_time_are_told_from_those_that_follow_one_another() {
+    let mut progress = Progress::new("Dockerfile");
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let ago = |seconds: u64| Some(i64::try_from(now - seconds).unwrap());
+    let cached = api::Vertex { cached: true, ..vertex("cached", ago(10), ago(10)) };
+    let update =
+        message(vec![vertex("first", ago(90), ago(60)), vertex("second", ago(50), ago(10)), cached], vec![]);
+    progress.take(update, Instant::now());
+    assert!(!progress.ran_beside_another("second"));
+    progress.take(message(vec![vertex("beside", ago(20), None)], vec![]), Instant::now());
+    assert!(progress.ran_beside_another("second"));
+}
