@@ -8,14 +8,30 @@ use jiff::Timestamp;
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{given}` is not a length of time; write numbers with units, such as `90s`, `10m`, `1h30m` or `7d`")]
-pub struct DurationError {
-    given: String,
+pub enum DurationError {
+    #[error(
+        "`{given}` is not a length of time; write numbers with units, such as `90s`, `10m`, `1h30m` or `7d`"
+    )]
+    NotALength { given: String },
+    #[error("`{given}` is longer than is taken: at most {days}d")]
+    TooLong { given: String, days: u64 },
 }
 
 /// Parses one or more `<number><unit>` with units `d`, `h`, `m`, `s` and `ms`, the larger first.
 pub fn parse(text: &str) -> Result<Duration, DurationError> {
-    parts(text.trim()).ok_or_else(|| DurationError { given: text.chars().take(100).collect() })
+    parse_at_most(text, LONGEST)
+}
+
+/// The same, with a limit of its own.
+pub fn parse_at_most(text: &str, longest: Duration) -> Result<Duration, DurationError> {
+    let given = || text.chars().take(100).collect();
+    match parts(text.trim()) {
+        None => Err(DurationError::NotALength { given: given() }),
+        Some(length) if length > longest => {
+            Err(DurationError::TooLong { given: given(), days: longest.as_secs() / 86_400 })
+        }
+        Some(length) => Ok(length),
+    }
 }
 
 fn parts(text: &str) -> Option<Duration> {
@@ -42,7 +58,7 @@ fn parts(text: &str) -> Option<Duration> {
         rest = &rest[unit_end..];
         total = total.checked_add(Duration::from_millis(count.checked_mul(milliseconds)?))?;
     }
-    (!total.is_zero() && total <= LONGEST).then_some(total)
+    (!total.is_zero()).then_some(total)
 }
 
 /// Seconds with one decimal below a minute, else hours, minutes and seconds.
@@ -112,6 +128,13 @@ mod tests {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(&format!("`{text}`")), "{error}");
         }
+    }
+
+    #[test]
+    fn a_length_that_is_too_long_is_told_the_limit() {
+        assert_eq!(parse("9999d").unwrap_err().to_string(), "`9999d` is longer than is taken: at most 366d");
+        let error = parse_at_most("31d", Duration::from_secs(30 * 86_400)).unwrap_err().to_string();
+        assert_eq!(error, "`31d` is longer than is taken: at most 30d");
     }
 
     #[test]

@@ -37,14 +37,14 @@ Examples:
     },
     /// Replace the secret that the room's tokens are signed with
     ///
-    /// Tokens of the secret before stay good for the grace time. Services that run with such a token are named: a
-    /// restart before its end gives them a new one.
+    /// Tokens of the secret before stay good for the grace time. Services that run with such a token are restarted,
+    /// one instance after the other as with `hearth services restart`, so that they have a new one.
     #[command(after_help = "\
 Examples:
   hearth token rotate
   hearth token rotate --grace 0s      # ends all tokens at once")]
     Rotate {
-        /// How long tokens made before stay good, such as `0s` or `7d`
+        /// How long tokens made before stay good, such as `0s` or `7d`, at most 30d
         #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = grace)]
         grace: Duration,
     },
@@ -57,15 +57,23 @@ Examples:
     Revoked,
 }
 
+/// What a daemon takes.
+const LONGEST_GRACE: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// A length of time, or none at all.
 fn grace(text: &str) -> Result<Duration, duration::DurationError> {
-    if matches!(text.trim(), "0" | "0s") { Ok(Duration::ZERO) } else { duration::parse(text) }
+    if matches!(text.trim(), "0" | "0s") {
+        Ok(Duration::ZERO)
+    } else {
+        duration::parse_at_most(text, LONGEST_GRACE)
+    }
 }
 
 #[derive(Serialize)]
 struct RotationView<'a> {
     accepted_until: Option<String>,
     services: &'a [String],
+    not_restarted: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -73,6 +81,8 @@ struct RevocationView<'a> {
     name: &'a str,
     before: Option<String>,
     revoked_by: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    note: &'a str,
 }
 
 impl<'a> RevocationView<'a> {
@@ -81,6 +91,7 @@ impl<'a> RevocationView<'a> {
             name: &revocation.name,
             before: output::timestamp(revocation.before.as_ref()).map(|time| time.to_string()),
             revoked_by: &revocation.revoked_by,
+            note: &revocation.note,
         }
     }
 }
@@ -111,6 +122,9 @@ pub(super) async fn run(command: TokenCommand, globals: &Globals) -> Result<(), 
                 "tokens of `{}` made before now are refused",
                 output::printable(view.name)
             ));
+            if !view.note.is_empty() {
+                output::note(&format!("warning: {}", output::printable(view.note)));
+            }
             Ok(())
         }
         TokenCommand::Revoked => revoked(globals).await,
@@ -135,7 +149,11 @@ async fn rotate(grace: Duration, globals: &Globals) -> Result<(), Failure> {
     let rotated = connect(globals).await?.rotate_token_secret(request).await?;
     let until = output::timestamp(rotated.accepted_until.as_ref()).map(|time| time.to_string());
     if globals.json {
-        return output::json(&RotationView { accepted_until: until, services: &rotated.services });
+        return output::json(&RotationView {
+            accepted_until: until,
+            services: &rotated.services,
+            not_restarted: &rotated.not_restarted,
+        });
     }
     match until {
         Some(until) if !grace.is_zero() => {
@@ -146,7 +164,13 @@ async fn rotate(grace: Duration, globals: &Globals) -> Result<(), Failure> {
     for service in &rotated.services {
         let service = output::printable(service);
         output::note(&format!(
-            "service `{service}` has a token made before; give it a new one with: hearth services restart {service}"
+            "service `{service}` has a token made before, and is being restarted to have a new one"
+        ));
+    }
+    for service in &rotated.not_restarted {
+        let service = output::printable(service);
+        output::note(&format!(
+            "service `{service}` could not be restarted; give it a new token with: hearth services restart {service}"
         ));
     }
     Ok(())

@@ -11,6 +11,7 @@ use super::forecast::forecast;
 use super::merge::{self, Merged};
 use super::plan::{ActualService, DesiredService};
 use super::service::{By, DeployError, Handle, Shared};
+use crate::access::policy::Denied;
 use crate::model::deploy::{DeployRequest, Deployed, Forecast};
 use crate::model::id::ServiceId;
 use crate::model::image::PinnedImage;
@@ -77,6 +78,30 @@ impl Handle {
 
     /// Replaces the instance of the revision that shall run, with fresh tokens and secrets.
     pub async fn restart(&self, service: &str, by: &By) -> Result<Deployed, DeployError> {
+        self.restart_permitted(service, |spec| by.may_run(spec)).await
+    }
+
+    /// Restarts the services that run with a token, so that each has a fresh one. Gives their names. They are given no
+    /// more than they have, so whoever deployed them is not asked again.
+    pub async fn renew_tokens(&self) -> Vec<(ServiceName, Result<(), DeployError>)> {
+        let mut renewed = Vec::new();
+        for service in self.list().into_iter().map(|state| state.service) {
+            let tokens = |revision: &Revision| {
+                revision.spec.env.values().any(|value| matches!(value, EnvValue::Token { .. }))
+            };
+            if !service.removing && service.wanted().is_some_and(tokens) {
+                let restarted = self.restart_permitted(service.id.as_str(), |_| Ok(())).await;
+                renewed.push((service.name, restarted.map(drop)));
+            }
+        }
+        renewed
+    }
+
+    async fn restart_permitted(
+        &self,
+        service: &str,
+        permit: impl Fn(&ServiceSpec) -> Result<(), Denied>,
+    ) -> Result<Deployed, DeployError> {
         let entry = self.shared.find(service)?;
         let mut permitted = Ok(());
         let changed = entry.change(&*self.shared.ports.store, |stored| {
@@ -86,7 +111,7 @@ impl Handle {
                 None => stored.desired,
             };
             let revision = stored.revision_mut(number)?;
-            permitted = by.may_run(&revision.spec);
+            permitted = permit(&revision.spec);
             permitted.is_ok().then_some(())?;
             revision.generation += 1;
             if matches!(revision.outcome, RevisionOutcome::Failed(_)) {

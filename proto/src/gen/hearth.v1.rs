@@ -8219,9 +8219,12 @@ pub struct RotateTokenSecretResponse {
     /// Until then tokens of the secret before are good.
     #[prost(message, optional, tag = "1")]
     pub accepted_until: ::core::option::Option<::prost_types::Timestamp>,
-    /// Services that run with a token of the secret before. A restart before that time gives them a new one.
+    /// Services that run with a token of the secret before. Each is being restarted, so that it has a new one.
     #[prost(string, repeated, tag = "2")]
     pub services: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Those of which the restart could not be begun: one before that time gives them a new token.
+    #[prost(string, repeated, tag = "3")]
+    pub not_restarted: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -8241,6 +8244,9 @@ pub struct TokenRevocation {
     /// Name of the caller who revoked them.
     #[prost(string, tag = "3")]
     pub revoked_by: ::prost::alloc::string::String,
+    /// Answer to a revocation: why the name may not be the one that was meant. Empty where the name is known.
+    #[prost(string, tag = "4")]
+    pub note: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -12,12 +12,12 @@ use super::super::http::Readiness;
 use super::caller;
 use super::usage::DiskUsage;
 use crate::access::{Access, KeyChangeError, Revocation, policy};
-use crate::audit::{AuditOutcome, AuditQuery, AuditRecord, AuditTrail};
+use crate::audit::{AuditOutcome, AuditQuery, AuditRecord, AuditTrail, MAX_RECORDS};
 use crate::deploy::Handle;
 use crate::model::RoomRegistries;
+use crate::model::access::{SERVICE_NAME, USER_NAME};
 use crate::model::builder::{BuilderState, BuilderStatus};
 use crate::model::image::Platform;
-use crate::model::service::{EnvValue, Service};
 use crate::task;
 
 const DEFAULT_TTL: Duration = Duration::from_secs(3600);
@@ -38,7 +38,7 @@ pub struct SystemService {
     pub access: Arc<Access>,
     pub usage: DiskUsage,
     pub trail: AuditTrail,
-    /// To say which services have a token.
+    /// To give services with a token a new one.
     pub deploys: Handle,
 }
 
@@ -110,10 +110,25 @@ impl v1::system_server::System for SystemService {
     ) -> Result<Response<v1::RotateTokenSecretResponse>, Status> {
         let caller = caller(request.extensions())?;
         let grace = duration("grace", request.into_inner().grace)?.unwrap_or(DEFAULT_GRACE);
-        let services = self.with_tokens();
         let until = self.change(move |access| access.rotate(grace)).await?;
         tracing::warn!(by = caller.name, %until, "rotated the room's secret");
-        Ok(Response::new(v1::RotateTokenSecretResponse { accepted_until: Some(timestamp(until)), services }))
+        let deploys = self.deploys.clone();
+        // To its end, whether or not the client waits for that.
+        let renewed =
+            task::spawn("renew tokens of services", async move { deploys.renew_tokens().await }).await;
+        let renewed = renewed.map_err(|error| Refusal::internal("services were not restarted", error))?;
+        let (mut services, mut not_restarted) = (Vec::new(), Vec::new());
+        for (name, restarted) in renewed {
+            match restarted {
+                Ok(()) => services.push(name.to_string()),
+                Err(error) => {
+                    tracing::warn!(service.name = %name, %error, "a service keeps a token of the secret before");
+                    not_restarted.push(name.to_string());
+                }
+            }
+        }
+        let accepted_until = Some(timestamp(until));
+        Ok(Response::new(v1::RotateTokenSecretResponse { accepted_until, services, not_restarted }))
     }
 
     async fn revoke_tokens(
@@ -126,7 +141,8 @@ impl v1::system_server::System for SystemService {
         let (of, by) = (name.clone(), caller.name.clone());
         let revocation = self.change(move |access| access.revoke(&of, &by)).await?;
         tracing::warn!(by = caller.name, name, "tokens were revoked");
-        Ok(Response::new(revocation_to_wire(name, revocation)))
+        let note = self.note_of(&name).await;
+        Ok(Response::new(v1::TokenRevocation { note, ..revocation_to_wire(name, revocation) }))
     }
 
     async fn list_token_revocations(
@@ -180,15 +196,39 @@ fn builder(status: BuilderStatus) -> v1::Builder {
 }
 
 impl SystemService {
-    /// Services whose instances have a token of their own.
-    fn with_tokens(&self) -> Vec<String> {
-        let has_token = |service: &Service| {
-            let revisions = service.wanted().into_iter().chain(service.live_revision());
-            let mut env = revisions.flat_map(|revision| revision.spec.env.values());
-            env.any(|value| matches!(value, EnvValue::Token { .. }))
+    /// Why a name may not be the one that was meant. The daemon keeps no list of the tokens that were made, so that a
+    /// participant is known by the audit trail alone.
+    async fn note_of(&self, name: &str) -> String {
+        if let Some(id) = name.strip_prefix(SERVICE_NAME) {
+            let known = self.deploys.list().iter().any(|state| state.service.id.as_str() == id);
+            return if known { String::new() } else { format!("there is no service with the id `{id}`") };
+        }
+        if name.starts_with(USER_NAME) {
+            return "callers on the unix socket have no token".to_owned();
+        }
+        let of_caller = AuditQuery { caller: name.to_owned(), limit: 1, ..AuditQuery::default() };
+        let action = "System.MintToken".to_owned();
+        let mints = AuditQuery { action, limit: MAX_RECORDS, ..AuditQuery::default() };
+        let known = async {
+            let calls = self.trail.read(of_caller).await?;
+            let minted = format!("token of {name}");
+            let is_known = |record: &AuditRecord| record.caller == name || record.object == minted;
+            Ok::<_, std::io::Error>(
+                calls.iter().any(is_known) || self.trail.read(mints).await?.iter().any(is_known),
+            )
         };
-        let services = self.deploys.list().into_iter().map(|state| state.service);
-        services.filter(has_token).map(|service| service.name.to_string()).collect()
+        match tokio::time::timeout(READ_LIMIT, known).await {
+            Ok(Ok(false)) => {}
+            // What cannot be told is not a reason to doubt the name.
+            _ => return String::new(),
+        }
+        match self.deploys.get(name) {
+            Ok(state) => format!(
+                "no caller `{name}` is known; the tokens of service `{name}` are those of `{SERVICE_NAME}{}`",
+                state.service.id
+            ),
+            Err(_) => format!("no caller `{name}` is known, and no token was made here for that name"),
+        }
     }
 
     /// On a thread that may wait for the disk.
@@ -205,7 +245,7 @@ impl SystemService {
 
 fn revocation_to_wire(name: String, revocation: Revocation) -> v1::TokenRevocation {
     let before = prost_types::Timestamp { seconds: revocation.before, nanos: 0 };
-    v1::TokenRevocation { name, before: Some(before), revoked_by: revocation.by }
+    v1::TokenRevocation { name, before: Some(before), revoked_by: revocation.by, note: String::new() }
 }
 
 fn record_to_wire(record: AuditRecord) -> v1::AuditRecord {

@@ -210,6 +210,32 @@ async fn a_restart_replaces_the_instance_with_a_fresh_token() {
 }
 
 #[tokio::test]
+async fn services_with_a_token_are_restarted_for_a_fresh_one_and_others_go_on() {
+    let world = world();
+    let services = start(&world).await;
+    let handle = services.handle();
+    live(&handle, "1").await;
+    assert!(handle.renew_tokens().await.is_empty(), "it has no token");
+    let first = world.running()[0].instance.clone();
+    let mut request = request("2");
+    let token = crate::model::service::EnvValue::Token { scope: "full".to_owned() };
+    request.env.insert("MESHAGENT_TOKEN".to_owned(), token);
+    deploy(&handle, request).await;
+    assert!(matches!(outcome(&handle, 2).await, DeployEventKind::Live { .. }));
+    until("one serves", || only_serves(&world, 2)).await;
+    let before = world.running()[0].instance.clone();
+    assert_ne!(before, first);
+    let [(name, restarted)] = handle.renew_tokens().await.try_into().unwrap();
+    assert_eq!(name.as_str(), "web");
+    restarted.unwrap();
+    assert!(matches!(outcome(&handle, 2).await, DeployEventKind::Live { .. }));
+    until("one serves", || only_serves(&world, 2)).await;
+    let after = world.running()[0].instance.clone();
+    let token = |instance| world.state().env[instance]["MESHAGENT_TOKEN"].clone();
+    assert_ne!(token(&before), token(&after));
+}
+
+#[tokio::test]
 async fn a_rollback_runs_what_was_live_before() {
     let world = world();
     let services = start(&world).await;
