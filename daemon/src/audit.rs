@@ -146,6 +146,13 @@ impl AuditTrail {
         }
     }
 
+    /// Takes a record of something that was not denied, and never waits.
+    pub fn record_now(&self, record: AuditRecord) {
+        if self.queue.try_send(Message::Record(Box::new(record.shortened()))).is_err() {
+            self.count_lost();
+        }
+    }
+
     /// Takes a denial, and never waits.
     pub fn denied(&self, record: AuditRecord) {
         let admitted = self.flood.lock().unwrap_or_else(PoisonError::into_inner).admits(&record);

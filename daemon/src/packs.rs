@@ -210,6 +210,12 @@ impl Packs {
         self.0.uploads().values().map(|upload| upload.unfinished()).collect()
     }
 
+    /// Whose an upload is: the policy is asked whether the caller may go on with it.
+    pub fn upload_owner(&self, id: &str) -> Result<String, PackError> {
+        let owner = self.0.uploads().get(id).map(|upload| upload.call().destination.owner.clone());
+        owner.ok_or_else(|| PackError::no_upload(id))
+    }
+
     /// Takes the list of an upload.
     pub fn lister(&self, caller: &str, id: &str) -> Result<Lister, PackError> {
         let call = self.0.call(caller, id)?;
@@ -316,12 +322,12 @@ impl Shared {
         self.uploads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Another's upload and none are the same answer.
+    /// An upload by its owner and id.
     fn call(&self, caller: &str, id: &str) -> Result<Call, PackError> {
         let owner = OwnerKey::of(caller);
         let uploads = self.uploads();
         let upload = uploads.get(id).filter(|upload| upload.owner == owner);
-        upload.map(Upload::call).ok_or_else(|| PackError::NoUpload { id: id.chars().take(64).collect() })
+        upload.map(Upload::call).ok_or_else(|| PackError::no_upload(id))
     }
 
     fn make_room(

@@ -53,6 +53,26 @@ fn the_table_has_each_method_that_is_served_and_no_other() {
     assert_eq!(served, listed);
 }
 
+/// What the names of methods begin with that only read.
+const READING: [&str; 8] = ["Get", "List", "Read", "Watch", "Inspect", "Logs", "Digest", "Diff"];
+
+#[test]
+fn a_method_is_recorded_unless_its_name_says_that_it_only_reads() {
+    let set = prost_types::FileDescriptorSet::decode(hearth_proto::FILE_DESCRIPTOR_SET).unwrap();
+    for file in &set.file {
+        for service in &file.service {
+            for method in &service.method {
+                let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                let row = METHODS.iter().find(|row| row.path == path).unwrap();
+                // Whoever sends a stream of messages brings content.
+                let reads =
+                    READING.iter().any(|word| method.name().starts_with(word)) && !method.client_streaming();
+                assert_eq!(row.changes, !reads, "{path}: is each call in the audit trail?");
+            }
+        }
+    }
+}
+
 fn gate(gate: MethodGate) -> &'static str {
     match gate {
         MethodGate::Public => "none, not even a token",

@@ -23,11 +23,16 @@ pub use spec::{may_build, may_change, may_mount_in_builds, may_mount_in_service,
 
 /// A grant that is missing, and what it was wanted for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what}: that takes the grant `{grant}`")]
+#[error("{what}: {}", needed(.grant))]
 pub struct Denied {
     pub what: String,
+    /// Empty where no grant would be enough.
     pub grant: &'static str,
     pub rule: Rule,
+}
+
+fn needed(grant: &str) -> String {
+    if grant.is_empty() { "only its owner may".to_owned() } else { format!("that takes the grant `{grant}`") }
 }
 
 /// Declares the rules with the grant that each takes, as it is written in a token and in the documentation.
@@ -40,7 +45,7 @@ macro_rules! rules {
         impl Rule {
             pub const ALL: &'static [Self] = &[$(Self::$rule),*];
 
-            /// The grant that would be enough.
+            /// The grant that would be enough. Empty where only the owner may, whatever others are granted.
             pub const fn grant(self) -> &'static str {
                 match self { $(Self::$rule => $grant),* }
             }
@@ -78,6 +83,8 @@ rules! {
     UseSecret: "secrets", "use-secret";
     HandOnToken: "admin", "hand-on-token";
     ContextMountOwner: "admin", "context-mount-owner";
+    UploadOwner: "", "upload-owner";
+    PackOwner: "", "pack-owner";
     Admin: "admin", "admin";
 }
 
@@ -194,6 +201,8 @@ fn question(caller: &Caller, action: &CallerAction<'_>) -> Option<(Rule, Result<
             return Some((Rule::HandOnToken, lacking.map_or(Ok(()), Err)));
         }
         CallerAction::UseContextMount { owner } => (Rule::ContextMountOwner, is_own(owner)),
+        CallerAction::UseUpload { owner, .. } => (Rule::UploadOwner, *owner == caller.name),
+        CallerAction::UsePack { owner, .. } => (Rule::PackOwner, *owner == caller.name),
     };
     Some((rule, if allowed { Ok(()) } else { Err(rule.grant()) }))
 }

@@ -3,7 +3,7 @@
 //! The layer that knows who calls sees what is called and how it ends; which object it was about, the handler says
 //! ([`concerns`]), since only it reads the request.
 
-use std::cell::RefCell;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::response::Response;
 use http::{HeaderMap, Method as Verb, StatusCode};
@@ -19,7 +19,18 @@ use crate::registry;
 const MAX_OBJECTS: usize = 300;
 
 tokio::task_local! {
-    static TOLD: RefCell<Told>;
+    static TOLD: SharedTold;
+}
+
+/// Shared by the handler and by what records the call.
+#[derive(Clone, Default)]
+struct SharedTold(Arc<Mutex<Told>>);
+
+impl SharedTold {
+    fn lock(&self) -> MutexGuard<'_, Told> {
+        // Nothing under this lock leaves it half changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Default)]
@@ -33,7 +44,7 @@ struct Told {
 pub(super) fn concerns(object: impl std::fmt::Display) {
     // Outside of a call, as in tests of a handler, nobody listens.
     let _ = TOLD.try_with(|told| {
-        let objects = &mut told.borrow_mut().objects;
+        let objects = &mut told.lock().objects;
         if objects.len() < MAX_OBJECTS {
             let comma = if objects.is_empty() { "" } else { ", " };
             objects.push_str(&format!("{comma}{object}"));
@@ -43,7 +54,7 @@ pub(super) fn concerns(object: impl std::fmt::Display) {
 
 /// Says that the call was denied, where its answer is the same as for an object that is not there.
 pub(super) fn hides(denied: &Denied) {
-    let _ = TOLD.try_with(|told| told.borrow_mut().hidden = Some(denied.to_string()));
+    let _ = TOLD.try_with(|told| told.lock().hidden = Some(denied.to_string()));
 }
 
 /// What is called, read from the head of a request.
@@ -79,31 +90,50 @@ impl Call {
         caller: &str,
         call: impl Future<Output = Response>,
     ) -> Response {
-        let (response, told) = TOLD
-            .scope(RefCell::default(), async {
-                let response = call.await;
-                (response, TOLD.with(RefCell::take))
-            })
-            .await;
-        let (outcome, detail) = match told.hidden {
+        let told = SharedTold::default();
+        let mut open = OpenCall { call: Some(self), trail, caller, told: told.clone() };
+        let mut response = TOLD.scope(told.clone(), call).await;
+        let Some(call) = open.call.take() else { return response };
+        let told = std::mem::take(&mut *told.lock());
+        let hidden = response.extensions_mut().remove::<Denied>().map(|denied| denied.to_string());
+        let (outcome, detail) = match told.hidden.or(hidden) {
             Some(denied) => (AuditOutcome::Denied, denied),
             None => outcome(response.status(), response.headers()),
         };
-        if self.changes || outcome == AuditOutcome::Denied {
-            let object = if told.objects.is_empty() { self.object } else { told.objects };
-            let record = AuditRecord {
-                at: Timestamp::now(),
-                caller: caller.to_owned(),
-                action: self.action,
-                object,
-                outcome,
-                detail,
-                source: self.source,
-                more: 0,
-            };
-            trail.record(record).await;
+        if call.changes || outcome == AuditOutcome::Denied {
+            trail.record(call.record(caller, told.objects, outcome, detail)).await;
         }
         response
+    }
+
+    fn record(self, caller: &str, objects: String, outcome: AuditOutcome, detail: String) -> AuditRecord {
+        AuditRecord {
+            at: Timestamp::now(),
+            caller: caller.to_owned(),
+            action: self.action,
+            object: if objects.is_empty() { self.object } else { objects },
+            outcome,
+            detail,
+            source: self.source,
+            more: 0,
+        }
+    }
+}
+
+/// A call that has not been answered. Its client may go away, which ends the handler, and not always what it began.
+struct OpenCall<'a> {
+    call: Option<Call>,
+    trail: &'a AuditTrail,
+    caller: &'a str,
+    told: SharedTold,
+}
+
+impl Drop for OpenCall<'_> {
+    fn drop(&mut self) {
+        let Some(call) = self.call.take().filter(|call| call.changes) else { return };
+        let objects = std::mem::take(&mut self.told.lock().objects);
+        let detail = "the client went away before the answer".to_owned();
+        self.trail.record_now(call.record(self.caller, objects, AuditOutcome::Failed, detail));
     }
 }
 
@@ -128,3 +158,6 @@ fn outcome(status: StatusCode, headers: &HeaderMap) -> (AuditOutcome, String) {
         _ => (AuditOutcome::Done, String::new()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,8 +21,11 @@ use tonic::{Extensions, Status};
 use super::error::Refusal;
 use crate::access::policy::{CallerAction, decide};
 use crate::context::storage::Root;
+use crate::image::Images;
 use crate::model::access::{Caller, StorageVerb};
+use crate::model::id::PackId;
 use crate::model::share_owner::ShareOwner;
+use crate::model::{MountSource, MountSpec};
 
 pub use super::convert::Entrance;
 pub use answers::Walks;
@@ -54,6 +57,20 @@ fn share_owner(extensions: &Extensions) -> Result<ShareOwner, Status> {
 /// Denies what the caller's grants do not cover.
 fn ask(caller: &Caller, action: &CallerAction<'_>) -> Result<(), Status> {
     decide(caller, action).map_err(|denied| Refusal::from(denied).into())
+}
+
+/// Asks about the packs among mounts. Another's pack and none are the same answer, which comes from where it is opened
+/// by its owner and id; that it was denied is in the audit trail.
+async fn ask_for_packs(images: &Images, caller: &Caller, mounts: &[MountSpec]) -> Result<(), Status> {
+    for mount in mounts {
+        let MountSource::Pack(text) = &mount.source else { continue };
+        let Ok(id) = text.parse::<PackId>() else { continue };
+        let Some(owner) = images.pack_owner(&id).await.map_err(Refusal::from)? else { continue };
+        if let Err(denied) = decide(caller, &CallerAction::UsePack { id: text, owner: &owner }) {
+            super::audit::hides(&denied);
+        }
+    }
+    Ok(())
 }
 
 /// A storage and a path in it, as the caller may use them: what the grants do not cover is denied, and no link leads

@@ -93,12 +93,17 @@ pub(super) fn build(parts: Parts) -> Result<(Router, HealthReporter)> {
         builds: parts.builds.clone(),
         state_dir: parts.state_dir,
     };
-    let builds =
-        BuildsService { builds: parts.builds, rooms: parts.rooms.clone(), max_timeout: parts.max_timeout };
+    let builds = BuildsService {
+        builds: parts.builds,
+        rooms: parts.rooms.clone(),
+        images: parts.images.clone(),
+        max_timeout: parts.max_timeout,
+    };
     let contexts = ContextsService {
         contexts: parts.contexts,
         mounts: parts.mounts,
         rooms: parts.rooms.clone(),
+        images: parts.images.clone(),
         walks: Walks::default(),
     };
     let images = ImagesService {

@@ -42,7 +42,12 @@ impl Images {
         Ok(pack)
     }
 
-    /// A pack of `owner`; another's and none are the same answer.
+    /// Whose a pack is. None where there is none.
+    pub async fn pack_owner(&self, id: &PackId) -> Result<Option<String>, ImageError> {
+        Ok(self.shared.catalog.pack(id).await?.map(|pack| pack.owner))
+    }
+
+    /// A pack by its owner and id; another's and none are the same answer.
     pub async fn pack(&self, id: &PackId, owner: &str) -> Result<Pack, ImageError> {
         let pack = self.shared.catalog.pack(id).await?;
         pack.filter(|pack| pack.owner == owner).ok_or_else(|| ImageError::PackNotFound { id: id.clone() })

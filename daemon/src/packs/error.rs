@@ -60,6 +60,10 @@ impl From<std::io::Error> for PackError {
 }
 
 impl PackError {
+    pub(crate) fn no_upload(id: &str) -> Self {
+        Self::NoUpload { id: id.chars().take(64).collect() }
+    }
+
     /// Stable word for the cause.
     pub fn code(&self) -> &'static str {
         match self {

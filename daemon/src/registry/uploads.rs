@@ -57,7 +57,7 @@ pub(super) struct Uploads {
 pub(super) struct Upload {
     pub(super) id: String,
     repository: Repository,
-    owner: String,
+    pub(super) owner: String,
     used_at: Mutex<Instant>,
     /// `None` once it has ended. Locked while a piece is received.
     spool: Arc<tokio::sync::Mutex<Option<Spool>>>,
@@ -107,13 +107,9 @@ impl Uploads {
         Ok(upload)
     }
 
-    /// An open upload, to those who may know of it.
-    pub(super) fn find(&self, id: &str, repository: &Repository, owner: &str) -> Option<Arc<Upload>> {
-        let upload = self.open().get(id).cloned()?;
-        (upload.repository == *repository && upload.owner == owner).then(|| {
-            upload.used();
-            upload
-        })
+    /// An open upload to a repository. Whether the caller may go on with it, the policy says.
+    pub(super) fn find(&self, id: &str, repository: &Repository) -> Option<Arc<Upload>> {
+        self.open().get(id).filter(|upload| upload.repository == *repository).cloned()
     }
 
     /// Ends an upload. A piece that is being received ends by itself.

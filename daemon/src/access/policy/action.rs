@@ -57,6 +57,16 @@ pub enum CallerAction<'a> {
     UseContextMount {
         owner: &'a str,
     },
+    /// Goes on with an upload of a pack, or of a blob to the room's registry.
+    UseUpload {
+        id: &'a str,
+        owner: &'a str,
+    },
+    /// Mounts a pack in a build, or looks into it.
+    UsePack {
+        id: &'a str,
+        owner: &'a str,
+    },
 }
 
 impl fmt::Display for CallerAction<'_> {
@@ -87,6 +97,8 @@ impl fmt::Display for CallerAction<'_> {
             Self::UseSecret(name) => write!(f, "use a service that has the secret `{name}`"),
             Self::ShowUsers => f.write_str("see services"),
             Self::HandOnToken(_) => f.write_str("use a service whose token may do more than this one"),
+            Self::UseUpload { id, .. } => write!(f, "use upload `{id}` of another caller"),
+            Self::UsePack { id, .. } => write!(f, "use pack `{id}` of another caller"),
             Self::UseContextMount { .. } => f.write_str("use a mounted context of another caller"),
         }
     }

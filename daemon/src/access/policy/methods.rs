@@ -34,7 +34,8 @@ pub struct Method {
     /// As it goes on after "this token may not".
     pub what: &'static str,
     pub gate: MethodGate,
-    /// Whether it changes something; then each call is in the audit trail, and otherwise only one that is denied.
+    /// Whether it changes something; then each call is in the audit trail, and otherwise only one that is denied. A test
+    /// of the table takes every method for one that changes something unless its name says that it only reads.
     pub changes: bool,
     /// What is asked about the objects that a request names. Empty where nothing is.
     pub objects: &'static str,
@@ -162,9 +163,9 @@ pub const METHODS: &[Method] = &[
         "`containers.registry.write` covers the tag's repository, or `containers.use_containers` for a temporary \
          pack; a copy in storage: `storage.paths` covers the path, and not as read-only",
     ),
-    reads("/hearth.v1.Packs/List", "send packs", MethodGate::Objects, OWN_PACK),
-    reads("/hearth.v1.Packs/Chunks", "send packs", MethodGate::Objects, OWN_PACK),
-    reads("/hearth.v1.Packs/Send", "send packs", MethodGate::Objects, OWN_PACK),
+    changes("/hearth.v1.Packs/List", "send packs", MethodGate::Objects, OWN_PACK),
+    changes("/hearth.v1.Packs/Chunks", "send packs", MethodGate::Objects, OWN_PACK),
+    changes("/hearth.v1.Packs/Send", "send packs", MethodGate::Objects, OWN_PACK),
     changes(
         "/hearth.v1.Packs/Commit",
         "send packs",

@@ -33,7 +33,7 @@ pub fn may_mount_in_builds(
             decide(caller, &CallerAction::ReadStorage(path))
         }
         MountSource::Image { reference, .. } => may_read_image(caller, reference, rooms),
-        // Held for its owner when the build is taken in.
+        // Asked where its owner is known (`CallerAction::UsePack`).
         MountSource::Pack(_) | MountSource::EmptyDir | MountSource::File(_) => Ok(()),
     })
 }

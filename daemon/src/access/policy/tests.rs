@@ -155,6 +155,16 @@ fn objects() -> Vec<(String, bool, bool)> {
             vec![caller("ann", json!({})), bob(json!({"admin": {}}))],
             vec![bob(serde_json::to_value(ApiScope::agent_default()).unwrap())],
         ),
+        (
+            CallerAction::UseUpload { id: "4f8e", owner: "ann" },
+            vec![caller("ann", json!({}))],
+            vec![bob(serde_json::to_value(ApiScope::full()).unwrap()), caller("service:ann", json!({}))],
+        ),
+        (
+            CallerAction::UsePack { id: "4f8e", owner: "ann" },
+            vec![caller("ann", json!({}))],
+            vec![bob(serde_json::to_value(ApiScope::full()).unwrap()), caller("service:ann", json!({}))],
+        ),
     ];
     let mut outcomes = Vec::new();
     for (action, may, may_not) in &cases {
@@ -252,6 +262,8 @@ fn a_denial_names_what_was_wanted_and_the_grant() {
         denied.to_string(),
         "pull `docker.io/library/python` from its registry: that takes the grant `containers.pull`"
     );
+    let denied = decide(&bob(json!({})), &CallerAction::UsePack { id: "x", owner: "ann" }).unwrap_err();
+    assert_eq!(denied.to_string(), "use pack `x` of another caller: only its owner may");
     let set = Method::find("/hearth.v1.Secrets/Set").unwrap();
     let denied = decide(&bob(json!({})), &CallerAction::Enter(set)).unwrap_err();
     assert_eq!(denied.to_string(), "set secrets: that takes the grant `secrets`");

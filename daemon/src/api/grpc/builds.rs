@@ -8,10 +8,11 @@ use tonic::{Code, Request, Response, Status};
 use super::super::audit;
 use super::super::convert::{self, SpecContext, build_spec, page_size};
 use super::super::error::{Refusal, fault_detail};
-use super::caller;
+use super::{ask_for_packs, caller};
 use crate::access::policy::{self, CallerAction, decide};
 use crate::build::port::BuildQuery;
 use crate::build::{BuildError, Deny, Handle, LogQuery, SubmitBuild, SubmitError};
+use crate::image::Images;
 use crate::model::RoomRegistries;
 use crate::model::access::{Caller, Patterns, StorageVerb};
 use crate::model::build::{BuildRecord, EventKind};
@@ -21,6 +22,8 @@ const MAX_KEY: usize = 256;
 pub struct BuildsService {
     pub builds: Handle,
     pub rooms: RoomRegistries,
+    /// To ask whose a pack is.
+    pub images: Images,
     pub max_timeout: Duration,
 }
 
@@ -44,8 +47,9 @@ impl v1::builds_server::Builds for BuildsService {
             path_links: caller.path_links(StorageVerb::Read),
         };
         let (spec, secrets) = build_spec(request.spec.unwrap_or_default(), &context)?;
-        policy::may_build(&caller, &spec, &self.rooms).map_err(Refusal::from)?;
         spec.tags.iter().for_each(audit::concerns);
+        policy::may_build(&caller, &spec, &self.rooms).map_err(Refusal::from)?;
+        ask_for_packs(&self.images, &caller, &spec.mounts).await?;
         let submit = SubmitBuild {
             spec,
             secrets,

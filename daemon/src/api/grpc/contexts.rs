@@ -10,13 +10,14 @@ use super::super::convert;
 use super::super::error::{Refusal, fault_detail};
 use super::super::serve::Peer;
 use super::answers::{Answers, CHUNK, Told, Walks, in_pieces};
-use super::{ask, caller};
+use super::{ask, ask_for_packs, caller};
 use crate::access::policy::{self, CallerAction};
 use crate::build::RoomContexts;
 use crate::context::ContextError;
 use crate::context::compare::{self, Difference};
 use crate::context::mounts::{MountError, MountRequest, MountState, Mounts};
 use crate::context::tree::{Located, Reader, Seen, Shown, Tree};
+use crate::image::Images;
 use crate::model::access::{Caller, StorageVerb};
 use crate::model::{Digest, MountSpec, MountTarget, RoomRegistries};
 use crate::task;
@@ -25,6 +26,8 @@ pub struct ContextsService {
     pub contexts: RoomContexts,
     pub mounts: Mounts,
     pub rooms: RoomRegistries,
+    /// To ask whose a pack is.
+    pub images: Images,
     pub walks: Walks,
 }
 
@@ -187,6 +190,7 @@ impl ContextsService {
     ) -> Result<Open, Status> {
         let (mounts, root) = convert::context(context, field)?;
         policy::may_mount_in_builds(caller, &mounts, &self.rooms).map_err(Refusal::from)?;
+        ask_for_packs(&self.images, caller, &mounts).await?;
         let links = caller.path_links(StorageVerb::Read);
         let opened = self.contexts.open_mounts(&mounts, links, &caller.name, &BTreeMap::new()).await;
         let opened = opened.map_err(|fault| {

@@ -14,7 +14,7 @@ use super::super::convert;
 use super::super::error::Refusal;
 use super::upload::{Area, CountedWriter, FileError, NewFile};
 use super::{ask, caller, share_owner, storage_for};
-use crate::access::policy::CallerAction;
+use crate::access::policy::{CallerAction, decide};
 use crate::context::storage::{Root, Storage, StorageError, WriteOptions};
 use crate::disk::DiskShares;
 use crate::model::Reference;
@@ -69,7 +69,8 @@ impl v1::packs_server::Packs for PacksService {
             let lister = match &mut lister {
                 Some(lister) => lister,
                 None => {
-                    let opened = self.packs.lister(&caller.name, &message.upload_id);
+                    let owner = self.own_upload(&caller, &message.upload_id)?;
+                    let opened = self.packs.lister(&owner, &message.upload_id);
                     lister.insert(opened.map_err(Refusal::from)?)
                 }
             };
@@ -97,6 +98,7 @@ impl v1::packs_server::Packs for PacksService {
     ) -> Result<Response<v1::ChunkPackResponse>, Status> {
         let caller = caller(request.extensions())?;
         let request = request.into_inner();
+        let owner = self.own_upload(&caller, &request.upload_id)?;
         let mut files = Vec::with_capacity(request.files.len());
         for file in request.files {
             let mut pieces = Vec::with_capacity(file.chunks.len());
@@ -105,8 +107,7 @@ impl v1::packs_server::Packs for PacksService {
             }
             files.push((file.entry, pieces));
         }
-        let missing =
-            self.packs.chunks(&caller.name, &request.upload_id, files).await.map_err(Refusal::from)?;
+        let missing = self.packs.chunks(&owner, &request.upload_id, files).await.map_err(Refusal::from)?;
         let missing =
             missing.into_iter().map(|(entry, chunks)| v1::MissingChunks { entry, chunks }).collect();
         Ok(Response::new(v1::ChunkPackResponse { missing }))
@@ -136,20 +137,31 @@ impl v1::packs_server::Packs for PacksService {
     ) -> Result<Response<v1::CommitPackResponse>, Status> {
         let (caller, owner) = (caller(request.extensions())?, share_owner(request.extensions())?);
         let request = request.into_inner();
-        audit::concerns(format_args!("upload {}", request.upload_id.chars().take(64).collect::<String>()));
+        let upload_owner = self.own_upload(&caller, &request.upload_id)?;
         let proof = match request.proof.len() {
             0 => None,
             _ => Some(<[u8; 32]>::try_from(request.proof.as_ref()).map_err(|_| {
                 Refusal::invalid("proof", "invalid_proof", "a proof is a BLAKE3 hash: 32 bytes")
             })?),
         };
-        let ready = Box::pin(self.packs.commit(&caller.name, &request.upload_id, proof)).await;
+        let ready = Box::pin(self.packs.commit(&upload_owner, &request.upload_id, proof)).await;
         let result = self.result(&caller, &owner, ready.map_err(Refusal::from)?).await?;
         Ok(Response::new(v1::CommitPackResponse { result: Some(result) }))
     }
 }
 
 impl PacksService {
+    /// The owner of an upload that the caller may go on with. Another's upload and none are the same answer.
+    fn own_upload(&self, caller: &Caller, id: &str) -> Result<String, Status> {
+        audit::concerns(format_args!("upload {}", id.chars().take(64).collect::<String>()));
+        let owner = self.packs.upload_owner(id).map_err(Refusal::from)?;
+        if let Err(denied) = decide(caller, &CallerAction::UseUpload { id, owner: &owner }) {
+            audit::hides(&denied);
+            return Err(Refusal::from(PackError::no_upload(id)).into());
+        }
+        Ok(owner)
+    }
+
     async fn take_all(
         &self,
         caller: &Caller,
@@ -160,7 +172,8 @@ impl PacksService {
             let receiver = match receiver {
                 Some(receiver) => receiver,
                 None => {
-                    let opened = self.packs.receiver(&caller.name, &message.upload_id);
+                    let owner = self.own_upload(caller, &message.upload_id)?;
+                    let opened = self.packs.receiver(&owner, &message.upload_id);
                     receiver.insert(opened.map_err(Refusal::from)?)
                 }
             };

@@ -19,11 +19,12 @@ pub(super) struct Refusal {
     message: String,
     detail: Value,
     headers: Vec<(HeaderName, HeaderValue)>,
+    hidden: Option<Box<Denied>>,
 }
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), detail: Value::Null, headers: Vec::new() }
+        Self { status, code, message: message.into(), detail: Value::Null, headers: Vec::new(), hidden: None }
     }
 
     pub(super) fn bad(code: &'static str, message: impl Into<String>) -> Self {
@@ -79,6 +80,11 @@ impl Refusal {
     pub(super) fn detail(mut self, detail: Value) -> Self {
         self.detail = detail;
         self
+    }
+
+    /// Says the same as for what is not there; the audit trail finds the denial in the extensions of the answer.
+    pub(super) fn hiding(self, denied: Denied) -> Self {
+        Self { hidden: Some(Box::new(denied)), ..self }
     }
 
     pub(super) fn header(mut self, name: HeaderName, value: &str) -> Self {
@@ -143,6 +149,9 @@ impl IntoResponse for Refusal {
         *response.status_mut() = self.status;
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response.headers_mut().extend(self.headers);
+        if let Some(hidden) = self.hidden {
+            response.extensions_mut().insert(*hidden);
+        }
         response
     }
 }

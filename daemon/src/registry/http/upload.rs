@@ -137,7 +137,11 @@ impl Registry {
     }
 
     fn upload(&self, caller: &Caller, repository: &Repository, id: &str) -> Result<Arc<Upload>, Refusal> {
-        self.uploads.find(id, repository, &caller.name).ok_or_else(|| Refusal::upload_unknown(id))
+        let upload = self.uploads.find(id, repository).ok_or_else(|| Refusal::upload_unknown(id))?;
+        decide(caller, &CallerAction::UseUpload { id, owner: &upload.owner })
+            .map_err(|denied| Refusal::upload_unknown(id).hiding(denied))?;
+        upload.used();
+        Ok(upload)
     }
 
     async fn turn(&self, upload: &Upload) -> Result<Turn, Refusal> {
