@@ -37,6 +37,7 @@ const SMALL_QUOTA: &str = "[connections]
 stall_seconds = 20
 [uploads]
 max_bytes_per_caller = 8000000
+max_bytes_per_image = 7000000
 idle_seconds = 8
 ";
 

@@ -23,6 +23,8 @@ pub fn cases() -> Vec<Case> {
         silent_loads_hold_no_thread,
         readers_that_do_not_read_hold_no_thread,
         a_caller_holds_its_quota_and_another_has_its_own,
+        what_a_build_makes_counts_for_who_submitted_it,
+        one_image_is_no_larger_than_an_image_may_be,
         unfinished_uploads_are_listed_and_end,
     ];
     cases.extend(lone_cases![uploads_leave_the_floor_of_free_space]);
@@ -200,6 +202,61 @@ fn a_caller_holds_its_quota_and_another_has_its_own(daemon: &Daemon) {
     assert_eq!(names, ["modest"]);
     let shown = daemon.hearth_ok(&["system", "df"]);
     assert!(shown.stdout.contains("greedy") && shown.stdout.contains("IMAGES"), "{shown}");
+}
+
+fn what_a_build_makes_counts_for_who_submitted_it(daemon: &Daemon) {
+    let token = |name: &str| daemon.mint(&["--name", name, "--scope", "agentDefault"]);
+    let build = |token: &str, name: &str, bytes: usize| {
+        let source = Tree::new().dockerfile("FROM scratch\nCOPY a /\n");
+        daemon.put(name, &source.file("a", noise(bytes as u64, bytes)));
+        let (tag, mount) = (format!("{name}:1"), format!("{name}:/context"));
+        let mut client = daemon.client();
+        client.env("HEARTH_ADDR", format!("http://{}", daemon.listen())).env("HEARTH_TOKEN", token);
+        process::run(client.args(["build", "--tag", &tag, "--mount-room-path", &mount]), seconds(120))
+    };
+    let (maker, other) = (token("maker"), token("other-maker"));
+    build(&maker, "made-1", 5_000_000).expect_code(0);
+    let usage = daemon.hearth_ok(&["system", "df", "--json"]).json();
+    let callers = usage["callers"].as_array().unwrap();
+    let images = callers.iter().find(|caller| caller["caller"] == "maker").unwrap()["image_bytes"].as_u64();
+    assert!(images > Some(5_000_000), "{usage}");
+    let refused = build(&maker, "made-2", 5_000_001);
+    assert_ne!(refused.code, 0, "{refused}");
+    refused.says(&["one caller may hold"]);
+    assert!(daemon.tag_digest("made-2", "1").is_none());
+    build(&other, "made-3", 5_000_002).expect_code(0);
+}
+
+fn one_image_is_no_larger_than_an_image_may_be(daemon: &Daemon) {
+    let token = daemon.mint(&["--name", "large", "--scope", "agentDefault"]);
+    let push = |content: &[u8]| {
+        let path = format!("/v2/large/blobs/uploads/?digest={}", digest_of(content));
+        Request::new("POST", &path).bearer(&token).body(content).send(&daemon.listen())
+    };
+    let refused = push(&noise(40, 7_000_001));
+    assert!(refused.status == 403 && refused.text().contains("one image may have"), "{}", refused.text());
+    let layers = [noise(41, 3_600_000), noise(42, 3_600_000)];
+    let config = b"{}".to_vec();
+    for blob in layers.iter().chain([&config]) {
+        push(blob).expect(201);
+    }
+    let descriptor = |kind: &str, content: &[u8]| serde_json::json!({"mediaType": kind, "digest": digest_of(content), "size": content.len()});
+    let manifest = |layers: &[Vec<u8>]| {
+        let kind = "application/vnd.oci.image.layer.v1.tar";
+        let layers: Vec<_> = layers.iter().map(|layer| descriptor(kind, layer)).collect();
+        serde_json::json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": descriptor("application/vnd.oci.image.config.v1+json", &config), "layers": layers})
+    };
+    let put = |manifest: serde_json::Value| {
+        Request::new("PUT", "/v2/large/manifests/1")
+            .bearer(&token)
+            .header("content-type", "application/vnd.oci.image.manifest.v1+json")
+            .body(manifest.to_string())
+            .send(&daemon.listen())
+    };
+    let refused = put(manifest(&layers));
+    assert!(refused.status == 413 && refused.text().contains("image_too_large"), "{}", refused.text());
+    put(manifest(&layers[..1])).expect(201);
 }
 
 fn unfinished_uploads_are_listed_and_end(daemon: &Daemon) {
