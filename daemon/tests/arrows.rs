@@ -1,13 +1,112 @@
-//! Reads the `crate::` paths of every source file and fails on an arrow that the architecture does
-//! not have. Ports (`x/port.rs`) are what adapters may see of the modules above them.
+//! Reads every path that the sources of the workspace name, and fails on an arrow that the architecture does not have.
+//!
+//! Three rules: a module names only the modules of its row; the generated types of a wire stay in the modules that speak
+//! it; every module has a row. Ports (`x/port.rs`) are what adapters may see of the modules above them.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "arrows/paths.rs"]
+mod paths;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What each module may name besides itself. `port` after a module means only its `port.rs`.
-const ALLOWED: &[(&str, &[&str])] = &[
+use paths::{NamedPath, named_paths};
+
+/// A module, and what it may name besides itself. `port` after a module means only its `port.rs`.
+type Row = (&'static str, &'static [&'static str]);
+
+/// The rules of one crate.
+struct Crate {
+    /// Below the top of the repository.
+    sources: &'static str,
+    /// The composition root: nothing sees these modules, they see everything. An empty name is `lib.rs`.
+    roots: &'static [&'static str],
+    rows: &'static [Row],
+    /// Crates of generated types or of a command line, and the modules that may name them.
+    foreign: &'static [Row],
+}
+
+const DAEMON: Crate = Crate {
+    sources: "daemon/src",
+    roots: &["daemon", "main", ""],
+    rows: DAEMON_ROWS,
+    foreign: &[
+        ("hearth_proto::v1", &["api"]),
+        ("bollard_buildkit_proto", &["buildkit"]),
+        ("containerd_client", &["containerd"]),
+    ],
+};
+
+const CLIENT: Crate = Crate {
+    sources: "client/src",
+    roots: &["main", ""],
+    rows: &[
+        (
+            "cli",
+            &[
+                "client",
+                "duration",
+                "error",
+                "exit",
+                "interrupt",
+                "lineage",
+                "output",
+                "progress",
+                "rooms",
+                "task",
+                "terminal",
+            ],
+        ),
+        ("client", &["duration", "task"]),
+        ("duration", &[]),
+        ("error", &["client"]),
+        ("exit", &["client", "error", "output"]),
+        ("interrupt", &["error"]),
+        ("lineage", &[]),
+        ("output", &["error"]),
+        ("progress", &["duration", "error", "exit", "output"]),
+        ("rooms", &["client", "error"]),
+        ("task", &[]),
+        ("terminal", &["output"]),
+    ],
+    foreign: &[("clap", &["cli", "progress", "rooms"])],
+};
+
+/// Packing: it speaks no wire but that of registries, and has no command line.
+const PACK: Crate = Crate {
+    sources: "client/pack/src",
+    roots: &[""],
+    rows: &[
+        ("ahead", &["workers"]),
+        ("archive", &["image", "layer", "new_file", "walk"]),
+        ("base", &["archive", "image"]),
+        ("cache", &["archive", "identity", "layer", "new_file"]),
+        ("identity", &["layer", "sorted_map", "walk", "workers"]),
+        ("ignore", &[]),
+        ("image", &["ignore"]),
+        ("layer", &["identity", "walk", "workers"]),
+        ("listing", &["identity"]),
+        ("new_file", &["workers"]),
+        (
+            "pack",
+            &[
+                "archive", "base", "cache", "identity", "image", "layer", "new_file", "summary", "walk",
+                "workers",
+            ],
+        ),
+        ("pieces", &["identity", "layer", "walk", "workers"]),
+        ("remote", &["archive", "image"]),
+        ("sorted_map", &[]),
+        ("summary", &["walk"]),
+        ("walk", &["ahead", "identity", "ignore", "workers"]),
+        ("workers", &[]),
+    ],
+    foreign: &[("clap", &[]), ("tonic", &[]), ("hearth_proto::v1", &[])],
+};
+
+const DAEMON_ROWS: &[Row] = &[
+    ("allocator", &[]),
     ("model", &[]),
     ("task", &[]),
     ("telemetry", &["config"]),
@@ -72,8 +171,64 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// The composition root: nothing sees them, they see everything.
-const ROOTS: &[&str] = &["daemon", "lib", "main"];
+impl Crate {
+    /// What is wrong with a file of this crate, one sentence for each arrow.
+    fn wrong(&self, relative: &Path, source: &str) -> Vec<String> {
+        let module = module_of(relative);
+        let shown = |line| format!("{}/{}:{line}", self.sources, relative.display());
+        let found = match named_paths(source, &module) {
+            Ok(found) => found,
+            Err(error) => return vec![format!("{}: {error}", shown(error.span().start().line))],
+        };
+        let top = module.first().map_or("", String::as_str);
+        if self.roots.contains(&top) {
+            return Vec::new();
+        }
+        let Some((_, rules)) = self.rows.iter().find(|(name, _)| *name == top) else {
+            return vec![format!(
+                "{}: module `{top}` has no row in this test, which says what it may name",
+                shown(1)
+            )];
+        };
+        let sentence = |path: &NamedPath| {
+            let words: Vec<&str> = path.segments.iter().map(String::as_str).collect();
+            let (named, line) = (words.join("::"), shown(path.line));
+            if let Some((_, speakers)) = self.foreign.iter().find(|(foreign, _)| begins(&named, foreign)) {
+                return (!speakers.contains(&top))
+                    .then(|| format!("{line}: `{named}` is for {} only, not for `{top}`", list(speakers)));
+            }
+            let inner = named.strip_prefix("crate::")?;
+            let allowed = begins(inner, top) || rules.iter().any(|rule| begins(inner, rule));
+            (!allowed).then(|| format!("{line}: `{top}` may name {}, and names `{named}`", list(rules)))
+        };
+        found.iter().filter_map(sentence).collect()
+    }
+}
+
+fn list(modules: &[&str]) -> String {
+    match modules {
+        [] => "no module".to_owned(),
+        _ => format!("`{}`", modules.join("`, `")),
+    }
+}
+
+/// Whether a path is this one or below it.
+fn begins(path: &str, with: &str) -> bool {
+    path.strip_prefix(with).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+}
+
+/// The module of a file, from the root of its crate.
+fn module_of(relative: &Path) -> Vec<String> {
+    let path = relative.with_extension("");
+    let mut words: Vec<String> = path.iter().map(|word| word.to_str().unwrap().to_owned()).collect();
+    words.retain(|word| word != "lib");
+    words
+}
+
+/// Tests join a module with the real neighbours that it has in the daemon.
+fn is_test(relative: &Path) -> bool {
+    relative.iter().any(|part| matches!(part.to_str(), Some("tests" | "tests.rs")))
+}
 
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).unwrap() {
@@ -86,77 +241,75 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The module paths that a source names after `crate::`, without those in its comments.
-fn named(source: &str) -> Vec<String> {
-    source
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("//"))
-        .flat_map(|line| line.split("crate::").skip(1))
-        .map(|rest| {
-            rest.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':')).next().unwrap().to_owned()
-        })
-        .collect()
-}
-
-/// Tests join a module with the real neighbours that it has in the daemon.
-fn is_test(relative: &Path) -> bool {
-    relative.components().any(|part| matches!(part.as_os_str().to_str(), Some("tests" | "tests.rs")))
-}
-
-fn allowed(module: &str, target: &str) -> bool {
-    let (_, rules) = ALLOWED
-        .iter()
-        .find(|(name, _)| *name == module)
-        .unwrap_or_else(|| panic!("module `{module}` has no row in this test: decide what it may see"));
-    let target_module = target.split("::").next().unwrap();
-    target_module == module
-        || rules
-            .iter()
-            .any(|rule| *rule == target_module || target == *rule || target.starts_with(&format!("{rule}::")))
-}
-
-#[test]
-fn no_module_names_one_that_it_must_not_see() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+fn check(rules: &Crate) {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let root = repository.join(rules.sources);
     let mut files = Vec::new();
     sources(&root, &mut files);
+    assert!(!files.is_empty(), "no sources in {}", root.display());
     let mut wrong = Vec::new();
     for file in files {
         let relative = file.strip_prefix(&root).unwrap();
-        let first = relative.components().next().unwrap().as_os_str().to_str().unwrap();
-        let module = first.strip_suffix(".rs").unwrap_or(first);
-        if ROOTS.contains(&module) || is_test(relative) {
-            continue;
-        }
-        for target in named(&fs::read_to_string(&file).unwrap()) {
-            if target.is_empty() {
-                wrong.push(format!("{} has `crate::{{`: name one module per `use`", relative.display()));
-            } else if !allowed(module, &target) {
-                wrong.push(format!("{} names crate::{target}", relative.display()));
-            }
+        if !is_test(relative) {
+            wrong.extend(rules.wrong(relative, &fs::read_to_string(&file).unwrap()));
         }
     }
     assert!(wrong.is_empty(), "arrows that the architecture does not have:\n{}", wrong.join("\n"));
 }
 
 #[test]
-fn generated_types_of_the_wire_stay_in_the_api() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    sources(&root, &mut files);
-    for file in files {
-        let relative = file.strip_prefix(&root).unwrap();
-        let source = fs::read_to_string(&file).unwrap();
-        let composes = relative.starts_with("daemon");
-        if !relative.starts_with("api") && relative != Path::new("api.rs") && !composes {
-            assert!(!source.contains("hearth_proto::v1"), "{} names the wire's types", relative.display());
-        }
-        if !relative.starts_with("buildkit") && relative != Path::new("buildkit.rs") {
-            assert!(
-                !source.contains("bollard_buildkit_proto"),
-                "{} names BuildKit's types",
-                relative.display()
-            );
-        }
+fn the_daemon_has_no_arrow_that_it_must_not_have() {
+    check(&DAEMON);
+}
+
+#[test]
+fn the_client_has_no_arrow_that_it_must_not_have() {
+    check(&CLIENT);
+}
+
+#[test]
+fn packing_has_no_arrow_that_it_must_not_have() {
+    check(&PACK);
+}
+
+#[test]
+fn each_form_of_a_wrong_arrow_is_told_with_rule_file_and_line() {
+    let wrong = [
+        (&DAEMON, "ingress/serve.rs", "use super::super::build::Handle;"),
+        (&DAEMON, "ingress/serve.rs", "use crate::{model::Digest, build::Handle};"),
+        (&DAEMON, "ingress.rs", "use super::build::{self};"),
+        (&DAEMON, "ingress.rs", "mod inner { use super::super::build::Handle; }"),
+        (&DAEMON, "ingress.rs", "fn f() { self::super::build::start(); }"),
+        (&DAEMON, "ingress.rs", "fn f() { tokio::select! { () = crate::build::wait() => {} } }"),
+        (&DAEMON, "ingress.rs", "fn f(of: Vec<crate::build::Handle>) {}"),
+        (&DAEMON, "containerd/start.rs", "use crate::deploy::Handle;"),
+        (&DAEMON, "build/driver.rs", "use hearth_proto::{v1};"),
+        (&DAEMON, "build/driver.rs", "use hearth_proto::{status, v1 as wire};"),
+        (&DAEMON, "build/driver.rs", "fn f(of: bollard_buildkit_proto::pb::Op) {}"),
+        (&DAEMON, "deploy/service.rs", "use containerd_client::types;"),
+        (&DAEMON, "brand_new.rs", "fn f() {}"),
+        (&CLIENT, "error.rs", "use super::cli::Command;"),
+        (&CLIENT, "error.rs", "use clap::Parser;"),
+        (&PACK, "walk.rs", "use crate::remote::Remote;"),
+        (&PACK, "pack.rs", "use tonic::Status;"),
+    ];
+    for (rules, file, source) in wrong {
+        let told = rules.wrong(Path::new(file), &format!("//! A module.\n\n{source}\n"));
+        assert_eq!(told.len(), 1, "{source}: {told:?}");
+        let line = if file == "brand_new.rs" { 1 } else { 3 };
+        assert!(told[0].starts_with(&format!("{}/{file}:{line}: ", rules.sources)), "{told:?}");
+    }
+    let right = [
+        (
+            &DAEMON,
+            "ingress/serve.rs",
+            "use super::super::model::Digest; use super::token; use hearth_proto::v2;",
+        ),
+        (&DAEMON, "containerd/start.rs", "use crate::deploy::port::Runtime; use containerd_client::types;"),
+        (&DAEMON, "ingress.rs", "#[cfg(test)] mod tests { use crate::build::Handle; } // crate::build"),
+        (&DAEMON, "daemon/router.rs", "use crate::build::Handle; use hearth_proto::v1;"),
+    ];
+    for (rules, file, source) in right {
+        assert_eq!(rules.wrong(Path::new(file), source), Vec::<String>::new(), "{source}");
     }
 }
