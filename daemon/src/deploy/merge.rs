@@ -27,6 +27,8 @@ const MIN_MEMORY: u64 = 6 << 20;
 pub enum MergeError {
     #[error("{0}")]
     Name(#[from] ServiceNameError),
+    #[error("service name `{0}`: machines call themselves by that name")]
+    OwnHostName(ServiceName),
     #[error("service `{name}` runs images of `{holder}`, not of `{given}`")]
     OtherRepository { name: ServiceName, holder: Repository, given: Repository },
     #[error("port {RESERVED_PORT} is reserved")]
@@ -69,7 +71,7 @@ impl MergeError {
     /// The flag, as it is typed, that the error is about.
     pub const fn flag(&self) -> &'static str {
         match self {
-            Self::Name(_) | Self::OtherRepository { .. } => "--name",
+            Self::Name(_) | Self::OwnHostName(_) | Self::OtherRepository { .. } => "--name",
             Self::ReservedPort | Self::ZeroPort | Self::PortTwice(_) => "--port",
             Self::DomainPorts { .. } | Self::DomainTcp(_) => "--domain",
             Self::EnvName(_) | Self::EnvNul(_) | Self::EnvSize => "--env",
@@ -84,7 +86,7 @@ impl MergeError {
 
     pub const fn code(&self) -> &'static str {
         match self {
-            Self::Name(_) => "invalid_name",
+            Self::Name(_) | Self::OwnHostName(_) => "invalid_name",
             Self::OtherRepository { .. } => "name_taken",
             Self::ReservedPort => "reserved_port",
             Self::DomainPorts { .. } | Self::DomainTcp(_) => "domain_port",
@@ -94,7 +96,9 @@ impl MergeError {
 
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Name(_) => "give the service a name of its own with --name".to_owned(),
+            Self::Name(_) | Self::OwnHostName(_) => {
+                "give the service a name of its own with --name".to_owned()
+            }
             Self::OtherRepository { name, .. } => {
                 format!(
                     "give this one another name with --name, or remove the other with: hearth services rm {name}"
@@ -131,10 +135,14 @@ pub struct Merged {
 
 /// The name of the service that a request is about. An image of another registry gives the same name as one of the room.
 pub fn name_of(request: &DeployRequest) -> Result<ServiceName, MergeError> {
-    match &request.name {
-        Some(name) => Ok(name.clone()),
-        None => Ok(ServiceName::of_repository(&request.image.repository)?),
+    let name = match &request.name {
+        Some(name) => name.clone(),
+        None => ServiceName::of_repository(&request.image.repository)?,
+    };
+    if name.is_own_host_name() {
+        return Err(MergeError::OwnHostName(name));
     }
+    Ok(name)
 }
 
 /// `existing` is the service of the request's name. What is kept is that of the revision that is to run: a deploy

@@ -156,6 +156,10 @@ pub struct OpenLayer {
 
 pub(super) fn open_layers(blobs: &dyn Blobs, top: &Descriptor) -> Result<Vec<OpenLayer>, ImageError> {
     let image = image_for(blobs, top, &Platform::host())?;
+    // A layer that its repository need not have may be a layer of another repository, by its digest.
+    if let Some(layer) = image.with_urls {
+        return Err(ImageError::LayerElsewhere { manifest: top.digest, layer });
+    }
     let digest = image.config.digest;
     let config = ImageConfig::parse(&read_json(blobs, &image.config)?)
         .map_err(|error| ImageError::Config { digest, reason: error.to_string() })?;

@@ -131,6 +131,7 @@ impl Manifest {
         }
         let image: ImageJson = serde_json::from_slice(bytes)?;
         let mut foreign = BTreeSet::new();
+        let mut needed = BTreeSet::from([image.config.digest]);
         let mut with_urls = None;
         let mut layers = Vec::new();
         for layer in image.layers.unwrap_or_default() {
@@ -143,8 +144,13 @@ impl Manifest {
             if elsewhere && has_urls {
                 foreign.insert(layer.digest);
             }
+            if !(elsewhere && has_urls) {
+                needed.insert(layer.digest);
+            }
             layers.push(Descriptor { media_type: layer.media_type, digest: layer.digest, size: layer.size });
         }
+        // What the manifest names as anything else too must be there.
+        let foreign = &foreign - &needed;
         let about = about(Some(&image.config));
         Ok(Self::Image(ImageManifest { config: image.config, layers, foreign, with_urls, about }))
     }
@@ -425,6 +431,20 @@ mod tests {
         let text = json!({"schemaVersion": 2, "config": descriptor(1), "layers": layers}).to_string();
         let parts = Manifest::parse(DOCKER_MANIFEST, text.as_bytes()).unwrap().parts();
         assert_eq!(parts.iter().map(|part| part.digest).collect::<Vec<_>>(), [digest(1)]);
+    }
+
+    #[test]
+    fn what_is_named_as_a_layer_elsewhere_and_as_something_else_is_needed_here() {
+        let elsewhere = |byte| {
+            let mut layer = descriptor(byte);
+            layer["mediaType"] = json!("application/vnd.oci.image.layer.nondistributable.v1.tar");
+            layer["urls"] = json!(["https://example.com/x"]);
+            layer
+        };
+        let layers = json!([elsewhere(1), elsewhere(2), descriptor(2), elsewhere(3)]);
+        let text = json!({"schemaVersion": 2, "config": descriptor(1), "layers": layers}).to_string();
+        let parts = Manifest::parse(OCI_MANIFEST, text.as_bytes()).unwrap().parts();
+        assert_eq!(parts.iter().map(|part| part.digest).collect::<Vec<_>>(), [digest(1), digest(2)]);
     }
 
     #[test]

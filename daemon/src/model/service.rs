@@ -41,7 +41,25 @@ pub enum ServiceNameError {
     Malformed { given: String },
 }
 
+/// Host names that every machine gives to itself. A service with one would answer where others ask themselves.
+const OWN_HOST_NAMES: [&str; 8] = [
+    "localhost",
+    "localhost4",
+    "localhost6",
+    "ip6-localhost",
+    "ip6-loopback",
+    "ip6-allnodes",
+    "ip6-allrouters",
+    "broadcasthost",
+];
+
 impl ServiceName {
+    /// Whether machines call themselves by this name. No new service gets it; one of an earlier version is not told to
+    /// the others.
+    pub fn is_own_host_name(&self) -> bool {
+        OWN_HOST_NAMES.contains(&self.0.as_str())
+    }
+
     /// The name of a repository's service where none is given: `repo/web` is `repo-web`.
     pub fn of_repository(repository: &Repository) -> Result<Self, ServiceNameError> {
         let dashed = |c: char| if matches!(c, '/' | '.' | '_') { '-' } else { c };

@@ -22,7 +22,7 @@ struct Known {
 }
 
 /// The owner of a request's share, in its extensions.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ShareOwner(pub String);
 
 impl ShareOwners {

@@ -81,9 +81,13 @@ fn in_place(path: &Path, text: &str) -> io::Result<()> {
 /// An instance finds itself under its own name, also while another of the service takes the traffic. One that is
 /// isolated finds nobody else.
 fn hosts(lease: &Lease, names: &BTreeMap<ServiceName, Ipv4Addr>) -> String {
-    let mut text = format!("127.0.0.1\tlocalhost\n{}\t{}\n", lease.address, lease.name);
-    for (name, address) in names.iter().filter(|(name, _)| **name != lease.name && !lease.isolated) {
+    let mut text = "127.0.0.1\tlocalhost\n".to_owned();
+    if !lease.name.is_own_host_name() {
         // Writing to a string does not fail.
+        let _ = writeln!(text, "{}\t{}", lease.address, lease.name);
+    }
+    let others = names.iter().filter(|(name, _)| **name != lease.name && !name.is_own_host_name());
+    for (name, address) in others.filter(|_| !lease.isolated) {
         let _ = writeln!(text, "{address}\t{name}");
     }
     text
@@ -176,6 +180,8 @@ mod tests {
 
         // Its own name leads to itself, though the traffic goes to another instance of it.
         names = BTreeMap::from([("web".parse().unwrap(), Ipv4Addr::new(10, 1, 2, 8))]);
+        // Nobody answers in place of an instance's own host.
+        names.insert("localhost".parse().unwrap(), Ipv4Addr::new(10, 1, 2, 7));
         files.write_hosts(&lease(), &names).unwrap();
         assert_eq!(fs::read_to_string(files.hosts()).unwrap(), "127.0.0.1\tlocalhost\n10.1.2.3\tweb\n");
         assert_eq!(fs::metadata(files.hosts()).unwrap().ino(), inode);

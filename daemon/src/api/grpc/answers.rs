@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use super::super::error::Refusal;
+use crate::model::share_owner::ShareOwner;
 use crate::task;
 
 /// Of a file, in one message: what a reader that does not read makes the daemon hold.
@@ -71,36 +73,43 @@ impl<T> Told<T> {
             Err(mpsc::error::TrySendError::Closed(_)) => return false,
             Err(mpsc::error::TrySendError::Full(message)) => message,
         };
-        let sent = self.runtime.block_on(tokio::time::timeout(UNREAD, self.send.send(message)));
+        // The limit is made inside, where its timer finds the runtime: this thread is none of the runtime's.
+        let sent =
+            self.runtime.block_on(async { tokio::time::timeout(UNREAD, self.send.send(message)).await });
         matches!(sent, Ok(Ok(())))
     }
 }
 
-/// The threads that walks run on, by caller; cheap to clone.
+/// The threads that walks run on, by whose share they take; cheap to clone.
 #[derive(Clone, Default)]
-pub struct Walks(Arc<Mutex<HashMap<String, usize>>>);
+pub struct Walks(Arc<Mutex<HashMap<ShareOwner, usize>>>);
 
 impl Walks {
     /// A stream of what `walk` tells. It runs on a thread of its own, and it may wait there for its reader.
     pub(super) fn begin<T: Send + 'static>(
         &self,
-        caller: &str,
+        owner: &ShareOwner,
         walk: impl FnOnce(&Told<T>) + Send + 'static,
     ) -> Result<Answers<T>, Status> {
-        let place = self.take(caller)?;
+        let place = self.take(owner)?;
         let (send, receive) = mpsc::channel(AHEAD);
         let told = Told { send, runtime: runtime::Handle::current() };
         let begun = task::thread("walk", move || {
             let _place = place;
-            walk(&told);
+            // A stream that just stops would pass for a whole one.
+            if catch_unwind(AssertUnwindSafe(|| walk(&told))).is_err() {
+                let refusal =
+                    Refusal::internal("the listing ended before it was complete", "its thread panicked");
+                told.tell(Err(refusal.into()));
+            }
         });
         begun.map_err(|error| Refusal::internal("the walk was not begun", error))?;
         Ok(ReceiverStream::new(receive).boxed())
     }
 
-    fn take(&self, caller: &str) -> Result<WalkPlace, Refusal> {
+    fn take(&self, owner: &ShareOwner) -> Result<WalkPlace, Refusal> {
         let mut walks = self.held();
-        let own = walks.get(caller).copied().unwrap_or_default();
+        let own = walks.get(owner).copied().unwrap_or_default();
         if own >= MOST_WALKS_OF_ONE || walks.values().sum::<usize>() >= MOST_WALKS {
             let message = format!(
                 "{MOST_WALKS_OF_ONE} listings of one caller and {MOST_WALKS} of all may be read at a time"
@@ -108,11 +117,11 @@ impl Walks {
             let refusal = Refusal::new(Code::ResourceExhausted, "too_many_requests", message);
             return Err(refusal.hint("read those that were asked for").retryable(Some(UNREAD)));
         }
-        *walks.entry(caller.to_owned()).or_default() += 1;
-        Ok(WalkPlace { walks: self.clone(), caller: caller.to_owned() })
+        *walks.entry(owner.clone()).or_default() += 1;
+        Ok(WalkPlace { walks: self.clone(), owner: owner.clone() })
     }
 
-    fn held(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+    fn held(&self) -> MutexGuard<'_, HashMap<ShareOwner, usize>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -120,16 +129,16 @@ impl Walks {
 /// One of the threads that walks have.
 struct WalkPlace {
     walks: Walks,
-    caller: String,
+    owner: ShareOwner,
 }
 
 impl Drop for WalkPlace {
     fn drop(&mut self) {
         let mut held = self.walks.held();
-        if let Some(count) = held.get_mut(&self.caller) {
+        if let Some(count) = held.get_mut(&self.owner) {
             *count -= 1;
             if *count == 0 {
-                held.remove(&self.caller);
+                held.remove(&self.owner);
             }
         }
     }
@@ -147,6 +156,10 @@ mod tests {
     use futures::TryStreamExt as _;
 
     use super::*;
+
+    fn somebody() -> ShareOwner {
+        ShareOwner("somebody".to_owned())
+    }
 
     #[tokio::test]
     async fn pieces_come_in_order_and_an_error_is_the_last() {
@@ -167,9 +180,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_walk_waits_for_a_slow_reader_and_loses_nothing() {
+        let told = Walks::default().begin::<usize>(&somebody(), |told| {
+            for number in 0..10 * AHEAD {
+                assert!(told.tell(Ok(number)));
+            }
+        });
+        let mut told = told.unwrap();
+        // The channel is full by then.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let mut all = Vec::new();
+        while let Some(number) = told.try_next().await.unwrap() {
+            all.push(number);
+        }
+        assert_eq!(all, (0..10 * AHEAD).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn a_walk_that_panics_ends_with_an_error() {
+        let told = Walks::default().begin::<u32>(&somebody(), |told| {
+            told.tell(Ok(1));
+            panic!("a test");
+        });
+        let all: Vec<_> = told.unwrap().collect().await;
+        assert!(matches!(&all[..], [Ok(1), Err(status)] if status.code() == Code::Internal), "{all:?}");
+    }
+
+    #[tokio::test]
     async fn a_caller_has_so_many_walks_and_gets_them_back() {
         let walks = Walks::default();
-        let walk = || walks.begin::<u32>("somebody", |told| while told.tell(Ok(1)) {});
+        let walk = || walks.begin::<u32>(&somebody(), |told| while told.tell(Ok(1)) {});
         let held: Vec<_> = (0..MOST_WALKS_OF_ONE).map(|_| walk().unwrap()).collect();
         assert!(walk().is_err());
         drop(held);

@@ -10,7 +10,7 @@ use super::super::convert;
 use super::super::error::{Refusal, fault_detail};
 use super::super::serve::Peer;
 use super::answers::{Answers, CHUNK, Told, Walks, in_pieces};
-use super::{ask, ask_for_packs, caller};
+use super::{ask, ask_for_packs, caller, share_owner};
 use crate::access::policy::{self, CallerAction};
 use crate::build::RoomContexts;
 use crate::context::ContextError;
@@ -19,6 +19,7 @@ use crate::context::mounts::{MountError, MountRequest, MountState, Mounts};
 use crate::context::tree::{Located, Reader, Seen, Shown, Tree};
 use crate::image::Images;
 use crate::model::access::{Caller, StorageVerb};
+use crate::model::share_owner::ShareOwner;
 use crate::model::{Digest, MountSpec, MountTarget, RoomRegistries};
 use crate::task;
 
@@ -49,13 +50,13 @@ impl v1::contexts_server::Contexts for ContextsService {
         &self,
         request: Request<v1::ListContextRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
-        let caller = caller(request.extensions())?;
+        let (caller, owner) = (caller(request.extensions())?, share_owner(request.extensions())?);
         let request = request.into_inner();
         let open = self.open(&caller, request.context, "context").await?;
         let path = convert::path_in(&open.root, &request.path)?;
         let (tree, found) = find(open.tree, path).await?;
         let recursive = request.recursive;
-        let listed = self.walks.begin(&caller.name, move |told| {
+        let listed = self.walks.begin(&owner, move |told| {
             end(told, listing(&tree, found, recursive, told));
         });
         Ok(Response::new(listed?))
@@ -100,7 +101,7 @@ impl v1::contexts_server::Contexts for ContextsService {
     ) -> Result<Response<Self::DiffStream>, Status> {
         use v1::diff_context_request::Left;
         let extensions = request.extensions();
-        let caller = caller(extensions)?;
+        let (caller, owner) = (caller(extensions)?, share_owner(extensions)?);
         let local = on_this_machine(extensions);
         let request = request.into_inner();
         let left = match request.left {
@@ -112,7 +113,7 @@ impl v1::contexts_server::Contexts for ContextsService {
                 let directory = PathBuf::from(directory);
                 require_this_machine(local, "look at what was changed in a mounted directory")?;
                 self.own_mount(&caller, &directory).await?;
-                return self.changes(&caller, directory).await;
+                return self.changes(&owner, directory).await;
             }
             Some(Left::Context(context)) => self.open(&caller, Some(context), "left.context").await?,
         };
@@ -122,7 +123,7 @@ impl v1::contexts_server::Contexts for ContextsService {
             Ok((left.tree, right.tree, tops))
         };
         let (left, right, tops) = blocking(tops).await?;
-        let compared = self.walks.begin(&caller.name, move |told| {
+        let compared = self.walks.begin(&owner, move |told| {
             let compared = compare::compare((&left, &tops.0), (&right, &tops.1), |difference, path| {
                 told.tell(Ok(difference_to_wire(difference, path)))
             });
@@ -214,11 +215,11 @@ impl ContextsService {
 
     async fn changes(
         &self,
-        caller: &Caller,
+        owner: &ShareOwner,
         directory: PathBuf,
     ) -> Result<Response<Answers<v1::ContextDifference>>, Status> {
         let union = self.mounts.union(directory.clone()).await.map_err(Refusal::from)?;
-        let changes = self.walks.begin(&caller.name, move |told| {
+        let changes = self.walks.begin(owner, move |told| {
             let changes =
                 union.changes(&mut |difference, path| told.tell(Ok(difference_to_wire(difference, path))));
             end(

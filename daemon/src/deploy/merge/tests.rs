@@ -239,4 +239,7 @@ fn the_name_comes_from_the_repository_whatever_the_registry() {
     assert_eq!(name("room.meshagent.com/repo/web:1").unwrap(), "repo-web");
     assert_eq!(name("docker.io/library/nginx").unwrap(), "library-nginx");
     assert_eq!(name(&"a".repeat(64)).unwrap_err().flag(), "--name");
+    for own in ["localhost", "ip6-localhost"] {
+        assert!(matches!(name(own), Err(MergeError::OwnHostName(_))), "{own}");
+    }
 }

@@ -24,6 +24,7 @@ const LIMITS: &str = "[layers]\nany_ratio_bytes = 67108864\nmax_entries = 20000\
 pub fn group() -> Group {
     let cases = shared_cases![
         files_of_another_image_are_not_read_through_its_diff_ids,
+        files_of_another_image_are_not_read_as_layers_that_lie_elsewhere,
         a_base_that_others_use_is_not_replaced,
         a_bomb_is_refused_and_takes_no_disk,
         too_many_entries_are_refused,
@@ -95,7 +96,7 @@ impl<'a> Participant<'a> {
     /// Pushes an image with any layers under any config, as a registry takes it.
     #[track_caller]
     fn push(&self, name: &str, layers: &[(&str, &[u8])], diff_ids: &[String], command: &[&str]) {
-        let (repository, tag) = name.split_once(':').expect("a tag");
+        let (repository, _) = name.split_once(':').expect("a tag");
         let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
         let config = json!({
             "os": "linux", "architecture": architecture,
@@ -109,6 +110,12 @@ impl<'a> Participant<'a> {
         };
         let layers: Vec<Value> = layers.iter().map(|(media_type, bytes)| blob(media_type, bytes)).collect();
         let config = blob("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
+        self.put_manifest(name, &config, &layers);
+    }
+
+    #[track_caller]
+    fn put_manifest(&self, name: &str, config: &Value, layers: &[Value]) {
+        let (repository, tag) = name.split_once(':').expect("a tag");
         let media_type = "application/vnd.oci.image.manifest.v1+json";
         let manifest =
             json!({"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": layers});
@@ -208,6 +215,51 @@ fn files_of_another_image_are_not_read_through_its_diff_ids(daemon: &Daemon) {
     let as_context = ["context", "cat", "secret", "--json", "--mount-image", &format!("{thief}=/context")];
     refused(eve.hearth(&as_context));
     daemon.hearth_ok(&["services", "rm", "--now", "anns"]);
+}
+
+fn files_of_another_image_are_not_read_as_layers_that_lie_elsewhere(daemon: &Daemon) {
+    let (ann, eve) = (Participant::new(daemon, "ann"), Participant::new(daemon, "eve"));
+    let secret = "the second canary of ann";
+    let theirs = rootfs(&[("hidden", secret)]);
+    let layer = gzip(&theirs);
+    ann.push("ann/hidden:1", &[(GZIP, &layer)], &[sha256(&theirs)], &["sh"]);
+    // Eve's repository does not have the layer, and her manifest says that it lies somewhere else.
+    let media_type = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
+    let elsewhere = json!({"mediaType": media_type, "digest": sha256(&layer), "size": layer.len(),
+        "urls": ["http://127.0.0.1:9/"]});
+    let config = json!({"os": "linux", "architecture": "amd64",
+        "rootfs": {"type": "layers", "diff_ids": [sha256(&theirs)]}});
+    let mut config = eve.put_blob("eve/elsewhere", config.to_string().as_bytes());
+    config["mediaType"] = json!("application/vnd.oci.image.config.v1+json");
+    eve.put_manifest("eve/elsewhere:1", &config, &[elsewhere]);
+    let mount = "room.meshagent.com/eve/elsewhere:1=/context";
+    let refused = |output: process::Output| {
+        assert!(!output.to_string().contains(secret), "{output}");
+        refused(&output, &[&sha256(&layer)]);
+    };
+    refused(eve.hearth(&["context", "cat", "hidden", "--json", "--mount-image", mount]));
+    refused(eve.hearth(&["context", "ls", "--json", "--mount-image", mount]));
+    daemon.base_image();
+    daemon.put(
+        "eve/elsewhere",
+        &Tree::new().dockerfile("FROM room.meshagent.com/busybox:test\nCOPY hidden /\n"),
+    );
+    refused(eve.hearth(&[
+        "build",
+        "--json",
+        "--tag",
+        "eve/read-elsewhere:1",
+        "--mount-room-path",
+        "eve/elsewhere:/dockerfile:ro",
+        "--dockerfile-path",
+        "/dockerfile/Dockerfile",
+        "--mount-image",
+        mount,
+        "--context-path",
+        "/context",
+    ]));
+    refused(eve.build("from-elsewhere:1", "FROM room.meshagent.com/eve/elsewhere:1\nRUN cat /hidden\n"));
+    refused(eve.hearth(&["deploy", "--json", "--tag", "eve/elsewhere:1", "--name", "elsewhere"]));
 }
 
 fn a_base_that_others_use_is_not_replaced(daemon: &Daemon) {
