@@ -97,15 +97,26 @@ pub fn write_file(path: &Path, content: &[u8]) -> Result<(), Failure> {
     file.keep()
 }
 
-/// A file under way to its place. Dropped before [`NewFile::keep`], it leaves nothing.
+/// A file that gets its name when it is complete. Dropping it before [`NewFile::keep`] leaves nothing.
 pub struct NewFile {
-    temporary: tempfile::NamedTempFile,
+    file: WrittenFile,
     path: std::path::PathBuf,
+}
+
+enum WrittenFile {
+    Temporary(tempfile::NamedTempFile),
+    /// A device, a pipe or a socket: it is written to as it is, since a file would take its place.
+    Special(std::fs::File),
 }
 
 impl NewFile {
     /// `mode` is subject to the umask.
     pub fn create(path: &Path, mode: u32) -> Result<Self, Failure> {
+        if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
+            let opened = std::fs::File::options().write(true).open(path);
+            let file = opened.map_err(|error| Failure::local("write", path, &error))?;
+            return Ok(Self { file: WrittenFile::Special(file), path: path.to_owned() });
+        }
         let dir = match path.parent() {
             Some(dir) if !dir.as_os_str().is_empty() => dir,
             _ => Path::new("."),
@@ -116,16 +127,19 @@ impl NewFile {
             .permissions(permissions)
             .tempfile_in(dir)
             .map_err(|error| Failure::local("write", path, &error))?;
-        Ok(Self { temporary, path: path.to_owned() })
+        Ok(Self { file: WrittenFile::Temporary(temporary), path: path.to_owned() })
     }
 
     pub fn out(&mut self) -> &mut std::fs::File {
-        self.temporary.as_file_mut()
+        match &mut self.file {
+            WrittenFile::Temporary(temporary) => temporary.as_file_mut(),
+            WrittenFile::Special(file) => file,
+        }
     }
 
     /// Puts the file in its place.
     pub fn keep(self) -> Result<(), Failure> {
-        let Self { temporary, path } = self;
+        let Self { file: WrittenFile::Temporary(temporary), path } = self else { return Ok(()) };
         let failed = |error: &io::Error| Failure::local("write", &path, error);
         temporary.as_file().sync_all().map_err(|error| failed(&error))?;
         temporary.persist(&path).map_err(|error| failed(&error.error))?;
@@ -147,6 +161,22 @@ mod tests {
             format_table(&["ID", "TAG", "N"], &rows),
             "ID   TAG        N\na    long cell  1\nbcd  x\n"
         );
+    }
+
+    #[test]
+    fn a_pipe_is_written_to_and_stays_a_pipe() {
+        use std::os::unix::fs::FileTypeExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let reader = {
+            let pipe = pipe.clone();
+            std::thread::spawn(move || std::fs::read(pipe).unwrap())
+        };
+        write_file(&pipe, b"content").unwrap();
+        assert_eq!(reader.join().unwrap(), b"content");
+        assert!(std::fs::metadata(&pipe).unwrap().file_type().is_fifo());
     }
 
     #[test]

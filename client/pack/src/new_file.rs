@@ -4,7 +4,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Seek as _};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -59,8 +59,13 @@ impl NewFile {
         &self.dir
     }
 
-    /// Gives the file its name, in place of what has that name.
+    /// Gives the file its name, in place of what has that name. A device, a pipe or a socket there gets the content.
     pub(crate) fn put(&self, path: &Path) -> io::Result<()> {
+        if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
+            let mut content = self.file.try_clone()?;
+            content.rewind()?;
+            return io::copy(&mut content, &mut File::options().write(true).open(path)?).map(drop);
+        }
         let hidden = match locked(&self.hidden).take() {
             Some(hidden) => hidden,
             None => match self.link(path) {

@@ -1,5 +1,6 @@
 //! Old builds go: ended ones beyond the number and the age that are kept, with their logs. Images stay.
 
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,8 @@ use jiff::Timestamp;
 use super::port::BuildQuery;
 use super::service::{BuildError, Shared};
 use crate::model::build::{BuildRecord, BuildState};
+use crate::model::id::BuildId;
+use crate::model::share_owner::ShareOwner;
 
 const PAUSE: Duration = Duration::from_secs(600);
 const PAGE: usize = 200;
@@ -27,32 +30,91 @@ pub(super) async fn retention_loop(shared: Arc<Shared>) {
 
 /// Removes what is too much or too old at `now`, and says how many.
 pub(super) async fn retention_one(shared: &Shared, now: Timestamp) -> Result<usize, BuildError> {
-    let (mut seen, mut removed, mut after) = (0, 0, None);
+    let (mut ended, mut after) = (Vec::new(), None);
     loop {
-        let query =
-            BuildQuery { states: ENDED.to_vec(), after: after.clone(), limit: PAGE, ..BuildQuery::default() };
+        let query = BuildQuery { states: ENDED.to_vec(), after, limit: PAGE, ..BuildQuery::default() };
         let page = shared.ports.store.list(query).await?;
-        let Some(last) = page.last().map(|record| record.id.clone()) else { return Ok(removed) };
-        // The page's last build marks where the next page begins, so it goes in the next round at the earliest.
-        let full = page.len() == PAGE;
-        for record in page {
-            seen += 1;
-            let goes = seen > shared.options.keep_ended || is_older(&record, now, shared.options.keep_for);
-            // A build that is just ending still has its task.
-            if goes && shared.active(&record.id).is_none() && !(full && record.id == last) {
-                shared.remove(&record.id).await?;
-                removed += 1;
-            }
+        after = page.last().map(|record| record.id.clone());
+        ended.extend(page.into_iter().map(|record| EndedBuild {
+            owner: shared.options.owners.of(&record.submitted_by),
+            is_old: is_older(&record, now, shared.options.keep_for),
+            id: record.id,
+        }));
+        if after.is_none() {
+            break;
         }
-        if !full {
-            return Ok(removed);
-        }
-        after = Some(last);
     }
+    let mut removed = 0;
+    for id in surplus(ended, shared.options.keep_ended) {
+        // A build that is just ending still has its task.
+        if shared.active(&id).is_none() {
+            shared.remove(&id).await?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+struct EndedBuild {
+    id: BuildId,
+    owner: ShareOwner,
+    /// It goes whatever the number of builds.
+    is_old: bool,
+}
+
+/// The builds that go, of all that ended, the latest first. Beyond `keep`, each one that goes is the oldest of the owner
+/// who has most: nobody's builds go because another one builds a lot.
+fn surplus(mut ended: Vec<EndedBuild>, keep: usize) -> Vec<BuildId> {
+    let mut counts: HashMap<&ShareOwner, usize> = HashMap::new();
+    for build in ended.iter().filter(|build| !build.is_old) {
+        *counts.entry(&build.owner).or_default() += 1;
+    }
+    let total: usize = counts.values().sum();
+    let mut most: BinaryHeap<(usize, &str)> =
+        counts.into_iter().map(|(owner, count)| (count, owner.0.as_str())).collect();
+    for _ in keep..total {
+        if let Some((count, owner)) = most.pop() {
+            most.push((count - 1, owner));
+        }
+    }
+    let mut left: HashMap<String, usize> =
+        most.into_iter().map(|(count, owner)| (owner.to_owned(), count)).collect();
+    ended.retain(|build| {
+        let left = left.get_mut(&build.owner.0).filter(|left| !build.is_old && **left > 0);
+        left.map(|left| *left -= 1).is_none()
+    });
+    ended.into_iter().map(|build| build.id).collect()
 }
 
 fn is_older(record: &BuildRecord, now: Timestamp, than: Duration) -> bool {
     record
         .finished_at
         .is_some_and(|finished| now.duration_since(finished).unsigned_abs() > than && now > finished)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_builds_of_whoever_has_most_go_first_and_the_oldest_of_them() {
+        let builds = |owners: &str, old: &[usize]| -> Vec<EndedBuild> {
+            let one = |(index, owner): (usize, char)| EndedBuild {
+                id: format!("{index:012}").parse().unwrap(),
+                owner: ShareOwner(owner.to_string()),
+                is_old: old.contains(&index),
+            };
+            owners.chars().enumerate().map(one).collect()
+        };
+        let gone = |owners: &str, old: &[usize], keep| -> Vec<usize> {
+            surplus(builds(owners, old), keep).iter().map(|id| id.as_str().parse().unwrap()).collect()
+        };
+        assert!(gone("aab", &[], 3).is_empty());
+        assert_eq!(gone("aaaaaab", &[], 3), [2, 3, 4, 5]);
+        // The quiet one has the oldest build, and keeps it.
+        assert_eq!(gone("mmmmmmmma", &[], 4), [3, 4, 5, 6, 7]);
+        assert_eq!(gone("abcabc", &[], 3), [3, 4, 5]);
+        assert_eq!(gone("aab", &[0, 2], 3), [0, 2]);
+        assert_eq!(gone("ab", &[], 0), [0, 1]);
+    }
 }

@@ -47,6 +47,9 @@ pub enum ContextError {
     Io { path: String, source: io::Error },
     #[error("the daemon is ending")]
     Ending,
+    /// Whoever asked has gone: a build that was cancelled, a client that closed its connection.
+    #[error("the reading of the context was cancelled")]
+    Cancelled,
 }
 
 fn list(paths: &[MountTarget]) -> String {
@@ -90,6 +93,7 @@ impl ContextError {
             Self::NotAFile { .. } => "not_a_file",
             Self::TooLarge { .. } => "file_too_large",
             Self::Changed { .. } => "context_changed",
+            Self::Cancelled => "cancelled",
             Self::Denied { .. } => "permission_denied",
             Self::PathTooLong { .. } => "path_too_long",
             Self::TooManyFiles { .. } => "too_many_files",

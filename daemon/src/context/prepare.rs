@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hearth_pack::ignore::Patterns;
+use tokio_util::sync::CancellationToken;
 
 use super::ContextError;
 use super::layers::{LayerBlob, LayerCache, LayerLimits};
@@ -154,7 +155,10 @@ impl Contexts {
     /// Opens the mounts, scans the context and reads the Dockerfile.
     pub async fn prepare(&self, request: ContextRequest) -> Result<Prepared, ContextError> {
         let shared = Arc::clone(&self.0);
-        let prepare = move || shared.prepare(request);
+        // The reading of files ends with a build that is cancelled.
+        let stop = CancellationToken::new();
+        let _stop = stop.clone().drop_guard();
+        let prepare = move || shared.prepare(request, &stop);
         task::blocking("context.prepare", prepare).await.unwrap_or(Err(ContextError::Ending))
     }
 }
@@ -177,13 +181,16 @@ impl Contexts {
         directory: MountTarget,
     ) -> Result<(TreeIdentity, usize, u64), ContextError> {
         let shared = Arc::clone(&self.0);
+        // Nobody waits for it when the call is given up: the reading ends then.
+        let stop = CancellationToken::new();
+        let _stop = stop.clone().drop_guard();
         let identify = move || {
             again_when_changed(|| {
                 let (selection, ignore) = (&Selection::default(), &NamedEntry::Absent);
                 let (scope, memory) = (Scope { selection, ignore, patterns: None }, &shared.memory);
                 let scan = || tree.scan(&directory, &Bounds::default());
                 let looked = recall::look(&tree, &directory, &scope, memory, scan)?;
-                let (snapshot, identified) = recall::identify(looked, scope, memory)?;
+                let (snapshot, identified) = recall::identify(looked, scope, memory, &stop)?;
                 let identity = identified.identity.clone();
                 let (files, bytes) = snapshot.files();
                 Ok((identity, files, bytes))
@@ -203,7 +210,11 @@ impl Contexts {
 }
 
 impl Shared {
-    fn prepare(self: Arc<Self>, request: ContextRequest) -> Result<Prepared, ContextError> {
+    fn prepare(
+        self: Arc<Self>,
+        request: ContextRequest,
+        stop: &CancellationToken,
+    ) -> Result<Prepared, ContextError> {
         let ContextRequest { mounts, context_path, dockerfile, target, selection } = request;
         let mut name = LineageName::default().part(&self.room).part(context_path.as_str());
         let mut mounted = Vec::with_capacity(mounts.len());
@@ -219,7 +230,7 @@ impl Shared {
         let selection =
             if self.memory.needs_all(&origin) { Selection::default() } else { selection(&dockerfile) };
         let view = View { tree, context_path, own_ignore: ignore.clone(), selection };
-        let (context, identified) = view.look(&self.memory)?;
+        let (context, identified) = view.look(&self.memory, stop)?;
         let lineage = name.part(view.selection.name()).id();
         let identity = identified.identity.clone();
         let id = self.memory.session_id(&lineage, &identity);
@@ -298,11 +309,19 @@ struct View {
 
 impl View {
     /// Scans and identifies, again when something changed under it.
-    fn look(&self, memory: &Memory) -> Result<(Snapshot, Arc<Identified>), ContextError> {
-        again_when_changed(|| self.look_once(memory))
+    fn look(
+        &self,
+        memory: &Memory,
+        stop: &CancellationToken,
+    ) -> Result<(Snapshot, Arc<Identified>), ContextError> {
+        again_when_changed(|| self.look_once(memory, stop))
     }
 
-    fn look_once(&self, memory: &Memory) -> Result<(Snapshot, Arc<Identified>), ContextError> {
+    fn look_once(
+        &self,
+        memory: &Memory,
+        stop: &CancellationToken,
+    ) -> Result<(Snapshot, Arc<Identified>), ContextError> {
         let given = self.ignore_file()?;
         // A link, or what only its reader in BuildKit can tell: it hides nothing here.
         let text = match &given {
@@ -320,7 +339,7 @@ impl View {
         if self.ignore_file()? != given {
             return Err(ContextError::Changed { path: String::from_utf8_lossy(IGNORE).into_owned() });
         }
-        recall::identify(looked, scope, memory)
+        recall::identify(looked, scope, memory, stop)
     }
 
     /// What is selected, or everything where a link on the way leads elsewhere.

@@ -410,7 +410,7 @@ async fn a_registry_at_an_internal_address_is_asked_only_when_its_operator_knows
     let retry = remote().retry;
     let with = |mirrors: &[String], configured| {
         let mirrors = mirrors.iter().map(|mirror| mirror.parse().unwrap()).collect();
-        Remote::guarded(Mirrors::new(mirrors), guards(configured)).with_retry(retry.clone())
+        Remote::guarded(Mirrors::new(mirrors), guards(configured)).with_retry(retry)
     };
     let given = Credentials::default().with(&host, password("ann"));
     let stranger = with(&[], true).with_credentials(given);

@@ -363,6 +363,7 @@ impl From<ContextError> for Refusal {
         let status = match &error {
             ContextError::Changed { .. } => Code::Aborted,
             ContextError::Ending => Code::Unavailable,
+            ContextError::Cancelled => Code::Cancelled,
             ContextError::ContextPathNotFound { .. } | ContextError::SubpathNotFound { .. } => Code::NotFound,
             ContextError::Io { .. } | ContextError::Layer { .. } => Code::Internal,
             _ => Code::FailedPrecondition,

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hearth_pack::ignore::Patterns;
+use tokio_util::sync::CancellationToken;
 
 use super::memory::Memory;
 use crate::context::ContextError;
@@ -181,6 +182,7 @@ pub(super) fn identify(
     looked: Looked,
     scope: Scope<'_>,
     memory: &Memory,
+    stop: &CancellationToken,
 ) -> Result<(Snapshot, Arc<Identified>), ContextError> {
     let Looked { mut snapshot, scope: name, fingerprint } = looked;
     let fingerprint = fingerprint.or_else(|| snapshot.fingerprint(&[&name]));
@@ -191,7 +193,7 @@ pub(super) fn identify(
         return Ok((snapshot, identified));
     }
     let covered = snapshot.covered(scope.selection, scope.patterns);
-    let identified = Arc::new(snapshot.identify(covered.clone(), memory.hashes())?);
+    let identified = Arc::new(snapshot.identify(covered.clone(), memory.hashes(), stop)?);
     if let Some(fingerprint) = fingerprint
         && identified.from_cache
     {

@@ -1,5 +1,7 @@
 use std::sync::{Arc, Weak};
 
+use tokio_util::sync::CancellationToken;
+
 use super::{Shared, View};
 use crate::context::lineage::LineageId;
 use crate::context::port::TransferWatch;
@@ -36,7 +38,7 @@ impl Watch {
 impl TransferWatch for Watch {
     fn sent(&self) {
         let Some(shared) = self.shared.upgrade() else { return };
-        match self.view.look(&shared.memory) {
+        match self.view.look(&shared.memory, &CancellationToken::new()) {
             Ok((_, now)) if now.identity == self.identity => {}
             Ok(_) => {
                 tracing::debug!("the context changed while it was sent, or after");

@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use hearth_pack::identity::{ContentHash, FileStamp, HashCache, Node, NodeKind, TreeDigest, TreeHasher};
 use hearth_pack::ignore::{Filter, Patterns, Visit};
+use tokio_util::sync::CancellationToken;
 
 use super::scan::{since_epoch, threads};
 use super::{Layer, Origin, Snapshot, bare, below};
@@ -142,15 +143,17 @@ impl Snapshot {
         })
     }
 
-    /// Hashes what is covered and not in the cache, and makes the digest. Blocking.
+    /// Hashes what is covered and not in the cache, and makes the digest. Blocking; it ends with an error soon after
+    /// `stop`.
     pub fn identify(
         &mut self,
         covered: Covered,
         hashes: &Mutex<HashCache>,
+        stop: &CancellationToken,
     ) -> Result<Identified, ContextError> {
         let (mut contents, missing) = self.known(&covered, hashes);
         let from_cache = missing.is_empty();
-        for Hashed { index, hash, xattrs } in self.hash_all(&missing, hashes)? {
+        for Hashed { index, hash, xattrs } in self.hash_all(&missing, hashes, stop)? {
             contents[index as usize] = hash;
             self.set_xattrs(index as usize, xattrs);
         }
@@ -192,7 +195,12 @@ impl Snapshot {
     }
 
     /// Reads files on several threads. An error is that of the first file in order that has one.
-    fn hash_all(&self, missing: &[u32], hashes: &Mutex<HashCache>) -> Result<Vec<Hashed>, ContextError> {
+    fn hash_all(
+        &self,
+        missing: &[u32],
+        hashes: &Mutex<HashCache>,
+        stop: &CancellationToken,
+    ) -> Result<Vec<Hashed>, ContextError> {
         let next = AtomicUsize::new(0);
         let done: Mutex<Vec<Hashed>> = Mutex::default();
         let failed: Mutex<Option<(u32, ContextError)>> = Mutex::default();
@@ -202,7 +210,7 @@ impl Snapshot {
             let mut fresh: Vec<(FileStamp, i64, ContentHash)> = Vec::new();
             while let Some(&index) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let read_at = since_epoch();
-                match self.hash_one(index as usize, &mut buffer) {
+                match self.hash_one(index as usize, &mut buffer, stop) {
                     Ok((hash, xattrs)) => {
                         if let Some(stamp) = self.stamp(index as usize)
                             && xattrs.is_empty()
@@ -237,7 +245,12 @@ impl Snapshot {
         }
     }
 
-    fn hash_one(&self, index: usize, buffer: &mut [u8]) -> Result<(ContentHash, Vec<Xattr>), ContextError> {
+    fn hash_one(
+        &self,
+        index: usize,
+        buffer: &mut [u8],
+        stop: &CancellationToken,
+    ) -> Result<(ContentHash, Vec<Xattr>), ContextError> {
         let failed = |error: io::Error| match error.downcast::<ContextError>() {
             Ok(error) => error,
             Err(source) => ContextError::Io { path: self.shown(index), source },
@@ -260,6 +273,9 @@ impl Snapshot {
         let xattrs = beneath::xattrs(content.file()).map_err(|errno| failed(errno.into()))?;
         let mut sum = blake3::Hasher::new();
         loop {
+            if stop.is_cancelled() {
+                return Err(ContextError::Cancelled);
+            }
             match content.read(buffer) {
                 Ok(0) => return Ok((ContentHash::from_bytes(sum.finalize().into()), xattrs)),
                 Ok(count) => _ = sum.update(&buffer[..count]),

@@ -362,6 +362,7 @@ fn what_one_participant_brought_is_not_anothers() {
     let cached = &listed.as_array().unwrap_or_else(|| panic!("{listed}"))[0];
     let (repository, digest) = (cached["repository"].as_str().unwrap(), cached["digest"].as_str().unwrap());
     let blob = format!("room.meshagent.com/{repository}@{digest}");
+    let unsaved = room.state().join("unsaved.tar").display().to_string();
     for token in [&bob, &ann, &room.token().to_owned()] {
         for path in
             [format!("/v2/{repository}/manifests/{digest}"), format!("/v2/{repository}/blobs/{digest}")]
@@ -373,7 +374,7 @@ fn what_one_participant_brought_is_not_anothers() {
         for arguments in [
             &["images", "inspect", &blob][..],
             &["images", "tag", &blob, "stolen:1"],
-            &["images", "save", &blob, "-o", "/dev/null"],
+            &["images", "save", &blob, "-o", &unsaved],
             &["deploy", "--tag", &blob, "--name", "stolen", "--port", "80"],
             &["build", "--tag", "stolen:1", "--mount-image", &format!("{blob}=/context")],
         ] {

@@ -40,7 +40,8 @@ fn scanned(room: &Room) -> Snapshot {
 fn identified(room: &Room, hashes: &Mutex<HashCache>) -> (Snapshot, TreeDigest) {
     let mut snapshot = scanned(room);
     let all = snapshot.covered(&Selection::default(), None);
-    let digest = snapshot.identify(all, hashes).unwrap().identity.digest;
+    let digest =
+        snapshot.identify(all, hashes, &tokio_util::sync::CancellationToken::new()).unwrap().identity.digest;
     (snapshot, digest)
 }
 

@@ -18,7 +18,7 @@ fn identify(tree: &Tree, hashes: &Mutex<HashCache>) -> TreeIdentity {
 fn covered(tree: &Tree, hashes: &Mutex<HashCache>, selection: &Selection, ignore: &str) -> TreeIdentity {
     let mut snapshot = tree.scan(&target("/context"), &Bounds::default()).unwrap();
     let covered = snapshot.covered(selection, Some(Patterns::parse_file(ignore.as_bytes()).unwrap()));
-    snapshot.identify(covered, hashes).unwrap().identity
+    snapshot.identify(covered, hashes, &tokio_util::sync::CancellationToken::new()).unwrap().identity
 }
 
 fn digest_of(room: &Room, source: &str) -> TreeDigest {
@@ -113,7 +113,7 @@ fn files_with_attributes_are_looked_at_each_time() {
     assert_ne!(identify(&tree, &hashes).digest, before.digest, "the change time told");
     let mut snapshot = tree.scan(&target("/context"), &Bounds::default()).unwrap();
     let all = snapshot.covered(&Selection::default(), None);
-    snapshot.identify(all, &hashes).unwrap();
+    snapshot.identify(all, &hashes, &tokio_util::sync::CancellationToken::new()).unwrap();
     assert_eq!(snapshot.xattrs(snapshot.find(b"a").unwrap()), [(b"user.k".to_vec(), b"v".to_vec())]);
 }
 
@@ -148,7 +148,7 @@ fn only_what_is_covered_may_be_sent() {
     let ignore = Patterns::parse_file(b"src/no\n!src/no/back\n").unwrap();
     let covered = snapshot.covered(&Selection::of([b"src".to_vec()]), Some(ignore));
     assert!(snapshot.is_covered(snapshot.find(b"x").unwrap()), "before anything is known");
-    snapshot.identify(covered, &Mutex::default()).unwrap();
+    snapshot.identify(covered, &Mutex::default(), &tokio_util::sync::CancellationToken::new()).unwrap();
     let shown = (0..snapshot.len()).filter(|index| snapshot.is_covered(*index));
     let shown: Vec<_> = shown.map(|index| String::from_utf8_lossy(snapshot.entry(index).path)).collect();
     assert_eq!(shown, ["src", "src/keep", "src/no", "src/no/back"]);
@@ -176,7 +176,10 @@ fn a_scan_within_bounds_finds_the_same_as_a_whole_one() {
             let look = |bounds: &Bounds<'_>| {
                 let mut snapshot = tree.scan(&target("/context"), bounds).unwrap();
                 let covered = snapshot.covered(&selection, Some(patterns.clone()));
-                let identity = snapshot.identify(covered, &hashes).unwrap().identity;
+                let identity = snapshot
+                    .identify(covered, &hashes, &tokio_util::sync::CancellationToken::new())
+                    .unwrap()
+                    .identity;
                 (identity, snapshot.len())
             };
             let (whole, all) = look(&Bounds::default());
@@ -236,7 +239,7 @@ fn a_file_that_cannot_be_told_from_a_later_write_is_compared_by_content() {
     let mut snapshot = room.tree(&[("", "/context")]).scan(&target("/context"), &Bounds::default()).unwrap();
     snapshot.set_unsure(vec![0]);
     let all = snapshot.covered(&Selection::default(), None);
-    snapshot.identify(all, &Mutex::default()).unwrap();
+    snapshot.identify(all, &Mutex::default(), &tokio_util::sync::CancellationToken::new()).unwrap();
     assert_eq!(content(&snapshot, 0), "1111");
     snapshot.unsure_contents.insert(0, hearth_pack::identity::ContentHash::of(b"2222"));
     let mut read = Vec::new();
@@ -255,8 +258,30 @@ fn an_error_of_hashing_names_the_first_file() {
         room.file(&format!("f{n:03}"), "other");
     }
     let all = snapshot.covered(&Selection::default(), None);
-    match snapshot.identify(all, &Mutex::default()).map(|_| ()) {
+    match snapshot.identify(all, &Mutex::default(), &tokio_util::sync::CancellationToken::new()).map(|_| ()) {
         Err(ContextError::Changed { path }) => assert_eq!(path, "/context/f017"),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn the_reading_of_files_ends_when_nobody_waits_for_it() {
+    let room = Room::new();
+    room.file("r/large", "");
+    // It takes long to read, and no space.
+    fs::File::options().write(true).open(room.at("r/large")).unwrap().set_len(1 << 40).unwrap();
+    let tree = room.tree(&[("r", "/context")]);
+    let mut snapshot = tree.scan(&target("/context"), &Bounds::default()).unwrap();
+    let all = snapshot.covered(&Selection::default(), None);
+    let stop = tokio_util::sync::CancellationToken::new();
+    let later = stop.clone();
+    let canceller = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        later.cancel();
+    });
+    let begun = std::time::Instant::now();
+    let ended = snapshot.identify(all, &Mutex::default(), &stop).map(|_| ());
+    assert!(matches!(ended, Err(ContextError::Cancelled)), "{ended:?}");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(10));
+    canceller.join().unwrap();
 }
