@@ -111,7 +111,8 @@ pub struct Audit {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Builds {
-    /// Builds that run at once.
+    /// Builds that run at once. The last of two slots or more is for callers that run nothing, so that no build waits
+    /// for those of a single other caller: one caller has `concurrency - 1` builds running at most.
     pub concurrency: usize,
     /// Builds that may wait; one more is refused.
     pub queue_length: usize,
@@ -302,7 +303,7 @@ impl Default for Config {
                 stall_seconds: 60,
             },
             builds: Builds {
-                concurrency: 4,
+                concurrency: 5,
                 queue_length: 100,
                 per_caller: 50,
                 log_quota_bytes: GIB,

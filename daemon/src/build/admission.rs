@@ -7,6 +7,9 @@
 //! An *owner* stands for all names of one participant: the services that it has deployed build under names of their
 //! own. The queue is shared by dynamic thresholds: an owner may have as many builds waiting as there are places left
 //! for others. However many builds one owner submits, half of the queue is left, and of that the next one leaves half.
+//!
+//! Where there are two slots or more, the last free one goes only to an owner that runs nothing: however long the builds
+//! of one owner take, a build of another one does not wait for them. With a single slot the owners take turns.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -77,15 +80,16 @@ impl Admission {
                 retry_after: self.retry_after(),
             });
         }
-        let waiting = self.waiting_count() + self.places.values().sum::<usize>();
-        let free = self.limits.concurrency.saturating_sub(self.running.len());
-        // Those that find a free slot wait for nobody.
-        if waiting >= free {
-            let left = self.limits.queue.saturating_sub(waiting - free);
+        let (starting, free) = (self.starting(), self.free_slots());
+        // One that finds a free slot waits for nobody.
+        let (waiting_of, slots) = (self.waiting_of(caller), self.slots_for(caller));
+        if waiting_of >= slots || starting >= free {
+            let waiting = self.waiting_count() + self.places.values().sum::<usize>();
+            let left = self.limits.queue.saturating_sub(waiting.saturating_sub(starting.min(free)));
             if left == 0 {
                 return Err(Deny::QueueFull { waiting, retry_after: self.retry_after() });
             }
-            let own = self.waiting_of(caller).saturating_sub(free);
+            let own = waiting_of.saturating_sub(slots);
             if own >= left {
                 let (caller, retry_after) = (caller.to_owned(), self.retry_after());
                 return Err(Deny::QueueShare { caller, waiting: own, retry_after });
@@ -95,10 +99,10 @@ impl Admission {
         Ok(Place { caller: caller.to_owned() })
     }
 
-    /// Whether the builds that have places would all run at once.
-    pub fn has_slot(&self) -> bool {
-        let taken = self.running.len() + self.places.values().sum::<usize>();
-        !self.draining && self.waiting.is_empty() && taken <= self.limits.concurrency
+    /// Whether a build that has a place would run at once.
+    pub fn has_slot(&self, place: &Place) -> bool {
+        let own = self.waiting_of(&place.caller);
+        !self.draining && own <= self.slots_for(&place.caller) && self.starting() <= self.free_slots()
     }
 
     /// The place was not needed.
@@ -129,10 +133,11 @@ impl Admission {
 
     /// Gives a free slot to the next build, which counts as running from now on.
     pub fn next(&mut self) -> Option<BuildId> {
-        if self.draining || self.running.len() >= self.limits.concurrency {
+        if self.draining {
             return None;
         }
-        let (caller, mut queue) = self.waiting.pop_front()?;
+        let first = self.waiting.iter().position(|(caller, _)| self.slots_for(caller) > 0)?;
+        let (caller, mut queue) = self.waiting.remove(first)?;
         let id = queue.pop_front()?;
         if !queue.is_empty() {
             self.waiting.push_back((caller.clone(), queue));
@@ -177,8 +182,30 @@ impl Admission {
     }
 
     fn of_caller(&self, caller: &str) -> usize {
-        let running = self.running.values().filter(|name| *name == caller).count();
-        running + self.waiting_of(caller)
+        self.running_of(caller) + self.waiting_of(caller)
+    }
+
+    fn running_of(&self, caller: &str) -> usize {
+        self.running.values().filter(|name| *name == caller).count()
+    }
+
+    fn free_slots(&self) -> usize {
+        self.limits.concurrency.saturating_sub(self.running.len())
+    }
+
+    /// Free slots that `caller` would get if no other waited. The last one is for those that run nothing.
+    fn slots_for(&self, caller: &str) -> usize {
+        let free = self.free_slots();
+        let shared = free.saturating_sub(usize::from(self.limits.concurrency > 1));
+        if self.running_of(caller) > 0 { shared } else { shared.max(1).min(free) }
+    }
+
+    /// Of the builds that wait or have a place, those that free slots are there for. They are more than the free slots
+    /// where callers compete for them.
+    fn starting(&self) -> usize {
+        let waiting = self.waiting.iter().map(|(caller, _)| caller);
+        let callers: BTreeSet<&String> = waiting.chain(self.places.keys()).collect();
+        callers.into_iter().map(|caller| self.waiting_of(caller).min(self.slots_for(caller))).sum()
     }
 
     /// Those that have a place only wait too.
@@ -204,219 +231,4 @@ impl Admission {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn limits(concurrency: usize, queue: usize, per_caller: usize) -> Limits {
-        Limits { concurrency, queue, per_caller }
-    }
-
-    fn submit(admission: &mut Admission, caller: &str) -> Result<BuildId, Deny> {
-        let place = admission.reserve(caller)?;
-        let id = BuildId::random();
-        admission.enqueue(place, id.clone());
-        Ok(id)
-    }
-
-    #[test]
-    fn a_full_queue_says_when_to_come_back() {
-        let mut admission = Admission::new(limits(1, 2, 10));
-        let first = submit(&mut admission, "a").unwrap();
-        assert_eq!(admission.next(), Some(first.clone()));
-        submit(&mut admission, "a").unwrap();
-        submit(&mut admission, "b").unwrap();
-        let Err(Deny::QueueFull { waiting: 2, retry_after }) = submit(&mut admission, "c") else {
-            panic!("accepted");
-        };
-        assert!(retry_after >= Duration::from_secs(1));
-        admission.ended(&first);
-        admission.next().unwrap();
-        submit(&mut admission, "c").unwrap();
-    }
-
-    #[test]
-    fn a_place_has_a_slot_when_nobody_runs_or_waits_for_it() {
-        let mut admission = Admission::new(limits(2, 10, 10));
-        let first = admission.reserve("a").unwrap();
-        let second = admission.reserve("b").unwrap();
-        assert!(admission.has_slot());
-        let third = admission.reserve("b").unwrap();
-        assert!(!admission.has_slot());
-        admission.give_back(third);
-        admission.enqueue(first, BuildId::random());
-        assert!(!admission.has_slot(), "the one that waits comes first");
-        admission.next().unwrap();
-        assert!(admission.has_slot());
-        admission.give_back(second);
-        admission.drain();
-        assert!(!admission.has_slot());
-    }
-
-    #[test]
-    fn a_caller_at_its_limit_is_refused_and_others_are_not() {
-        let mut admission = Admission::new(limits(2, 10, 2));
-        let _held = admission.reserve("a").unwrap();
-        submit(&mut admission, "a").unwrap();
-        assert!(matches!(submit(&mut admission, "a"), Err(Deny::CallerLimit { limit: 2, .. })));
-        submit(&mut admission, "b").unwrap();
-    }
-
-    #[test]
-    fn a_place_that_is_given_back_is_free_again() {
-        let mut admission = Admission::new(limits(1, 0, 1));
-        let place = admission.reserve("a").unwrap();
-        assert!(admission.reserve("b").is_err());
-        admission.give_back(place);
-        assert!(admission.reserve("b").is_ok());
-    }
-
-    #[test]
-    fn a_draining_queue_starts_and_accepts_nothing() {
-        let mut admission = Admission::new(limits(1, 2, 2));
-        submit(&mut admission, "a").unwrap();
-        admission.drain();
-        assert_eq!(admission.next(), None);
-        assert_eq!(submit(&mut admission, "b"), Err(Deny::Draining));
-    }
-
-    #[test]
-    fn slots_go_round_among_callers() {
-        let mut admission = Admission::new(limits(1, 100, 100));
-        let busy: Vec<_> = (0..5).map(|_| submit(&mut admission, "busy").unwrap()).collect();
-        let rare = submit(&mut admission, "rare").unwrap();
-        let mut order = Vec::new();
-        while let Some(id) = admission.next() {
-            admission.ended(&id);
-            order.push(id);
-        }
-        assert_eq!(order[1], rare, "the rare caller waits for one build of the busy one, not for five");
-        order.remove(1);
-        assert_eq!(order, busy);
-    }
-
-    #[test]
-    fn one_owner_leaves_half_of_the_queue_and_the_next_one_half_of_that() {
-        let mut admission = Admission::new(limits(1, 8, 100));
-        let mut accepted = |owner: &str| {
-            let mut count = 0;
-            let refused = loop {
-                match submit(&mut admission, owner) {
-                    Ok(_) => count += 1,
-                    Err(deny) => break deny,
-                }
-                admission.next();
-            };
-            (count, matches!(refused, Deny::QueueShare { .. }))
-        };
-        assert_eq!(accepted("greedy"), (1 + 4, true));
-        assert_eq!(accepted("second"), (2, true));
-        assert_eq!(accepted("third"), (1, true));
-        assert_eq!(accepted("fourth"), (1, false));
-    }
-
-    #[test]
-    fn free_slots_are_for_anybody() {
-        let mut admission = Admission::new(limits(4, 0, 100));
-        for _ in 0..4 {
-            submit(&mut admission, "a").unwrap();
-        }
-        assert!(matches!(submit(&mut admission, "a"), Err(Deny::QueueFull { .. })));
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Submit(u8),
-        Next,
-        End(usize),
-        Withdraw(usize),
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = prop_oneof![
-            4 => (0u8..4).prop_map(Step::Submit),
-            3 => Just(Step::Next),
-            2 => any::<usize>().prop_map(Step::End),
-            1 => any::<usize>().prop_map(Step::Withdraw),
-        ];
-        proptest::collection::vec(step, 0..200)
-    }
-
-    proptest! {
-        #[test]
-        fn an_owner_that_has_nothing_waiting_is_refused_only_when_many_others_wait(
-            submitted in proptest::collection::vec((0u8..4, any::<bool>()), 0..400),
-            concurrency in 1usize..4, queue in 16usize..64,
-        ) {
-            let mut admission = Admission::new(limits(concurrency, queue, usize::MAX));
-            for (owner, runs) in submitted {
-                let _ = submit(&mut admission, &format!("o{owner}"));
-                if runs {
-                    admission.next();
-                }
-                // Four owners leave a part in 2^4, whatever they submit and however slots come free.
-                prop_assert!(admission.waiting_count() < queue + concurrency);
-                let place = admission.reserve("newcomer");
-                prop_assert!(place.is_ok(), "{:?}", place);
-                admission.give_back(place.unwrap());
-            }
-        }
-
-        #[test]
-        fn never_more_than_the_slots_run_and_a_caller_is_served_in_order(
-            steps in steps(), concurrency in 1usize..4, queue in 0usize..8, per_caller in 1usize..6,
-        ) {
-            let mut admission = Admission::new(limits(concurrency, queue, per_caller));
-            let mut expected: BTreeMap<String, VecDeque<BuildId>> = BTreeMap::new();
-            let mut running: Vec<BuildId> = Vec::new();
-            let mut owner: BTreeMap<BuildId, String> = BTreeMap::new();
-            // How many builds of others started while a caller waited.
-            let mut passed_over: BTreeMap<String, usize> = BTreeMap::new();
-            for step in steps {
-                match step {
-                    Step::Submit(n) => {
-                        let caller = format!("c{n}");
-                        if let Ok(id) = submit(&mut admission, &caller) {
-                            owner.insert(id.clone(), caller.clone());
-                            expected.entry(caller).or_default().push_back(id);
-                        }
-                    }
-                    Step::Next => if let Some(id) = admission.next() {
-                        let caller = owner[&id].clone();
-                        let first = expected.get_mut(&caller).and_then(VecDeque::pop_front);
-                        prop_assert_eq!(first.as_ref(), Some(&id));
-                        passed_over.remove(&caller);
-                        for (other, queue) in &expected {
-                            if *other != caller && !queue.is_empty() {
-                                let count = passed_over.entry(other.clone()).or_default();
-                                *count += 1;
-                                prop_assert!(*count <= 4, "{other} starves");
-                            }
-                        }
-                        running.push(id);
-                    },
-                    Step::End(n) => if !running.is_empty() {
-                        let id = running.remove(n % running.len());
-                        admission.ended(&id);
-                    },
-                    Step::Withdraw(n) => {
-                        let all: Vec<_> = expected.values().flatten().cloned().collect();
-                        if !all.is_empty() {
-                            let id = &all[n % all.len()];
-                            prop_assert!(admission.withdraw(id));
-                            prop_assert!(!admission.withdraw(id));
-                            if let Some(queue) = expected.get_mut(&owner[id]) {
-                                queue.retain(|queued| queued != id);
-                            }
-                            if expected[&owner[id]].is_empty() { passed_over.remove(&owner[id]); }
-                        }
-                    }
-                }
-                prop_assert!(admission.running_count() <= concurrency);
-                prop_assert_eq!(admission.running_count(), running.len());
-                prop_assert_eq!(admission.waiting_count(), expected.values().map(VecDeque::len).sum::<usize>());
-                prop_assert!(admission.is_sound());
-            }
-        }
-    }
-}
+mod tests;

@@ -113,7 +113,9 @@ impl Shared {
         let ShareOwner(owner) = self.options.owners.of(&request.caller);
         let (place, has_slot) = {
             let admission = &mut self.state().admission;
-            (admission.reserve(&owner)?, admission.has_slot())
+            let place = admission.reserve(&owner)?;
+            let has_slot = admission.has_slot(&place);
+            (place, has_slot)
         };
         let packs = packs_of(&request.spec);
         match self.hold_packs(&packs, &request.caller).await {

@@ -47,7 +47,7 @@ impl Room {
             Arc::new(MemoryStore::default())
         };
         let options = Options {
-            limits: Limits { concurrency: 2, queue: 50, per_caller: 50 },
+            limits: Limits { concurrency: 3, queue: 50, per_caller: 50 },
             log_quota: 1 << 20,
             default_timeout: Duration::from_secs(60),
             max_timeout: Duration::from_secs(120),

@@ -114,8 +114,7 @@ fn a_daemon_killed_mid_build_runs_it_again_and_one_killed_twice_interrupts_it() 
 
 #[tokio::test]
 async fn draining_lets_builds_end_and_leaves_the_rest_to_the_next_run() {
-    let mut room = Room::new(true);
-    room.options.limits.concurrency = 2;
+    let room = Room::new(true);
     let service = room.start().await;
     let handle = service.handle();
     let (gate, other) = (Gate::closed(), Gate::closed());

@@ -8,6 +8,8 @@ mod floods;
 mod memory;
 #[path = "limits/queue.rs"]
 mod queue;
+#[path = "limits/slots.rs"]
+mod slots;
 #[path = "limits/uploads.rs"]
 mod uploads;
 
@@ -51,6 +53,7 @@ pub fn groups() -> Vec<Group> {
         group("walls_connections", connections::cases(), SMALL),
         group("walls_uploads", uploads::cases(), SMALL_QUOTA),
         group("walls_queue", queue::cases(), queue::CONFIG),
+        group("walls_slots", slots::cases(), ""),
     ]
 }
 

@@ -1,0 +1,278 @@
+use super::*;
+use proptest::prelude::*;
+
+fn limits(concurrency: usize, queue: usize, per_caller: usize) -> Limits {
+    Limits { concurrency, queue, per_caller }
+}
+
+fn submit(admission: &mut Admission, caller: &str) -> Result<BuildId, Deny> {
+    let place = admission.reserve(caller)?;
+    let id = BuildId::random();
+    admission.enqueue(place, id.clone());
+    Ok(id)
+}
+
+#[test]
+fn a_full_queue_says_when_to_come_back() {
+    let mut admission = Admission::new(limits(1, 2, 10));
+    let first = submit(&mut admission, "a").unwrap();
+    assert_eq!(admission.next(), Some(first.clone()));
+    submit(&mut admission, "a").unwrap();
+    submit(&mut admission, "b").unwrap();
+    let Err(Deny::QueueFull { waiting: 2, retry_after }) = submit(&mut admission, "c") else {
+        panic!("accepted");
+    };
+    assert!(retry_after >= Duration::from_secs(1));
+    admission.ended(&first);
+    admission.next().unwrap();
+    submit(&mut admission, "c").unwrap();
+}
+
+#[test]
+fn a_place_has_a_slot_when_its_build_would_run_at_once() {
+    let mut admission = Admission::new(limits(2, 10, 10));
+    let first = admission.reserve("a").unwrap();
+    assert!(admission.has_slot(&first));
+    let second = admission.reserve("a").unwrap();
+    assert!(!admission.has_slot(&second), "the other slot is kept for those that run nothing");
+    admission.enqueue(first, BuildId::random());
+    admission.next().unwrap();
+    let other = admission.reserve("b").unwrap();
+    assert!(admission.has_slot(&other));
+    let third = admission.reserve("c").unwrap();
+    assert!(!admission.has_slot(&third), "`b` has the last one");
+    admission.drain();
+    assert!(!admission.has_slot(&other));
+}
+
+#[test]
+fn a_caller_at_its_limit_is_refused_and_others_are_not() {
+    let mut admission = Admission::new(limits(2, 10, 2));
+    let _held = admission.reserve("a").unwrap();
+    submit(&mut admission, "a").unwrap();
+    assert!(matches!(submit(&mut admission, "a"), Err(Deny::CallerLimit { limit: 2, .. })));
+    submit(&mut admission, "b").unwrap();
+}
+
+#[test]
+fn a_place_that_is_given_back_is_free_again() {
+    let mut admission = Admission::new(limits(1, 0, 1));
+    let place = admission.reserve("a").unwrap();
+    assert!(admission.reserve("b").is_err());
+    admission.give_back(place);
+    assert!(admission.reserve("b").is_ok());
+}
+
+#[test]
+fn a_draining_queue_starts_and_accepts_nothing() {
+    let mut admission = Admission::new(limits(1, 2, 2));
+    submit(&mut admission, "a").unwrap();
+    admission.drain();
+    assert_eq!(admission.next(), None);
+    assert_eq!(submit(&mut admission, "b"), Err(Deny::Draining));
+}
+
+#[test]
+fn slots_go_round_among_callers() {
+    let mut admission = Admission::new(limits(1, 100, 100));
+    let busy: Vec<_> = (0..5).map(|_| submit(&mut admission, "busy").unwrap()).collect();
+    let rare = submit(&mut admission, "rare").unwrap();
+    let mut order = Vec::new();
+    while let Some(id) = admission.next() {
+        admission.ended(&id);
+        order.push(id);
+    }
+    assert_eq!(order[1], rare, "the rare caller waits for one build of the busy one, not for five");
+    order.remove(1);
+    assert_eq!(order, busy);
+}
+
+#[test]
+fn one_owner_leaves_half_of_the_queue_and_the_next_one_half_of_that() {
+    let mut admission = Admission::new(limits(1, 8, 100));
+    let mut accepted = |owner: &str| {
+        let mut count = 0;
+        let refused = loop {
+            match submit(&mut admission, owner) {
+                Ok(_) => count += 1,
+                Err(deny) => break deny,
+            }
+            admission.next();
+        };
+        (count, matches!(refused, Deny::QueueShare { .. }))
+    };
+    assert_eq!(accepted("greedy"), (1 + 4, true));
+    assert_eq!(accepted("second"), (2, true));
+    assert_eq!(accepted("third"), (1, true));
+    assert_eq!(accepted("fourth"), (1, false));
+}
+
+#[test]
+fn the_last_free_slot_is_for_an_owner_that_runs_nothing() {
+    let mut admission = Admission::new(limits(4, 0, 100));
+    let busy: Vec<_> = (0..3).map(|_| submit(&mut admission, "busy").unwrap()).collect();
+    assert!(matches!(submit(&mut admission, "busy"), Err(Deny::QueueFull { .. })));
+    for id in &busy {
+        assert_eq!(admission.next().as_ref(), Some(id));
+    }
+    let other = submit(&mut admission, "other").unwrap();
+    assert!(matches!(submit(&mut admission, "third"), Err(Deny::QueueFull { .. })));
+    assert_eq!(admission.next(), Some(other));
+    // Whose build ended does not matter: neither of the two that run something has the slot that is free again.
+    admission.ended(&busy[0]);
+    assert!(matches!(submit(&mut admission, "busy"), Err(Deny::QueueFull { .. })));
+    assert!(matches!(submit(&mut admission, "other"), Err(Deny::QueueFull { .. })));
+    let third = submit(&mut admission, "third").unwrap();
+    assert_eq!(admission.next(), Some(third));
+}
+
+#[test]
+fn who_runs_nothing_passes_the_builds_that_may_not_have_the_last_slot() {
+    let mut admission = Admission::new(limits(2, 100, 100));
+    let busy: Vec<_> = (0..3).map(|_| submit(&mut admission, "busy").unwrap()).collect();
+    assert_eq!(admission.next().as_ref(), Some(&busy[0]));
+    assert_eq!(admission.next(), None);
+    let other = submit(&mut admission, "other").unwrap();
+    assert_eq!(admission.next().as_ref(), Some(&other));
+    admission.ended(&busy[0]);
+    assert_eq!(admission.next().as_ref(), Some(&busy[1]));
+    admission.ended(&other);
+    assert_eq!(admission.next(), None);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Submit(u8),
+    Next,
+    End(usize),
+    Withdraw(usize),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (0u8..4).prop_map(Step::Submit),
+        3 => Just(Step::Next),
+        2 => any::<usize>().prop_map(Step::End),
+        1 => any::<usize>().prop_map(Step::Withdraw),
+    ];
+    proptest::collection::vec(step, 0..200)
+}
+
+proptest! {
+    #[test]
+    fn a_build_never_waits_for_those_of_a_single_other_owner(
+        steps in steps(), concurrency in 2usize..6, queue in 1usize..8,
+    ) {
+        let mut admission = Admission::new(limits(concurrency, queue, usize::MAX));
+        let mut running: Vec<BuildId> = Vec::new();
+        let mut waiting: Vec<BuildId> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Submit(_) => waiting.extend(submit(&mut admission, "greedy")),
+                Step::Next => running.extend(admission.next()),
+                Step::End(n) => if !running.is_empty() {
+                    admission.ended(&running.remove(n % running.len()));
+                },
+                Step::Withdraw(n) => if !waiting.is_empty() {
+                    admission.withdraw(&waiting[n % waiting.len()]);
+                },
+            }
+        }
+        let place = admission.reserve("other");
+        prop_assert!(place.is_ok(), "{:?}", place);
+        let (place, id) = (place.unwrap(), BuildId::random());
+        admission.enqueue(place, id.clone());
+        let mut started = Vec::new();
+        while let Some(next) = admission.next() {
+            started.push(next);
+        }
+        prop_assert!(started.contains(&id), "it waits");
+    }
+
+    #[test]
+    fn an_owner_that_has_nothing_waiting_is_refused_only_when_many_others_wait(
+        submitted in proptest::collection::vec((0u8..4, any::<bool>()), 0..400),
+        concurrency in 1usize..4, queue in 16usize..64,
+    ) {
+        let mut admission = Admission::new(limits(concurrency, queue, usize::MAX));
+        for (owner, runs) in submitted {
+            let _ = submit(&mut admission, &format!("o{owner}"));
+            if runs {
+                admission.next();
+            }
+            // Four owners leave a part in 2^4, whatever they submit and however slots come free.
+            prop_assert!(admission.waiting_count() < queue + concurrency);
+            let place = admission.reserve("newcomer");
+            prop_assert!(place.is_ok(), "{:?}", place);
+            admission.give_back(place.unwrap());
+        }
+    }
+
+    #[test]
+    fn never_more_than_the_slots_run_and_a_caller_is_served_in_order(
+        steps in steps(), concurrency in 1usize..4, queue in 0usize..8, per_caller in 1usize..6,
+    ) {
+        let mut admission = Admission::new(limits(concurrency, queue, per_caller));
+        let mut expected: BTreeMap<String, VecDeque<BuildId>> = BTreeMap::new();
+        let mut running: Vec<BuildId> = Vec::new();
+        let mut owner: BTreeMap<BuildId, String> = BTreeMap::new();
+        // How many builds of others started while a caller waited.
+        let mut passed_over: BTreeMap<String, usize> = BTreeMap::new();
+        for step in steps {
+            match step {
+                Step::Submit(n) => {
+                    let caller = format!("c{n}");
+                    if let Ok(id) = submit(&mut admission, &caller) {
+                        owner.insert(id.clone(), caller.clone());
+                        expected.entry(caller).or_default().push_back(id);
+                    }
+                }
+                Step::Next => if let Some(id) = admission.next() {
+                    let caller = owner[&id].clone();
+                    let first = expected.get_mut(&caller).and_then(VecDeque::pop_front);
+                    prop_assert_eq!(first.as_ref(), Some(&id));
+                    passed_over.remove(&caller);
+                    for (other, queue) in &expected {
+                        // One that runs something waits for its own builds at most.
+                        if running.iter().any(|id| owner[id] == *other) {
+                            passed_over.remove(other);
+                        } else if *other != caller && !queue.is_empty() {
+                            let count = passed_over.entry(other.clone()).or_default();
+                            *count += 1;
+                            prop_assert!(*count <= 4, "{other} starves");
+                        }
+                    }
+                    running.push(id);
+                    let own = running.iter().filter(|id| owner[*id] == caller).count();
+                    prop_assert!(own < concurrency || concurrency == 1, "{caller} has all slots");
+                } else if running.len() < concurrency {
+                    let idle = concurrency - running.len();
+                    for (caller, _) in expected.iter().filter(|(_, queue)| !queue.is_empty()) {
+                        let runs = running.iter().any(|id| owner[id] == *caller);
+                        prop_assert!(runs && idle == 1 && concurrency > 1, "{caller} waits beside a free slot");
+                    }
+                },
+                Step::End(n) => if !running.is_empty() {
+                    let id = running.remove(n % running.len());
+                    admission.ended(&id);
+                },
+                Step::Withdraw(n) => {
+                    let all: Vec<_> = expected.values().flatten().cloned().collect();
+                    if !all.is_empty() {
+                        let id = &all[n % all.len()];
+                        prop_assert!(admission.withdraw(id));
+                        prop_assert!(!admission.withdraw(id));
+                        if let Some(queue) = expected.get_mut(&owner[id]) {
+                            queue.retain(|queued| queued != id);
+                        }
+                        if expected[&owner[id]].is_empty() { passed_over.remove(&owner[id]); }
+                    }
+                }
+            }
+            prop_assert!(admission.running_count() <= concurrency);
+            prop_assert_eq!(admission.running_count(), running.len());
+            prop_assert_eq!(admission.waiting_count(), expected.values().map(VecDeque::len).sum::<usize>());
+            prop_assert!(admission.is_sound());
+        }
+    }
+}
