@@ -22,12 +22,16 @@ use crate::build::port::{SolveError, SolveOutcome, SolveRequest, Solver};
 use crate::buildkit::{Address, BuildKit, Status};
 use crate::model::build::EventKind;
 use crate::model::builder::BuilderStatus;
+use crate::model::fault::{Fault, Stage};
 
 mod directory;
 mod external;
+mod growth;
+mod leftover;
 mod own;
 mod policy;
 
+pub use leftover::remove_leftovers;
 pub use own::Options;
 pub use policy::Limits;
 
@@ -111,10 +115,44 @@ impl Solver for Builders {
                     lease = granted(&mut waiting, &events) => lease.map_err(SolveError::Unavailable)?,
                 };
                 ready(&lease.kit, &cancel).await?;
-                lease.kit.solve(request, events, cancel).await
+                solve_while_there_is_space(&lease, request, events, &cancel).await
             }
         }
     }
+}
+
+/// The build ends when its builder's builds have used up the disk, and says so.
+async fn solve_while_there_is_space(
+    lease: &own::Lease,
+    request: SolveRequest,
+    events: mpsc::Sender<EventKind>,
+    cancel: &CancellationToken,
+) -> Result<SolveOutcome, SolveError> {
+    let stop = cancel.child_token();
+    let solve = lease.kit.solve(request, events, stop.clone());
+    tokio::pin!(solve);
+    let ended = tokio::select! {
+        biased;
+        ended = &mut solve => ended,
+        () = lease.no_space.cancelled() => {
+            stop.cancel();
+            solve.await
+        }
+    };
+    match ended {
+        Err(_) if lease.no_space.is_cancelled() && !cancel.is_cancelled() => {
+            Err(SolveError::Failed(Box::new(no_space_fault())))
+        }
+        ended => ended,
+    }
+}
+
+fn no_space_fault() -> Fault {
+    let message = "the build was ended because it, or another build of its trust domain, used up the disk of the room \
+                   down to the space that must stay free";
+    Fault::new(Stage::Solve, "no_space", message)
+        .hint("write less in the steps of the build, or ask the operator for a larger disk")
+        .retryable()
 }
 
 async fn granted(waiting: &mut own::Request, events: &mpsc::Sender<EventKind>) -> Result<own::Lease, String> {

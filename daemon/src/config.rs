@@ -128,7 +128,8 @@ pub struct Builds {
     pub builder_wait_seconds: u64,
     /// Ended builds that are remembered.
     pub keep: usize,
-    /// Builds are refused when the state directory's file system has less free space than this.
+    /// Builds are refused when the state directory's file system has less free space than this, and running builds whose
+    /// builder has used the space up are ended.
     pub min_free_bytes: u64,
     pub egress: Egress,
 }

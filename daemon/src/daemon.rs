@@ -39,7 +39,7 @@ use crate::context::storage::{Root, Storage};
 use crate::context::{ContextOptions, Contexts};
 use crate::deploy::mounts::{self, InstanceMounts, MountedImages};
 use crate::deploy::{self, LogFiles, RoomServiceImages};
-use crate::disk::{DiskLimits, DiskShares};
+use crate::disk::{DiskLimits, DiskShares, SpaceWatch};
 use crate::downloads::{self, Downloads};
 use crate::git_proxy::GitProxy;
 use crate::image::port::LayerCheck;
@@ -91,6 +91,7 @@ pub struct Daemon {
     store: Store,
     blobs: BlobStore,
     disk: DiskShares,
+    space: SpaceWatch,
     access: Arc<Access>,
     /// Held as long as the daemon lives: one daemon per state directory.
     _lock: File,
@@ -106,6 +107,11 @@ impl Daemon {
             .create(state)
             .with_context(|| format!("state directory {}", state.display()))?;
         let lock = lock(state)?;
+        // A full disk must not keep the daemon from starting: removals are what it needs most.
+        let space = SpaceWatch::start(state, config.builds.min_free_bytes).await.context("free space")?;
+        if let Err(error) = builders::remove_leftovers(state, &space).await {
+            tracing::error!(%error, "what an earlier run left of builders is not removed");
+        }
         listeners::forget_addresses(state)?;
         let storage = Storage {
             room: open_storage(&config.room_storage())?,
@@ -133,6 +139,7 @@ impl Daemon {
             store,
             blobs,
             disk,
+            space,
             access: Arc::new(access),
             _lock: lock,
         })
@@ -144,13 +151,14 @@ impl Daemon {
 
     /// Serves until `stop`, then drains.
     pub async fn run(self, stop: CancellationToken) -> Result<()> {
-        let Self { config, metrics, mut listeners, tls, storage, store, blobs, disk, access, _lock } = self;
+        let Self { config, metrics, mut listeners, tls, storage, store, blobs, disk, space, access, _lock } =
+            self;
         let pulse = pulse::watch(store.clone());
         let places = descriptors::divide(&config.connections);
         let kept = FileLimits { bytes: config.audit.max_bytes, age: config.audit_keep() };
         let trail = AuditTrail::open(&config.state_dir.join("audit"), kept);
         let trail = trail.context("audit trail")?;
-        let (builders, step_network) = start_builders(&config).await?;
+        let (builders, step_network) = start_builders(&config, &space).await?;
         let network = services::open_network(&config).await;
         let (network, own_address) = services::reachable(network, &mut listeners).await;
         let layer_limits = config.layer_limits();
@@ -246,12 +254,13 @@ impl Daemon {
         // What they have sent is there since an earlier run.
         services.handle().list().iter().for_each(|state| packs.count_service(&state.service.id));
 
-        let readiness = readiness(&builders, &services, &pulse);
+        let readiness = readiness(&builders, &services, &pulse, &space);
         let changes = router::Changes {
             buildkit: builders.status(),
             containerd: services.containerd(),
             services: services.handle().ready(),
             work: pulse,
+            disk: space.changes(),
         };
         let (app, health) = router::build(router::Parts {
             builds: builds.handle(),
@@ -356,7 +365,7 @@ fn open_packs(config: &Config, images: Images) -> Result<Packs> {
 }
 
 /// The configured BuildKits; or our own under supervision, with the network of their steps.
-async fn start_builders(config: &Config) -> Result<(Builders, Option<StepNetwork>)> {
+async fn start_builders(config: &Config, space: &SpaceWatch) -> Result<(Builders, Option<StepNetwork>)> {
     if !config.buildkit.is_empty() {
         let addresses: Vec<Address> =
             config.buildkit.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
@@ -391,7 +400,8 @@ async fn start_builders(config: &Config) -> Result<(Builders, Option<StepNetwork
     let network = network.ok();
     let state_dir = config.state_dir.clone();
     let git = Some(GitProxy::start(config.egress()).await.context("proxy for git of builds")?);
-    let options = builders::Options { state_dir, limits, builder, network: network.clone(), git };
+    let space = space.clone();
+    let options = builders::Options { state_dir, limits, builder, network: network.clone(), git, space };
     Ok((Builders::start(options).await.context("builders")?, network))
 }
 
@@ -459,12 +469,14 @@ fn receive_options(config: &Config, owners: ShareOwners) -> ReceiveOptions {
     }
 }
 
-fn readiness(builders: &Builders, services: &Services, pulse: &Pulse) -> Readiness {
-    let (status, of_services, pulse) = (builders.status(), services.components(), pulse.clone());
+fn readiness(builders: &Builders, services: &Services, pulse: &Pulse, space: &SpaceWatch) -> Readiness {
+    let (status, of_services) = (builders.status(), services.components());
+    let (pulse, space) = (pulse.clone(), space.clone());
     Arc::new(move || {
         let mut all = vec![services::component("buildkit", &status.borrow())];
         all.extend(of_services());
         all.push(pulse::component(&pulse));
+        all.push(space.component());
         all
     })
 }

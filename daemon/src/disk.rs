@@ -10,6 +10,7 @@
 //! content; a lost line counts too little, never too much. What is gone without a word is found by [`DiskShares::compare`].
 
 mod journal;
+mod space;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::Digest;
 use journal::Journal;
+pub use space::{FreeSpace, SpaceLevel, SpaceWatch};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskLimits {

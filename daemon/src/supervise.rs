@@ -27,6 +27,8 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -57,6 +59,7 @@ pub enum StartError {
 pub struct Handle {
     status: watch::Receiver<Status>,
     stop: CancellationToken,
+    kill: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
@@ -73,10 +76,19 @@ pub fn start(child: Child) -> Result<Handle, StartError> {
     let mark = leftover::Mark::of(name, &root).map_err(failed)?;
     let (sender, status) = watch::channel(Status::Starting);
     let stop = CancellationToken::new();
-    let service = run::Service { child, root, mark, status: sender, stop: stop.clone(), _lock: lock };
+    let kill = Arc::<AtomicBool>::default();
+    let service = run::Service {
+        child,
+        root,
+        mark,
+        status: sender,
+        stop: stop.clone(),
+        kill: Arc::clone(&kill),
+        _lock: lock,
+    };
     // The caller's span says which child of several it is.
     let task = crate::task::spawn("supervise", service.run().in_current_span());
-    Ok(Handle { status, stop, task })
+    Ok(Handle { status, stop, kill, task })
 }
 
 impl Handle {
@@ -91,6 +103,12 @@ impl Handle {
         if let Err(error) = self.task.await {
             tracing::error!(%error, "supervision ended badly");
         }
+    }
+
+    /// Ends the child with SIGKILL, without a grace, then whatever it left.
+    pub async fn kill(self) {
+        self.kill.store(true, Ordering::Release);
+        self.stop().await;
     }
 }
 

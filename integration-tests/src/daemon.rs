@@ -151,7 +151,7 @@ impl Daemon {
             base: OnceLock::new(),
             retired: false,
         };
-        daemon.launch();
+        daemon.launch(true);
         daemon
     }
 
@@ -160,13 +160,13 @@ impl Daemon {
     }
 
     #[track_caller]
-    fn launch(&self) {
+    fn launch(&self, ready: bool) {
         let mut live = self.live();
         assert!(live.child.is_none(), "the daemon runs already");
         // What a predecessor wrote must not be taken for this one's addresses.
         let _ = fs::remove_file(self.addresses_file());
         live.child = Some(self.spawn(&live.options));
-        let ready = wait::poll(START_LIMIT, || {
+        let served = wait::poll(START_LIMIT, || {
             if let Some(status) = live.child.as_mut().and_then(|child| child.try_wait().expect("wait")) {
                 live.child = None;
                 panic!("hearthd ended while it started: {status}\n{}", self.log_tail(60));
@@ -175,9 +175,9 @@ impl Daemon {
             let listen = addresses["listen"].as_str()?.to_owned();
             let ingress = addresses["ingress"].as_str()?.to_owned();
             let answer = http::Request::new("GET", "/readyz").try_send(&listen).ok()?;
-            (answer.status == 200).then_some((listen, ingress))
+            (answer.status == 200 || !ready).then_some((listen, ingress))
         });
-        let Some((listen, ingress)) = ready else {
+        let Some((listen, ingress)) = served else {
             panic!("not ready within {START_LIMIT:?}\n{}", self.log_tail(60))
         };
         (live.listen, live.ingress) = (listen, ingress);
@@ -436,14 +436,20 @@ impl Daemon {
     /// Starts again on the same state, ready when this returns. Ports may be others than before.
     #[track_caller]
     pub fn restart(&self) {
-        self.launch();
+        self.launch(true);
+    }
+
+    /// The same, where `/readyz` may say for now that something is wrong.
+    #[track_caller]
+    pub fn restart_unready(&self) {
+        self.launch(false);
     }
 
     /// The same, with other options; the directory stays.
     #[track_caller]
     pub fn restart_with(&self, options: Options) {
         self.live().options = options;
-        self.launch();
+        self.launch(true);
     }
 
     /// Drains, checks that nothing is left, removes the directory; answers with what was wrong.

@@ -18,16 +18,22 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::directory::{self, Directories, Record};
 use super::policy::{Action, Limits, Phase, Policy, Ticket};
 use crate::buildkit::{BuildKit, Status, managed};
+use crate::disk::SpaceWatch;
 use crate::git_proxy::GitProxy;
 use crate::model::builder::{BuilderState, BuilderStatus};
 use crate::model::trust::TrustDomain;
 use crate::network::steps::StepNetwork;
 use crate::supervise;
 use crate::task;
+
+mod reclaim;
+
+use reclaim::Suspect;
 
 /// From the end of a build until its builder's cache is measured; builds that end in between are one.
 const MEASURE_AFTER: Duration = Duration::from_secs(2);
@@ -50,19 +56,24 @@ pub struct Options {
     pub network: Option<StepNetwork>,
     /// How their git reaches repositories.
     pub git: Option<GitProxy>,
+    /// Builds that use the disk up are ended.
+    pub space: SpaceWatch,
 }
 
 /// A builder that a build uses; dropping it gives the builder back.
 pub(super) struct Lease {
     pub(super) kit: BuildKit,
+    /// Fires when the build must end because its builder's builds used up the disk.
+    pub(super) no_space: CancellationToken,
     domain: TrustDomain,
+    generation: u64,
     events: mpsc::UnboundedSender<Event>,
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         // A task that has ended needs no word.
-        let _ = self.events.send(Event::Released(self.domain.clone()));
+        let _ = self.events.send(Event::Released(self.domain.clone(), self.generation));
     }
 }
 
@@ -74,7 +85,7 @@ type Running = (BuildKit, supervise::Handle);
 enum Event {
     Requested(Ticket, TrustDomain, Answer),
     Withdrawn(Ticket),
-    Released(TrustDomain),
+    Released(TrustDomain, u64),
     Started(TrustDomain, Box<Result<Running, String>>),
     /// The pause after a failed start is over.
     Rested(TrustDomain),
@@ -86,6 +97,12 @@ enum Event {
         pruned: bool,
     },
     StatusChanged,
+    /// Who may have used up the disk?
+    Suspects(oneshot::Sender<Vec<Suspect>>),
+    /// The builds of a builder used up the disk.
+    EndBuilds(TrustDomain),
+    /// A builder does not give the disk back.
+    Discard(TrustDomain),
     CloseSessions,
     End(oneshot::Sender<()>),
 }
@@ -146,11 +163,34 @@ struct Slot {
     running: Option<Running>,
     /// Granted before it was started.
     promised: Vec<Answer>,
-    stop_wanted: bool,
+    stop_wanted: Option<Stop>,
     stopping: bool,
     measuring: bool,
+    /// Number of this start of the builder: what earlier ones granted counts no more.
+    generation: u64,
+    use_of_disk: reclaim::DiskUse,
     /// Why it could not be started.
     failure: Option<String>,
+}
+
+/// How a builder is stopped.
+#[derive(Clone, Copy)]
+enum Stop {
+    Drain,
+    /// At once: it gets no grace.
+    Kill,
+}
+
+impl Slot {
+    fn lease(&self, kit: &BuildKit, domain: &TrustDomain, events: &mpsc::UnboundedSender<Event>) -> Lease {
+        Lease {
+            kit: kit.clone(),
+            no_space: self.use_of_disk.ended.clone(),
+            domain: domain.clone(),
+            generation: self.generation,
+            events: events.clone(),
+        }
+    }
 }
 
 struct Owner {
@@ -162,6 +202,7 @@ struct Owner {
     events: mpsc::UnboundedSender<Event>,
     status: watch::Sender<Status>,
     builders: watch::Sender<Vec<BuilderStatus>>,
+    generations: u64,
     ending: Option<oneshot::Sender<()>>,
 }
 
@@ -204,8 +245,10 @@ pub(super) async fn start(options: Options) -> std::io::Result<Handle> {
         events: events.clone(),
         status,
         builders,
+        generations: 0,
         ending: None,
     };
+    drop(task::spawn("reclaim disk", reclaim::reclaim_loop(owner.options.space.clone(), events.clone())));
     drop(task::spawn("builders", owner.run(queue)));
     Ok(Handle { events, status: status_seen, builders: builders_seen, tickets: std::sync::Arc::default() })
 }
@@ -247,9 +290,12 @@ impl Owner {
                 self.policy.withdraw(ticket);
                 self.answers.remove(&ticket);
             }
-            Event::Released(domain) => {
-                self.policy.release(&domain, now);
-                self.measure_later(&domain);
+            Event::Released(domain, generation) => {
+                if let Some(slot) = self.slots.get_mut(&domain).filter(|slot| slot.generation == generation) {
+                    slot.use_of_disk.released();
+                    self.policy.release(&domain, now);
+                    self.measure_later(&domain);
+                }
             }
             Event::Started(domain, started) => self.started(domain, *started),
             Event::Rested(domain) => {
@@ -275,6 +321,14 @@ impl Owner {
                 }
             }
             Event::StatusChanged => {}
+            // Who asked may have gone.
+            Event::Suspects(answer) => drop(answer.send(self.suspects())),
+            Event::EndBuilds(domain) => self.end_builds(&domain),
+            Event::Discard(domain) => {
+                if self.policy.discard(&domain) {
+                    self.stop(&domain, Stop::Kill);
+                }
+            }
             Event::CloseSessions => {
                 for (kit, _) in self.slots.values().filter_map(|slot| slot.running.as_ref()) {
                     kit.close_sessions();
@@ -285,7 +339,7 @@ impl Owner {
                 self.policy.drain();
                 self.answers.clear();
                 let all: Vec<_> = self.slots.keys().cloned().collect();
-                all.iter().for_each(|domain| self.stop(domain));
+                all.iter().for_each(|domain| self.stop(domain, Stop::Drain));
             }
         }
     }
@@ -298,19 +352,20 @@ impl Owner {
                     return self.policy.release(&domain, Timestamp::now());
                 };
                 let slot = self.slots.entry(domain.clone()).or_default();
+                slot.use_of_disk.granted();
                 match &slot.running {
                     None if slot.failure.is_some() => {
                         let _ = answer.send(Err(slot.failure.clone().unwrap_or_default()));
                     }
                     Some((kit, _)) => {
-                        let lease = Lease { kit: kit.clone(), domain, events: self.events.clone() };
+                        let lease = slot.lease(kit, &domain, &self.events);
                         // A lease that nobody takes any more is dropped, and so given back.
                         let _ = answer.send(Ok(lease));
                     }
                     None => slot.promised.push(answer),
                 }
             }
-            Action::Stop(domain) => self.stop(&domain),
+            Action::Stop(domain) => self.stop(&domain, Stop::Drain),
             Action::Prune { domain, keep } => self.prune(domain, keep),
             Action::Remove(domain) => self.remove(domain),
         }
@@ -319,7 +374,9 @@ impl Owner {
     fn start(&mut self, domain: TrustDomain) {
         let directory = self.directories.of(&domain);
         let slot = self.slots.entry(domain.clone()).or_default();
-        *slot = Slot { promised: std::mem::take(&mut slot.promised), ..Slot::default() };
+        self.generations += 1;
+        let promised = std::mem::take(&mut slot.promised);
+        *slot = Slot { promised, generation: self.generations, ..Slot::default() };
         let record = self.record(&domain, true);
         tracing::info!(%domain, directory = %directory.display(), "starting a builder");
         let options = options_in(directory, &self.options.builder);
@@ -344,13 +401,11 @@ impl Owner {
         match started {
             Ok((kit, child)) => {
                 for answer in promised {
-                    let lease =
-                        Lease { kit: kit.clone(), domain: domain.clone(), events: self.events.clone() };
-                    let _ = answer.send(Ok(lease));
+                    let _ = answer.send(Ok(slot.lease(&kit, &domain, &self.events)));
                 }
                 slot.running = Some((kit, child));
-                if std::mem::take(&mut slot.stop_wanted) {
-                    self.stop(&domain);
+                if let Some(how) = slot.stop_wanted.take() {
+                    self.stop(&domain, how);
                 }
             }
             Err(reason) => {
@@ -371,10 +426,10 @@ impl Owner {
         }
     }
 
-    fn stop(&mut self, domain: &TrustDomain) {
+    fn stop(&mut self, domain: &TrustDomain, how: Stop) {
         let Some(slot) = self.slots.get_mut(domain) else { return };
         let Some((kit, child)) = slot.running.take() else {
-            slot.stop_wanted = !slot.stopping;
+            slot.stop_wanted = (!slot.stopping).then_some(how);
             return;
         };
         slot.stopping = true;
@@ -383,9 +438,15 @@ impl Owner {
         drop(task::spawn("stop builder", async move {
             // BuildKit waits for open sessions before it ends.
             kit.close_sessions();
-            let disk = timeout(LAST_MEASURE, kit.disk_usage()).await.ok().and_then(Result::ok);
+            let disk = match how {
+                Stop::Drain => timeout(LAST_MEASURE, kit.disk_usage()).await.ok().and_then(Result::ok),
+                Stop::Kill => None,
+            };
             drop(kit);
-            child.stop().await;
+            match how {
+                Stop::Drain => child.stop().await,
+                Stop::Kill => child.kill().await,
+            }
             let _ = events.send(Event::Stopped(domain, disk));
         }));
     }
@@ -421,7 +482,7 @@ impl Owner {
     }
 
     fn remove(&mut self, domain: TrustDomain) {
-        tracing::info!(%domain, "the builders' caches exceed their bounds; removing the least used");
+        tracing::info!(%domain, "removing the cache of a builder");
         metrics::counter!("hearth_builders_removed_total").increment(1);
         let directory = self.directories.forget(&domain).unwrap_or_else(|error| {
             tracing::error!(%domain, %error, "the cache of a builder cannot be removed");

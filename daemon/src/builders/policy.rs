@@ -58,6 +58,8 @@ pub struct Standing {
     /// Bytes that its cache took when it was last measured.
     pub disk: u64,
     pruning: Pruning,
+    /// It is stopped in order to be emptied.
+    discarded: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,8 +153,21 @@ impl Policy {
         }
     }
 
+    /// A running builder is to be stopped now, whatever uses it, and its cache removed. False when it does not run.
+    pub fn discard(&mut self, domain: &TrustDomain) -> bool {
+        let running = self.builders.get_mut(domain).filter(|standing| standing.phase == Phase::Running);
+        running.is_some_and(|standing| {
+            (standing.phase, standing.discarded) = (Phase::Stopping, true);
+            true
+        })
+    }
+
     pub fn removed(&mut self, domain: &TrustDomain) {
-        self.builders.remove(domain);
+        match self.builders.get_mut(domain) {
+            // Its domain is in use: it goes on with an empty cache.
+            Some(standing) if standing.discarded => *standing = Standing::new(standing.last_used),
+            _ => drop(self.builders.remove(domain)),
+        }
     }
 
     /// Nothing is started, granted or freed any more.
@@ -165,7 +180,8 @@ impl Policy {
         if self.draining {
             return None;
         }
-        self.serve(now)
+        self.empty()
+            .or_else(|| self.serve(now))
             .or_else(|| self.keep_one())
             .or_else(|| self.forget())
             .or_else(|| self.free())
@@ -197,6 +213,14 @@ impl Policy {
 
     fn in_phase(&self, phase: Phase) -> usize {
         self.builders.values().filter(|standing| standing.phase == phase).count()
+    }
+
+    /// Removes the cache of a builder that was stopped for that.
+    fn empty(&mut self) -> Option<Action> {
+        let is = |standing: &Standing| standing.phase == Phase::Stopped && standing.discarded;
+        let (domain, standing) = self.builders.iter_mut().find(|(_, standing)| is(standing))?;
+        standing.phase = Phase::Removing;
+        Some(Action::Remove(domain.clone()))
     }
 
     fn serve(&mut self, now: Timestamp) -> Option<Action> {
@@ -341,7 +365,7 @@ impl Policy {
 
 impl Standing {
     const fn new(last_used: Timestamp) -> Self {
-        Self { phase: Phase::Stopped, builds: 0, last_used, disk: 0, pruning: Pruning::No }
+        Self { phase: Phase::Stopped, builds: 0, last_used, disk: 0, pruning: Pruning::No, discarded: false }
     }
 
     /// Builders with builds count as used now.

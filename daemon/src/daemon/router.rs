@@ -34,7 +34,7 @@ use crate::api::receive::{self, ReceiveOptions};
 use crate::audit::AuditTrail;
 use crate::context::mounts::Mounts;
 use crate::context::storage::Storage;
-use crate::disk::DiskShares;
+use crate::disk::{DiskShares, FreeSpace};
 use crate::image::{Elsewhere, Images};
 use crate::model::RoomRegistries;
 use crate::packs::Packs;
@@ -184,6 +184,7 @@ pub(super) struct Changes {
     pub containerd: watch::Receiver<Status>,
     pub services: watch::Receiver<Result<(), String>>,
     pub work: watch::Receiver<Result<(), String>>,
+    pub disk: watch::Receiver<FreeSpace>,
 }
 
 impl Changes {
@@ -193,6 +194,7 @@ impl Changes {
             () = change(&mut self.containerd) => {}
             () = change(&mut self.services) => {}
             () = change(&mut self.work) => {}
+            () = change(&mut self.disk) => {}
         }
     }
 }

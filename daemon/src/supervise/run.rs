@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -32,6 +34,8 @@ pub(super) struct Service {
     pub(super) mark: Mark,
     pub(super) status: watch::Sender<Status>,
     pub(super) stop: CancellationToken,
+    /// When it is told to stop, it gets no grace.
+    pub(super) kill: Arc<AtomicBool>,
     pub(super) _lock: File,
 }
 
@@ -182,11 +186,13 @@ impl Service {
     }
 
     async fn end(&self, process: &mut Process) {
-        process.signal(Signal::TERM);
-        if timeout(self.child.limits.stop, process.wait()).await.is_ok() {
-            return;
+        if !self.kill.load(Ordering::Acquire) {
+            process.signal(Signal::TERM);
+            if timeout(self.child.limits.stop, process.wait()).await.is_ok() {
+                return;
+            }
+            tracing::warn!(child = self.child.name, limit = ?self.child.limits.stop, "child ignores SIGTERM; killing it");
         }
-        tracing::warn!(child = self.child.name, limit = ?self.child.limits.stop, "child ignores SIGTERM; killing it");
         process.signal(Signal::KILL);
         if timeout(KILL_LIMIT, process.wait()).await.is_err() {
             tracing::error!(child = self.child.name, pid = process.pid, "child does not end after SIGKILL");

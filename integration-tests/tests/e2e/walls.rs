@@ -10,6 +10,8 @@ mod builders;
 mod content;
 #[path = "walls/deployed_images.rs"]
 mod deployed_images;
+#[path = "walls/disk.rs"]
+mod disk;
 #[path = "walls/identity.rs"]
 mod identity;
 #[path = "walls/images.rs"]
@@ -38,6 +40,7 @@ pub fn groups() -> Vec<Group> {
         identity::group(),
         policy::group(),
         ingress::group(),
+        disk::group(),
     ];
     groups.extend(builders::groups());
     groups.extend(limits::groups());

@@ -48,6 +48,27 @@ fn the_builder_used_last_stays_and_the_others_are_stopped_when_idle() {
 }
 
 #[test]
+fn a_discarded_builder_is_emptied_before_it_serves_its_domain_again() {
+    let mut policy = with_builders(limits(2, u64::MAX), &["a", "b"]);
+    policy.measured(&domain("b"), 9 * MB, false);
+    policy.request(Ticket(1), domain("b"));
+    assert_eq!(policy.next(at(10)), grant(1, "b"));
+    assert!(policy.discard(&domain("b")), "whatever uses it");
+    assert!(!policy.discard(&domain("b")), "once");
+    policy.request(Ticket(2), domain("b"));
+    assert_eq!(policy.next(at(11)), None);
+    policy.stopped(&domain("b"));
+    assert_eq!(policy.next(at(12)), Some(Action::Remove(domain("b"))));
+    assert_eq!(policy.next(at(12)), None);
+    policy.removed(&domain("b"));
+    assert_eq!(policy.next(at(13)), Some(Action::Start(domain("b"))));
+    assert_eq!(policy.next(at(13)), grant(2, "b"));
+    let standing =
+        policy.standings().find(|(of, _)| **of == domain("b")).map(|(_, standing)| *standing).unwrap();
+    assert_eq!((standing.builds, standing.disk, standing.discarded), (1, 0, false));
+}
+
+#[test]
 fn a_new_domain_takes_the_place_of_an_idle_one_and_waits_for_a_busy_one() {
     let mut policy = with_builders(limits(2, u64::MAX), &["a", "b"]);
     policy.request(Ticket(1), domain("b"));

@@ -1,0 +1,223 @@
+//! Takes the disk back from builds that use it up.
+//!
+//! ```text
+//! less than the floor is free --> who wrote most below its builder's root since its builds began?
+//!    |                              |
+//!    |  nobody who can be seen      '--> its builds end (`no_space`) --> BuildKit removes what they left --> done
+//!    |  and the disk is full:                                      '--> it does not, within GIVE_BACK:
+//!    '--> the builder whose build began last                            it is killed and its cache removed
+//! ```
+//!
+//! A builder belongs to one trust domain, so nobody else pays. Builders that have written little are left alone: a
+//! service or an upload may have filled the disk, and ending builds would give nothing back.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::super::growth::{Growth, growth_since};
+use super::{Event, Owner};
+use crate::buildkit::BuildKit;
+use crate::disk::{FreeSpace, SpaceLevel, SpaceWatch};
+use crate::model::trust::TrustDomain;
+use crate::task;
+
+/// Between two looks while less than the floor is free.
+const PAUSE: Duration = Duration::from_millis(250);
+/// For a look at what one builder has written.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
+/// For a builder to end its builds and to remove what they left.
+const GIVE_BACK: Duration = Duration::from_secs(3);
+/// For BuildKit to remove what nothing uses.
+const COLLECT_LIMIT: Duration = Duration::from_secs(2);
+/// For the removal of a builder's cache.
+const DISCARD_LIMIT: Duration = Duration::from_secs(10);
+/// A builder without builds is suspected for as long after its last one.
+const RECENT: Duration = Duration::from_secs(30);
+/// A builder that wrote less than this part of the floor is left alone.
+const SHARE_OF_FLOOR: u64 = 8;
+
+/// How a builder came to use the disk.
+#[derive(Default)]
+pub(super) struct DiskUse {
+    builds: usize,
+    /// When the first of its builds began that run at once.
+    since: Option<SystemTime>,
+    newest: Option<Instant>,
+    released: Option<Instant>,
+    /// Fires when its builds must end.
+    pub(super) ended: CancellationToken,
+}
+
+impl DiskUse {
+    pub(super) fn granted(&mut self) {
+        if self.builds == 0 {
+            self.since = Some(SystemTime::now());
+        }
+        self.builds += 1;
+        self.newest = Some(Instant::now());
+    }
+
+    pub(super) fn released(&mut self) {
+        self.builds = self.builds.saturating_sub(1);
+        self.released = Some(Instant::now());
+    }
+
+    fn is_suspect(&self) -> bool {
+        self.builds > 0 || self.released.is_some_and(|released| released.elapsed() < RECENT)
+    }
+}
+
+/// A builder whose builds may have used up the disk.
+pub(super) struct Suspect {
+    domain: TrustDomain,
+    root: PathBuf,
+    kit: BuildKit,
+    builds: usize,
+    since: SystemTime,
+    newest: Option<Instant>,
+}
+
+impl Owner {
+    pub(super) fn suspects(&mut self) -> Vec<Suspect> {
+        let mut suspects = Vec::new();
+        for (domain, slot) in self.slots.iter().filter(|(_, slot)| slot.use_of_disk.is_suspect()) {
+            let (Some((kit, _)), Some(since)) = (&slot.running, slot.use_of_disk.since) else { continue };
+            suspects.push(Suspect {
+                domain: domain.clone(),
+                root: self.directories.of(domain),
+                kit: kit.clone(),
+                builds: slot.use_of_disk.builds,
+                since,
+                newest: slot.use_of_disk.newest,
+            });
+        }
+        suspects
+    }
+
+    /// Ends the builds that have the builder now; later ones are not concerned.
+    pub(super) fn end_builds(&mut self, domain: &TrustDomain) {
+        if let Some(slot) = self.slots.get_mut(domain) {
+            std::mem::take(&mut slot.use_of_disk.ended).cancel();
+        }
+    }
+}
+
+pub(super) async fn reclaim_loop(space: SpaceWatch, events: mpsc::UnboundedSender<Event>) {
+    metrics::describe_counter!(
+        "hearth_builders_out_of_space_total",
+        "Builders whose builds were ended because they used up the disk."
+    );
+    while !events.is_closed() {
+        space.below_floor().await;
+        if let Err(error) = reclaim_one(&space, &events).await {
+            tracing::warn!(%error, "failed to look for builds that use up the disk; the next pass tries again");
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// Looks once, and takes back what one builder has written.
+async fn reclaim_one(space: &SpaceWatch, events: &mpsc::UnboundedSender<Event>) -> std::io::Result<()> {
+    let suspects = suspects(events).await;
+    let now = free(space).await?;
+    if suspects.is_empty() || now.level() == SpaceLevel::Ample {
+        return Ok(());
+    }
+    let least = (now.floor / SHARE_OF_FLOOR.max(suspects.len() as u64)).max(1);
+    let Some((culprit, growth)) = culprit(suspects, now, least).await else { return Ok(()) };
+    let domain = &culprit.domain;
+    let FreeSpace { free: left, floor } = now;
+    if culprit.builds == 0 {
+        tracing::debug!(%domain, written = growth.bytes, "builds that used the disk have ended by themselves");
+    } else {
+        metrics::counter!("hearth_builders_out_of_space_total").increment(1);
+        tracing::error!(
+            %domain, builds = culprit.builds, written = growth.bytes, free = left, floor,
+            "builds used up the disk down to what must stay free; ending the builds of their builder"
+        );
+        let _ = events.send(Event::EndBuilds(domain.clone()));
+    }
+    if gives_back(&culprit, least, space, events).await? {
+        return Ok(());
+    }
+    if culprit.builds == 0 && now.level() != SpaceLevel::Full {
+        // What its ended builds left is in its cache, and somebody else may be the one that fills the disk.
+        return Ok(());
+    }
+    tracing::error!(%domain, "a builder does not give the disk back; killing it and removing its cache");
+    let _ = events.send(Event::Discard(domain.clone()));
+    let end = Instant::now() + DISCARD_LIMIT;
+    while free(space).await?.level() != SpaceLevel::Ample && Instant::now() < end {
+        sleep(PAUSE).await;
+    }
+    Ok(())
+}
+
+/// The builder that wrote most. On a full disk, the one whose build began last where no writing can be seen: files that
+/// a step holds open and has removed are found nowhere.
+async fn culprit(suspects: Vec<Suspect>, now: FreeSpace, least: u64) -> Option<(Suspect, Growth)> {
+    let mut looked = Vec::new();
+    for suspect in suspects {
+        let growth = look(&suspect).await;
+        looked.push((suspect, growth));
+    }
+    let seen = looked.iter().enumerate().filter(|(_, (_, growth))| growth.bytes >= least || growth.partial);
+    let most = seen.max_by_key(|(_, (_, growth))| *growth).map(|(place, _)| place);
+    let newest = || {
+        let busy = looked.iter().enumerate().filter(|(_, (suspect, _))| suspect.builds > 0);
+        busy.max_by_key(|(_, (suspect, _))| suspect.newest).map(|(place, _)| place)
+    };
+    let place = most.or_else(|| (now.level() == SpaceLevel::Full).then(newest).flatten())?;
+    Some(looked.swap_remove(place))
+}
+
+/// Whether the builds of a builder end, and what they wrote goes.
+async fn gives_back(
+    culprit: &Suspect,
+    least: u64,
+    space: &SpaceWatch,
+    events: &mpsc::UnboundedSender<Event>,
+) -> std::io::Result<bool> {
+    let end = Instant::now() + GIVE_BACK;
+    loop {
+        sleep(PAUSE).await;
+        let running = suspects(events).await.into_iter().find(|suspect| suspect.domain == culprit.domain);
+        let ended = running.as_ref().is_none_or(|suspect| suspect.builds == 0);
+        if ended {
+            // What is kept for later builds stays; BuildKit removes what nothing names any more.
+            let collected = timeout(COLLECT_LIMIT, culprit.kit.prune(u64::MAX)).await;
+            if let Ok(Err(error)) = collected {
+                tracing::warn!(domain = %culprit.domain, %error, "a builder does not remove what its builds left");
+            }
+            let (now, growth) = (free(space).await?, look(culprit).await);
+            if now.level() == SpaceLevel::Ample || (growth.bytes < least && !growth.partial) {
+                return Ok(true);
+            }
+        }
+        if Instant::now() >= end {
+            return Ok(false);
+        }
+    }
+}
+
+async fn suspects(events: &mpsc::UnboundedSender<Event>) -> Vec<Suspect> {
+    let (answer, answered) = oneshot::channel();
+    let _ = events.send(Event::Suspects(answer));
+    // Where the owner has ended, there are none.
+    answered.await.unwrap_or_default()
+}
+
+async fn look(suspect: &Suspect) -> Growth {
+    let (root, since) = (suspect.root.clone(), suspect.since);
+    let looked = task::blocking("builder growth", move || growth_since(&root, since, LOOK_LIMIT)).await;
+    looked.unwrap_or(Growth { bytes: 0, partial: true })
+}
+
+async fn free(space: &SpaceWatch) -> std::io::Result<FreeSpace> {
+    let space = space.clone();
+    task::blocking("disk space", move || space.now()).await.map_err(std::io::Error::other)?
+}

@@ -1,0 +1,244 @@
+//! How much of the state directory's disk is free, watched all the time: whoever must act when it runs out follows it.
+//!
+//! ```text
+//!  free >= floor              Ample    the reserve is allocated, once there is room for it above the floor
+//!  free <  floor              Low      running builds that took the space are ended (builders/reclaim.rs); logs and
+//!                                      downloads are not kept any more; uploads and new builds are refused
+//!  free <  floor / 8          Full     the reserve is released, so that state, audit and removals still work;
+//!                                      `/readyz` says so
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fs, io};
+
+use tokio::sync::watch;
+
+use crate::model::component::Component;
+use crate::task;
+
+/// A disk of a gigabyte each second is seen full within this, and the reserve is still there.
+const PAUSE: Duration = Duration::from_millis(250);
+/// Part of the floor below which the disk counts as full.
+const EMERGENCY_PART: u64 = 8;
+const MOST_RESERVE: u64 = 64 << 20;
+const RESERVE_FILE: &str = "disk.reserve";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SpaceLevel {
+    Ample,
+    Low,
+    Full,
+}
+
+/// Free space of a file system, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FreeSpace {
+    pub free: u64,
+    /// What is to stay free.
+    pub floor: u64,
+}
+
+impl FreeSpace {
+    pub fn of(directory: &Path, floor: u64) -> io::Result<Self> {
+        let disk = rustix::fs::statvfs(directory)?;
+        Ok(Self { free: disk.f_bavail.saturating_mul(disk.f_frsize), floor })
+    }
+
+    pub const fn level(self) -> SpaceLevel {
+        if self.free >= self.floor {
+            SpaceLevel::Ample
+        } else if self.free >= self.floor / EMERGENCY_PART {
+            SpaceLevel::Low
+        } else {
+            SpaceLevel::Full
+        }
+    }
+}
+
+/// The newest level. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct SpaceWatch {
+    directory: PathBuf,
+    seen: watch::Receiver<FreeSpace>,
+}
+
+impl SpaceWatch {
+    /// Looks at the file system of `directory`, releases the reserve where there is next to nothing left, and goes on
+    /// watching until the last clone is gone.
+    pub async fn start(directory: &Path, floor: u64) -> io::Result<Self> {
+        let look = Look { directory: directory.to_owned(), floor };
+        let (look, first) = look.take().await;
+        let first = first?;
+        if first.level() == SpaceLevel::Full {
+            tracing::error!(free = first.free, floor, "the disk of the state directory is full");
+        }
+        let (sender, seen) = watch::channel(first);
+        drop(task::spawn("disk space", space_loop(look, sender)));
+        Ok(Self { directory: directory.to_owned(), seen })
+    }
+
+    /// The level as it was seen last.
+    pub fn level(&self) -> SpaceLevel {
+        self.seen.borrow().level()
+    }
+
+    /// Free space as it is now. Blocking.
+    pub fn now(&self) -> io::Result<FreeSpace> {
+        FreeSpace::of(&self.directory, self.floor())
+    }
+
+    pub fn floor(&self) -> u64 {
+        self.seen.borrow().floor
+    }
+
+    /// Tells of each change of the level.
+    pub fn changes(&self) -> watch::Receiver<FreeSpace> {
+        self.seen.clone()
+    }
+
+    /// Returns when less is free than the floor; never, once nobody watches any more.
+    pub async fn below_floor(&self) {
+        let mut seen = self.seen.clone();
+        if seen.wait_for(|space| space.level() > SpaceLevel::Ample).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    pub fn component(&self) -> Component {
+        let FreeSpace { free, floor } = *self.seen.borrow();
+        let full = self.level() == SpaceLevel::Full;
+        let detail = if full {
+            format!(
+                "the disk of the state directory is full: {free} bytes are free, and {floor} should be; free space, \
+                 such as by removing files of room storage, services, images or builds"
+            )
+        } else {
+            String::new()
+        };
+        Component { name: "disk", ready: !full, detail }
+    }
+}
+
+struct Look {
+    directory: PathBuf,
+    floor: u64,
+}
+
+impl Look {
+    /// One look, on a blocking thread.
+    async fn take(self) -> (Self, io::Result<FreeSpace>) {
+        let (directory, floor) = (self.directory.clone(), self.floor);
+        let seen = task::blocking("disk space", move || {
+            let space = FreeSpace::of(&directory, floor)?;
+            keep_reserve(&directory, space);
+            Ok(space)
+        });
+        (self, seen.await.map_err(io::Error::other).flatten())
+    }
+}
+
+async fn space_loop(mut look: Look, sender: watch::Sender<FreeSpace>) {
+    let mut failed = false;
+    while !sender.is_closed() {
+        tokio::time::sleep(PAUSE).await;
+        let seen;
+        (look, seen) = look.take().await;
+        match seen {
+            Ok(space) => {
+                failed = false;
+                sender.send_if_modified(|known| tell(known, space));
+            }
+            Err(error) if !std::mem::replace(&mut failed, true) => {
+                tracing::warn!(%error, "free space of the state directory cannot be read");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Followers are woken by a change of the level only.
+fn tell(known: &mut FreeSpace, space: FreeSpace) -> bool {
+    let changed = known.level() != space.level();
+    *known = space;
+    if changed {
+        let FreeSpace { free, floor } = space;
+        match space.level() {
+            SpaceLevel::Ample => {
+                tracing::info!(free, floor, "the disk of the state directory has space again")
+            }
+            SpaceLevel::Low => {
+                tracing::warn!(free, floor, "less of the state directory's disk is free than should be");
+            }
+            SpaceLevel::Full => tracing::error!(free, floor, "the disk of the state directory is full"),
+        }
+    }
+    changed
+}
+
+/// Releases the reserve on a full disk, and allocates it where there is room for it. Blocking.
+fn keep_reserve(directory: &Path, space: FreeSpace) {
+    let path = directory.join(RESERVE_FILE);
+    let bytes = (space.floor / EMERGENCY_PART).min(MOST_RESERVE);
+    match space.level() {
+        SpaceLevel::Full => match fs::remove_file(&path) {
+            Ok(()) => tracing::warn!("released the reserve of the state directory's disk"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::error!(%error, "failed to release the reserve of the state directory's disk")
+            }
+        },
+        SpaceLevel::Ample if bytes > 0 && space.free - space.floor > bytes && !path.exists() => {
+            if let Err(error) = allocate(&path, bytes) {
+                tracing::warn!(%error, "failed to allocate the reserve of the state directory's disk");
+            }
+        }
+        _ => {}
+    }
+}
+
+fn allocate(path: &Path, bytes: u64) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let file = fs::File::create(&new)?;
+    let allocated = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes);
+    match allocated {
+        // A file system that cannot allocate has none.
+        Err(rustix::io::Errno::OPNOTSUPP) => fs::remove_file(&new),
+        Err(error) => fs::remove_file(&new).and(Err(error.into())),
+        Ok(()) => fs::rename(&new, path),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn levels_follow_the_floor() {
+        let level = |free| FreeSpace { free, floor: 800 }.level();
+        assert_eq!(
+            [800, 799, 100, 99, 0].map(level),
+            [SpaceLevel::Ample, SpaceLevel::Low, SpaceLevel::Low, SpaceLevel::Full, SpaceLevel::Full]
+        );
+        assert_eq!(FreeSpace { free: 0, floor: 0 }.level(), SpaceLevel::Ample, "no floor, no level");
+    }
+
+    #[test]
+    fn the_reserve_is_released_on_a_full_disk_and_allocated_again_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let reserve = || fs::metadata(directory.path().join(RESERVE_FILE)).ok().map(|found| found.len());
+        let floor = 16 * MIB;
+        keep_reserve(directory.path(), FreeSpace { free: floor + MIB, floor });
+        assert_eq!(reserve(), None, "there is no room for it");
+        keep_reserve(directory.path(), FreeSpace { free: 2 * floor, floor });
+        assert_eq!(reserve(), Some(2 * MIB));
+        keep_reserve(directory.path(), FreeSpace { free: floor / 2, floor });
+        assert_eq!(reserve(), Some(2 * MIB));
+        keep_reserve(directory.path(), FreeSpace { free: 0, floor });
+        assert_eq!(reserve(), None);
+        keep_reserve(directory.path(), FreeSpace { free: 2 * floor, floor });
+        assert_eq!(reserve(), Some(2 * MIB));
+    }
+}
