@@ -165,7 +165,7 @@ fn tell(known: &mut FreeSpace, space: FreeSpace) -> bool {
         let FreeSpace { free, floor } = space;
         match space.level() {
             SpaceLevel::Ample => {
-                tracing::info!(free, floor, "the disk of the state directory has space again")
+                tracing::info!(free, floor, "the disk of the state directory has space again");
             }
             SpaceLevel::Low => {
                 tracing::warn!(free, floor, "less of the state directory's disk is free than should be");
@@ -185,7 +185,7 @@ fn keep_reserve(directory: &Path, space: FreeSpace) {
             Ok(()) => tracing::warn!("released the reserve of the state directory's disk"),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                tracing::error!(%error, "failed to release the reserve of the state directory's disk")
+                tracing::error!(%error, "failed to release the reserve of the state directory's disk");
             }
         },
         SpaceLevel::Ample if bytes > 0 && space.free - space.floor > bytes && !path.exists() => {
