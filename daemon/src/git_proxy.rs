@@ -27,6 +27,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::fetch_policy::FetchPolicy;
 use crate::model::egress::EgressPolicy;
 use crate::task;
 
@@ -81,6 +82,7 @@ impl GitProxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let (address, stop) = (listener.local_addr()?, CancellationToken::new());
         let builders = Arc::new(Builders::default());
+        let policy = FetchPolicy::new(policy);
         let (known, stopped) = (Arc::clone(&builders), stop.clone());
         task::spawn("git-proxy", async move {
             stopped.run_until_cancelled(serve::serve(listener, policy, known)).await;

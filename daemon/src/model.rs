@@ -29,5 +29,5 @@ pub use hearth_proto::value::{
     Tag,
 };
 pub use layer_limits::LayerLimits;
-pub use public_address::{is_link_local, is_public};
+pub use public_address::{embedded_ipv4, is_link_local, is_public};
 pub use token_key_file::{IssuerRights, TokenAlgorithm, TokenKeyFile};

@@ -46,7 +46,6 @@ mod group;
 mod leases;
 mod links;
 mod namespace;
-mod netlink;
 mod routed_pair;
 pub mod steps;
 mod subnet;
@@ -54,11 +53,11 @@ mod subnet;
 mod tests;
 mod wiring;
 
+use crate::netlink::Netlink;
 pub use absent::NoNetwork;
 use firewall::{Firewall, Rules};
 use group::Group;
 use leases::Leases;
-use netlink::Netlink;
 use wiring::Wiring;
 
 /// Links of instances are named so, and with a dash behind it, the gateway's link and the table.

@@ -107,6 +107,8 @@ const PACK: Crate = Crate {
 
 const DAEMON_ROWS: &[Row] = &[
     ("allocator", &[]),
+    ("netlink", &[]),
+    ("fetch_policy", &["model", "netlink"]),
     ("model", &[]),
     ("task", &[]),
     ("telemetry", &["config"]),
@@ -120,15 +122,15 @@ const DAEMON_ROWS: &[Row] = &[
     ("ingress", &["model", "task", "access", "audit", "connections", "deploy::port"]),
     ("supervise", &["model", "task"]),
     ("context", &["model", "task", "image::port", "packs::port"]),
-    ("image", &["model", "task"]),
+    ("image", &["model", "task", "fetch_policy"]),
     ("packs", &["model", "task", "image"]),
     ("build", &["model", "task", "context", "disk", "image", "packs"]),
-    ("downloads", &["model", "task", "disk", "build::port"]),
+    ("downloads", &["model", "task", "disk", "build::port", "fetch_policy"]),
     ("deploy", &["model", "task", "context", "image", "access", "secrets", "instance_log"]),
     ("containerd", &["model", "task", "deploy::port", "image::port", "supervise", "instance_log"]),
     ("instance_log", &["model", "task"]),
-    ("network", &["model", "task", "deploy::port", "capability"]),
-    ("git_proxy", &["model", "task"]),
+    ("network", &["model", "task", "deploy::port", "capability", "netlink"]),
+    ("git_proxy", &["model", "task", "fetch_policy"]),
     ("capability", &[]),
     ("control_group", &[]),
     (

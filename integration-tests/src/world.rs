@@ -43,8 +43,9 @@ impl World {
             .expect("script");
         process::run(Command::new("chmod").args(["0755"]).arg(&script), seconds(5)).expect_code(0);
         let number: u32 = std::process::id() % 0x400 * 4 + next() % 4;
-        // A part of the block for tests of networks (RFC 2544), and one of a private network.
-        let net = 0xc612_0000 + number * 8;
+        // A part of a block of public addresses that is for experiments of radio amateurs (44.44.0.0/16), and one of a
+        // private network.
+        let net = 0x2c2c_0000 + number * 8;
         let private: Ipv4Addr = (0xac1f_0000 + number % 0x2000 * 8 + 2).into();
         let (host, one, two): (Ipv4Addr, Ipv4Addr, Ipv4Addr) =
             ((net + 1).into(), (net + 2).into(), (net + 3).into());

@@ -11,6 +11,7 @@ use url::{Host, Url};
 
 use super::DownloadError;
 use super::files::{Files, Record};
+use crate::fetch_policy::FetchPolicy;
 use crate::model::egress::EgressPolicy;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
@@ -32,13 +33,13 @@ pub(super) enum Answer {
 }
 
 pub(super) struct FetchClient {
-    policy: EgressPolicy,
+    policy: FetchPolicy,
     client: OnceLock<Result<Client, String>>,
 }
 
 impl FetchClient {
     pub(super) fn new(policy: EgressPolicy) -> Self {
-        Self { policy, client: OnceLock::new() }
+        Self { policy: FetchPolicy::new(policy), client: OnceLock::new() }
     }
 
     fn client(&self, url: &Url) -> Result<&Client, DownloadError> {

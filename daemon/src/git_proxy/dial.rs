@@ -11,7 +11,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use url::Host;
 
-use crate::model::egress::EgressPolicy;
+use crate::fetch_policy::FetchPolicy;
 
 /// For the name and the connection together.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
@@ -29,7 +29,7 @@ pub(super) enum DialError {
 }
 
 pub(super) async fn dial(
-    policy: &EgressPolicy,
+    policy: &FetchPolicy,
     host: &Host<String>,
     port: u16,
 ) -> Result<IdleStream, DialError> {

@@ -23,7 +23,7 @@ use url::Host;
 
 use super::dial::{DialError, IdleStream, dial};
 use super::{Builder, Builders, GitRefusal};
-use crate::model::egress::EgressPolicy;
+use crate::fetch_policy::FetchPolicy;
 use crate::task;
 
 /// Connections to the proxy, of all builders.
@@ -34,7 +34,7 @@ const MAX_HEAD: usize = 32 << 10;
 
 type Body = BoxBody<Bytes, hyper::Error>;
 
-pub(super) async fn serve(listener: TcpListener, policy: EgressPolicy, builders: Arc<Builders>) {
+pub(super) async fn serve(listener: TcpListener, policy: FetchPolicy, builders: Arc<Builders>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let policy = Arc::new(policy);
     loop {
@@ -65,7 +65,7 @@ pub(super) async fn serve(listener: TcpListener, policy: EgressPolicy, builders:
     }
 }
 
-async fn answer(policy: &EgressPolicy, builders: &Builders, request: Request<Incoming>) -> Response<Body> {
+async fn answer(policy: &FetchPolicy, builders: &Builders, request: Request<Incoming>) -> Response<Body> {
     let given = request.headers().get(PROXY_AUTHORIZATION).and_then(|value| value.to_str().ok());
     let Some(builder) = given.and_then(|given| builders.find(given)) else {
         let mut answer = text(StatusCode::PROXY_AUTHENTICATION_REQUIRED, "this proxy is for builders only");

@@ -19,6 +19,7 @@ use hearth_pack::remote::{self, AddressGuard, Credentials, Guards, Mirrors, Remo
 use serde::Deserialize;
 
 use super::port::cached::ImageRight;
+use crate::fetch_policy::FetchPolicy;
 use crate::model::egress::EgressPolicy;
 use crate::model::secret::{Credential, Secret};
 use crate::model::{Reference, is_link_local};
@@ -56,6 +57,7 @@ impl Elsewhere {
     /// Registries that neither the mirrors nor the credentials name are connected to where the policy of builds allows
     /// it; those that they name are, unless a name of theirs is at a link-local address.
     pub fn new(mirrors: Mirrors, credentials: Option<PathBuf>, policy: EgressPolicy) -> Self {
+        let policy = FetchPolicy::new(policy);
         let guards = Guards {
             configured: AddressGuard::new(|address| !is_link_local(address)),
             unconfigured: AddressGuard::new(move |address| policy.allows_resolved(address)),

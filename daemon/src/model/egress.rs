@@ -10,21 +10,30 @@ use std::str::FromStr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use super::is_public;
-
 const fn net(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix)
 }
 
-/// Blocks that are no part of the world: private, shared (RFC 6598), "this network", multicast, reserved.
-pub const CLOSED: [Ipv4Net; 9] = [
+/// Blocks that are no part of the world: private, shared (RFC 6598), "this network", multicast, reserved, and the other
+/// blocks that the IANA registry of special IPv4 addresses has as not globally reachable.
+pub const CLOSED: [Ipv4Net; 15] = [
     net(0, 0, 0, 0, 8),
     net(10, 0, 0, 0, 8),
     net(100, 64, 0, 0, 10),
     net(127, 0, 0, 0, 8),
     net(169, 254, 0, 0, 16),
     net(172, 16, 0, 0, 12),
+    // Protocol assignments.
+    net(192, 0, 0, 0, 24),
+    // Documentation, with 198.51.100.0/24 and 203.0.113.0/24.
+    net(192, 0, 2, 0, 24),
+    // Relays of 6to4, which are no more.
+    net(192, 88, 99, 0, 24),
     net(192, 168, 0, 0, 16),
+    // Benchmarks of networks (RFC 2544).
+    net(198, 18, 0, 0, 15),
+    net(198, 51, 100, 0, 24),
+    net(203, 0, 113, 0, 24),
     net(224, 0, 0, 0, 4),
     net(240, 0, 0, 0, 4),
 ];
@@ -177,29 +186,9 @@ impl EgressPolicy {
         self.is_open() || self.world_blocks().iter().any(|block| block.contains(&address))
     }
 
-    /// Whether a host may be connected to, by how it is written: where a name leads is another question
-    /// ([`allows_resolved`](Self::allows_resolved)).
-    pub fn allows_host<S: AsRef<str>>(&self, host: &url::Host<S>) -> bool {
-        let address: IpAddr = match host {
-            url::Host::Domain(name) => return self.allows_name(name.as_ref()),
-            url::Host::Ipv4(address) => (*address).into(),
-            url::Host::Ipv6(address) => (*address).into(),
-        };
-        match address.to_canonical() {
-            IpAddr::V4(address) => self.allows_address(address),
-            IpAddr::V6(_) => self.is_open() && is_public(address),
-        }
-    }
-
-    /// Whether a name that may be connected to may be at this address: it is of the world, or of a private network that is
-    /// listed.
-    pub fn allows_resolved(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        let listed = match address {
-            IpAddr::V4(address) => self.private_blocks().iter().any(|block| block.contains(&address)),
-            IpAddr::V6(_) => false,
-        };
-        listed || is_public(address)
+    /// Whether this address is an entry of its own, and not just within a listed block.
+    pub fn lists_address(&self, address: Ipv4Addr) -> bool {
+        self.blocks().any(|block| block == Ipv4Net::from(address))
     }
 
     /// Listed blocks that lie within a private network, and open it.
@@ -236,9 +225,18 @@ mod tests {
     fn an_empty_list_is_the_world_without_private_networks() {
         let open = policy(&[]);
         assert!(open.is_open() && open.allows_name("anything.example"));
-        assert!(open.allows_address(address("203.0.113.9")));
-        for closed in ["10.0.0.1", "172.20.0.1", "192.168.1.1", "100.64.0.1", "169.254.169.254", "127.0.0.1"]
-        {
+        assert!(open.allows_address(address("44.1.2.9")));
+        for closed in [
+            "10.0.0.1",
+            "172.20.0.1",
+            "192.168.1.1",
+            "100.64.0.1",
+            "169.254.169.254",
+            "127.0.0.1",
+            "192.0.0.8",
+            "198.19.255.255",
+            "203.0.113.9",
+        ] {
             assert!(!open.allows_address(address(closed)), "{closed}");
         }
     }
@@ -261,7 +259,7 @@ mod tests {
         ] {
             assert!(!narrow.allows_name(refused), "{refused}");
         }
-        assert!(!narrow.allows_address(address("203.0.113.9")));
+        assert!(!narrow.allows_address(address("44.1.2.9")));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::egress::CLOSED;
+
 /// The metadata address of machines of Amazon's cloud.
 const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
@@ -23,39 +25,28 @@ pub fn is_link_local(address: IpAddr) -> bool {
     }
 }
 
+/// The IPv4 address that an address of NAT64 or 6to4 leads to.
+pub fn embedded_ipv4(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let (high, low) = match address.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => (high, low),
+        _ => return None,
+    };
+    Some((u32::from(high) << 16 | u32::from(low)).into())
+}
+
 fn is_public_v4(address: Ipv4Addr) -> bool {
-    let [a, b, c, _] = address.octets();
-    let is_shared = a == 100 && (64..128).contains(&b);
-    let is_protocol = (a, b, c) == (192, 0, 0);
-    let is_benchmark = a == 198 && matches!(b, 18 | 19);
-    !(a == 0
-        || a >= 224
-        || address.is_loopback()
-        || address.is_private()
-        || address.is_link_local()
-        || is_shared
-        || is_protocol
-        || is_benchmark)
+    !CLOSED.iter().any(|closed| closed.contains(&address))
 }
 
 fn is_public_v6(address: Ipv6Addr) -> bool {
-    let segments = address.segments();
-    let embedded = |high: u16, low: u16| {
-        let [a, b] = high.to_be_bytes();
-        let [c, d] = low.to_be_bytes();
-        is_public_v4(Ipv4Addr::new(a, b, c, d))
-    };
-    match segments {
-        // NAT64 and 6to4 lead to an IPv4 address.
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => embedded(high, low),
-        // IPv4-compatible, the unspecified address and loopback among them.
-        [0, 0, 0, 0, 0, 0, ..] => false,
-        // Local use of NAT64.
-        [0x64, 0xff9b, 1, ..] => false,
-        [first, ..] => {
-            // Unique local, link-local, site-local, groups.
-            !(first & 0xfe00 == 0xfc00 || first & 0xff80 == 0xfe80 || first & 0xff00 == 0xff00)
-        }
+    if let Some(embedded) = embedded_ipv4(address) {
+        return is_public_v4(embedded);
+    }
+    match address.segments() {
+        // Protocol assignments (Teredo, benchmarks and identifiers among them), documentation.
+        [0x2001, 0..0x200, ..] | [0x2001, 0xdb8, ..] | [0x3fff, 0..0x1000, ..] => false,
+        // Global unicast is 2000::/3. Around it lie loopback, what is local, groups, and what nobody has.
+        [first, ..] => first & 0xe000 == 0x2000,
     }
 }
 
@@ -77,6 +68,10 @@ mod tests {
             "100.64.0.1",
             "198.18.0.1",
             "192.0.0.8",
+            "192.0.2.1",
+            "192.88.99.1",
+            "198.51.100.1",
+            "203.0.113.1",
             "224.0.0.1",
             "255.255.255.255",
             "::",
@@ -91,12 +86,27 @@ mod tests {
             "64:ff9b::7f00:1",
             "64:ff9b:1::1",
             "2002:7f00:1::",
+            "100::1",
+            "2001::1",
+            "2001:2::1",
+            "2001:db8::1",
+            "3fff::1",
+            "4000::1",
+            "5f00::1",
         ] {
             assert!(!is_public(text.parse().unwrap()), "{text}");
         }
-        for text in
-            ["1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "64:ff9b::101:101", "2002:101:101::"]
-        {
+        for text in [
+            "1.1.1.1",
+            "172.32.0.1",
+            "100.128.0.1",
+            "192.0.1.1",
+            "198.20.0.1",
+            "2606:4700::1111",
+            "2001:200::1",
+            "64:ff9b::101:101",
+            "2002:101:101::",
+        ] {
             assert!(is_public(text.parse().unwrap()), "{text}");
         }
     }

@@ -17,8 +17,8 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::netlink::{Netlink, Request};
 use super::{namespace, subnet};
+use crate::netlink::{Netlink, Request};
 
 /// The loopback interface's index in every namespace.
 pub(super) const LOOPBACK: u32 = 1;

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
-use super::netlink::Netlink;
+use crate::netlink::Netlink;
 use crate::task;
 
 const NSFS_MAGIC: u64 = 0x6e73_6673;

@@ -26,8 +26,8 @@ use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, Li
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteScope};
 
 use super::links::{self, LOOPBACK};
-use super::netlink::{Netlink, Request};
 use super::{namespace, subnet};
+use crate::netlink::{Netlink, Request};
 
 /// How long a new pair may take until packets pass; the kernel takes well under a millisecond.
 const PASSES: Duration = Duration::from_secs(1);

@@ -28,9 +28,9 @@ use ipnet::Ipv4Net;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::netlink::Netlink;
 use super::{FORWARD, NetworkError, at, blocking, capability, firewall, forward, links, other, subnet};
 use crate::model::egress::EgressPolicy;
+use crate::netlink::Netlink;
 use crate::task;
 
 mod attachments;

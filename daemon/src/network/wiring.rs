@@ -20,12 +20,12 @@ use ipnet::Ipv4Net;
 use super::files::{Files, Resolvers};
 use super::group::Group;
 use super::leases::{Lease, Leases};
-use super::netlink::Netlink;
 use super::routed_pair::RoutedPair;
 use super::{PREFIX, links, namespace, subnet};
 use crate::deploy::port::{Attached, NetworkError};
 use crate::model::id::InstanceId;
 use crate::model::service::ServiceName;
+use crate::netlink::Netlink;
 
 /// The link's name inside of an instance.
 const INSIDE: &str = "eth0";

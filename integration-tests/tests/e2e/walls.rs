@@ -20,6 +20,8 @@ mod images;
 mod ingress;
 #[path = "walls/limits.rs"]
 mod limits;
+#[path = "walls/own_addresses.rs"]
+mod own_addresses;
 #[path = "walls/policy.rs"]
 mod policy;
 #[path = "walls/repositories.rs"]
@@ -35,6 +37,7 @@ pub fn groups() -> Vec<Group> {
         images::group(),
         deployed_images::group(),
         repositories::group(),
+        own_addresses::group(),
         services::group(),
         steps::group(),
         identity::group(),

@@ -14,7 +14,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use super::call::{Wired, code};
-use crate::network::netlink::{Netlink, Request};
+use crate::netlink::{Netlink, Request};
 use crate::network::routed_pair::RoutedPair;
 use crate::network::{links, namespace, subnet};
 use crate::task;

@@ -166,8 +166,8 @@ mod tests {
 
     #[test]
     fn a_list_ends_with_a_refusal() {
-        let lines = forward(&rules(&["pypi.org", "203.0.113.0/24"]));
+        let lines = forward(&rules(&["pypi.org", "44.1.2.0/24"]));
         let end: Vec<_> = lines.iter().skip(lines.len() - 3).collect();
-        assert_eq!(end, ["ip daddr 203.0.113.0/24 accept", "ip daddr @allowed accept", "jump refuse"]);
+        assert_eq!(end, ["ip daddr 44.1.2.0/24 accept", "ip daddr @allowed accept", "jump refuse"]);
     }
 }

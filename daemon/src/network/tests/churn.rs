@@ -1,8 +1,8 @@
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 
-use super::super::netlink::Request;
 use super::*;
+use crate::netlink::Request;
 
 /// Many changes in a row, as when services start on a machine that does other things too: no list of links is whole
 /// while they go on, and each that is asked for is whole nevertheless.

@@ -25,13 +25,13 @@ const BUFFER: usize = 64 << 10;
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(64);
 
-pub(super) struct Netlink {
+pub(crate) struct Netlink {
     socket: OwnedFd,
     sequence: u32,
     buffer: Vec<u8>,
 }
 
-pub(super) struct Request {
+pub(crate) struct Request {
     /// For the error.
     what: String,
     message: RouteNetlinkMessage,
@@ -42,28 +42,28 @@ pub(super) struct Request {
 
 impl Request {
     /// Makes what is not there yet.
-    pub(super) fn create(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+    pub(crate) fn create(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
         Self { what: what.into(), message, flags: NLM_F_CREATE | NLM_F_EXCL, fine: &[] }
     }
 
     /// Makes it, or replaces what is there.
-    pub(super) fn replace(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+    pub(crate) fn replace(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
         Self { what: what.into(), message, flags: NLM_F_CREATE | NLM_F_REPLACE, fine: &[] }
     }
 
-    pub(super) fn change(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+    pub(crate) fn change(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
         Self { what: what.into(), message, flags: 0, fine: &[] }
     }
 
     /// Takes away what may be gone already.
-    pub(super) fn delete(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+    pub(crate) fn delete(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
         let fine = &[Errno::NODEV, Errno::NOENT, Errno::SRCH, Errno::ADDRNOTAVAIL];
         Self { what: what.into(), message, flags: 0, fine }
     }
 }
 
 impl Netlink {
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let socket = rustix::net::socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
@@ -76,7 +76,7 @@ impl Netlink {
     }
 
     /// Does all of `requests`, in order. The first error, with what it was about.
-    pub(super) fn run(&mut self, requests: Vec<Request>) -> io::Result<()> {
+    pub(crate) fn run(&mut self, requests: Vec<Request>) -> io::Result<()> {
         let first = self.sequence.wrapping_add(1);
         let mut out = Vec::new();
         let mut waiting = Vec::new();
@@ -107,7 +107,7 @@ impl Netlink {
     }
 
     /// The one thing that `message` asks for; none when it is not there.
-    pub(super) fn get(&mut self, message: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
+    pub(crate) fn get(&mut self, message: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
         let mut out = Vec::new();
         self.send(&mut out, message, NLM_F_REQUEST);
         self.write(&out)?;
@@ -135,7 +135,7 @@ impl Netlink {
     }
 
     /// All that is like `message`, as it was at one moment.
-    pub(super) fn dump(&mut self, message: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+    pub(crate) fn dump(&mut self, message: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
         let begun = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
