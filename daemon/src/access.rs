@@ -13,6 +13,7 @@
 mod claims;
 mod keys;
 pub mod policy;
+pub mod running;
 pub mod secret_file;
 mod state;
 
@@ -21,13 +22,16 @@ use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::sync::Notify;
 
 use crate::model::TokenKeyFile;
-use crate::model::access::{ApiScope, Caller, RESERVED_NAMES};
+use crate::model::access::{ApiScope, Caller, RESERVED_NAMES, SERVICE_NAME};
 use crate::model::id::{BuildId, ServiceId};
+use crate::model::service::ServiceOrigin;
 use crate::model::trust::{Trust, TrustDomain, TrustDomainError};
 use claims::{Claims, Grant};
 use keys::{PublicKeys, SecretKeys, Signer};
+use running::{RunningCall, RunningCalls};
 use state::{EarlierSecret, MAX_EARLIER, State, StateFile};
 
 pub use keys::TokenKeyError;
@@ -48,7 +52,10 @@ const BUILD: &str = "build";
 /// Grant that names the trust domain of its bearer.
 const DOMAIN: &str = "domain";
 
-type Exists = dyn Fn(&str) -> bool + Send + Sync;
+/// A service that a service has deployed, and so on: longer chains are not followed.
+const LONGEST_CHAIN: usize = 8;
+
+type OriginOf = dyn Fn(&str) -> Option<ServiceOrigin> + Send + Sync;
 
 /// Checks and makes tokens of one room; cheap to share.
 pub struct Access {
@@ -59,8 +66,11 @@ pub struct Access {
     /// One change of keys or state at a time. Nobody who only checks a token waits for a disk.
     changing: Mutex<()>,
     trust: Trust,
-    /// Whether there is a service of this id.
-    services: OnceLock<Box<Exists>>,
+    /// Who deployed the service of this id, if there is one.
+    services: OnceLock<Box<OriginOf>>,
+    running: RunningCalls,
+    /// Keys or revocations were changed: calls under way are asked for their tokens again.
+    changed: Notify,
 }
 
 /// What tokens are checked with.
@@ -80,6 +90,10 @@ pub enum AccessError {
     Expired { name: String, at: Timestamp },
     #[error("the tokens of `{name}` that were made before now were revoked")]
     Revoked { name: String },
+    #[error(
+        "service `{service}` was deployed by `{creator}` before the tokens of `{creator}` were revoked; it must be deployed again"
+    )]
+    CreatorRevoked { service: String, creator: String },
     #[error("the token is for another room than `{room}`")]
     OtherRoom { room: String },
     #[error(
@@ -150,6 +164,8 @@ impl Access {
             changing: Mutex::new(()),
             trust: Trust::default(),
             services: OnceLock::new(),
+            running: RunningCalls::default(),
+            changed: Notify::new(),
         })
     }
 
@@ -173,9 +189,13 @@ impl Access {
         Caller { domain, ..caller }
     }
 
-    /// From now on tokens of services that are gone are refused. Said once, at the start.
-    pub fn ask_for_services(&self, exists: impl Fn(&str) -> bool + Send + Sync + 'static) {
-        if self.services.set(Box::new(exists)).is_err() {
+    /// From now on tokens of services that are gone are refused, and those of services whose creator was revoked after
+    /// they were deployed. Said once, at the start.
+    pub fn ask_for_services(
+        &self,
+        origin_of: impl Fn(&str) -> Option<ServiceOrigin> + Send + Sync + 'static,
+    ) {
+        if self.services.set(Box::new(origin_of)).is_err() {
             tracing::warn!("it was said already where services are asked for");
         }
     }
@@ -195,6 +215,7 @@ impl Access {
         if before.is_some_and(|before| claims.iat.is_none_or(|iat| iat < before)) {
             return Err(AccessError::Revoked { name });
         }
+        self.check_creators(&name)?;
         let claimed = claimed_domain(&signer, &claims)?;
         let caller = Caller::new(name, scope);
         let own = match claims.text_grant(SERVICE) {
@@ -203,6 +224,39 @@ impl Access {
         };
         let domain = self.trust.domain(&caller.name, own, claimed);
         Ok(Caller { domain, ..caller })
+    }
+
+    /// A revocation of a participant covers the services that it deployed before, and the services of these: whatever
+    /// was started by the one who was revoked has no right that it does not have.
+    fn check_creators(&self, caller: &str) -> Result<(), AccessError> {
+        let Some(origin_of) = self.services.get() else { return Ok(()) };
+        let Some(own) = caller.strip_prefix(SERVICE_NAME) else { return Ok(()) };
+        let mut service = own.to_owned();
+        for _ in 0..LONGEST_CHAIN {
+            let Some(ServiceOrigin { by, at }) = origin_of(&service) else { return Ok(()) };
+            let before = self.held().state.revoked.get(&by).map(|revocation| revocation.before);
+            if before.is_some_and(|before| at.as_second() < before) {
+                return Err(AccessError::CreatorRevoked { service: own.to_owned(), creator: by });
+            }
+            let Some(behind) = by.strip_prefix(SERVICE_NAME) else { return Ok(()) };
+            service = behind.to_owned();
+        }
+        Ok(())
+    }
+
+    /// A call that was admitted with this token begins. It is ended when the token is no longer good.
+    pub fn begin(&self, token: String) -> RunningCall {
+        self.running.begin(token)
+    }
+
+    /// Returns when keys or revocations were changed since this was last asked.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Ends the calls under way whose token is no longer good, and returns their number.
+    pub fn end_running(&self) -> usize {
+        self.running.end_unless(|token| self.verify(token).map(drop))
     }
 
     /// Whether a text is a token of this room, good for now or not.
@@ -240,7 +294,7 @@ impl Access {
                 };
             }
             (Some(Some(id)), None) => {
-                let exists = self.services.get().is_none_or(|exists| exists(id));
+                let exists = self.services.get().is_none_or(|origin_of| origin_of(id).is_some());
                 if !exists {
                     return Err(AccessError::Invalid("its service is gone"));
                 }
@@ -368,9 +422,14 @@ impl Access {
         Ok(until)
     }
 
-    /// Refuses all tokens of a caller that were made before now. Durable when it returns; blocking.
+    /// Refuses all tokens of a caller that were made before now, and those of the services that it deployed before now;
+    /// calls under way with one of them are ended. Durable when it returns; blocking.
     pub fn revoke(&self, name: &str, by: &str) -> Result<Revocation, KeyChangeError> {
         if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
+            return Err(KeyChangeError::Name);
+        }
+        // A kind of caller without an id: it would revoke nothing.
+        if RESERVED_NAMES.contains(&name) {
             return Err(KeyChangeError::Name);
         }
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -403,6 +462,7 @@ impl Access {
     fn change(&self, change: impl FnOnce(&mut Held)) {
         // Nothing under this lock leaves it half changed.
         change(&mut self.held.write().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_one();
     }
 }
 

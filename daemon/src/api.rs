@@ -5,6 +5,7 @@
 mod audit;
 pub mod auth;
 mod convert;
+mod ending;
 pub mod error;
 pub mod grpc;
 mod guarded;

@@ -79,6 +79,8 @@ const STEP_OUTPUT_OVER: u64 = 64 << 10;
 /// For the end of the audit trail to be written.
 const TRAIL_LIMIT: Duration = Duration::from_secs(3);
 const HOUSEKEEPING: Duration = Duration::from_secs(600);
+/// Between two looks at the tokens of calls under way.
+const CHECK_RUNNING: Duration = Duration::from_secs(2);
 const EXPIRE: Duration = Duration::from_secs(5);
 
 /// A daemon whose ports are bound.
@@ -248,7 +250,8 @@ impl Daemon {
         let services =
             Services::start(options, ports, network, (runtime, runtime_child), instance_mounts).await?;
 
-        access.ask_for_services(services.handle().existence());
+        let token_checks = Arc::clone(&access);
+        access.ask_for_services(services.handle().origins());
         owners.ask_for_services(services.handle().creators());
         packs.share_by(owners.clone());
         // What they have sent is there since an earlier run.
@@ -305,6 +308,7 @@ impl Daemon {
         let health = task::spawn("health", router::health_loop(health, readiness, changes));
         let housekeeping = task::spawn("housekeeping", housekeeping_loop(images, packs, kept));
         let uploads = task::spawn("uploads", expire_loop(registry));
+        let calls = task::spawn("calls of tokens", running_calls_loop(token_checks));
 
         stop.cancelled().await;
         tracing::info!("draining");
@@ -321,6 +325,7 @@ impl Daemon {
         health.abort();
         housekeeping.abort();
         uploads.abort();
+        calls.abort();
         services.end().await;
         mounts.end().await;
         builders.end().await;
@@ -332,6 +337,18 @@ impl Daemon {
         listeners::remove_socket(&addresses.socket);
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// Ends calls whose token is revoked at once, and those whose token expires soon after that.
+async fn running_calls_loop(access: Arc<Access>) {
+    loop {
+        let ended = access.end_running();
+        if ended > 0 {
+            tracing::info!(ended, "ended calls whose token is no longer good");
+        }
+        // A change wakes it, and otherwise the time is over: both are a reason to look.
+        let _ = tokio::time::timeout(CHECK_RUNNING, access.changed()).await;
     }
 }
 

@@ -49,6 +49,11 @@ Examples:
         grace: Duration,
     },
     /// Refuse all tokens of a name that were made before now
+    ///
+    /// Calls under way with such a token end at once: processes in services, followed logs, uploads and upgraded
+    /// connections. The tokens of services that the participant deployed before now are refused too, and those of
+    /// services that these have deployed, until another participant, or this one with a new token, deploys the service
+    /// again. Builds that were submitted go on.
     Revoke {
         /// Name of the caller: as it was minted, or `service:ID`
         name: String,

@@ -80,7 +80,10 @@ fn a_token_of_a_service_is_not_taken_for_a_participants() {
     assert_eq!(access.verify(&token).unwrap().name, format!("service:{id}"));
     let there = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
     let (asked, wanted) = (std::sync::Arc::clone(&there), id.to_string());
-    access.ask_for_services(move |id| id == wanted && asked.load(std::sync::atomic::Ordering::Relaxed));
+    let origin = ServiceOrigin { by: "ann".to_owned(), at: Timestamp::now() };
+    access.ask_for_services(move |id| {
+        (id == wanted && asked.load(std::sync::atomic::Ordering::Relaxed)).then(|| origin.clone())
+    });
     assert_eq!(access.verify(&token).unwrap().name, format!("service:{id}"));
     there.store(false, std::sync::atomic::Ordering::Relaxed);
     assert_eq!(access.verify(&token), Err(AccessError::Invalid("its service is gone")));
@@ -357,4 +360,60 @@ fn a_configured_public_key_is_for_its_own_algorithm_and_for_participants_only() 
     std::fs::write(&file, "no key").unwrap();
     let wrong = here.open_again().with_public_keys(&key(EdDsa));
     assert!(matches!(wrong, Err(TokenKeyError::Malformed { .. })));
+}
+
+#[test]
+fn a_revoked_participant_takes_the_services_it_deployed_along_and_a_new_deploy_is_good() {
+    let access = access("r", "s");
+    let ids: Vec<ServiceId> = (0..4).map(|_| ServiceId::random()).collect();
+    let [own, nested, later, others] = ids.clone().try_into().unwrap();
+    let at = |seconds: i64| Timestamp::from_second(now() + seconds).unwrap();
+    let by = |by: &str, seconds| ServiceOrigin { by: by.to_owned(), at: at(seconds) };
+    let origins = std::collections::BTreeMap::from([
+        (own.to_string(), by("eve", -60)),
+        (nested.to_string(), by(&format!("service:{own}"), -30)),
+        (later.to_string(), by("eve", 60)),
+        (others.to_string(), by("ann", -60)),
+    ]);
+    access.ask_for_services(move |id| origins.get(id).cloned());
+    let tokens: Vec<String> =
+        ids.iter().map(|id| access.mint_for_service(id, "x", "full", HOUR).unwrap()).collect();
+    let good = |tokens: &[String]| -> Vec<bool> {
+        tokens.iter().map(|token| access.verify(token).is_ok()).collect()
+    };
+    assert_eq!(good(&tokens), [true; 4]);
+    access.revoke("eve", "op").unwrap();
+    assert_eq!(good(&tokens), [false, false, true, true]);
+    // An instance that starts again gets a token that is no better.
+    let again = access.mint_for_service(&own, "x", "full", HOUR).unwrap();
+    let refused = access.verify(&again).unwrap_err();
+    assert!(matches!(&refused, AccessError::CreatorRevoked { creator, .. } if creator == "eve"), "{refused}");
+}
+
+#[test]
+fn a_kind_of_caller_without_an_id_is_not_revoked() {
+    let access = access("r", "s");
+    for name in ["service:", "build:", "uid:"] {
+        assert!(matches!(access.revoke(name, "op"), Err(KeyChangeError::Name)), "{name}");
+    }
+    assert!(access.revocations().is_empty());
+}
+
+#[tokio::test]
+async fn a_call_lasts_as_long_as_its_token_is_good() {
+    let access = access("r", "s");
+    let begin = |name: &str, ttl| access.begin(access.mint(name, "full", ttl).unwrap().0);
+    let (eve, ann, over) = (begin("eve", HOUR), begin("ann", HOUR), begin("bob", HOUR));
+    assert_eq!(access.end_running(), 0);
+    drop(over);
+    access.revoke("eve", "op").unwrap();
+    access.revoke("bob", "op").unwrap();
+    access.changed().await;
+    assert_eq!(access.end_running(), 1);
+    assert_eq!(eve.ended().await, AccessError::Revoked { name: "eve".to_owned() });
+    let short = begin("cat", Duration::ZERO);
+    assert_eq!(access.end_running(), 1);
+    assert!(matches!(short.ended().await, AccessError::Expired { .. }));
+    let running = tokio::time::timeout(Duration::from_millis(20), ann.ended()).await;
+    assert!(running.is_err(), "{running:?}");
 }

@@ -14,8 +14,10 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName};
 
 use crate::access::policy::{CallerAction, Method, decide};
+use crate::access::running::RunningCall;
 use crate::access::{Access, AccessError};
 use crate::api::audit::Call;
+use crate::api::ending::{EndForm, ending_answer, ending_request};
 use crate::api::error::Refusal;
 use crate::api::serve::Peer;
 use crate::audit::AuditTrail;
@@ -26,6 +28,8 @@ use crate::registry;
 /// Where a client has its token from. One from the environment may be left over from something else.
 const TOKEN_FROM: HeaderName = HeaderName::from_static("hearth-token-from");
 const ENVIRONMENT: &str = "environment";
+/// Methods that end tokens: whoever ends its own is told that it was done.
+const CHANGES_TOKENS: [&str; 2] = ["/hearth.v1.System/RevokeTokens", "/hearth.v1.System/RotateTokenSecret"];
 
 /// What stands at the door of the API.
 #[derive(Clone)]
@@ -43,24 +47,47 @@ pub async fn require_caller(
 ) -> Response {
     let call = Call::of(request.method(), request.uri().path(), peer);
     match identify(&gate.access, peer, request.headers()) {
-        Ok(caller) => {
+        Ok((caller, token)) => {
             let name = caller.name.clone();
-            call.recorded(&gate.trail, &name, admit(caller, request, next)).await
+            let running = token
+                .filter(|_| !CHANGES_TOKENS.contains(&request.uri().path()))
+                .map(|token| gate.access.begin(token));
+            let answer = async {
+                match running {
+                    Some(running) => admit_while_good(running, caller, request, next).await,
+                    None => admit(caller, request, next).await,
+                }
+            };
+            call.recorded(&gate.trail, &name, answer).await
         }
         Err(error) => {
-            let refused = refuse(peer, &request, error);
+            metrics::counter!("hearth_requests_refused_total").increment(1);
+            tracing::debug!(?peer, path = request.uri().path(), %error, "refused");
+            let refused = refuse(is_grpc(&request), error);
             call.recorded(&gate.trail, "", std::future::ready(refused)).await
         }
     }
 }
 
-fn refuse(peer: Peer, request: &Request, error: AccessError) -> Response {
-    metrics::counter!("hearth_requests_refused_total").increment(1);
-    tracing::debug!(?peer, path = request.uri().path(), %error, "refused");
-    let grpc = request
-        .headers()
-        .get(CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+/// As [`admit`], and ends the call, its request and its answer when the caller's token is no longer good.
+async fn admit_while_good(running: RunningCall, caller: Caller, request: Request, next: Next) -> Response {
+    let (running, grpc) = (Arc::new(running), is_grpc(&request));
+    let request = request.map(|body| ending_request(body, &running));
+    let answer = tokio::select! {
+        biased;
+        answer = admit(caller, request, next) => answer,
+        error = running.ended() => return refuse(grpc, error),
+    };
+    let form = if grpc { EndForm::Trailers } else { EndForm::Error };
+    answer.map(|body| ending_answer(body, running, form))
+}
+
+fn is_grpc(request: &Request) -> bool {
+    let content = request.headers().get(CONTENT_TYPE);
+    content.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+fn refuse(grpc: bool, error: AccessError) -> Response {
     if grpc {
         tonic::Status::from(Refusal::from(error)).into_http::<axum::body::Body>().into_response()
     } else {
@@ -91,16 +118,22 @@ fn is_registry(path: &str) -> bool {
     path == "/v2" || path.starts_with("/v2/")
 }
 
-fn identify(access: &Access, peer: Peer, headers: &HeaderMap) -> Result<Caller, AccessError> {
-    let verified = token(headers).and_then(|given| given.map(|token| access.verify(&token)).transpose());
+/// The caller, and the token that says so.
+fn identify(
+    access: &Access,
+    peer: Peer,
+    headers: &HeaderMap,
+) -> Result<(Caller, Option<String>), AccessError> {
+    let verify = |token: String| access.verify(&token).map(|caller| (caller, Some(token)));
+    let verified = token(headers).and_then(|given| given.map(verify).transpose());
     match verified {
-        Ok(Some(caller)) => Ok(caller),
-        Ok(None) => own(access, peer).ok_or(AccessError::Missing),
+        Ok(Some(identified)) => Ok(identified),
+        Ok(None) => own(access, peer).map(|caller| (caller, None)).ok_or(AccessError::Missing),
         // A token that is given is what counts, on the socket too, unless it only happened to be in the environment.
         Err(error) => match own(access, peer) {
             Some(caller) if headers.get(TOKEN_FROM).is_some_and(|from| from == ENVIRONMENT) => {
                 tracing::info!(%error, "the peer's own right is used, not the token of its environment");
-                Ok(caller)
+                Ok((caller, None))
             }
             _ => Err(error),
         },
@@ -166,22 +199,22 @@ mod tests {
         let own = rustix::process::geteuid().as_raw();
         let none = HeaderMap::new();
         for uid in [0, own] {
-            assert!(identify(&access, Peer::Unix { uid }, &none).unwrap().scope.admin.is_some());
+            assert!(identify(&access, Peer::Unix { uid }, &none).unwrap().0.scope.admin.is_some());
         }
-        assert_eq!(identify(&access, Peer::Unix { uid: own + 1 }, &none), Err(AccessError::Missing));
+        assert_eq!(identify(&access, Peer::Unix { uid: own + 1 }, &none).err(), Some(AccessError::Missing));
         let tcp = Peer::Tcp(([127, 0, 0, 1], 1).into());
-        assert_eq!(identify(&access, tcp, &none), Err(AccessError::Missing));
+        assert_eq!(identify(&access, tcp, &none).err(), Some(AccessError::Missing));
         // A bad token is not outweighed by the socket, unless it only happened to be in the environment.
         let bad = headers("Bearer x");
         assert!(identify(&access, Peer::Unix { uid: 0 }, &bad).is_err());
         let mut left_over = bad;
         left_over.insert(TOKEN_FROM, http::HeaderValue::from_static(ENVIRONMENT));
-        assert_eq!(identify(&access, Peer::Unix { uid: 0 }, &left_over).unwrap().name, "uid:0");
+        assert_eq!(identify(&access, Peer::Unix { uid: 0 }, &left_over).unwrap().0.name, "uid:0");
         assert!(identify(&access, Peer::Unix { uid: own + 1 }, &left_over).is_err());
         assert!(identify(&access, tcp, &left_over).is_err());
         // A good one is used, wherever it is from.
         let (good, _) = access.mint("ann", "{}", std::time::Duration::from_secs(60)).unwrap();
         left_over.insert(AUTHORIZATION, format!("Bearer {good}").parse().unwrap());
-        assert_eq!(identify(&access, Peer::Unix { uid: 0 }, &left_over).unwrap().name, "ann");
+        assert_eq!(identify(&access, Peer::Unix { uid: 0 }, &left_over).unwrap().0.name, "ann");
     }
 }

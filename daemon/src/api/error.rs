@@ -77,7 +77,7 @@ impl From<AccessError> for Refusal {
             AccessError::Missing => "token_missing",
             AccessError::Invalid(_) => "token_invalid",
             AccessError::Expired { .. } => "token_expired",
-            AccessError::Revoked { .. } => "token_revoked",
+            AccessError::Revoked { .. } | AccessError::CreatorRevoked { .. } => "token_revoked",
             AccessError::OtherRoom { .. } => "token_other_room",
             AccessError::ForeignName { .. } => "token_foreign_name",
             AccessError::ForeignDomain { .. } => "token_foreign_domain",

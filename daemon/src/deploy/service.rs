@@ -30,7 +30,7 @@ use crate::access::policy::Denied;
 use crate::model::confinement::AddedCapability;
 use crate::model::fault::{Fault, Stage};
 use crate::model::id::{InstanceId, ServiceId};
-use crate::model::service::{self, Domain, ServiceName, ServiceSpec};
+use crate::model::service::{self, Domain, ServiceName, ServiceOrigin, ServiceSpec};
 
 /// How long a deploy waits for the comparison of what runs with what shall run.
 const READY_LIMIT: Duration = Duration::from_secs(20);
@@ -373,12 +373,13 @@ impl Handle {
         self.shared.compared.subscribe()
     }
 
-    /// Tells whether there is a service of an id, for as long as the daemon runs; holds nothing.
-    pub fn existence(&self) -> impl Fn(&str) -> bool + Send + Sync + use<> {
+    /// Tells who answers for the service of an id, if there is one, for as long as the daemon runs; holds nothing.
+    pub fn origins(&self) -> impl Fn(&str) -> Option<ServiceOrigin> + Send + Sync + use<> {
         let shared = Arc::downgrade(&self.shared);
         move |id| {
-            let id = id.parse::<ServiceId>().ok();
-            shared.upgrade().zip(id).is_some_and(|(shared, id)| shared.knows(&id))
+            let id = id.parse::<ServiceId>().ok()?;
+            let entry = shared.upgrade()?.entries().get(&id).cloned()?;
+            Some(entry.state().service.origin())
         }
     }
 

@@ -21,6 +21,7 @@ use super::tunnel::Tunnel;
 use super::upgrade::Protocols;
 use super::upstream::{ConnectFailure, SendFailure, Upstream};
 use super::{Ingress, headers, host, token, tunnel, upgrade};
+use crate::access::running::RunningCall;
 use crate::audit::{AuditOutcome, AuditRecord};
 use crate::task;
 
@@ -116,9 +117,8 @@ impl Ingress {
         let name = host::name(&host)?;
         let version = self.version();
         let entry = self.find(&name).ok_or_else(|| Refusal::UnknownHost(name.clone().into_owned()))?;
-        if entry.private {
-            token::admit(request.headers_mut(), &self.access).map_err(Refusal::Token)?;
-        }
+        let token = entry.private.then(|| token::admit(request.headers_mut(), &self.access));
+        let token = token.transpose().map_err(Refusal::Token)?;
         connection.held.used().is_known();
         // Asked while the cookies are there that a browser has sent.
         let with_cookies = request.headers().contains_key(header::COOKIE);
@@ -131,7 +131,11 @@ impl Ingress {
         {
             return Err(Refusal::ForeignOrigin);
         }
-        let mut switching = upgrade.map(|protocols| (protocols, hyper::upgrade::on(&mut request)));
+        let mut switching = upgrade.map(|protocols| Switching {
+            protocols,
+            client: hyper::upgrade::on(&mut request),
+            running: token.map(|token| self.access.begin(token)),
+        });
         let outgoing = self.outgoing(request, has_body).await?;
         let admitted = entry.private;
         self.send(connection, &name, (version, entry), admitted, outgoing, &mut switching).await
@@ -165,7 +169,7 @@ impl Ingress {
         (mut version, mut entry): (u64, Arc<Entry>),
         admitted: bool,
         mut request: Box<Outgoing>,
-        switching: &mut Option<(Protocols, OnUpgrade)>,
+        switching: &mut Option<Switching>,
     ) -> Result<Response<AnswerBody>, Refusal> {
         let mut held_since = None;
         let mut pause = FIRST_PAUSE;
@@ -217,7 +221,7 @@ impl Ingress {
         entered: InFlight,
         request: Box<Outgoing>,
         attempt: u32,
-        switching: &mut Option<(Protocols, OnUpgrade)>,
+        switching: &mut Option<Switching>,
     ) -> Result<Response<AnswerBody>, Unanswered> {
         let service = &entry.service;
         let replayed = replayed(&request);
@@ -248,10 +252,10 @@ impl Ingress {
         match upstream.send(*request, self.options.first_byte, moved.as_deref()).await {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 let not_asked = || Unanswered::Over(Refusal::NoAnswer(service.clone()));
-                let (protocols, client) = switching.take().ok_or_else(not_asked)?;
+                let Switching { protocols, client, running } = switching.take().ok_or_else(not_asked)?;
                 let chosen = protocols.chosen(response.headers()).ok_or_else(not_asked)?;
                 let websocket = chosen.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket");
-                Ok(self.switch(connection, response, (websocket, client), upstream, entered))
+                Ok(self.switch(connection, response, (websocket, client, running), upstream, entered))
             }
             Ok(mut response) => {
                 headers::to_client(response.headers_mut(), false);
@@ -287,7 +291,7 @@ impl Ingress {
         &self,
         connection: &Arc<Connection>,
         mut response: Response<Incoming>,
-        (websocket, client): (bool, OnUpgrade),
+        (websocket, client, running): (bool, OnUpgrade, Option<RunningCall>),
         upstream: Box<Upstream>,
         entered: InFlight,
     ) -> Response<AnswerBody> {
@@ -297,6 +301,7 @@ impl Ingress {
             _in_use: connection.held.used().begin(),
             connection: Arc::clone(connection),
             websocket,
+            running,
             idle: self.options.upgrade_idle,
         };
         task::spawn("tunnel", async move {
@@ -306,6 +311,14 @@ impl Ingress {
         });
         response.map(|_| AnswerBody::Page(None))
     }
+}
+
+/// What a client asks to switch to.
+struct Switching {
+    protocols: Protocols,
+    client: OnUpgrade,
+    /// On private routes: the connection ends when the token is no longer good.
+    running: Option<RunningCall>,
 }
 
 /// Sending it twice has the effect of sending it once (RFC 9110, 9.2.2).

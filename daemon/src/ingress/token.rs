@@ -18,8 +18,8 @@ pub(super) use strip::{strip, strip_trailers};
 /// Name of the cookie that holds a token.
 const COOKIE: &[u8] = b"hearth_token";
 
-/// Lets a request with a valid token through, without it.
-pub(super) fn admit(headers: &mut HeaderMap, access: &Access) -> Result<(), AccessError> {
+/// Lets a request with a valid token through, without it, and returns the token.
+pub(super) fn admit(headers: &mut HeaderMap, access: &Access) -> Result<String, AccessError> {
     let mut outcome = Err(AccessError::Missing);
     let mut bearers = headers.get_all(header::AUTHORIZATION).iter().filter_map(bearer);
     if bearers.any(|token| tried(access, token, &mut outcome)) {
@@ -38,8 +38,8 @@ pub(super) fn admit(headers: &mut HeaderMap, access: &Access) -> Result<(), Acce
     outcome
 }
 
-fn tried(access: &Access, token: &str, outcome: &mut Result<(), AccessError>) -> bool {
-    *outcome = access.verify(token).map(drop);
+fn tried(access: &Access, token: &str, outcome: &mut Result<String, AccessError>) -> bool {
+    *outcome = access.verify(token).map(|_| token.to_owned());
     outcome.is_ok()
 }
 
@@ -131,7 +131,7 @@ mod tests {
             ("cookie", format!("hearth_token=\"{token}\"")),
             ("cookie", format!("hearth_token=x;hearth_token={token}")),
         ] {
-            assert_eq!(admit(&mut headers(&[(name, &value)]), &access), Ok(()), "{value}");
+            assert_eq!(admit(&mut headers(&[(name, &value)]), &access), Ok(token.clone()), "{value}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! A connection after a switch of protocols: bytes both ways, until one end has had enough.
 //!
 //! It ends when both ends have ended, when nothing moves for the idle limit, or when it is cut: by the drain of
-//! its instance or by the end of the daemon. A WebSocket that is cut between two frames is told 1001 at both
+//! its instance, by the end of the daemon, or by that of the token that opened it. A WebSocket that is cut between two frames is told 1001 at both
 //! ends; within a frame nothing can be said, and it is closed.
 
 use std::io;
@@ -18,6 +18,7 @@ use super::backend::InFlight;
 use super::frames::{CLOSE_TO_CLIENT, CLOSE_TO_INSTANCE, Frames};
 use super::serve::Connection;
 use super::upstream::Upstream;
+use crate::access::running::RunningCall;
 use crate::connections::InUse;
 
 const BUFFER: usize = 16 * 1024;
@@ -32,6 +33,8 @@ pub(super) struct Tunnel {
     /// Its place is held for as long as the tunnel lives.
     pub(super) connection: Arc<Connection>,
     pub(super) websocket: bool,
+    /// The call of the token that opened it, on private routes.
+    pub(super) running: Option<RunningCall>,
     pub(super) idle: Duration,
 }
 
@@ -64,6 +67,7 @@ pub(super) async fn run(tunnel: Tunnel, client: OnUpgrade, upstream: Box<Upstrea
             () = still(&moved, tunnel.idle) => End::Idle,
             () = tunnel.entered.cut().cancelled() => End::Cut,
             () = tunnel.connection.stop.cancelled() => End::Cut,
+            () = no_longer_good(tunnel.running.as_ref()) => End::Cut,
         }
     };
     match end {
@@ -111,6 +115,14 @@ async fn write(mut bytes: &[u8], to: &mut (impl AsyncWrite + Unpin), frames: &mu
         bytes = &bytes[written..];
     }
     Ok(())
+}
+
+/// Returns when the token that opened the connection is no longer good.
+async fn no_longer_good(running: Option<&RunningCall>) {
+    match running {
+        Some(running) => drop(running.ended().await),
+        None => std::future::pending().await,
+    }
 }
 
 /// Returns when nothing has moved for as long as `limit`.

@@ -14,6 +14,7 @@ use hearth_proto::value::{Digest, MountSpec, MountTarget, Reference, Repository}
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::access::RESERVED_NAMES;
 use super::confinement::Confinement;
 use super::fault::Fault;
 use super::id::{InstanceId, ServiceId};
@@ -208,7 +209,26 @@ pub struct Service {
     pub removing: bool,
 }
 
+/// Who answers for what a service does, and since when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceOrigin {
+    pub by: String,
+    pub at: Timestamp,
+}
+
 impl Service {
+    /// Of its desired revision: another participant who deploys it again answers for it from then on. A service that
+    /// deploys itself or others answers for nothing; then it is whoever has made the service.
+    pub fn origin(&self) -> ServiceOrigin {
+        let is_participant = |revision: &&Revision| {
+            !RESERVED_NAMES.iter().any(|prefix| revision.created_by.starts_with(prefix))
+        };
+        match self.revision(self.desired).filter(is_participant) {
+            Some(revision) => ServiceOrigin { by: revision.created_by.clone(), at: revision.created_at },
+            None => ServiceOrigin { by: self.created_by.clone(), at: self.created_at },
+        }
+    }
+
     pub fn revision(&self, number: u32) -> Option<&Revision> {
         self.revisions.iter().find(|revision| revision.number == number)
     }

@@ -26,6 +26,8 @@ mod own_addresses;
 mod policy;
 #[path = "walls/repositories.rs"]
 mod repositories;
+#[path = "walls/revocation.rs"]
+mod revocation;
 #[path = "walls/services.rs"]
 mod services;
 #[path = "walls/steps.rs"]
@@ -36,6 +38,7 @@ pub fn groups() -> Vec<Group> {
         content::group(),
         images::group(),
         deployed_images::group(),
+        revocation::group(),
         repositories::group(),
         own_addresses::group(),
         services::group(),

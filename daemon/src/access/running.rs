@@ -1,0 +1,113 @@
+//! Calls under way, each with the token that it was admitted with: a call lasts no longer than its token is good.
+//!
+//! ```text
+//! begin --> running --token revoked, expired, its key or service gone--> ended
+//!              '------RunningCall dropped--> forgotten
+//! ```
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+use tokio_util::sync::CancellationToken;
+
+use super::AccessError;
+
+/// Something of a call that must end with it even while nobody polls it.
+pub trait EndsWithCall: Send + Sync {
+    fn end(&self, why: &AccessError);
+}
+
+/// All calls under way; as many as were admitted, which the limits of connections and of callers bound.
+#[derive(Clone, Default)]
+pub(super) struct RunningCalls(Arc<Mutex<CallTable>>);
+
+#[derive(Default)]
+struct CallTable {
+    next: u64,
+    calls: HashMap<u64, Arc<CallEnd>>,
+}
+
+struct CallEnd {
+    token: String,
+    ended: CancellationToken,
+    why: OnceLock<AccessError>,
+    held: Mutex<Vec<Weak<dyn EndsWithCall>>>,
+}
+
+/// A call under way. Dropping it says that the call is over.
+pub struct RunningCall {
+    number: u64,
+    calls: RunningCalls,
+    end: Arc<CallEnd>,
+}
+
+impl RunningCalls {
+    pub(super) fn begin(&self, token: String) -> RunningCall {
+        let (ended, why, held) = (CancellationToken::new(), OnceLock::new(), Mutex::default());
+        let end = Arc::new(CallEnd { token, ended, why, held });
+        let mut table = self.table();
+        let number = table.next;
+        table.next += 1;
+        table.calls.insert(number, Arc::clone(&end));
+        drop(table);
+        RunningCall { number, calls: self.clone(), end }
+    }
+
+    /// Ends the calls whose token is no longer good.
+    pub(super) fn end_unless(&self, verify: impl Fn(&str) -> Result<(), AccessError>) -> usize {
+        let all: Vec<_> = self.table().calls.values().cloned().collect();
+        let mut count = 0;
+        for call in all.into_iter().filter(|call| !call.ended.is_cancelled()) {
+            if let Err(why) = verify(&call.token) {
+                call.end(why);
+                count += 1;
+            }
+        }
+        count
+    }
+
+    fn table(&self) -> MutexGuard<'_, CallTable> {
+        // Every change under this lock is whole by itself.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl CallEnd {
+    fn end(&self, why: AccessError) {
+        let why = self.why.get_or_init(|| why);
+        self.ended.cancel();
+        let held = std::mem::take(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner));
+        held.iter().filter_map(Weak::upgrade).for_each(|part| part.end(why));
+    }
+}
+
+impl RunningCall {
+    /// Waits until the call's token is no longer good, and says why.
+    pub async fn ended(&self) -> AccessError {
+        self.end.ended.cancelled().await;
+        self.why()
+    }
+
+    /// Has a part of the call end with it: at once, where the call has ended.
+    pub fn holds(&self, part: Weak<dyn EndsWithCall>) {
+        let mut held = self.end.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.end.ended.is_cancelled() {
+            held.push(part);
+            return;
+        }
+        drop(held);
+        if let Some(part) = part.upgrade() {
+            part.end(&self.why());
+        }
+    }
+
+    fn why(&self) -> AccessError {
+        self.end.why.get().cloned().unwrap_or(AccessError::Missing)
+    }
+}
+
+impl Drop for RunningCall {
+    fn drop(&mut self) {
+        self.calls.table().calls.remove(&self.number);
+    }
+}
