@@ -12,6 +12,7 @@
 
 mod file;
 mod flood;
+mod late;
 
 use std::collections::VecDeque;
 use std::io;
@@ -25,8 +26,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::task;
-use file::TrailFiles;
 use flood::FloodLimit;
+use late::LateFiles;
 
 pub use file::FileLimits;
 
@@ -126,7 +127,7 @@ impl AuditTrail {
     /// Opens the files and starts the writer. Blocking.
     pub fn open(directory: &Path, limits: FileLimits) -> io::Result<Self> {
         metrics::describe_counter!("hearth_audit_lost_total", "Records that the audit trail could not take.");
-        let files = TrailFiles::open(directory, limits)?;
+        let files = LateFiles::open(directory, limits)?;
         let (queue, records) = mpsc::channel(QUEUE);
         let flood = Arc::new(Mutex::new(FloodLimit::default()));
         let trail = Self { queue, flood: Arc::clone(&flood), lost: Arc::default() };
@@ -204,7 +205,7 @@ impl AuditRecord {
     }
 }
 
-async fn write_loop(files: TrailFiles, mut records: mpsc::Receiver<Message>, flood: Arc<Mutex<FloodLimit>>) {
+async fn write_loop(files: LateFiles, mut records: mpsc::Receiver<Message>, flood: Arc<Mutex<FloodLimit>>) {
     let files = Arc::new(Mutex::new(files));
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -120,6 +120,8 @@ pub struct Builds {
     pub per_caller: usize,
     /// Log bytes kept of one build; what is over is counted and marked.
     pub log_quota_bytes: u64,
+    /// Log bytes that the ended builds of one owner keep together; beyond this, the logs of the oldest go.
+    pub logs_per_owner_bytes: u64,
     /// Time limit of a build that asks for none, in seconds.
     pub default_timeout_seconds: u64,
     /// Longest time limit that may be asked for, in seconds.
@@ -308,6 +310,7 @@ impl Default for Config {
                 queue_length: 100,
                 per_caller: 50,
                 log_quota_bytes: GIB,
+                logs_per_owner_bytes: 2 * GIB,
                 default_timeout_seconds: 3600,
                 max_timeout_seconds: 6 * 3600,
                 builder_wait_seconds: 60,

@@ -208,6 +208,7 @@ impl Daemon {
             directory: config.state_dir.join("downloads"),
             policy: config.egress(),
             max_bytes: config.images.downloads_max_bytes,
+            min_free: config.uploads.min_free_bytes,
             address: listeners.addresses.registry.to_string(),
         })
         .context("downloads of builds")?;
@@ -218,7 +219,8 @@ impl Daemon {
             images: Arc::new(room.clone()),
             downloads: Arc::new(downloads.clone()),
         };
-        let options = build_options(&config, &listeners.addresses, Arc::clone(&access), owners.clone());
+        let options =
+            build_options(&config, &listeners.addresses, Arc::clone(&access), owners.clone(), space.clone());
         let builds = build::Service::start(options, ports).await?;
         owners.ask_for_builds(builds.handle().submitters());
 
@@ -427,6 +429,7 @@ fn build_options(
     addresses: &Addresses,
     access: Arc<Access>,
     owners: ShareOwners,
+    space: SpaceWatch,
 ) -> build::Options {
     build::Options {
         limits: build::Limits {
@@ -435,6 +438,7 @@ fn build_options(
             per_caller: config.builds.per_caller,
         },
         log_quota: config.builds.log_quota_bytes,
+        logs_per_owner: config.builds.logs_per_owner_bytes,
         default_timeout: config.default_timeout(),
         max_timeout: config.max_timeout(),
         stop_limit: STOP_LIMIT,
@@ -443,6 +447,7 @@ fn build_options(
         keep_for: KEEP_BUILDS,
         log_dir: config.state_dir.join("builds"),
         min_free_space: config.builds.min_free_bytes,
+        space,
         registry: addresses.registry.to_string(),
         room_registries: config.room_registries(),
         registry_credential: registry_credential(access),

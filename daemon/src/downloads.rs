@@ -40,6 +40,8 @@ pub struct Options {
     pub policy: EgressPolicy,
     /// Bytes that all files may take together; beyond that, the least recently used go.
     pub max_bytes: u64,
+    /// What stays free on the disk.
+    pub min_free: u64,
     /// `host:port` at which builders reach this daemon.
     pub address: String,
 }
@@ -79,6 +81,8 @@ enum DownloadError {
     Checksum { url: String, wanted: String, actual: Digest },
     #[error("--checksum={given}: expected sha256 and 64 hexadecimal digits")]
     Algorithm { given: String },
+    #[error("no space is left for downloads: {free} bytes of the disk are free, and {floor} must stay so")]
+    NoSpace { free: u64, floor: u64 },
     #[error("the file cannot be kept: {0}")]
     Store(#[from] std::io::Error),
     #[error("the daemon is ending")]
@@ -87,7 +91,7 @@ enum DownloadError {
 
 impl Downloads {
     pub fn open(options: Options) -> std::io::Result<Self> {
-        let files = Files::open(options.directory, options.max_bytes)?;
+        let files = Files::open(options.directory, options.max_bytes, options.min_free)?;
         let shared = Shared {
             files,
             client: FetchClient::new(options.policy),
@@ -190,6 +194,7 @@ fn fault(error: &DownloadError) -> Fault {
         DownloadError::Store(error) if error.kind() == std::io::ErrorKind::StorageFull => {
             ("no_space", Some("free space in the state directory"), true)
         }
+        DownloadError::NoSpace { .. } => ("no_space", Some("free space in the state directory"), true),
         DownloadError::Store(_) | DownloadError::Ending => ("internal", None, true),
     };
     let mut fault = Fault::new(Stage::Context, code, error.to_string());

@@ -99,7 +99,11 @@ impl Series {
     }
 
     fn write(&mut self, lines: &[u8]) -> io::Result<()> {
-        self.file.write_all(lines)?;
+        if let Err(error) = self.file.write_all(lines) {
+            // Half of them would be met by the next record. Where this fails too, that one is passed over with them.
+            let _ = self.file.set_len(self.size);
+            return Err(error);
+        }
         self.size += lines.len() as u64;
         Ok(())
     }

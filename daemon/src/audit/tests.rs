@@ -1,5 +1,6 @@
 use std::os::unix::fs::PermissionsExt as _;
 
+use super::file::TrailFiles;
 use super::*;
 
 const LIMITS: FileLimits = FileLimits { bytes: 64 * 1024, age: Duration::from_secs(90 * 86400) };

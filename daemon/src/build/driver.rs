@@ -60,6 +60,8 @@ const EVENTS: usize = 256;
 const LAST_EVENTS: Duration = Duration::from_secs(10);
 /// Between two tries to reach a solver that is away.
 const SOLVER_PAUSE: Duration = Duration::from_millis(500);
+/// So many logs that are no larger than what they share are left to the next regular look at their sum.
+const SMALL_LOGS: u64 = 256;
 /// Tries to build files that change under the build.
 const CONTEXT_TRIES: u32 = 3;
 /// Tries to store how a build ended, with a growing pause between them.
@@ -98,7 +100,7 @@ impl Shared {
         let mask = Mask::new(active.secrets.values.values().map(|secret| secret.reveal().as_slice()));
         let resumed = Publisher::resume(Arc::clone(&active.log), mask.clone(), self.options.log_quota).await;
         let (mut publisher, log_fault) = match resumed {
-            Ok(publisher) => (publisher, None),
+            Ok(publisher) => (publisher.within(self.options.space.clone()), None),
             Err(error) => (Publisher::new(Arc::clone(&active.log), mask, 0), Some(log_fault(&error))),
         };
         record.state = BuildState::Running;
@@ -427,6 +429,9 @@ impl Shared {
         }
         self.release_packs(&active.packs).await;
         self.forget(active);
+        if active.log.len() >= self.options.logs_per_owner / SMALL_LOGS {
+            self.large_log.notify_one();
+        }
     }
 
     async fn store_end(&self, record: BuildRecord) {

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use super::log::EventLog;
 use super::mask::{Carry, Mask};
+use crate::disk::{SpaceLevel, SpaceWatch};
 use crate::model::build::{BuildState, EventKind, LogStream};
 use crate::model::fault::Fault;
 use crate::task;
@@ -32,6 +33,10 @@ pub struct Publisher {
     quota: u64,
     /// Whether the build was told that it is above its quota.
     told: bool,
+    /// Free space of the disk: output is not kept while it is low.
+    space: Option<SpaceWatch>,
+    /// Whether the build was told that it was.
+    told_low: bool,
     streams: BTreeMap<(u32, bool), Stream>,
     /// Steps of this attempt that have begun, and whether their last result came from the cache.
     steps: BTreeMap<u32, bool>,
@@ -61,6 +66,8 @@ impl Publisher {
             mask,
             quota,
             told: false,
+            space: None,
+            told_low: false,
             streams: BTreeMap::new(),
             steps: BTreeMap::new(),
             before: 0,
@@ -75,6 +82,16 @@ impl Publisher {
             task::blocking("build log", move || highest_step(&source)).await.map_err(io::Error::other)??;
         let quota = quota.saturating_sub(log.len());
         Ok(Self { highest, ..Self::new(log, mask, quota) })
+    }
+
+    /// Keeps no output while less of the disk is free than should be.
+    #[must_use]
+    pub fn within(self, space: SpaceWatch) -> Self {
+        Self { space: Some(space), ..self }
+    }
+
+    fn is_low(&self) -> bool {
+        self.space.as_ref().is_some_and(|space| space.level() != SpaceLevel::Ample)
     }
 
     pub fn steps(&self) -> Steps {
@@ -172,7 +189,9 @@ impl Publisher {
             EventKind::StepProgress { step, name, current, total } => {
                 let step = self.numbered(step);
                 // Only the newest figure matters, so these are left out without a word.
-                if let Some(rest) = self.quota.checked_sub(PROGRESS_COST) {
+                if let Some(rest) = self.quota.checked_sub(PROGRESS_COST)
+                    && !self.is_low()
+                {
                     self.quota = rest;
                     let name = self.mask.text(&name);
                     out.push(EventKind::StepProgress { step, name, current, total });
@@ -193,7 +212,9 @@ impl Publisher {
     }
 
     fn admit_bytes(&mut self, step: u32, stream: LogStream, data: &[u8], out: &mut Vec<EventKind>) {
-        let room = usize::try_from(self.quota).unwrap_or(usize::MAX).min(data.len());
+        let low = self.is_low();
+        let quota = if low { 0 } else { self.quota };
+        let room = usize::try_from(quota).unwrap_or(usize::MAX).min(data.len());
         let (kept, left) = data.split_at(room);
         self.quota -= room as u64;
         let entry = self.streams.entry((step, stream == LogStream::Stderr)).or_default();
@@ -202,7 +223,16 @@ impl Publisher {
             out.push(EventKind::StepLog { step, stream, data: chunk.to_vec(), dropped_bytes });
         }
         entry.dropped += left.len() as u64;
-        if !left.is_empty() && !std::mem::replace(&mut self.told, true) {
+        if left.is_empty() {
+            return;
+        }
+        if low && !std::mem::replace(&mut self.told_low, true) {
+            let message = format!(
+                "the disk of the room has less free space than must stay free: output of step {step} is not kept until \
+                 it has, and what is counted as left out is the least that it was"
+            );
+            out.push(EventKind::Warning { message, url: None, dockerfile: None });
+        } else if !low && !std::mem::replace(&mut self.told, true) {
             let message = format!(
                 "the log of this build has reached its quota at step {step}: output is not kept from here on, and what \
                  is counted as left out is the least that it was"
@@ -305,6 +335,22 @@ mod tests {
             matches!(events[end - 1].kind, EventKind::StepLog { dropped_bytes: 6, .. }),
             "told before the step's end"
         );
+    }
+
+    #[tokio::test]
+    async fn no_output_is_kept_on_a_disk_that_is_low_and_the_build_is_told_once() {
+        let bench = bench();
+        let publisher = Publisher::new(Arc::clone(&bench.log), Mask::default(), 1 << 20);
+        let mut publisher = publisher.within(SpaceWatch::still(7, 8));
+        for kind in [started(1), log(1, "12345678"), log(1, "90"), finished(1)] {
+            publisher.publish(kind).await.unwrap();
+        }
+        assert_eq!(text_of(&bench.log), (String::new(), 10));
+        let told = |event: &crate::model::build::BuildEvent| matches!(&event.kind, EventKind::Warning { message, .. } if message.contains("step 1 is not kept"));
+        assert_eq!(bench.log.read(1, usize::MAX).unwrap().iter().filter(|event| told(event)).count(), 1);
+        let mut publisher = publisher.within(SpaceWatch::still(8, 8));
+        publisher.publish(log(2, "again")).await.unwrap();
+        assert_eq!(text_of(&bench.log).0, "again", "it has the space again");
     }
 
     #[tokio::test]

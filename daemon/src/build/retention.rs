@@ -1,4 +1,5 @@
-//! Old builds go: ended ones beyond the number and the age that are kept, with their logs. Images stay.
+//! Old builds go: ended ones beyond the number and the age that are kept, with their logs. Of those that stay, the logs of
+//! an owner's oldest go where they take too much together. Images stay.
 
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
@@ -6,11 +7,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::log::EventLog;
 use super::port::BuildQuery;
 use super::service::{BuildError, Shared};
 use crate::model::build::{BuildRecord, BuildState};
 use crate::model::id::BuildId;
 use crate::model::share_owner::ShareOwner;
+use crate::task;
 
 const PAUSE: Duration = Duration::from_secs(600);
 const PAGE: usize = 200;
@@ -24,7 +27,11 @@ pub(super) async fn retention_loop(shared: Arc<Shared>) {
             Ok(count) => tracing::info!(count, "old builds removed"),
             Err(error) => tracing::warn!(%error, "old builds could not be removed"),
         }
-        tokio::time::sleep(PAUSE).await;
+        // A pass looks at all builds, so it is made for logs that matter only.
+        tokio::select! {
+            () = tokio::time::sleep(PAUSE) => {}
+            () = shared.large_log.notified() => {}
+        }
     }
 }
 
@@ -44,6 +51,7 @@ pub(super) async fn retention_one(shared: &Shared, now: Timestamp) -> Result<usi
             break;
         }
     }
+    trim_logs(shared, &ended).await?;
     let mut removed = 0;
     for id in surplus(ended, shared.options.keep_ended) {
         // A build that is just ending still has its task.
@@ -53,6 +61,30 @@ pub(super) async fn retention_one(shared: &Shared, now: Timestamp) -> Result<usi
         }
     }
     Ok(removed)
+}
+
+/// Removes logs of ended builds, given the latest first, beyond what their owner may keep of them.
+async fn trim_logs(shared: &Shared, ended: &[EndedBuild]) -> Result<(), BuildError> {
+    let builds: Vec<(BuildId, String)> = ended
+        .iter()
+        .filter(|build| shared.active(&build.id).is_none())
+        .map(|build| (build.id.clone(), build.owner.0.clone()))
+        .collect();
+    let (directory, limit) = (shared.options.log_dir.clone(), shared.options.logs_per_owner);
+    let trimmed = task::blocking("build logs", move || {
+        let mut kept: HashMap<String, u64> = HashMap::new();
+        for (id, owner) in builds {
+            let size = EventLog::size(&directory, &id).unwrap_or_default();
+            let kept = kept.entry(owner).or_default();
+            *kept = kept.saturating_add(size);
+            if *kept > limit && size > 0 {
+                tracing::info!(build.id = %id, bytes = size, "removing the log of a build: its owner's logs exceed their bound");
+                EventLog::remove(&directory, &id).map_err(|source| BuildError::Log { id, source })?;
+            }
+        }
+        Ok(())
+    });
+    trimmed.await.unwrap_or(Ok(()))
 }
 
 struct EndedBuild {

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +29,7 @@ use super::port::{BuildQuery, BuildStore, ContextSource, Downloader, RoomImages,
 use super::publisher::Publisher;
 use super::text::{self, LogQuery, LogText};
 use super::{recovery, retention};
+use crate::disk::SpaceWatch;
 use crate::model::RoomRegistries;
 use crate::model::build::{BuildOutcome, BuildRecord, BuildSecrets};
 use crate::model::id::{BuildId, PackId};
@@ -39,6 +41,8 @@ pub struct Options {
     pub limits: Limits,
     /// Bytes of log kept of one build.
     pub log_quota: u64,
+    /// Bytes of logs that the ended builds of one owner keep together.
+    pub logs_per_owner: u64,
     /// For builds that ask for none.
     pub default_timeout: Duration,
     /// No build gets more.
@@ -55,6 +59,8 @@ pub struct Options {
     pub log_dir: PathBuf,
     /// New builds are refused while the file system of `log_dir` has fewer bytes free.
     pub min_free_space: u64,
+    /// Output of steps is not kept while less is free than should be.
+    pub space: SpaceWatch,
     /// `host:port` of the room's registry as BuildKit reaches it.
     pub registry: String,
     pub room_registries: RoomRegistries,
@@ -112,6 +118,8 @@ pub(super) struct Shared {
     pub(super) options: Options,
     pub(super) ports: Ports,
     state: Mutex<State>,
+    /// A build has ended whose log is not small.
+    pub(super) large_log: Notify,
 }
 
 pub(super) struct State {
@@ -179,7 +187,7 @@ impl Service {
         metrics::describe_gauge!("hearth_builds_running", "Builds that have a slot.");
         metrics::describe_gauge!("hearth_builds_queued", "Builds that wait for a slot.");
         let state = State { admission: Admission::new(options.limits), active: HashMap::new() };
-        let shared = Arc::new(Shared { options, ports, state: Mutex::new(state) });
+        let shared = Arc::new(Shared { options, ports, state: Mutex::new(state), large_log: Notify::new() });
         recovery::recover(&shared).await?;
         shared.pump();
         let retention = task::spawn("build retention", retention::retention_loop(Arc::clone(&shared)));

@@ -49,6 +49,7 @@ impl Room {
         let options = Options {
             limits: Limits { concurrency: 3, queue: 50, per_caller: 50 },
             log_quota: 1 << 20,
+            logs_per_owner: 1 << 30,
             default_timeout: Duration::from_secs(60),
             max_timeout: Duration::from_secs(120),
             stop_limit: Duration::from_secs(10),
@@ -57,6 +58,7 @@ impl Room {
             keep_for: Duration::from_secs(86_400),
             log_dir: directory.path().join("logs"),
             min_free_space: 0,
+            space: crate::disk::SpaceWatch::still(0, 0),
             registry: "127.0.0.1:4327".to_owned(),
             room_registries: RoomRegistries::default(),
             owners: ShareOwners::default(),

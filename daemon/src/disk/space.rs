@@ -4,8 +4,9 @@
 //!  free >= floor              Ample    the reserve is allocated, once there is room for it above the floor
 //!  free <  floor              Low      running builds that took the space are ended (builders/reclaim.rs); logs and
 //!                                      downloads are not kept any more; uploads and new builds are refused
-//!  free <  floor / 8          Full     the reserve is released, so that state, audit and removals still work;
-//!                                      `/readyz` says so
+//!  free <  floor / 4          Full     `/readyz` says so
+//!  free <  floor / 8                   the reserve, an eighth of the floor, is released, so that state, audit and
+//!                                      removals still work
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -20,7 +21,9 @@ use crate::task;
 /// A disk of a gigabyte each second is seen full within this, and the reserve is still there.
 const PAUSE: Duration = Duration::from_millis(250);
 /// Part of the floor below which the disk counts as full.
-const EMERGENCY_PART: u64 = 8;
+const EMERGENCY_PART: u64 = 4;
+/// Part of the floor that the reserve has, and below which it is released: the disk still counts as full then.
+const RESERVE_PART: u64 = 8;
 const MOST_RESERVE: u64 = 64 << 20;
 const RESERVE_FILE: &str = "disk.reserve";
 
@@ -76,6 +79,13 @@ impl SpaceWatch {
         let (sender, seen) = watch::channel(first);
         drop(task::spawn("disk space", space_loop(look, sender)));
         Ok(Self { directory: directory.to_owned(), seen })
+    }
+
+    /// One that has seen this, and sees nothing else.
+    #[cfg(test)]
+    pub fn still(free: u64, floor: u64) -> Self {
+        let (_, seen) = watch::channel(FreeSpace { free, floor });
+        Self { directory: PathBuf::from("/"), seen }
     }
 
     /// The level as it was seen last.
@@ -179,9 +189,10 @@ fn tell(known: &mut FreeSpace, space: FreeSpace) -> bool {
 /// Releases the reserve on a full disk, and allocates it where there is room for it. Blocking.
 fn keep_reserve(directory: &Path, space: FreeSpace) {
     let path = directory.join(RESERVE_FILE);
-    let bytes = (space.floor / EMERGENCY_PART).min(MOST_RESERVE);
+    let part = space.floor / RESERVE_PART;
+    let bytes = part.min(MOST_RESERVE);
     match space.level() {
-        SpaceLevel::Full => match fs::remove_file(&path) {
+        SpaceLevel::Full if space.free < part => match fs::remove_file(&path) {
             Ok(()) => tracing::warn!("released the reserve of the state directory's disk"),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
@@ -219,7 +230,7 @@ mod tests {
     fn levels_follow_the_floor() {
         let level = |free| FreeSpace { free, floor: 800 }.level();
         assert_eq!(
-            [800, 799, 100, 99, 0].map(level),
+            [800, 799, 200, 199, 0].map(level),
             [SpaceLevel::Ample, SpaceLevel::Low, SpaceLevel::Low, SpaceLevel::Full, SpaceLevel::Full]
         );
         assert_eq!(FreeSpace { free: 0, floor: 0 }.level(), SpaceLevel::Ample, "no floor, no level");

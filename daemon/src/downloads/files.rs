@@ -19,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use super::{DownloadError, on_disk};
+use crate::disk::FreeSpace;
 use crate::model::Digest;
 
 /// What a URL had.
@@ -34,6 +35,7 @@ pub(super) struct Record {
 pub(super) struct Files {
     directory: Arc<PathBuf>,
     max_bytes: u64,
+    min_free: u64,
     turns: Arc<Mutex<HashMap<String, Arc<AsyncMutex<()>>>>>,
 }
 
@@ -57,7 +59,7 @@ fn hex(digest: &Digest) -> String {
 }
 
 impl Files {
-    pub(super) fn open(directory: PathBuf, max_bytes: u64) -> io::Result<Self> {
+    pub(super) fn open(directory: PathBuf, max_bytes: u64, min_free: u64) -> io::Result<Self> {
         let drafts = directory.join("drafts");
         if drafts.exists() {
             fs::remove_dir_all(&drafts)?;
@@ -65,7 +67,7 @@ impl Files {
         for part in ["content", "urls", "drafts"] {
             fs::create_dir_all(directory.join(part))?;
         }
-        Ok(Self { directory: Arc::new(directory), max_bytes, turns: Arc::default() })
+        Ok(Self { directory: Arc::new(directory), max_bytes, min_free, turns: Arc::default() })
     }
 
     fn content(&self, digest: &Digest) -> PathBuf {
@@ -184,13 +186,18 @@ impl Drop for Turn {
 }
 
 impl Draft {
+    /// Writes one more piece, unless less than the floor would stay free.
     pub(super) async fn write(mut self, chunk: Bytes) -> Result<Self, DownloadError> {
         on_disk(move || {
+            let space = FreeSpace::of(&self.files.directory, self.files.min_free)?;
+            if space.free < space.floor.saturating_add(chunk.len() as u64) {
+                return Ok(Err(DownloadError::NoSpace { free: space.free, floor: space.floor }));
+            }
             self.sum.update(&chunk);
             self.file.write_all(&chunk)?;
-            Ok(self)
+            Ok(Ok(self))
         })
-        .await
+        .await?
     }
 
     /// Keeps what was written, by its sha256.

@@ -4,7 +4,7 @@ fn downloads(directory: &tempfile::TempDir, allow: &[&str]) -> Downloads {
     let policy = EgressPolicy::new(allow.iter().map(|rule| rule.parse().unwrap()).collect());
     let directory = directory.path().join("downloads");
     let address = "127.0.0.1:1".to_owned();
-    Downloads::open(Options { directory, policy, max_bytes: 1 << 20, address }).unwrap()
+    Downloads::open(Options { directory, policy, max_bytes: 1 << 20, min_free: 0, address }).unwrap()
 }
 
 async fn code(downloads: &Downloads, url: &str, checksum: Option<&str>) -> String {
@@ -94,4 +94,19 @@ async fn an_offer_is_served_until_its_build_ends() {
     drop(offered);
     assert_eq!(get(path).await.0, 404);
     assert_eq!(get("/downloads/0".to_owned()).await.0, 404);
+}
+
+#[tokio::test]
+async fn a_download_leaves_the_floor_of_free_space_with_each_piece() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().join("downloads");
+    let free = crate::disk::FreeSpace::of(directory.path(), 0).unwrap().free;
+    // Half of what is free is to stay so: small pieces are taken, and one that is larger than the other half is not.
+    let files = Files::open(place.clone(), 1 << 20, free / 2).unwrap();
+    let draft = files.draft().unwrap().write(vec![1; 1000].into()).await.unwrap();
+    drop(draft);
+    let files = Files::open(place.clone(), 1 << 20, u64::MAX).unwrap();
+    let refused = files.draft().unwrap().write(vec![1; 1000].into()).await.map(drop).unwrap_err();
+    assert_eq!(fault(&refused).code, "no_space", "{refused}");
+    assert_eq!(std::fs::read_dir(place.join("drafts")).unwrap().count(), 0, "the half of it is gone");
 }

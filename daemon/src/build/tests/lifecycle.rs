@@ -463,3 +463,38 @@ async fn removed_and_old_builds_are_gone_with_their_logs() {
     gate.open();
     assert_eq!(ended(&handle, &running).await.state, BuildState::Succeeded);
 }
+
+#[tokio::test]
+async fn the_logs_of_one_owner_are_bounded_and_the_oldest_go_first() {
+    let mut room = Room::new(true);
+    room.options.logs_per_owner = 30_000;
+    let service = room.start().await;
+    let handle = service.handle();
+    let text = "x".repeat(10_000);
+    let size = |id: &str| {
+        std::fs::metadata(room.options.log_dir.join(format!("{id}.jsonl"))).map(|found| found.len())
+    };
+    let build = async |caller: &str| {
+        room.script(vec![started(1), log(1, &text)]);
+        let request = SubmitBuild { caller: caller.to_owned(), ..request(spec("a")) };
+        let id = handle.submit(request).await.unwrap().id.to_string();
+        assert_eq!(ended(&handle, &id).await.state, BuildState::Succeeded);
+        settled(&handle, 0).await;
+        id
+    };
+    let quiet = build("quiet").await;
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        ids.push(build("ann").await);
+    }
+    // The end of each large one is followed by a pass of the loop.
+    let limit = tokio::time::Instant::now() + Duration::from_secs(20);
+    while ids[..3].iter().any(|id| size(id).is_ok()) {
+        assert!(tokio::time::Instant::now() < limit, "the oldest logs are kept");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(size(&ids[3]).is_ok() && size(&ids[4]).is_ok() && size(&quiet).is_ok());
+    assert!(handle.get(&ids[0]).await.is_ok(), "the build itself stays");
+    assert!(handle.read_log(&ids[0], LogQuery::default()).await.unwrap().lines.is_empty());
+    assert_eq!(states(&events(&handle, &ids[0], 1).await), [], "its watchers get its end");
+}

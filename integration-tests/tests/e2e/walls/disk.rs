@@ -21,6 +21,8 @@ pub fn group() -> Group {
             a_step_that_fills_the_disk_is_ended_and_others_build_again,
             the_daemon_starts_on_a_disk_that_files_fill_and_they_can_be_removed,
             the_daemon_starts_on_a_disk_that_an_unfinished_build_fills,
+            what_a_service_filled_is_removed_through_the_api,
+            output_of_steps_leaves_the_floor_of_free_space,
         ],
     )
     .in_sequence()
@@ -144,4 +146,66 @@ fn the_daemon_starts_on_a_disk_that_an_unfinished_build_fills() {
     assert!(free(daemon) > FLOOR, "{} bytes are free", free(daemon));
     daemon.hearth_ok(&["storage", "rm", "/big"]);
     daemon.build_ok("kept:2", "small", &["--no-cache"]);
+}
+
+fn what_a_service_filled_is_removed_through_the_api() {
+    let daemon = &start("disk_service");
+    let build = daemon.build_ok("kept:1", "small", &[]);
+    assert!(build.starts_with("sha256:"));
+    daemon.put("shared", &Tree::new().file("a", "a"));
+    let deploy = |name: &str| {
+        let mount = ["--room-mount", "shared:/m:rw", "--command", "sleep 3000", "--no-wait"];
+        daemon.hearth_ok(&[&["deploy", "--tag", BASE, "--name", name], mount.as_slice()].concat());
+    };
+    deploy("filler");
+    let exec = |command: &str| daemon.hearth(&["services", "exec", "filler", "--", "sh", "-c", command]);
+    wait::until(AGAIN, "the service runs", || exec("true").code == 0);
+    exec(
+        "dd if=/dev/zero of=/m/one bs=1M count=200; cp /m/one /m/two; dd if=/dev/zero of=/m/big bs=1M count=3000",
+    );
+    wait::until(AGAIN, "/readyz tells of the disk", || readyz(daemon).0 == 503);
+    assert!(readyz(daemon).1.contains("disk: not ready"));
+    // Each of these works on the full disk.
+    daemon.hearth_ok(&["builds", "list"]);
+    let builds = daemon.hearth_ok(&["builds", "list"]).stdout;
+    let build =
+        builds.lines().nth(1).and_then(|line| line.split_whitespace().next()).expect("a build").to_owned();
+    daemon.hearth_ok(&["builds", "rm", &build]);
+    exec("rm /m/one && dd if=/dev/zero of=/m/one bs=1M count=3000");
+    wait::until(AGAIN, "the disk is full again", || free(daemon) < FLOOR / 8);
+    exec("rm /m/one").expect_code(0);
+    daemon.hearth_ok(&["storage", "rm", "/shared/two"]);
+    daemon.hearth_ok(&["services", "rm", "--now", "filler"]);
+    daemon.hearth_ok(&["storage", "rm", "/shared/big"]);
+    wait::until(AGAIN, "/readyz follows the disk", || readyz(daemon).0 == 200);
+    daemon.build_ok("kept:2", "small", &["--no-cache"]);
+}
+
+fn output_of_steps_leaves_the_floor_of_free_space() {
+    let daemon = &start("disk_logs");
+    let (alice, mallory) = (Caller::new(daemon, "alice"), Caller::new(daemon, "mallory"));
+    // Some 900 MB of lines.
+    let line = "x".repeat(3000);
+    let noisy = format!(
+        "FROM {BASE}\nRUN yes {line} | head -c 300000000\nRUN yes {line} | head -c 300000001\n\
+         RUN yes {line} | head -c 300000002\n"
+    );
+    daemon.put("noisy", &Tree::new().dockerfile(&noisy));
+    let id = mallory.build("noisy:1", "noisy", &["--detach"]);
+    let id = id.expect_code(0).line().to_owned();
+    wait::until(seconds(90), "the build ends", || {
+        assert!(free(daemon) > FLOOR / 8, "{} bytes are free", free(daemon));
+        daemon.hearth_ok(&["builds", "list"]).stdout.contains("noisy") && ended(daemon, &id)
+    });
+    assert!(free(daemon) > FLOOR / 2, "{} bytes are free", free(daemon));
+    let log = mallory.hearth(&["builds", "logs", &id]);
+    log.expect_code(0);
+    assert!(log.stdout.contains("left out"), "what was left out is told");
+    mallory.hearth(&["builds", "rm", &id]).expect_code(0);
+    alice.build("alice:1", "small", &[]).expect_code(0);
+}
+
+fn ended(daemon: &Daemon, id: &str) -> bool {
+    let record = daemon.hearth_ok(&["builds", "show", id, "--json"]).json();
+    !matches!(record["state"].as_str(), Some("queued" | "running"))
 }
