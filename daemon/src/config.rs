@@ -240,6 +240,11 @@ pub struct Services {
     /// What the ingress shows over TLS: the first one to clients that ask for no name that another has. Without one,
     /// a self-signed certificate for `localhost`.
     pub certificates: Vec<CertificateFiles>,
+    /// Services of one caller, with those that its services deploy.
+    pub max_per_caller: usize,
+    /// Memory of an instance whose deploy sets no limit; where it is not set, half of the machine's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_memory_bytes: Option<u64>,
     /// Capabilities beside the default ones that a deploy may ask for.
     pub allow_capabilities: Vec<AddedCapability>,
 }
@@ -355,6 +360,8 @@ impl Default for Config {
                 subnet: None,
                 trusted_proxies: Vec::new(),
                 certificates: Vec::new(),
+                max_per_caller: 64,
+                default_memory_bytes: None,
                 allow_capabilities: Vec::new(),
             },
             audit: Audit { max_bytes: 64 << 20, keep_days: 90 },

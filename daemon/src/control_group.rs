@@ -209,6 +209,14 @@ fn remove(directory: &Path) -> io::Result<()> {
     }
 }
 
+/// Memory of the machine, in bytes.
+pub fn machine_memory() -> io::Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB"));
+    let kilobytes = total.and_then(|number| number.trim().parse::<u64>().ok());
+    kilobytes.map(|number| number * 1024).ok_or_else(|| io::Error::other("/proc/meminfo has no `MemTotal`"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -37,6 +37,7 @@ use crate::context::layers::LayerInspection;
 use crate::context::mounts::Mounts;
 use crate::context::storage::{Root, Storage};
 use crate::context::{ContextOptions, Contexts};
+use crate::control_group::machine_memory;
 use crate::deploy::mounts::{self, InstanceMounts, MountedImages};
 use crate::deploy::{self, LogFiles, RoomServiceImages};
 use crate::disk::{DiskLimits, DiskShares, SpaceWatch};
@@ -160,7 +161,8 @@ impl Daemon {
         let kept = FileLimits { bytes: config.audit.max_bytes, age: config.audit_keep() };
         let trail = AuditTrail::open(&config.state_dir.join("audit"), kept);
         let trail = trail.context("audit trail")?;
-        let (builders, step_network) = start_builders(&config, &space).await?;
+        let owners = ShareOwners::default();
+        let (builders, step_network) = start_builders(&config, &owners, &space).await?;
         let network = services::open_network(&config).await;
         let (network, own_address) = services::reachable(network, &mut listeners).await;
         let layer_limits = config.layer_limits();
@@ -173,7 +175,6 @@ impl Daemon {
         let layers: Arc<dyn LayerCheck> = Arc::new(images.clone());
         let (runtime, runtime_child) = services::start_containerd(&config, Arc::new(blobs.clone()), layers)?;
         images.limit_cache(config.images.cache_max_bytes);
-        let owners = ShareOwners::default();
         images.share_by(owners.clone());
         images.limit_images(config.uploads.max_bytes_per_image);
         let limits = UploadLimits {
@@ -247,6 +248,12 @@ impl Daemon {
         };
         let logs = config.state_dir.join("service-logs");
         let mut options = deploy::Options::new(config.room.clone(), own_address, logs);
+        options.owners = owners.clone();
+        options.max_per_owner = config.services.max_per_caller;
+        options.default_memory = match config.services.default_memory_bytes {
+            Some(bytes) => Some(bytes),
+            None => Some(machine_memory().context("memory of the machine")? / 2),
+        };
         options.allowed_capabilities = config.services.allow_capabilities.iter().copied().collect();
         services::relocate_images(&store).await?;
         let services =
@@ -384,7 +391,11 @@ fn open_packs(config: &Config, images: Images) -> Result<Packs> {
 }
 
 /// The configured BuildKits; or our own under supervision, with the network of their steps.
-async fn start_builders(config: &Config, space: &SpaceWatch) -> Result<(Builders, Option<StepNetwork>)> {
+async fn start_builders(
+    config: &Config,
+    owners: &ShareOwners,
+    space: &SpaceWatch,
+) -> Result<(Builders, Option<StepNetwork>)> {
     if !config.buildkit.is_empty() {
         let addresses: Vec<Address> =
             config.buildkit.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
@@ -419,8 +430,9 @@ async fn start_builders(config: &Config, space: &SpaceWatch) -> Result<(Builders
     let network = network.ok();
     let state_dir = config.state_dir.clone();
     let git = Some(GitProxy::start(config.egress()).await.context("proxy for git of builds")?);
-    let space = space.clone();
-    let options = builders::Options { state_dir, limits, builder, network: network.clone(), git, space };
+    let (owners, space) = (owners.clone(), space.clone());
+    let options =
+        builders::Options { state_dir, limits, owners, builder, network: network.clone(), git, space };
     Ok((Builders::start(options).await.context("builders")?, network))
 }
 

@@ -43,6 +43,7 @@ mod reconcile;
 mod routes;
 mod secrets;
 mod service;
+mod share;
 mod start;
 mod steps;
 mod submit;

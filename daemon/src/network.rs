@@ -95,6 +95,7 @@ impl Options {
 #[derive(Clone)]
 pub struct RoomNetwork {
     gateway: Ipv4Addr,
+    addresses: usize,
     name: String,
     /// One change at a time: the kernel has one lock for them too.
     state: Arc<Mutex<State>>,
@@ -136,7 +137,8 @@ impl RoomNetwork {
         let rules = state.with_resolvers()?;
         state.firewall.set(rules).await?;
         tracing::info!(table = name, subnet = %state.wiring.subnet, "network of instances is up");
-        Ok(Self { gateway, name, state: Arc::new(Mutex::new(state)) })
+        let addresses = subnet::instances(state.wiring.subnet);
+        Ok(Self { gateway, addresses, name, state: Arc::new(Mutex::new(state)) })
     }
 
     /// Instances reach this port of the gateway, and no other.
@@ -226,6 +228,10 @@ impl Network for RoomNetwork {
             return state.firewall.mend().await;
         }
         state.firewall.set(rules).await
+    }
+
+    fn addresses(&self) -> usize {
+        self.addresses
     }
 
     fn gateway(&self) -> Ipv4Addr {

@@ -26,6 +26,7 @@ use crate::buildkit::{BuildKit, Status, managed};
 use crate::disk::SpaceWatch;
 use crate::git_proxy::GitProxy;
 use crate::model::builder::{BuilderState, BuilderStatus};
+use crate::model::share_owner::ShareOwners;
 use crate::model::trust::TrustDomain;
 use crate::network::steps::StepNetwork;
 use crate::supervise;
@@ -49,6 +50,8 @@ const START_PAUSE: Duration = Duration::from_secs(1);
 pub struct Options {
     pub state_dir: PathBuf,
     pub limits: Limits,
+    /// Whose services the domains of services belong to.
+    pub owners: ShareOwners,
     /// Options of each builder, but for its directory, its control group, the network of its steps and its access to
     /// repositories.
     pub builder: managed::Options,
@@ -224,7 +227,7 @@ pub(super) async fn start(options: Options) -> std::io::Result<Handle> {
         });
         drop(task::spawn("stray builder", removal));
     }
-    let mut policy = Policy::new(options.limits);
+    let mut policy = Policy::new(options.limits, options.owners.clone());
     if records.is_empty() {
         policy.restore(TrustDomain::local(), Timestamp::now(), 0);
     }

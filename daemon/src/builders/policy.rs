@@ -16,12 +16,17 @@
 //!   does not wait.
 //! - When all caches together take more than their quota, the domain that was used least recently pays first, with all
 //!   of its cache if its builder is stopped; the one that was used last pays last, and is never forgotten.
+//! - The services of a participant have domains of their own, and count for it together: whatever has to go, a builder
+//!   that runs or a cache, goes first from the owner that has most of them.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::model::access::SERVICE_NAME;
+use crate::model::share_owner::{ShareOwner, ShareOwners};
 use crate::model::trust::TrustDomain;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,16 +94,17 @@ pub enum Action {
 #[derive(Debug)]
 pub struct Policy {
     limits: Limits,
+    owners: ShareOwners,
     builders: BTreeMap<TrustDomain, Standing>,
     waiting: VecDeque<(Ticket, TrustDomain)>,
     draining: bool,
 }
 
 impl Policy {
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: Limits, owners: ShareOwners) -> Self {
         let running = limits.running.max(1);
         let limits = Limits { running, kept: limits.kept.max(running), ..limits };
-        Self { limits, builders: BTreeMap::new(), waiting: VecDeque::new(), draining: false }
+        Self { limits, owners, builders: BTreeMap::new(), waiting: VecDeque::new(), draining: false }
     }
 
     /// A cache that an earlier run of the daemon left.
@@ -244,7 +250,7 @@ impl Policy {
             if promised.len() > self.limits.running - running {
                 // Not enough places are free or being freed: nobody passes this one.
                 found = self
-                    .least_used(|standing| standing.phase == Phase::Running && standing.builds == 0)
+                    .first_to_go(Standing::runs, |standing| standing.runs() && standing.builds == 0)
                     .map(|victim| (None, Action::Stop(victim)));
                 break;
             }
@@ -285,19 +291,25 @@ impl Policy {
         if self.builders.len() - self.in_phase(Phase::Removing) <= self.limits.kept {
             return None;
         }
-        let victim = self.least_used(|standing| standing.phase == Phase::Stopped)?;
+        let newest = self.newest_running().cloned();
+        let idle = |standing: &Standing| {
+            standing.runs() && standing.builds == 0 && standing.pruning != Pruning::Runs
+        };
+        let can_go = |standing: &Standing| standing.phase == Phase::Stopped || idle(standing);
+        let victim = self.first_to_go_but(newest.as_ref(), Standing::is_kept, can_go)?;
         if self.is_wanted(&victim) {
             return None;
         }
-        self.set(&victim, Phase::Removing);
-        Some(Action::Remove(victim))
+        // A builder that runs is stopped before its cache is forgotten.
+        let stopped = self.builders.get(&victim).is_some_and(|standing| standing.phase == Phase::Stopped);
+        self.set(&victim, if stopped { Phase::Removing } else { Phase::Stopping });
+        Some(if stopped { Action::Remove(victim) } else { Action::Stop(victim) })
     }
 
     /// Keeps the size of all caches together within its bound.
     fn free(&mut self) -> Option<Action> {
-        let kept = |standing: &&Standing| standing.phase != Phase::Removing;
-        let total =
-            self.builders.values().filter(kept).map(|standing| standing.disk).fold(0, u64::saturating_add);
+        let kept = self.builders.values().filter(|standing| standing.is_kept());
+        let total = kept.map(|standing| standing.disk).fold(0, u64::saturating_add);
         let excess = total.checked_sub(self.limits.disk).filter(|excess| *excess > 0)?;
         // One at a time: what it frees is measured before another pays.
         let frees =
@@ -308,7 +320,10 @@ impl Policy {
         let newest = self.builders.iter().max_by_key(|(_, standing)| standing.rank()).map(|(d, _)| d.clone());
         let mut by_use: Vec<(TrustDomain, Standing)> =
             self.builders.iter().map(|(domain, standing)| (domain.clone(), *standing)).collect();
-        by_use.sort_by_key(|(_, standing)| standing.rank());
+        let of_owner = self.counts(Standing::is_kept);
+        by_use.sort_by_key(|(domain, standing)| {
+            (Some(domain) == newest.as_ref(), Reverse(of_owner.get(domain).copied()), standing.rank())
+        });
         for (domain, standing) in by_use {
             match standing.phase {
                 Phase::Stopped if Some(&domain) != newest.as_ref() && !self.is_wanted(&domain) => {
@@ -349,11 +364,57 @@ impl Policy {
         self.waiting.iter().any(|(_, waiting)| waiting == domain)
     }
 
-    /// One that a later request wants goes last.
-    fn least_used(&self, is: impl Fn(&Standing) -> bool) -> Option<TrustDomain> {
-        let candidates = self.builders.iter().filter(|(_, standing)| is(standing));
-        let least = candidates.min_by_key(|(domain, standing)| (self.is_wanted(domain), standing.rank()));
-        least.map(|(domain, _)| domain.clone())
+    /// Of the domains that `can_go`, the least used one of the owner that has most of those that `count`. One that a later
+    /// request wants goes last.
+    fn first_to_go(
+        &self,
+        count: impl Fn(&Standing) -> bool,
+        can_go: impl Fn(&Standing) -> bool,
+    ) -> Option<TrustDomain> {
+        self.first_to_go_but(None, count, can_go)
+    }
+
+    /// The same, and where owners have equally many, a stopped builder goes before one that runs. `spared` stays while it
+    /// runs.
+    fn first_to_go_but(
+        &self,
+        spared: Option<&TrustDomain>,
+        count: impl Fn(&Standing) -> bool,
+        can_go: impl Fn(&Standing) -> bool,
+    ) -> Option<TrustDomain> {
+        let of_owner = self.counts(count);
+        let candidates = self
+            .builders
+            .iter()
+            .filter(|(domain, standing)| can_go(standing) && !(standing.runs() && Some(*domain) == spared));
+        let first = candidates.min_by_key(|(domain, standing)| {
+            let most = Reverse(of_owner.get(*domain).copied());
+            (self.is_wanted(domain), most, standing.runs(), standing.rank())
+        });
+        first.map(|(domain, _)| domain.clone())
+    }
+
+    /// How many domains that `count` the owner of each domain has.
+    fn counts(&self, count: impl Fn(&Standing) -> bool) -> BTreeMap<TrustDomain, usize> {
+        let owners: Vec<(&TrustDomain, String)> =
+            self.builders.keys().map(|domain| (domain, self.owner(domain))).collect();
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for (domain, owner) in &owners {
+            let counted = self.builders.get(*domain).is_some_and(&count);
+            *counts.entry(owner).or_default() += usize::from(counted);
+        }
+        let of = |owner: &String| counts.get(owner.as_str()).copied().unwrap_or(0);
+        owners.iter().map(|(domain, owner)| ((*domain).clone(), of(owner))).collect()
+    }
+
+    /// Whose share a domain is. Those of services that are gone, which nobody uses again, have one owner.
+    fn owner(&self, domain: &TrustDomain) -> String {
+        if !domain.as_str().starts_with(SERVICE_NAME) {
+            return domain.to_string();
+        }
+        let ShareOwner(owner) = self.owners.of(domain.as_str());
+        let gone = owner.starts_with(SERVICE_NAME);
+        if gone { SERVICE_NAME.to_owned() } else { TrustDomain::of_caller(&owner).to_string() }
     }
 
     fn set(&mut self, domain: &TrustDomain, phase: Phase) {
@@ -371,6 +432,14 @@ impl Standing {
     /// Builders with builds count as used now.
     const fn rank(&self) -> (bool, Timestamp) {
         (self.builds > 0, self.last_used)
+    }
+
+    fn runs(&self) -> bool {
+        self.phase == Phase::Running
+    }
+
+    fn is_kept(&self) -> bool {
+        self.phase != Phase::Removing
     }
 
     const fn can_free(&self) -> bool {

@@ -30,7 +30,7 @@ use crate::model::fault::{Fault, Stage};
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::image::PinnedImage;
 use crate::model::secret::{Credential, Secret};
-use crate::model::service::{Exit, InstanceLabel, Service, ServiceName, ServiceSpec};
+use crate::model::service::{Exit, InstanceLabel, ResourceLimits, Service, ServiceName, ServiceSpec};
 use crate::model::{Digest, MountSpec, MountTarget, Reference};
 use crate::task;
 
@@ -75,6 +75,8 @@ pub struct World {
 
 #[derive(Default)]
 pub struct WorldState {
+    /// Of instances, in the network.
+    pub addresses: usize,
     /// Apps by the tag of their image.
     pub apps: BTreeMap<String, App>,
     pub by_digest: BTreeMap<Digest, App>,
@@ -107,6 +109,7 @@ pub struct WorldState {
 pub struct Container {
     pub label: InstanceLabel,
     pub state: InstanceState,
+    pub limits: ResourceLimits,
     listener: Option<tokio::task::JoinHandle<()>>,
 }
 
@@ -122,6 +125,7 @@ impl World {
     pub fn new() -> Arc<Self> {
         let world = Self { directory: Some(tempfile::tempdir().unwrap()), ..Self::default() };
         world.dies_at.store(usize::MAX, Ordering::SeqCst);
+        world.state().addresses = 253;
         Arc::new(world)
     }
 
@@ -245,10 +249,9 @@ impl Runtime for World {
         {
             let mut state = self.state();
             assert!(state.networks.contains(&id) && state.mounts.contains(&id), "started without its parts");
-            let label = spec.label.clone();
-            state
-                .instances
-                .insert(id.clone(), Container { label, state: InstanceState::Incomplete, listener: None });
+            let (label, limits) = (spec.label.clone(), spec.limits);
+            let container = Container { label, state: InstanceState::Incomplete, limits, listener: None };
+            state.instances.insert(id.clone(), container);
             let env = spec.env.iter().map(|(name, value)| (name.clone(), value.reveal().clone())).collect();
             state.env.insert(id.clone(), env);
         }
@@ -370,6 +373,10 @@ impl Network for World {
         self.live_or_die().await;
         self.state().networks.retain(|instance| instances.contains(instance));
         Ok(())
+    }
+
+    fn addresses(&self) -> usize {
+        self.state().addresses
     }
 
     fn gateway(&self) -> Ipv4Addr {

@@ -198,6 +198,9 @@ pub trait Network: Send + Sync + 'static {
     /// Mends the networks of these instances and takes away every other one that is this daemon's.
     async fn reconcile(&self, instances: &BTreeSet<InstanceId>) -> Result<(), NetworkError>;
 
+    /// How many instances have an address at most.
+    fn addresses(&self) -> usize;
+
     /// Where instances reach this daemon.
     fn gateway(&self) -> Ipv4Addr;
 }

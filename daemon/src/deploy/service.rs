@@ -25,12 +25,14 @@ use super::port::{
     InstanceLogs, LogError, MountSource, Network, Observed, Router, Runtime, RuntimeError, Secrets,
     ServiceImages, ServiceStore, StoreError, Tokens,
 };
+use super::share::ServiceLimit;
 use super::{reconcile, start};
 use crate::access::policy::Denied;
 use crate::model::confinement::AddedCapability;
 use crate::model::fault::{Fault, Stage};
 use crate::model::id::{InstanceId, ServiceId};
 use crate::model::service::{self, Domain, ServiceName, ServiceOrigin, ServiceSpec};
+use crate::model::share_owner::ShareOwners;
 
 /// How long a deploy waits for the comparison of what runs with what shall run.
 const READY_LIMIT: Duration = Duration::from_secs(20);
@@ -50,6 +52,12 @@ pub struct Options {
     pub prepare_limit: Duration,
     /// For each other call of a neighbour.
     pub call_limit: Duration,
+    /// Whose share a service takes.
+    pub owners: ShareOwners,
+    /// Services of one owner.
+    pub max_per_owner: usize,
+    /// Memory of an instance whose deploy asks for no limit; none is no limit.
+    pub default_memory: Option<u64>,
     /// Those that a service may be given.
     pub allowed_capabilities: BTreeSet<AddedCapability>,
 }
@@ -64,6 +72,9 @@ impl Options {
             drain_limit: Duration::from_secs(30),
             prepare_limit: Duration::from_secs(1800),
             call_limit: Duration::from_secs(60),
+            owners: ShareOwners::default(),
+            max_per_owner: 64,
+            default_memory: None,
             allowed_capabilities: BTreeSet::new(),
         }
     }
@@ -171,6 +182,8 @@ pub enum DeployError {
     #[error(transparent)]
     Merge(#[from] MergeError),
     #[error(transparent)]
+    Limit(#[from] ServiceLimit),
+    #[error(transparent)]
     Capability(#[from] CapabilityNotAllowed),
     #[error("domain `{domain}` belongs to service `{holder}`{}", through(.domain, .taken))]
     DomainTaken { domain: Domain, taken: Domain, holder: ServiceName },
@@ -232,6 +245,7 @@ impl DeployError {
             Self::Runtime(RuntimeError::Start { code, .. }) => code,
             Self::Denied(_) => "denied",
             Self::Merge(error) => error.code(),
+            Self::Limit(limit) => limit.code(),
             Self::Capability(_) => CapabilityNotAllowed::CODE,
             Self::DomainTaken { .. } => "domain_taken",
             Self::PublicSuffix { .. } => "public_suffix",
@@ -258,6 +272,7 @@ impl DeployError {
             }
             Self::NotRunning { name } => format!("see why with: hearth services show {name}"),
             Self::Merge(error) => return error.hint(),
+            Self::Limit(limit) => limit.hint(),
             Self::Capability(refused) => refused.hint(),
             Self::DomainTaken { taken, .. } => {
                 format!("take another domain, or free it with: hearth routes rm '{taken}'")
@@ -390,8 +405,8 @@ impl Handle {
         move |service| {
             let id = service.parse::<ServiceId>().ok()?;
             let entry = shared.upgrade()?.entries().get(&id).cloned()?;
-            let creator = entry.state().service.created_by.clone();
-            Some(creator)
+            let owner = entry.state().service.share_owner().to_owned();
+            Some(owner)
         }
     }
 

@@ -21,7 +21,7 @@ use super::{health, logs};
 use crate::model::deploy::{Action, DeployEventKind, LogQuery};
 use crate::model::fault::Fault;
 use crate::model::id::InstanceId;
-use crate::model::service::{InstanceLabel, Revision, RevisionOutcome};
+use crate::model::service::{InstanceLabel, ResourceLimits, Revision, RevisionOutcome};
 
 /// Before the next start, or the next time it is asked for an end, while the runtime is away.
 const AWAY_PAUSE: Duration = Duration::from_millis(500);
@@ -163,7 +163,10 @@ impl Shared {
             confidential: spec.confidential().map(|(variable, _)| variable.clone()).collect(),
             workdir: spec.workdir.clone(),
             mounts,
-            limits: spec.limits,
+            limits: ResourceLimits {
+                memory_bytes: spec.limits.memory_bytes.or(self.options.default_memory),
+                ..spec.limits
+            },
             capabilities: spec.confinement.capabilities.clone(),
             network,
             log: self.log_directory(&label.service, &label.instance),

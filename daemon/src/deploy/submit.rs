@@ -17,6 +17,7 @@ use crate::model::id::ServiceId;
 use crate::model::image::PinnedImage;
 use crate::model::secret::Credential;
 use crate::model::service::{Domain, EnvValue, Revision, RevisionOutcome, Service, ServiceName, ServiceSpec};
+use crate::model::share_owner::ShareOwner;
 use crate::model::{MountSource, MountSpec, MountTarget, Reference};
 
 /// How long a deploy waits for the removal of the service that had its name.
@@ -255,7 +256,7 @@ impl Handle {
                 push(&mut service, next);
                 service
             }
-            None => first(name, spec, &by.name),
+            None => first(name, spec, &by.name, shared.admit_service(&by.name)?),
         };
         Ok(Prepared { entry, service, notes, _submitting: submitting })
     }
@@ -348,7 +349,7 @@ impl Shared {
     }
 }
 
-fn first(name: ServiceName, spec: ServiceSpec, caller: &str) -> Service {
+fn first(name: ServiceName, spec: ServiceSpec, caller: &str, owner: ShareOwner) -> Service {
     let (created_at, created_by) = (Timestamp::now(), caller.to_owned());
     let revision = Revision {
         number: 1,
@@ -364,6 +365,7 @@ fn first(name: ServiceName, spec: ServiceSpec, caller: &str) -> Service {
         repository: revision.spec.repository.clone(),
         created_at,
         created_by,
+        share_owner: Some(owner.0),
         desired: 1,
         live: None,
         revisions: vec![revision],

@@ -44,6 +44,7 @@ pub(crate) fn service(spec: ServiceSpec) -> Service {
         repository: spec.repository.clone(),
         created_at: Timestamp::UNIX_EPOCH,
         created_by: "ann".to_owned(),
+        share_owner: None,
         desired: 1,
         live: Some(1),
         revisions: vec![Revision {
@@ -99,13 +100,17 @@ async fn start(world: &Arc<World>) -> Services {
     start_with(world, &[]).await
 }
 
+async fn start_as(world: &Arc<World>, options: Options) -> Services {
+    Services::start(options, world.ports()).await.unwrap()
+}
+
 async fn start_with(world: &Arc<World>, allowed: &[AddedCapability]) -> Services {
     let directory = world.directory.as_ref().unwrap().path().to_owned();
     let mut options = Options::new("den".to_owned(), "http://10.0.0.1:4327".to_owned(), directory);
     options.stop_grace = Duration::from_millis(50);
     options.drain_limit = Duration::from_millis(500);
     options.allowed_capabilities = allowed.iter().copied().collect();
-    Services::start(options, world.ports()).await.unwrap()
+    start_as(world, options).await
 }
 
 fn request(tag: &str) -> DeployRequest {

@@ -198,6 +198,10 @@ pub struct Service {
     pub repository: Repository,
     pub created_at: Timestamp,
     pub created_by: String,
+    /// Whose share of the daemon it takes: who deployed the service that created this one, also when that is gone.
+    /// Services of earlier versions have none: whoever created them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share_owner: Option<String>,
     /// The revision that shall run.
     pub desired: u32,
     /// The revision that takes traffic.
@@ -227,6 +231,11 @@ impl Service {
             Some(revision) => ServiceOrigin { by: revision.created_by.clone(), at: revision.created_at },
             None => ServiceOrigin { by: self.created_by.clone(), at: self.created_at },
         }
+    }
+
+    /// Whose share of the daemon it takes.
+    pub fn share_owner(&self) -> &str {
+        self.share_owner.as_deref().unwrap_or(&self.created_by)
     }
 
     pub fn revision(&self, number: u32) -> Option<&Revision> {

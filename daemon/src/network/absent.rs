@@ -32,6 +32,11 @@ impl Network for NoNetwork {
         Err(self.reason.clone())
     }
 
+    fn addresses(&self) -> usize {
+        // What no instance has is not what a deploy is refused for.
+        usize::MAX
+    }
+
     fn gateway(&self) -> Ipv4Addr {
         Ipv4Addr::UNSPECIFIED
     }

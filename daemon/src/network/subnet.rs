@@ -39,6 +39,12 @@ pub(super) fn gateway(subnet: Ipv4Net) -> Ipv4Addr {
     (u32::from(subnet.network()) + 1).into()
 }
 
+/// How many instances have an address.
+pub(super) fn instances(subnet: Ipv4Net) -> usize {
+    let first = u32::from(gateway(subnet)) + 1;
+    usize::try_from(u32::from(subnet.broadcast()).saturating_sub(first)).unwrap_or(usize::MAX)
+}
+
 /// The address after `last` that is not taken, around to the first: an address rests as long as it can, so that
 /// nobody who still knows it meets another service there.
 pub(super) fn next_free(

@@ -11,6 +11,13 @@ fn domain(name: &str) -> TrustDomain {
     name.parse().unwrap()
 }
 
+/// The services whose ids begin with `ann` are Ann's.
+fn owners() -> ShareOwners {
+    let owners = ShareOwners::default();
+    owners.ask_for_services(|id| id.starts_with("ann").then(|| "ann".to_owned()));
+    owners
+}
+
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_000_000 + second).unwrap()
 }
@@ -21,7 +28,7 @@ fn grant(ticket: u64, name: &str) -> Option<Action> {
 
 /// A builder of each, started in this order.
 fn with_builders(limits: Limits, names: &[&str]) -> Policy {
-    let mut policy = Policy::new(limits);
+    let mut policy = Policy::new(limits, owners());
     for (second, name) in (0..).zip(names) {
         let now = at(second);
         policy.request(Ticket(1000), domain(name));
@@ -125,6 +132,67 @@ fn the_number_of_caches_is_bounded() {
     assert_eq!(policy.next(at(9)), Some(Action::Remove(domain("a"))));
 }
 
+/// What the policy does until it waits for something.
+fn all_of(policy: &mut Policy, now: Timestamp) -> Vec<Action> {
+    let mut actions = Vec::new();
+    while let Some(action) = policy.next(now) {
+        match &action {
+            Action::Stop(domain) => policy.stopped(domain),
+            Action::Remove(domain) => policy.removed(domain),
+            Action::Grant(_, domain) => policy.release(domain, now),
+            Action::Start(_) | Action::Prune { .. } => {}
+        }
+        actions.push(action);
+    }
+    actions
+}
+
+#[test]
+fn services_of_one_participant_push_out_each_other_and_nobody_else() {
+    let mut policy = with_builders(Limits { kept: 4, ..limits(4, u64::MAX) }, &["caller:bob"]);
+    for number in 0..8 {
+        let now = at(10 + number);
+        policy.request(Ticket(1), domain(&format!("service:ann{number}")));
+        for action in all_of(&mut policy, now) {
+            assert!(
+                !matches!(&action, Action::Stop(gone) | Action::Remove(gone) if gone.as_str() == "caller:bob"),
+                "{action:?}"
+            );
+        }
+    }
+    // Idle for long, its builder is stopped, and Ann's run: the cache stays all the same.
+    let newest = domain("service:ann7");
+    policy.request(Ticket(2), newest.clone());
+    assert_eq!(all_of(&mut policy, at(305)).last(), Some(&Action::Stop(domain("caller:bob"))));
+    policy.request(Ticket(3), domain("service:ann8"));
+    all_of(&mut policy, at(400));
+    policy.request(Ticket(4), domain("service:ann9"));
+    all_of(&mut policy, at(401));
+    let kept: Vec<_> = policy.standings().map(|(domain, _)| domain.as_str().to_owned()).collect();
+    assert_eq!(kept.len(), 4);
+    assert!(kept.contains(&"caller:bob".to_owned()), "{kept:?}");
+}
+
+#[test]
+fn caches_of_services_that_are_gone_are_forgotten_first_and_those_of_one_owner_pay_first() {
+    let mut policy = Policy::new(Limits { kept: 4, ..limits(1, 100 * MB) }, owners());
+    for (age, name) in ["caller:bob", "service:ann1", "service:ann2", "service:x", "service:y", "service:z"]
+        .into_iter()
+        .enumerate()
+    {
+        policy.restore(domain(name), at(i64::try_from(age).unwrap() - 100), 30 * MB);
+    }
+    let removed: Vec<_> = all_of(&mut policy, at(0))
+        .into_iter()
+        .filter_map(|action| match action {
+            Action::Remove(domain) => Some(domain.as_str().to_owned()),
+            _ => None,
+        })
+        .collect();
+    // Three too many for the quota, two for the number of caches.
+    assert_eq!(removed, ["service:x", "service:ann1", "service:y"]);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Request(u8),
@@ -148,6 +216,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 0..150)
 }
 
+/// Three domains are of one owner.
+fn named(n: u8) -> TrustDomain {
+    domain(&if n < 3 { format!("service:ann{n}") } else { format!("d{n}") })
+}
+
 /// What happens around the policy, and what must hold of each action.
 #[derive(Default)]
 struct World {
@@ -163,6 +236,7 @@ impl World {
         let before: BTreeMap<TrustDomain, Standing> =
             policy.standings().map(|(domain, standing)| (domain.clone(), *standing)).collect();
         let running = before.values().filter(|standing| standing.phase == Phase::Running).count();
+        let of_owner = policy.counts(Standing::is_kept);
         let Some(action) = policy.next(at(self.now)) else { return Ok(false) };
         match &action {
             Action::Start(domain) => {
@@ -189,6 +263,7 @@ impl World {
                 let older = before.iter().filter(|(other, standing)| {
                     standing.phase == Phase::Stopped
                         && standing.last_used < before[domain].last_used
+                        && of_owner[*other] >= of_owner[domain]
                         && self.waiting.iter().all(|(_, waiting)| waiting != *other)
                 });
                 prop_assert_eq!(older.count(), 0, "{} is not the least used", domain);
@@ -225,13 +300,13 @@ proptest! {
     fn every_request_is_answered_within_the_bounds(
         steps in steps(), running in 1usize..4, kept in 1usize..6, disk in 0u64..200,
     ) {
-        let mut policy = Policy::new(Limits { kept, ..limits(running, disk) });
+        let mut policy = Policy::new(Limits { kept, ..limits(running, disk) }, owners());
         let mut world = World::default();
         for step in steps {
             match step {
                 Step::Request(n) => {
                     world.tickets += 1;
-                    let (ticket, domain) = (Ticket(world.tickets), domain(&format!("d{n}")));
+                    let (ticket, domain) = (Ticket(world.tickets), named(n));
                     world.waiting.push((ticket, domain.clone()));
                     policy.request(ticket, domain);
                 }
@@ -240,7 +315,7 @@ proptest! {
                     let (ticket, _) = world.waiting.remove(n % world.waiting.len());
                     prop_assert!(policy.withdraw(ticket) && !policy.withdraw(ticket));
                 },
-                Step::Measure(n, disk) => policy.measured(&domain(&format!("d{n}")), disk, false),
+                Step::Measure(n, disk) => policy.measured(&named(n), disk, false),
                 Step::Report => world.report(&mut policy),
                 Step::Pass(seconds) => world.now += seconds,
             }

@@ -14,7 +14,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::control_group::{ControlGroup, MemoryWatch};
+use crate::control_group::{ControlGroup, MemoryWatch, machine_memory};
 
 /// Least of what buildkitd itself may use beside the output of a step that it keeps.
 const LEAST_OWN_MEMORY: u64 = 2 << 30;
@@ -115,12 +115,4 @@ impl BuilderGroups {
 /// The group of all builders.
 fn above(group: &str) -> Option<ControlGroup> {
     group.trim_matches('/').rsplit_once('/').map(|(all, _)| ControlGroup::at(all))
-}
-
-/// Memory of the machine, in bytes.
-fn machine_memory() -> io::Result<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo")?;
-    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB"));
-    let kilobytes = total.and_then(|number| number.trim().parse::<u64>().ok());
-    kilobytes.map(|number| number * 1024).ok_or_else(|| io::Error::other("/proc/meminfo has no `MemTotal`"))
 }

@@ -5,6 +5,7 @@ use crate::model::confinement::AddedCapability;
 use crate::model::deploy::{Action, LogQuery, LogSource};
 use crate::model::id::InstanceId;
 use crate::model::service::EnvValue;
+use crate::model::share_owner::ShareOwners;
 use crate::model::{MountMode, MountSource, MountSpec, MountTarget};
 
 #[tokio::test]
@@ -66,6 +67,70 @@ async fn a_capability_needs_the_operator_at_the_deploy_and_at_every_start() {
         DeployEventKind::Failed(fault) => assert_eq!(fault.code, "capability_not_allowed"),
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test]
+async fn an_owner_has_a_limited_number_of_services_with_those_that_its_services_deploy() {
+    let world = world();
+    let directory = world.directory.as_ref().unwrap().path().to_owned();
+    let mut options = Options::new("den".to_owned(), "http://10.0.0.1:4327".to_owned(), directory);
+    (options.owners, options.max_per_owner) = (ShareOwners::default(), 2);
+    let owners = options.owners.clone();
+    let services = start_as(&world, options).await;
+    let handle = services.handle();
+    owners.ask_for_services(handle.creators());
+    let named =
+        |name: &str| DeployRequest { name: Some(name.parse().unwrap()), domains: None, ..request("1") };
+    let deploy_as = async |by: &str, name: &str| {
+        let by = By::new(by.to_owned(), AllPermits);
+        handle.deploy(named(name), &by, &BTreeMap::new()).await
+    };
+    let first = deploy_as("ann", "one").await.unwrap().service;
+    let as_service = format!("service:{}", first.id);
+    deploy_as(&as_service, "two").await.unwrap();
+    for by in ["ann", &as_service] {
+        let refused = deploy_as(by, "three").await.unwrap_err();
+        assert_eq!((refused.code(), refused.hint().is_some()), ("service_limit", true), "{by}: {refused}");
+    }
+    assert!(!deploy_as("ann", "one").await.unwrap().created, "an update is no new service");
+    deploy_as("bob", "three").await.unwrap();
+    // What a service has deployed counts on when the service is gone.
+    handle.remove("one", Duration::ZERO, LIMIT, &ann()).await.unwrap();
+    deploy_as("ann", "four").await.unwrap();
+    assert_eq!(deploy_as("ann", "five").await.unwrap_err().code(), "service_limit");
+}
+
+#[tokio::test]
+async fn an_instance_has_the_memory_limit_of_the_room_unless_its_deploy_sets_one() {
+    let world = world();
+    let directory = world.directory.as_ref().unwrap().path().to_owned();
+    let mut options = Options::new("den".to_owned(), "http://10.0.0.1:4327".to_owned(), directory);
+    options.default_memory = Some(1 << 30);
+    let services = start_as(&world, options).await;
+    for (revision, asked, given) in [(1, None, 1 << 30), (2, Some(64 << 20), 64 << 20)] {
+        let request = DeployRequest { memory_bytes: asked, ..request("1") };
+        deploy(&services.handle(), request).await;
+        assert!(matches!(outcome(&services.handle(), revision).await, DeployEventKind::Live { .. }));
+        let of_revision = |container: &&crate::deploy::fake::Container| container.label.revision == revision;
+        let limits = world.state().instances.values().find(of_revision).map(|container| container.limits);
+        assert_eq!(limits.unwrap().memory_bytes, Some(given));
+    }
+}
+
+#[tokio::test]
+async fn a_room_has_addresses_left_for_the_updates_of_its_services() {
+    let world = world();
+    world.state().addresses = 5;
+    let services = start(&world).await;
+    let handle = services.handle();
+    let deploy_as = async |by: &str, name: &str| {
+        let named = DeployRequest { name: Some(name.parse().unwrap()), domains: None, ..request("1") };
+        handle.deploy(named, &By::new(by.to_owned(), AllPermits), &BTreeMap::new()).await
+    };
+    deploy_as("ann", "one").await.unwrap();
+    deploy_as("bob", "two").await.unwrap();
+    assert_eq!(deploy_as("cleo", "three").await.unwrap_err().code(), "room_full");
+    deploy_as("bob", "two").await.unwrap();
 }
 
 fn image_mount(reference: &str, target: &str) -> MountSpec {

@@ -41,6 +41,7 @@ fn service(name: &str, revisions: Vec<Revision>) -> Service {
         repository: "web".parse().unwrap(),
         created_at: Timestamp::UNIX_EPOCH,
         created_by: "ann".to_owned(),
+        share_owner: None,
         desired: revisions.last().map_or(0, |revision| revision.number),
         live: None,
         revisions,

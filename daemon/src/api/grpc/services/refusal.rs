@@ -29,6 +29,7 @@ impl From<DeployError> for Refusal {
                 new(Code::AlreadyExists).field(field(&error))
             }
             DeployError::Merge(error) => Self::invalid(field(&error), &code, message),
+            DeployError::Limit(_) => new(Code::ResourceExhausted),
             DeployError::Capability(_) => new(Code::FailedPrecondition).field("spec.capabilities"),
             DeployError::DomainTaken { .. } => new(Code::AlreadyExists).field("spec.domains"),
             DeployError::PublicSuffix { .. } => Self::invalid("spec.domains", &code, message),
