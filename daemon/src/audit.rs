@@ -1,15 +1,17 @@
 //! The audit trail: who changed what, and who was denied what.
 //!
 //! ```text
-//! calls that changed something --.
-//!                                 '--queue--> writer --> audit/changes-N.jsonl
-//! denials --> flood limit ------------^           '----> audit/denied-N.jsonl
+//! calls that changed something ---.
+//! calls that failed --> flood limit '--queue--> writer --> audit/changes-N.jsonl
+//! denials ------------> flood limit ----^          '-----> audit/denied-N.jsonl
 //! ```
 //!
 //! The two kinds have files of their own, each bounded in size and age, so that a flood of denials takes no room from
-//! what was changed; the same caller's or address's denials are counted after the first few of a minute, and the count
-//! is one record. A record has names only: no content of a request, no token, no secret.
+//! what was changed; the same caller's or address's denials are counted after the first few of a minute, and so are its
+//! failures, and the count is one record. In full files each caller has a share: whoever has recorded most loses its own
+//! oldest records first ([`fair`]). A record has names only: no content of a request, no token, no secret.
 
+mod fair;
 mod file;
 mod flood;
 mod late;
@@ -70,7 +72,7 @@ pub struct AuditRecord {
     pub detail: String,
     /// An address, or `unix:uid=N`.
     pub source: String,
-    /// More denials like this one that were counted and not written.
+    /// More denials or failures of the caller that were counted and not written.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub more: u64,
 }
@@ -114,11 +116,36 @@ enum Message {
     Flush(oneshot::Sender<()>),
 }
 
+#[derive(Default)]
+struct Floods {
+    denials: Mutex<FloodLimit>,
+    failures: Mutex<FloodLimit>,
+}
+
+impl Floods {
+    fn admit(&self, record: &AuditRecord) -> bool {
+        let limit = match record.outcome {
+            AuditOutcome::Done => return true,
+            AuditOutcome::Failed => &self.failures,
+            AuditOutcome::Denied => &self.denials,
+        };
+        limit.lock().unwrap_or_else(PoisonError::into_inner).admits(record)
+    }
+
+    fn counted(&self, now: Timestamp, ended: bool) -> Vec<AuditRecord> {
+        let all = [&self.denials, &self.failures];
+        let counted = |limit: &Mutex<FloodLimit>| {
+            limit.lock().unwrap_or_else(PoisonError::into_inner).counted(now, ended)
+        };
+        all.into_iter().flat_map(counted).collect()
+    }
+}
+
 /// A handle on the trail; cheap to clone.
 #[derive(Clone)]
 pub struct AuditTrail {
     queue: mpsc::Sender<Message>,
-    flood: Arc<Mutex<FloodLimit>>,
+    floods: Arc<Floods>,
     /// Records that found no place in the queue.
     lost: Arc<AtomicU64>,
 }
@@ -129,10 +156,10 @@ impl AuditTrail {
         metrics::describe_counter!("hearth_audit_lost_total", "Records that the audit trail could not take.");
         let files = LateFiles::open(directory, limits)?;
         let (queue, records) = mpsc::channel(QUEUE);
-        let flood = Arc::new(Mutex::new(FloodLimit::default()));
-        let trail = Self { queue, flood: Arc::clone(&flood), lost: Arc::default() };
+        let floods = Arc::<Floods>::default();
+        let trail = Self { queue, floods: Arc::clone(&floods), lost: Arc::default() };
         // It ends when the last handle is gone and the queue is empty.
-        drop(task::spawn("audit trail", write_loop(files, records, flood)));
+        drop(task::spawn("audit trail", write_loop(files, records, floods)));
         Ok(trail)
     }
 
@@ -140,6 +167,9 @@ impl AuditTrail {
     pub async fn record(&self, record: AuditRecord) {
         if record.outcome == AuditOutcome::Denied {
             return self.denied(record);
+        }
+        if !self.floods.admit(&record) {
+            return;
         }
         let message = Message::Record(Box::new(record.shortened()));
         if self.queue.send_timeout(message, QUEUE_LIMIT).await.is_err() {
@@ -149,15 +179,18 @@ impl AuditTrail {
 
     /// Takes a record of something that was not denied, and never waits.
     pub fn record_now(&self, record: AuditRecord) {
-        if self.queue.try_send(Message::Record(Box::new(record.shortened()))).is_err() {
+        if self.floods.admit(&record)
+            && self.queue.try_send(Message::Record(Box::new(record.shortened()))).is_err()
+        {
             self.count_lost();
         }
     }
 
     /// Takes a denial, and never waits.
     pub fn denied(&self, record: AuditRecord) {
-        let admitted = self.flood.lock().unwrap_or_else(PoisonError::into_inner).admits(&record);
-        if admitted && self.queue.try_send(Message::Record(Box::new(record.shortened()))).is_err() {
+        if self.floods.admit(&record)
+            && self.queue.try_send(Message::Record(Box::new(record.shortened()))).is_err()
+        {
             self.count_lost();
         }
     }
@@ -205,7 +238,7 @@ impl AuditRecord {
     }
 }
 
-async fn write_loop(files: LateFiles, mut records: mpsc::Receiver<Message>, flood: Arc<Mutex<FloodLimit>>) {
+async fn write_loop(files: LateFiles, mut records: mpsc::Receiver<Message>, floods: Arc<Floods>) {
     let files = Arc::new(Mutex::new(files));
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -215,7 +248,7 @@ async fn write_loop(files: LateFiles, mut records: mpsc::Receiver<Message>, floo
             count = records.recv_many(&mut batch, BATCH) => count == 0,
             _ = tick.tick() => false,
         };
-        let counted = flood.lock().unwrap_or_else(PoisonError::into_inner).counted(Timestamp::now(), ended);
+        let counted = floods.counted(Timestamp::now(), ended);
         let mut written: Vec<AuditRecord> = Vec::new();
         let mut asked = VecDeque::new();
         for message in batch {

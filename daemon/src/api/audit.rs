@@ -75,12 +75,18 @@ impl Call {
             let action = method.path.trim_start_matches("/hearth.v1.").replace('/', ".");
             return Self { action, object: String::new(), changes: method.changes, source };
         }
-        let action = match registry::pattern_of(path) {
-            Some(pattern) => format!("{verb} {pattern}"),
-            None => format!("{verb} (unknown)"),
-        };
         let changes = !matches!(*verb, Verb::GET | Verb::HEAD);
-        Self { action, object: path.to_owned(), changes, source }
+        // What is no path of the API may be anything, such as a token that was put in the wrong place.
+        let (action, object) = match registry::pattern_of(path) {
+            Some(pattern) => (format!("{} {pattern}", known_verb(verb)), path.to_owned()),
+            None => (format!("{} (unknown)", known_verb(verb)), String::new()),
+        };
+        Self { action, object, changes, source }
+    }
+
+    /// What is called: its text is that of the API, and nothing that a client wrote.
+    pub(super) fn action(&self) -> &str {
+        &self.action
     }
 
     /// Runs the call, and records it where it changed something or was denied.
@@ -118,6 +124,12 @@ impl Call {
             more: 0,
         }
     }
+}
+
+/// Any text may be a verb.
+fn known_verb(verb: &Verb) -> &str {
+    let known = [Verb::GET, Verb::HEAD, Verb::POST, Verb::PUT, Verb::PATCH, Verb::DELETE, Verb::OPTIONS];
+    if known.contains(verb) { verb.as_str() } else { "(unknown)" }
 }
 
 /// A call that has not been answered. Its client may go away, which ends the handler, and not always what it began.

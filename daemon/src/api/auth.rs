@@ -62,7 +62,7 @@ pub async fn require_caller(
         }
         Err(error) => {
             metrics::counter!("hearth_requests_refused_total").increment(1);
-            tracing::debug!(?peer, path = request.uri().path(), %error, "refused");
+            tracing::debug!(?peer, action = call.action(), %error, "refused");
             let refused = refuse(is_grpc(&request), error);
             call.recorded(&gate.trail, "", std::future::ready(refused)).await
         }

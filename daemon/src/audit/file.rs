@@ -1,5 +1,5 @@
-//! The trail's files: lines of JSON, appended. A file that is full is followed by the next number, and the oldest ones
-//! go. A line that a crash cut off is left out when they are read.
+//! The trail's files: lines of JSON, appended. A file that is full is followed by the next number, and when there are
+//! four, the full ones are joined to one, in which each caller has a share ([`fair`]). A line that a crash cut off is left out when they are read.
 
 use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -8,10 +8,12 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::{AuditOutcome, AuditQuery, AuditRecord, MAX_RECORDS};
+use jiff::Timestamp;
+
+use super::{AuditOutcome, AuditQuery, AuditRecord, MAX_RECORDS, fair};
 
 /// Longest line that is read back: longer than any that is written.
-const MAX_LINE: u64 = 16 * 1024;
+pub(super) const MAX_LINE: u64 = 16 * 1024;
 
 /// Bounds of what is kept.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +40,7 @@ struct Series {
     age: Duration,
 }
 
+/// Files there are at most. One of them may be of the size of two: those that were joined.
 const FILES: u64 = 4;
 
 impl TrailFiles {
@@ -108,22 +111,37 @@ impl Series {
         Ok(())
     }
 
-    /// Removes files beyond the number and the age.
+    /// Removes files beyond the age, and makes room for as many as there may be.
     fn forget_old(&mut self) -> io::Result<()> {
         let now = SystemTime::now();
+        let mut full = Vec::new();
         for number in numbers(&self.directory, self.name)? {
             let path = path(&self.directory, self.name, number);
             let written = fs::metadata(&path)?.modified()?;
             let old = now.duration_since(written).is_ok_and(|age| age > self.age);
-            if number != self.newest && (old || number + FILES <= self.newest) {
+            if number == self.newest {
+                continue;
+            }
+            if old {
                 fs::remove_file(&path)?;
+            } else {
+                full.push(path);
             }
         }
-        Ok(())
+        if (full.len() as u64) < FILES - 1 {
+            return Ok(());
+        }
+        let limit = self.file_bytes * (FILES - 2);
+        fair::join(&full, limit, self.oldest())
+    }
+
+    /// Records from before this are too old.
+    fn oldest(&self) -> Timestamp {
+        Timestamp::now().checked_sub(self.age).unwrap_or(Timestamp::MIN)
     }
 
     fn read(&self, query: &AuditQuery, limit: usize) -> io::Result<Vec<AuditRecord>> {
-        let oldest = jiff::Timestamp::now().checked_sub(self.age).unwrap_or(jiff::Timestamp::MIN);
+        let oldest = self.oldest();
         let mut found = VecDeque::with_capacity(limit.min(256));
         for number in numbers(&self.directory, self.name)? {
             let mut lines = BufReader::new(File::open(path(&self.directory, self.name, number))?);

@@ -1,5 +1,5 @@
-//! How many denials are written: the first few of each caller or address in a minute. The rest is counted, so that
-//! nobody fills the trail by being denied.
+//! How many denials, or failures, are written: the first few of each caller or address in a minute. The rest is counted,
+//! so that nobody fills the trail by being denied or by failing.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -35,7 +35,7 @@ struct Seen {
 }
 
 impl FloodLimit {
-    /// Whether a denial is written; if not, it is counted.
+    /// Whether a denial or failure is written; if not, it is counted.
     pub(super) fn admits(&mut self, record: &AuditRecord) -> bool {
         let mut key = key(record);
         if !self.seen.contains_key(&key) && self.seen.len() >= KEYS {
@@ -72,14 +72,15 @@ impl FloodLimit {
         records.sort_by_key(|record| std::cmp::Reverse(record.more));
         if records.len() > COUNTED {
             let rest = records.split_off(COUNTED);
+            let outcome = rest.first().map_or(AuditOutcome::Denied, |record| record.outcome);
             let more: u64 = rest.iter().map(|record| record.more + 1).sum();
             records.push(AuditRecord {
                 caller: String::new(),
                 action: "several".to_owned(),
                 object: String::new(),
-                detail: "denials of many callers and addresses".to_owned(),
+                detail: "calls of many callers and addresses".to_owned(),
                 source: String::new(),
-                outcome: AuditOutcome::Denied,
+                outcome,
                 more: more.saturating_sub(1),
                 at: Timestamp::now(),
             });

@@ -131,3 +131,28 @@ fn a_line_that_a_crash_cut_off_costs_no_other() {
     let found: Vec<_> = found.iter().map(|record| record.action.as_str()).collect();
     assert_eq!(found, ["first", "second"]);
 }
+
+#[tokio::test]
+async fn one_caller_who_fails_or_succeeds_without_end_pushes_out_no_record_of_others() {
+    for outcome in [AuditOutcome::Failed, AuditOutcome::Done] {
+        let directory = tempfile::tempdir().unwrap();
+        let trail = open(&directory);
+        for number in 0..20 {
+            trail.record(record("ann", &format!("Secrets.Set {number}"), AuditOutcome::Done)).await;
+        }
+        for _ in 0..6000 {
+            trail.record(record("eve", "DELETE /v2/<repository>/manifests/<tag>", outcome)).await;
+        }
+        let found = trail.read(all()).await.unwrap();
+        let of = |caller: &str| found.iter().filter(|record| record.caller == caller).count();
+        assert_eq!(of("ann"), 20, "{outcome:?}");
+        match outcome {
+            AuditOutcome::Failed => assert_eq!(of("eve"), 10),
+            _ => assert!(of("eve") > 100, "{}", of("eve")),
+        }
+        trail.flush(Duration::from_secs(20)).await;
+        let files = std::fs::read_dir(directory.path().join("audit")).unwrap();
+        let size: u64 = files.map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+        assert!(size <= LIMITS.bytes * 5 / 4, "{size}");
+    }
+}

@@ -68,3 +68,27 @@ async fn a_denial_that_the_answer_hides_is_recorded_as_one() {
         assert_eq!(record.detail, "use upload `x`: only its owner may");
     }
 }
+
+#[tokio::test]
+async fn a_token_in_an_unknown_path_or_verb_is_not_recorded() {
+    let (_directory, trail) = trail();
+    let secret = "eyJhbGciOiJIUzI1NiJ9.eyJuYW1lIjoiYSJ9.c2lnbmF0dXJl";
+    let verb = Verb::from_bytes(secret.as_bytes()).unwrap();
+    let post = &Verb::POST;
+    for (verb, path) in [
+        (post, format!("/hearth.v1.Builds/{secret}")),
+        (post, format!("/v2/{secret}")),
+        (post, format!("/v2/a/unknown/{secret}")),
+        (post, format!("/{secret}")),
+        (&verb, "/v2/a/manifests/1".to_owned()),
+    ] {
+        let call = Call::of(verb, &path, Peer::Unix { uid: 0 });
+        assert!(!call.action().contains(secret), "{}", call.action());
+        let mut denied = Response::new(Body::empty());
+        *denied.status_mut() = StatusCode::UNAUTHORIZED;
+        call.recorded(&trail, "", ready(denied)).await;
+    }
+    let records = records(&trail).await;
+    assert_eq!(records.len(), 5);
+    assert!(!format!("{records:?}").contains("eyJ"), "{records:?}");
+}

@@ -1,0 +1,113 @@
+//! Makes room in a full trail: whoever has the most records in it loses the oldest of its own first, so that nobody
+//! pushes out the records of others.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use super::file::MAX_LINE;
+
+/// What of a record says whose it is.
+#[derive(Deserialize)]
+struct Owned {
+    at: Timestamp,
+    caller: String,
+    source: String,
+}
+
+impl Owned {
+    /// The caller, and for those without a token the address.
+    fn owner(self) -> String {
+        if self.caller.is_empty() { self.source } else { self.caller }
+    }
+}
+
+/// Joins files, given from the oldest to the newest, into the newest one of them, with at most `bytes` of records and
+/// none from before `oldest`. After a crash in between, some records may be there twice.
+pub(super) fn join(files: &[PathBuf], bytes: u64, oldest: Timestamp) -> io::Result<()> {
+    let Some((newest, older)) = files.split_last() else { return Ok(()) };
+    let mut sizes: HashMap<String, u64> = HashMap::new();
+    for_each_line(files, oldest, |owner, line| {
+        *sizes.entry(owner).or_default() += line.len() as u64;
+        Ok(())
+    })?;
+    let share = share(sizes.values().copied().collect(), bytes);
+    // From here on the bytes that each one has too many.
+    sizes.values_mut().for_each(|size| *size = size.saturating_sub(share));
+    let draft = newest.with_extension("new");
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+    let mut joined = BufWriter::new(file);
+    for_each_line(files, oldest, |owner, line| {
+        match sizes.get_mut(&owner).filter(|excess| **excess > 0) {
+            Some(excess) => *excess = excess.saturating_sub(line.len() as u64),
+            None => joined.write_all(line)?,
+        }
+        Ok(())
+    })?;
+    joined.into_inner().map_err(io::IntoInnerError::into_error)?.sync_data()?;
+    fs::rename(&draft, newest)?;
+    older.iter().try_for_each(fs::remove_file)
+}
+
+/// The most that each may have for all to have at most `bytes` together.
+fn share(mut sizes: Vec<u64>, bytes: u64) -> u64 {
+    sizes.sort_unstable();
+    let (mut left, mut owners) = (bytes, sizes.len() as u64);
+    for size in sizes {
+        if size > left / owners {
+            return left / owners;
+        }
+        left -= size;
+        owners -= 1;
+    }
+    u64::MAX
+}
+
+fn for_each_line(
+    files: &[PathBuf],
+    oldest: Timestamp,
+    mut each: impl FnMut(String, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    for path in files {
+        for_each_line_of(path, &mut |owned, line| {
+            if owned.at >= oldest { each(owned.owner(), line) } else { Ok(()) }
+        })?;
+    }
+    Ok(())
+}
+
+/// Whole lines only.
+fn for_each_line_of(path: &Path, each: &mut impl FnMut(Owned, &[u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut lines = BufReader::new(File::open(path)?);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
+        }
+        if let Ok(owned) = serde_json::from_slice::<Owned>(&line)
+            && line.ends_with(b"\n")
+        {
+            each(owned, &line)?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::share;
+
+    #[test]
+    fn whoever_has_little_keeps_it_and_the_others_share_the_rest_alike() {
+        assert_eq!(share(vec![10, 20], 100), u64::MAX);
+        assert_eq!(share(vec![10, 500], 100), 90);
+        assert_eq!(share(vec![300, 10, 500], 100), 45);
+        assert_eq!(share(vec![300; 4], 100), 25);
+        assert_eq!(share(Vec::new(), 100), u64::MAX);
+    }
+}
