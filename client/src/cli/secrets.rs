@@ -113,10 +113,11 @@ pub(super) async fn run(command: SecretsCommand, globals: &Globals) -> Result<()
 
 async fn read_value(file: Option<PathBuf>) -> Result<Vec<u8>, Failure> {
     // Held here and not where the line is read: Ctrl-C ends this and not that.
-    let hidden = (file.is_none() && io::stdin().is_terminal()).then(|| {
+    let hidden = (file.is_none() && io::stdin().is_terminal()).then(Hidden::keyboard);
+    if hidden.is_some() {
+        // Only now: whoever types as soon as the question is there must not be shown what they type.
         output::note("The value, which is not shown, and enter:");
-        Hidden::keyboard()
-    });
+    }
     let typed = hidden.is_some();
     let read = task::blocking("secret", move || match file {
         Some(path) => of_file(&path),
