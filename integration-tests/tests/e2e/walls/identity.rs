@@ -100,7 +100,7 @@ fn no_token_is_minted_for_the_name_of_a_service_or_a_user(daemon: &Daemon) {
     for name in ["service:4f8e7k2m9x1c", "build:4f8e7k2m9x1c", "uid:0"] {
         let output = daemon.hearth(&["token", "mint", "--name", name]);
         assert_ne!(output.code, 0, "{output}");
-        output.says(&["not those of participants"]);
+        output.says(&["no participant has this name"]);
         // Whoever has the secret cannot have the daemon take one either.
         let token = signed_for(daemon, &json!({"alg": "HS256"}), |claims| claims["name"] = name.into());
         assert_eq!(v2(daemon, &token), 401, "{name}");
