@@ -109,7 +109,7 @@ fn a_step_that_fills_the_disk_is_ended_and_others_build_again() {
         assert_ne!(ended.code, 0, "{ended}");
         ended.says(&["used up the disk"]);
     });
-    assert_eq!(readyz(daemon).0, 200, "{:?}", readyz(daemon));
+    wait::until(AGAIN, "/readyz follows the disk", || readyz(daemon).0 == 200);
     // Whoever did it goes on too.
     mallory.build("mallory:2", "small", &["--no-cache"]).expect_code(0);
     alice.hearth(&["builds", "list"]).expect_code(0);
