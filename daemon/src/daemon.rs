@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use hyper_util::client::proxy::matcher::Matcher;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -429,7 +430,8 @@ async fn start_builders(
     };
     let network = network.ok();
     let state_dir = config.state_dir.clone();
-    let git = Some(GitProxy::start(config.egress()).await.context("proxy for git of builds")?);
+    let git =
+        Some(GitProxy::start(config.egress(), Matcher::from_env()).await.context("proxy for git of builds")?);
     let (owners, space) = (owners.clone(), space.clone());
     let options =
         builders::Options { state_dir, limits, owners, builder, network: network.clone(), git, space };

@@ -13,6 +13,7 @@
 
 mod dial;
 mod serve;
+mod upstream;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -23,6 +24,7 @@ use std::time::Instant;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use hyper_util::client::proxy::matcher::Matcher;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -78,14 +80,16 @@ struct Access {
 }
 
 impl GitProxy {
-    pub async fn start(policy: EgressPolicy) -> io::Result<Self> {
+    /// `operator_proxies` are those that the operator has set up for this machine.
+    pub async fn start(policy: EgressPolicy, operator_proxies: Matcher) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let (address, stop) = (listener.local_addr()?, CancellationToken::new());
         let builders = Arc::new(Builders::default());
         let policy = FetchPolicy::new(policy);
         let (known, stopped) = (Arc::clone(&builders), stop.clone());
+        let way = serve::Way { policy, operator_proxies };
         task::spawn("git-proxy", async move {
-            stopped.run_until_cancelled(serve::serve(listener, policy, known)).await;
+            stopped.run_until_cancelled(serve::serve(listener, way, known)).await;
         });
         Ok(Self(Arc::new(Inner { address, builders, _serving: stop.drop_guard() })))
     }

@@ -14,7 +14,7 @@ use url::Host;
 use crate::fetch_policy::FetchPolicy;
 
 /// For the name and the connection together.
-const CONNECT_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 /// A connection on which no byte moves for so long is closed.
 const IDLE: Duration = Duration::from_secs(300);
 
@@ -75,7 +75,7 @@ pub(super) struct IdleStream {
 }
 
 impl IdleStream {
-    fn new(stream: TcpStream) -> Self {
+    pub(super) fn new(stream: TcpStream) -> Self {
         Self { stream, idle: Box::pin(sleep(IDLE)) }
     }
 

@@ -16,12 +16,14 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::Host;
 
 use super::dial::{DialError, IdleStream, dial};
+use super::upstream::dial_through;
 use super::{Builder, Builders, GitRefusal};
 use crate::fetch_policy::FetchPolicy;
 use crate::task;
@@ -34,9 +36,15 @@ const MAX_HEAD: usize = 32 << 10;
 
 type Body = BoxBody<Bytes, hyper::Error>;
 
-pub(super) async fn serve(listener: TcpListener, policy: FetchPolicy, builders: Arc<Builders>) {
+/// How requests go on.
+pub(super) struct Way {
+    pub(super) policy: FetchPolicy,
+    pub(super) operator_proxies: Matcher,
+}
+
+pub(super) async fn serve(listener: TcpListener, way: Way, builders: Arc<Builders>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let policy = Arc::new(policy);
+    let way = Arc::new(way);
     loop {
         // Never closed.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -48,11 +56,11 @@ pub(super) async fn serve(listener: TcpListener, policy: FetchPolicy, builders: 
                 continue;
             }
         };
-        let (policy, builders) = (Arc::clone(&policy), Arc::clone(&builders));
+        let (way, builders) = (Arc::clone(&way), Arc::clone(&builders));
         task::spawn("git-proxy-connection", async move {
             let service = service_fn(|request| {
-                let (policy, builders) = (Arc::clone(&policy), Arc::clone(&builders));
-                async move { Ok::<_, Infallible>(answer(&policy, &builders, request).await) }
+                let (way, builders) = (Arc::clone(&way), Arc::clone(&builders));
+                async move { Ok::<_, Infallible>(answer(&way, &builders, request).await) }
             });
             let mut http = http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT).max_buf_size(MAX_HEAD);
@@ -65,7 +73,7 @@ pub(super) async fn serve(listener: TcpListener, policy: FetchPolicy, builders: 
     }
 }
 
-async fn answer(policy: &FetchPolicy, builders: &Builders, request: Request<Incoming>) -> Response<Body> {
+async fn answer(way: &Way, builders: &Builders, request: Request<Incoming>) -> Response<Body> {
     let given = request.headers().get(PROXY_AUTHORIZATION).and_then(|value| value.to_str().ok());
     let Some(builder) = given.and_then(|given| builders.find(given)) else {
         let mut answer = text(StatusCode::PROXY_AUTHENTICATION_REQUIRED, "this proxy is for builders only");
@@ -82,14 +90,24 @@ async fn answer(policy: &FetchPolicy, builders: &Builders, request: Request<Inco
     let Ok(place) = Arc::clone(&builder.places).try_acquire_owned() else {
         return text(StatusCode::SERVICE_UNAVAILABLE, "this builder has too many connections");
     };
-    let stream = match dial(policy, &host, port).await {
+    let tunnels = request.method() == Method::CONNECT;
+    let scheme = if tunnels { "https" } else { "http" };
+    let Ok(target) = format!("{scheme}://{host}:{port}/").parse::<Uri>() else {
+        return text(StatusCode::BAD_REQUEST, "the host is none of a URL");
+    };
+    let proxy = way.operator_proxies.intercept(&target);
+    let dialed = match &proxy {
+        Some(proxy) => dial_through(proxy, &way.policy, &host, target, tunnels).await,
+        None => dial(&way.policy, &host, port).await,
+    };
+    let stream = match dialed {
         Ok(stream) => stream,
         Err(error) => return refused(&builder, port, &error),
     };
-    if request.method() == Method::CONNECT {
+    if tunnels {
         return tunnel(request, stream, place);
     }
-    match forward(request, stream, place).await {
+    match forward(request, stream, place, proxy.as_ref()).await {
         Ok(answer) => answer,
         Err(error) => text(StatusCode::BAD_GATEWAY, &format!("`{host}` did not answer: {error}")),
     }
@@ -140,6 +158,7 @@ async fn forward(
     request: Request<Incoming>,
     stream: IdleStream,
     place: OwnedSemaphorePermit,
+    proxy: Option<&Intercept>,
 ) -> Result<Response<Body>, hyper::Error> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     task::spawn("git-proxy-request", async move {
@@ -151,8 +170,15 @@ async fn forward(
     let (mut head, body) = request.into_parts();
     let authority = head.uri.authority().map(|authority| host_and_port(authority.as_str()).to_owned());
     let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    head.uri = Uri::from(path);
+    head.uri = match (proxy, &authority) {
+        // The whole URL, without what may stand before the host.
+        (Some(_), Some(authority)) => format!("http://{authority}{path}").parse().unwrap_or(head.uri),
+        _ => Uri::from(path),
+    };
     remove_hop_headers(&mut head.headers);
+    if let Some(authorization) = proxy.and_then(Intercept::basic_auth) {
+        head.headers.insert(PROXY_AUTHORIZATION, authorization.clone());
+    }
     if let Some(host) = authority.and_then(|authority| HeaderValue::from_str(&authority).ok()) {
         head.headers.insert(HOST, host);
     }

@@ -7,6 +7,11 @@ fn policy(rules: &[&str]) -> EgressPolicy {
     EgressPolicy::new(rules.iter().map(|rule| rule.parse().unwrap()).collect())
 }
 
+/// On a machine without a proxy of its operator.
+async fn start(rules: &[&str]) -> GitProxy {
+    GitProxy::start(policy(rules), Matcher::builder().build()).await.unwrap()
+}
+
 /// Sends one request, and gives the status and the body of the answer.
 async fn ask(proxy: &GitProxy, authorization: Option<&str>, line: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(proxy.0.address).await.unwrap();
@@ -24,7 +29,7 @@ async fn ask(proxy: &GitProxy, authorization: Option<&str>, line: &str) -> (u16,
 
 #[tokio::test]
 async fn nobody_without_a_password_of_a_builder_is_served() {
-    let proxy = GitProxy::start(policy(&[])).await.unwrap();
+    let proxy = start(&[]).await;
     let access = proxy.admit();
     let other = proxy.admit();
     assert_ne!(access.url(), other.url());
@@ -45,7 +50,7 @@ async fn what_builds_may_not_reach_is_refused_and_remembered_for_its_builder() {
     let begun = Instant::now();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let proxy = GitProxy::start(policy(&["0.0.0.0/0", "10.1.0.0/16"])).await.unwrap();
+    let proxy = start(&["0.0.0.0/0", "10.1.0.0/16"]).await;
     let (access, other) = (proxy.admit(), proxy.admit());
     for host in [
         "127.0.0.1",
@@ -73,7 +78,7 @@ async fn what_builds_may_not_reach_is_refused_and_remembered_for_its_builder() {
     let accepted = tokio::time::timeout(std::time::Duration::from_millis(50), listener.accept()).await;
     assert!(accepted.is_err());
 
-    let narrow = GitProxy::start(policy(&["git.example"])).await.unwrap();
+    let narrow = start(&["git.example"]).await;
     let access = narrow.admit();
     assert_eq!(ask(&narrow, Some(&access.0.authorization), "CONNECT other.example:443").await.0, 403);
     assert_eq!(access.refused_since(begun)[0].address, None, "the name was not resolved");
@@ -81,9 +86,51 @@ async fn what_builds_may_not_reach_is_refused_and_remembered_for_its_builder() {
 
 #[tokio::test]
 async fn what_is_no_request_to_a_proxy_is_refused() {
-    let proxy = GitProxy::start(policy(&[])).await.unwrap();
+    let proxy = start(&[]).await;
     let access = proxy.admit();
     for line in ["GET /", "GET https://192.0.2.1/", "GET ftp://192.0.2.1/", "CONNECT 192.0.2.1"] {
         assert_eq!(ask(&proxy, Some(&access.0.authorization), line).await.0, 400, "{line}");
+    }
+}
+
+/// Answers one request as a proxy does, and gives its head.
+async fn operator_proxy(listener: TcpListener, answer: &'static str) -> String {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    // The end of a tunnel says nothing before its client does, which the head has reached by then.
+    let (begin, rest) = answer.split_at(answer.find("hello").unwrap());
+    stream.write_all(begin.as_bytes()).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    stream.write_all(rest.as_bytes()).await.unwrap();
+    String::from_utf8(head).unwrap()
+}
+
+#[tokio::test]
+async fn git_goes_on_through_the_proxy_that_the_operator_has_set_up() {
+    for (line, answer, asked) in [
+        ("CONNECT git.example:443", "HTTP/1.1 200 OK\r\n\r\nhello", "CONNECT git.example:443 HTTP/1.1\r\n"),
+        (
+            "GET http://me@git.example/a.git?b",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+            "GET http://git.example/a.git?b HTTP/1.1\r\n",
+        ),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://user:password@{}", listener.local_addr().unwrap());
+        let proxies = Matcher::builder().all(url).no("direct.example").build();
+        let proxy = GitProxy::start(policy(&["git.example"]), proxies).await.unwrap();
+        let access = proxy.admit();
+        let served = crate::task::spawn("operator's proxy", operator_proxy(listener, answer));
+        let refused = ask(&proxy, Some(&access.0.authorization), "CONNECT other.example:443").await;
+        assert_eq!(refused.0, 403, "the policy of builds is asked first");
+        let (status, body) = ask(&proxy, Some(&access.0.authorization), line).await;
+        assert_eq!((status, body.as_str()), (200, "hello"), "{line}");
+        let head = served.await.unwrap();
+        let authorization = format!("Basic {}", STANDARD.encode("user:password"));
+        assert!(head.starts_with(asked) && head.contains(&authorization), "{head}");
+        assert!(!head.contains(&access.0.authorization), "a builder's password stays here: {head}");
     }
 }
