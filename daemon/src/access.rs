@@ -66,7 +66,7 @@ pub struct Access {
     /// One change of keys or state at a time. Nobody who only checks a token waits for a disk.
     changing: Mutex<()>,
     trust: Trust,
-    /// Who deployed the service of this id, if there is one.
+    /// Finds out who deployed a service, by its id. Set once, when the services are known.
     services: OnceLock<Box<OriginOf>>,
     running: RunningCalls,
     /// Keys or revocations were changed: calls under way are asked for their tokens again.

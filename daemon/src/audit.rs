@@ -166,7 +166,7 @@ impl AuditTrail {
     /// Takes a record. Waits for a moment where the writer is behind, then counts the record as lost.
     pub async fn record(&self, record: AuditRecord) {
         if record.outcome == AuditOutcome::Denied {
-            return self.denied(record);
+            return self.record_now(record);
         }
         if !self.floods.admit(&record) {
             return;
@@ -177,17 +177,8 @@ impl AuditTrail {
         }
     }
 
-    /// Takes a record of something that was not denied, and never waits.
+    /// Takes a record, and never waits.
     pub fn record_now(&self, record: AuditRecord) {
-        if self.floods.admit(&record)
-            && self.queue.try_send(Message::Record(Box::new(record.shortened()))).is_err()
-        {
-            self.count_lost();
-        }
-    }
-
-    /// Takes a denial, and never waits.
-    pub fn denied(&self, record: AuditRecord) {
         if self.floods.admit(&record)
             && self.queue.try_send(Message::Record(Box::new(record.shortened()))).is_err()
         {

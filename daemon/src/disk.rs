@@ -10,6 +10,7 @@
 //! content; a lost line counts too little, never too much. What is gone without a word is found by [`DiskShares::compare`].
 
 mod journal;
+mod patience;
 mod space;
 
 use std::collections::{BTreeMap, HashMap};
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::Digest;
 use journal::Journal;
+pub use patience::{is_disk_full, write_patiently};
 pub use space::{FreeSpace, SpaceLevel, SpaceWatch};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -30,6 +30,7 @@ pub mod model;
 pub mod netlink;
 pub mod network;
 pub mod packs;
+pub mod places;
 pub mod registry;
 pub mod secrets;
 pub mod shutdown;

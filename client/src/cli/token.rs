@@ -62,7 +62,7 @@ Examples:
     Revoked,
 }
 
-/// What a daemon takes.
+/// Longest grace time that a daemon accepts.
 const LONGEST_GRACE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// A length of time, or none at all.

@@ -84,7 +84,7 @@ impl Call {
         Self { action, object, changes, source }
     }
 
-    /// What is called: its text is that of the API, and nothing that a client wrote.
+    /// The name of the called method or route. It is always text of the API, never text that a client sent.
     pub(super) fn action(&self) -> &str {
         &self.action
     }

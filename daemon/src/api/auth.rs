@@ -69,7 +69,8 @@ pub async fn require_caller(
     }
 }
 
-/// As [`admit`], and ends the call, its request and its answer when the caller's token is no longer good.
+/// Handles a request as [`admit`] does, and ends the call with its request and response bodies when the caller's token
+/// becomes invalid.
 async fn admit_while_good(running: RunningCall, caller: Caller, request: Request, next: Next) -> Response {
     let (running, grpc) = (Arc::new(running), is_grpc(&request));
     let request = request.map(|body| ending_request(body, &running));

@@ -2,17 +2,17 @@
 //! pushes out the records of others.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write as _};
+use std::fs::{self, OpenOptions};
+use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::file::MAX_LINE;
+use super::file::for_each_line;
 
-/// What of a record says whose it is.
+/// The fields of a record that say when it was made and whose it is.
 #[derive(Deserialize)]
 struct Owned {
     at: Timestamp,
@@ -32,7 +32,7 @@ impl Owned {
 pub(super) fn join(files: &[PathBuf], bytes: u64, oldest: Timestamp) -> io::Result<()> {
     let Some((newest, older)) = files.split_last() else { return Ok(()) };
     let mut sizes: HashMap<String, u64> = HashMap::new();
-    for_each_line(files, oldest, |owner, line| {
+    for_each_record(files, oldest, |owner, line| {
         *sizes.entry(owner).or_default() += line.len() as u64;
         Ok(())
     })?;
@@ -42,7 +42,7 @@ pub(super) fn join(files: &[PathBuf], bytes: u64, oldest: Timestamp) -> io::Resu
     let draft = newest.with_extension("new");
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
     let mut joined = BufWriter::new(file);
-    for_each_line(files, oldest, |owner, line| {
+    for_each_record(files, oldest, |owner, line| {
         match sizes.get_mut(&owner).filter(|excess| **excess > 0) {
             Some(excess) => *excess = excess.saturating_sub(line.len() as u64),
             None => joined.write_all(line)?,
@@ -68,34 +68,18 @@ fn share(mut sizes: Vec<u64>, bytes: u64) -> u64 {
     u64::MAX
 }
 
-fn for_each_line(
+/// Whole lines only, each with whose it is.
+fn for_each_record(
     files: &[PathBuf],
     oldest: Timestamp,
     mut each: impl FnMut(String, &[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
-    for path in files {
-        for_each_line_of(path, &mut |owned, line| {
-            if owned.at >= oldest { each(owned.owner(), line) } else { Ok(()) }
-        })?;
-    }
-    Ok(())
-}
-
-/// Whole lines only.
-fn for_each_line_of(path: &Path, each: &mut impl FnMut(Owned, &[u8]) -> io::Result<()>) -> io::Result<()> {
-    let mut lines = BufReader::new(File::open(path)?);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        if lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
-            return Ok(());
-        }
-        if let Ok(owned) = serde_json::from_slice::<Owned>(&line)
-            && line.ends_with(b"\n")
-        {
-            each(owned, &line)?;
-        }
-    }
+    files.iter().try_for_each(|path| {
+        for_each_line(path, |line| match serde_json::from_slice::<Owned>(line) {
+            Ok(owned) if line.ends_with(b"\n") && owned.at >= oldest => each(owned.owner(), line),
+            _ => Ok(()),
+        })
+    })
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The trail's files: lines of JSON, appended. A file that is full is followed by the next number, and when there are
-//! four, the full ones are joined to one, in which each caller has a share ([`fair`]). A line that a crash cut off is left out when they are read.
+//! four, the full ones are joined to one, in which each caller has a share ([`fair`]). A line that a crash cut off is left
+//! out when they are read.
 
 use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -13,7 +14,7 @@ use jiff::Timestamp;
 use super::{AuditOutcome, AuditQuery, AuditRecord, MAX_RECORDS, fair};
 
 /// Longest line that is read back: longer than any that is written.
-pub(super) const MAX_LINE: u64 = 16 * 1024;
+const MAX_LINE: u64 = 16 * 1024;
 
 /// Bounds of what is kept.
 #[derive(Clone, Copy, Debug)]
@@ -144,23 +145,33 @@ impl Series {
         let oldest = self.oldest();
         let mut found = VecDeque::with_capacity(limit.min(256));
         for number in numbers(&self.directory, self.name)? {
-            let mut lines = BufReader::new(File::open(path(&self.directory, self.name, number))?);
-            let mut line = Vec::new();
-            loop {
-                line.clear();
-                if lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
-                    break;
-                }
-                let Ok(record) = serde_json::from_slice::<AuditRecord>(&line) else { continue };
-                if record.at >= oldest && query.wants(&record) {
+            for_each_line(&path(&self.directory, self.name, number), |line| {
+                if let Ok(record) = serde_json::from_slice::<AuditRecord>(line)
+                    && record.at >= oldest
+                    && query.wants(&record)
+                {
                     if found.len() == limit {
                         found.pop_front();
                     }
                     found.push_back(record);
                 }
-            }
+                Ok(())
+            })?;
         }
         Ok(found.into())
+    }
+}
+
+/// The lines of a file, each with its end if it has one.
+pub(super) fn for_each_line(path: &Path, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut lines = BufReader::new(File::open(path)?);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
+        }
+        each(&line)?;
     }
 }
 

@@ -2,14 +2,10 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use super::file::{FileLimits, TrailFiles};
 use super::{AuditQuery, AuditRecord};
-
-/// For space to come back: the reserve of the disk is released within that.
-const PATIENCE: Duration = Duration::from_secs(2);
-const PAUSE: Duration = Duration::from_millis(100);
+use crate::disk::{is_disk_full, write_patiently};
 
 pub(super) struct LateFiles {
     directory: PathBuf,
@@ -21,7 +17,7 @@ impl LateFiles {
     /// A full disk is no error: the files are opened when there is something to write.
     pub(super) fn open(directory: &Path, limits: FileLimits) -> io::Result<Self> {
         let files = match TrailFiles::open(directory, limits) {
-            Err(error) if is_full(&error) => {
+            Err(error) if is_disk_full(&error) => {
                 tracing::error!(%error, "failed to open the audit trail; it is opened once there is space");
                 None
             }
@@ -31,13 +27,7 @@ impl LateFiles {
     }
 
     pub(super) fn write(&mut self, records: &[AuditRecord]) -> io::Result<()> {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            match self.files().and_then(|files| files.write(records)) {
-                Err(error) if is_full(&error) && Instant::now() < end => std::thread::sleep(PAUSE),
-                written => return written,
-            }
-        }
+        write_patiently(|| self.files()?.write(records))
     }
 
     pub(super) fn read(&mut self, query: &AuditQuery) -> io::Result<Vec<AuditRecord>> {
@@ -51,8 +41,4 @@ impl LateFiles {
         };
         Ok(self.files.insert(files))
     }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

@@ -200,8 +200,8 @@ impl Admission {
         if self.running_of(caller) > 0 { shared } else { shared.max(1).min(free) }
     }
 
-    /// Of the builds that wait or have a place, those that free slots are there for. They are more than the free slots
-    /// where callers compete for them.
+    /// Number of builds, queued or with a reserved place, whose caller may use a free slot. It exceeds the number of free
+    /// slots when callers compete for them.
     fn starting(&self) -> usize {
         let waiting = self.waiting.iter().map(|(caller, _)| caller);
         let callers: BTreeSet<&String> = waiting.chain(self.places.keys()).collect();

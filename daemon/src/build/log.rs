@@ -14,10 +14,10 @@ use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use crate::disk::write_patiently;
 use crate::model::build::{BuildEvent, EventKind};
 use crate::model::id::BuildId;
 
@@ -25,9 +25,6 @@ use crate::model::id::BuildId;
 const STRIDE: u64 = 64;
 /// A line is never longer: the publisher cuts log data to far less.
 const LONGEST_LINE: usize = 4 << 20;
-/// For space on a full disk.
-const PATIENCE: Duration = Duration::from_secs(2);
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// Blocking: call from a blocking thread.
 pub struct EventLog {
@@ -145,7 +142,7 @@ impl EventLog {
             lines.push(b'\n');
         }
         let mut file = &self.file;
-        let outcome = patiently(|| {
+        let outcome = write_patiently(|| {
             file.seek(SeekFrom::Start(written.end))?;
             file.write_all(&lines)
         });
@@ -212,19 +209,6 @@ impl EventLog {
             }
         }
         Ok(events)
-    }
-}
-
-/// Tries again where the disk is full: builds that use it up are ended, and its reserve is released, within that.
-fn patiently(mut write: impl FnMut() -> io::Result<()>) -> io::Result<()> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        match write() {
-            Err(error) if error.kind() == io::ErrorKind::StorageFull && Instant::now() < end => {
-                std::thread::sleep(PAUSE);
-            }
-            written => return written,
-        }
     }
 }
 

@@ -8,6 +8,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+/// A builder that wrote less than this part of the floor is left alone where the disk lacks space.
+pub(super) const SHARE_OF_FLOOR: u64 = 8;
+
 /// Bytes on disk that were written since a moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Growth {

@@ -6,14 +6,12 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::directory::{self, Directories};
-use super::growth::growth_since;
+use super::growth::{SHARE_OF_FLOOR, growth_since};
 use crate::disk::{SpaceLevel, SpaceWatch};
 use crate::task;
 
 /// For a look at one builder.
 const LOOK_LIMIT: Duration = Duration::from_secs(3);
-/// A builder that takes less than this part of the floor is left alone.
-const SHARE_OF_FLOOR: u64 = 8;
 
 /// Removes caches of builders that were not stopped, until the floor is free again. To be called before anything else
 /// uses the state directory.

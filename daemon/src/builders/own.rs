@@ -21,11 +21,11 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::directory::{self, Directories, Record};
-use super::policy::{Action, Limits, Phase, Policy, Ticket};
+use super::policy::{Action, Limits, Policy, Ticket};
 use crate::buildkit::{BuildKit, Status, managed};
 use crate::disk::SpaceWatch;
 use crate::git_proxy::GitProxy;
-use crate::model::builder::{BuilderState, BuilderStatus};
+use crate::model::builder::BuilderStatus;
 use crate::model::share_owner::ShareOwners;
 use crate::model::trust::TrustDomain;
 use crate::network::steps::StepNetwork;
@@ -33,8 +33,10 @@ use crate::supervise;
 use crate::task;
 
 mod reclaim;
+mod status;
 
 use reclaim::Suspect;
+use status::describe_metrics;
 
 /// From the end of a build until its builder's cache is measured; builds that end in between are one.
 const MEASURE_AFTER: Duration = Duration::from_secs(2);
@@ -521,65 +523,6 @@ impl Owner {
             tracing::warn!(%domain, %error, "the record of a builder is not stored");
         }
     }
-
-    fn publish(&self) {
-        let all: Vec<BuilderStatus> = self
-            .policy
-            .standings()
-            .map(|(domain, standing)| {
-                let slot = self.slots.get(domain);
-                let status =
-                    slot.and_then(|slot| slot.running.as_ref()).map(|(kit, _)| kit.status().borrow().clone());
-                let state = match (&status, standing.phase) {
-                    (Some(status), _) if status.ready => BuilderState::Ready,
-                    (_, Phase::Stopped | Phase::Removing) => BuilderState::Stopped,
-                    _ => BuilderState::NotReady,
-                };
-                let detail = match (status, slot) {
-                    (Some(status), _) => {
-                        if status.ready {
-                            status.version
-                        } else {
-                            status.detail
-                        }
-                    }
-                    (None, Some(slot)) if slot.stopping => Some("buildkitd is stopping".to_owned()),
-                    (None, Some(slot)) => {
-                        Some(slot.failure.clone().unwrap_or_else(|| "buildkitd is starting".to_owned()))
-                    }
-                    (None, None) => None,
-                };
-                BuilderStatus {
-                    domain: Some(domain.clone()),
-                    address: None,
-                    state,
-                    detail: detail.unwrap_or_default(),
-                    disk: standing.disk,
-                    last_used: Some(standing.last_used),
-                    builds: standing.builds,
-                }
-            })
-            .collect();
-        count(&all, self.policy.waiting_count());
-        self.status.send_if_modified(|now| replace(now, together(&all)));
-        self.builders.send_if_modified(|now| replace(now, all));
-    }
-}
-
-fn replace<T: PartialEq>(now: &mut T, new: T) -> bool {
-    let changed = *now != new;
-    *now = new;
-    changed
-}
-
-/// Ready when a builder is: then builds are accepted. Otherwise what is wrong with the one that was used last.
-fn together(all: &[BuilderStatus]) -> Status {
-    let of = |state| all.iter().filter(move |one| one.state == state).max_by_key(|one| one.last_used);
-    if let Some(ready) = of(BuilderState::Ready) {
-        return Status { ready: true, version: Some(ready.detail.clone()), detail: None };
-    }
-    let detail = of(BuilderState::NotReady).map_or("no builder runs", |down| &down.detail);
-    Status { ready: false, version: None, detail: Some(detail.to_owned()) }
 }
 
 /// The options of the builder in a directory.
@@ -621,29 +564,4 @@ fn follow(kit: &BuildKit, events: mpsc::UnboundedSender<Event>) {
 
 fn cannot_remove(directory: &Path, error: &std::io::Error) {
     tracing::error!(directory = %directory.display(), %error, "the cache of a builder is not removed; the next start tries again");
-}
-
-fn describe_metrics() {
-    metrics::describe_gauge!("hearth_builders", "Builders, by state.");
-    metrics::describe_gauge!("hearth_builders_disk_bytes", "Caches of all builders together.");
-    metrics::describe_gauge!(
-        "hearth_builders_waiting",
-        "Builds that wait for a builder of their trust domain."
-    );
-    metrics::describe_counter!("hearth_builders_started_total", "Starts of builders.");
-    metrics::describe_counter!(
-        "hearth_builders_removed_total",
-        "Caches that were removed to keep the bounds."
-    );
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a gauge")]
-fn count(all: &[BuilderStatus], waiting: usize) {
-    for state in [BuilderState::Ready, BuilderState::NotReady, BuilderState::Stopped] {
-        let number = all.iter().filter(|one| one.state == state).count();
-        metrics::gauge!("hearth_builders", "state" => state.as_str()).set(number as f64);
-    }
-    let disk = all.iter().fold(0u64, |total, one| total.saturating_add(one.disk));
-    metrics::gauge!("hearth_builders_disk_bytes").set(disk as f64);
-    metrics::gauge!("hearth_builders_waiting").set(waiting as f64);
 }

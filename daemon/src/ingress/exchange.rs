@@ -91,7 +91,7 @@ impl Ingress {
 
     fn record_denial(&self, connection: &Connection, host: Option<&HeaderValue>, refusal: &Refusal) {
         let Some(trail) = &self.trail else { return };
-        trail.denied(AuditRecord {
+        trail.record_now(AuditRecord {
             at: Timestamp::now(),
             caller: String::new(),
             action: "ingress".to_owned(),

@@ -38,7 +38,6 @@ mod builder;
 mod call;
 mod dns_message;
 mod gate;
-mod places;
 mod plugin;
 mod refusals;
 mod resolver;

@@ -1,10 +1,9 @@
 //! Answers that come in many messages: no thread of the shared ones waits for who reads them.
 
-use std::collections::HashMap;
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +15,7 @@ use tonic::{Code, Status};
 
 use super::super::error::Refusal;
 use crate::model::share_owner::ShareOwner;
+use crate::places::{Place, Places};
 use crate::task;
 
 /// Of a file, in one message: what a reader that does not read makes the daemon hold.
@@ -81,8 +81,8 @@ impl<T> Told<T> {
 }
 
 /// The threads that walks run on, by whose share they take; cheap to clone.
-#[derive(Clone, Default)]
-pub struct Walks(Arc<Mutex<HashMap<ShareOwner, usize>>>);
+#[derive(Clone)]
+pub struct Walks(Arc<Places<ShareOwner>>);
 
 impl Walks {
     /// A stream of what `walk` tells. It runs on a thread of its own, and it may wait there for its reader.
@@ -107,40 +107,20 @@ impl Walks {
         Ok(ReceiverStream::new(receive).boxed())
     }
 
-    fn take(&self, owner: &ShareOwner) -> Result<WalkPlace, Refusal> {
-        let mut walks = self.held();
-        let own = walks.get(owner).copied().unwrap_or_default();
-        if own >= MOST_WALKS_OF_ONE || walks.values().sum::<usize>() >= MOST_WALKS {
+    fn take(&self, owner: &ShareOwner) -> Result<Place<ShareOwner>, Refusal> {
+        self.0.take(owner.clone()).ok_or_else(|| {
             let message = format!(
                 "{MOST_WALKS_OF_ONE} listings of one caller and {MOST_WALKS} of all may be read at a time"
             );
             let refusal = Refusal::new(Code::ResourceExhausted, "too_many_requests", message);
-            return Err(refusal.hint("read those that were asked for").retryable(Some(UNREAD)));
-        }
-        *walks.entry(owner.clone()).or_default() += 1;
-        Ok(WalkPlace { walks: self.clone(), owner: owner.clone() })
-    }
-
-    fn held(&self) -> MutexGuard<'_, HashMap<ShareOwner, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+            refusal.hint("read those that were asked for").retryable(Some(UNREAD))
+        })
     }
 }
 
-/// One of the threads that walks have.
-struct WalkPlace {
-    walks: Walks,
-    owner: ShareOwner,
-}
-
-impl Drop for WalkPlace {
-    fn drop(&mut self) {
-        let mut held = self.walks.held();
-        if let Some(count) = held.get_mut(&self.owner) {
-            *count -= 1;
-            if *count == 0 {
-                held.remove(&self.owner);
-            }
-        }
+impl Default for Walks {
+    fn default() -> Self {
+        Self(Places::new(MOST_WALKS, MOST_WALKS_OF_ONE))
     }
 }
 

@@ -122,7 +122,7 @@ impl v1::system_server::System for SystemService {
             match restarted {
                 Ok(()) => services.push(name.to_string()),
                 Err(error) => {
-                    tracing::warn!(service.name = %name, %error, "a service keeps a token of the secret before");
+                    tracing::warn!(service.name = %name, %error, "failed to restart a service: it keeps a token signed with the previous secret");
                     not_restarted.push(name.to_string());
                 }
             }

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::super::growth::{Growth, growth_since};
+use super::super::growth::{Growth, SHARE_OF_FLOOR, growth_since};
 use super::{Event, Owner};
 use crate::buildkit::BuildKit;
 use crate::disk::{FreeSpace, SpaceLevel, SpaceWatch};
@@ -37,8 +37,6 @@ const COLLECT_LIMIT: Duration = Duration::from_secs(2);
 const DISCARD_LIMIT: Duration = Duration::from_secs(10);
 /// A builder without builds is suspected for as long after its last one.
 const RECENT: Duration = Duration::from_secs(30);
-/// A builder that wrote less than this part of the floor is left alone.
-const SHARE_OF_FLOOR: u64 = 8;
 
 /// How a builder came to use the disk.
 #[derive(Default)]

@@ -24,9 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::attachments::within;
 use super::dns_message::{Query, Record};
-use super::places::StepPlaces;
 use super::refusals::Refusals;
 use crate::model::egress::EgressPolicy;
+use crate::places::Places;
 use crate::task;
 
 const PORT: u16 = 53;
@@ -36,10 +36,10 @@ const UPSTREAM_LIMIT: Duration = Duration::from_secs(2);
 const MAX_UPSTREAMS: usize = 3;
 /// Queries that are worked on: of all steps, and of one.
 const MAX_QUERIES: usize = 512;
-const MAX_QUERIES_OF_ONE: u32 = 64;
+const MAX_QUERIES_OF_ONE: usize = 64;
 /// Connections of all steps, and of one; and how long one may be silent.
 const MAX_CONNECTIONS: usize = 256;
-const MAX_CONNECTIONS_OF_ONE: u32 = 8;
+const MAX_CONNECTIONS_OF_ONE: usize = 8;
 const CONNECTION_IDLE: Duration = Duration::from_secs(10);
 /// Datagrams are never longer, whatever size a query offers.
 const MAX_DATAGRAM: usize = 4096;
@@ -69,8 +69,8 @@ struct Shared {
     options: ResolverOptions,
     gate: Arc<dyn Gate>,
     refusals: Arc<Refusals>,
-    queries: Arc<StepPlaces>,
-    connections: Arc<StepPlaces>,
+    queries: Arc<Places<IpAddr>>,
+    connections: Arc<Places<IpAddr>>,
 }
 
 impl Resolver {
@@ -93,8 +93,8 @@ impl Resolver {
             options,
             gate,
             refusals,
-            queries: StepPlaces::new(MAX_QUERIES, MAX_QUERIES_OF_ONE),
-            connections: StepPlaces::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_ONE),
+            queries: Places::new(MAX_QUERIES, MAX_QUERIES_OF_ONE),
+            connections: Places::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_ONE),
         };
         Ok(Self {
             udp: UdpSocket::from_std(udp)?,

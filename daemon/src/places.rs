@@ -1,0 +1,90 @@
+//! Places that are taken and given back: so many in all, and so many of one key, such as a caller or an address, so that
+//! one key never takes all of them.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+#[derive(Debug)]
+pub struct Places<K> {
+    /// Places of all keys together.
+    all: usize,
+    /// Places of one key.
+    each: usize,
+    taken: Mutex<Taken<K>>,
+}
+
+#[derive(Debug)]
+struct Taken<K> {
+    all: usize,
+    by_key: HashMap<K, usize>,
+}
+
+/// A place that is taken; dropping it gives it back.
+#[derive(Debug)]
+pub struct Place<K: Eq + Hash> {
+    places: Arc<Places<K>>,
+    key: K,
+}
+
+impl<K: Eq + Hash> Places<K> {
+    pub fn new(all: usize, each: usize) -> Arc<Self> {
+        let taken = Mutex::new(Taken { all: 0, by_key: HashMap::new() });
+        Arc::new(Self { all, each, taken })
+    }
+
+    /// None where the key has as many as it may, or all are taken.
+    pub fn take(self: &Arc<Self>, key: K) -> Option<Place<K>>
+    where
+        K: Clone,
+    {
+        let mut taken = self.taken();
+        let own = taken.by_key.get(&key).copied().unwrap_or_default();
+        if own >= self.each || taken.all >= self.all {
+            return None;
+        }
+        taken.all += 1;
+        taken.by_key.insert(key.clone(), own + 1);
+        Some(Place { places: Arc::clone(self), key })
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken<K>> {
+        // Nothing under this lock panics.
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Eq + Hash> Drop for Place<K> {
+    fn drop(&mut self) {
+        let mut taken = self.places.taken();
+        taken.all -= 1;
+        if let Some(own) = taken.by_key.get_mut(&self.key) {
+            *own -= 1;
+            if *own == 0 {
+                taken.by_key.remove(&self.key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    #[test]
+    fn one_address_leaves_places_for_the_others_and_all_come_back() {
+        let places = Places::new(10, 4);
+        let address = |n: u8| IpAddr::from([10, 1, 0, n]);
+        let take = |from| (0..100).map_while(|_| places.take(from)).collect::<Vec<_>>();
+        let eve = take(address(3));
+        assert_eq!(eve.len(), 4);
+        let others: Vec<_> = [take(address(4)), take(address(5))].into_iter().flatten().collect();
+        assert_eq!(others.len(), 6, "no more than there are");
+        drop(eve);
+        assert_eq!(take(address(5)).len(), 2, "it has two already");
+        drop(others);
+        assert!(places.taken().by_key.is_empty() && places.taken().all == 0);
+    }
+}
