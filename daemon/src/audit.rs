@@ -16,7 +16,6 @@ mod file;
 mod flood;
 mod late;
 
-use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
@@ -25,6 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 

@@ -34,7 +34,6 @@ mod upgrade;
 mod upstream;
 mod workers;
 
-use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -44,6 +43,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use metrics::Counter;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::access::Access;

@@ -24,7 +24,6 @@ pub mod store;
 mod trees;
 mod upload;
 
-use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -32,6 +31,7 @@ use std::time::Duration;
 
 use hearth_pack::identity::{ContentHash, Node, TreeDigest};
 use hearth_pack::listing::{Listing, ListingLimits, ListingWriter};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use self::image::ImageOptions;
 use crate::image::Images;

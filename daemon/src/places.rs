@@ -1,10 +1,11 @@
 //! Places that are taken and given back: so many in all, and so many of one key, such as a caller or an address, so that
 //! one key never takes all of them.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 #[derive(Debug)]
 pub struct Places<K> {

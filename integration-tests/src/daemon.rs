@@ -11,7 +11,6 @@
 //! State: started -> (killed | stopped -> started again)* -> retired. `retire` (or `Drop`) drains with
 //! SIGTERM, then looks for processes and mounts that are left, and removes the directory.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::fs::{self, OpenOptions};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +18,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 

@@ -4,13 +4,14 @@
 //! Command line as libtest's, as far as people use it: `[--exact] [--skip TEXT]... [--list] [--nocapture]
 //! [--test-threads N] [TEXT]...`. The last line is libtest's `test result:`.
 
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::daemon::{Daemon, Options};
 

@@ -1,13 +1,14 @@
 //! An HTTP server on an address of this machine that answers by a script and remembers what it was asked: a registry
 //! or a web server that misbehaves as told. One request for each connection.
 
-use parking_lot::Mutex;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 /// Longest that a client may take for its request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(20);

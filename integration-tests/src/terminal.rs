@@ -1,12 +1,12 @@
 //! A terminal with a screen that can be read and keys that can be pressed: `script` holds the other end of it.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::io::{Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::process::{Pid, Signal};
 
 use crate::daemon::Daemon;

@@ -4,12 +4,13 @@
 //! Each client asks at times that were fixed at the start, so that one answer that comes late does not make the
 //! requests after it fewer.
 
-use parking_lot::Mutex;
 use std::io::{self, BufReader, Write as _};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::http::{Request, read_answer};
 use crate::wait::seconds;

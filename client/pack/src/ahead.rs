@@ -10,8 +10,9 @@
 //! bounded: helpers rest while much waits for the taker. What goes wrong waits like any result, so the error
 //! that is seen is the first in the taker's order.
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::mem;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// What is done ahead.
 pub trait Work: Sync {

@@ -14,10 +14,10 @@ pub(crate) mod header;
 mod plan;
 mod source;
 
-use parking_lot::Mutex;
 use std::io::Write;
 
 use hearth_proto::value::Digest;
+use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
 use crate::identity::{ContentHash, HashedEntry, HashedTree};

@@ -2,7 +2,6 @@
 //! left. File systems without unnamed files get a hidden name, which is locked while its writer lives; one
 //! that was left behind is removed by the next writer in that directory.
 
-use parking_lot::Mutex;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Seek as _};
@@ -10,6 +9,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 

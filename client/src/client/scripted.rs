@@ -1,6 +1,5 @@
 //! A daemon that says what a test tells it to say, over a real socket.
 
-use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,6 +8,7 @@ use futures::{Stream, StreamExt as _, stream};
 use hearth_proto::v1::exec_request::Message;
 use hearth_proto::v1::services_server::{Services, ServicesServer};
 use hearth_proto::v1::*;
+use parking_lot::Mutex;
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status, Streaming};

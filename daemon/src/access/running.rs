@@ -5,10 +5,10 @@
 //!              '------RunningCall dropped--> forgotten
 //! ```
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, Weak};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use super::AccessError;

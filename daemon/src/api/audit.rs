@@ -3,12 +3,12 @@
 //! The layer that knows who calls sees what is called and how it ends; which object it was about, the handler says
 //! ([`concerns`]), since only it reads the request.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 
 use axum::response::Response;
 use http::{HeaderMap, Method as Verb, StatusCode};
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 use tonic::{Code, Status};
 
 use crate::access::policy::{Denied, Method};

@@ -1,6 +1,5 @@
 //! Bodies of a call that end when its caller may no longer call: what feeds them is dropped at once, read or not.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
@@ -9,6 +8,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use parking_lot::{Mutex, MutexGuard};
 use tonic::Status;
 
 use super::error::Refusal;

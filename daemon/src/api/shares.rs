@@ -3,10 +3,10 @@
 //! Memory follows the rule of a shared buffer with dynamic thresholds (Choudhury and Hahne, 1998): a caller may hold as
 //! much as is left free. One alone gets half of it, and however many come, something is left for the next one.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,5 @@
 //! The neighbours of builds, scripted.
 
-use parking_lot::Mutex;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use hearth_pack::identity::TreeHasher;
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 

@@ -9,12 +9,12 @@
 //! since they read the file. A line that a crash cut short is removed when the log is reopened.
 //! Positions are found through a sparse index in memory, made again on opening by counting lines.
 
-use parking_lot::Mutex;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::disk::write_patiently;

@@ -10,12 +10,12 @@
 //! store, and what happened in it in its event log. A build that waits or runs has an [`Active`],
 //! which its driver, its watchers and those who cancel it share.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;

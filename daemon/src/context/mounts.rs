@@ -14,7 +14,6 @@ mod place;
 mod record;
 mod table;
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 

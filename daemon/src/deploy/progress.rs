@@ -1,11 +1,11 @@
 //! What happens in a deploy leaves by one door, numbered, and can be told again from any number on.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::{Stream, stream};
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 

@@ -9,13 +9,13 @@
 //! Each service has an [`Entry`] and one loop. What shall be lies in the store; what is, the runtime knows; the entry
 //! holds what must not outlive the daemon: health, backoff, steps under way.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;

@@ -1,6 +1,5 @@
 //! The builder's way to a download: a path that only its build knows, for as long as that runs.
 
-use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -15,6 +14,7 @@ use axum::routing::get;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LAST_MODIFIED};
 use http::{HeaderValue, StatusCode};
+use parking_lot::Mutex;
 
 use super::Downloads;
 use crate::task;

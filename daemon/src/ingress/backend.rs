@@ -7,7 +7,6 @@
 //! A request reads the table, then enters. Between the two the route may have been switched and the
 //! backend drained, so entering one that has retired fails, and the request reads the table again.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -15,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::net::Shutdown;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;

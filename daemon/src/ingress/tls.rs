@@ -3,12 +3,12 @@
 //! A pair that cannot be read never takes the others down: at the start it is left out with a warning
 //! (only when none is left is that an error), later the one that was in force stays.
 
-use parking_lot::RwLock;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use parking_lot::RwLock;
 use rustls::ServerConfig;
 use rustls::client::verify_server_name;
 use rustls::crypto::ring;

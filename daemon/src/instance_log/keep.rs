@@ -4,7 +4,6 @@
 //! bytes; when the queue stays full for [`PATIENCE`], what comes is dropped and counted, and the count is written as
 //! a gap. The other thread writes, and turns the file over at [`FILE_BYTES`].
 
-use parking_lot::{Condvar, Mutex};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, FromRawFd as _, RawFd};
@@ -13,10 +12,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::format::{Cutter, Record, Source};
 use super::{CURRENT, OLDER};
+
+use crate::task;
 
 /// At this size the file is turned over; one older file is kept.
 pub const FILE_BYTES: u64 = 8 << 20;
@@ -66,8 +68,7 @@ fn keep(dir: &Path, file_bytes: u64, stdout: File, stderr: File, ready: impl FnO
     let mut disk = Disk::open(dir, file_bytes)?;
     let queue = Queue::default();
     std::thread::scope(|scope| {
-        let writer = std::thread::Builder::new().name("log-disk".to_owned());
-        writer.spawn_scoped(scope, || disk.run(&queue))?;
+        task::scoped(scope, "log-disk", || disk.run(&queue))?;
         ready();
         let outcome = listen(stdout, stderr, &queue);
         queue.close();

@@ -15,7 +15,6 @@
 //! Steps end with their builder, and builders with this process: nothing of this is kept on disk. What a daemon that was
 //! killed leaves is a link and a table of its own name, which the next one with the same state directory takes away.
 
-use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -26,6 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 

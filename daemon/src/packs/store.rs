@@ -24,7 +24,6 @@ mod segment;
 mod sweep;
 mod table;
 
-use parking_lot::{Mutex, MutexGuard};
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -34,6 +33,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hearth_pack::identity::ContentHash;
+use parking_lot::{Mutex, MutexGuard};
 
 use frames::Frames;
 use index::{Index, Lying, Segment};

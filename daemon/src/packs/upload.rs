@@ -6,7 +6,6 @@
 //!
 //! Lives in memory only: after a restart the client begins anew, and content that arrived is there.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use hearth_pack::identity::{ContentHash, TreeDigest};
 use hearth_pack::listing::Listing;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::store::{MAX_PIECE, OwnerKey, Piece, Presence};
 use super::{Destination, PackError};

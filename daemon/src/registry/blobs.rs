@@ -15,13 +15,14 @@
 mod spool;
 mod sweep;
 
-use parking_lot::{Mutex, MutexGuard};
 use std::fs::{self, File, FileTimes, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
+
+use parking_lot::{Mutex, MutexGuard};
 
 pub use spool::{Placed, Spool};
 

@@ -8,11 +8,11 @@
 //!
 //! They live in memory: after a restart an upload is unknown, and its client begins again.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::OwnedMutexGuard;
 
 use super::blobs::Spool;

@@ -4,11 +4,11 @@
 //! Each place has a bucket of [`BURST`] lines that fills up again with [`PER_SECOND`]. Lines below `info` are not
 //! counted: whoever turns them on wants them all.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tracing::callsite::Identifier;
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::Layer;

@@ -1,6 +1,5 @@
 //! Contexts of a room against a real buildkitd: what is sent, and that nothing stale is ever built.
 
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -20,6 +19,7 @@ use hearthd::context::{ContextMount, ContextOptions, ContextRequest, Contexts};
 use hearthd::model::access::PathLinks;
 use hearthd::model::build::{DockerfilePath, NoCache};
 use hearthd::model::{MountMode, MountSource, MountSpec};
+use parking_lot::Mutex;
 
 use super::memory::MemoryTree;
 use super::{Fixture, kill, ready};

@@ -1,6 +1,5 @@
 //! A registry in memory: enough for BuildKit to push to and pull from.
 
-use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -9,6 +8,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
+use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
 #[derive(Clone, Default)]

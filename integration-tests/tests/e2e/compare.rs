@@ -16,7 +16,6 @@
 //! No COPY or ADD comes from the cache (`--no-cache`, and that is checked): they are cached by content, and would hand
 //! one side's result to the other.
 
-use parking_lot::Mutex;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -31,6 +30,7 @@ use integration_tests::process::{self, Output};
 use integration_tests::runner::Group;
 use integration_tests::shared_cases;
 use integration_tests::wait::seconds;
+use parking_lot::Mutex;
 
 #[path = "compare/context.rs"]
 mod context;

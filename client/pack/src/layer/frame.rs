@@ -1,10 +1,10 @@
 //! One frame of a layer: its entries opened, read, hashed and compressed by one thread, while their
 //! content is still in that core's cache.
 
-use parking_lot::Mutex;
 use std::ops::Range;
 
 use flate2::Crc;
+use parking_lot::Mutex;
 
 use super::compress::Compressor;
 use super::header::{self, Record};

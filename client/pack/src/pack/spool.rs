@@ -8,13 +8,13 @@
 //!                    another name; or to both
 //! ```
 
-use parking_lot::Mutex;
 use std::fs::File;
 use std::io::{self, Write};
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use rustix::fs::Advice;
 
 use super::{FILE_MODE, PackError, PackOptions, Progress};

@@ -1,7 +1,8 @@
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+
+use parking_lot::Mutex;
 
 use super::*;
 use crate::identity::{HashCache, HashedTree, hash_tree};

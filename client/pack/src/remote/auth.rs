@@ -11,12 +11,12 @@
 //! host. Any other realm is asked without credentials when there are none, and refused when there are:
 //! an anonymous token that does not open the image would only hide the cause.
 
-use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use parking_lot::Mutex;
 use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use serde::Deserialize;
 use url::Url;

@@ -5,8 +5,9 @@
 //! taken last, which bounds what lies in memory whatever the speeds are. The first failure in order is the
 //! one that is seen.
 
-use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
+
+use parking_lot::{Condvar, Mutex};
 
 /// Results that may wait beyond those in work: enough to go on for while the calling thread is held up.
 const SLACK: usize = 12;
@@ -29,15 +30,13 @@ where
     let state = State { pieces, drawn: 0, taken: 0, results: VecDeque::new(), ended: false, stopped: false };
     let desk = Desk { state: Mutex::new(state), window, room: Condvar::new(), result: Condvar::new() };
     std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                let _guard = StopOnPanic(&desk);
-                let mut work = worker();
-                while let Some((number, piece)) = desk.draw() {
-                    desk.put(number, work(piece));
-                }
-            });
-        }
+        super::start_helpers(scope, threads, "ordered", || {
+            let _guard = StopOnPanic(&desk);
+            let mut work = worker();
+            while let Some((number, piece)) = desk.draw() {
+                desk.put(number, work(piece));
+            }
+        });
         let _guard = StopAtEnd(&desk);
         let mut work = None;
         loop {

@@ -10,10 +10,11 @@
 //! Steps that use up their memory or processes harm no builder but their own, and neither its buildkitd. A machine that
 //! does not let us make groups still builds, without bounds, and the log says so at each start.
 
-use parking_lot::Mutex;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::control_group::{ControlGroup, MemoryWatch, machine_memory};
 

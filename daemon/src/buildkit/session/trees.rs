@@ -14,11 +14,11 @@
 //! never given to a second one. Of two registrations under one id, the end of the first removes the
 //! second: an id that we closed is opened again only after [`REST`].
 
-use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::time::sleep;
 use tonic::Status;
 

@@ -1,11 +1,12 @@
 //! Change times as a coarse clock leaves them: kernels of today give each write that anyone could tell from the last
 //! one a time of its own, those before 6.13 and many file systems do not.
 
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::LazyLock;
+
+use parking_lot::Mutex;
 
 use super::Stat;
 

@@ -13,7 +13,6 @@
 //! kernel keeps nothing longer than if it had been asked for a moment ago: what was listed a while before
 //! it is handed out is remembered for a shorter time, or looked up anew.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
 use std::ffi::OsStr;
@@ -23,6 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fuser::{INodeNo, ReplyDirectoryPlus};
+use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 

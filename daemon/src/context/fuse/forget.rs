@@ -1,12 +1,14 @@
 //! Makes the kernel forget listings that it keeps.
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fuser::{INodeNo, Notifier};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::task;
 
 /// Listings are forgotten so much too early, to do many at once.
 const TOGETHER: Duration = Duration::from_millis(20);
@@ -85,8 +87,7 @@ impl Forgetting {
                 std::thread::sleep(TOGETHER);
             }
         };
-        std::thread::Builder::new().name("fuse-forget".to_owned()).spawn(forget)?;
-        Ok(())
+        task::thread("fuse-forget", forget)
     }
 }
 

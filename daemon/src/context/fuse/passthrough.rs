@@ -4,11 +4,11 @@
 //! open without it beside them. So only files whose content never moves are passed through: those of a
 //! union without an upper.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::fs::File;
 
 use fuser::{BackingId, FileHandle, FopenFlags, ReplyOpen};
+use parking_lot::{Mutex, MutexGuard};
 
 #[derive(Default)]
 pub(super) struct Passthrough(Mutex<HashMap<u64, Backing>>);

@@ -1,9 +1,10 @@
 //! Buffers that go round: a pass hands over thousands of pieces of about a megabyte, and pages that are
 //! asked of the system anew for each cost as much as decompressing does.
 
-use parking_lot::Mutex;
 use std::ops::Deref;
 use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 /// Buffers that wait; more than pieces can be under way at once.
 const KEPT: usize = 64;

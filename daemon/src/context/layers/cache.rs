@@ -7,7 +7,6 @@
 //! One that is damaged, of another version or of another layer is made again. What was used longest ago
 //! goes first when there are too many; removing one that is in use is harmless: it stays open.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -17,6 +16,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
+
 use super::access::Format;
 use super::blob::{Blob, BlobFile};
 use super::index::{self, LayerIndex};
@@ -24,6 +25,7 @@ use super::pass::pass;
 use super::reader::{Decoded, LayerReader};
 use super::{ImageTree, LayerBlob, LayerError};
 use crate::model::{Digest, LayerLimits};
+use crate::task;
 
 /// Names of files that are not complete; removed at start.
 const UNFINISHED: &str = "unfinished-";
@@ -92,7 +94,7 @@ impl LayerCache {
         let slots: Vec<Mutex<Slot>> = layers.into_iter().map(|layer| Mutex::new(slot(layer))).collect();
         let work = || {
             while let Some(slot) = slots.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let Some(layer) = lock(slot).layer.take() else { continue };
+                let Some(layer) = slot.lock().layer.take() else { continue };
                 let mut opened = self.open_layer(layer);
                 if let Ok(layer) = &opened {
                     let size = layer.entries.len() as u64;
@@ -100,14 +102,13 @@ impl LayerCache {
                         opened = Err(LayerError::TooManyNames { limit: self.limits.index_bytes });
                     }
                 }
-                lock(slot).opened = Some(opened);
+                slot.lock().opened = Some(opened);
             }
         };
         let helpers = thread::available_parallelism().map_or(1, usize::from).min(slots.len());
         thread::scope(|scope| {
             for _ in 1..helpers {
-                let helper = thread::Builder::new().name("layer-open".to_owned());
-                if helper.spawn_scoped(scope, work).is_err() {
+                if task::scoped(scope, "layer-open", work).is_err() {
                     // The thread that is here does it all, if need be.
                     break;
                 }
@@ -124,16 +125,16 @@ impl LayerCache {
         }
         let LayerBlob { digest, diff_id, file, .. } = layer;
         let blob: Blob = Arc::new(BlobFile::new(file)?);
-        let busy = Arc::clone(lock(&self.busy).entry(diff_id).or_default());
+        let busy = Arc::clone(self.busy.lock().entry(diff_id).or_default());
         let result = {
-            let _turn = lock(&busy);
+            let _turn = busy.lock();
             match self.known(&diff_id, &digest, &blob)? {
                 Some(known) => Ok(known),
                 None => self.make(diff_id, digest, &blob),
             }
         };
         drop(busy);
-        lock(&self.busy).retain(|_, busy| Arc::strong_count(busy) > 1);
+        self.busy.lock().retain(|_, busy| Arc::strong_count(busy) > 1);
         let (index, file) = result?;
         let LayerIndex { format, points, length, entries, hides, .. } = index;
         let reader = LayerReader::new(blob, Some(file), (format, points, length), Arc::clone(&self.decoded));
@@ -255,10 +256,6 @@ fn remove(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock()
 }
 
 /// Layer media types of OCI and Docker. Their suffix is not trusted: the content tells how it is compressed.

@@ -5,13 +5,14 @@
 //! is one zstd frame, is decompressed block by block by a decoder that waits for the next block to be
 //! asked for; going back means to begin again. Everything kept is bounded, for all layers together.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::access::{Format, Point, Within};
 use super::blob::{Blob, Input};

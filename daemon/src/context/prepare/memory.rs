@@ -6,7 +6,6 @@
 //! context/session.key, context/retired    see `versions`
 //! ```
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashSet;
 use std::fs;
 use std::io;
@@ -14,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use hearth_pack::identity::{CacheError, HashCache};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::recall::Recall;
 use crate::context::lineage::{Limits, LineageFileError, LineageId, Lineages, Seen};

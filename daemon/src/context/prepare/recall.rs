@@ -9,12 +9,12 @@
 //! hash is the remembered one, too, and so is all that follows from these: what is covered, digest, times. Only looks
 //! that the cache of hashes answered whole are kept here: what holds for its answers holds for these.
 
-use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hearth_pack::ignore::Patterns;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::memory::Memory;

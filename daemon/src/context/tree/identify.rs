@@ -13,7 +13,6 @@
 //! Memory that a process has mapped and written to is not seen before the kernel moves the file's
 //! change time, which it does at the first write after each write-back.
 
-use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read as _};
 use std::sync::Arc;
@@ -21,6 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hearth_pack::identity::{ContentHash, FileStamp, HashCache, Node, NodeKind, TreeDigest, TreeHasher};
 use hearth_pack::ignore::{Filter, Patterns, Visit};
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::scan::{since_epoch, threads};

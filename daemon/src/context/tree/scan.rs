@@ -2,7 +2,6 @@
 //! BuildKit's file sync. One list of directories on the way down, no recursion; [`listing`](super::listing)
 //! reads directories ahead of it on other threads.
 
-use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, LazyLock};
@@ -11,6 +10,7 @@ use std::vec::IntoIter;
 
 use hearth_pack::ahead::Ahead;
 use hearth_pack::identity::{is_settled, settles_in};
+use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::bounds::Bounds;

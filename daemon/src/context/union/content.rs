@@ -1,11 +1,11 @@
 //! Open files.
 
-use parking_lot::Mutex;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, FileType, OFlags};
 use rustix::io::Errno;
 

@@ -1,10 +1,10 @@
 //! The one program of every image: it gives back what it reads, tells the size of its terminal, and ends as it is told.
 
-use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::deploy::port::{Exec, ExecInput, ExecOutput, ExecSpec, RuntimeError};

@@ -1,9 +1,9 @@
 //! Which cached images builds use now, and whose turn it is to fetch one.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use super::super::port::cached::CachedKey;

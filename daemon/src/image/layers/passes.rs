@@ -8,7 +8,6 @@
 //! One owner's passes take all places but one, so that another owner's pass never waits for all of them. A pass that
 //! several owners wait for takes a place of whichever has one first.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::{HashMap, HashSet};
 use std::io::Read as _;
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared, WeakShared};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::super::ImageError;
 use super::super::port::{Blobs, LayerFault, LayerInspector, LayerVerdict};

@@ -1,10 +1,10 @@
 //! Who looks through layers at a time: places for all, of which one owner never has the last.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 pub(super) struct PassPlaces {

@@ -2,11 +2,12 @@
 //!
 //! Names come from the resolver, addresses from the firewall's set; both are few and forgotten after ten minutes.
 
-use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::dns_message::Record;
 use super::rules::REFUSED_SECONDS;

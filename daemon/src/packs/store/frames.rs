@@ -1,10 +1,10 @@
 //! Decompressed frames, the latest few.
 
-use parking_lot::Mutex;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::MAX_PIECE;
 use super::index::Lying;

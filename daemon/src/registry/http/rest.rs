@@ -4,7 +4,6 @@
 //! sees that go and not the refusal, so a bounded rest is read and dropped first. One that waits for
 //! `100 Continue` has sent nothing, and over HTTP/2 a stream ends by itself.
 
-use parking_lot::Mutex;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -17,6 +16,7 @@ use http::Version;
 use http::header::EXPECT;
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
+use parking_lot::Mutex;
 
 /// Read at most; a client that has more to send loses its connection.
 const MOST: usize = 16 << 20;

@@ -1,7 +1,6 @@
 //! A plain registry in memory, for `buildctl` to push to: no authentication, no disk, no fsync, so
 //! that the other side of the comparison pays for nothing but BuildKit's own work.
 
-use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,6 +8,7 @@ use std::sync::Arc;
 use std::thread;
 
 use integration_tests::sources::sha256;
+use parking_lot::Mutex;
 
 #[derive(Default)]
 struct Content {

@@ -1,12 +1,13 @@
 //! A registry on a loopback port that answers by a script and remembers what it was asked. It speaks just
 //! enough HTTP/1.1, one request for each connection, so that it can also misbehave.
 
-use parking_lot::Mutex;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
 
 #[derive(Clone, Debug)]
 pub(super) struct Request {

@@ -1,8 +1,8 @@
-use parking_lot::Mutex;
 use std::time::{Duration, SystemTime};
 
 use hearth_pack::identity::{HashCache, TreeDigest};
 use hearth_pack::ignore::Patterns;
+use parking_lot::Mutex;
 
 use super::*;
 
