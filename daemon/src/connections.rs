@@ -7,8 +7,8 @@
 //! ```
 //!
 //! When the limit is reached, the longest unused connection of the peer with the most connections is closed for
-//! the new one. A connection is never closed for another while it is in use and its client has been
-//! authenticated.
+//! the new one. A connection is never closed for another while it is in use and one of its requests has been
+//! admitted.
 
 mod table;
 

@@ -1,7 +1,8 @@
 //! HTTP reverse proxy for the services of the room: routes requests by host to service instances.
 //!
 //! ```text
-//! client --serve--> exchange --host, table--> RouteEntry --enter--> Backend --kept or new--> UpstreamConnection --> instance
+//! client --serve--> exchange --host, table--> RouteEntry --enter--> Backend
+//!                   Backend --kept or new--> UpstreamConnection --> instance
 //! ```
 //!
 //! Clients use HTTP/1.1 or HTTP/2 (with prior knowledge, or chosen within TLS), instances HTTP/1.1. The route
