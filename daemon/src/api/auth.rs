@@ -137,7 +137,10 @@ fn identify(
         // environment.
         Err(error) => match own(access, peer) {
             Some(caller) if headers.get(TOKEN_FROM).is_some_and(|from| from == ENVIRONMENT) => {
-                tracing::info!(%error, "ignored an invalid token from the client's environment; using the rights of the unix socket peer");
+                tracing::info!(
+                    %error,
+                    "ignored an invalid token from the client's environment; using the rights of the unix socket peer"
+                );
                 Ok((caller, None))
             }
             _ => Err(error),

@@ -84,8 +84,10 @@ impl Ingress {
             counter.increment(1);
         }
         if let Some((method, host, start)) = told {
-            let (status, head) = (response.status().as_u16(), start.elapsed());
-            tracing::debug!(%method, ?host, status, ?head, "request answered");
+            tracing::debug!(
+                %method, ?host, status = response.status().as_u16(), head = ?start.elapsed(),
+                "request answered"
+            );
         }
         response
     }
@@ -234,7 +236,10 @@ impl Ingress {
             None => match Upstream::connect(entered.backend(), self.options.connect).await {
                 Ok(upstream) => (upstream, None),
                 Err(failure) => {
-                    tracing::debug!(service.name = %service, backend = %entered.backend().address, %failure, "failed to connect to an instance");
+                    tracing::debug!(
+                        service.name = %service, backend = %entered.backend().address, %failure,
+                        "failed to connect to an instance"
+                    );
                     return Err(match failure {
                         ConnectFailure::Refused(_) => {
                             Unanswered::Held(request, Refusal::Unreachable(service.clone()))
@@ -272,7 +277,10 @@ impl Ingress {
             }
             Err(SendFailure::NotSent(request)) if attempt < ATTEMPTS => Err(Unanswered::Again(request)),
             Err(SendFailure::NoAnswer(error)) => {
-                tracing::debug!(service.name = %service, %error, again = copy.is_some(), "instance closed the connection without an answer");
+                tracing::debug!(
+                    service.name = %service, %error, again = copy.is_some(),
+                    "instance closed the connection without an answer"
+                );
                 Err(match copy {
                     Some(copy) => Unanswered::Again(Box::new(copy.into())),
                     None => Unanswered::Over(Refusal::NoAnswer(service.clone())),

@@ -128,7 +128,10 @@ impl Drop for Spool {
         if let Some((_, path)) = self.file.take()
             && let Err(error) = fs::remove_file(&path)
         {
-            tracing::warn!(path = %path.display(), %error, "failed to remove an abandoned upload; the next start removes it");
+            tracing::warn!(
+                path = %path.display(), %error,
+                "failed to remove an abandoned upload; the next start removes it"
+            );
         }
     }
 }
