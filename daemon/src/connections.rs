@@ -12,9 +12,10 @@
 
 mod table;
 
+use parking_lot::{Mutex, MutexGuard};
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -191,8 +192,8 @@ impl Connections {
 
 impl Shared {
     fn table(&self) -> MutexGuard<'_, Table> {
-        // A poisoned lock is safe to use: every change under it is one insertion or removal.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        // A panic while the lock is held leaves the table consistent: every change is one insertion or removal.
+        self.table.lock()
     }
 }
 

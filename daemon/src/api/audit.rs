@@ -3,7 +3,8 @@
 //! The layer that authenticates the caller sees the method and the outcome. The objects of the call are
 //! reported by the handler ([`record_object`]), because only it parses the request.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
 
 use axum::response::Response;
 use http::{HeaderMap, Method as Verb, StatusCode};
@@ -28,8 +29,8 @@ struct SharedTold(Arc<Mutex<Told>>);
 
 impl SharedTold {
     fn lock(&self) -> MutexGuard<'_, Told> {
-        // A poisoned lock is safe to use: every change under it is complete by itself.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        // A panic while the lock is held leaves the notes consistent: every change is complete by itself.
+        self.0.lock()
     }
 }
 

@@ -1,8 +1,9 @@
 //! Request and answer bodies that end when the caller's token becomes invalid. Their source is dropped at once,
 //! whether or not anybody polls the body.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use axum::body::Body;
@@ -68,7 +69,7 @@ impl BodySlot {
 
     fn lock(&self) -> MutexGuard<'_, SlotState> {
         // A body that panicked is not polled again, because its call has ended with it.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -4,8 +4,9 @@
 //! hold as much as is left free. A single caller gets half of the memory, and however many there are, some is
 //! left for the next one.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use tokio::sync::Notify;
 
@@ -78,8 +79,8 @@ impl CallerShares {
 
 impl Shared {
     fn held(&self) -> MutexGuard<'_, AllHeld> {
-        // A poisoned lock is safe to use: every change under it only adds or subtracts.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        // A panic while the lock is held leaves the sums consistent: every change only adds or subtracts.
+        self.held.lock()
     }
 }
 
@@ -124,7 +125,7 @@ impl RequestShare {
     }
 
     fn own(&self) -> MutexGuard<'_, u64> {
-        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.bytes.lock()
     }
 
     fn give_back(&self, less: u64, requests: usize) {

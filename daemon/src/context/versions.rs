@@ -9,12 +9,12 @@
 //! context/retired       names in hexadecimal, one a line, the oldest first
 //! ```
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Retired names that are remembered. Beyond that the secret is replaced, which retires all there are.
 const MOST_RETIRED: usize = 10_000;
@@ -48,7 +48,7 @@ impl Versions {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Every change is one assignment or insertion: nothing is half done after a panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// The name of what the parts tell apart.

@@ -4,9 +4,9 @@
 //! open without it beside them. So only files whose content never moves are passed through: those of a
 //! union without an upper.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::fs::File;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fuser::{BackingId, FileHandle, FopenFlags, ReplyOpen};
 
@@ -20,7 +20,7 @@ struct Backing {
 
 impl Passthrough {
     fn backings(&self) -> MutexGuard<'_, HashMap<u64, Backing>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Answers an open: passed through when the kernel takes the file, else read through us.

@@ -7,12 +7,13 @@
 //! One that is damaged, of another version or of another layer is made again. What was used longest ago
 //! goes first when there are too many; removing one that is in use is harmless: it stays open.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::SystemTime;
 
@@ -113,7 +114,7 @@ impl LayerCache {
             }
             work();
         });
-        let slots = slots.into_iter().map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let slots = slots.into_iter().map(|slot| slot.into_inner());
         slots.filter_map(|slot| Some((slot.digest, slot.opened?))).collect()
     }
 
@@ -257,7 +258,7 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 /// Layer media types of OCI and Docker. Their suffix is not trusted: the content tells how it is compressed.

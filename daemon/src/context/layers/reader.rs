@@ -5,12 +5,13 @@
 //! is one zstd frame, is decompressed block by block by a decoder that waits for the next block to be
 //! asked for; going back means to begin again. Everything kept is bounded, for all layers together.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::access::{Format, Point, Within};
 use super::blob::{Blob, Input};
@@ -30,7 +31,7 @@ const TURNS: usize = 16;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What they guard is whole after every single step.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 /// Layer and offset in its tar.
