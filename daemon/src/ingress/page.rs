@@ -30,7 +30,7 @@ pub(super) enum Refusal {
     /// A page of another origin opens a WebSocket, and the browser sends its cookies along.
     ForeignOrigin,
     UnknownHost(String),
-    /// No instance of the service is healthy.
+    /// The service has no healthy instance.
     NoInstance(ServiceName),
     /// The instance accepts no connections.
     Unreachable(ServiceName),

@@ -49,7 +49,7 @@ pub(super) struct Switched {
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectFailure {
-    /// No process listens at the address, or the host is not reachable: it may start later.
+    /// The address refuses connections or is unreachable; an instance may start there later.
     #[error("{0}")]
     Refused(io::Error),
     #[error("no connection in time")]

@@ -19,7 +19,7 @@ const MAX_TEXTS: usize = 256 << 10;
 /// Purpose of mounts, which decides the allowed kinds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum MountUse {
-    /// At least one mount; a single source without a target is mounted at `/context`.
+    /// Requires at least one mount; a single source without a target is mounted at `/context`.
     Build { needs: &'static str },
     /// Any number of mounts, each with its target, and no packs.
     Service,
