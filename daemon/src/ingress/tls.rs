@@ -1,7 +1,7 @@
-//! Certificates: read from files, watched, and chosen by the name that a client asks for.
+//! TLS certificates: read from files, reloaded when they change, and selected by the name that a client asks for.
 //!
-//! A pair that cannot be read never takes the others down: at the start it is left out with a warning
-//! (only when none is left is that an error), later the one that was in force stays.
+//! An unreadable pair never affects the others: at start it is skipped with a warning (it is an error only if
+//! no pair can be read); after a later change the previous certificate stays in use.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use super::options::TlsSource;
 use crate::model::CertificateFiles;
 use crate::task;
 
-/// Between two looks at the files.
+/// Interval between two checks of the files.
 const RELOAD: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +39,7 @@ pub enum TlsError {
     Other(String),
 }
 
-/// Makes TLS of accepted connections.
+/// Terminates TLS on accepted connections.
 pub struct Tls {
     acceptor: TlsAcceptor,
     certificates: Arc<Certificates>,
@@ -51,7 +51,7 @@ struct Certificates {
     loaded: RwLock<Vec<Loaded>>,
 }
 
-/// One pair; `key` is none while it has never been readable.
+/// Certificate of one pair of files; `key` is `None` while the pair has never been readable.
 #[derive(Clone, Debug)]
 struct Loaded {
     stamp: Option<[SystemTime; 2]>,
@@ -59,7 +59,7 @@ struct Loaded {
 }
 
 impl Tls {
-    /// Blocking: reads the files.
+    /// Reads the certificates. Blocking.
     pub fn open(source: TlsSource) -> Result<Self, TlsError> {
         let (pairs, loaded) = match source {
             TlsSource::Files(pairs) => {
@@ -87,7 +87,7 @@ impl Tls {
         self.acceptor.accept(stream).await
     }
 
-    /// Reads the files again whenever they have changed, until `stop`.
+    /// Reloads the files whenever they change, until `stop`.
     pub async fn watch(&self, stop: CancellationToken) {
         if self.certificates.pairs.is_empty() {
             return;
@@ -95,7 +95,7 @@ impl Tls {
         while stop.run_until_cancelled(tokio::time::sleep(RELOAD)).await.is_some() {
             let certificates = Arc::clone(&self.certificates);
             if let Err(error) = task::blocking("certificates", move || certificates.reload()).await {
-                tracing::error!(%error, "certificates are not watched any more");
+                tracing::error!(%error, "certificate reload task panicked; certificates are no longer reloaded");
                 return;
             }
         }
@@ -112,16 +112,16 @@ impl Certificates {
             if stamp == loaded.stamp {
                 continue;
             }
-            // Set in any case: a pair that is wrong is told of once for each change.
+            // Set in any case, so that an invalid pair is reported once for each change.
             loaded.stamp = stamp;
             changed = true;
             match load(files) {
                 Ok(key) => {
-                    tracing::info!(certificate = %files.certificate.display(), "certificate read again");
+                    tracing::info!(certificate = %files.certificate.display(), "certificate reloaded");
                     loaded.key = Some(Arc::new(key));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a changed certificate is not usable; the one before stays");
+                    tracing::warn!(%error, "failed to reload a certificate; the previous one stays in use");
                 }
             }
         }
@@ -153,12 +153,12 @@ fn load_all(pairs: &[CertificateFiles]) -> Result<Vec<Loaded>, TlsError> {
     let loaded: Vec<_> = pairs
         .iter()
         .map(|files| {
-            // Before it is read: a change in between is then seen at the next look.
+            // Taken before the files are read: a change in between is then noticed at the next check.
             let stamp = stamp(files);
             let key = match load(files) {
                 Ok(key) => Some(Arc::new(key)),
                 Err(error) => {
-                    tracing::warn!(%error, "a certificate is left out");
+                    tracing::warn!(%error, "failed to load a certificate; it is not used");
                     last = Some(error);
                     None
                 }
