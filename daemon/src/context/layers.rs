@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! blob (gzip, zstd, plain) -- one pass, verified by DiffID --> index in <state>/context/layers
-//! index: entries -- merge: layer by layer --> ImageTree -- read --> reader: ranges of the tars
+//!   index: entries -- merge: layer by layer --> ImageTree -- read --> reader: ranges of the tars
 //! ```
 //!
 //! Layers are neither unpacked nor stored decompressed. An [`ImageTree`] holds names, hashes and the

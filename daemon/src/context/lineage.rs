@@ -7,8 +7,8 @@
 //!
 //! ```text
 //! scan --> every file is new, or has its earlier content --> same generation: BuildKit requests what is new
-//! '--> a file looks like an earlier one, and has other content
-//! --> new generation: BuildKit requests everything
+//!     '--> a file looks like an earlier one, and has other content
+//!                                                        --> new generation: BuildKit requests everything
 //! ```
 //!
 //! A generation never drops a file that it has recorded: BuildKit may still have it, because a build that

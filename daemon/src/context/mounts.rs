@@ -1,9 +1,8 @@
 //! Contexts that are mounted on this machine.
 //!
 //! ```text
-//! <state>/context/mounts/<id>/record.json   sources and directory of a mount; written before it, updated
-//! after its end
-//! upper/        the changes, if the mount is writable
+//! <state>/context/mounts/<id>/record.json   sources and directory of a mount; written before it, updated after its end
+//!                             upper/        the changes, if the mount is writable
 //! ```
 //!
 //! The id is a hash of the directory and the sources, so the same mount finds its upper directory again. A
@@ -138,7 +137,7 @@ impl Mounts {
             Ok(())
         })
         .await
-        .unwrap_or_else(|error| tracing::warn!(%error, "failed to unmount the contexts; they remain until the next start"));
+        .unwrap_or_else(|error| tracing::warn!(%error, "failed to unmount contexts before the shutdown"));
     }
 
     async fn blocking<T: Send + 'static>(
@@ -216,7 +215,11 @@ impl Shared {
             self.records.remove(&id)
         };
         if let Err(error) = settled {
-            tracing::warn!(%error, mount.id = id, "failed to update the record of a mount; it is outdated until the next start");
+            tracing::warn!(
+                %error,
+                mount.id = id,
+                "failed to update the record of a mount; it is outdated until the next start",
+            );
         }
     }
 
@@ -297,7 +300,11 @@ impl Shared {
                         tracing::info!(directory = %record.directory.display(), "stale mount removed");
                     }
                     Err(error) => {
-                        tracing::warn!(%error, directory = %record.directory.display(), "failed to remove a stale mount");
+                        tracing::warn!(
+                            %error,
+                            directory = %record.directory.display(),
+                            "failed to remove a stale mount",
+                        );
                         continue;
                     }
                 }
@@ -312,7 +319,11 @@ impl Shared {
             if !mounted.session.has_ended() {
                 let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
                 if let Err(error) = rustix::mount::unmount(&directory, flags) {
-                    tracing::warn!(%error, directory = %directory.display(), "failed to unmount a context; it remains until the next start");
+                    tracing::warn!(
+                        %error,
+                        directory = %directory.display(),
+                        "failed to unmount a context; it remains until the next start",
+                    );
                     continue;
                 }
             }

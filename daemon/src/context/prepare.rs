@@ -4,9 +4,8 @@
 //! change; [`ScannedContext::into_files`] turns it into the inputs of a solve.
 //!
 //! ```text
-//! scan -> paths that the Dockerfile may copy -> content hashes -> digest, times -> session id
-//! (session_ids)
-//! '--> path, stat, content -> shared key (lineage)
+//! scan -> paths that the Dockerfile may copy -> content hashes -> digest, times -> session id   (session_ids)
+//!                                                          '--> path, stat, content -> shared key (lineage)
 //! ```
 //!
 //! Times are not part of a tree's digest, but of its session id: two trees that differ only in the times of

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ContextTree (mounts) -- scan(context path) --> TreeSnapshot (entries with stat) -- open(index) --> content
-//! '-- resolve(path) --> entry, symbolic links followed inside the tree
+//!       '-- resolve(path) --> entry, symbolic links followed inside the tree
 //! ```
 //!
 //! A mount hides what a shallower mount has at its target. If the parent of a target is missing or not a

@@ -2,9 +2,8 @@
 //! every change.
 //!
 //! ```text
-//! fuse (kernel interface) --> OverlayFs: nodes, open files --> ContextTree (lower: room, project and image
-//! mounts)
-//! '--> UpperLayer  (a directory of the daemon)
+//! fuse (kernel interface) --> OverlayFs: nodes, open files --> ContextTree (lower: the mounted layers)
+//!                                                         '--> UpperLayer  (a directory of the daemon)
 //! ```
 //!
 //! This module does not depend on FUSE: operations take inode numbers and names, as any kernel interface

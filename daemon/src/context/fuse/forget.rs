@@ -78,7 +78,11 @@ impl Forgetting {
             while let Some(due) = self.0.due(within) {
                 for directory in due {
                     if let Err(error) = kernel.inval_inode(INodeNo(directory), 0, 0) {
-                        tracing::debug!(%error, directory, "failed to invalidate a directory listing in the kernel");
+                        tracing::debug!(
+                            %error,
+                            directory,
+                            "failed to invalidate a directory listing in the kernel",
+                        );
                     }
                 }
                 std::thread::sleep(TOGETHER);

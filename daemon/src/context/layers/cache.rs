@@ -81,7 +81,11 @@ impl LayerCache {
             kept.iter().filter(|kept| of_layer(&kept.path)).try_for_each(|kept| remove(&kept.path))
         });
         if let Err(error) = removed {
-            tracing::warn!(%error, %diff_id, "failed to remove a layer index; it remains until the quota evicts it");
+            tracing::warn!(
+                %error,
+                %diff_id,
+                "failed to remove a layer index; it remains until the quota evicts it",
+            );
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! blob -- decoders (several for zstd) --> chunks --+--> DiffID, on its own thread
-//! '--> tar parser: entries, hash of each content
+//!                                                  '--> tar parser: entries, hash of each content
 //! ```
 //!
 //! Chunks pass through short channels, so memory is limited whatever the layer contains. An access point is

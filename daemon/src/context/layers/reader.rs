@@ -276,7 +276,10 @@ impl LayerReader {
                     match self.state(within).and_then(|state| Gzip::within(input, &state)) {
                         Ok(gzip) => Decoder::Gzip(Box::new(gzip), Vec::new()),
                         Err(error) => {
-                            tracing::warn!(%error, "a decoder state in a layer index is unusable; reading begins at an earlier access point");
+                            tracing::warn!(
+                                %error,
+                                "a decoder state is unusable; reading begins at an earlier access point",
+                            );
                             continue;
                         }
                     }

@@ -138,7 +138,10 @@ impl Memory {
             let rounds = if hashes.len() > CROWDED { CROWDED_ROUNDS } else { ROUNDS };
             hashes.next_round(rounds);
             if let Err(error) = hashes.save(&self.directory.join("hashes")) {
-                tracing::warn!(%error, "failed to save the content hash cache; files are hashed again after a restart");
+                tracing::warn!(
+                    %error,
+                    "failed to save the content hashes; files are hashed again after a restart",
+                );
             }
         }
     }
@@ -146,7 +149,10 @@ impl Memory {
     pub(super) fn save_all(&self) {
         self.save_hashes();
         if let Err(error) = lock(&self.lineages).save(&self.directory.join("lineages")) {
-            tracing::warn!(%error, "failed to save the lineages; changed contexts are sent in full once after a restart");
+            tracing::warn!(
+                %error,
+                "failed to save the lineages; changed contexts are sent in full once after a restart",
+            );
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ScanBaseline of an earlier scan --unchanged--> its snapshot ---.
-//! \--changed--> scan --> snapshot --> fingerprint ---+--> cached identity, or hashing and digest
+//!          \--changed--> scan --> snapshot --> fingerprint ---+--> cached identity, or hashing and digest
 //! ```
 //!
 //! Most builds find their files unchanged since the last build. When every entry has the same stat as then,
@@ -88,7 +88,7 @@ struct Look {
 }
 
 impl Recall {
-    /// Returns the result of the scan with this fingerprint. `baseline` supplies the baseline for the next
+    /// Returns the result of the scan with this fingerprint. `known` supplies the baseline for the next
     /// lookup.
     fn get(
         &self,

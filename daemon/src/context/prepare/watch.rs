@@ -30,7 +30,10 @@ impl Watch {
 
     fn retire(&self, shared: &Shared) {
         if let Err(error) = shared.memory.retire(&self.session) {
-            tracing::error!(%error, "failed to retire the session id of a changed context; BuildKit may treat the context as unchanged");
+            tracing::error!(
+                %error,
+                "failed to retire the session id of a changed context; BuildKit may reuse stale files",
+            );
         }
     }
 }

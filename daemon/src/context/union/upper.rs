@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! <directory>/tree/    changed files, at the paths where the overlay shows them
-//! character device 0:0                       whiteout: hides the lower entry with this name
-//! directory without `trusted.hearth.lower`   opaque: shows only what is in it here
-//! ... with the value `.`                     merged with the lower directory of the same name
-//! ... with a path                            merged with that lower directory: it was renamed
+//!     character device 0:0                       whiteout: hides the lower entry with this name
+//!     directory without `trusted.hearth.lower`   opaque: shows only what is in it here
+//!     ... with the value `.`                     merged with the lower directory of the same name
+//!     ... with a path                            merged with that lower directory: it was renamed
 //! <directory>/links/   changed files that have several names in the lower tree
-//! <key>       the content of all those names; further names in tree/ are hard links to it
-//! <key>.gone  its length in bytes is the number of removed lower names
+//!     <key>       the content of all those names; further names in tree/ are hard links to it
+//!     <key>.gone  its length in bytes is the number of removed lower names
 //! <directory>/work/    entries under construction, and open files without a name; emptied at start
 //! ```
 //!
@@ -200,7 +200,11 @@ impl Upper {
         };
         match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(%error, path = %path.display(), "failed to remove a work entry; it is removed at the next start");
+                tracing::warn!(
+                    %error,
+                    path = %path.display(),
+                    "failed to remove a work entry; it is removed at the next start",
+                );
             }
             _ => {}
         }
