@@ -17,8 +17,9 @@ pub mod running;
 pub mod secret_file;
 mod state;
 
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -400,7 +401,7 @@ impl Access {
         if grace > MAX_GRACE {
             return Err(KeyChangeError::Grace);
         }
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.changing.lock();
         let now = Timestamp::now();
         let until = now.checked_add(grace).map_err(|_| KeyChangeError::Grace)?;
         let mut next = self.held().state.clone();
@@ -432,7 +433,7 @@ impl Access {
         if RESERVED_NAMES.contains(&name) {
             return Err(KeyChangeError::Name);
         }
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.changing.lock();
         let mut next = self.held().state.clone();
         if next.revoked.len() >= MAX_REVOCATIONS && !next.revoked.contains_key(name) {
             return Err(KeyChangeError::TooManyRevocations);
@@ -456,12 +457,12 @@ impl Access {
     }
 
     fn held(&self) -> RwLockReadGuard<'_, Held> {
-        self.held.read().unwrap_or_else(PoisonError::into_inner)
+        self.held.read()
     }
 
     fn change(&self, change: impl FnOnce(&mut Held)) {
         // Nothing under this lock leaves it half changed.
-        change(&mut self.held.write().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.held.write());
         self.changed.notify_one();
     }
 }

@@ -16,11 +16,12 @@ mod file;
 mod flood;
 mod late;
 
+use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -129,14 +130,12 @@ impl Floods {
             AuditOutcome::Failed => &self.failures,
             AuditOutcome::Denied => &self.denials,
         };
-        limit.lock().unwrap_or_else(PoisonError::into_inner).admits(record)
+        limit.lock().admits(record)
     }
 
     fn counted(&self, now: Timestamp, ended: bool) -> Vec<AuditRecord> {
         let all = [&self.denials, &self.failures];
-        let counted = |limit: &Mutex<FloodLimit>| {
-            limit.lock().unwrap_or_else(PoisonError::into_inner).counted(now, ended)
-        };
+        let counted = |limit: &Mutex<FloodLimit>| limit.lock().counted(now, ended);
         all.into_iter().flat_map(counted).collect()
     }
 }
@@ -251,7 +250,7 @@ async fn write_loop(files: LateFiles, mut records: mpsc::Receiver<Message>, floo
         written.extend(counted);
         let files = Arc::clone(&files);
         let work = move || {
-            let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut files = files.lock();
             if let Err(error) = files.write(&written) {
                 tracing::error!(%error, lost = written.len(), "failed to write audit records");
                 metrics::counter!("hearth_audit_lost_total").increment(written.len() as u64);

@@ -11,9 +11,10 @@
 
 mod table;
 
+use parking_lot::{Mutex, MutexGuard};
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -191,7 +192,7 @@ impl Connections {
 impl Shared {
     fn table(&self) -> MutexGuard<'_, Table> {
         // Every change under the lock is one insertion or removal: a panic leaves it whole.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 }
 

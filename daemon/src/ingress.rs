@@ -34,11 +34,12 @@ mod upgrade;
 mod upstream;
 mod workers;
 
+use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -141,11 +142,11 @@ impl Ingress {
     }
 
     fn table(&self) -> Arc<Table> {
-        Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.table.read())
     }
 
     fn find(&self, host: &str) -> Option<Arc<Entry>> {
-        self.table.read().unwrap_or_else(PoisonError::into_inner).find(host).cloned()
+        self.table.read().find(host).cloned()
     }
 
     fn version(&self) -> u64 {
@@ -160,8 +161,8 @@ impl Ingress {
         }
     }
 
-    fn backends(&self) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, Arc<Backend>>> {
-        self.backends.lock().unwrap_or_else(PoisonError::into_inner)
+    fn backends(&self) -> parking_lot::MutexGuard<'_, HashMap<SocketAddr, Arc<Backend>>> {
+        self.backends.lock()
     }
 }
 
@@ -188,7 +189,7 @@ impl Router for Ingress {
             })
             .collect();
         let table = Arc::new(Table::new(entries));
-        *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
+        *self.table.write() = table;
         self.version.fetch_add(1, Ordering::SeqCst);
         // Whoever read the old table and has not yet entered must read the new one.
         backends.retain(|address, backend| {

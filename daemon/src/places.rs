@@ -1,9 +1,10 @@
 //! Places that are taken and given back: so many in all, and so many of one key, such as a caller or an address, so that
 //! one key never takes all of them.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 #[derive(Debug)]
 pub struct Places<K> {
@@ -50,7 +51,7 @@ impl<K: Eq + Hash> Places<K> {
 
     fn taken(&self) -> MutexGuard<'_, Taken<K>> {
         // Nothing under this lock panics.
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock()
     }
 }
 

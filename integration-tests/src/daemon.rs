@@ -11,11 +11,12 @@
 //! State: started -> (killed | stopped -> started again)* -> retired. `retire` (or `Drop`) drains with
 //! SIGTERM, then looks for processes and mounts that are left, and removes the directory.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::fs::{self, OpenOptions};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
@@ -156,7 +157,7 @@ impl Daemon {
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {
-        self.live.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.live.lock()
     }
 
     #[track_caller]

@@ -2,8 +2,6 @@
 
 mod ordered;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 pub(crate) use ordered::ordered;
 
 /// More threads than this outrun the reading, and each holds buffers.
@@ -13,9 +11,4 @@ const MOST: usize = 16;
 pub(crate) fn count(asked: Option<u32>) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     asked.map_or_else(cores, |asked| asked as usize).clamp(1, MOST)
-}
-
-/// A thread that panicked ends the whole work when it is joined; until then others may go on.
-pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,8 +5,9 @@
 //!              '------RunningCall dropped--> forgotten
 //! ```
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use tokio_util::sync::CancellationToken;
 
@@ -68,7 +69,7 @@ impl RunningCalls {
 
     fn table(&self) -> MutexGuard<'_, CallTable> {
         // Every change under this lock is whole by itself.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -76,7 +77,7 @@ impl CallEnd {
     fn end(&self, why: AccessError) {
         let why = self.why.get_or_init(|| why);
         self.ended.cancel();
-        let held = std::mem::take(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner));
+        let held = std::mem::take(&mut *self.held.lock());
         held.iter().filter_map(Weak::upgrade).for_each(|part| part.end(why));
     }
 }
@@ -90,7 +91,7 @@ impl RunningCall {
 
     /// Has a part of the call end with it: at once, where the call has ended.
     pub fn holds(&self, part: Weak<dyn EndsWithCall>) {
-        let mut held = self.end.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.end.held.lock();
         if !self.end.ended.is_cancelled() {
             held.push(part);
             return;

@@ -3,7 +3,8 @@
 //! The layer that knows who calls sees what is called and how it ends; which object it was about, the handler says
 //! ([`concerns`]), since only it reads the request.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
 
 use axum::response::Response;
 use http::{HeaderMap, Method as Verb, StatusCode};
@@ -29,7 +30,7 @@ struct SharedTold(Arc<Mutex<Told>>);
 impl SharedTold {
     fn lock(&self) -> MutexGuard<'_, Told> {
         // Nothing under this lock leaves it half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -1,7 +1,8 @@
 //! Bodies of a call that end when its caller may no longer call: what feeds them is dropped at once, read or not.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use axum::body::Body;
@@ -67,7 +68,7 @@ impl BodySlot {
 
     fn lock(&self) -> MutexGuard<'_, SlotState> {
         // A body that panicked is not polled again: its call has ended with it.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -3,8 +3,9 @@
 //! Memory follows the rule of a shared buffer with dynamic thresholds (Choudhury and Hahne, 1998): a caller may hold as
 //! much as is left free. One alone gets half of it, and however many come, something is left for the next one.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use tokio::sync::Notify;
 
@@ -78,7 +79,7 @@ impl CallerShares {
 impl Shared {
     fn held(&self) -> MutexGuard<'_, AllHeld> {
         // Every change under the lock is whole by itself: sums only.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 }
 
@@ -123,7 +124,7 @@ impl RequestShare {
     }
 
     fn own(&self) -> MutexGuard<'_, u64> {
-        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.bytes.lock()
     }
 
     fn give_back(&self, less: u64, requests: usize) {

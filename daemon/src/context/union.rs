@@ -31,9 +31,10 @@ mod set;
 pub mod upper;
 mod xattrs;
 
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::io::Errno;
 
@@ -157,19 +158,19 @@ impl Union {
     // operation at most. Continuing is better than a file system that answers nothing.
 
     fn nodes(&self) -> MutexGuard<'_, Nodes> {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.nodes.lock()
     }
 
     fn open_files(&self) -> MutexGuard<'_, HashMap<u64, Arc<Handle>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock()
     }
 
     fn reading_names(&self) -> RwLockReadGuard<'_, ()> {
-        self.names.read().unwrap_or_else(PoisonError::into_inner)
+        self.names.read()
     }
 
     fn changing_names(&self) -> RwLockWriteGuard<'_, ()> {
-        let guard = self.names.write().unwrap_or_else(PoisonError::into_inner);
+        let guard = self.names.write();
         self.version.fetch_add(1, Ordering::Release);
         guard
     }

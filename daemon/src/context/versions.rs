@@ -9,12 +9,12 @@
 //! context/retired       ids in hexadecimal, one per line, the oldest first
 //! ```
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Maximum number of retired ids. Beyond it the secret is replaced, which retires all ids at once.
 const MOST_RETIRED: usize = 10_000;
@@ -49,7 +49,7 @@ impl Versions {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Every change is one assignment or insertion, so a panic leaves no partial state behind.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Returns the id for a list of parts: equal parts give equal ids until the id is retired.

@@ -1,9 +1,10 @@
 //! What the daemon knows of one service beside what is stored: its instances, and what is under way.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -149,7 +150,7 @@ impl Entry {
 
     pub(super) fn state(&self) -> MutexGuard<'_, EntryState> {
         // Nothing under this lock leaves the state half changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Changes the stored service: durable when this returns, and unchanged after an error. `change` says whether

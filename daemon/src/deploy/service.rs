@@ -9,10 +9,11 @@
 //! Each service has an [`Entry`] and one loop. What shall be lies in the store; what is, the runtime knows; the entry
 //! holds what must not outlive the daemon: health, backoff, steps under way.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -435,7 +436,7 @@ impl Handle {
 impl Shared {
     fn entries(&self) -> MutexGuard<'_, BTreeMap<ServiceId, Arc<Entry>>> {
         // Nothing under this lock leaves the map half changed.
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock()
     }
 
     pub(super) fn all(&self) -> Vec<Arc<Entry>> {

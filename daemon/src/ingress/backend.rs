@@ -7,11 +7,12 @@
 //! A request reads the table, then enters. Between the two the route may have been switched and the
 //! backend drained, so entering one that has retired fails, and the request reads the table again.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::net::Shutdown;
@@ -60,10 +61,6 @@ pub(super) struct OpenSocket {
     number: u64,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Backend {
     pub(super) fn new(address: SocketAddr, workers: usize) -> Self {
         Self {
@@ -96,7 +93,7 @@ impl Backend {
     /// No request enters from now on.
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::SeqCst);
-        self.kept.iter().for_each(|kept| locked(kept).clear());
+        self.kept.iter().for_each(|kept| kept.lock().clear());
     }
 
     /// Waits until nothing is in flight, at most for `limit`; then cuts what is. Gives how many were cut.
@@ -127,13 +124,13 @@ impl Backend {
     /// Closes a worker's kept connections that are too old, and those that the instance has closed.
     pub(super) fn sweep(&self, worker: usize, idle: Duration) {
         if let Some(kept) = self.kept.get(worker) {
-            locked(kept).retain_mut(|kept| kept.since.elapsed() < idle && kept.upstream.is_reusable());
+            kept.lock().retain_mut(|kept| kept.since.elapsed() < idle && kept.upstream.is_reusable());
         }
     }
 
     pub(super) fn register(&self, stream: &TcpStream) -> std::io::Result<OpenSocket> {
         let second = stream.as_fd().try_clone_to_owned()?;
-        let mut open = locked(&self.sockets.open);
+        let mut open = self.sockets.open.lock();
         open.0 += 1;
         let number = open.0;
         open.1.insert(number, second);
@@ -143,7 +140,7 @@ impl Backend {
 
 impl Sockets {
     fn shut_down(&self) {
-        for socket in locked(&self.open).1.values() {
+        for socket in self.open.lock().1.values() {
             // Fails for one that has just been closed by the other side, which is as well.
             if let Err(error) = rustix::net::shutdown(socket, Shutdown::Both) {
                 tracing::debug!(%error, "shut down a connection to an instance");
@@ -154,7 +151,7 @@ impl Sockets {
 
 impl Drop for OpenSocket {
     fn drop(&mut self) {
-        locked(&self.sockets.open).1.remove(&self.number);
+        self.sockets.open.lock().1.remove(&self.number);
     }
 }
 
@@ -164,7 +161,7 @@ impl InFlight {
     }
 
     fn kept(&self) -> Option<MutexGuard<'_, Vec<Kept>>> {
-        self.backend.kept.get(self.worker).map(locked)
+        self.backend.kept.get(self.worker).map(Mutex::lock)
     }
 
     /// The connection that was used last on this worker, unless it has been idle for longer than `idle`.

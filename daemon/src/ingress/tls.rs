@@ -3,9 +3,10 @@
 //! A pair that cannot be read never takes the others down: at the start it is left out with a warning
 //! (only when none is left is that an error), later the one that was in force stays.
 
+use parking_lot::RwLock;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rustls::ServerConfig;
@@ -103,7 +104,7 @@ impl Tls {
 
 impl Certificates {
     fn reload(&self) {
-        let before = self.loaded.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let before = self.loaded.read().clone();
         let mut after = before.clone();
         let mut changed = false;
         for (files, loaded) in self.pairs.iter().zip(&mut after) {
@@ -125,7 +126,7 @@ impl Certificates {
             }
         }
         if changed {
-            *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = after;
+            *self.loaded.write() = after;
         }
     }
 }
@@ -133,7 +134,7 @@ impl Certificates {
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name().and_then(|name| ServerName::try_from(name).ok());
-        let loaded = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
+        let loaded = self.loaded.read();
         let mut keys = loaded.iter().filter_map(|loaded| loaded.key.as_ref());
         let named = name.and_then(|name| keys.clone().find(|key| is_for(key, &name)));
         named.or_else(|| keys.next()).cloned()
@@ -217,7 +218,7 @@ mod tests {
 
     fn shown(tls: &Tls, host: &str) -> usize {
         let name = ServerName::try_from(host).unwrap();
-        let loaded = tls.certificates.loaded.read().unwrap();
+        let loaded = tls.certificates.loaded.read();
         loaded.iter().position(|loaded| loaded.key.as_ref().is_some_and(|key| is_for(key, &name))).unwrap()
     }
 
@@ -240,7 +241,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let files = write(directory.path(), "a", "a.example");
         let tls = Tls::open(TlsSource::Files(vec![files.clone()])).unwrap();
-        let key = || tls.certificates.loaded.read().unwrap()[0].key.clone().unwrap();
+        let key = || tls.certificates.loaded.read()[0].key.clone().unwrap();
         let first = key();
         tls.certificates.reload();
         assert!(Arc::ptr_eq(&first, &key()), "nothing has changed");

@@ -15,11 +15,12 @@
 mod spool;
 mod sweep;
 
+use parking_lot::{Mutex, MutexGuard};
 use std::fs::{self, File, FileTimes, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 pub use spool::{Placed, Spool};
@@ -118,7 +119,7 @@ impl BlobStore {
     }
 
     fn no_removal(&self) -> MutexGuard<'_, ()> {
-        self.inner.removal.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.removal.lock()
     }
 
     /// Sets the blob's time to now; gives that time and the size.

@@ -8,8 +8,9 @@
 //!
 //! They live in memory: after a restart an upload is unknown, and its client begins again.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedMutexGuard;
@@ -75,7 +76,7 @@ impl Uploads {
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<String, Arc<Upload>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock()
     }
 
     /// Whether one more may begin. Asked before its file is made; `begin` decides.
@@ -133,11 +134,11 @@ impl Uploads {
 
 impl Upload {
     fn idle(&self) -> Duration {
-        self.used_at.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+        self.used_at.lock().elapsed()
     }
 
     pub(super) fn used(&self) {
-        *self.used_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.used_at.lock() = Instant::now();
     }
 
     /// Waits until no other piece is being received. `None` when it takes too long.

@@ -1,7 +1,8 @@
 //! A registry in memory: enough for BuildKit to push to and pull from.
 
+use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -28,12 +29,12 @@ impl Registry {
     }
 
     pub fn get(&self, digest: &str) -> Option<Bytes> {
-        self.content.lock().unwrap().get(digest).map(|(_, bytes)| bytes.clone())
+        self.content.lock().get(digest).map(|(_, bytes)| bytes.clone())
     }
 
     fn put(&self, kind: &str, bytes: Bytes) -> String {
         let digest = format!("sha256:{}", hex::encode(Sha256::digest(&bytes)));
-        self.content.lock().unwrap().insert(digest.clone(), (kind.to_owned(), bytes));
+        self.content.lock().insert(digest.clone(), (kind.to_owned(), bytes));
         digest
     }
 }
@@ -58,7 +59,7 @@ async fn answer(
         return (StatusCode::CREATED, [("docker-content-digest", digest)]).into_response();
     }
     let digest = path.rsplit('/').next().unwrap_or("");
-    let found = registry.content.lock().unwrap().get(digest).cloned();
+    let found = registry.content.lock().get(digest).cloned();
     match found {
         None => StatusCode::NOT_FOUND.into_response(),
         Some((kind, bytes)) => {

@@ -1,6 +1,6 @@
 //! The identity of a walked directory: its files hashed by several threads, or known from the cache.
 
-use std::sync::Mutex;
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -135,11 +135,11 @@ impl Work<'_> {
                     let mut reader = tree.reader();
                     let mut buffer = vec![0; BUFFER];
                     while !stop.load(Ordering::Relaxed) {
-                        let Some(chunk) = workers::locked(&chunks).next() else { break };
+                        let Some(chunk) = chunks.lock().next() else { break };
                         for (index, hashed) in chunk {
                             if let Err(error) = self.one(&mut reader, &mut buffer, *index, hashed) {
                                 stop.store(true, Ordering::Relaxed);
-                                let mut failed = workers::locked(&failed);
+                                let mut failed = failed.lock();
                                 if failed.as_ref().is_none_or(|(earlier, _)| *index < *earlier) {
                                     *failed = Some((*index, error));
                                 }
@@ -150,7 +150,7 @@ impl Work<'_> {
                 });
             }
         });
-        match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        match failed.into_inner() {
             Some((_, error)) => Err(error),
             None => Ok(()),
         }

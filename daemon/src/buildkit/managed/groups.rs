@@ -10,9 +10,10 @@
 //! Steps that use up their memory or processes harm no builder but their own, and neither its buildkitd. A machine that
 //! does not let us make groups still builds, without bounds, and the log says so at each start.
 
+use parking_lot::Mutex;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::control_group::{ControlGroup, MemoryWatch, machine_memory};
 
@@ -49,7 +50,7 @@ impl BuilderGroups {
     pub(super) fn prepare(&self) {
         let Some(group) = self.bounds.group.as_deref() else { return };
         match self.make(group) {
-            Ok(watch) => *self.memory.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch),
+            Ok(watch) => *self.memory.lock() = Some(watch),
             Err(error) => {
                 tracing::warn!(%error, group, "memory and processes of build steps are not bounded here");
             }
@@ -97,7 +98,7 @@ impl BuilderGroups {
 
     /// How often memory of the steps ran out since the builder was started.
     pub(in crate::buildkit) fn out_of_memory(&self) -> u64 {
-        let watch = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let watch = self.memory.lock();
         watch.as_ref().map_or(0, MemoryWatch::count)
     }
 

@@ -8,7 +8,7 @@
 //! A walk descends into a directory before it continues with the next one. Nothing is prefetched for other
 //! access patterns, or while several readers are active.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use parking_lot::{Mutex, MutexGuard};
 
 /// Number of correct predictions in a row before a directory is prefetched.
 const WALK: u32 = 3;
@@ -35,7 +35,7 @@ impl<L> Ahead<L> {
     }
 
     fn state(&self) -> MutexGuard<'_, State<L>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Records that a directory is read from its start, and returns its prefetched listing.

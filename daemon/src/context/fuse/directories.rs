@@ -13,12 +13,13 @@
 //! kernel caches nothing longer than an answer obtained just now: entries of an older listing get a shorter
 //! cache timeout, or are looked up again.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
 use std::ffi::OsStr;
 use std::hash::BuildHasher as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fuser::{INodeNo, ReplyDirectoryPlus};
@@ -146,7 +147,7 @@ impl Directories {
     }
 
     fn all_held(&self) -> MutexGuard<'_, VecDeque<(Instant, Arc<Held>)>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 
     fn find(&self, inode: u64) -> Option<Arc<Held>> {

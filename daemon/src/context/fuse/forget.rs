@@ -1,8 +1,9 @@
 //! Delayed invalidation of directory listings in the kernel's cache.
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fuser::{INodeNo, Notifier};
@@ -36,13 +37,14 @@ pub(super) fn channel() -> (ForgetLater, Forgetting) {
 
 impl Shared {
     fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock()
     }
 
     /// Waits for directories that have been queued for `within`. `None` at the end.
     fn due(&self, within: Duration) -> Option<Vec<u64>> {
         let nothing = |kept: &mut Kept| kept.directories.is_empty() && !kept.has_ended;
-        let mut kept = self.changed.wait_while(self.kept(), nothing).unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept();
+        self.changed.wait_while(&mut kept, nothing);
         if kept.has_ended {
             return None;
         }

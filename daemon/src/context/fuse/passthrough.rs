@@ -4,9 +4,9 @@
 //! without it at the same time. Therefore only files whose content never moves are passed through: those of
 //! an overlay without an upper directory.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::fs::File;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fuser::{BackingId, FileHandle, FopenFlags, ReplyOpen};
 
@@ -21,7 +21,7 @@ struct Backing {
 
 impl Passthrough {
     fn backings(&self) -> MutexGuard<'_, HashMap<u64, Backing>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Answers an open request: with passthrough if the kernel accepts the file, otherwise with reads through

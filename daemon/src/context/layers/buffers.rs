@@ -1,8 +1,9 @@
 //! Buffer pool: a pass transfers thousands of chunks of up to 2 MiB between threads, and allocating fresh
 //! pages for each of them costs as much as decompression.
 
+use parking_lot::Mutex;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// Maximum number of idle buffers; more than the number of chunks in use at once.
 const KEPT: usize = 64;
@@ -14,7 +15,7 @@ pub(super) struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
 impl Buffers {
     /// Returns an empty buffer with at least the given capacity.
     pub(super) fn take(&self, capacity: usize) -> Vec<u8> {
-        let used = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let used = self.0.lock().pop();
         let mut buffer = used.unwrap_or_default();
         buffer.reserve(capacity);
         buffer
@@ -42,7 +43,7 @@ impl Drop for Piece {
     fn drop(&mut self) {
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.clear();
-        let mut waiting = self.home.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.home.0.lock();
         if waiting.len() < KEPT {
             waiting.push(bytes);
         }

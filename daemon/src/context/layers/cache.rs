@@ -8,12 +8,13 @@
 //! quota, the least recently used ones are removed. Removing one that is in use is harmless, because its file
 //! stays open.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::SystemTime;
 
@@ -118,7 +119,7 @@ impl LayerCache {
             }
             work();
         });
-        let slots = slots.into_iter().map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let slots = slots.into_iter().map(|slot| slot.into_inner());
         slots.filter_map(|slot| Some((slot.digest, slot.opened?))).collect()
     }
 
@@ -262,7 +263,7 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 /// Reports whether a media type is that of an OCI or Docker layer. Its suffix is not trusted: the content

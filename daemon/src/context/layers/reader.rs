@@ -5,12 +5,13 @@
 //! zstd frame, is decompressed block by block; its decoder stays idle between requests, and reading backwards
 //! restarts it. All caches are limited, for all layers together.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::access::{Format, Point, Within};
 use super::blob::{Blob, Input};
@@ -30,7 +31,7 @@ const TURNS: usize = 16;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // The guarded values are consistent after every single step.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 /// Layer id, and offset in its tar.

@@ -6,11 +6,11 @@
 //! context/session.key, context/retired    see `session_ids`
 //! ```
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hearth_pack::identity::{CacheError, HashCache};
@@ -43,9 +43,9 @@ pub(super) struct Memory {
     saved: Mutex<Instant>,
 }
 
-/// Locks a mutex and ignores poisoning: a panic leaves these values consistent, at worst incomplete.
+/// Locks a mutex. A panic while it is held leaves these values consistent, at worst incomplete.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 impl Memory {

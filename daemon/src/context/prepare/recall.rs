@@ -10,8 +10,9 @@
 //! Only scans that the hash cache answered completely are kept, so these results are as reliable as the hash
 //! cache.
 
+use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hearth_pack::ignore::Patterns;
@@ -95,7 +96,7 @@ impl Recall {
         fingerprint: &[u8; 32],
         known: impl FnOnce() -> Option<Known>,
     ) -> Option<(Covered, Arc<Identified>)> {
-        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut looks = self.looks.lock();
         let is_young = |look: &Look| look.since.elapsed() < LASTS;
         looks.retain(|look| is_young(look) || look.known.is_some());
         let is_it = |look: &Look| look.fingerprint == *fingerprint && is_young(look);
@@ -119,7 +120,7 @@ impl Recall {
 
     /// Returns the baselines of the scans with a scope, latest first.
     fn known(&self, scope: &[u8]) -> Vec<(Known, [u8; 32])> {
-        let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let looks = self.looks.lock();
         let of_scope = looks.iter().filter(|look| look.scope == scope);
         of_scope.filter_map(|look| Some((look.known.clone()?, look.fingerprint))).collect()
     }
@@ -133,12 +134,12 @@ impl Recall {
     /// Number of cached scans with a baseline.
     #[cfg(test)]
     pub(super) fn kept(&self) -> usize {
-        let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let looks = self.looks.lock();
         looks.iter().filter(|look| look.known.is_some()).count()
     }
 
     fn put(&self, look: Look) {
-        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut looks = self.looks.lock();
         looks.retain(|known| known.fingerprint != look.fingerprint);
         looks.push_front(look);
         spare(&mut looks);

@@ -2,9 +2,10 @@
 //! order of BuildKit's file sync. The walk keeps a list of directories instead of recursion;
 //! [`listing`](super::listing) lists directories ahead of it on other threads.
 
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::vec::IntoIter;
 
@@ -99,9 +100,9 @@ impl Tree {
                 entries: Entries::default(),
                 links: HashMap::new(),
             };
-            *walked.lock().unwrap_or_else(PoisonError::into_inner) = walk.run(backed);
+            *walked.lock() = walk.run(backed);
         });
-        let entries = walked.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+        let entries = walked.into_inner()?;
         let mut snapshot = Snapshot::new(self.clone(), top.clone(), Arc::new(entries));
         snapshot.root = root;
         let now = since_epoch();

@@ -16,6 +16,7 @@
 //! ([`mknod`](super::OverlayFs::make_node) refuses devices), and the attribute is in a namespace that is
 //! never shown.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::{self, DirBuilder};
@@ -24,7 +25,6 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
@@ -157,7 +157,7 @@ impl Upper {
     }
 
     pub(super) fn linked(&self) -> MutexGuard<'_, HashMap<LinkKey, Linked>> {
-        self.linked.lock().unwrap_or_else(PoisonError::into_inner)
+        self.linked.lock()
     }
 
     /// Returns an unused name in `work/`.

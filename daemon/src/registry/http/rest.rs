@@ -4,8 +4,9 @@
 //! sees that go and not the refusal, so a bounded rest is read and dropped first. One that waits for
 //! `100 Continue` has sent nothing, and over HTTP/2 a stream ends by itself.
 
+use parking_lot::Mutex;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ pub(super) fn keep(request: Request) -> (Request, Rest) {
 impl Rest {
     /// Reads what is left, within limits.
     pub(super) async fn drain(self) {
-        let Some(mut body) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let Some(mut body) = self.0.lock().take() else { return };
         let read = async {
             let mut left = MOST;
             while let Ok(Some(Ok(frame))) = tokio::time::timeout(PAUSE, body.frame()).await {
@@ -63,7 +64,7 @@ struct Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         let body = std::mem::take(&mut self.body);
-        *self.home.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
+        *self.home.lock() = Some(body);
     }
 }
 

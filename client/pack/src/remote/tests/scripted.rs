@@ -1,10 +1,11 @@
 //! A registry on a loopback port that answers by a script and remembers what it was asked. It speaks just
 //! enough HTTP/1.1, one request for each connection, so that it can also misbehave.
 
+use parking_lot::Mutex;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 #[derive(Clone, Debug)]
@@ -85,7 +86,7 @@ impl Registry {
     }
 
     pub(super) fn asked(&self) -> Vec<Request> {
-        self.asked.lock().unwrap().clone()
+        self.asked.lock().clone()
     }
 
     /// `METHOD path` of all requests.
@@ -107,7 +108,7 @@ impl Drop for Registry {
 fn answer(connection: &TcpStream, asked: &Mutex<Vec<Request>>, script: &Script) -> std::io::Result<()> {
     let request = read(connection)?;
     let before = {
-        let mut asked = asked.lock().unwrap();
+        let mut asked = asked.lock();
         let same = |other: &&Request| other.method == request.method && other.path == request.path;
         let before = asked.iter().filter(same).count();
         asked.push(request.clone());

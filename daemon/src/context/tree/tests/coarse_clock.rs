@@ -1,6 +1,6 @@
 //! Writes that leave the stat of their file unchanged, including the change time.
 
-use std::sync::Mutex;
+use parking_lot::Mutex;
 use std::time::{Duration, SystemTime};
 
 use hearth_pack::identity::{HashCache, TreeDigest};

@@ -103,13 +103,13 @@ async fn a_client_that_goes_away_or_talks_nonsense_ends_its_process() {
     line.abort();
     none_runs().await;
     // Killed: what it had read was not all of it.
-    assert_eq!(*processes.ends.lock().unwrap(), [137]);
+    assert_eq!(*processes.ends.lock(), [137]);
     let (input, mut answers) = exec(&mut room.client, begin("cat")).await.unwrap();
     send(&input, begin("cat")).await;
     let refused = tokio::time::timeout(LIMIT, answers.message()).await.unwrap().unwrap_err();
     assert_eq!(error_detail(&refused).unwrap().code, "invalid_message");
     none_runs().await;
-    assert_eq!(*processes.ends.lock().unwrap(), [137, 137]);
+    assert_eq!(*processes.ends.lock(), [137, 137]);
 }
 
 #[tokio::test]
