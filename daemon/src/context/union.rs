@@ -16,8 +16,8 @@
 //! link or unlink: a daemon killed at any point leaves the tree as it was before or after the operation, and
 //! opening the same upper directory again shows the same tree.
 //!
-//! Lock order: `names` (write-locked while names change), then `nodes` and `open` (held briefly). Content is
-//! copied up without any lock.
+//! Lock order: `names_lock` (write-locked while names change), then `nodes` and `open_handles` (held briefly).
+//! Content is copied up without any lock.
 
 mod change;
 mod changes;

@@ -80,7 +80,9 @@ impl Tree {
     pub fn reader(&self, path: &[u8]) -> Result<Reader, ContextError> {
         let shown = text(&absolute(path));
         let failed = |errno| match errno {
-            Errno::ISDIR => ContextError::NotAFile { path: shown.clone(), what: "no file" },
+            Errno::ISDIR => {
+                ContextError::NotAFile { path: shown.clone(), what: "a directory or special file" }
+            }
             errno => ContextError::at(&absolute(path), errno),
         };
         let (mount, inside) = self.covering(path).ok_or_else(|| failed(Errno::NOENT))?;
