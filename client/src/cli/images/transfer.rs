@@ -1,4 +1,4 @@
-//! `hearth images push` and `pull`: the daemon moves the image, this tells how it goes.
+//! `hearth images push` and `pull`: the daemon transfers the image, and the client shows its progress.
 
 use hearth_proto::v1::{PullImageRequest, PushImageRequest, TransferDone, TransferProgress};
 use hearth_proto::value::Reference;
@@ -68,7 +68,7 @@ fn tag(text: &str) -> Result<Reference, Failure> {
     Reference::parse_tag(text).map_err(|error| Failure::usage(error.to_string()))
 }
 
-/// How far it is, told each time another tenth is done.
+/// Prints the progress of a transfer each time another tenth is done.
 #[derive(Default)]
 struct Told {
     tenths: u64,

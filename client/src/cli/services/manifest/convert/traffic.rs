@@ -1,4 +1,5 @@
-//! The ports of a manifest, with what else is said at a port: the health check, and who may come.
+//! Converts the ports of a manifest, and the settings that it states for each port: health check and
+//! public access.
 
 use hearth_proto::v1::{PortKind, ServicePort, ServiceSpec};
 
@@ -12,7 +13,8 @@ pub(super) struct Traffic {
     pub public: bool,
 }
 
-/// The health check is asked of the first published http port, or of the first http port.
+/// Returns the port that the health check uses: the first published http port, otherwise the first http
+/// port.
 fn probed(ports: &[Port]) -> Option<u32> {
     let mut http = ports.iter().filter(|port| port.kind == PortType::Http);
     let published = http.clone().find(|port| port.published != Some(false));
