@@ -34,6 +34,7 @@ use crate::output;
 use crate::rooms::{self, Asked, RoomError, RoomsFile, Selection, Surroundings};
 
 /// Packs directories into images, builds images inside a room, and runs them there as services.
+///
 /// A room is an address and a token. The client finds a daemon on this machine without any setup;
 /// `hearth room add` registers other rooms. Data goes to standard output, everything else to standard
 /// error.
@@ -98,7 +99,7 @@ enum Command {
     /// List and remove the domains that route to services
     #[command(subcommand)]
     Routes(routes::RoutesCommand),
-    /// Set, list and remove the secrets that services receive as environment variables
+    /// List, set and remove the secrets that services receive as environment variables
     #[command(subcommand)]
     Secrets(secrets::SecretsCommand),
     /// Work with the images in the room's registry

@@ -2,7 +2,9 @@
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), hearth::client::ClientError> {
-//! use hearth::client::{DaemonAddress, Client, DaemonTarget};
+//! use hearth::client::{Client, DaemonAddress, DaemonTarget};
+//! let target =
+//!     DaemonTarget { address: DaemonAddress::local(), token: None, token_from_environment: false };
 //! let client = Client::connect(&target).await?;
 //! println!("this is room {}", client.info().await?.room);
 //! # Ok(())
@@ -84,7 +86,7 @@ const PING_LIMIT: Duration = Duration::from_secs(20);
 pub struct Client {
     channel: Wire,
     address: String,
-    /// Whether the daemon runs on this machine (unix socket).
+    /// True when the daemon runs on this machine (unix socket).
     near: bool,
 }
 
@@ -95,7 +97,7 @@ type Wire = InterceptedService<Channel, Bearer>;
 #[derive(Clone, Debug)]
 pub struct Bearer {
     token: Option<MetadataValue<Ascii>>,
-    /// Whether the token comes from the environment. A daemon on this machine then falls back to the peer's
+    /// True when the token comes from the environment. A daemon on this machine then falls back to the peer's
     /// own rights when it cannot use the token.
     from_environment: bool,
 }

@@ -15,7 +15,7 @@ pub struct Failure {
     pub build_id: Option<String>,
     /// Service and revision that failed.
     pub service: Option<(String, u32)>,
-    /// Whether the output of the failed step was already shown, so that the last lines need not be
+    /// True when the output of the failed step was already shown, so that the last lines need not be
     /// repeated.
     pub log_shown: bool,
 }

@@ -44,7 +44,7 @@ pub trait Show: Send {
     fn note(&mut self, text: &str);
     /// Removes the parts that update in place from the terminal, before a question or the end.
     fn clear(&mut self);
-    /// Whether every line of the log was shown and stays visible.
+    /// True when every line of the log was shown and stays visible.
     fn shows_whole_log(&self) -> bool;
 }
 

@@ -63,7 +63,7 @@ pub(super) struct BuildArgs {
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, help_heading = "Build")]
     pub(super) timeout: Option<std::time::Duration>,
 
-    /// How progress is shown
+    /// Display mode of progress
     #[arg(long, value_enum, default_value_t = ProgressMode::Auto, help_heading = "Output")]
     pub(super) progress: ProgressMode,
     /// Print the build's id and do not wait for the build

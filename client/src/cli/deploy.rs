@@ -78,7 +78,7 @@ pub(super) struct DeployArgs {
     #[command(flatten)]
     confinement: confinement::ConfinementArgs,
 
-    /// How the new revision replaces the old one
+    /// Strategy that replaces the old revision
     #[arg(long, value_enum, help_heading = "Deploy")]
     strategy: Option<Strategy>,
     /// Time limit for the first healthy answer of the new revision, such as `90s` [default: kept, else 60s]

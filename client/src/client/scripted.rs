@@ -25,7 +25,7 @@ pub(crate) struct Script {
     pub service: Mutex<Option<Service>>,
     pub watched: Mutex<Vec<WatchDeployRequest>>,
     pub read: Mutex<Vec<ReadServiceLogsRequest>>,
-    /// Whether a watch stays open after its last event, like that of a running deploy.
+    /// True when a watch stays open after its last event, like that of a running deploy.
     pub stays: bool,
 }
 

@@ -21,7 +21,7 @@ pub struct Token(String);
 pub struct Target {
     pub address: Address,
     pub token: Option<Token>,
-    /// Whether the token comes from the environment instead of an option of this call.
+    /// True when the token comes from the environment instead of an option of this call.
     pub token_from_environment: bool,
 }
 

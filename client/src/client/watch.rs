@@ -23,7 +23,7 @@ use super::{Client, ClientError};
 /// The source of watched events: a build or a deploy.
 pub trait Subject: Send + Sync {
     type Event: Numbered + Send;
-    /// Whether an event keeps its number across restarts of the daemon.
+    /// True when an event keeps its number across restarts of the daemon.
     const DURABLE: bool;
 
     /// Name of the subject in errors.

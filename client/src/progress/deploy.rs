@@ -27,7 +27,7 @@ pub trait Show: Send {
     fn note(&mut self, text: &str);
     /// Removes the parts that update in place from the terminal.
     fn clear(&mut self);
-    /// Whether every line of the service's log was shown and stays visible.
+    /// True when every line of the service's log was shown and stays visible.
     fn shows_whole_log(&self) -> bool;
 }
 

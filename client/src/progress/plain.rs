@@ -34,7 +34,7 @@ struct Step {
     name: String,
     started: Option<Timestamp>,
     transfer_shown: Option<Timestamp>,
-    /// Whether the end was shown, and nothing since: BuildKit ends and restarts a step for each part of its
+    /// True when the end was shown, and nothing since: BuildKit ends and restarts a step for each part of its
     /// work.
     ended: bool,
 }

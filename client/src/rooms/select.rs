@@ -30,7 +30,7 @@ pub struct Selection {
     pub token: Option<TokenFrom>,
     /// Room that the daemon must belong to; checked after connecting.
     pub must_be: Option<String>,
-    /// Whether the default socket of this machine was selected because nothing else is configured.
+    /// True when the default socket of this machine was selected because nothing else is configured.
     pub fallback: bool,
 }
 

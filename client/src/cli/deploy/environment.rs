@@ -26,7 +26,8 @@ pub(super) struct EnvironmentArgs {
     /// Variable with the value of a secret of the room, `NAME=SECRET`
     #[arg(long, value_name = "NAME=SECRET", help_heading = "Environment")]
     env_secret: Vec<String>,
-    /// Set MESHAGENT_TOKEN to a new participant token with this scope: `userDefault`, `agentDefault`, `full` or JSON
+    /// Give the service a new participant token in MESHAGENT_TOKEN, with this scope: `userDefault`,
+    /// `agentDefault`, `full` or JSON
     #[arg(long, visible_alias = "meshagent-token", value_name = "SCOPE", help_heading = "Environment")]
     env_token: Option<String>,
     /// Participant name in the tokens [default: the service's]

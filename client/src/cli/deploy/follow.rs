@@ -22,7 +22,7 @@ pub(in crate::cli) struct WaitArgs {
     /// Do not wait until the revision is live
     #[arg(long, help_heading = "Output")]
     no_wait: bool,
-    /// How progress is shown
+    /// Display mode of progress
     #[arg(long, value_enum, default_value_t = ProgressMode::Auto, help_heading = "Output")]
     pub(in crate::cli) progress: ProgressMode,
 }

@@ -33,7 +33,7 @@ pub(super) struct Manifest {
     /// Time limit for the first healthy answer, such as `90s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     start_limit: Option<String>,
-    /// Whether connections between this service and other services of the room are blocked. Default: false.
+    /// True when connections between this service and other services of the room are blocked. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     isolated: Option<bool>,
 }
@@ -153,7 +153,7 @@ struct StorageMount {
     /// Path below the storage's root that is mounted. Default: the whole storage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     subpath: Option<String>,
-    /// Whether the mount is read-only. Default: false for room storage, true for project storage.
+    /// True when the mount is read-only. Default: false for room storage, true for project storage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     read_only: Option<bool>,
 }
@@ -165,7 +165,7 @@ struct ImageMount {
     path: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     subpath: Option<String>,
-    /// Whether the mount is read-only. Default: true.
+    /// True when the mount is read-only. Default: true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     read_only: Option<bool>,
 }
@@ -176,7 +176,7 @@ struct File {
     path: String,
     /// Content of the file.
     text: String,
-    /// Whether the mount is read-only. Default: true. Changes to a writable file end with the instance.
+    /// True when the mount is read-only. Default: true. Changes to a writable file end with the instance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     read_only: Option<bool>,
 }
@@ -185,7 +185,7 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct EmptyDir {
     path: String,
-    /// Whether the mount is read-only. Default: false.
+    /// True when the mount is read-only. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     read_only: Option<bool>,
 }
@@ -199,10 +199,10 @@ struct Port {
     /// Path that answers with a status from 200 to 399 when the service is healthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     liveness: Option<String>,
-    /// Whether the ingress may route to the port. Default: true.
+    /// True when the ingress may route to the port. Default: true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     published: Option<bool>,
-    /// Whether traffic needs no participant token. Default: false. All published ports must have the same
+    /// True when traffic needs no participant token. Default: false. All published ports must have the same
     /// value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     public: Option<bool>,
