@@ -97,7 +97,7 @@ pub(super) async fn run(command: BuildsCommand, globals: &Globals) -> Result<(),
             let client = connect(globals).await?;
             for build in builds {
                 client.remove_build(&build).await?;
-                output::note(&format!("build {build} is forgotten"));
+                output::note(&format!("removed build {build}"));
             }
             Ok(())
         }

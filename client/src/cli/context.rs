@@ -251,7 +251,7 @@ pub(super) async fn run(command: ContextCommand, globals: &Globals) -> Result<()
             let request = MountContextRequest { context, directory, writable: rw };
             let mounted = client.mount_context(request).await?;
             if mounted.resumed {
-                output::note("changes of an earlier mount are in it again");
+                output::note("the mount continues with the changes of an earlier mount");
             }
             if globals.json {
                 output::json(&MountView::from(&mounted))
@@ -267,7 +267,7 @@ pub(super) async fn run(command: ContextCommand, globals: &Globals) -> Result<()
             output::note(&format!("unmounted {}", output::printable(&directory)));
             if kept {
                 output::note(
-                    "what was written is kept for the next mount of the same; --discard throws it away",
+                    "the changes are kept for the next mount of the same files; --discard removes them",
                 );
             }
             Ok(())

@@ -213,7 +213,7 @@ async fn load(file: &Path, tag: &str, globals: &Globals) -> Result<(), Failure> 
     if let Some(image) = &loaded.image {
         let reused = output::size(loaded.reused_bytes);
         output::note(&format!(
-            "loaded {} ({}, {reused} of it known before)",
+            "loaded {} ({}, {reused} of it already in the room)",
             image.reference,
             output::size(loaded.size_bytes)
         ));

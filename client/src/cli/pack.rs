@@ -169,7 +169,7 @@ async fn pack_and_send(args: PackArgs, globals: &Globals) -> Result<(), Failure>
         let destination = ArchiveDestination { tag: Some(tag.to_string()), room_path: args.room_path };
         let loaded = send(&client, &packed, destination).await?;
         output::note(&format!(
-            "sent {} ({} of it known before)",
+            "sent {} ({} of it already in the room)",
             output::size(loaded.size_bytes),
             output::size(loaded.reused_bytes)
         ));

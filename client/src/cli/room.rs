@@ -27,7 +27,7 @@ Example:
     /// Show the known rooms
     #[command(visible_alias = "ls")]
     List,
-    /// Forget a room
+    /// Remove a room from the rooms file
     Rm { name: String },
 }
 
@@ -66,7 +66,7 @@ pub(super) async fn run(command: RoomCommand, globals: &Globals) -> Result<(), F
             }
             rooms.current = rooms.current.filter(|current| *current != name);
             rooms.write(&path)?;
-            output::note(&format!("room {name} forgotten"));
+            output::note(&format!("room {name} removed"));
         }
     }
     Ok(())

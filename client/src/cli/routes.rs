@@ -72,7 +72,7 @@ pub(super) async fn run(command: RoutesCommand, globals: &Globals) -> Result<(),
             let client = connect(globals).await?;
             for domain in domains {
                 let service = client.remove_route(&domain).await?;
-                output::note(&format!("{domain} leads to {service} no more"));
+                output::note(&format!("{domain} no longer routes to {service}"));
             }
             Ok(())
         }

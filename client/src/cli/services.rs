@@ -181,8 +181,9 @@ async fn show(
         None => output::line(&views::for_people(&service, Timestamp::now())),
         Some(format) => {
             let spec = wanted(&service, revision)?.spec.as_ref();
-            let spec =
-                spec.ok_or_else(|| Failure::failed("protocol", "the revision came without what it runs"))?;
+            let spec = spec.ok_or_else(|| {
+                Failure::failed("protocol", "the daemon sent the revision without its spec")
+            })?;
             let manifest = Manifest::of(&service.name, spec);
             match format {
                 Format::Yaml => output::line(manifest::write(&manifest)?.trim_end()),

@@ -159,8 +159,13 @@ async fn put(area: StorageArea, local: &Path, path: &str, globals: &Globals) -> 
                     };
                     put_file(&client, area, &full, &format!("{path}/{name}"), &mut sent).await?;
                 } else {
-                    return Err(Failure::usage(format!("`{}` is no file and no directory", full.display()))
-                        .hint("links and special files are kept by `hearth pack`; leave it out or put its target"));
+                    return Err(Failure::usage(format!(
+                        "`{}` is neither a file nor a directory",
+                        full.display()
+                    ))
+                    .hint(
+                        "links and special files are kept by `hearth pack`; leave it out or put its target",
+                    ));
                 }
             }
         }
@@ -188,7 +193,7 @@ async fn put_file(
     let file = tokio::fs::File::open(local).await.map_err(|error| unreadable(local, &error))?;
     let metadata = file.metadata().await.map_err(|error| unreadable(local, &error))?;
     if !metadata.is_file() {
-        return Err(Failure::usage(format!("`{}` is no file and no directory", local.display())));
+        return Err(Failure::usage(format!("`{}` is neither a file nor a directory", local.display())));
     }
     let begin = WriteBegin {
         area: area.into(),

@@ -146,7 +146,7 @@ async fn mint(request: MintTokenRequest, globals: &Globals) -> Result<(), Failur
     }
     output::line(&minted.token)?;
     if let Some(time) = expires_at {
-        output::note(&format!("good until {time}"));
+        output::note(&format!("valid until {time}"));
     }
     Ok(())
 }
@@ -164,14 +164,14 @@ async fn rotate(grace: Duration, globals: &Globals) -> Result<(), Failure> {
     }
     match until {
         Some(until) if !grace.is_zero() => {
-            output::note(&format!("the secret was replaced; tokens made before are good until {until}"));
+            output::note(&format!("the secret was replaced; tokens made before are valid until {until}"));
         }
         _ => output::note("the secret was replaced; tokens made before are refused"),
     }
     for service in &rotated.services {
         let service = output::printable(service);
         output::note(&format!(
-            "service `{service}` has a token made before, and is being restarted to have a new one"
+            "service `{service}` has a token made before, and is being restarted to receive a new one"
         ));
     }
     for service in &rotated.not_restarted {

@@ -44,7 +44,7 @@ impl Client {
                 return Ok(builds);
             }
             if page.next_page_token == request.page_token {
-                return Err(ClientError::Protocol("a page of builds names itself as the next".to_owned()));
+                return Err(ClientError::Protocol("a page of builds has itself as the next page".to_owned()));
             }
             request.page_token = page.next_page_token;
         }

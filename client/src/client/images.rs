@@ -47,7 +47,7 @@ impl Client {
                 return Ok(images);
             }
             if page.next_page_token == request.page_token {
-                return Err(ClientError::Protocol("a page of images names itself as the next".to_owned()));
+                return Err(ClientError::Protocol("a page of images has itself as the next page".to_owned()));
             }
             request.page_token = page.next_page_token;
         }

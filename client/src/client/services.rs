@@ -40,7 +40,9 @@ impl Client {
                 return Ok(services);
             }
             if page.next_page_token == request.page_token {
-                return Err(ClientError::Protocol("a page of services names itself as the next".to_owned()));
+                return Err(ClientError::Protocol(
+                    "a page of services has itself as the next page".to_owned(),
+                ));
             }
             request.page_token = page.next_page_token;
         }

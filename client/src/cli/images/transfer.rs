@@ -37,7 +37,7 @@ pub(super) async fn push(
     let request = PushImageRequest { reference: source.to_string(), target: target.to_string(), credentials };
     let mut told = Told::default();
     let done = connect(globals).await?.push_image(request, &mut |progress| told.tell(progress)).await?;
-    report("pushed", "was there", &done, globals)
+    report("pushed", "already there", &done, globals)
 }
 
 pub(super) async fn pull(
@@ -61,7 +61,7 @@ pub(super) async fn pull(
     };
     let mut told = Told::default();
     let done = connect(globals).await?.pull_image(request, &mut |progress| told.tell(progress)).await?;
-    report("pulled", "known before", &done, globals)
+    report("pulled", "already in the room", &done, globals)
 }
 
 fn tag(text: &str) -> Result<Reference, Failure> {

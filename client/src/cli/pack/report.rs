@@ -29,7 +29,7 @@ pub(in crate::cli) fn tell(summary: &Summary) {
         let (path, size) = (shown(&found.path), output::size(found.bytes));
         let files = output::count(found.files, "file");
         output::note(&format!(
-            "hint: `{path}` is in it ({files}, {size}); a line `{path}` in .dockerignore keeps it out"
+            "hint: the pack contains `{path}` ({files}, {size}); a line `{path}` in .dockerignore keeps it out"
         ));
     }
 }

@@ -35,7 +35,7 @@ pub(super) fn traffic(ports: Vec<Port>) -> Result<Traffic, Wrong> {
         let parsed = network::port(&format!("{}/{kind}", port.num)).map_err(|why| wrong("ports", &why))?;
         if let Some(path) = port.liveness {
             if probed != Some(port.num) {
-                let why = "the health check is asked of the first published http port: write liveness there";
+                let why = "the health check uses the first published http port: set liveness there";
                 return Err(wrong(field, &why));
             }
             liveness = Some(network::liveness(&path).map_err(|why| wrong(&field, &why))?);
