@@ -34,7 +34,8 @@ pub mod mount {
         /// A pack that was sent with Images.Load or Packs.Commit, which return its id. Example: "k3v9wq2m7xhd".
         #[prost(string, tag = "4")]
         PackId(::prost::alloc::string::String),
-        /// A directory that is empty when an instance of the service starts. Services only.
+        /// A private directory of each instance, which starts with the files that the image has at the target.
+        /// Services only.
         #[prost(message, tag = "7")]
         EmptyDir(super::EmptyDirSource),
         /// One file with this text. Services only.
