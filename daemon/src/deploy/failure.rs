@@ -224,7 +224,7 @@ fn gone() -> Fault {
 fn ended(findings: &Findings) -> Fault {
     let fault = |code: &str, message: String| Fault::new(Stage::Deploy, code, message);
     let Some(exit) = findings.exit else {
-        return fault("instance_gone", "the instance was taken away by something else".to_owned())
+        return fault("instance_gone", "the instance was removed by something else".to_owned())
             .retryable();
     };
     if exit.out_of_memory {
@@ -240,7 +240,7 @@ fn ended(findings: &Findings) -> Fault {
     }
     match exit.code {
         None => {
-            fault("exit_unseen", "the app ended while the runtime was down, and nobody saw how".to_owned())
+            fault("exit_unseen", "the app ended while the runtime was down; its exit code is unknown".to_owned())
         }
         Some(0) => fault("exited", "the app ended with exit code 0 instead of serving".to_owned())
             .hint("let its command stay in the foreground"),
@@ -287,7 +287,7 @@ fn unhealthy(findings: &Findings, never: bool) -> Fault {
     }
     let path = health.path.as_deref();
     if !never {
-        return fault("became_unhealthy", "the app answered well, and then did not any more".to_owned());
+        return fault("became_unhealthy", "the app was healthy, and then it was not any more".to_owned());
     }
     let message = format!("the app was not healthy within {} s", health.start_limit.as_secs());
     let fault = fault("never_healthy", message);

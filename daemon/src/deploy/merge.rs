@@ -28,13 +28,13 @@ const MIN_MEMORY: u64 = 6 << 20;
 pub enum MergeError {
     #[error("{0}")]
     Name(#[from] ServiceNameError),
-    #[error("service name `{0}`: machines call themselves by that name")]
+    #[error("service name `{0}` is reserved: machines use it for themselves")]
     OwnHostName(ServiceName),
     #[error("service `{name}` runs images of `{holder}`, not of `{given}`")]
     OtherRepository { name: ServiceName, holder: Repository, given: Repository },
     #[error("port {RESERVED_PORT} is reserved")]
     ReservedPort,
-    #[error("port 0 is no port")]
+    #[error("port 0 is not a valid port")]
     ZeroPort,
     #[error("port {0} is given twice")]
     PortTwice(u16),

@@ -89,7 +89,7 @@ pub enum InstanceStage {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// No healthy probe yet; `since` is the time at which the process started.
+    /// Running without a healthy probe so far; `since` is the time at which the process started.
     Unproven {
         since: Timestamp,
     },

@@ -230,7 +230,7 @@ fn end_of(outcome: RevisionOutcome) -> DeployEventKind {
         RevisionOutcome::Pending => DeployEventKind::Failed(Box::new(Fault::new(
             Stage::Deploy,
             "interrupted",
-            "the deploy was given up before it was live",
+            "the deploy was interrupted before it was live",
         ))),
     }
 }

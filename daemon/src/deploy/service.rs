@@ -270,7 +270,7 @@ impl DeployError {
             Self::NoRoute(_) => "see: hearth routes list".to_owned(),
             Self::Removing { .. } => "try again in a moment".to_owned(),
             Self::NoInstance { name, .. } => {
-                format!("see those that there are with: hearth services show {name}")
+                format!("list the existing instances with: hearth services show {name}")
             }
             Self::NotRunning { name } => format!("see why with: hearth services show {name}"),
             Self::Merge(error) => return error.hint(),

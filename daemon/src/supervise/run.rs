@@ -192,7 +192,7 @@ impl Service {
             if timeout(self.child.limits.stop, process.wait()).await.is_ok() {
                 return;
             }
-            tracing::warn!(child = self.child.name, limit = ?self.child.limits.stop, "child did not exit after SIGTERM; killing it");
+            tracing::warn!(child = self.child.name, limit = ?self.child.limits.stop, "child ignored SIGTERM; killed");
         }
         process.signal(Signal::KILL);
         if timeout(KILL_LIMIT, process.wait()).await.is_err() {
@@ -209,7 +209,7 @@ impl Service {
             match leftover::end_processes(&mark, only.as_deref()) {
                 Ok(0) => {}
                 Ok(count) => tracing::warn!(child = name, count, "killed processes of an earlier run"),
-                Err(error) => tracing::error!(child = name, %error, "failed to kill processes of an earlier run"),
+                Err(error) => tracing::error!(child = name, %error, "failed to kill leftover processes"),
             }
             if let Err(error) = kind.sweep() {
                 tracing::error!(child = name, %error, "failed to remove leftovers of an earlier run");
@@ -220,7 +220,7 @@ impl Service {
             match leftover::unmount_below(&root) {
                 Ok(0) => {}
                 Ok(count) => tracing::warn!(child = name, count, "unmounted leftovers of an earlier run"),
-                Err(error) => tracing::error!(child = name, %error, "failed to unmount leftovers of an earlier run"),
+                Err(error) => tracing::error!(child = name, %error, "failed to unmount leftovers"),
             }
         });
         if let Err(error) = done.await {

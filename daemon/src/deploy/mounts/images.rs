@@ -27,7 +27,7 @@ impl MountedImages {
     ) -> Result<Option<Tree>, MountFault> {
         let MountSource::Image { reference, .. } = &mount.source else { return Ok(None) };
         let Some(pinned) = pinned else {
-            let reason = format!("it is not known which `{reference}` was meant when it was given");
+            let reason = format!("the deploy did not record the digest of `{reference}`");
             return Err(fault::lasting(&mount.target, "image_not_pinned", reason));
         };
         let image = self.image(pinned).await;

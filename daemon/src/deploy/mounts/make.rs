@@ -42,7 +42,7 @@ impl Shared {
                 Ok(bind) => made.push(bind),
                 Err(fault) => {
                     if let Err(error) = clear(&mut views) {
-                        tracing::warn!(%error, instance.id = %instance, "failed to remove the mounts of a failed start");
+                        tracing::warn!(%error, instance.id = %instance, "failed to remove mounts of a failed start");
                     }
                     return Err(fault);
                 }

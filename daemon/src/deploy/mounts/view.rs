@@ -54,7 +54,7 @@ impl View {
         if self.session.wait(END_LIMIT) {
             return Ok(());
         }
-        tracing::warn!(connection = self.connection, "image view is still in use; aborting its FUSE connection");
+        tracing::warn!(connection = self.connection, "image view is in use; aborting its connection");
         cut(self.connection)?;
         if self.session.wait(END_LIMIT) { Ok(()) } else { Err(io::ErrorKind::ResourceBusy.into()) }
     }
