@@ -4,7 +4,7 @@
 //! deploy::port::ContainerRuntime
 //!   images.rs --- blobs of the room --> Content, Diff.Apply --> Snapshots, one per layer, leased per image
 //!   start.rs ---- snapshot --> container (record) --> task (shim, runc) --> started
-//!   end.rs ------ stop; remove: task, container, snapshot, and leftovers of a killed shim
+//!   stop.rs ----- stop; remove: task, container, snapshot, and leftovers of a killed shim
 //!   observe.rs -- state of each instance, from records, tasks and snapshots
 //!   events.rs --- wakes the reconciliation; records exits
 //!   exec.rs ----- additional processes, through fifos
@@ -58,7 +58,7 @@ pub use namespace::of_state_dir;
 
 pub struct Options {
     pub socket: PathBuf,
-    /// See [`of_state_dir`].
+    /// See [`namespace_of_state_dir`].
     pub namespace: String,
     /// Status of the daemon's own containerd; `None` for an external one.
     pub child: Option<watch::Receiver<supervise::Status>>,

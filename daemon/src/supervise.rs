@@ -65,7 +65,6 @@ pub struct Handle {
 
 /// Locks the child's root directory and starts the supervision. Returns at once: [`Handle::status`] reports when the
 /// child is ready.
-///
 pub fn start(child: Child) -> Result<Handle, StartError> {
     let name = child.name;
     let failed = |source| StartError::Root { name, path: child.root.clone(), source };

@@ -81,7 +81,7 @@ impl Inner {
                 Ok(_) | Err(Fault::NotFound(_)) => return,
                 // containerd was restarted, or its shim was killed.
                 Err(fault) => {
-                    tracing::debug!(%fault, instance.id = %instance, "lost the wait for an instance; waiting again");
+                    tracing::debug!(error = %fault, instance.id = %instance, "lost the wait for an instance; waiting again");
                     tokio::time::sleep(POLL).await;
                 }
             }

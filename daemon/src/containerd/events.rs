@@ -34,7 +34,7 @@ impl Events {
                 return;
             }
             if let Err(status) = self.follow().await {
-                tracing::debug!(%status, "containerd event stream ended");
+                tracing::debug!(error = %status, "containerd event stream ended");
             }
             self.changed();
             tokio::time::sleep(PAUSE).await;
@@ -62,7 +62,7 @@ impl Events {
         };
         while let Some(event) = events.message().await? {
             if let Err(fault) = self.take(&event).await {
-                tracing::warn!(%fault, topic = event.topic, "failed to record an instance exit");
+                tracing::warn!(error = %fault, topic = event.topic, "failed to record an instance exit");
             }
             self.changed();
         }

@@ -327,7 +327,7 @@ impl Running {
         asked: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     ) {
         if let Err(fault) = call(limit::PROCESS, asked).await {
-            tracing::debug!(%fault, what, exec.id = self.exec_id, "call for a process failed");
+            tracing::debug!(error = %fault, what, exec.id = self.exec_id, "call for a process failed");
         }
     }
 }

@@ -170,10 +170,10 @@ impl Inner {
         if unpacked.is_err()
             && let Err(fault) = self.remove_unpacked(leased, snapshotter, &key).await
         {
-            tracing::warn!(%fault, key, "failed to remove a partially unpacked layer");
+            tracing::warn!(error = %fault, key, "failed to remove a partially unpacked layer");
         }
         if let Err(fault) = content::discard(leased, &layer.blob.digest).await {
-            tracing::warn!(%fault, layer.digest = %layer.blob.digest, "failed to delete the content of a layer");
+            tracing::warn!(error = %fault, layer.digest = %layer.blob.digest, "failed to delete the content of a layer");
         }
         unpacked
     }

@@ -37,7 +37,7 @@ pub(super) const SHIM: &str = "containerd-shim-runc-v2";
 pub struct Options {
     /// Directory that belongs to this containerd alone.
     pub dir: PathBuf,
-    /// See [`of_state_dir`](super::of_state_dir).
+    /// See [`namespace_of_state_dir`](super::namespace_of_state_dir).
     pub namespace: String,
     /// Path of `containerd`, looked up in `PATH` unless it has a `/`.
     pub program: PathBuf,

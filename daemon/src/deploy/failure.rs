@@ -224,8 +224,7 @@ fn gone() -> Fault {
 fn ended(findings: &Findings) -> Fault {
     let fault = |code: &str, message: String| Fault::new(Stage::Deploy, code, message);
     let Some(exit) = findings.exit else {
-        return fault("instance_gone", "the instance was removed by something else".to_owned())
-            .retryable();
+        return fault("instance_gone", "the instance was removed by something else".to_owned()).retryable();
     };
     if exit.out_of_memory {
         return match findings.spec.limits.memory_bytes {
@@ -239,9 +238,10 @@ fn ended(findings: &Findings) -> Fault {
         };
     }
     match exit.code {
-        None => {
-            fault("exit_unseen", "the app ended while the runtime was down; its exit code is unknown".to_owned())
-        }
+        None => fault(
+            "exit_unseen",
+            "the app ended while the runtime was down; its exit code is unknown".to_owned(),
+        ),
         Some(0) => fault("exited", "the app ended with exit code 0 instead of serving".to_owned())
             .hint("let its command stay in the foreground"),
         Some(127) => {

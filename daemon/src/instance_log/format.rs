@@ -68,7 +68,7 @@ pub fn parse(line: &[u8]) -> Option<Record<'_>> {
 #[derive(Debug)]
 pub struct Cutter {
     source: Source,
-    /// Text without a newline yet; shorter than [`LONGEST`].
+    /// Text without a newline yet; shorter than [`MAX_RECORD_TEXT`].
     open: Vec<u8>,
 }
 

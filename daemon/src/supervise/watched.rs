@@ -44,7 +44,7 @@ impl Watched {
                 let changed = *now != status;
                 if changed {
                     let Status { ready, version, detail } = &status;
-                    tracing::info!(ready, version, detail, "{}", self.name);
+                    tracing::info!(ready, version, detail, "{} readiness changed", self.name);
                     *now = status;
                 }
                 changed
