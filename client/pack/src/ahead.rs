@@ -11,9 +11,8 @@
 //! that is seen is the first in the taker's order.
 
 use std::mem;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::workers::locked;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// What is done ahead.
 pub trait Work: Sync {
@@ -73,7 +72,7 @@ impl<'w, W: Work + ?Sized> Ahead<'w, W> {
 
     /// Asks for one piece; gives what to take it by.
     pub fn ask(&self, wish: W::Wish) -> usize {
-        locked(&self.state).ask(Box::new(wish))
+        self.state.lock().ask(Box::new(wish))
     }
 
     /// Asks for several, of which the first is needed first.
@@ -81,7 +80,7 @@ impl<'w, W: Work + ?Sized> Ahead<'w, W> {
         if wishes.is_empty() {
             return Vec::new();
         }
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         // Backwards: the newest wish is done first.
         let mut slots: Vec<usize> = wishes.into_iter().rev().map(|wish| state.ask(Box::new(wish))).collect();
         slots.reverse();
@@ -91,13 +90,13 @@ impl<'w, W: Work + ?Sized> Ahead<'w, W> {
 
     /// A result that was asked for; once only.
     pub fn take(&self, slot: usize) -> W::Done {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         loop {
             match mem::replace(&mut state.slots[slot], Slot::Running) {
                 Slot::Wish(wish) => {
                     drop(state);
                     self.run(slot, &wish);
-                    state = locked(&self.state);
+                    state = self.state.lock();
                 }
                 Slot::Ready(done) => {
                     state.slots[slot] = Slot::Free;
@@ -113,7 +112,7 @@ impl<'w, W: Work + ?Sized> Ahead<'w, W> {
 
     /// Does what is asked for, until the [`End`] of [`ends`](Self::ends) is dropped.
     pub fn help(&self) {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         while !state.over {
             state = self.one(state);
         }
@@ -132,10 +131,10 @@ impl<'w, W: Work + ?Sized> Ahead<'w, W> {
         if let Some((slot, wish)) = state.next(self.limit) {
             drop(state);
             self.run(slot, &wish);
-            return locked(&self.state);
+            return self.state.lock();
         }
         state.resting += 1;
-        state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        self.changed.wait(&mut state);
         state.resting -= 1;
         state
     }
@@ -187,7 +186,7 @@ struct Answer<'a, 'w, W: Work + ?Sized> {
 impl<W: Work + ?Sized> Drop for Answer<'_, '_, W> {
     fn drop(&mut self) {
         let done = self.done.take().unwrap_or_else(W::lost);
-        let mut state = locked(&self.ahead.state);
+        let mut state = self.ahead.state.lock();
         state.ahead += W::weight(&done);
         state.slots[self.slot] = Slot::Ready(done);
         self.ahead.wake(&state);
@@ -199,7 +198,7 @@ pub struct End<'a, 'w, W: Work + ?Sized>(&'a Ahead<'w, W>);
 
 impl<W: Work + ?Sized> Drop for End<'_, '_, W> {
     fn drop(&mut self) {
-        locked(&self.0.state).over = true;
+        self.0.state.lock().over = true;
         self.0.changed.notify_all();
     }
 }

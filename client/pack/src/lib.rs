@@ -18,6 +18,8 @@
 //!
 //! Everything but [`remote`] blocks; a caller with an event loop gives it a thread.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start threads where they need them"))]
+
 pub mod ahead;
 pub mod archive;
 pub mod base;

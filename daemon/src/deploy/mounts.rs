@@ -34,9 +34,10 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use super::port::{BindMount, MountFault, MountSource};
@@ -209,7 +210,7 @@ impl Shared {
 
 /// Locks a mutex, ignoring poison: a panic leaves at worst leftovers that [`clear`] removes.
 fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 /// Creates a directory with exactly this mode, regardless of the umask.

@@ -1,10 +1,11 @@
 //! Events of a deploy, numbered from 1 and kept so that a watcher can replay them from any number.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use futures::{Stream, stream};
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -71,7 +72,7 @@ impl Progress {
 
     fn told(&self) -> MutexGuard<'_, Told> {
         // No code under this lock leaves the list half changed.
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+        self.told.lock()
     }
 
     pub(super) fn is_ended(&self) -> bool {

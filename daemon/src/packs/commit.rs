@@ -1,6 +1,6 @@
 //! The end of an upload: everything is there, verified and durable; then the tree is kept; then it gets a name.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use hearth_pack::identity::{ContentHash, TreeDigest};
@@ -85,7 +85,7 @@ impl Shared {
         }
         self.store.sync()?;
         // No sweep comes between this look and the tree, which says from then on that all of it is needed.
-        let _keeping = self.keeping.read().unwrap_or_else(PoisonError::into_inner);
+        let _keeping = self.keeping.read();
         let gone = self.look(&upload.owner, &list.listing)?;
         if let Some((entry, _)) = gone.iter().find(|(_, presence)| *presence != Presence::Own) {
             return Err(PackError::ContentGone { path: path(&list.listing, *entry) });

@@ -28,11 +28,12 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hearth_pack::identity::ContentHash;
+use parking_lot::{Mutex, MutexGuard};
 
 use frames::Frames;
 use index::{Index, Lying, Segment};
@@ -211,11 +212,11 @@ impl Inner {
 
     fn index(&self) -> MutexGuard<'_, Index> {
         // Every change under the lock is one insertion or removal: a panic leaves it whole.
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+        self.index.lock()
     }
 
     fn writer(&self) -> MutexGuard<'_, Option<Writer>> {
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.writer.lock()
     }
 
     fn lying(&self, hash: &ContentHash) -> Option<Lying> {

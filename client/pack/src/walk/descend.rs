@@ -41,9 +41,7 @@ pub(super) fn list(
     std::thread::scope(|scope| {
         let _end = listings.ends();
         // This thread lists too.
-        for _ in 1..workers::count(None) {
-            scope.spawn(|| listings.help());
-        }
+        workers::start_helpers(scope, workers::count(None) - 1, "walk", || listings.help());
         let mut lister = Lister { listings: &listings, entries: Vec::new(), linked: HashMap::new() };
         lister.run(root)?;
         Ok(lister.entries)
