@@ -208,7 +208,7 @@ impl Shared {
     }
 }
 
-/// Locks a mutex, ignoring poison: a panic leaves at worst leftovers that [`clear`] removes.
+/// Locks a mutex. A panic under the lock leaves at worst leftovers that [`clear`] removes.
 fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock()
 }

@@ -369,7 +369,7 @@ impl Service {
         for service in services {
             shared.add(Arc::new(Entry::new(service)));
         }
-        shared.spawn("compare services", start::compare_loop(Arc::clone(&shared)));
+        shared.spawn("reconcile services", start::compare_loop(Arc::clone(&shared)));
         Ok(Self { handle: Handle { shared } })
     }
 

@@ -75,7 +75,7 @@ async fn compare_one(shared: &Arc<Shared>) -> Result<(), String> {
             tracing::info!(instance.id = %observed.label.instance, "removing an instance that belongs to no service");
             let (shared_too, instance) = (Arc::clone(shared), observed.label.instance);
             // The removal may take long; the room's services do not wait for it.
-            shared.spawn("take away", async move { shared_too.take_away(&instance).await });
+            shared.spawn("remove instance", async move { shared_too.take_away(&instance).await });
         }
     }
     // Exited instances keep their networks and mounts until they are removed; incomplete ones have none that work.
