@@ -1,3 +1,5 @@
+//! Namespaces of daemons in containerd.
+
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;

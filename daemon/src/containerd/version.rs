@@ -1,3 +1,5 @@
+//! Version check of containerd.
+
 use super::channel::{Connection, call, limit};
 use super::failure::Fault;
 use crate::supervise::port::ProbeError;

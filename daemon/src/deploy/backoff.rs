@@ -12,6 +12,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// Healthy time after which an instance counts as having served, which resets the backoff.
 pub const HEALTHY_MINUTE: Duration = Duration::from_secs(60);
 
+/// Failure count of a revision, and the earliest time for its next start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backoff {
     /// Number of exits and failed starts since an instance last served.

@@ -27,6 +27,7 @@ const KEPT_GONE: usize = 64;
 /// Maximum number of revisions whose deploy events are kept for replay.
 const KEPT_PROGRESS: usize = 3;
 
+/// In-memory entry of one service.
 pub(super) struct Entry {
     pub(super) id: ServiceId,
     /// Wakes the service's loop.
@@ -40,6 +41,7 @@ pub(super) struct Entry {
     state: Mutex<EntryState>,
 }
 
+/// The mutable part of a [`ServiceEntry`], under its lock.
 pub(super) struct EntryState {
     pub(super) service: Service,
     pub(super) instances: BTreeMap<InstanceId, Known>,

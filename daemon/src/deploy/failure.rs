@@ -33,6 +33,7 @@ pub(super) struct StartFault {
     pub(super) kind: StartFaultKind,
 }
 
+/// Whether another start may succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StartFaultKind {
     /// The same start fails again.

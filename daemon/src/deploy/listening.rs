@@ -7,9 +7,10 @@ use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const LISTEN: &str = "0A";
-/// Maximum number of bytes read of a table. A table of this size has thousands of sockets.
+/// Maximum number of bytes read of a table: thousands of sockets, and those of the app are among the first.
 const MAX_TABLE: u64 = 1 << 20;
 
+/// Address and port of a listening TCP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Listener {
     pub(super) address: IpAddr,

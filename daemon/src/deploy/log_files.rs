@@ -66,6 +66,7 @@ fn unreadable(error: &std::io::Error) -> LogError {
     LogError(error.to_string())
 }
 
+/// Condition at which a reader ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Never,
@@ -74,6 +75,7 @@ enum End {
     Reached,
 }
 
+/// Stream state of a log reader.
 struct Reader {
     follower: Follower,
     lines: Lines,

@@ -24,6 +24,7 @@ const MAX_DOMAINS: usize = 64;
 /// Minimum memory limit in bytes: less is not enough to start any process (runc needs about 4 MiB).
 const MIN_MEMORY: u64 = 6 << 20;
 
+/// Reason for which a deploy request is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MergeError {
     #[error("{0}")]

@@ -64,6 +64,7 @@ pub struct ActualService {
     pub serving_not_before: Option<Timestamp>,
 }
 
+/// Actual state of one instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ActualInstance {
     pub id: InstanceId,
@@ -72,6 +73,7 @@ pub struct ActualInstance {
     pub stage: InstanceStage,
 }
 
+/// Stage of an instance in its lifecycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InstanceStage {
     /// A start is in progress.
@@ -87,6 +89,7 @@ pub enum InstanceStage {
     },
 }
 
+/// Health of a running instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
     /// Running without a healthy probe so far; `since` is the time at which the process started.
@@ -227,6 +230,7 @@ fn failure(
     })
 }
 
+/// Computes the plan of a service that should run. `mine` are the instances of the wanted revision and generation.
 struct Planner<'a> {
     desired: &'a DesiredService,
     want: &'a Target,

@@ -101,6 +101,7 @@ pub struct Observed {
     pub state: InstanceState,
 }
 
+/// State of an instance as the runtime sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InstanceState {
     /// Parts of the instance exist but no process: its start was interrupted.
@@ -111,6 +112,7 @@ pub enum InstanceState {
     Ended(Exit),
 }
 
+/// The inputs for an additional process in an instance.
 #[derive(Clone, Debug)]
 pub struct ExecSpec {
     pub command: Vec<String>,
@@ -135,6 +137,7 @@ pub struct Exec {
     pub output: mpsc::Receiver<ExecOutput>,
 }
 
+/// Message from the caller to a process.
 #[derive(Clone, Debug)]
 pub enum ExecInput {
     Stdin(bytes::Bytes),
@@ -143,6 +146,7 @@ pub enum ExecInput {
     Signal(i32),
 }
 
+/// Message from a process to its caller.
 #[derive(Clone, Debug)]
 pub enum ExecOutput {
     Stdout(bytes::Bytes),
@@ -155,6 +159,7 @@ pub enum ExecOutput {
 /// Error code of a failed start whose reason the runtime does not know; another start may succeed.
 pub const UNKNOWN_START: &str = "start_failed";
 
+/// Reason of a failed call to the container runtime.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RuntimeError {
     /// The runtime cannot be reached; the same call may succeed later.
@@ -206,6 +211,7 @@ pub trait Network: Send + Sync + 'static {
     fn gateway(&self) -> Ipv4Addr;
 }
 
+/// The network of one instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attached {
     pub address: Ipv4Addr,
@@ -238,6 +244,7 @@ pub trait Router: Send + Sync + 'static {
     async fn drain(&self, backend: SocketAddr, limit: Duration) -> usize;
 }
 
+/// Route of one domain to a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     pub domain: Domain,
@@ -268,6 +275,7 @@ pub trait MountSource: Send + Sync + 'static {
     async fn reconcile(&self, instances: &BTreeSet<InstanceId>) -> Result<BTreeSet<InstanceId>, MountFault>;
 }
 
+/// Reason for which a mount cannot be created or removed; `code` is the stable error code.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("mount at `{target}`: {reason}")]
 pub struct MountFault {
@@ -277,6 +285,7 @@ pub struct MountFault {
     pub kind: MountFaultKind,
 }
 
+/// Whether another attempt may succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MountFaultKind {
     /// The same mount fails again until somebody changes the request or the machine.

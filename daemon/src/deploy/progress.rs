@@ -25,6 +25,7 @@ const MAX_LINE: usize = 8 << 10;
 /// Stream of deploy events that ends with the last event of the deploy.
 pub type DeployEvents = Pin<Box<dyn Stream<Item = DeployEvent> + Send>>;
 
+/// Event stream of one deploy or restart.
 pub(super) struct Progress {
     begun: Timestamp,
     /// Set if the outcome counts in the metrics.
@@ -35,6 +36,7 @@ pub(super) struct Progress {
     pub(super) ended: CancellationToken,
 }
 
+/// Events of a deploy that have been published.
 #[derive(Default)]
 struct Told {
     events: Vec<DeployEvent>,
@@ -188,6 +190,7 @@ impl Handle {
     }
 }
 
+/// Position of one watcher in the events of a deploy.
 struct Watcher {
     progress: Arc<Progress>,
     newest: watch::Receiver<u64>,

@@ -37,6 +37,7 @@ pub(super) enum Next {
     Gone,
 }
 
+/// Reason of a failed pass.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PassError {
     #[error(transparent)]

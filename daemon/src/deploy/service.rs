@@ -311,6 +311,7 @@ pub struct Handle {
     pub(super) shared: Arc<Shared>,
 }
 
+/// State shared by all service loops and requests.
 pub(super) struct Shared {
     pub(super) options: Options,
     pub(super) ports: Ports,

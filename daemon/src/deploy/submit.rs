@@ -266,6 +266,7 @@ impl Handle {
     }
 }
 
+/// A validated deploy, ready to be stored. It holds the submit lock.
 struct Prepared<'a> {
     entry: Option<Arc<Entry>>,
     service: Service,

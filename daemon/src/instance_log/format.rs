@@ -12,6 +12,7 @@ pub const LONGEST: usize = 16 << 10;
 /// Length of the time and of the stream letter, with the blanks after them.
 const HEAD: usize = "2026-11-24T09:55:07.123456Z o ".len();
 
+/// Origin of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     Stdout,
@@ -20,6 +21,7 @@ pub enum Source {
     Gap,
 }
 
+/// One record of a log file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record<'a> {
     pub at: Timestamp,

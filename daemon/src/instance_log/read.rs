@@ -36,6 +36,7 @@ const POLL: Duration = Duration::from_millis(100);
 /// Maximum number of attempts to open a log that is being rotated.
 const ATTEMPTS: usize = 10;
 
+/// A line of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
     pub at: Timestamp,
@@ -45,6 +46,7 @@ pub struct Line {
     pub text: String,
 }
 
+/// Selected lines of a log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Excerpt {
     pub lines: Vec<Line>,

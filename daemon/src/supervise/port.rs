@@ -89,6 +89,7 @@ pub trait Kind: Send + Sync + 'static {
     fn sweep(&self) -> Result<(), String>;
 }
 
+/// Reason of a failed probe.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProbeError {
     /// The child does not answer, or not yet.
@@ -99,6 +100,7 @@ pub enum ProbeError {
     Refused(String),
 }
 
+/// Status of a supervised child.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
     Starting,

@@ -41,6 +41,7 @@ struct Shield {
     mount: u64,
 }
 
+/// Creates and removes shields, and keeps their record file.
 pub(super) struct Shields {
     record: PathBuf,
 }
