@@ -33,7 +33,7 @@ pub(super) struct StartFault {
     pub(super) kind: StartFaultKind,
 }
 
-/// Whether another start may succeed.
+/// Prospects of another start after a failed one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StartFaultKind {
     /// The same start fails again.

@@ -285,7 +285,7 @@ pub struct MountFault {
     pub kind: MountFaultKind,
 }
 
-/// Whether another attempt may succeed.
+/// Prospects of another attempt after a failed mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MountFaultKind {
     /// The same mount fails again until somebody changes the request or the machine.
