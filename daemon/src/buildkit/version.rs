@@ -1,4 +1,4 @@
-/// Older ones have flaws that let a Dockerfile reach out of its build.
+/// Minimum version. Older versions have flaws that let a Dockerfile reach out of its build.
 const MINIMUM: (u64, u64, u64) = (0, 31, 1);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -9,7 +9,7 @@ pub enum VersionError {
     Unknown,
 }
 
-/// Takes `v0.32.2`, `0.31.1+deb`, `v0.33.0-rc1`: what follows the three numbers is not looked at.
+/// Checks a version such as `v0.32.2`, `0.31.1+deb` or `v0.33.0-rc1`; text after the three numbers is ignored.
 pub(super) fn check(version: &str) -> Result<(), VersionError> {
     let text = version.strip_prefix('v').unwrap_or(version);
     let mut parts = text.splitn(3, '.').map(|part| {
