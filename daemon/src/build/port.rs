@@ -240,9 +240,9 @@ pub struct BuildQuery {
     /// States to list; empty lists all.
     pub states: Vec<BuildState>,
     pub tag: Option<String>,
-    /// Only builds of this participant.
+    /// Participant whose builds are listed.
     pub submitted_by: Option<String>,
-    /// Only builds older than this one.
+    /// Build after which the list continues: only older builds are listed.
     pub after: Option<BuildId>,
     pub limit: usize,
 }

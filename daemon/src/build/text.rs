@@ -9,11 +9,11 @@ use crate::model::build::{BuildEvent, EventKind, LogStream};
 /// Selection of log lines. Zero means the default.
 #[derive(Clone, Debug, Default)]
 pub struct LogQuery {
-    /// Only lines of this event and later ones.
+    /// First event whose lines are selected.
     pub from_sequence: u64,
-    /// Only this number of last lines.
+    /// Maximum number of lines; the last ones are selected.
     pub tail: usize,
-    /// Only lines that contain this text.
+    /// Text that each selected line contains.
     pub contains: Option<String>,
     pub step: Option<u32>,
     /// Maximum size of the answer; the oldest lines are omitted.

@@ -63,7 +63,7 @@ pub struct Standing {
     /// Size of its cache in bytes when it was last measured.
     pub disk: u64,
     pruning: Pruning,
-    /// It is being stopped in order to remove its cache.
+    /// Set while it is being stopped in order to remove its cache.
     discarded: bool,
 }
 

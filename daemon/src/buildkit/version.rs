@@ -1,3 +1,5 @@
+//! Check of BuildKit's version.
+
 /// Minimum version. Older versions have flaws that let a Dockerfile reach out of its build.
 const MINIMUM: (u64, u64, u64) = (0, 31, 1);
 

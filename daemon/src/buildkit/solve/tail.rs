@@ -1,3 +1,5 @@
+//! Tail of a step's log, shown with the fault of a failed step.
+
 use std::collections::VecDeque;
 
 const LINES: usize = 50;
