@@ -1,7 +1,7 @@
 //! Builder pool: one builder for each trust domain, so that nothing of a build reaches another domain.
 //!
 //! ```text
-//! build::port::Solver::solve(trust_domain, ...)
+//! build::port::Solver::solve(domain, ...)
 //!    |-- managed builders:  policy.rs decides, managed.rs executes: a supervised buildkitd for each domain in use,
 //!    |                      the caches of the other domains on disk (directory.rs)
 //!    '-- external builders: external.rs: each domain uses one of the configured addresses

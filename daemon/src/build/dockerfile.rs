@@ -4,7 +4,7 @@
 //! the Dockerfile on unchanged, so that every error about its contents is BuildKit's, in BuildKit's words. Three
 //! things are decided here because they determine what is fetched and from where:
 //!
-//! - remote sources ([`remote_sources`]): the daemon fetches them, and BuildKit gets them from the daemon;
+//! - remote sources (module `remote_sources`): the daemon fetches them, and BuildKit gets them from the daemon;
 //! - the frontend of a `# syntax=` line ([`settle_frontend`]): the built-in one replaces `docker/dockerfile:1` and its
 //!   variants, no other frontend runs, and none is fetched;
 //! - the files that the context must contain ([`context_copies`]): when one is missing, nothing is sent to BuildKit.

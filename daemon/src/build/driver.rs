@@ -3,14 +3,15 @@
 //!
 //! ```text
 //! BuildSpec --prepare--> BuildContext --images--> BuildImages --solve--> SolveOutcome --verify--> VerifiedImage
-//! --publish--> BuildOutcome
-//!               ^                                            |  ^
-//!               |                                            '--'  once more when the solver became unavailable
-//!               '--------------------------------------------'     again when files changed during the build
+//!               ^                                      |  ^                                             |
+//!               |                                      |  |                                          publish
+//!               |                                      |  |                                             v
+//!               |                                      |  |                                        BuildOutcome
+//!               |                                      '--'  once more when the solver became unavailable
+//!               '--------------------------------------'     again when files changed during the build
 //!
-//! cancel, time limit, daemon shutdown:  the verdict is decided, then the stop token cancelled; the solve ends, then
-//! the build
-//! publish:                              the verdict is decided first; nothing is published after another verdict
+//! cancel, time limit, shutdown:  the verdict is decided, then the stop token cancelled; the solve ends, then the build
+//! publish:                       the verdict is decided first; nothing is published after another verdict
 //! ```
 //!
 //! From the moment a build has a slot, its task is the only writer of its record.
@@ -174,7 +175,7 @@ impl Shared {
             result = self.stages(active, record, early, publisher) => result,
             () = guard => {
                 tracing::error!("build did not stop when told to; abandoned it");
-                Err(Fault::new(Stage::Solve, "stuck", "the build did not end when it was told to").retryable())
+                Err(Fault::new(Stage::Solve, "stuck", "the build did not stop when it was told to").retryable())
             }
         }
     }

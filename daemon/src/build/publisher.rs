@@ -229,14 +229,14 @@ impl Publisher {
         }
         if low && !std::mem::replace(&mut self.told_low, true) {
             let message = format!(
-                "the disk of the room has less free space than must stay free: output of step {step} is not kept until \
-                 it has, and what is counted as left out is the least that it was"
+                "the disk of the room has less free space than the minimum: output of step {step} is not kept until \
+                 enough is free, and more bytes may be lost than are counted"
             );
             out.push(EventKind::Warning { message, url: None, dockerfile: None });
         } else if !low && !std::mem::replace(&mut self.told, true) {
             let message = format!(
-                "the log of this build has reached its quota at step {step}: output is not kept from here on, and what \
-                 is counted as left out is the least that it was"
+                "the log of this build has reached its quota at step {step}: output is not kept from here on, and more \
+                 bytes may be lost than are counted"
             );
             out.push(EventKind::Warning { message, url: None, dockerfile: None });
         }

@@ -107,7 +107,7 @@ async fn recover_one(shared: &Arc<Shared>, mut record: BuildRecord) -> Result<()
 }
 
 fn pack_fault(fault: &Fault) -> Fault {
-    interrupted_fault(&format!("and a pack that it needs is not there any more: {}", fault.message))
+    interrupted_fault(&format!("and a pack that it needs no longer exists: {}", fault.message))
 }
 
 /// Removes logs whose builds were never stored, or were removed.

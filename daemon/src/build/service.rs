@@ -93,7 +93,7 @@ pub enum StartError {
 pub enum BuildError {
     #[error("there is no build `{given}`")]
     NotFound { given: String },
-    #[error("`{given}` is the beginning of several builds' ids; write more of it")]
+    #[error("`{given}` is the beginning of several builds' ids; write more characters of it")]
     Ambiguous { given: String },
     #[error("build `{id}` has not ended; cancel it first")]
     NotEnded { id: BuildId },
@@ -185,7 +185,10 @@ impl Service {
             .flatten()
             .map_err(|source| StartError::Logs { path: options.log_dir.clone(), source })?;
         metrics::describe_counter!("hearth_builds_total", "Builds that ended, by state.");
-        metrics::describe_histogram!("hearth_build_duration_seconds", "From a build's slot to its end.");
+        metrics::describe_histogram!(
+            "hearth_build_duration_seconds",
+            "Duration of builds, from their slot to their end."
+        );
         metrics::describe_gauge!("hearth_builds_running", "Builds that have a slot.");
         metrics::describe_gauge!("hearth_builds_queued", "Builds that wait for a slot.");
         let state = State { admission: Admission::new(options.limits), active: HashMap::new() };

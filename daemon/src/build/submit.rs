@@ -61,7 +61,7 @@ pub enum SubmitError {
     Refused(Box<Fault>),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("the build's log cannot be made: {0}")]
+    #[error("the build's log cannot be created: {0}")]
     Log(#[from] std::io::Error),
     #[error("the daemon is ending")]
     Ending,

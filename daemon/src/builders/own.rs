@@ -1,12 +1,11 @@
 //! The task that owns the managed builders: it executes the decisions of [`BuilderPolicy`](super::policy).
 //!
 //! ```text
-//! lease request, drop of a lease --.                            .--> start: directory, supervised buildkitd,
-//! connection
-//! status change of a builder -------+--> BuilderEvent --> Policy --+--> stop: close sessions, measure, end the child
-//! end of an action ----------------'      ^                     +--> prune, measure: over the builder's own API
-//!                                         |                     '--> remove: rename the directory, then empty it
-//!                                         '-----------------------------'
+//! lease request, drop of a lease --.                                     .--> start: directory, buildkitd, connection
+//! status change of a builder ------+--> BuilderEvent --> BuilderPolicy --+--> stop: close sessions, measure, end child
+//! end of an action ----------------'          ^                          +--> prune, measure: over its own API
+//!                                             |                          '--> remove: rename directory, then empty it
+//!                                             '--------------------------'
 //! ```
 //!
 //! The task never waits for an action: each one runs in a task of its own and reports its end as an event. There is at

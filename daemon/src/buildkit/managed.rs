@@ -190,7 +190,7 @@ impl supervise::Kind for Buildkitd {
         // BuildKit exposes its own trace socket to every step as long as the socket file exists.
         match fs::remove_file(settings::otel_socket(&self.dir)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(supervise::ProbeError::Refused(
-                format!("the socket of traces cannot be taken from steps: {error}"),
+                format!("the trace socket cannot be hidden from steps: {error}"),
             )),
             _ => Ok(version),
         }

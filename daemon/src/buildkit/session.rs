@@ -134,7 +134,7 @@ impl Session {
 }
 
 fn value(text: &str) -> Result<MetadataValue<Ascii>, Status> {
-    text.parse().map_err(|_| Status::invalid_argument("a session's name or key is no header value"))
+    text.parse().map_err(|_| Status::invalid_argument("a session's name or key is not a valid header value"))
 }
 
 async fn health()

@@ -7,7 +7,7 @@ const MINIMUM: (u64, u64, u64) = (0, 31, 1);
 pub enum VersionError {
     #[error("BuildKit {0} is refused: 0.31.1 or newer is needed; install a newer buildkitd")]
     TooOld(String),
-    #[error("BuildKit does not tell its version, so it is refused: 0.31.1 or newer is needed")]
+    #[error("BuildKit does not report its version, so it is refused: 0.31.1 or newer is needed")]
     Unknown,
 }
 

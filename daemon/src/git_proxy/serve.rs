@@ -93,7 +93,7 @@ async fn answer(way: &Way, builders: &Builders, request: Request<Incoming>) -> R
     let tunnels = request.method() == Method::CONNECT;
     let scheme = if tunnels { "https" } else { "http" };
     let Ok(target) = format!("{scheme}://{host}:{port}/").parse::<Uri>() else {
-        return text(StatusCode::BAD_REQUEST, "the host is none of a URL");
+        return text(StatusCode::BAD_REQUEST, "the host is not valid in a URL");
     };
     let proxy = way.operator_proxies.intercept(&target);
     let dialed = match &proxy {

@@ -33,7 +33,7 @@ pub(super) async fn dial_through(
     }
     let mut connector = HttpConnector::new();
     let unreachable = |reason: String| {
-        DialError::Unreachable(host.to_string(), format!("through the proxy that is set up: {reason}"))
+        DialError::Unreachable(host.to_string(), format!("through the configured proxy: {reason}"))
     };
     let connected = timeout(CONNECT_LIMIT, async {
         if !tunnels {

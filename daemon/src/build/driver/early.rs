@@ -61,7 +61,7 @@ impl Early {
             Ok(looked) => looked,
             Err(error) => {
                 tracing::error!(%error, "context preparation task panicked");
-                let message = "the daemon failed while it looked at the files; its log has the cause";
+                let message = "the daemon failed while it prepared the context; its log has the cause";
                 Err(Fault::new(Stage::Context, "internal", message))
             }
         }

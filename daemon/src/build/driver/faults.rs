@@ -12,7 +12,7 @@ pub(super) fn is_unsettled(fault: &Fault) -> bool {
 
 /// Placeholder fault for a build that was stopped: the verdict recorded earlier says how the build ends.
 pub(super) fn stopped() -> Fault {
-    Fault::new(Stage::Solve, "stopped", "the build was told to end").retryable()
+    Fault::new(Stage::Solve, "stopped", "the build was stopped").retryable()
 }
 
 pub(in crate::build) fn interrupted_fault(why: &str) -> Fault {

@@ -125,7 +125,8 @@ impl Shared {
                 supplied.insert(name, (wish.platforms, image));
             }
         }
-        let message = format!("ONBUILD triggers of images name further images more than {ROUNDS} times over");
+        let message =
+            format!("ONBUILD triggers of images name further images more than {ROUNDS} levels deep");
         Err(Fault::new(Stage::Context, "too_many_images", message))
     }
 
@@ -241,7 +242,7 @@ async fn told(
                 .await;
             if let SupplyOrigin::Unchecked { reason } = &image.origin {
                 let message = format!(
-                    "the registry of `{name}` could not be asked what that is now ({reason}); the image that the room has is used"
+                    "the registry of `{name}` could not be asked for the current image ({reason}); using the image in the room"
                 );
                 tell(EventKind::Warning { message, url: None, dockerfile: None }).await;
             }

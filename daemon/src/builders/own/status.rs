@@ -70,7 +70,7 @@ fn together(all: &[BuilderStatus]) -> Status {
 
 pub(super) fn describe_metrics() {
     metrics::describe_gauge!("hearth_builders", "Builders, by state.");
-    metrics::describe_gauge!("hearth_builders_disk_bytes", "Caches of all builders together.");
+    metrics::describe_gauge!("hearth_builders_disk_bytes", "Size of all builder caches together.");
     metrics::describe_gauge!(
         "hearth_builders_waiting",
         "Builds that wait for a builder of their trust domain."

@@ -41,7 +41,7 @@ pub(super) fn search_path(dir: &Path) -> OsString {
 pub(super) fn prepare(dir: &Path, access: Option<&GitAccess>) -> io::Result<()> {
     if dir.as_os_str().as_bytes().contains(&b':') {
         // The path would be two entries of PATH, and the machine's own git would be found first.
-        return Err(io::Error::other("the path of the state directory may have no colon"));
+        return Err(io::Error::other("the path of the state directory must not contain a colon"));
     }
     fs::create_dir_all(home(dir).join("bin"))?;
     let settings = home(dir).join(".gitconfig");

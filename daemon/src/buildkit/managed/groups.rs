@@ -4,8 +4,7 @@
 //! /<group of all builders>      memory of all builders together
 //!   <builder>/
 //!     buildkitd                 memory of buildkitd itself
-//!     steps                     memory and processes of all its steps together; runc creates a group for each below
-//!     it
+//!     steps                     memory and processes of all its steps; runc creates a group for each below it
 //! ```
 //!
 //! Steps that use up their memory or processes affect only their own builder, and not its buildkitd. On a machine

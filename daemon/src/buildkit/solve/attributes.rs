@@ -17,7 +17,7 @@ const RESERVED: [&str; 4] =
 pub(super) fn refused(request: &SolveRequest) -> Option<Fault> {
     let name = request.build_args.keys().find(|name| RESERVED.iter().any(|word| name.starts_with(word)))?;
     let message =
-        format!("build argument `{name}` is an order to the builder, which is not taken from a build");
+        format!("build argument `{name}` is an instruction to the builder, which a build may not give");
     Some(
         Fault::new(Stage::Request, "build_arg_reserved", message)
             .hint(format!("leave out `--build-arg {name}`")),
