@@ -162,7 +162,7 @@ pub struct Builder {
     pub max_used_bytes: u64,
     /// Minimum free disk space in bytes; caches are pruned until it is reached.
     pub min_free_bytes: u64,
-    /// Whether to use an external BuildKit although its steps share the network of its machine.
+    /// True to use an external BuildKit although its steps share the network of its machine.
     pub allow_host_network: bool,
     /// Maximum number of builders that run at once. Default: the number of concurrent builds.
     #[serde(skip_serializing_if = "Option::is_none")]

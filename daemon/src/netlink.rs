@@ -143,7 +143,7 @@ impl Netlink {
                 return Ok(found);
             }
             if begun.elapsed() > LIMIT {
-                let what = "the kernel's list of links, addresses or routes does not stand still";
+                let what = "the kernel's list of links, addresses or routes keeps changing";
                 return Err(io::Error::new(io::ErrorKind::TimedOut, what));
             }
             std::thread::sleep(pause);

@@ -314,7 +314,7 @@ fn settle(wiring: &mut Wiring, wanted: Option<Ipv4Net>, mut seed: u32) -> Result
             taken(wiring).map_err(failed)?.iter().find(|net| subnet::overlaps(wanted, &[**net]))
         {
             return Err(NetworkError::Other(format!(
-                "subnet {wanted} overlaps {taken}, which this host reaches otherwise"
+                "subnet {wanted} overlaps {taken}, which this host already reaches"
             )));
         }
         return adopt(wiring, wanted).map_err(failed);
@@ -329,7 +329,7 @@ fn settle(wiring: &mut Wiring, wanted: Option<Ipv4Net>, mut seed: u32) -> Result
     for _ in 0..CHOICES {
         let chosen = subnet::choose(seed, &taken(wiring).map_err(failed)?).ok_or_else(|| {
             NetworkError::Other(
-                "this host reaches all private addresses otherwise; give a subnet that is free".to_owned(),
+                "every private subnet overlaps a network of this host; configure a free one".to_owned(),
             )
         })?;
         adopt(wiring, chosen).map_err(failed)?;
@@ -340,7 +340,7 @@ fn settle(wiring: &mut Wiring, wanted: Option<Ipv4Net>, mut seed: u32) -> Result
         wiring.netlink.run(vec![links::delete(&wiring.name)]).map_err(failed)?;
         seed = rand::random();
     }
-    Err(NetworkError::Other("no subnet stays free: others take each that is chosen".to_owned()))
+    Err(NetworkError::Other("no free subnet: others took each one that was chosen".to_owned()))
 }
 
 fn adopt(wiring: &mut Wiring, subnet: Ipv4Net) -> io::Result<()> {

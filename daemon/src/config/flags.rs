@@ -1,3 +1,5 @@
+//! Command line and environment of hearthd, as the topmost layer of the configuration.
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -60,7 +62,7 @@ pub struct Flags {
     /// Form of the log on stderr [default: text]
     #[arg(long, env = "HEARTH_LOG_FORMAT", value_name = "FORMAT")]
     log_format: Option<LogFormat>,
-    /// What is logged, such as `info` or `hearthd=debug,info` [default: info]
+    /// Log filter directives, such as `info` or `hearthd=debug,info` [default: info]
     #[arg(long, env = "HEARTH_LOG", value_name = "DIRECTIVES")]
     log: Option<String>,
     /// Print the configuration in force as TOML and exit

@@ -1,3 +1,5 @@
+//! Loading of the configuration: merges its layers and validates the result.
+
 use std::io;
 use std::path::{Path, PathBuf};
 

@@ -32,8 +32,7 @@ pub(super) fn watch(store: Store) -> Pulse {
             let state = match tokio::time::timeout(LIMIT, asked.as_mut()).await {
                 Ok(state) => state,
                 Err(_) => {
-                    let stuck =
-                        format!("work does not move: the state was not read within {} s", LIMIT.as_secs());
+                    let stuck = format!("work is stuck: the state was not read within {} s", LIMIT.as_secs());
                     tracing::error!("{stuck}");
                     tell(&send, Err(stuck));
                     // One pending probe waits; further ones are not started.
@@ -87,7 +86,7 @@ mod tests {
         });
         let limit = Duration::from_secs(30);
         tokio::time::timeout(limit, pulse.wait_for(Result::is_err)).await.unwrap().unwrap();
-        assert!(component(&pulse).detail.contains("does not move"));
+        assert!(component(&pulse).detail.contains("work is stuck"));
         drop(end);
         tokio::time::timeout(limit, pulse.wait_for(Result::is_ok)).await.unwrap().unwrap();
         stuck.await.unwrap().unwrap();

@@ -55,14 +55,14 @@ const SHORT: Retry = Retry {
 /// Request of a build or a deploy for an image.
 pub struct Wanted<'a> {
     pub reference: &'a Reference,
-    /// Whether the reference is in this room's registry, whatever its registry name.
+    /// True if the reference is in this room's registry, whatever its registry name.
     pub is_own: bool,
     /// Requested platforms; at least one.
     pub platforms: &'a [Platform],
     pub caller: &'a str,
     /// Credentials that came with the request, by registry.
     pub given: &'a BTreeMap<String, Credential>,
-    /// Whether to resolve the name at the registry even if it was checked recently.
+    /// True to resolve the name at the registry even if it was checked recently.
     pub ask_registry: bool,
     pub transfer: &'a Transfer,
 }
@@ -238,7 +238,7 @@ impl Images {
         };
         self.shared.catalog.put_cached(image.clone()).await?;
         tracing::info!(
-            image = image.key.name, image.digest = %image.manifest.digest, right = image.key.right.to_text(),
+            image.name = image.key.name, image.digest = %image.manifest.digest, right = image.key.right.to_text(),
             "fetched an image of another registry"
         );
         let bytes = loaded.size_bytes.saturating_sub(loaded.reused_bytes);
@@ -251,7 +251,7 @@ impl Images {
             Ok(_) => Ok(true),
             Err(error @ (ImageError::Catalog(_) | ImageError::Ending)) => Err(error),
             Err(error) => {
-                tracing::warn!(image = image.key.name, %error, "cached image is incomplete; fetching it again");
+                tracing::warn!(image.name = image.key.name, %error, "cached image is incomplete; fetching it again");
                 Ok(false)
             }
         }

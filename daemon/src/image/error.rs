@@ -1,3 +1,5 @@
+//! Errors of image operations, with their stable codes and hints.
+
 use hearth_pack::archive::ArchiveError;
 use hearth_pack::remote::RemoteError;
 
@@ -72,7 +74,7 @@ pub enum ImageError {
     Read { digest: Digest, source: std::io::Error },
     #[error("content that is not needed cannot be removed: {0}")]
     Sweep(std::io::Error),
-    #[error("an archive cannot be kept while it arrives: {0}")]
+    #[error("cannot store a received archive: {0}")]
     Scratch(std::io::Error),
     #[error("the daemon is ending")]
     Ending,

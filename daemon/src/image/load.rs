@@ -245,7 +245,7 @@ fn only_image(
 fn take_back(blobs: &dyn Blobs, stored: &[Stored]) {
     for stored in stored {
         if let Err(error) = blobs.take_back(stored) {
-            tracing::warn!(%error, digest = %stored.digest, "failed to remove a blob; the next sweep removes it");
+            tracing::warn!(%error, blob.digest = %stored.digest, "failed to remove a blob; the next sweep removes it");
         }
     }
 }

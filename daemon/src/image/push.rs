@@ -107,7 +107,7 @@ impl Images {
     fn content(&self, digest: Digest) -> OpenContent {
         let shared = Arc::clone(&self.shared);
         OpenContent::new(digest, move || {
-            let gone = || io::Error::new(io::ErrorKind::NotFound, "it is not in the room any more");
+            let gone = || io::Error::new(io::ErrorKind::NotFound, "the blob is no longer in the room");
             shared.blobs.open(&digest)?.ok_or_else(gone)
         })
     }

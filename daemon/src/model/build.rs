@@ -151,7 +151,7 @@ pub struct BuildRecord {
     /// Number of times the build was started; above one after a restart of the daemon.
     #[serde(default)]
     pub attempts: u32,
-    /// Whether the request brought confidential values, which a restart of the daemon loses.
+    /// True if the request brought confidential values, which a restart of the daemon loses.
     #[serde(default)]
     pub has_secrets: bool,
     /// Identity of the build context; set once the context has been scanned.

@@ -26,7 +26,7 @@ pub enum BuilderState {
     Ready,
     /// The builder should run, but does not answer.
     NotReady,
-    /// Only the cache of the builder exists; the next build starts the builder.
+    /// The builder is stopped: its cache exists, and the next build starts it.
     Stopped,
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confinement {
-    /// Whether the service and the other services of the room cannot connect to each other.
+    /// True if the service and the other services of the room cannot connect to each other.
     pub isolated: bool,
     /// Capabilities that its processes have in addition to the default set.
     #[serde(default)]

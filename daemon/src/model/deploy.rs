@@ -42,7 +42,7 @@ pub struct DeployRequest {
     pub annotations: Option<BTreeMap<String, String>>,
     pub isolated: Option<bool>,
     pub capabilities: Option<BTreeSet<AddedCapability>>,
-    /// Whether the request describes the whole service: settings that it does not mention are reset, except the
+    /// True if the request describes the whole service: settings that it does not mention are reset, except the
     /// identity.
     pub replace: bool,
 }
@@ -170,7 +170,7 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Start { revision, .. } => write!(f, "start an instance of revision {revision}"),
-            Self::Abort { revision, .. } => write!(f, "give up the start of revision {revision}"),
+            Self::Abort { revision, .. } => write!(f, "cancel the start of revision {revision}"),
             Self::AwaitHealthy { revision, .. } => write!(f, "wait until revision {revision} is healthy"),
             Self::Settle { revision, .. } => write!(f, "watch that revision {revision} stays healthy"),
             Self::Route { revision, .. } => write!(f, "lead the traffic to revision {revision}"),
@@ -252,7 +252,7 @@ pub struct LogQuery {
     pub since: Option<Timestamp>,
     /// Text that a line must contain.
     pub grep: Option<String>,
-    /// Whether to wait for further lines.
+    /// True to wait for further lines.
     pub follow: bool,
 }
 
@@ -360,7 +360,7 @@ pub struct ServiceState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ServiceStatus {
-    /// No instance is ready yet.
+    /// The service has no ready instance yet.
     Starting,
     /// The desired revision receives traffic.
     Live,
@@ -370,7 +370,7 @@ pub enum ServiceStatus {
     Unhealthy,
     /// The instance exited, and the service waits for its next start.
     CrashLoop,
-    /// No revision of the service was ever live.
+    /// The service never had a live revision.
     Failed,
     Removing,
 }
@@ -395,7 +395,7 @@ pub struct InstanceView {
     pub revision: u32,
     pub address: Option<Ipv4Addr>,
     pub phase: InstancePhase,
-    /// Whether the instance receives traffic.
+    /// True if the instance receives traffic.
     pub routed: bool,
     pub last_probe: Option<ProbeResult>,
 }

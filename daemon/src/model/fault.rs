@@ -1,3 +1,5 @@
+//! Failures in the form that is stored and shown.
+
 use hearth_proto::value::MountTarget;
 use serde::{Deserialize, Serialize};
 

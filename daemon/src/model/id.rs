@@ -1,3 +1,5 @@
+//! Random ids of builds, packs, services and instances.
+
 use std::fmt;
 use std::str::FromStr;
 

@@ -1,3 +1,5 @@
+//! Images of the room: descriptors, tags, platforms, and the names of cached images.
+
 use hearth_proto::value::{Digest, Repository, Tag};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};

@@ -49,7 +49,7 @@ pub struct ImageIndex {
 pub struct Child {
     pub manifest: Descriptor,
     pub platform: Option<Platform>,
-    /// Whether the entry is an attestation: BuildKit marks these with the platform `unknown/unknown`.
+    /// True if the entry is an attestation: BuildKit marks these with the platform `unknown/unknown`.
     pub is_attestation: bool,
 }
 
@@ -88,7 +88,7 @@ pub enum ManifestError {
     Json(#[from] serde_json::Error),
     #[error("the manifest names `{0}` as a digest")]
     Digest(String),
-    #[error("`{0}` is a name that other programs take for the same name in other letters")]
+    #[error("`{0}`: other programs may read this name as another spelling of a known field")]
     Name(String),
     #[error("it has `{0}`, which makes it a manifest and an index at once")]
     Ambiguous(&'static str),

@@ -1,3 +1,5 @@
+//! Confidential values, registry credentials, and names of room secrets.
+
 use std::fmt;
 use std::str::FromStr;
 

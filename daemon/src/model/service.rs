@@ -209,7 +209,7 @@ pub struct Service {
     pub live: Option<u32>,
     /// Revisions, newest last; at most [`KEPT_REVISIONS`].
     pub revisions: Vec<Revision>,
-    /// Whether the service is being removed: none of its instances should run.
+    /// True if the service is being removed: none of its instances should run.
     #[serde(default)]
     pub removing: bool,
 }
@@ -337,7 +337,7 @@ pub struct ServiceSpec {
     pub health: HealthCheck,
     pub strategy: Strategy,
     pub domains: Vec<Domain>,
-    /// Whether requests to its domains need no participant token.
+    /// True if requests to its domains need no participant token.
     pub public: bool,
     #[serde(default)]
     pub description: String,
@@ -378,7 +378,7 @@ pub enum EnvValue {
 pub struct Port {
     pub number: u16,
     pub kind: PortKind,
-    /// Whether the ingress may route to it.
+    /// True if the ingress may route to it.
     pub published: bool,
 }
 
@@ -453,7 +453,7 @@ pub struct Exit {
     /// Exit code; 128 plus the signal number if a signal ended the process, as in shells. `None` if the exit was not
     /// observed, because the runtime was down.
     pub code: Option<i32>,
-    /// Whether the kernel's OOM killer ended the process.
+    /// True if the kernel's OOM killer ended the process.
     pub out_of_memory: bool,
     pub at: Timestamp,
 }

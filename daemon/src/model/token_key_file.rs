@@ -1,3 +1,5 @@
+//! Configured public keys for participant tokens, and the claims that their issuers may make.
+
 use std::fmt;
 use std::path::PathBuf;
 

@@ -106,7 +106,7 @@ impl fmt::Display for TrustDomain {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Trust {
-    /// Whether all callers of the room are in one domain, `local`.
+    /// True if all callers of the room are in one domain, `local`.
     pub single: bool,
     /// Names of callers by domain, each exact or with a trailing `*`.
     pub domains: BTreeMap<TrustDomain, Patterns>,

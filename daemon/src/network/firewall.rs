@@ -187,7 +187,7 @@ pub(super) async fn run(program: &Path, args: &[&str], input: &str) -> Result<St
     };
     let output = tokio::time::timeout(LIMIT, work)
         .await
-        .map_err(|_| failed(format!("no end after {} s", LIMIT.as_secs())))?
+        .map_err(|_| failed(format!("did not finish within {} s", LIMIT.as_secs())))?
         .map_err(|error| failed(error.to_string()))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());

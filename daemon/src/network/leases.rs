@@ -22,7 +22,7 @@ use crate::model::service::ServiceName;
 pub(super) struct Lease {
     pub(super) address: Ipv4Addr,
     pub(super) name: ServiceName,
-    /// Whether the instance and other services cannot reach each other.
+    /// True if the instance and other services cannot reach each other.
     #[serde(default)]
     pub(super) isolated: bool,
 }

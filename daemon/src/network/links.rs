@@ -29,11 +29,11 @@ pub(super) struct Link {
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) up: bool,
-    /// Whether the operational state is up, which requires the other end to be up too.
+    /// True if the operational state is up, which requires the other end to be up too.
     pub(super) passes: bool,
     /// Index of the bridge that the link is a port of; `None` for all of our links.
     pub(super) bridge: Option<u32>,
-    /// Whether ARP is enabled.
+    /// True if ARP is enabled.
     pub(super) arp: bool,
     pub(super) group: u32,
     pub(super) hardware: Vec<u8>,
@@ -108,7 +108,7 @@ pub(super) fn ensure_gateway_link(netlink: &mut Netlink, name: &str, net: Ipv4Ne
         // IPv6 is disabled before the link is up, so that instances cannot reach the host over IPv6 either.
         namespace::set(Path::new(&format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6")), "1")?;
     }
-    let found = link(netlink, name)?.ok_or_else(|| io::Error::other(format!("link {name} is gone again")))?;
+    let found = link(netlink, name)?.ok_or_else(|| io::Error::other(format!("link {name} disappeared")))?;
     if found.kind != Some(InfoKind::Bridge) {
         return Err(io::Error::other(format!("link {name} is not a bridge; remove it")));
     }

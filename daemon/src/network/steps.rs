@@ -268,7 +268,7 @@ fn wire(state_dir: &Path) -> Result<(Attachments, BuildersNamespace, String), Ne
         let chosen =
             subnet::choose_of(SUBNET_PREFIX, seed, &taken(&name).map_err(failed)?).ok_or_else(|| {
                 NetworkError::Other(
-                    "this host reaches all private addresses otherwise: none is left for steps".to_owned(),
+                    "every private subnet overlaps a network of this host: none is left for steps".to_owned(),
                 )
             })?;
         let mut attachments = Attachments::new(name.clone(), chosen).map_err(failed)?;
@@ -281,7 +281,7 @@ fn wire(state_dir: &Path) -> Result<(Attachments, BuildersNamespace, String), Ne
         attachments.sweep().map_err(failed)?;
         seed = rand::random();
     }
-    Err(NetworkError::Other("no subnet of steps stays free: others take each that is chosen".to_owned()))
+    Err(NetworkError::Other("no free subnet for steps: others took each one that was chosen".to_owned()))
 }
 
 /// Returns the networks that this host reaches over links that are not ours.
@@ -302,7 +302,7 @@ fn taken(name: &str) -> io::Result<Vec<Ipv4Net>> {
 async fn mend_loop(firewall: Arc<StepFirewall>, stop: CancellationToken) {
     while tokio::time::timeout(MEND_EVERY, stop.cancelled()).await.is_err() {
         if let Err(error) = firewall.mend().await {
-            tracing::error!(%error, "failed to check the step network's nft table; the next check retries");
+            tracing::warn!(%error, "failed to check the step network's nft table; the next check retries");
         }
         if let Err(error) = blocking(forward).await {
             tracing::error!(%error, path = FORWARD, "failed to enable IP forwarding for build steps");

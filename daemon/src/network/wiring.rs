@@ -77,7 +77,7 @@ impl Wiring {
             Ok(()) => Ok(self.attached(&instance)),
             Err(error) => {
                 if let Err(left) = self.detach(id) {
-                    tracing::warn!(instance = %id, error = %left, "failed to remove an incomplete instance network");
+                    tracing::warn!(instance.id = %id, error = %left, "failed to remove an incomplete instance network");
                 }
                 Err(error)
             }
@@ -171,7 +171,7 @@ impl Wiring {
     pub(super) fn reconcile(&mut self, wanted: &BTreeSet<InstanceId>) -> Result<(), NetworkError> {
         let mut first = Ok(());
         for id in self.present()?.difference(wanted) {
-            tracing::info!(instance = %id, "removing the network of an unknown instance");
+            tracing::info!(instance.id = %id, "removing the network of an unknown instance");
             first = first.and(self.detach(id));
         }
         for id in wanted {
@@ -182,14 +182,14 @@ impl Wiring {
 
     fn mend(&mut self, id: &InstanceId) -> Result<(), NetworkError> {
         let Some(lease) = self.leases.get(id).cloned() else {
-            tracing::warn!(instance = %id, "instance has no address lease and must be attached again");
+            tracing::warn!(instance.id = %id, "instance has no address lease and must be attached again");
             return Ok(());
         };
         let instance = Instance { id: id.clone(), lease };
         if self.is_whole(&instance).map_err(|error| about(id, "state", &error))? {
             return self.files(&instance).map_err(|error| about(id, "files", &error));
         }
-        tracing::warn!(instance = %id, "repairing the network of an instance");
+        tracing::warn!(instance.id = %id, "repairing the network of an instance");
         self.build(&instance, STEPS.len())
     }
 
@@ -221,7 +221,10 @@ impl Wiring {
         let ports = links::links(&mut self.netlink)?.into_iter();
         let ports: Vec<_> = ports.filter(|link| link.bridge == Some(gateway.index)).collect();
         for port in &ports {
-            tracing::info!(link = port.name, "removing an instance link from a shared bridge; it is recreated");
+            tracing::info!(
+                link = port.name,
+                "removing an instance link from a shared bridge; it is recreated"
+            );
         }
         let requests: Vec<_> = ports.iter().map(|port| links::delete(&port.name)).collect();
         if requests.is_empty() { Ok(()) } else { self.netlink.run(requests) }

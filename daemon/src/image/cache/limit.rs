@@ -43,7 +43,7 @@ impl Images {
         gone.extend(beyond(&rest, limit, is_used));
         for image in &gone {
             self.shared.catalog.remove_cached(&image.key).await?;
-            tracing::info!(image = image.key.name, "evicted a cached image: the cache is full");
+            tracing::info!(image.name = image.key.name, "evicted a cached image: the cache is full");
         }
         let kept = images.iter().filter(|image| !gone.iter().any(|gone| gone.key == image.key));
         metrics::gauge!("hearth_cached_images_bytes").set(bytes_of(kept) as f64);

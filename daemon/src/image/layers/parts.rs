@@ -41,7 +41,7 @@ pub(super) enum LayerForm {
     PlainTar,
     /// Kind of layer that nothing here unpacks.
     Unknown,
-    /// No file system: attestations, artifacts.
+    /// Content that is no file system: attestations, artifacts.
     Content,
 }
 

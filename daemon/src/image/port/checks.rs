@@ -28,7 +28,7 @@ pub struct UncheckedImage {
     /// Stable error code.
     pub code: &'static str,
     pub reason: String,
-    /// Whether the same image may be found sound later.
+    /// True if the same image may be found sound later.
     pub passing: bool,
 }
 

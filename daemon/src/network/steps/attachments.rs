@@ -77,7 +77,7 @@ impl Attachments {
         };
         pair.make_links(&mut self.netlink, descriptor.as_fd())?;
         let index = links::link(&mut self.netlink, &pair.outside)?
-            .ok_or_else(|| io::Error::other(format!("link {} is gone again", pair.outside)))?
+            .ok_or_else(|| io::Error::other(format!("link {} disappeared", pair.outside)))?
             .index;
         let message = links::address(index, gateway, self.subnet);
         let what = format!("address {gateway}");

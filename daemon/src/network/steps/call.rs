@@ -88,12 +88,12 @@ impl Call {
         let id = self.container();
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
         if id.is_empty() || id.len() > MAX_ID || !id.bytes().all(plain) {
-            return Err("the container id is not one of the CNI specification".to_owned());
+            return Err("the container id is not valid under the CNI specification".to_owned());
         }
         if let Self::Add { interface, .. } = self
             && (interface.is_empty() || interface.len() > MAX_LINK_NAME || !interface.bytes().all(plain))
         {
-            return Err("the interface has no name that the kernel takes".to_owned());
+            return Err("the interface name is not valid for the kernel".to_owned());
         }
         Ok(())
     }

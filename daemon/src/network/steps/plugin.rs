@@ -115,10 +115,7 @@ fn run(
         return Ok((command == "ADD").then(|| loopback(&config.cni_version)));
     }
     let socket = config.socket.as_deref().ok_or_else(|| {
-        PluginError::new(
-            code::INVALID_CONFIG,
-            "the network configuration does not say where the daemon listens",
-        )
+        PluginError::new(code::INVALID_CONFIG, "the network configuration has no `socket` of the daemon")
     })?;
     let (call, namespace) = match command {
         "ADD" => {

@@ -147,7 +147,7 @@ fn in_listing(listing: &str) -> io::Result<Vec<Element>> {
     let elements = rest.split_once('}').map_or(rest, |(elements, _)| elements);
     let parsed = elements.split(',').map(|element| {
         let wrong =
-            || io::Error::other(format!("nft prints an element in an unknown form: `{}`", element.trim()));
+            || io::Error::other(format!("nft printed an element in an unknown form: `{}`", element.trim()));
         Element::parse(element).ok_or_else(wrong)
     });
     parsed.collect()
