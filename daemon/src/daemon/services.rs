@@ -214,7 +214,7 @@ async fn close(network: RoomNetwork) {
     match tokio::time::timeout(CLOSE_LIMIT, network.close()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
-            tracing::warn!(%error, "failed to remove the service network; the next start adopts it")
+            tracing::warn!(%error, "failed to remove the service network; the next start adopts it");
         }
         Err(_) => tracing::warn!("removal of the service network timed out; the next start adopts it"),
     }
