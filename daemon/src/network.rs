@@ -10,13 +10,13 @@
 //! ```
 //!
 //! Instances reach each other unless one of the two is isolated, other networks behind the host, and one port of the
-//! [gateway](Network::gateway), which is this daemon's. They reach nothing else on the host, no instances of another
+//! [gateway](InstanceNetwork::gateway), which is this daemon's. They reach nothing else on the host, no instances of another
 //! daemon, and no link-local addresses; only the host reaches them. Packets that an instance sends from an address
 //! other than its own are dropped.
 //!
 //! Namespaces are bind-mounted below the state directory with all other state of the daemon, and not in `/run`, so that
 //! no lookup depends on a name that others use too. After a reboot the files there are regular files, and
-//! [`reconcile`](Network::reconcile) removes them. The runtime must see this daemon's mounts: its mount namespace must
+//! [`reconcile`](InstanceNetwork::reconcile) removes them. The runtime must see this daemon's mounts: its mount namespace must
 //! not be private or older than these mounts.
 //!
 //! The network outlives the daemon, as instances do. [`RoomNetwork::close`] removes it.

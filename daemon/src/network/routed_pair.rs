@@ -12,7 +12,7 @@
 //! Every packet that leaves the namespace is routed by the host and filtered by its rules. Neither end asks for the
 //! other's hardware address, so no connection waits for ARP, and ARP cannot be spoofed. `outside` needs no address:
 //! `gateway` is only the name of the next hop. The host end has no IPv6, as the namespace has none
-//! ([`namespace::make`]).
+//! ([`namespace::create`]).
 
 use std::io;
 use std::net::Ipv4Addr;
