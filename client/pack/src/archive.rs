@@ -1,8 +1,8 @@
 //! An OCI image layout in a tar (`oci-layout`, `index.json`, `blobs/sha256/...`).
 //!
-//! - [`read`] takes one from a stream, which may be hostile, and hands each verified blob on.
-//! - [`ImageFile`] opens one that lies in a file, to take an image out of it.
-//! - [`Layout`] writes one: the same bytes for the same image, of a length known beforehand.
+//! - [`read`] reads an archive from an untrusted stream and passes on each verified blob.
+//! - [`ImageFile`] opens an archive in a file, to take an image out of it.
+//! - [`ArchiveLayout`] writes an archive: the same bytes for the same image, with a length known beforehand.
 
 mod image_file;
 pub(crate) mod raw;
@@ -18,7 +18,7 @@ pub use read::{ArchiveSink, ReadArchive, read};
 pub use whole::write_whole;
 pub use write::{BlobSource, Layout, OpenBlob, sha256};
 
-/// `index.json`, `oci-layout`, manifests and configs may be this large.
+/// Maximum size of `index.json`, `oci-layout`, a manifest or a config, in bytes.
 pub const JSON_LIMIT: u64 = 4 * 1024 * 1024;
 
 #[derive(Debug, thiserror::Error)]

@@ -1,18 +1,20 @@
 use super::{ListingError, path_order};
 use crate::identity::{Node, NodeKind};
 
-/// Paths and targets of links. File systems stop at 4096, but not on the way down step by step.
+/// Maximum length of a path or link target, in bytes. System calls accept 4096, but longer paths can be created
+/// directory by directory.
 const MAX_PATH: usize = 32 << 10;
 const MAX_NAME: usize = 255;
-/// The system's limits for one value, and more names than it can list.
+/// Maximum size of an attribute value in bytes, the same as in Linux.
 const MAX_XATTR_VALUE: usize = 64 << 10;
+/// Maximum number of attributes: more names than Linux can list.
 const MAX_XATTRS: usize = 4096;
 
-/// Looks at entries as they come, each by itself and against those before.
+/// Validator of entries, each on its own and against the entries before it.
 #[derive(Debug, Default)]
 pub(super) struct Checker {
     last: Vec<u8>,
-    /// The directories that the last entry lies in, and itself if it is one.
+    /// Directories that contain the last entry, and the entry itself if it is a directory.
     open: Vec<Box<[u8]>>,
 }
 
@@ -122,7 +124,7 @@ fn bad_xattrs(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Option<&'static str> {
     None
 }
 
-/// A path for people, of a bounded length.
+/// Returns a path for messages, with a limited length.
 pub(super) fn shown(path: &[u8]) -> String {
     let text = String::from_utf8_lossy(&path[..path.len().min(300)]).into_owned();
     if path.len() > 300 { text + "..." } else { text }
