@@ -63,7 +63,7 @@ struct Shared {
 
 #[derive(Debug, thiserror::Error)]
 enum DownloadError {
-    #[error("`{url}` is no URL that can be fetched: {reason}")]
+    #[error("`{url}` cannot be fetched: {reason}")]
     Url { url: String, reason: &'static str },
     #[error("{url}: builds may not reach `{host}`")]
     Host { url: String, host: String },
@@ -83,9 +83,9 @@ enum DownloadError {
     Checksum { url: String, wanted: String, actual: Digest },
     #[error("--checksum={given}: expected sha256 and 64 hexadecimal digits")]
     Algorithm { given: String },
-    #[error("no space is left for downloads: {free} bytes of the disk are free, and {floor} must stay so")]
+    #[error("no space is left for downloads: {free} bytes of the disk are free, and {floor} must stay free")]
     NoSpace { free: u64, floor: u64 },
-    #[error("the file cannot be kept: {0}")]
+    #[error("the file cannot be stored: {0}")]
     Store(#[from] std::io::Error),
     #[error("the daemon is ending")]
     Ending,

@@ -385,7 +385,7 @@ impl Shared {
         let ended = sweep.ended.as_ref().map(|upload| (upload.owner, upload.contents()));
         let swept = self.store.sweep(&live, sweep.grace, ended.as_ref())?;
         if trees > 0 || swept.contents > 0 {
-            tracing::info!(trees, contents = swept.contents, bytes = swept.bytes, "swept packs");
+            tracing::info!(trees, contents = swept.contents, bytes = swept.bytes, "packs swept");
         }
         Ok(swept)
     }

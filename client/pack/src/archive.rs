@@ -41,7 +41,7 @@ pub enum ArchiveError {
     TooLarge { name: String, size: u64, limit: u64 },
     #[error("blob {declared} is damaged: its content has digest {actual}")]
     Mismatch { declared: Digest, actual: Digest },
-    #[error("`{name}` in the archive is not what it should be: {source}")]
+    #[error("`{name}` in the archive is not valid: {source}")]
     Json { name: String, source: serde_json::Error },
     #[error("the archive has no blob {digest}, which its image needs")]
     MissingBlob { digest: Digest },
@@ -51,7 +51,7 @@ pub enum ArchiveError {
     Unsupported { what: String },
     #[error("cannot read the archive: {source}")]
     Read { source: std::io::Error },
-    #[error("cannot keep blob {digest}: {source}")]
+    #[error("cannot store blob {digest}: {source}")]
     Sink { digest: Digest, source: std::io::Error },
 }
 

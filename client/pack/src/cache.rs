@@ -247,7 +247,7 @@ pub(crate) fn copy_layer(kept: &Kept, out: &mut dyn Write) -> io::Result<bool> {
             }
         }
         drop(hash);
-        let digest = hasher.join().map_err(|_| io::Error::other("the thread that hashes panicked"))?;
+        let digest = hasher.join().map_err(|_| io::Error::other("the hashing thread panicked"))?;
         Ok(digest == layer.digest)
     })
 }

@@ -40,11 +40,11 @@ impl Default for ListingLimits {
 pub enum ListingError {
     #[error("`{path}`: {reason}")]
     Entry { path: String, reason: &'static str },
-    #[error("`{path}`: comes after `{before}`, which is against the order of a list")]
+    #[error("`{path}`: comes after `{before}`, which violates the order of a list")]
     Order { path: String, before: String },
-    #[error("`{path}`: there is no directory above it in the list")]
+    #[error("`{path}`: its parent directory is not in the list")]
     NoParent { path: String },
-    #[error("`{path}`: is a hard link to `{target}`, which is no file before it in the list")]
+    #[error("`{path}`: is a hard link to `{target}`, which is not an earlier file of the list")]
     LinkTarget { path: String, target: String },
     #[error("more than {limit} entries")]
     TooMany { limit: usize },

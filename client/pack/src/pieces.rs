@@ -87,7 +87,7 @@ pub fn cut(source: &dyn Source, entry: u32, content: &ContentHash) -> Result<Vec
     }
     reader.verify()?;
     if ContentHash::from_bytes(sum.finalize().into()) != *content {
-        return Err(ContentError::changed(listed, "its content is another").into());
+        return Err(ContentError::changed(listed, "its content changed").into());
     }
     Ok(pieces)
 }
@@ -168,7 +168,7 @@ fn read_piece(
     reader.verify()?;
     if ContentHash::of(&content[start..]) != piece.hash {
         let entry = &source.entries()[piece.entry as usize];
-        return Err(ContentError::changed(entry, "its content is another").into());
+        return Err(ContentError::changed(entry, "its content changed").into());
     }
     Ok(())
 }

@@ -39,7 +39,7 @@ pub struct WalkOptions {
 /// Source of the ignore rules.
 #[derive(Debug, Clone)]
 pub enum Rules {
-    /// No rules: everything is listed.
+    /// Lists everything, without rules.
     Nothing,
     /// The file `<Dockerfile>.dockerignore`, else `.dockerignore`, at the root of the tree. Without the name of a
     /// Dockerfile, `Containerfile` and then `Dockerfile` are tried.

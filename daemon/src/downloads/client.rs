@@ -58,7 +58,7 @@ impl FetchClient {
         });
         made.as_ref().map_err(|reason| DownloadError::Unreachable {
             url: shown_url(url),
-            reason: format!("a client cannot be made: {reason}"),
+            reason: format!("cannot create an HTTP client: {reason}"),
         })
     }
 
@@ -182,7 +182,7 @@ impl FetchClient {
         let addresses = match resolved {
             Ok(Ok(addresses)) => addresses,
             Ok(Err(error)) => return Err(unreachable(error.to_string())),
-            Err(_) => return Err(unreachable("its name is not resolved in time".to_owned())),
+            Err(_) => return Err(unreachable("its name was not resolved in time".to_owned())),
         };
         let refused =
             addresses.map(|address| address.ip()).find(|address| !self.policy.allows_resolved(*address));
@@ -197,12 +197,12 @@ impl FetchClient {
 
 fn parse(text: &str) -> Result<Url, DownloadError> {
     let wrong = |reason| DownloadError::Url { url: shown(text), reason };
-    let url: Url = text.parse().map_err(|_| wrong("it cannot be read"))?;
+    let url: Url = text.parse().map_err(|_| wrong("it cannot be parsed"))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(wrong("it is neither http nor https"));
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(wrong("there are credentials in it, and ADD sends none"));
+        return Err(wrong("it contains credentials, and ADD sends none"));
     }
     Ok(url)
 }

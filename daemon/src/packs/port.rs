@@ -93,6 +93,6 @@ impl Read for Content {
 fn gone(content: &ContentHash) -> io::Error {
     io::Error::new(
         io::ErrorKind::NotFound,
-        format!("content {content} of a pack is not in the room any more"),
+        format!("content {content} of a pack is no longer in the room"),
     )
 }

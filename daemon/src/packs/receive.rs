@@ -83,18 +83,18 @@ const fn is_full(error: &AppendError) -> bool {
 fn take(packs: &Packs, upload: &Call, sent: &[SentPiece], data: &PieceData) -> Result<(), PackError> {
     let total: u64 = sent.iter().map(|piece| u64::from(piece.size)).sum();
     if total > u64::from(MAX_PIECE) {
-        return Err(PackError::Data("they are more than 4 MiB in one message"));
+        return Err(PackError::Data("a message has more than 4 MiB"));
     }
     let total = usize::try_from(total).unwrap_or(usize::MAX);
     let plain = match data {
         PieceData::Plain(bytes) => Cow::Borrowed(bytes.as_ref()),
         PieceData::Zstd(bytes) => match zstd::bulk::decompress(bytes, total) {
             Ok(plain) => Cow::Owned(plain),
-            Err(_) => return Err(PackError::Data("they are no zstd frame, or more than the pieces' sizes")),
+            Err(_) => return Err(PackError::Data("it is not a zstd frame, or larger than the sizes of the pieces")),
         },
     };
     if plain.len() != total {
-        return Err(PackError::Data("they have another length than the pieces together"));
+        return Err(PackError::Data("its length differs from the total size of the pieces"));
     }
     let mut pieces = Vec::with_capacity(sent.len());
     let mut rest = plain.as_ref();

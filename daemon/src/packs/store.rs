@@ -246,7 +246,7 @@ fn part(frame: &Bytes, place: &Place) -> io::Result<Bytes> {
     let Place { inside, size, .. } = *place;
     let (start, end) = (inside as usize, inside as usize + size as usize);
     if end > frame.len() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame is shorter than its row says"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a stored frame is shorter than its index row says"));
     }
     Ok(frame.slice(start..end))
 }

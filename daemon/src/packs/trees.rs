@@ -95,7 +95,7 @@ impl Trees {
         match self.read(bytes) {
             Some(listing) if listing.digest() == *tree => Ok(Some(listing)),
             _ => {
-                tracing::warn!(%tree, "the listing of a tree is damaged and treated as missing");
+                tracing::warn!(tree.digest = %tree, "the listing of a tree is damaged and treated as missing");
                 Ok(None)
             }
         }

@@ -53,12 +53,12 @@ pub(super) fn scan<R: Read>(
             Place::Layout => {
                 let layout: LayoutFile = json(tar, &member)?;
                 if !layout.image_layout_version.starts_with("1.") {
-                    return Err(named(&member, "is of an unknown version"));
+                    return Err(named(&member, "has an unknown version"));
                 }
             }
             Place::Index => {
                 if index.replace(json(tar, &member)?).is_some() {
-                    return Err(named(&member, "is there twice"));
+                    return Err(named(&member, "occurs twice"));
                 }
             }
             Place::Blob(digest) => {

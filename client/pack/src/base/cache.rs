@@ -67,7 +67,7 @@ impl BlobCache {
         })?;
         if size != blob.size || Digest::from_sha256(sum.finalize().into()) != blob.digest {
             let reason = format!(
-                "content of {} is not what its digest says ({size} of {} bytes)",
+                "content of {} does not have this digest ({size} of {} bytes)",
                 blob.digest, blob.size
             );
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));

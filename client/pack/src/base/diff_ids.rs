@@ -65,7 +65,7 @@ fn diff_id(layer: &Descriptor, blobs: &dyn BlobSource) -> io::Result<Digest> {
     if size > MAX_TAR {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            format!("it unpacks to more than {MAX_TAR} bytes"),
+            format!("its uncompressed size is more than {MAX_TAR} bytes"),
         ));
     }
     Ok(Digest::from_sha256(sum.finalize().into()))

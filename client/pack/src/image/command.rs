@@ -1,6 +1,6 @@
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
-    #[error("`{given}` starts like a JSON list but is none of strings: {reason}")]
+    #[error("`{given}` starts like a JSON list but is not a list of strings: {reason}")]
     Json { given: String, reason: String },
     #[error("`{given}`: a {quote} is not closed")]
     Open { given: String, quote: &'static str },

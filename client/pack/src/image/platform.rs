@@ -15,7 +15,7 @@ pub struct Platform {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{given}` is no platform; write an architecture such as amd64, arm64 or arm/v7")]
+#[error("`{given}` is not a platform; write an architecture such as amd64, arm64 or arm/v7")]
 pub struct PlatformError {
     given: String,
 }

@@ -53,7 +53,7 @@ impl FromStr for Compression {
             "zstd" => Ok(Self::Zstd),
             "gzip" => Ok(Self::Gzip),
             "none" => Ok(Self::None),
-            other => Err(format!("`{other}` is no compression; use zstd, gzip or none")),
+            other => Err(format!("`{other}` is not a compression; use zstd, gzip or none")),
         }
     }
 }

@@ -33,7 +33,7 @@ impl Checker {
             NodeKind::File { .. } => (false, true),
             NodeKind::Symlink { target } => {
                 if target.is_empty() || target.len() > MAX_PATH || target.contains(&0) {
-                    return wrong("is no possible link");
+                    return wrong("is not a valid link");
                 }
                 (false, false)
             }
@@ -83,21 +83,21 @@ impl Checker {
 
 fn bad_path(path: &[u8]) -> Option<&'static str> {
     if path.is_empty() {
-        return Some("is no path");
+        return Some("is not a path");
     }
     if path.len() > MAX_PATH {
-        return Some("is too long a path");
+        return Some("is too long");
     }
     if path.contains(&0) {
-        return Some("has a NUL in it");
+        return Some("contains a NUL byte");
     }
     if path[0] == b'/' {
         return Some("is absolute");
     }
     for name in path.split(|&byte| byte == b'/') {
         match name {
-            b"" => return Some("has an empty name in it"),
-            b"." | b".." => return Some("leads elsewhere: it has `.` or `..` in it"),
+            b"" => return Some("contains an empty name"),
+            b"." | b".." => return Some("contains `.` or `..`"),
             name if name.len() > MAX_NAME => return Some("has a name of more than 255 bytes"),
             _ => {}
         }
@@ -110,7 +110,7 @@ fn bad_xattrs(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Option<&'static str> {
         return Some("has too many attributes");
     }
     if xattrs.windows(2).any(|pair| pair[0].0 >= pair[1].0) {
-        return Some("has attributes that are not sorted, or one twice");
+        return Some("has attributes that are unsorted or repeated");
     }
     for (name, value) in xattrs {
         let kept = name == b"security.capability" || (name.starts_with(b"user.") && name.len() > 5);

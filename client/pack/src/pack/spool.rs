@@ -269,7 +269,7 @@ impl Maker<'_> {
         let copy = match cache.new_layer(bytes) {
             Ok(Some(copy)) => Some(copy),
             Ok(None) => {
-                self.note(Err(io::Error::other("too little room to keep the layer")));
+                self.note(Err(io::Error::other("there is too little space to cache the layer")));
                 None
             }
             Err(error) => {

@@ -174,7 +174,7 @@ impl Remote {
         match (judge(host, &target), credential) {
             (Trust::Same, _) | (Trust::Anonymous, None) => {}
             (Trust::Anonymous, Some(_)) => {
-                return Err(wrong("credentials are not sent there: it is another owner's host"));
+                return Err(wrong("credentials are not sent there, because the host has another owner"));
             }
             (Trust::Never(reason), _) => return Err(wrong(reason)),
         }

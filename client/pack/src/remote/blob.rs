@@ -84,7 +84,7 @@ impl Remote {
             if attempt > self.retry.attempts {
                 return Err(error);
             }
-            tracing::debug!(%error, digest = %progress.blob.digest, at = progress.received, "resuming blob download");
+            tracing::debug!(%error, blob.digest = %progress.blob.digest, offset = progress.received, "resuming blob download");
             tokio::time::sleep(self.retry.pause(attempt, None)).await;
         }
     }
@@ -94,7 +94,7 @@ impl Remote {
         let mut skip = match answer.status() {
             StatusCode::PARTIAL_CONTENT if range_start(&answer) == Some(progress.received) => 0,
             StatusCode::PARTIAL_CONTENT => {
-                let reason = "it is another range than was asked for".to_owned();
+                let reason = "it has another range than requested".to_owned();
                 return Err(RemoteError::Answer { url: shown(&url), reason });
             }
             // Some registries ignore ranges: the bytes that were already received are skipped.

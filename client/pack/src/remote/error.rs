@@ -22,11 +22,11 @@ pub enum RemoteError {
     Silent { url: String, seconds: u64 },
     #[error("{url} names {realm} as its token service: {reason}")]
     Realm { url: String, realm: String, reason: &'static str },
-    #[error("{url} asks for `{scheme}` authentication, which is not spoken here")]
+    #[error("{url} asks for `{scheme}` authentication, which is not supported")]
     Challenge { url: String, scheme: String },
     #[error("{url} redirects to {to}: {reason}")]
     Redirect { url: String, to: String, reason: &'static str },
-    #[error("{url} is where the registry leads, and `{host}` is at {address}: an internal address")]
+    #[error("the registry redirects to {url}, but `{host}` is at {address}: an internal address")]
     Internal { url: String, host: String, address: std::net::IpAddr },
     #[error("registry `{registry}`: `{host}` is at {address}, which is no public address")]
     InternalRegistry { registry: String, host: String, address: std::net::IpAddr },
@@ -35,7 +35,7 @@ pub enum RemoteError {
     Mirrored { mirrors: Vec<MirrorFailure>, registry: String, error: Box<RemoteError> },
     #[error("{url}: its answer has more than {limit} bytes")]
     TooLarge { url: String, limit: usize },
-    #[error("{url}: its answer is not what it should be: {reason}")]
+    #[error("{url}: invalid answer: {reason}")]
     Answer { url: String, reason: String },
     #[error("{what} is of type `{media_type}`, which is not supported")]
     MediaType { what: String, media_type: String },
@@ -43,14 +43,14 @@ pub enum RemoteError {
     NoPlatform { reference: String, wanted: String, found: String },
     #[error("{url}: content of {declared} has digest {actual}")]
     Mismatch { url: String, declared: Digest, actual: Digest },
-    #[error("{url}: {digest} should have {declared} bytes, and {actual} came")]
+    #[error("{url}: {digest} should have {declared} bytes but has {actual}")]
     Size { url: String, digest: Digest, declared: u64, actual: u64 },
     #[error("content of {digest} cannot be read: {source}")]
     Content { digest: Digest, source: std::io::Error },
-    #[error("a client for TLS cannot be made: {0}")]
+    #[error("cannot create a TLS client: {0}")]
     Tls(String),
     /// The receiver of the content has stopped, for a reason that it reports itself.
-    #[error("the content of {digest} is not taken any more")]
+    #[error("the receiver of {digest} has stopped")]
     NotTaken { digest: Digest },
 }
 

@@ -105,7 +105,7 @@ impl Remote {
             if attempt >= self.retry.attempts || !(error.retryable() || lost) {
                 return Err(error);
             }
-            tracing::debug!(%error, digest = %blob.digest, attempt, "retrying blob push");
+            tracing::debug!(%error, blob.digest = %blob.digest, attempt, "retrying blob push");
             tokio::time::sleep(self.retry.pause(attempt, None)).await;
             attempt += 1;
         }
@@ -174,7 +174,7 @@ fn session(host: &Host, begun: &Response) -> Result<Url, RemoteError> {
     let url = begun.url();
     let location = begun.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     let Some(next) = location.and_then(|location| url.join(location).ok()) else {
-        let reason = "an upload was begun without a place to go on".to_owned();
+        let reason = "it began an upload without a valid location".to_owned();
         return Err(RemoteError::Answer { url: shown(url), reason });
     };
     match elsewhere(host, &next) {

@@ -208,7 +208,7 @@ impl Remote {
             let index: Index = parsed(&source, &bytes)?;
             let child = pick(&source, &index, platform)?;
             if !seen.insert(child.digest) {
-                return Err(answer(&source, "its index is in itself"));
+                return Err(answer(&source, "its index contains itself"));
             }
             bytes = self.child(&source, &child).await?;
             descriptor = child;
@@ -233,7 +233,7 @@ impl Remote {
 
 fn pick(source: &Source, index: &Index, platform: &Platform) -> Result<Descriptor, RemoteError> {
     if index.manifests.len() > MAX_CHILDREN {
-        return Err(answer(source, "its index has more images than are looked at"));
+        return Err(answer(source, "its index has too many images"));
     }
     index.for_platform(platform).cloned().map_err(|found| RemoteError::NoPlatform {
         reference: source.reference.clone(),

@@ -185,7 +185,7 @@ impl Remote {
         self.again(|| async {
             let answer = self.execute(host, call, &call.url, None).await?;
             if answer.status().is_redirection() {
-                let reason = "a token service is not followed elsewhere";
+                let reason = "redirects of a token service are not followed";
                 return Err(redirect_error(host, &answer, reason).into());
             }
             success(answer, self.retry.stall).await
@@ -295,11 +295,11 @@ fn is_redirect(status: StatusCode) -> bool {
 /// Returns the target of a redirect if it is allowed.
 fn followed(host: &Host, url: &Url, answer: &Response, count: usize) -> Result<Url, RemoteError> {
     if count > REDIRECTS {
-        return Err(redirect_error(host, answer, "that is one redirect too many"));
+        return Err(redirect_error(host, answer, "there are too many redirects"));
     }
     let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     let Some(next) = location.and_then(|location| url.join(location).ok()) else {
-        return Err(redirect_error(host, answer, "that is no place to go to"));
+        return Err(redirect_error(host, answer, "the location is not valid"));
     };
     match elsewhere(host, &next) {
         Ok(()) => Ok(next),
@@ -312,14 +312,14 @@ pub(super) fn elsewhere(host: &Host, next: &Url) -> Result<(), &'static str> {
     match next.scheme() {
         "https" => Ok(()),
         "http" if host.is_plain_http() => Ok(()),
-        "http" => Err("from https to plain http"),
+        "http" => Err("it leads from https to plain http"),
         _ => Err("it is neither http nor https"),
     }
 }
 
 fn redirect_error(host: &Host, answer: &Response, reason: &'static str) -> RemoteError {
     let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let to = host.base.join(location).map_or_else(|_| "an unreadable place".to_owned(), |to| shown(&to));
+    let to = host.base.join(location).map_or_else(|_| "an invalid location".to_owned(), |to| shown(&to));
     RemoteError::Redirect { url: shown(answer.url()), to, reason }
 }
 

@@ -103,7 +103,7 @@ impl<'a> DiskReader<'a> {
             return Err(ContentError::changed(entry, "another file took its place"));
         }
         if now.size != was.size {
-            return Err(ContentError::changed(entry, "its size is another"));
+            return Err(ContentError::changed(entry, "its size changed"));
         }
         if now != was {
             return Err(ContentError::changed(entry, "it was written to, or its attributes changed"));
