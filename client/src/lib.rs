@@ -5,6 +5,8 @@
 //! - [`progress`]: how the events of builds and deploys are shown.
 //! - [`cli`]: the commands of `hearth`, one file each; [`exit`] decides how the process ends.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start threads where they need them"))]
+
 pub mod cli;
 pub mod client;
 pub mod duration;

@@ -13,6 +13,7 @@ where
 
 /// Standard input, piece by piece, read on a thread that the end of the process does not wait for. Ends with the input,
 /// or with an error.
+#[expect(clippy::disallowed_methods, reason = "this is the place that moves work to a thread")]
 pub fn standard_input() -> tokio::sync::mpsc::Receiver<std::io::Result<bytes::Bytes>> {
     const PIECE: usize = 32 * 1024;
     let (send, receive) = tokio::sync::mpsc::channel(4);
@@ -37,6 +38,7 @@ pub fn standard_input() -> tokio::sync::mpsc::Receiver<std::io::Result<bytes::By
 
 /// Runs work that may never end, such as a program that asks a person, on a thread that the end of the
 /// process does not wait for. None where it did not end in time, or panicked.
+#[expect(clippy::disallowed_methods, reason = "this is the place that moves work to a thread")]
 pub async fn bounded<T, F>(limit: std::time::Duration, work: F) -> Option<T>
 where
     T: Send + 'static,

@@ -1,10 +1,11 @@
-//! Participant tokens of this room: made, checked, and turned into a [`Caller`].
+//! Participant tokens of this room: minting, verification, and conversion into a [`Caller`].
 //!
-//! A token is a JWT: HS256 with the room's secret, or RS256 or EdDSA with a configured public key ([`keys`]). It says
-//! `name`, `exp` and `grants: [{name: "room", scope: ROOM}, {name: "role", scope: "agent"}, {name: "api", scope: {...}}]`.
-//! Those of services have `{name: "service", scope: ID}` as well, and are good for as long as the service is there;
-//! those of builds have `{name: "build", scope: ID}`. Only the room's own secret makes these two. One that was minted
-//! into a trust domain has `{name: "domain", scope: DOMAIN}`.
+//! A token is a JWT signed with HS256 and the room's secret, or with RS256 or EdDSA and a configured key ([`keys`]).
+//! It carries `name`, `exp` and
+//! `grants: [{name: "room", scope: ROOM}, {name: "role", scope: "agent"}, {name: "api", scope: {...}}]`.
+//! Tokens of services also have `{name: "service", scope: ID}` and are valid for as long as the service exists;
+//! tokens of builds have `{name: "build", scope: ID}`. Only the room's own secret can sign these two kinds. A token
+//! that was minted into a trust domain has `{name: "domain", scope: DOMAIN}`.
 //!
 //! ```text
 //! token --keys--> claims --times, room, mark, revocations--> Caller --policy--> allowed or denied
@@ -18,10 +19,11 @@ pub mod secret_file;
 mod state;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::Notify;
 
 use crate::model::TokenKeyFile;
@@ -38,42 +40,42 @@ pub use keys::TokenKeyError;
 pub use secret_file::SecretFileError;
 pub use state::{MAX_REVOCATIONS, Revocation};
 
-/// Tokens are asked to be short-lived; longer ones are refused.
+/// Maximum lifetime of a token. Tokens are meant to be short-lived; longer ones are refused.
 pub const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 3600);
-/// How long a secret that was replaced may go on being good.
+/// Maximum time for which a replaced secret stays valid.
 pub const MAX_GRACE: Duration = Duration::from_secs(30 * 24 * 3600);
-/// A token that is larger than this is not even looked at.
+/// Maximum size of a token; larger ones are refused before they are decoded.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;
 const MAX_NAME_BYTES: usize = 200;
 
 /// Grants that mark the tokens of services and builds.
 const SERVICE: &str = "service";
 const BUILD: &str = "build";
-/// Grant that names the trust domain of its bearer.
+/// Grant that names the bearer's trust domain.
 const DOMAIN: &str = "domain";
 
-/// A service that a service has deployed, and so on: longer chains are not followed.
+/// Maximum number of creators that are followed when a service was deployed by another service, and so on.
 const LONGEST_CHAIN: usize = 8;
 
 type OriginOf = dyn Fn(&str) -> Option<ServiceOrigin> + Send + Sync;
 
-/// Checks and makes tokens of one room; cheap to share.
+/// Mints and verifies the tokens of one room.
 pub struct Access {
     room: String,
     secret_file: PathBuf,
     state_file: StateFile,
     held: RwLock<Held>,
-    /// One change of keys or state at a time. Nobody who only checks a token waits for a disk.
+    /// Serializes changes of the keys and of the state. Verification does not take it, so it never waits for a disk.
     changing: Mutex<()>,
     trust: Trust,
-    /// Finds out who deployed a service, by its id. Set once, when the services are known.
+    /// Looks up who deployed a service, by the service's id. Set once, when the services have been loaded.
     services: OnceLock<Box<OriginOf>>,
     running: RunningCalls,
-    /// Keys or revocations were changed: calls under way are asked for their tokens again.
+    /// Signals that keys or revocations were changed, so that the tokens of running calls must be verified again.
     changed: Notify,
 }
 
-/// What tokens are checked with.
+/// Keys and revocations that tokens are verified against.
 struct Held {
     secrets: SecretKeys,
     public: PublicKeys,
@@ -142,7 +144,7 @@ pub enum KeyChangeError {
     File(#[from] SecretFileError),
 }
 
-/// What a token is for beside its grants.
+/// Subject of a token, which decides the grant that it gets beside room, role and api.
 enum Mark<'a> {
     Participant(Option<TrustDomain>),
     Service(&'a ServiceId),
@@ -150,7 +152,7 @@ enum Mark<'a> {
 }
 
 impl Access {
-    /// Reads the room's secret, or makes it at the first start. Blocking.
+    /// Reads the room's secret, or creates it at the first start. Blocking.
     pub fn open(room: &str, secret_file: &Path) -> Result<Self, SecretFileError> {
         let secret = secret_file::read_or_create(secret_file)?;
         let state_file = StateFile(secret_file.with_file_name("tokens.json"));
@@ -169,38 +171,38 @@ impl Access {
         })
     }
 
-    /// Takes tokens that were made with the private keys to these, too. Blocking.
+    /// Also accepts tokens that were signed with the private keys of these public keys. Blocking.
     pub fn with_public_keys(self, files: &[TokenKeyFile]) -> Result<Self, TokenKeyError> {
         let public = PublicKeys::read(files)?;
         self.change(|held| held.public = public);
         Ok(self)
     }
 
-    /// Puts callers into the trust domains that the operator chose.
+    /// Assigns callers to the trust domains that the operator configured.
     #[must_use]
     pub fn with_trust(self, trust: Trust) -> Self {
         Self { trust, ..self }
     }
 
-    /// The caller behind the unix socket.
+    /// Returns the caller on the unix socket, identified by its user id.
     pub fn local(&self, uid: u32) -> Caller {
         let caller = Caller::local(uid);
         let domain = self.trust.domain(&caller.name, caller.domain, None);
         Caller { domain, ..caller }
     }
 
-    /// From now on tokens of services that are gone are refused, and those of services whose creator was revoked after
-    /// they were deployed. Said once, at the start.
+    /// Sets the lookup of service origins, once, at start. From then on, tokens of services that no longer
+    /// exist are refused, and so are tokens of services whose creator was revoked after deploying them.
     pub fn ask_for_services(
         &self,
         origin_of: impl Fn(&str) -> Option<ServiceOrigin> + Send + Sync + 'static,
     ) {
         if self.services.set(Box::new(origin_of)).is_err() {
-            tracing::warn!("it was said already where services are asked for");
+            tracing::warn!("the lookup of service origins was already set");
         }
     }
 
-    /// The caller whom a token names.
+    /// Verifies a token and returns its caller.
     pub fn verify(&self, token: &str) -> Result<Caller, AccessError> {
         let now = Timestamp::now();
         let (signer, claims) = self.claims(token, now)?;
@@ -226,8 +228,8 @@ impl Access {
         Ok(Caller { domain, ..caller })
     }
 
-    /// A revocation of a participant covers the services that it deployed before, and the services of these: whatever
-    /// was started by the one who was revoked has no right that it does not have.
+    /// Checks that no creator of a calling service is revoked. The revocation of a participant also covers the
+    /// services that it deployed before, and the services that these deployed in turn.
     fn check_creators(&self, caller: &str) -> Result<(), AccessError> {
         let Some(origin_of) = self.services.get() else { return Ok(()) };
         let Some(own) = caller.strip_prefix(SERVICE_NAME) else { return Ok(()) };
@@ -244,27 +246,27 @@ impl Access {
         Ok(())
     }
 
-    /// A call that was admitted with this token begins. It is ended when the token is no longer good.
+    /// Registers a running call that was admitted with this token. The call is ended when the token becomes invalid.
     pub fn begin(&self, token: String) -> RunningCall {
         self.running.begin(token)
     }
 
-    /// Returns when keys or revocations were changed since this was last asked.
+    /// Waits until keys or revocations have been changed since the last wait.
     pub async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// Ends the calls under way whose token is no longer good, and returns their number.
+    /// Ends the running calls whose token is no longer valid, and returns their number.
     pub fn end_running(&self) -> usize {
         self.running.end_unless(|token| self.verify(token).map(drop))
     }
 
-    /// Whether a text is a token of this room, good for now or not.
+    /// Reports whether a text is a token of this room, currently valid or not.
     pub fn is_token(&self, text: &str) -> bool {
         self.claims(text, Timestamp::now()).is_ok()
     }
 
-    /// What a token of this room says, whether or not it holds at the moment.
+    /// Returns the claims of a token of this room, whether or not it is currently valid.
     fn claims(&self, token: &str, now: Timestamp) -> Result<(Signer, Claims), AccessError> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(AccessError::Invalid("it is too long"));
@@ -279,8 +281,8 @@ impl Access {
         }
     }
 
-    /// Whose the things are that the bearer makes. A participant is who the token says; a service and a build are what
-    /// they are, whatever name they were given.
+    /// Returns the caller name of the bearer, which owns what the bearer creates. Participants have the name in
+    /// the token; services and builds are named by their ids, whatever name the token has.
     fn owner(&self, signer: &Signer, claims: &Claims) -> Result<String, AccessError> {
         let id = match (claims.text_grant(SERVICE), claims.text_grant(BUILD)) {
             (None, None) => {
@@ -312,12 +314,12 @@ impl Access {
         }
     }
 
-    /// Makes a token. `scope` is a word or JSON, as `hearth token mint --scope` takes it.
+    /// Mints a token. `scope` is a word or JSON, in the format of `hearth token mint --scope`.
     pub fn mint(&self, name: &str, scope: &str, ttl: Duration) -> Result<(String, Timestamp), MintError> {
         self.mint_into(None, name, scope, ttl)
     }
 
-    /// The same, for a bearer whose builds use the builder of a given trust domain.
+    /// Like [`mint`](Self::mint), for a bearer whose builds use the builder of the given trust domain.
     pub fn mint_into(
         &self,
         domain: Option<&str>,
@@ -330,7 +332,8 @@ impl Access {
         self.sign(name, &parse_scope(scope)?, ttl, &Mark::Participant(domain))
     }
 
-    /// Makes a token for an instance of a service: one that nobody can take for a participant of its name.
+    /// Mints a token for an instance of a service. Such a token is never mistaken for one of a participant of
+    /// that name.
     pub fn mint_for_service(
         &self,
         service: &ServiceId,
@@ -344,7 +347,7 @@ impl Access {
         self.sign(name, &parse_scope(scope)?, ttl, &Mark::Service(service)).map(|(token, _)| token)
     }
 
-    /// Makes a token for a build, with a scope that the daemon itself chose.
+    /// Mints a token for a build, with a scope that the daemon itself chose.
     pub fn sign_for_build(
         &self,
         build: &BuildId,
@@ -378,7 +381,7 @@ impl Access {
             Mark::Service(id) => (format!("{SERVICE}:{id}"), Some(grant(SERVICE, id.to_string().into()))),
             Mark::Build(id) => (format!("{BUILD}:{id}"), Some(grant(BUILD, id.to_string().into()))),
         };
-        // One that is made in the second of a revocation is newer than it.
+        // A token that is minted in the same second as a revocation must count as newer than the revocation.
         let held = self.held();
         let revoked = held.state.revoked.get(&owner).map_or(i64::MIN, |revocation| revocation.before);
         let grants =
@@ -394,13 +397,13 @@ impl Access {
         Ok((token, expires))
     }
 
-    /// Replaces the room's secret. Tokens of the one before are good until the moment that is answered, at most, and
-    /// none at all where there is no grace. Durable when it returns; blocking.
+    /// Replaces the room's secret. Tokens signed with the previous secret stay valid until the returned time at
+    /// most; without a grace time they are invalid at once. The change is durable when this returns. Blocking.
     pub fn rotate(&self, grace: Duration) -> Result<Timestamp, KeyChangeError> {
         if grace > MAX_GRACE {
             return Err(KeyChangeError::Grace);
         }
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.changing.lock();
         let now = Timestamp::now();
         let until = now.checked_add(grace).map_err(|_| KeyChangeError::Grace)?;
         let mut next = self.held().state.clone();
@@ -412,7 +415,8 @@ impl Access {
         } else {
             next.earlier.push(EarlierSecret::new(&secret_file::read_or_create(&self.secret_file)?, until));
         }
-        // Cut off between the two, the secret is both the current one and an earlier one, which changes nothing.
+        // If the daemon stops between the two writes, the secret is both the current and an earlier one, which
+        // is harmless.
         self.state_file.write(&next)?;
         let secret = secret_file::renew(&self.secret_file)?;
         self.change(|held| {
@@ -422,22 +426,22 @@ impl Access {
         Ok(until)
     }
 
-    /// Refuses all tokens of a caller that were made before now, and those of the services that it deployed before now;
-    /// calls under way with one of them are ended. Durable when it returns; blocking.
+    /// Revokes all tokens of a caller that were made before now, and those of the services that it deployed
+    /// before now. Running calls with one of them are ended. The change is durable when this returns. Blocking.
     pub fn revoke(&self, name: &str, by: &str) -> Result<Revocation, KeyChangeError> {
         if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
             return Err(KeyChangeError::Name);
         }
-        // A kind of caller without an id: it would revoke nothing.
+        // A reserved prefix without an id would revoke nothing.
         if RESERVED_NAMES.contains(&name) {
             return Err(KeyChangeError::Name);
         }
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.changing.lock();
         let mut next = self.held().state.clone();
         if next.revoked.len() >= MAX_REVOCATIONS && !next.revoked.contains_key(name) {
             return Err(KeyChangeError::TooManyRevocations);
         }
-        // Tokens tell their age in seconds: those of this second are old.
+        // Token times have a resolution of one second: tokens of the current second count as older.
         let revocation = Revocation { before: Timestamp::now().as_second() + 1, by: by.to_owned() };
         next.revoked.insert(name.to_owned(), revocation.clone());
         self.state_file.write(&next)?;
@@ -445,7 +449,7 @@ impl Access {
         Ok(revocation)
     }
 
-    /// Whose tokens were revoked, by name.
+    /// Returns the revocations, each with the name whose tokens it revokes.
     pub fn revocations(&self) -> Vec<(String, Revocation)> {
         self.held()
             .state
@@ -456,18 +460,19 @@ impl Access {
     }
 
     fn held(&self) -> RwLockReadGuard<'_, Held> {
-        self.held.read().unwrap_or_else(PoisonError::into_inner)
+        self.held.read()
     }
 
     fn change(&self, change: impl FnOnce(&mut Held)) {
-        // Nothing under this lock leaves it half changed.
-        change(&mut self.held.write().unwrap_or_else(PoisonError::into_inner));
+        // A panic while the lock is held leaves the state consistent: every change is a whole assignment.
+        change(&mut self.held.write());
         self.changed.notify_one();
     }
 }
 
-/// The trust domain that a token claims. Only an operator mints with the room's secret; whoever has a configured key is
-/// held to what the configuration lists for it, since a domain is a builder, with all that its builds leave behind.
+/// Returns the trust domain that a token claims. The room's secret is only used by an operator, who may claim
+/// any domain. Holders of a configured key are limited to the domains in the configuration, because a domain
+/// shares a builder and everything that its builds leave there.
 fn claimed_domain(signer: &Signer, claims: &Claims) -> Result<Option<TrustDomain>, AccessError> {
     let domain: TrustDomain = match claims.text_grant(DOMAIN) {
         None => return Ok(None),
@@ -484,7 +489,7 @@ fn claimed_domain(signer: &Signer, claims: &Claims) -> Result<Option<TrustDomain
     }
 }
 
-/// Whether a participant can have this name.
+/// Checks that a participant can have this name.
 fn check_name(name: &str) -> Result<(), MintError> {
     if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
         return Err(MintError::Name);
@@ -495,7 +500,7 @@ fn check_name(name: &str) -> Result<(), MintError> {
     Ok(())
 }
 
-/// The scope of a token, as `--scope` and `--env-token` take it: a word, or JSON.
+/// Parses the scope of a token in the format of `--scope` and `--env-token`: a word, or JSON.
 pub fn parse_scope(text: &str) -> Result<ApiScope, MintError> {
     match text.trim() {
         "" | "userDefault" => Ok(ApiScope::user_default()),

@@ -1,6 +1,6 @@
-//! What comes in: gRPC, `/v2/`, health and metrics, on one TCP port and one unix socket.
+//! The API server: gRPC, `/v2/`, health and metrics, on one TCP port and one unix socket.
 //!
-//! Every request passes [`auth`] first; every gRPC error leaves through [`error`].
+//! Every request passes [`auth`] first; every gRPC error is converted by [`error`].
 
 mod audit;
 pub mod auth;

@@ -1,4 +1,4 @@
-//! The audit trail: who changed what, and who was denied what.
+//! The audit trail: changes with their callers, and denied calls.
 //!
 //! ```text
 //! calls that changed something ---.
@@ -6,10 +6,11 @@
 //! denials ------------> flood limit ----^          '-----> audit/denied-N.jsonl
 //! ```
 //!
-//! The two kinds have files of their own, each bounded in size and age, so that a flood of denials takes no room from
-//! what was changed; the same caller's or address's denials are counted after the first few of a minute, and so are its
-//! failures, and the count is one record. In full files each caller has a share: whoever has recorded most loses its own
-//! oldest records first ([`fair`]). A record has names only: no content of a request, no token, no secret.
+//! Changes and denials have separate files, each bounded in size and age, so that a flood of denials does not
+//! displace the records of changes. Only the first few denials and failures of a caller or address in a minute
+//! are written; the others are counted and become one record. Each caller has a share of full files: the caller
+//! with the most records loses its own oldest ones first ([`fair`]). A record contains names only, never the
+//! content of a request, a token or a secret.
 
 mod fair;
 mod file;
@@ -19,11 +20,12 @@ mod late;
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
@@ -33,24 +35,24 @@ use late::LateFiles;
 
 pub use file::FileLimits;
 
-/// Records between the calls and the writer.
+/// Maximum number of records between the calls and the writer.
 const QUEUE: usize = 4096;
-/// For a place in the queue; a disk that hangs does not hold up every call.
+/// Time limit for queueing a record, so that a hanging disk does not block every call.
 const QUEUE_LIMIT: Duration = Duration::from_secs(2);
-/// Written together.
+/// Maximum number of records that are written together.
 const BATCH: usize = 256;
-/// Between two looks at denials that were only counted, and at the age of files.
+/// Interval at which counted denials are written and the age of the files is checked.
 const TICK: Duration = Duration::from_secs(60);
-/// Of a question's answer.
+/// Maximum number of records in the answer to a query.
 pub const MAX_RECORDS: usize = 10_000;
-/// Bytes of each text of a record.
+/// Maximum length in bytes of each text of a record.
 const MAX_TEXT: usize = 300;
 
-/// What became of a call.
+/// Outcome of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AuditOutcome {
-    /// It was done; one that answers with a stream was begun.
+    /// The call succeeded; a call that answers with a stream was started.
     Done,
     Failed,
     Denied,
@@ -64,15 +66,15 @@ pub struct AuditRecord {
     pub caller: String,
     /// `Builds.Submit`, `PUT /v2/<repository>/manifests/<tag or digest>`, or `ingress`.
     pub action: String,
-    /// What it was done to. Empty where the call has no object, or named none before it was denied.
+    /// Object of the action. Empty if the call has no object, or was denied before it named one.
     pub object: String,
     pub outcome: AuditOutcome,
-    /// Code of a failure; what a denied caller was told.
+    /// Error code of a failure, or the message that a denied caller received.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
     /// An address, or `unix:uid=N`.
     pub source: String,
-    /// More denials or failures of the caller that were counted and not written.
+    /// Number of further denials or failures of the caller that were counted and not written.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub more: u64,
 }
@@ -82,16 +84,16 @@ const fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
-/// Which records are asked for. An empty text asks for all.
+/// Filter for records. An empty text matches all.
 #[derive(Clone, Debug, Default)]
 pub struct AuditQuery {
     pub since: Option<Timestamp>,
-    /// Exact, or with a trailing `*`.
+    /// Exact name, or a prefix with a trailing `*`.
     pub caller: String,
-    /// A part of the action, whatever its case.
+    /// Part of the action, compared without regard to case.
     pub action: String,
     pub denied_only: bool,
-    /// The newest so many, at most [`MAX_RECORDS`].
+    /// Maximum number of records, the newest ones first; at most [`MAX_RECORDS`].
     pub limit: usize,
 }
 
@@ -112,7 +114,7 @@ impl AuditQuery {
 enum Message {
     Record(Box<AuditRecord>),
     Read(AuditQuery, oneshot::Sender<io::Result<Vec<AuditRecord>>>),
-    /// All before it is in the files when this is answered.
+    /// Answered when all earlier records are in the files.
     Flush(oneshot::Sender<()>),
 }
 
@@ -129,14 +131,12 @@ impl Floods {
             AuditOutcome::Failed => &self.failures,
             AuditOutcome::Denied => &self.denials,
         };
-        limit.lock().unwrap_or_else(PoisonError::into_inner).admits(record)
+        limit.lock().admits(record)
     }
 
     fn counted(&self, now: Timestamp, ended: bool) -> Vec<AuditRecord> {
         let all = [&self.denials, &self.failures];
-        let counted = |limit: &Mutex<FloodLimit>| {
-            limit.lock().unwrap_or_else(PoisonError::into_inner).counted(now, ended)
-        };
+        let counted = |limit: &Mutex<FloodLimit>| limit.lock().counted(now, ended);
         all.into_iter().flat_map(counted).collect()
     }
 }
@@ -146,7 +146,7 @@ impl Floods {
 pub struct AuditTrail {
     queue: mpsc::Sender<Message>,
     floods: Arc<Floods>,
-    /// Records that found no place in the queue.
+    /// Number of records that were dropped because the queue was full.
     lost: Arc<AtomicU64>,
 }
 
@@ -158,12 +158,12 @@ impl AuditTrail {
         let (queue, records) = mpsc::channel(QUEUE);
         let floods = Arc::<Floods>::default();
         let trail = Self { queue, floods: Arc::clone(&floods), lost: Arc::default() };
-        // It ends when the last handle is gone and the queue is empty.
+        // The task ends when the last handle is dropped and the queue is empty.
         drop(task::spawn("audit trail", write_loop(files, records, floods)));
         Ok(trail)
     }
 
-    /// Takes a record. Waits for a moment where the writer is behind, then counts the record as lost.
+    /// Records a call. If the writer is behind, waits for a moment and then counts the record as lost.
     pub async fn record(&self, record: AuditRecord) {
         if record.outcome == AuditOutcome::Denied {
             return self.record_now(record);
@@ -177,7 +177,7 @@ impl AuditTrail {
         }
     }
 
-    /// Takes a record, and never waits.
+    /// Records a call without waiting. If the queue is full, the record is counted as lost.
     pub fn record_now(&self, record: AuditRecord) {
         if self.floods.admit(&record)
             && self.queue.try_send(Message::Record(Box::new(record.shortened()))).is_err()
@@ -194,7 +194,7 @@ impl AuditTrail {
         }
     }
 
-    /// The newest records of a kind, oldest first. What is still in the queue is among them.
+    /// Returns the newest records that match, oldest first, including those that are still in the queue.
     pub async fn read(&self, query: AuditQuery) -> io::Result<Vec<AuditRecord>> {
         let (answer, answered) = oneshot::channel();
         let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
@@ -202,12 +202,12 @@ impl AuditTrail {
         answered.await.map_err(|_| gone())?
     }
 
-    /// Returns when everything that was recorded is in the files, or after `limit`.
+    /// Waits until everything that was recorded is in the files, for at most `limit`.
     pub async fn flush(&self, limit: Duration) {
         let (answer, answered) = oneshot::channel();
         let flushed = async {
             if self.queue.send(Message::Flush(answer)).await.is_ok() {
-                // A writer that is gone has written all it will.
+                // A writer that has stopped has written everything that it will.
                 let _ = answered.await;
             }
         };
@@ -251,14 +251,14 @@ async fn write_loop(files: LateFiles, mut records: mpsc::Receiver<Message>, floo
         written.extend(counted);
         let files = Arc::clone(&files);
         let work = move || {
-            let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut files = files.lock();
             if let Err(error) = files.write(&written) {
                 tracing::error!(%error, lost = written.len(), "failed to write audit records");
                 metrics::counter!("hearth_audit_lost_total").increment(written.len() as u64);
             }
             for message in asked {
                 match message {
-                    // Who asked may have gone.
+                    // The receiver may have been dropped.
                     Message::Read(query, answer) => drop(answer.send(files.read(&query))),
                     Message::Flush(answer) => drop(answer.send(())),
                     Message::Record(_) => {}
@@ -266,7 +266,7 @@ async fn write_loop(files: LateFiles, mut records: mpsc::Receiver<Message>, floo
             }
         };
         if let Err(error) = task::blocking("audit trail", work).await {
-            tracing::error!(%error, "the audit trail could not be written");
+            tracing::error!(%error, "audit trail write task failed");
         }
         if ended {
             return;

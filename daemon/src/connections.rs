@@ -1,27 +1,29 @@
-//! Connections of peers: bounded in all and for each peer, and closed when nobody uses them.
+//! Limits the connections of all peers and of each peer, and closes connections that nobody uses.
 //!
 //! ```text
-//! admit --> held --(begin, end)*--> dropped
-//!   |         '-- told to close: unused for too long, or another peer needs its place
-//!   '--> crowded: no connection can be closed for this one
+//! admit --> permit --(begin, end of a request)*--> dropped
+//!   |          '-- asked to close: unused for too long, or another peer needs its place
+//!   '--> limit reached: no connection can be closed for this one
 //! ```
 //!
-//! When there is no place, the connection that makes one is the longest unused one of the peer that holds most. One
-//! that is in use by somebody who has shown who they are is never closed for another.
+//! When the limit is reached, the longest unused connection of the peer with the most connections is closed for
+//! the new one. A connection is never closed for another while it is in use and one of its requests has been
+//! admitted.
 
 mod table;
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use table::Table;
 
-/// Between two looks for connections that nobody uses.
+/// Interval between two sweeps for unused connections.
 const SWEEP: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,35 +32,35 @@ pub struct ConnectionLimits {
     pub total: usize,
     /// Connections of one peer.
     pub per_peer: usize,
-    /// A connection that has served nobody yet is closed after this long without a request.
+    /// Idle timeout of a connection on which no request has been admitted yet.
     pub unknown: Duration,
-    /// A connection that has served a request is closed after this long without another one.
+    /// Idle timeout of a connection on which a request has been admitted.
     pub idle: Duration,
 }
 
-/// Whose share of the connections one counts for.
+/// Peer whose share a connection counts towards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ConnectionPeer {
     Address(IpAddr),
-    /// Stands for many, whom it counts itself: it has no share of its own.
+    /// A trusted proxy. It represents many clients, which it limits itself, so it has no share of its own.
     Proxy(IpAddr),
     /// A user of this machine, on a unix socket.
     User(u32),
 }
 
-/// No connection can be closed for a new one.
+/// Refusal of a new connection: the limit is reached, and no other connection can be closed for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Crowded {
     #[error("{limit} connections of this peer are open and in use, which is the most")]
     Peer { limit: usize },
     #[error("{limit} connections are open and in use, which is the most")]
     All { limit: usize },
-    /// A connection could make room, but as many as may do so at a time are still being closed.
+    /// Some connection could be closed, but the maximum number of them is already being closed.
     #[error("{limit} connections are being closed to make room, which is the most at a time")]
     Closing { limit: usize },
 }
 
-/// The connections of one or more listeners; cheap to clone.
+/// Limiter for the connections of one or more listeners; cheap to clone.
 #[derive(Clone)]
 pub struct Connections(Arc<Shared>);
 
@@ -69,17 +71,17 @@ struct Shared {
     ended: Notify,
 }
 
-/// How a connection is used.
+/// Usage of a connection.
 struct Usage {
     requests: AtomicUsize,
     opened: Instant,
-    /// When the last request ended, or the connection was opened: milliseconds since the table was made.
+    /// Time at which the last request ended, or the connection was opened: milliseconds since the limiter was created.
     used: AtomicU64,
     known: AtomicBool,
     closing: CancellationToken,
 }
 
-/// A place among the connections, which is free again when this is dropped.
+/// Place of a connection within the limits. Dropping it frees the place.
 pub struct Held {
     shared: Arc<Shared>,
     used: ConnectionUse,
@@ -87,15 +89,15 @@ pub struct Held {
     number: u64,
 }
 
-/// Says that a connection is used; cheap to clone. It does not hold the connection's place.
+/// Handle that marks a connection as used; cheap to clone. It does not hold the connection's place.
 #[derive(Clone)]
 pub struct ConnectionUse(Arc<Usage>);
 
-/// A request for which a connection is in use, until this is dropped.
+/// A running request. The connection is in use until this is dropped.
 pub struct InUse(ConnectionUse);
 
 impl ConnectionPeer {
-    /// Whoever has one address of IPv6 has the 64 bits behind it too.
+    /// Returns the peer of an address. An IPv6 peer is a /64 network, because its owner has all addresses in it.
     pub fn of(address: IpAddr) -> Self {
         Self::Address(match address.to_canonical() {
             IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
@@ -116,7 +118,7 @@ impl Connections {
         Self(Arc::new(Shared { limits, opened, table, ended }))
     }
 
-    /// Gives a new connection a place. It is told to close by its own token, which `stop` cancels too.
+    /// Gives a new connection a place. Its own token, a child of `stop`, asks the connection to close.
     pub fn admit(&self, peer: ConnectionPeer, stop: &CancellationToken) -> Result<Held, Crowded> {
         let usage = Arc::new(Usage {
             requests: AtomicUsize::new(0),
@@ -152,7 +154,7 @@ impl Connections {
         }
     }
 
-    /// Tells connections to close that have been unused for too long. See [`sweep_loop`](Self::sweep_loop).
+    /// Asks connections to close that have been idle for too long. See [`sweep_loop`](Self::sweep_loop).
     pub fn sweep(&self) {
         let (now, limits) = (milliseconds_since(self.0.opened), &self.0.limits);
         self.0.table().each(|usage| {
@@ -176,7 +178,7 @@ impl Connections {
         self.0.table().count()
     }
 
-    /// Returns when no connection is open.
+    /// Waits until no connection is open.
     pub async fn all_ended(&self) {
         loop {
             let ended = self.0.ended.notified();
@@ -190,8 +192,8 @@ impl Connections {
 
 impl Shared {
     fn table(&self) -> MutexGuard<'_, Table> {
-        // Every change under the lock is one insertion or removal: a panic leaves it whole.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        // A panic while the lock is held leaves the table consistent: every change is one insertion or removal.
+        self.table.lock()
     }
 }
 
@@ -204,14 +206,14 @@ impl Usage {
         self.requests.load(Ordering::Relaxed) == 0
     }
 
-    /// Whether the connection may be closed for another one.
+    /// Reports whether the connection may be closed for another one.
     fn may_go(&self) -> bool {
         self.is_unused() || !self.known.load(Ordering::Relaxed)
     }
 }
 
 impl Held {
-    /// Cancelled when the connection is to close.
+    /// Token that is cancelled when the connection must close.
     pub fn closing(&self) -> &CancellationToken {
         &self.used.0.closing
     }
@@ -222,13 +224,13 @@ impl Held {
 }
 
 impl ConnectionUse {
-    /// A request has come.
+    /// Marks the start of a request.
     pub fn begin(&self) -> InUse {
         self.0.requests.fetch_add(1, Ordering::Relaxed);
         InUse(self.clone())
     }
 
-    /// Whoever sent a request has shown that they may: the connection is not closed for others while it is in use.
+    /// Records that a request on the connection was admitted: the connection is not closed for others while it is in use.
     pub fn is_known(&self) {
         if !self.0.known.load(Ordering::Relaxed) {
             self.0.known.store(true, Ordering::Relaxed);

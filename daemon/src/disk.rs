@@ -16,9 +16,10 @@ mod space;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 use crate::model::Digest;
@@ -237,7 +238,7 @@ impl DiskShares {
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         // A panic between two sums leaves them off by one upload until the next start.
-        self.0.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.ledger.lock()
     }
 }
 

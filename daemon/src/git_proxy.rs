@@ -19,12 +19,13 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hyper_util::client::proxy::matcher::Matcher;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -100,7 +101,7 @@ impl GitProxy {
         let authorization = format!("Basic {}", STANDARD.encode(format!("{USER}:{password}")));
         let builder =
             Arc::new(Builder { places: Arc::new(Semaphore::new(PER_BUILDER)), refusals: Mutex::default() });
-        self.0.builders.lock().insert(authorization.clone(), Arc::clone(&builder));
+        self.0.builders.0.lock().insert(authorization.clone(), Arc::clone(&builder));
         let url = format!("http://{USER}:{password}@{}", self.0.address);
         GitAccess(Arc::new(Access { proxy: self.clone(), builder, url, authorization }))
     }
@@ -125,17 +126,13 @@ impl fmt::Debug for GitAccess {
 
 impl Drop for Access {
     fn drop(&mut self) {
-        self.proxy.0.builders.lock().remove(&self.authorization);
+        self.proxy.0.builders.0.lock().remove(&self.authorization);
     }
 }
 
 impl Builders {
     fn find(&self, authorization: &str) -> Option<Arc<Builder>> {
-        self.lock().get(authorization).cloned()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Builder>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().get(authorization).cloned()
     }
 }
 
@@ -151,7 +148,7 @@ impl Builder {
     }
 
     fn refusals(&self) -> MutexGuard<'_, VecDeque<GitRefusal>> {
-        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+        self.refusals.lock()
     }
 }
 

@@ -1,21 +1,23 @@
-//! Where services of the room are reached: an HTTP reverse proxy that leads hosts to instances.
+//! HTTP reverse proxy for the services of the room: routes requests by host to service instances.
 //!
 //! ```text
-//! client --serve--> exchange --host, table--> Entry --enter--> Backend --kept or new--> Upstream --> instance
+//! client --serve--> exchange --host, table--> RouteEntry --enter--> Backend
+//!                   Backend --kept or new--> UpstreamConnection --> instance
 //! ```
 //!
-//! HTTP/1.1 and HTTP/2 (prior knowledge, or chosen within TLS) from clients, HTTP/1.1 to instances. The
-//! table is replaced as a whole; requests in flight go on where they are, and each backend counts its
-//! own, so that it can be drained. Nothing is gathered: bodies and upgraded connections are streamed at the
-//! reader's pace.
+//! Clients use HTTP/1.1 or HTTP/2 (with prior knowledge, or chosen within TLS), instances HTTP/1.1. The route
+//! table is replaced as a whole; requests in flight stay with their backend, and each backend counts them, so
+//! that it can be drained. Bodies and upgraded connections are streamed at the reader's pace and never buffered
+//! as a whole.
 //!
-//! What a client may count on:
-//! - a request for a service without a healthy instance, or whose instance takes no connections, is held
-//!   for a moment ([`Options::hold`]) and then told 503 or 502;
-//! - a request that met a kept connection which the instance closed is sent again on a new one: always if
-//!   nothing of it was written, else once, where its method is idempotent and its body none or small;
-//! - `Expect: 100-continue` is answered here, when the request has been let through;
-//! - the first byte of the answer comes within [`Options::first_byte`] or it is 504; then it may last.
+//! Guarantees to clients:
+//! - A request for a service without a healthy instance, or whose instance accepts no connections, is held
+//!   for a moment ([`Options::hold_timeout`]) and then answered with 503 or 502.
+//! - A request on a kept connection that the instance had closed is sent again on a new one: always if nothing of
+//!   it was written, otherwise once, if its method is idempotent and its body is empty or small.
+//! - `Expect: 100-continue` is answered by the ingress, once the request has been admitted.
+//! - The answer is 504 if its first byte does not come within [`Options::first_byte_timeout`]; the rest of the
+//!   answer has no time limit.
 
 mod backend;
 mod body;
@@ -37,12 +39,13 @@ mod workers;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use metrics::Counter;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::access::Access;
@@ -56,33 +59,33 @@ use workers::Workers;
 pub use options::{Options, TlsSource};
 pub use tls::{Tls, TlsError};
 
-/// Connections that are told at a time why they are not served.
+/// Maximum number of refused connections whose clients are sent the reason at the same time.
 const MAX_REFUSALS: usize = 64;
 
-/// Classes of status that answers are counted by.
+/// Classes of status codes by which answers are counted.
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
-/// The room's routes, and all that serving them needs. One for all its listeners.
+/// The routes of the room, and the state for serving them. Shared by all listeners.
 pub struct Ingress {
     options: Options,
     access: Arc<Access>,
-    /// Where requests that were denied are recorded.
+    /// Audit trail for denied requests.
     trail: Option<AuditTrail>,
     table: RwLock<Arc<Table>>,
-    /// Grows with each table.
+    /// Version of the table; increases with each new one.
     version: AtomicU64,
-    /// Wakes requests that are held when there is a new table.
+    /// Wakes held requests when there is a new table.
     changed: Notify,
-    /// Everything that is routed, and what is left in flight of what no longer is.
+    /// All backends that are routed, and those that are no longer routed but still have requests in flight.
     backends: Mutex<HashMap<SocketAddr, Arc<Backend>>>,
     connections: Connections,
-    /// For connections that are told why they are not served.
+    /// Bounds the connections that wait for a place or are sent the reason of a refusal.
     refusals: Arc<Semaphore>,
     workers: Workers,
     answers: [Counter; CLASSES.len()],
 }
 
-/// A route and what goes on there.
+/// A route, and the number of its requests in flight.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Traffic {
     pub route: Route,
@@ -90,7 +93,7 @@ pub struct Traffic {
 }
 
 impl Ingress {
-    /// Starts the threads that serve. The recorder of metrics is to be there before.
+    /// Starts the worker threads. The metrics recorder must be installed before.
     pub fn new(options: Options, access: Arc<Access>) -> io::Result<Self> {
         metrics::describe_counter!(
             "hearth_ingress_answers_total",
@@ -114,13 +117,13 @@ impl Ingress {
         })
     }
 
-    /// Records who was denied what.
+    /// Records denied requests in the audit trail.
     #[must_use]
     pub fn with_audit(self, trail: AuditTrail) -> Self {
         Self { trail: Some(trail), ..self }
     }
 
-    /// What is routed at the moment, by domain.
+    /// Returns the current routes with their traffic, sorted by domain.
     pub fn traffic(&self) -> Vec<Traffic> {
         let mut traffic: Vec<_> = self
             .table()
@@ -141,18 +144,18 @@ impl Ingress {
     }
 
     fn table(&self) -> Arc<Table> {
-        Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.table.read())
     }
 
     fn find(&self, host: &str) -> Option<Arc<Entry>> {
-        self.table.read().unwrap_or_else(PoisonError::into_inner).find(host).cloned()
+        self.table.read().find(host).cloned()
     }
 
     fn version(&self) -> u64 {
         self.version.load(Ordering::SeqCst)
     }
 
-    /// Closes a worker's kept connections that have grown old or were closed by their instance.
+    /// Closes the kept connections of a worker that are too old or were closed by their instance.
     fn sweep(&self, worker: usize) {
         let backends: Vec<_> = self.backends().values().cloned().collect();
         for backend in backends {
@@ -160,15 +163,15 @@ impl Ingress {
         }
     }
 
-    fn backends(&self) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, Arc<Backend>>> {
-        self.backends.lock().unwrap_or_else(PoisonError::into_inner)
+    fn backends(&self) -> parking_lot::MutexGuard<'_, HashMap<SocketAddr, Arc<Backend>>> {
+        self.backends.lock()
     }
 }
 
 #[async_trait]
 impl Router for Ingress {
     fn set(&self, routes: Vec<Route>) {
-        // Held to the end, so that of two tables at once the later one stays.
+        // Held until the end, so that of two concurrent updates the later one stays.
         let mut backends = self.backends();
         let mut routed = Vec::new();
         let entries: Vec<_> = routes
@@ -188,9 +191,9 @@ impl Router for Ingress {
             })
             .collect();
         let table = Arc::new(Table::new(entries));
-        *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
+        *self.table.write() = table;
         self.version.fetch_add(1, Ordering::SeqCst);
-        // Whoever read the old table and has not yet entered must read the new one.
+        // A request that read the old table and has not entered its backend yet must read the new table.
         backends.retain(|address, backend| {
             if routed.contains(address) {
                 return true;

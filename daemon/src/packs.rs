@@ -27,11 +27,12 @@ mod upload;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hearth_pack::identity::{ContentHash, Node, TreeDigest};
 use hearth_pack::listing::{Listing, ListingLimits, ListingWriter};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use self::image::ImageOptions;
 use crate::image::Images;
@@ -323,7 +324,7 @@ impl Packs {
 
 impl Shared {
     fn uploads(&self) -> MutexGuard<'_, HashMap<String, Arc<Upload>>> {
-        self.uploads.lock().unwrap_or_else(PoisonError::into_inner)
+        self.uploads.lock()
     }
 
     /// Finds an upload by its owner and id.
@@ -371,7 +372,7 @@ impl Shared {
     }
 
     fn sweep(&self, in_use: &HashSet<(OwnerKey, TreeDigest)>, sweep: &Sweep) -> Result<Swept, PackError> {
-        let _sweeping = self.keeping.write().unwrap_or_else(PoisonError::into_inner);
+        let _sweeping = self.keeping.write();
         let hurried = sweep.hurried.map(|owner| owner.hex());
         let keep = |owner: &str| {
             let is_hurried = hurried.as_deref() == Some(owner);

@@ -3,7 +3,9 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 #[derive(Debug)]
 pub struct Places<K> {
@@ -50,7 +52,7 @@ impl<K: Eq + Hash> Places<K> {
 
     fn taken(&self) -> MutexGuard<'_, Taken<K>> {
         // Nothing under this lock panics.
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock()
     }
 }
 

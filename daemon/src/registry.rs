@@ -1,4 +1,4 @@
-//! The room's registry: content in files ([`blobs`]), served and taken over HTTP ([`http`]).
+//! The room's registry: content in files ([`blobs`]) and the HTTP API ([`http`]).
 
 pub mod blobs;
 pub mod http;

@@ -1,13 +1,13 @@
-//! Secrets of the room: values that services get in their environment, and that nobody reads back.
+//! Secrets of the room: values that services get in their environment and that no caller can read back.
 //!
 //! ```text
 //! set --seal(key, name)--> SecretStore (SQLite) --open(key, name)--> reveal, at the start of an instance
 //!              '------- <state>/secrets.key -------'
 //! ```
 //!
-//! A value is sealed with its name, so that neither can be taken for another. The key file is made with the first
-//! secret, and never while there are others: those could not be read any more. It is read at each use, so that one
-//! that was put back, or whose mode was mended, works at once.
+//! A value is sealed together with its name, so that sealed values cannot be swapped. The key file is created
+//! with the first secret, and never while other secrets exist, because these could no longer be read. It is
+//! read at each use, so that a restored key file, or one with a corrected mode, works at once.
 
 mod error;
 mod key;
@@ -26,12 +26,12 @@ pub use error::SecretsError;
 use key::Key;
 use port::{SealedSecret, SecretStore};
 
-/// Largest value.
+/// Maximum size of a value in bytes.
 pub const MAX_VALUE: usize = 64 << 10;
-/// Most secrets of a room.
+/// Maximum number of secrets of a room.
 pub const MAX_SECRETS: usize = 1000;
 
-/// Cheap to clone.
+/// The room's secrets; cheap to clone.
 #[derive(Clone)]
 pub struct Secrets {
     key_file: Arc<Path>,
@@ -39,13 +39,13 @@ pub struct Secrets {
 }
 
 impl Secrets {
-    /// Nothing is read or made before the first secret is set.
+    /// Creates the handle. Nothing is read or created before the first secret is set.
     pub fn open(key_file: &Path, store: Arc<dyn SecretStore>) -> Self {
         Self { key_file: key_file.into(), store }
     }
 
-    /// Sets a secret, in place of an earlier value of that name. Values become environment variables: they have no
-    /// NUL.
+    /// Sets a secret, replacing an earlier value of that name. A value becomes an environment variable, so it
+    /// must not contain NUL.
     pub async fn set(&self, name: &SecretName, value: Secret<String>) -> Result<SecretView, SecretsError> {
         if value.reveal().len() > MAX_VALUE {
             return Err(SecretsError::TooLarge { name: name.clone(), size: value.reveal().len() });
@@ -62,7 +62,7 @@ impl Secrets {
         self.store.put(sealed, MAX_SECRETS).await?.ok_or(SecretsError::TooMany)
     }
 
-    /// Sorted by name.
+    /// Returns all secrets without their values, sorted by name.
     pub async fn list(&self) -> Result<Vec<SecretView>, SecretsError> {
         Ok(self.store.list().await?)
     }
@@ -75,7 +75,7 @@ impl Secrets {
         }
     }
 
-    /// The value, for the one that hands it to an instance. None where there is no secret of that name.
+    /// Returns the value, for the code that passes it to an instance. `None` if no secret has this name.
     pub async fn reveal(&self, name: &SecretName) -> Result<Option<Secret<String>>, SecretsError> {
         let Some(sealed) = self.store.get(name).await? else { return Ok(None) };
         let secrets = self.clone();

@@ -8,9 +8,10 @@ mod secrets;
 mod services;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::task;
@@ -84,7 +85,7 @@ impl Store {
         let connection = Arc::clone(&self.connection);
         task::blocking("store", move || {
             // A panic while the lock was held rolled its transaction back: the connection is sound.
-            let mut connection = connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut connection = connection.lock();
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let value = work(&transaction)?;
             transaction.commit()?;

@@ -3,11 +3,25 @@
 pub mod in_turn;
 
 use std::future::Future;
+use std::io;
+use std::thread::{Scope, ScopedJoinHandle};
 
 use tokio::runtime;
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Instrument as _;
+
+/// Starts a named thread within `scope`, in the caller's span.
+#[expect(clippy::disallowed_methods, reason = "this is the place that spawns")]
+pub fn scoped<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: &'static str,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> io::Result<ScopedJoinHandle<'scope, T>> {
+    let span = tracing::debug_span!("thread", name);
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    thread.spawn_scoped(scope, move || span.in_scope(work))
+}
 
 /// Runs `work` on this thread and on `helpers` more, each with its number, until all have returned.
 /// Blocking. A panic of one is a panic here.
@@ -18,8 +32,12 @@ where
     let span = tracing::debug_span!("parallel", name);
     std::thread::scope(|scope| {
         for number in 1..=helpers {
-            let (work, span) = (&work, span.clone());
-            scope.spawn(move || span.in_scope(|| work(number)));
+            let work = &work;
+            // The threads that are there do the work of one that cannot be started.
+            if let Err(error) = scoped(scope, name, move || work(number)) {
+                tracing::debug!(%error, name, "failed to start a parallel thread");
+                break;
+            }
         }
         span.in_scope(|| work(0));
     });
@@ -31,16 +49,15 @@ where
     T: Send,
     F: FnOnce() -> T + Send,
 {
-    let span = tracing::debug_span!("apart", name);
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name(name.to_owned());
-        let running = thread.spawn_scoped(scope, move || span.in_scope(work))?;
+        let running = scoped(scope, name, work)?;
         running.join().map_err(|_| std::io::Error::other(format!("thread `{name}` panicked")))
     })
 }
 
-/// Begins a thread of its own for work that waits for others, and that ends by itself.
-pub fn thread(name: &'static str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+/// Starts a thread of its own for work that waits for others, and that ends by itself.
+#[expect(clippy::disallowed_methods, reason = "this is the place that spawns")]
+pub fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     let span = tracing::debug_span!("thread", name);
     std::thread::Builder::new().name(name.to_owned()).spawn(move || span.in_scope(work)).map(drop)
 }
@@ -53,6 +70,7 @@ pub struct Worker {
 }
 
 impl Worker {
+    #[expect(clippy::disallowed_methods, reason = "this is the place that spawns")]
     pub fn start(name: &'static str) -> std::io::Result<Self> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();

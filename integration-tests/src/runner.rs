@@ -7,9 +7,11 @@
 use std::collections::BTreeMap;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::daemon::{Daemon, Options};
 
@@ -313,13 +315,13 @@ impl Panics {
             if show_at_once {
                 eprintln!("{name}: {text}");
             }
-            record.0.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_insert(text);
+            record.0.lock().entry(name).or_insert(text);
         }));
         panics
     }
 
     fn take(&self, thread: &str) -> String {
-        let message = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(thread);
+        let message = self.0.lock().remove(thread);
         message.unwrap_or_else(|| "it panicked without a message".to_owned())
     }
 }

@@ -3,10 +3,12 @@
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 /// Longest that a client may take for its request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(20);
@@ -88,7 +90,7 @@ impl Scripted {
     }
 
     pub fn asked(&self) -> Vec<Asked> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.asked.lock().clone()
     }
 
     /// Connections that were made, also such as asked nothing that could be read.
@@ -120,7 +122,7 @@ fn answer(
     connection.set_read_timeout(Some(REQUEST_LIMIT))?;
     connection.set_write_timeout(Some(REQUEST_LIMIT))?;
     let request = read(connection)?;
-    asked.lock().unwrap_or_else(PoisonError::into_inner).push(request.clone());
+    asked.lock().push(request.clone());
     let reply = script(&request);
     let mut head = format!("HTTP/1.1 {} x\r\nconnection: close\r\n", reply.status);
     if reply.status != 304 {

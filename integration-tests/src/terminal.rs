@@ -3,9 +3,10 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::process::{Pid, Signal};
 
 use crate::daemon::Daemon;
@@ -81,7 +82,7 @@ impl Terminal {
 }
 
 fn lock(screen: &Mutex<Vec<u8>>) -> MutexGuard<'_, Vec<u8>> {
-    screen.lock().unwrap_or_else(PoisonError::into_inner)
+    screen.lock()
 }
 
 impl Drop for Terminal {

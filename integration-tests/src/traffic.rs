@@ -7,9 +7,10 @@
 use std::io::{self, BufReader, Write as _};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::http::{Request, read_answer};
 use crate::wait::seconds;
@@ -71,7 +72,7 @@ pub fn during(address: &str, host: &str, texts: &[&str], work: impl FnOnce()) ->
         let _over = Over(&over);
         work();
     });
-    seen.into_inner().unwrap_or_else(PoisonError::into_inner)
+    seen.into_inner()
 }
 
 struct Over<'a>(&'a AtomicBool);
@@ -99,7 +100,7 @@ impl Client<'_> {
                 Ok((status, text)) => Err(format!("{status} {text:?}")),
                 Err(error) => Err(error.to_string()),
             };
-            seen.lock().unwrap_or_else(PoisonError::into_inner).add(due, answer);
+            seen.lock().add(due, answer);
             // What could not be asked for in time is left out: a flood after a stop would be no steady traffic.
             due = (due + PAUSE).max(Instant::now());
         }
@@ -147,7 +148,7 @@ mod tests {
             thread::scope(|scope| {
                 for stream in listener.incoming() {
                     let next = &next;
-                    scope.spawn(move || answer_on(&stream.unwrap(), || next.lock().unwrap().next().unwrap()));
+                    scope.spawn(move || answer_on(&stream.unwrap(), || next.lock().next().unwrap()));
                 }
             });
         });

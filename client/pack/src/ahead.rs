@@ -12,9 +12,8 @@
 //! reported error is the first in the consumer's order.
 
 use std::mem;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::workers::locked;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// A kind of work that can be done ahead.
 pub trait Work: Sync {
@@ -74,7 +73,7 @@ impl<'w, W: Work + ?Sized> Ahead<'w, W> {
 
     /// Adds a request. Returns the slot from which [`take`](Self::take) gets the result.
     pub fn ask(&self, wish: W::Wish) -> usize {
-        locked(&self.state).ask(Box::new(wish))
+        self.state.lock().ask(Box::new(wish))
     }
 
     /// Adds several requests, in the order in which the results will be taken.
@@ -82,7 +81,7 @@ impl<'w, W: Work + ?Sized> Ahead<'w, W> {
         if wishes.is_empty() {
             return Vec::new();
         }
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         // The order is reversed because the newest request runs first.
         let mut slots: Vec<usize> = wishes.into_iter().rev().map(|wish| state.ask(Box::new(wish))).collect();
         slots.reverse();
@@ -92,13 +91,13 @@ impl<'w, W: Work + ?Sized> Ahead<'w, W> {
 
     /// Returns the result of a request, after running or awaiting it. Each slot can be taken once.
     pub fn take(&self, slot: usize) -> W::Done {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         loop {
             match mem::replace(&mut state.slots[slot], Slot::Running) {
                 Slot::Wish(wish) => {
                     drop(state);
                     self.run(slot, &wish);
-                    state = locked(&self.state);
+                    state = self.state.lock();
                 }
                 Slot::Ready(done) => {
                     state.slots[slot] = Slot::Free;
@@ -114,7 +113,7 @@ impl<'w, W: Work + ?Sized> Ahead<'w, W> {
 
     /// Runs requests until the [`StopGuard`] of [`stop_guard`](Self::stop_guard) is dropped.
     pub fn help(&self) {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         while !state.over {
             state = self.one(state);
         }
@@ -133,10 +132,10 @@ impl<'w, W: Work + ?Sized> Ahead<'w, W> {
         if let Some((slot, wish)) = state.next(self.limit) {
             drop(state);
             self.run(slot, &wish);
-            return locked(&self.state);
+            return self.state.lock();
         }
         state.resting += 1;
-        state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        self.changed.wait(&mut state);
         state.resting -= 1;
         state
     }
@@ -188,7 +187,7 @@ struct Answer<'a, 'w, W: Work + ?Sized> {
 impl<W: Work + ?Sized> Drop for Answer<'_, '_, W> {
     fn drop(&mut self) {
         let done = self.done.take().unwrap_or_else(W::lost);
-        let mut state = locked(&self.ahead.state);
+        let mut state = self.ahead.state.lock();
         state.ahead += W::weight(&done);
         state.slots[self.slot] = Slot::Ready(done);
         self.ahead.wake(&state);
@@ -200,7 +199,7 @@ pub struct End<'a, 'w, W: Work + ?Sized>(&'a Ahead<'w, W>);
 
 impl<W: Work + ?Sized> Drop for End<'_, '_, W> {
     fn drop(&mut self) {
-        locked(&self.0.state).over = true;
+        self.0.state.lock().over = true;
         self.0.changed.notify_all();
     }
 }

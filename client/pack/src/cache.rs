@@ -31,6 +31,7 @@ use crate::archive::FileRange;
 use crate::identity::{HashCache, TreeDigest};
 use crate::layer::{Compression, Layer, LayerOptions};
 use crate::new_file::{self, NewFile, SpareName};
+use crate::workers;
 
 /// Maximum size of all cached layers, in bytes.
 const LAYERS_LIMIT: u64 = 4 << 30;
@@ -217,7 +218,7 @@ pub(crate) fn copy_layer(kept: &Kept, out: &mut dyn Write) -> io::Result<bool> {
     let (give_back, free) = mpsc::sync_channel(PIECES);
     let mut unused = PIECES;
     std::thread::scope(|scope| {
-        let hasher = scope.spawn(move || {
+        let hasher = workers::start(scope, "layer-hash", move || {
             let mut sum = sha2::Sha256::new();
             for (piece, used) in written {
                 sum.update(&piece[..used]);
@@ -225,7 +226,7 @@ pub(crate) fn copy_layer(kept: &Kept, out: &mut dyn Write) -> io::Result<bool> {
                 let _ = give_back.send(piece);
             }
             hearth_proto::value::Digest::from_sha256(sum.finalize().into())
-        });
+        })?;
         let mut from = FileRange { file, position: *position, left: layer.size };
         loop {
             let mut piece = match unused.checked_sub(1) {

@@ -15,9 +15,9 @@ mod plan;
 mod source;
 
 use std::io::Write;
-use std::sync::Mutex;
 
 use hearth_proto::value::Digest;
+use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
 use crate::identity::{ContentHash, HashedEntry, HashedTree};
@@ -163,7 +163,7 @@ impl<'a> Writer<'a> {
             at.entries += frame.entries;
             at.bytes += frame.bytes;
             progress(at);
-            workers::locked(&spare).push(frame);
+            spare.lock().push(frame);
             Ok::<_, LayerError>(())
         })?;
         let end = self.envelope.end(self.written).map_err(unwritable)?;

@@ -19,6 +19,8 @@
 //!
 //! Everything but [`remote`] blocks; an async caller runs it on a thread.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start threads where they need them"))]
+
 pub mod ahead;
 pub mod archive;
 pub mod base;

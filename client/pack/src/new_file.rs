@@ -8,12 +8,10 @@ use std::io::{self, Seek as _};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
-
-use crate::workers::locked;
 
 const PREFIX: &str = ".hearth-new-";
 
@@ -67,7 +65,7 @@ impl NewFile {
             content.rewind()?;
             return io::copy(&mut content, &mut File::options().write(true).open(path)?).map(drop);
         }
-        let hidden = match locked(&self.hidden).take() {
+        let hidden = match self.hidden.lock().take() {
             Some(hidden) => hidden,
             None => match self.link(path) {
                 // A link never replaces a file, but renaming a second name does.
@@ -75,7 +73,7 @@ impl NewFile {
                 linked => return Ok(linked?),
             },
         };
-        fs::rename(&hidden, path).inspect_err(|_| *locked(&self.hidden) = Some(hidden.clone()))
+        fs::rename(&hidden, path).inspect_err(|_| *self.hidden.lock() = Some(hidden.clone()))
     }
 
     /// Gives the file an additional name and replaces an existing file. The file keeps its other names.
@@ -104,7 +102,7 @@ impl NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        if let Some(hidden) = locked(&self.hidden).take() {
+        if let Some(hidden) = self.hidden.lock().take() {
             // An error cannot be reported here; the next writer in the directory tries again.
             let _ = fs::remove_file(hidden);
         }

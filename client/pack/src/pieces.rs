@@ -66,6 +66,8 @@ pub enum PieceError {
     Content(#[from] ContentError),
     #[error("cannot compress: {0}")]
     Compress(io::Error),
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
 }
 
 /// Splits a large file into pieces. `content` is the hash in the list; if the file now has another one, that is an
@@ -136,10 +138,10 @@ pub fn read(
         Ok(())
     };
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..workers::count(workers).min(batches.len()))
+        let threads: Result<Vec<_>, _> = (0..workers::count(workers).min(batches.len()))
             .map(|worker| {
                 let (work, stop) = (&work, &stop);
-                scope.spawn(move || {
+                workers::start(scope, "compress", move || {
                     let done = work(worker);
                     if done.is_err() {
                         stop.store(true, Ordering::Relaxed);
@@ -148,6 +150,8 @@ pub fn read(
                 })
             })
             .collect();
+        let threads =
+            threads.map_err(PieceError::Thread).inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
         threads.into_iter().try_for_each(|thread| match thread.join() {
             Ok(done) => done,
             Err(panic) => std::panic::resume_unwind(panic),

@@ -2,7 +2,8 @@
 
 mod ordered;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::thread::{Scope, ScopedJoinHandle};
 
 pub(crate) use ordered::ordered;
 
@@ -15,8 +16,27 @@ pub(crate) fn count(asked: Option<u32>) -> usize {
     asked.map_or_else(cores, |asked| asked as usize).clamp(1, MOST)
 }
 
-/// Locks a mutex and ignores poisoning: the panic of a thread is propagated when it is joined, and until then the
-/// others may continue.
-pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// Starts a named thread within `scope`. Every thread of this crate starts here.
+#[expect(clippy::disallowed_methods, reason = "this is the place that starts threads")]
+pub(crate) fn start<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> io::Result<ScopedJoinHandle<'scope, T>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, work)
+}
+
+/// Starts up to `count` threads that share `work` with the calling thread. If the system refuses a thread, fewer are
+/// started: the calling thread can do all of the work.
+pub(crate) fn start_helpers<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    count: usize,
+    name: &str,
+    work: impl Fn() + Copy + Send + 'scope,
+) {
+    for _ in 0..count {
+        if start(scope, name, work).is_err() {
+            break;
+        }
+    }
 }

@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use futures::{Stream, StreamExt as _, stream};
 use hearth_proto::v1::exec_request::Message;
 use hearth_proto::v1::services_server::{Services, ServicesServer};
 use hearth_proto::v1::*;
+use parking_lot::Mutex;
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -68,8 +69,8 @@ impl Services for Scripted {
         &self,
         request: Request<WatchDeployRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        self.0.watched.lock().unwrap().push(request.into_inner());
-        let next = self.0.watches.lock().unwrap().pop_front();
+        self.0.watched.lock().push(request.into_inner());
+        let next = self.0.watches.lock().pop_front();
         let told = stream::iter(next.ok_or_else(|| Status::unavailable("the script is over"))?);
         let stays = self.0.stays;
         let rest = stream::once(async move {
@@ -84,15 +85,15 @@ impl Services for Scripted {
         &self,
         request: Request<ReadServiceLogsRequest>,
     ) -> Result<Response<Self::LogsStream>, Status> {
-        self.0.read.lock().unwrap().push(request.into_inner());
-        let next = self.0.logs.lock().unwrap().pop_front();
+        self.0.read.lock().push(request.into_inner());
+        let next = self.0.logs.lock().pop_front();
         let lines = next.ok_or_else(|| Status::unavailable("the script is over"))?;
         let lines = lines.into_iter().map(|line| line.map(|line| ServiceLogLines { lines: vec![line] }));
         Ok(Response::new(Box::pin(stream::iter(lines))))
     }
 
     async fn get(&self, _: Request<GetServiceRequest>) -> Result<Response<Service>, Status> {
-        let service = self.0.service.lock().unwrap().clone();
+        let service = self.0.service.lock().clone();
         service.map(Response::new).ok_or_else(|| {
             let detail = ErrorDetail { code: "service_not_found".into(), ..ErrorDetail::default() };
             hearth_proto::status::status_with_detail(tonic::Code::NotFound, &detail)

@@ -42,12 +42,12 @@ async fn a_deploy_is_told_once_whatever_breaks() {
     let mut broken = events();
     broken.push(Err(lost()));
     // The second time the connection ends without a word.
-    script.watches.lock().unwrap().extend([broken, events(), whole()]);
+    script.watches.lock().extend([broken, events(), whole()]);
     with_client(&script, |client| async move {
         assert_eq!(told(client.watch_deploy("web", 3)).await.unwrap(), ["a", "b", "-", "-", "c", "live"]);
     })
     .await;
-    let asked = script.watched.lock().unwrap();
+    let asked = script.watched.lock();
     assert!(asked.iter().all(|asked| asked.service == "web" && asked.revision == 3));
     assert_eq!(asked.len(), 3);
 }
@@ -58,7 +58,7 @@ async fn numbers_that_begin_anew_are_told_from_their_first_on() {
     let before = vec![event(1, 10, remark("a")), event(2, 20, remark("b")), Err(lost())];
     // Of a deploy that ended before this run of the daemon, only the end is told.
     let after = vec![event(1, 5000, live())];
-    script.watches.lock().unwrap().extend([before, after]);
+    script.watches.lock().extend([before, after]);
     with_client(&script, |client| async move {
         assert_eq!(told(client.watch_deploy("web", 3)).await.unwrap(), ["a", "b", "-", "live"]);
     })
@@ -71,11 +71,7 @@ async fn a_gap_a_lasting_error_and_a_daemon_that_stays_away_end_a_watch() {
     let detail =
         ErrorDetail { code: "not_found".into(), message: "no service".into(), ..ErrorDetail::default() };
     let gone = hearth_proto::status::status_with_detail(tonic::Code::NotFound, &detail);
-    script
-        .watches
-        .lock()
-        .unwrap()
-        .extend([vec![event(1, 10, remark("a")), event(3, 30, live())], vec![Err(gone)]]);
+    script.watches.lock().extend([vec![event(1, 10, remark("a")), event(3, 30, live())], vec![Err(gone)]]);
     with_client(&script, |client| async move {
         let gap = told(client.watch_deploy("web", 3)).await.unwrap_err();
         assert!(matches!(&gap, ClientError::Protocol(text) if text.contains("event 3")), "{gap}");
@@ -100,14 +96,14 @@ fn line(nanos: i32, text: &str) -> Result<LogLine, Status> {
 #[tokio::test]
 async fn a_followed_log_goes_on_where_it_stopped() {
     let script = Arc::new(Script::default());
-    script.logs.lock().unwrap().extend([
+    script.logs.lock().extend([
         vec![line(1, "a"), line(2, "b"), Err(lost())],
         // The daemon ends.
         vec![line(2, "b"), line(2, "c"), line(3, "d")],
         // The service is removed.
         vec![line(3, "d"), line(4, "e")],
     ]);
-    *script.service.lock().unwrap() = Some(Service::default());
+    *script.service.lock() = Some(Service::default());
     let daemon = Arc::clone(&script);
     let request = ReadServiceLogsRequest {
         service: "web".into(),
@@ -124,7 +120,7 @@ async fn a_followed_log_goes_on_where_it_stopped() {
                 LogRead::Line(line) => {
                     seen.push_str(&line.text);
                     if line.text == "e" {
-                        *daemon.service.lock().unwrap() = None;
+                        *daemon.service.lock() = None;
                     }
                 }
                 LogRead::Lost(_) => seen.push('-'),
@@ -133,7 +129,7 @@ async fn a_followed_log_goes_on_where_it_stopped() {
         assert_eq!(seen, "ab-cd-e");
     })
     .await;
-    let asked = script.read.lock().unwrap();
+    let asked = script.read.lock();
     assert_eq!((asked[0].tail, asked[0].since), (Some(2), None));
     assert_eq!((asked[1].tail, asked[1].since.map(|since| since.nanos)), (None, Some(2)));
     assert_eq!(asked[1].contains, "x");

@@ -1,11 +1,11 @@
-//! What tokens say, and when it holds.
+//! Claims of tokens, and the checks of their times.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{AccessError, MAX_TTL};
 
-/// Clocks of whoever else makes tokens may be ahead by this much.
+/// Tolerated clock skew of other token issuers, in seconds.
 const AHEAD_SECONDS: i64 = 300;
 
 #[derive(Serialize, Deserialize)]
@@ -28,7 +28,7 @@ pub(super) struct Grant {
     pub(super) scope: Option<serde_json::Value>,
 }
 
-/// Seconds since 1970, which may have a fraction (RFC 7519, 2).
+/// Deserializes a time in seconds since 1970, which may have a fraction (RFC 7519, section 2).
 fn date<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i64>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -45,7 +45,7 @@ fn date<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i64>, D::Error> {
 }
 
 impl Claims {
-    /// Whether the token is good at this moment.
+    /// Checks that the token is valid at this moment.
     pub(super) fn check_times(&self, now: Timestamp) -> Result<(), AccessError> {
         let now = now.as_second();
         let Some(exp) = self.exp else {
@@ -67,12 +67,12 @@ impl Claims {
         Ok(())
     }
 
-    /// The scope of the grant of a name. None where there is none of that name; a grant may have no scope.
+    /// Returns the scope of the grant with this name: `None` without such a grant, `Some(None)` if it has no scope.
     pub(super) fn grant(&self, name: &str) -> Option<Option<&serde_json::Value>> {
         self.grants.iter().find(|grant| grant.name == name).map(|grant| grant.scope.as_ref())
     }
 
-    /// The same, where its scope is text.
+    /// Like [`grant`](Self::grant), for grants whose scope is text.
     pub(super) fn text_grant(&self, name: &str) -> Option<Option<&str>> {
         self.grant(name).map(|scope| scope.and_then(serde_json::Value::as_str))
     }

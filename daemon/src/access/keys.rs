@@ -1,5 +1,5 @@
-//! The keys that tokens of the room are checked with. Each is for one algorithm, which the key decides and never the
-//! token: a public key is no HMAC secret, whatever a header says.
+//! The keys that verify the room's tokens. Each key is for one algorithm, which the key decides and never the
+//! token: a public key must not be accepted as an HMAC secret, whatever a token's header says.
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,9 +16,9 @@ use super::claims::Claims;
 use crate::model::secret::Secret;
 use crate::model::{IssuerRights, TokenAlgorithm, TokenKeyFile};
 
-/// Each key is tried for each token of its algorithm.
+/// Maximum number of public keys. Each token is tried with every key of its algorithm.
 const MAX_PUBLIC_KEYS: usize = 16;
-/// Of an RSA key of 2048 bits, as PKCS #1 has it.
+/// Length in bytes of an RSA key of 2048 bits in PKCS #1 format.
 const MIN_RSA_BYTES: usize = 256;
 const MAX_FILE_BYTES: u64 = 64 * 1024;
 
@@ -34,12 +34,12 @@ pub enum TokenKeyError {
     TooMany,
 }
 
-/// Who signed a token.
+/// Key that signed a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Signer {
     /// This daemon, with the room's secret.
     Room,
-    /// Whoever has the private key to a configured public one.
+    /// A holder of the private key of a configured public key.
     Configured(Arc<IssuerRights>),
 }
 
@@ -48,7 +48,7 @@ struct Verifier {
     validation: Validation,
 }
 
-/// The room's secrets at one moment: replaced as a whole when they are rotated.
+/// The room's secrets at one moment, replaced as a whole when they are rotated.
 pub(super) struct SecretKeys {
     signing: EncodingKey,
     current: Verifier,
@@ -69,10 +69,10 @@ struct PublicKey {
 impl Verifier {
     fn new(key: DecodingKey, algorithm: Algorithm) -> Self {
         let mut validation = Validation::new(algorithm);
-        // The times are looked at afterwards, so that a token that has expired can be named.
+        // Times are checked afterwards, so that the error for an expired token can name its bearer.
         validation.validate_exp = false;
         validation.validate_nbf = false;
-        // The `room` grant says whom a token is for.
+        // The `room` grant takes the place of an audience.
         validation.validate_aud = false;
         validation.required_spec_claims.clear();
         Self { key, validation }
@@ -92,7 +92,7 @@ impl Verifier {
 }
 
 impl PublicKeys {
-    /// Reads the configured keys. Blocking.
+    /// Reads the configured public keys. Blocking.
     pub(super) fn read(files: &[TokenKeyFile]) -> Result<Self, TokenKeyError> {
         if files.len() > MAX_PUBLIC_KEYS {
             return Err(TokenKeyError::TooMany);
@@ -134,7 +134,7 @@ impl SecretKeys {
     }
 }
 
-/// What a token says, if one of the keys signed it. The signature is compared in constant time.
+/// Returns the claims of a token that one of the keys signed. The signature is compared in constant time.
 pub(super) fn claims(
     secrets: &SecretKeys,
     public: &PublicKeys,
@@ -146,14 +146,14 @@ pub(super) fn claims(
     let head = URL_SAFE_NO_PAD.decode(head).map_err(|_| unreadable.clone())?;
     let head: serde_json::Map<String, serde_json::Value> =
         serde_json::from_slice(&head).map_err(|_| unreadable)?;
-    // RFC 7515, 4.1.11: what is not understood must not be passed over.
+    // RFC 7515, section 4.1.11: a token with an unsupported critical extension must be rejected.
     if head.contains_key("crit") {
         return Err(AccessError::Invalid("its header asks for extensions that are not known here (`crit`)"));
     }
     let mut failure =
         AccessError::Invalid("it is not signed with HS256, nor with RS256 or EdDSA and a configured key");
     let mut read = |verifier: &Verifier| verifier.claims(token).map_err(|error| failure = error).ok();
-    // Algorithms that are not known here are those of nobody's key.
+    // An unknown algorithm matches no configured key.
     let signed = match head.get("alg").and_then(serde_json::Value::as_str).unwrap_or_default() {
         "HS256" => {
             let live = secrets.earlier.iter().filter(|(_, until)| *until > now).map(|(verifier, _)| verifier);

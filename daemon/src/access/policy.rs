@@ -1,11 +1,11 @@
-//! Who may do what: a [`Caller`] and an [`CallerAction`] in, yes or [`Denied`] out. Values only: no lock, no I/O.
+//! The access policy: decides whether a [`Caller`] may perform a [`CallerAction`]. Pure values: no lock, no I/O.
 //!
-//! gRPC, `/v2/`, deploys and the ingress all ask here. A gRPC call is asked about twice: once for its method
-//! ([`methods`]), before its handler runs, and then for each object that it names ([`CallerAction`]). A method without
-//! a row is not called: to its callers it is not there.
+//! gRPC, `/v2/`, deploys and the ingress all use it. A gRPC call is checked twice: first its method
+//! ([`methods`]), before the handler runs, and then each object that it names ([`CallerAction`]). A method
+//! without a row in the table cannot be called: its callers see it as unimplemented.
 //!
-//! Each answer comes from one [`Rule`]. The unit tests turn one rule off after the other and fail for a rule whose
-//! absence no case notices.
+//! Each decision comes from one [`PolicyRule`]. The unit tests turn off one rule after the other and fail for a
+//! rule whose absence no test case notices.
 
 mod action;
 mod methods;
@@ -21,12 +21,12 @@ pub use action::CallerAction;
 pub use methods::{METHODS, Method, MethodGate};
 pub use spec::{may_build, may_change, may_mount_in_builds, may_mount_in_service, may_run, may_run_image};
 
-/// A grant that is missing, and what it was wanted for.
+/// A refused action, with the grant that is missing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what}: {}", needed(.grant))]
 pub struct Denied {
     pub what: String,
-    /// Empty where no grant would be enough.
+    /// Missing grant. Empty if no grant would be enough.
     pub grant: &'static str,
     pub rule: Rule,
 }
@@ -35,17 +35,17 @@ fn needed(grant: &str) -> String {
     if grant.is_empty() { "only its owner may".to_owned() } else { format!("that takes the grant `{grant}`") }
 }
 
-/// Declares the rules with the grant that each takes, as it is written in a token and in the documentation.
+/// Declares the rules, each with the grant that it requires (as written in tokens and in the documentation) and its id.
 macro_rules! rules {
     ($($rule:ident: $grant:literal, $id:literal;)*) => {
-        /// One question. Its id is what the audit trail and the tests call it.
+        /// A rule of the policy. The audit trail and the tests call it by its id.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Rule { $($rule),* }
 
         impl Rule {
             pub const ALL: &'static [Self] = &[$(Self::$rule),*];
 
-            /// The grant that would be enough. Empty where only the owner may, whatever others are granted.
+            /// Grant that is sufficient. Empty if only the owner may, whatever grants others have.
             pub const fn grant(self) -> &'static str {
                 match self { $(Self::$rule => $grant),* }
             }
@@ -94,7 +94,7 @@ impl fmt::Display for Rule {
     }
 }
 
-/// Whether a caller may do something; if not, what is missing.
+/// Decides whether a caller may perform an action; the error names the missing grant.
 pub fn decide(caller: &Caller, action: &CallerAction<'_>) -> Result<(), Denied> {
     let Some((rule, answer)) = question(caller, action) else { return Ok(()) };
     match answer {
@@ -104,19 +104,19 @@ pub fn decide(caller: &Caller, action: &CallerAction<'_>) -> Result<(), Denied> 
     }
 }
 
-/// Whose builds and mounts a list shows: the caller's, or everybody's where none is named.
+/// Owner whose builds and mounts a list shows: the caller, or `None` for those of everybody.
 pub fn listed_owner(caller: &Caller) -> Option<&str> {
     let all = caller.scope.admin.is_some() || turned_off(Rule::ListOwner);
     (!all).then_some(&caller.name)
 }
 
-/// Whose builders a list shows: that of the caller's trust domain, or all where none is named.
+/// Trust domain whose builder a list shows: that of the caller, or `None` for all builders.
 pub fn listed_domain(caller: &Caller) -> Option<&TrustDomain> {
     listed_owner(caller).map(|_| &caller.domain)
 }
 
-/// The rule that answers, and the answer; the grant that is missing is mostly the rule's own. None where a token of
-/// the room is enough.
+/// Returns the rule that decides, and its decision. The missing grant in the error is usually the rule's own.
+/// `None` if any token of the room is enough.
 fn question(caller: &Caller, action: &CallerAction<'_>) -> Option<(Rule, Result<(), &'static str>)> {
     let containers = caller.scope.containers.as_ref();
     let (admin, may_build) =
@@ -169,7 +169,7 @@ fn question(caller: &Caller, action: &CallerAction<'_>) -> Option<(Rule, Result<
         CallerAction::PushElsewhere(name) => (Rule::PushElsewhere, repository(RegistryVerb::Write, name)),
         CallerAction::RunRoomImage { repository, name } => {
             let repository = repository.as_str();
-            // Who fetched a cached image runs it by the name that its registry has for it.
+            // A caller who pulled a cached image runs it by the name that it has in its own registry.
             let allowed = !is_cached_name(repository)
                 && containers.is_some_and(|grant| {
                     grant.registry.run.allow(repository)

@@ -1,4 +1,4 @@
-//! Calls under way, each with the token that it was admitted with: a call lasts no longer than its token is good.
+//! Running calls, each with the token that it was admitted with: a call is ended when its token becomes invalid.
 //!
 //! ```text
 //! begin --> running --token revoked, expired, its key or service gone--> ended
@@ -6,18 +6,19 @@
 //! ```
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use super::AccessError;
 
-/// Something of a call that must end with it even while nobody polls it.
+/// Part of a call that must end with the call even while nobody polls it.
 pub trait EndsWithCall: Send + Sync {
     fn end(&self, why: &AccessError);
 }
 
-/// All calls under way; as many as were admitted, which the limits of connections and of callers bound.
+/// All running calls. Their number is bounded by the limits on connections and on callers.
 #[derive(Clone, Default)]
 pub(super) struct RunningCalls(Arc<Mutex<CallTable>>);
 
@@ -34,7 +35,7 @@ struct CallEnd {
     held: Mutex<Vec<Weak<dyn EndsWithCall>>>,
 }
 
-/// A call under way. Dropping it says that the call is over.
+/// A running call. Dropping it removes the call from the table.
 pub struct RunningCall {
     number: u64,
     calls: RunningCalls,
@@ -53,7 +54,7 @@ impl RunningCalls {
         RunningCall { number, calls: self.clone(), end }
     }
 
-    /// Ends the calls whose token is no longer good.
+    /// Ends the calls whose token is no longer valid, and returns their number.
     pub(super) fn end_unless(&self, verify: impl Fn(&str) -> Result<(), AccessError>) -> usize {
         let all: Vec<_> = self.table().calls.values().cloned().collect();
         let mut count = 0;
@@ -67,8 +68,8 @@ impl RunningCalls {
     }
 
     fn table(&self) -> MutexGuard<'_, CallTable> {
-        // Every change under this lock is whole by itself.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        // A panic while the lock is held leaves the table consistent: every change is complete by itself.
+        self.0.lock()
     }
 }
 
@@ -76,21 +77,21 @@ impl CallEnd {
     fn end(&self, why: AccessError) {
         let why = self.why.get_or_init(|| why);
         self.ended.cancel();
-        let held = std::mem::take(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner));
+        let held = std::mem::take(&mut *self.held.lock());
         held.iter().filter_map(Weak::upgrade).for_each(|part| part.end(why));
     }
 }
 
 impl RunningCall {
-    /// Waits until the call's token is no longer good, and says why.
+    /// Waits until the call's token is no longer valid, and returns the reason.
     pub async fn ended(&self) -> AccessError {
         self.end.ended.cancelled().await;
         self.why()
     }
 
-    /// Has a part of the call end with it: at once, where the call has ended.
+    /// Attaches a part that ends with the call; if the call has already ended, the part is ended at once.
     pub fn holds(&self, part: Weak<dyn EndsWithCall>) {
-        let mut held = self.end.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.end.held.lock();
         if !self.end.ended.is_cancelled() {
             held.push(part);
             return;

@@ -1,4 +1,4 @@
-//! Files that hold a secret of this daemon: made by itself, and read by nobody else.
+//! Files that hold a secret of this daemon: created by the daemon itself, and readable only by its user.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write as _};
@@ -21,7 +21,7 @@ pub enum SecretFileError {
     Weak { path: PathBuf },
 }
 
-/// Reads the secret; makes it, mode 0600, where there is none. Blocking.
+/// Reads the secret; creates it with mode 0600 if the file does not exist. Blocking.
 pub fn read_or_create(path: &Path) -> Result<Secret<String>, SecretFileError> {
     if let Some(secret) = read(path)? {
         return Ok(secret);
@@ -31,7 +31,7 @@ pub fn read_or_create(path: &Path) -> Result<Secret<String>, SecretFileError> {
     read(path)?.ok_or_else(|| io_error(io::ErrorKind::NotFound.into()))
 }
 
-/// Reads the secret; none where there is no file. Blocking.
+/// Reads the secret; `None` if the file does not exist. Blocking.
 pub fn read(path: &Path) -> Result<Option<Secret<String>>, SecretFileError> {
     let io_error = |source| SecretFileError::Io { path: path.to_owned(), source };
     if !path.try_exists().map_err(io_error)? {
@@ -48,7 +48,7 @@ pub fn read(path: &Path) -> Result<Option<Secret<String>>, SecretFileError> {
     Ok(Some(Secret::new(secret)))
 }
 
-/// Makes a new secret in the place of the one that is there. Durable when it returns. Blocking.
+/// Replaces the secret with a new one. The change is durable when this returns. Blocking.
 pub(super) fn renew(path: &Path) -> Result<Secret<String>, SecretFileError> {
     let mut bytes = [0u8; SECRET_BYTES];
     rand::fill(&mut bytes);
@@ -58,8 +58,8 @@ pub(super) fn renew(path: &Path) -> Result<Secret<String>, SecretFileError> {
     Ok(Secret::new(secret))
 }
 
-/// Written beside its place and linked there, so that a half-written secret never has the name, and
-/// of two daemons that start at once, one wins.
+/// Creates the secret in a draft file and hard-links it to its path: a half-written secret never has the final
+/// name, and one of two daemons that start at the same time wins.
 fn create(path: &Path) -> io::Result<()> {
     let mut bytes = [0u8; SECRET_BYTES];
     rand::fill(&mut bytes);

@@ -1,5 +1,5 @@
-//! What must outlive the daemon beside the room's secret: secrets that are still good for a while, and whose tokens were
-//! revoked. One small file that only the daemon's user reads, replaced as a whole.
+//! Persistent token state beside the room's secret: earlier secrets within their grace time, and revocations.
+//! One small file that only the daemon's user can read, replaced as a whole at each change.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use super::SecretFileError;
 use crate::model::secret::Secret;
 
-/// Names whose tokens were revoked. Each stays: a token that says nothing of its age may turn up at any time.
+/// Maximum number of revoked names. Revocations are kept forever, because a token without `iat` may appear at any time.
 pub const MAX_REVOCATIONS: usize = 10_000;
-/// Secrets before the current one.
+/// Maximum number of earlier secrets that are kept.
 pub(super) const MAX_EARLIER: usize = 8;
 
 #[derive(Clone, Default, Serialize, Deserialize)]
@@ -34,13 +34,13 @@ pub(super) struct EarlierSecret {
     until: Timestamp,
 }
 
-/// Tokens of a name that were made before a moment are refused.
+/// Revocation of all tokens of a name that were made before a moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Revocation {
     /// Seconds since 1970.
     pub before: i64,
-    /// Name of the caller who revoked them.
+    /// Name of the caller who revoked the tokens.
     pub by: String,
 }
 
@@ -51,23 +51,23 @@ impl EarlierSecret {
 }
 
 impl State {
-    /// Secrets whose grace time is not over.
+    /// Returns the secrets whose grace time is not over.
     pub(super) fn live(&self, now: Timestamp) -> Vec<(Secret<String>, Timestamp)> {
         let live = self.earlier.iter().filter(|earlier| earlier.until > now);
         live.map(|earlier| (Secret::new(earlier.secret.clone()), earlier.until)).collect()
     }
 
-    /// Forgets secrets whose grace time is over.
+    /// Removes the secrets whose grace time is over.
     pub(super) fn prune(&mut self, now: Timestamp) {
         self.earlier.retain(|earlier| earlier.until > now);
     }
 }
 
-/// Where the state is kept.
+/// Path of the file with the token state.
 pub(super) struct StateFile(pub(super) PathBuf);
 
 impl StateFile {
-    /// Blocking. A file that cannot be read is an error and never "nothing was revoked".
+    /// Reads the state. A file that cannot be read is an error, never "nothing was revoked". Blocking.
     pub(super) fn read(&self) -> Result<State, SecretFileError> {
         let failed = |source| SecretFileError::Io { path: self.0.clone(), source };
         match fs::read(&self.0) {
@@ -77,7 +77,7 @@ impl StateFile {
         }
     }
 
-    /// Durable when it returns. Blocking.
+    /// Writes the state; it is durable when this returns. Blocking.
     pub(super) fn write(&self, state: &State) -> Result<(), SecretFileError> {
         let text = serde_json::to_vec(state).map_err(io::Error::other);
         let written = text.and_then(|text| replace(&self.0, &text));
@@ -85,10 +85,10 @@ impl StateFile {
     }
 }
 
-/// Gives a file that only its owner reads other content: all of it or none, whatever happens midway.
+/// Replaces the content of a file that only its owner can read, atomically and durably.
 pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let draft = path.with_extension("new");
-    // What a killed daemon left may have another mode.
+    // A draft that a killed daemon left behind may have another mode.
     match fs::remove_file(&draft) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

@@ -6,7 +6,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use super::*;
 use crate::model::access::Patterns;
 
-/// A room with a secret that the test knows.
+/// A room whose secret the test knows.
 struct Room {
     directory: tempfile::TempDir,
     access: Access,
@@ -38,7 +38,7 @@ fn secret_of(word: &str) -> String {
     word.repeat(64)
 }
 
-/// A token with the secret `s` and any claims.
+/// Returns a token with any claims, signed with the secret `s`.
 fn signed(claims: &serde_json::Value) -> String {
     signed_as(&serde_json::json!({"alg": "HS256", "typ": "JWT"}), claims, secret_of("s").as_bytes())
 }
@@ -50,7 +50,7 @@ fn signed_as(header: &serde_json::Value, claims: &serde_json::Value, secret: &[u
     format!("{text}.{}", URL_SAFE_NO_PAD.encode(ring::hmac::sign(&key, text.as_bytes())))
 }
 
-/// Claims of a token of room `r` that is good for a minute, changed.
+/// Returns the claims of a valid token of room `r`, with a lifetime of one minute, after a change.
 fn claims(change: impl FnOnce(&mut serde_json::Value)) -> serde_json::Value {
     let mut claims =
         serde_json::json!({"name": "a", "exp": now() + 60, "grants": [{"name": "room", "scope": "r"}]});
@@ -182,7 +182,7 @@ fn a_token_is_good_between_its_times_and_must_have_an_end() {
     let at = Timestamp::from_second(1_700_000_000).unwrap();
     let expired = signed(&claims(|claims| claims["exp"] = at.as_second().into()));
     assert_eq!(here.verify(&expired), Err(AccessError::Expired { name: "a".to_owned(), at }));
-    // Only who could have made it is told whose it was.
+    // Only a bearer of a correctly signed token learns whose token it was.
     let forged = signed_as(
         &serde_json::json!({"alg": "HS256"}),
         &claims(|claims| claims["exp"] = 1.into()),
@@ -213,14 +213,14 @@ fn no_participant_has_the_name_of_a_service_a_build_or_a_user_of_the_machine() {
         let token = signed(&claims(|claims| claims["name"] = name.into()));
         assert!(matches!(here.verify(&token), Err(AccessError::Invalid(_))), "{name}");
     }
-    // Two services that chose one name are two callers, and neither is the participant of that name.
+    // Two services with the same chosen name are two callers, and neither is the participant of that name.
     let [one, other] = [ServiceId::random(), ServiceId::random()]
         .map(|id| here.verify(&here.mint_for_service(&id, "ci-bot", "full", HOUR).unwrap()).unwrap().name);
     assert!(one != other && one != "ci-bot" && one != "service:ci-bot");
     let build = BuildId::random();
     let token = here.sign_for_build(&build, &ApiScope::default(), HOUR).unwrap();
     assert_eq!(here.verify(&token).unwrap().name, format!("build:{build}"));
-    // What is said of a service or a build must be one.
+    // The grant of a service or build must contain a valid id.
     for grant in ["service", "build"] {
         let marked = |scope: serde_json::Value| {
             let grants = serde_json::json!([{"name": "room", "scope": "r"}, {"name": grant, "scope": scope}]);
@@ -240,12 +240,12 @@ fn a_secret_that_was_replaced_is_good_for_its_grace_time_across_restarts() {
         assert!(access.verify(&old).is_ok() && access.verify(&new).is_ok());
     }
     assert!(matches!(access("r", "s").verify(&new), Err(AccessError::Invalid(_))));
-    // None at all: what came before is good no more.
+    // Without a grace time, earlier tokens are invalid at once.
     here.rotate(Duration::ZERO).unwrap();
     for access in [&here.access, &here.open_again()] {
         assert!(access.verify(&old).is_err() && access.verify(&new).is_err());
     }
-    // The end of the grace time.
+    // After the grace time.
     let (old, _) = here.mint("ann", "full", HOUR).unwrap();
     here.rotate(Duration::from_millis(1)).unwrap();
     std::thread::sleep(Duration::from_millis(5));
@@ -278,7 +278,7 @@ fn tokens_of_a_name_are_revoked_and_those_made_afterwards_are_good() {
         let [(name, revocation)] = access.revocations().try_into().unwrap();
         assert_eq!((name.as_str(), revocation.by.as_str()), ("ann", "uid:0"));
     }
-    // A rotation forgets no revocation.
+    // A rotation keeps all revocations.
     here.rotate(HOUR).unwrap();
     assert!(here.verify(&old).is_err());
     assert!(matches!(here.revoke("", "uid:0"), Err(KeyChangeError::Name)));
@@ -298,7 +298,7 @@ fn a_configured_public_key_is_for_its_own_algorithm_and_for_participants_only() 
     use ring::signature::{Ed25519KeyPair, KeyPair as _};
     let pkcs8 = Ed25519KeyPair::generate_pkcs8(&ring::rand::SystemRandom::new()).unwrap();
     let pair = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).unwrap();
-    // RFC 8410: what stands before the 32 bytes of a public key.
+    // RFC 8410: bytes before the 32 bytes of a public key.
     let mut der = vec![0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
     der.extend_from_slice(pair.public_key().as_ref());
     let text = base64::engine::general_purpose::STANDARD.encode(&der);
@@ -322,14 +322,14 @@ fn a_configured_public_key_is_for_its_own_algorithm_and_for_participants_only() 
     let token = sign(&claims(|_| {}));
     assert_eq!(with_key.verify(&token).unwrap().name, "a");
     assert!(here.verify(&token).is_err(), "a key that is not configured");
-    // The public key is known to everybody: it is no secret to sign with.
+    // The public key is public, so it must not be accepted as an HMAC secret.
     for secret in [pem.as_bytes(), &der, pair.public_key().as_ref()] {
         for alg in ["HS256", "EdDSA", "RS256", "HS512", "none"] {
             let forged = signed_as(&serde_json::json!({"alg": alg}), &claims(|_| {}), secret);
             assert!(matches!(with_key.verify(&forged), Err(AccessError::Invalid(_))), "{alg}");
         }
     }
-    // Its owner makes no tokens of services and builds, and none under their names.
+    // The key's owner cannot make tokens of services and builds, nor tokens with their names.
     let id = ServiceId::random();
     for grant in ["service", "build"] {
         let grants = serde_json::json!([
@@ -339,7 +339,7 @@ fn a_configured_public_key_is_for_its_own_algorithm_and_for_participants_only() 
         assert!(matches!(with_key.verify(&token), Err(AccessError::Invalid(_))), "{grant}");
     }
     assert!(with_key.verify(&sign(&claims(|claims| claims["name"] = "uid:0".into()))).is_err());
-    // It names the participants, and claims the trust domains, that are listed for it.
+    // The key's owner may only use the participant names, and claim the trust domains, that are listed for it.
     let in_domain = |domain: &str| {
         let grants = serde_json::json!([{"name": "room", "scope": "r"}, {"name": "domain", "scope": domain}]);
         with_key.verify(&sign(&claims(|claims| claims["grants"] = grants)))
@@ -352,9 +352,9 @@ fn a_configured_public_key_is_for_its_own_algorithm_and_for_participants_only() 
     let named = |name: &str| with_key.verify(&sign(&claims(|claims| claims["name"] = name.into())));
     assert_eq!(named("ci-1").unwrap().domain, TrustDomain::of_caller("ci-1"));
     assert_eq!(named("ann"), Err(AccessError::ForeignName { name: "ann".to_owned() }));
-    // The same rules of time.
+    // The checks of times are the same.
     assert!(with_key.verify(&sign(&claims(|claims| claims["nbf"] = (now() + 30).into()))).is_err());
-    // A file with something else is told at the start.
+    // A file with other content is an error at start.
     let wrong = here.open_again().with_public_keys(&key(Rs256));
     assert!(matches!(wrong, Err(TokenKeyError::Malformed { .. })));
     std::fs::write(&file, "no key").unwrap();
@@ -384,7 +384,7 @@ fn a_revoked_participant_takes_the_services_it_deployed_along_and_a_new_deploy_i
     assert_eq!(good(&tokens), [true; 4]);
     access.revoke("eve", "op").unwrap();
     assert_eq!(good(&tokens), [false, false, true, true]);
-    // An instance that starts again gets a token that is no better.
+    // A restarted instance gets a token that is no more valid.
     let again = access.mint_for_service(&own, "x", "full", HOUR).unwrap();
     let refused = access.verify(&again).unwrap_err();
     assert!(matches!(&refused, AccessError::CreatorRevoked { creator, .. } if creator == "eve"), "{refused}");

@@ -1,13 +1,14 @@
-//! Calls of gRPC and `/v2/` on their way into the audit trail.
+//! Records calls of gRPC and `/v2/` in the audit trail.
 //!
-//! The layer that knows who calls sees what is called and how it ends; which object it was about, the handler says
-//! ([`concerns`]), since only it reads the request.
+//! The layer that authenticates the caller sees the method and the outcome. The objects of the call are
+//! reported by the handler ([`record_object`]), because only it parses the request.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use axum::response::Response;
 use http::{HeaderMap, Method as Verb, StatusCode};
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 use tonic::{Code, Status};
 
 use crate::access::policy::{Denied, Method};
@@ -15,34 +16,34 @@ use crate::api::serve::Peer;
 use crate::audit::{AuditOutcome, AuditRecord, AuditTrail};
 use crate::registry;
 
-/// Of the objects of one call.
+/// Maximum length in bytes of the recorded objects of one call.
 const MAX_OBJECTS: usize = 300;
 
 tokio::task_local! {
     static TOLD: SharedTold;
 }
 
-/// Shared by the handler and by what records the call.
+/// Notes of one call, shared by the handler and the code that records the call.
 #[derive(Clone, Default)]
 struct SharedTold(Arc<Mutex<Told>>);
 
 impl SharedTold {
     fn lock(&self) -> MutexGuard<'_, Told> {
-        // Nothing under this lock leaves it half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        // A panic while the lock is held leaves the notes consistent: every change is complete by itself.
+        self.0.lock()
     }
 }
 
 #[derive(Default)]
 struct Told {
     objects: String,
-    /// A denial that the answer hides.
+    /// Denial that the answer hides.
     hidden: Option<String>,
 }
 
-/// Says what the call is about: names only, nothing that a request carries as content.
+/// Reports an object of the current call: a name only, never content of the request.
 pub(super) fn concerns(object: impl std::fmt::Display) {
-    // Outside of a call, as in tests of a handler, nobody listens.
+    // Without a current call, as in unit tests of a handler, nothing is recorded.
     let _ = TOLD.try_with(|told| {
         let objects = &mut told.lock().objects;
         if objects.len() < MAX_OBJECTS {
@@ -52,12 +53,12 @@ pub(super) fn concerns(object: impl std::fmt::Display) {
     });
 }
 
-/// Says that the call was denied, where its answer is the same as for an object that is not there.
+/// Reports that the current call was denied although its answer is that of an object that does not exist.
 pub(super) fn hides(denied: &Denied) {
     let _ = TOLD.try_with(|told| told.lock().hidden = Some(denied.to_string()));
 }
 
-/// What is called, read from the head of a request.
+/// Description of a call, read from the head of its request.
 pub(super) struct Call {
     action: String,
     object: String,
@@ -76,7 +77,7 @@ impl Call {
             return Self { action, object: String::new(), changes: method.changes, source };
         }
         let changes = !matches!(*verb, Verb::GET | Verb::HEAD);
-        // What is no path of the API may be anything, such as a token that was put in the wrong place.
+        // An unknown path is not recorded: it may contain anything, such as a misplaced token.
         let (action, object) = match registry::pattern_of(path) {
             Some(pattern) => (format!("{} {pattern}", known_verb(verb)), path.to_owned()),
             None => (format!("{} (unknown)", known_verb(verb)), String::new()),
@@ -84,12 +85,12 @@ impl Call {
         Self { action, object, changes, source }
     }
 
-    /// The name of the called method or route. It is always text of the API, never text that a client sent.
+    /// Name of the called method or route. It is always text of the API, never text that a client sent.
     pub(super) fn action(&self) -> &str {
         &self.action
     }
 
-    /// Runs the call, and records it where it changed something or was denied.
+    /// Runs the call, and records it if it changed something or was denied.
     pub(super) async fn recorded(
         self,
         trail: &AuditTrail,
@@ -126,13 +127,14 @@ impl Call {
     }
 }
 
-/// Any text may be a verb.
+/// Returns the method if it is a known one, because a client can send any text.
 fn known_verb(verb: &Verb) -> &str {
     let known = [Verb::GET, Verb::HEAD, Verb::POST, Verb::PUT, Verb::PATCH, Verb::DELETE, Verb::OPTIONS];
     if known.contains(verb) { verb.as_str() } else { "(unknown)" }
 }
 
-/// A call that has not been answered. Its client may go away, which ends the handler, and not always what it began.
+/// A call that has not been answered yet. A disconnecting client ends the handler, but not always the work that
+/// it started.
 struct OpenCall<'a> {
     call: Option<Call>,
     trail: &'a AuditTrail,
@@ -149,7 +151,7 @@ impl Drop for OpenCall<'_> {
     }
 }
 
-/// How a call ended, as far as the head of its answer says.
+/// Returns the outcome of a call, as far as the head of its answer shows it.
 fn outcome(status: StatusCode, headers: &HeaderMap) -> (AuditOutcome, String) {
     if let Some(status) = Status::from_header_map(headers) {
         return match status.code() {

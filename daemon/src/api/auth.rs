@@ -1,6 +1,6 @@
-//! Who calls: a participant token on TCP, the kernel's word on the unix socket.
+//! Authentication of callers: by a participant token on TCP, by the peer's user id on the unix socket.
 //!
-//! A [`Caller`] in a request's extensions is the proof that it passed here.
+//! A [`Caller`] in a request's extensions proves that the request was authenticated here.
 
 use std::sync::Arc;
 
@@ -25,20 +25,23 @@ use crate::connections::ConnectionUse;
 use crate::model::access::Caller;
 use crate::registry;
 
-/// Where a client has its token from. One from the environment may be left over from something else.
+/// Header that says where a client has its token from. A token from the environment may have been set for
+/// another purpose.
 const TOKEN_FROM: HeaderName = HeaderName::from_static("hearth-token-from");
 const ENVIRONMENT: &str = "environment";
-/// Methods that end tokens: whoever ends its own is told that it was done.
+/// Methods that invalidate tokens. They run without a registered call, so that a caller that invalidates its
+/// own token still receives the answer.
 const CHANGES_TOKENS: [&str; 2] = ["/hearth.v1.System/RevokeTokens", "/hearth.v1.System/RotateTokenSecret"];
 
-/// What stands at the door of the API.
+/// State of the authentication layer.
 #[derive(Clone)]
 pub struct Gatekeeper {
     pub access: Arc<Access>,
     pub trail: AuditTrail,
 }
 
-/// Lets a request through with its [`Caller`], or answers in the form of what was asked: gRPC or `/v2/`.
+/// Authenticates a request and passes it on with its [`Caller`], or answers with an error in the protocol of
+/// the request: gRPC or `/v2/`.
 pub async fn require_caller(
     State(gate): State<Gatekeeper>,
     ConnectInfo(peer): ConnectInfo<Peer>,
@@ -62,7 +65,7 @@ pub async fn require_caller(
         }
         Err(error) => {
             metrics::counter!("hearth_requests_refused_total").increment(1);
-            tracing::debug!(?peer, action = call.action(), %error, "refused");
+            tracing::debug!(?peer, action = call.action(), %error, "request refused");
             let refused = refuse(is_grpc(&request), error);
             call.recorded(&gate.trail, "", std::future::ready(refused)).await
         }
@@ -96,8 +99,8 @@ fn refuse(grpc: bool, error: AccessError) -> Response {
     }
 }
 
-/// Asks whether the caller may call a gRPC method, and hands the request on with its [`Caller`]. What is asked of `/v2/`
-/// lies in its paths and verbs: the registry asks that.
+/// Checks that the caller may call a gRPC method, and passes the request on with its [`Caller`]. The rules for
+/// `/v2/` depend on paths and methods, so the registry checks those.
 pub(super) async fn admit(caller: Caller, mut request: Request, next: Next) -> Response {
     let path = request.uri().path();
     if !is_registry(path) {
@@ -119,7 +122,7 @@ fn is_registry(path: &str) -> bool {
     path == "/v2" || path.starts_with("/v2/")
 }
 
-/// The caller, and the token that says so.
+/// Returns the caller, with the token that identifies it, if any.
 fn identify(
     access: &Access,
     peer: Peer,
@@ -130,10 +133,14 @@ fn identify(
     match verified {
         Ok(Some(identified)) => Ok(identified),
         Ok(None) => own(access, peer).map(|caller| (caller, None)).ok_or(AccessError::Missing),
-        // A token that is given is what counts, on the socket too, unless it only happened to be in the environment.
+        // A token in the request takes precedence, on the socket too, unless it was only found in the client's
+        // environment.
         Err(error) => match own(access, peer) {
             Some(caller) if headers.get(TOKEN_FROM).is_some_and(|from| from == ENVIRONMENT) => {
-                tracing::info!(%error, "the peer's own right is used, not the token of its environment");
+                tracing::info!(
+                    %error,
+                    "ignored an invalid token from the client's environment; using the rights of the unix socket peer"
+                );
                 Ok((caller, None))
             }
             _ => Err(error),
@@ -141,7 +148,7 @@ fn identify(
     }
 }
 
-/// The caller that the kernel names: root or the daemon's own user, on the unix socket.
+/// Returns the caller for the peer's user id: root or the daemon's own user, on the unix socket.
 fn own(access: &Access, peer: Peer) -> Option<Caller> {
     match peer {
         Peer::Unix { uid } if uid == 0 || uid == rustix::process::geteuid().as_raw() => {
@@ -151,7 +158,7 @@ fn own(access: &Access, peer: Peer) -> Option<Caller> {
     }
 }
 
-/// The token of `Bearer TOKEN`, or of `Basic`, where it is the password and the user name is anything.
+/// Reads the token from `Bearer TOKEN`, or from the password of `Basic` with any user name.
 fn token(headers: &HeaderMap) -> Result<Option<String>, AccessError> {
     let Some(value) = headers.get(AUTHORIZATION) else {
         return Ok(None);
@@ -205,7 +212,7 @@ mod tests {
         assert_eq!(identify(&access, Peer::Unix { uid: own + 1 }, &none).err(), Some(AccessError::Missing));
         let tcp = Peer::Tcp(([127, 0, 0, 1], 1).into());
         assert_eq!(identify(&access, tcp, &none).err(), Some(AccessError::Missing));
-        // A bad token is not outweighed by the socket, unless it only happened to be in the environment.
+        // An invalid token is an error on the socket too, unless it was only found in the environment.
         let bad = headers("Bearer x");
         assert!(identify(&access, Peer::Unix { uid: 0 }, &bad).is_err());
         let mut left_over = bad;
@@ -213,7 +220,7 @@ mod tests {
         assert_eq!(identify(&access, Peer::Unix { uid: 0 }, &left_over).unwrap().0.name, "uid:0");
         assert!(identify(&access, Peer::Unix { uid: own + 1 }, &left_over).is_err());
         assert!(identify(&access, tcp, &left_over).is_err());
-        // A good one is used, wherever it is from.
+        // A valid one is used, whatever its origin.
         let (good, _) = access.mint("ann", "{}", std::time::Duration::from_secs(60)).unwrap();
         left_over.insert(AUTHORIZATION, format!("Bearer {good}").parse().unwrap());
         assert_eq!(identify(&access, Peer::Unix { uid: 0 }, &left_over).unwrap().0.name, "ann");

@@ -1,4 +1,5 @@
-//! Between the wire and the domain. Every check of a request happens here, and an error names the field.
+//! Conversion between protocol messages and the domain. All request validation happens here, and each error
+//! names the field.
 
 mod context;
 mod deploy;
@@ -32,7 +33,7 @@ use crate::model::{Reference, RoomRegistries};
 
 const MAX_CREDENTIALS: usize = 64;
 
-/// Page sizes: what is asked, what 0 means, and a bound.
+/// Returns the page size: `default` if `asked` is 0, and at most `max`.
 pub fn page_size(asked: u32, default: usize, max: usize) -> usize {
     match asked as usize {
         0 => default,
@@ -40,7 +41,7 @@ pub fn page_size(asked: u32, default: usize, max: usize) -> usize {
     }
 }
 
-/// The tag of something that is to be made or looked for.
+/// Parses a tag.
 pub fn tag(field: &str, text: &str) -> Result<Reference, Refusal> {
     Reference::parse_tag(text).map_err(|error| Refusal::invalid(field, "invalid_tag", format!("tag {error}")))
 }
@@ -49,7 +50,7 @@ pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() }
 }
 
-/// A time of the protocol; one that no calendar has is refused.
+/// Converts a time; one out of range is refused.
 pub fn time(field: &str, value: Option<prost_types::Timestamp>) -> Result<Option<Timestamp>, Refusal> {
     value
         .map(|value| {
@@ -60,7 +61,7 @@ pub fn time(field: &str, value: Option<prost_types::Timestamp>) -> Result<Option
         .transpose()
 }
 
-/// A duration of the protocol; negative or too long ones are refused.
+/// Converts a duration; a negative one, or one out of range, is refused.
 pub fn duration(
     field: &str,
     value: Option<prost_types::Duration>,
@@ -79,7 +80,7 @@ pub fn duration(
 }
 
 fn to_duration(value: std::time::Duration) -> prost_types::Duration {
-    // A u64 of seconds that a process measured fits.
+    // The seconds of a measured duration always fit.
     prost_types::Duration::try_from(value).unwrap_or_default()
 }
 
@@ -99,7 +100,7 @@ const fn log_stream(stream: LogStream) -> v1::LogStream {
     }
 }
 
-/// Credentials by registry, as they were given.
+/// Converts credentials, keyed by registry.
 pub fn registry_credentials(
     field: &str,
     wire: Vec<v1::RegistryCredential>,
@@ -189,7 +190,7 @@ fn mount_digest(mount: &MountIdentity) -> v1::MountDigest {
     v1::MountDigest { target: mount.target.to_string(), digest: mount.digest.to_string() }
 }
 
-/// An event on the wire. `record` is the build's, and is needed for the last event only.
+/// Converts a build event. `record` is the build's record, and is only needed for the last event.
 pub fn event(event: BuildEvent, record: Option<BuildRecord>) -> v1::BuildEvent {
     use v1::build_event::Event;
     let kind = match event.kind {
@@ -242,7 +243,7 @@ pub fn image(image: &TaggedImage, rooms: &RoomRegistries) -> v1::Image {
     }
 }
 
-/// Says of images what was found wrong with them.
+/// Adds the marks of unusable images.
 pub fn mark(images: &mut [v1::Image], marks: &[ImageMark]) {
     let marks: HashMap<String, &ImageMark> =
         marks.iter().map(|mark| (mark.manifest.to_string(), mark)).collect();

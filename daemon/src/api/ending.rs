@@ -1,32 +1,34 @@
-//! Bodies of a call that end when its caller may no longer call: what feeds them is dropped at once, read or not.
+//! Request and answer bodies that end when the caller's token becomes invalid. Their source is dropped at once,
+//! whether or not anybody polls the body.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use axum::body::Body;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use parking_lot::{Mutex, MutexGuard};
 use tonic::Status;
 
 use super::error::Refusal;
 use crate::access::AccessError;
 use crate::access::running::{EndsWithCall, RunningCall};
 
-/// How a body that was ended tells it.
+/// Form in which a body reports that its call was ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum EndForm {
-    /// Trailers of gRPC.
+    /// gRPC trailers.
     Trailers,
-    /// The connection or stream is cut.
+    /// An error, which aborts the connection or stream.
     Error,
 }
 
 struct EndingBody {
     slot: Arc<BodySlot>,
     form: EndForm,
-    /// The call is under way for as long as its answer.
+    /// Keeps the call registered for as long as its answer is sent.
     _call: Option<Arc<RunningCall>>,
 }
 
@@ -44,12 +46,12 @@ enum SlotState {
     Over,
 }
 
-/// Ends the content of a request with its call.
+/// Ends the body of a request with its call.
 pub(super) fn ending_request(body: Body, call: &RunningCall) -> Body {
     Body::new(EndingBody { slot: BodySlot::of(body, call), form: EndForm::Error, _call: None })
 }
 
-/// Ends an answer with its call, and keeps the call until the answer is sent.
+/// Ends an answer with its call, and keeps the call registered until the answer has been sent.
 pub(super) fn ending_answer(body: Body, call: Arc<RunningCall>, form: EndForm) -> Body {
     if body.is_end_stream() {
         return body;
@@ -66,8 +68,8 @@ impl BodySlot {
     }
 
     fn lock(&self) -> MutexGuard<'_, SlotState> {
-        // A body that panicked is not polled again: its call has ended with it.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        // A body that panicked is not polled again, because its call has ended with it.
+        self.0.lock()
     }
 }
 
@@ -78,7 +80,7 @@ impl EndsWithCall for BodySlot {
             return;
         }
         let open = std::mem::replace(&mut *state, SlotState::Ended(why.clone()));
-        // Dropping the body ends what feeds it, which may take locks of its own.
+        // Dropping the body stops its source, which may take locks of its own.
         drop(state);
         if let SlotState::Open { body, waker } = open {
             drop(body);
@@ -139,7 +141,7 @@ mod tests {
     use super::*;
     use crate::access::Access;
 
-    /// A body of which nothing comes, and which tells when it is dropped.
+    /// Returns a body that never yields a frame, and cancels the token when it is dropped.
     fn silent(dropped: CancellationToken) -> Body {
         let held = dropped.drop_guard();
         Body::from_stream(futures::stream::poll_fn(move |_| {

@@ -1,7 +1,7 @@
-//! The one table of statuses: what each refusal is on the wire.
+//! Mapping of errors to gRPC statuses.
 //!
-//! A handler returns a [`Refusal`]; it becomes a gRPC status whose details carry a
-//! `hearth.v1.ErrorDetail`, in the envelope that `google.rpc.Status` gives.
+//! A handler returns an [`ApiError`]; it becomes a gRPC status whose details contain a `hearth.v1.ErrorDetail`,
+//! in the envelope of `google.rpc.Status`.
 
 use hearth_proto::status::status_with_detail;
 use hearth_proto::v1::ErrorDetail;
@@ -11,7 +11,7 @@ use crate::access::policy::Denied;
 use crate::access::{AccessError, MintError};
 use crate::model::fault::Fault;
 
-/// A request that is refused, or failed, with what the caller needs to mend it.
+/// A refused or failed request, with the details that the caller needs to correct it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Refusal {
     status: Code,
@@ -24,12 +24,12 @@ impl Refusal {
         Self::with_detail(status, detail)
     }
 
-    /// A detail that was made elsewhere.
+    /// Creates an error from an existing detail.
     pub fn with_detail(status: Code, detail: ErrorDetail) -> Self {
         Self { status, detail: Box::new(detail) }
     }
 
-    /// A field of the request is wrong.
+    /// Creates an error about an invalid field of the request.
     pub fn invalid(field: impl Into<String>, code: &str, message: impl Into<String>) -> Self {
         let mut refusal = Self::new(Code::InvalidArgument, code, message);
         refusal.detail.field = field.into();
@@ -37,7 +37,7 @@ impl Refusal {
         refusal
     }
 
-    /// A fault of the daemon's own: the caller gets a short word, the log gets the cause.
+    /// Creates an error about an internal failure: the caller gets a short text, the log gets the cause.
     pub fn internal(context: &str, cause: impl std::fmt::Display) -> Self {
         tracing::error!(%cause, "{context}");
         Self::new(Code::Internal, "internal", format!("{context}; the daemon's log has the cause"))
@@ -47,7 +47,7 @@ impl Refusal {
         &self.detail
     }
 
-    /// The field of the request that it is about.
+    /// Sets the field of the request that the error is about.
     pub fn field(mut self, field: impl Into<String>) -> Self {
         self.detail.field = field.into();
         self
@@ -87,7 +87,7 @@ impl From<AccessError> for Refusal {
     }
 }
 
-/// The caller lacks a grant.
+/// A missing grant.
 impl From<Denied> for Refusal {
     fn from(denied: Denied) -> Self {
         Self::new(Code::PermissionDenied, "denied", format!("this token may not {denied}"))
@@ -108,7 +108,7 @@ impl From<MintError> for Refusal {
     }
 }
 
-/// What a failed build came to, on the wire.
+/// Converts the fault of a failed build.
 pub fn fault_detail(fault: Fault) -> ErrorDetail {
     ErrorDetail {
         code: fault.code,

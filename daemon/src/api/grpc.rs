@@ -1,4 +1,4 @@
-//! The `hearth.v1` services, one file each.
+//! The `hearth.v1` gRPC services, one file each.
 
 mod answers;
 mod builds;
@@ -39,14 +39,14 @@ pub use storage::StorageService;
 pub use system::{BuilderList, SystemService};
 pub use usage::DiskUsage;
 
-/// The caller that [`super::auth`] put there. Without one nothing is done.
+/// Returns the caller that [`super::auth`] put into the extensions. A request without one fails.
 fn caller(extensions: &Extensions) -> Result<Caller, Status> {
     extensions.get::<Caller>().cloned().ok_or_else(|| {
         Refusal::internal("the request was not authenticated", "no caller in its extensions").into()
     })
 }
 
-/// Whose share of the disk the request takes.
+/// Returns the owner whose share of the disk the request uses.
 fn share_owner(extensions: &Extensions) -> Result<ShareOwner, Status> {
     match extensions.get::<ShareOwner>() {
         Some(owner) => Ok(owner.clone()),
@@ -54,13 +54,13 @@ fn share_owner(extensions: &Extensions) -> Result<ShareOwner, Status> {
     }
 }
 
-/// Denies what the caller's grants do not cover.
+/// Checks that the caller's grants cover an action.
 fn ask(caller: &Caller, action: &CallerAction<'_>) -> Result<(), Status> {
     decide(caller, action).map_err(|denied| Refusal::from(denied).into())
 }
 
-/// Asks about the packs among mounts. Another's pack and none are the same answer, which comes from where it is opened
-/// by its owner and id; that it was denied is in the audit trail.
+/// Checks the packs among mounts. A pack of another caller gives the same error as a missing one, when the pack
+/// is opened by its owner and id; the denial is only recorded in the audit trail.
 async fn ask_for_packs(images: &Images, caller: &Caller, mounts: &[MountSpec]) -> Result<(), Status> {
     for mount in mounts {
         let MountSource::Pack(text) = &mount.source else { continue };
@@ -73,8 +73,8 @@ async fn ask_for_packs(images: &Images, caller: &Caller, mounts: &[MountSpec]) -
     Ok(())
 }
 
-/// A storage and a path in it, as the caller may use them: what the grants do not cover is denied, and no link leads
-/// out of a part of it.
+/// Checks that the caller may use a path of a storage, and returns the storage and the path. No symbolic link
+/// leads out of the part that the grants cover.
 fn storage_for(
     caller: &Caller,
     verb: StorageVerb,

@@ -1,4 +1,4 @@
-//! An answer that keeps something for as long as its body is not sent: a place, a share, a permit.
+//! Answers that hold a guard, such as a connection use, a share or a permit, until their body has been sent.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -13,7 +13,7 @@ struct GuardedBody<G> {
     _guard: G,
 }
 
-/// Keeps `guard` until the answer's body is sent, or nobody waits for it any more.
+/// Holds `guard` until the answer's body has been sent or dropped.
 pub fn guarded<G: Send + Unpin + 'static>(answer: Response, guard: G) -> Response {
     answer.map(|body| Body::new(GuardedBody { body, _guard: guard }))
 }

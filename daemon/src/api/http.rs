@@ -1,5 +1,5 @@
-//! `/healthz`, `/readyz` and `/metrics`: for probes and scrapers, without a token. They tell
-//! whether the daemon works and how much it does, never of whom or what.
+//! `/healthz`, `/readyz` and `/metrics` for probes and scrapers, without a token. They show the health and the
+//! load of the daemon, never names of callers or objects.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::model::component::Component;
 
-/// Reads how the components are at this moment.
+/// Returns the current state of the components.
 pub type Readiness = Arc<dyn Fn() -> Vec<Component> + Send + Sync>;
 
-/// What is served without a token, with `GET`.
+/// Paths that are served without a token, with `GET`.
 pub const PUBLIC_PATHS: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
 pub fn router(readiness: Readiness, metrics: PrometheusHandle) -> Router {
@@ -41,7 +41,7 @@ async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
     (status, components.iter().map(line).collect())
 }
 
-/// For everything that is not served here, in the form of what was asked.
+/// Answers requests to unknown paths, in the protocol of the request.
 pub async fn unknown_path(request: axum::extract::Request) -> axum::response::Response {
     let what = request.headers().get(http::header::CONTENT_TYPE);
     if what.is_some_and(|what| what.as_bytes().starts_with(b"application/grpc")) {

@@ -1,9 +1,9 @@
-//! Bodies of requests as they come: how large a message may be, how long a stream may be silent, and how much memory
-//! what has come may hold until it is handled.
+//! Limits on request bodies: the size of messages, the time without data, and the memory for data that was
+//! received and not yet handled.
 //!
-//! A message is counted from its first byte: for a single request until it is answered, in a stream until the next
-//! message is asked for. Content of `/v2/` is counted until its bytes are let go. Whoever may hold no more waits, which
-//! the sender sees as a full window.
+//! A message is counted from its first byte: in a unary call until the call is answered, in a stream until the
+//! next message is requested. Content of `/v2/` is counted until its bytes are dropped. A caller that has
+//! reached its share of the memory waits, which the sender sees as a full flow-control window.
 
 mod body;
 mod limits;
@@ -28,37 +28,38 @@ use crate::model::share_owner::ShareOwners;
 use crate::registry;
 use body::{Framing, ReceivedBody};
 
-/// Requests of those who have shown no token, on one connection.
+/// Maximum number of concurrent requests without a token on one connection.
 const PUBLIC_REQUESTS: usize = 8;
-/// For the body of such a request to come.
+/// Time limit for data of the body of such a request.
 const PUBLIC_WAIT: Duration = Duration::from_secs(10);
-/// When a caller should try again who has too much under way.
+/// Delay after which a caller that exceeds a limit should try again.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// What limits callers' requests.
+/// Limits on the requests of callers.
 #[derive(Clone)]
 pub struct ReceiveOptions {
     pub shares: CallerShares,
-    /// Whose share a caller's requests take.
+    /// Maps callers to the owners of the shares that their requests use.
     pub owners: ShareOwners,
-    /// A body of which nothing comes for this long is ended.
+    /// Time without data after which a body is aborted.
     pub stall: Duration,
 }
 
-/// What the body of a request is.
+/// Kind of a request body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Received {
+    /// gRPC messages.
     Messages {
-        /// Bytes of one message.
+        /// Maximum size in bytes of one message.
         limit: u64,
         is_stream: bool,
-        /// The sender may be silent for as long as it likes: somebody types.
+        /// True if the sender may be silent for any time, because a person types.
         may_pause: bool,
     },
     Bytes,
 }
 
-/// Permits for requests without a token, of one connection.
+/// Permits for requests without a token on one connection.
 #[derive(Clone)]
 pub struct PublicRequests(Arc<Semaphore>);
 
@@ -68,7 +69,7 @@ impl Default for PublicRequests {
     }
 }
 
-/// Bounds the request of a [`Caller`], who was put into its extensions before.
+/// Applies the limits to a request, whose [`Caller`] must already be in its extensions.
 pub async fn within_share(
     State(options): State<ReceiveOptions>,
     mut request: Request,
@@ -90,13 +91,13 @@ pub async fn within_share(
     let request = bounded(request, received, Some(options.stall), Some(Arc::clone(&share)));
     let answer = next.run(request).await;
     if matches!(received, Received::Messages { is_stream: false, .. }) {
-        // The request was handled: what it held is free, whatever its answer takes to be sent.
+        // The request has been handled: its memory is free, however long its answer takes to be sent.
         share.shrink(u64::MAX);
     }
     guarded(answer, share)
 }
 
-/// Bounds a request that needs no token.
+/// Applies the limits to a request that needs no token.
 pub async fn public(request: Request, next: Next) -> Response {
     let permit: Option<OwnedSemaphorePermit> = match request.extensions().get::<PublicRequests>() {
         Some(permits) => match Arc::clone(&permits.0).try_acquire_owned() {
@@ -122,7 +123,7 @@ fn bounded(
 ) -> Request {
     let stall = match received {
         Received::Messages { may_pause: false, .. } => stall,
-        // The registry has limits of its own.
+        // The registry has its own time limits.
         Received::Messages { .. } | Received::Bytes => None,
     };
     let framing = match received {
@@ -136,7 +137,7 @@ fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// A refusal in the form of what was asked.
+/// Converts an error into an answer in the protocol of the request.
 pub(super) fn refused(headers: &HeaderMap, refusal: Refusal) -> Response {
     if is_grpc(headers) {
         return Status::from(refusal).into_http();

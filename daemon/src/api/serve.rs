@@ -28,46 +28,46 @@ use super::receive::{PublicRequests, refused};
 use crate::connections::{ConnectionPeer, Connections, Crowded, Held};
 use crate::task;
 
-/// A client has this long to send the head of a request.
+/// Time limit for the head of a request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// A connection that does not answer a ping for this long is closed.
+/// Time without an answer to a ping after which a connection is closed.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
-/// Bytes in flight per stream and connection: enough for a fast upload, bounded for memory.
+/// Bytes in flight per stream and per connection: enough for a fast upload, and bounded because of memory.
 const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 const MAX_STREAMS: u32 = 128;
-/// Bytes of a stream's answer that wait to be sent.
+/// Maximum number of bytes of a stream's answer that wait to be sent.
 const MAX_SEND_BUFFER: usize = 256 * 1024;
-/// Bytes of a request's headers. Beyond it HTTP/2 refuses the request, continuation frames or not.
+/// Maximum number of bytes of a request's headers. HTTP/2 refuses larger ones, with or without continuation frames.
 const MAX_HEADERS: u32 = 32 * 1024;
 const MAX_HTTP1_BUFFER: usize = 64 * 1024;
-/// HTTP/2: streams that a client has reset before they were served, and that broke the protocol; with more, the
-/// connection is closed.
+/// HTTP/2: maximum numbers of streams that a client resets before they are served, and of streams with protocol
+/// errors. With more, the connection is closed.
 const MAX_RESETS: usize = 20;
 const MAX_ERRORS: usize = 128;
-/// Connections that are told at a time why they are not served, and for how long.
+/// Maximum number of refused connections that are sent a reason at the same time, and the time limit for it.
 const MAX_REFUSALS: usize = 64;
 const REFUSAL_LIMIT: Duration = Duration::from_secs(2);
 const REFUSAL_WINDOW: u32 = 64 * 1024;
-/// For a connection to end that was told to.
+/// Time limit for closing a connection that was asked to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
-/// When somebody should try again for whom there is no connection.
+/// Delay after which a client without a connection should try again.
 const RETRY: Duration = Duration::from_secs(5);
-/// After a failed accept, which is mostly "too many open files".
+/// Pause after a failed accept, which is usually caused by "too many open files".
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Who is on the other end of a connection.
+/// The other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
     Tcp(SocketAddr),
-    /// The user whose process connected to the unix socket, as the kernel says.
+    /// User id of the process that connected to the unix socket, from the kernel.
     Unix {
         uid: u32,
     },
 }
 
 impl Peer {
-    /// Whose share of the connections it takes.
+    /// Returns the peer whose share of the connections is used.
     fn share(self) -> ConnectionPeer {
         match self {
             Self::Tcp(address) => ConnectionPeer::of(address.ip()),
@@ -76,6 +76,7 @@ impl Peer {
     }
 }
 
+/// Accepts connections together with the identity of the peer.
 pub trait Listener: Send + 'static {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
@@ -101,17 +102,17 @@ impl Listener for UnixListener {
     }
 }
 
-/// What a listener serves, and for how many.
+/// Settings of a listener: the router, and the limits on connections.
 #[derive(Clone)]
 pub struct Served {
     pub router: Router,
     pub connections: Connections,
     pub stop: CancellationToken,
-    /// For requests in flight when it stops.
+    /// Time limit for requests in flight after `stop`.
     pub grace: Duration,
 }
 
-/// Serves until told to stop, then lets requests in flight end.
+/// Serves a listener until `stop`, and then waits for the requests in flight.
 pub async fn serve<L: Listener>(listener: L, served: Served) {
     let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
     loop {
@@ -124,7 +125,7 @@ pub async fn serve<L: Listener>(listener: L, served: Served) {
                 Ok(held) => {
                     task::spawn("connection", serve_connection(stream, peer, held, served.clone()));
                 }
-                // Beyond so many, the connection just ends.
+                // If too many connections are waiting already, this one is closed without a reason.
                 Err(crowded) => match Arc::clone(&refusals).try_acquire_owned() {
                     Ok(permit) => {
                         task::spawn("crowded connection", serve_late(stream, peer, permit, served.clone()));
@@ -133,7 +134,7 @@ pub async fn serve<L: Listener>(listener: L, served: Served) {
                 },
             },
             Err(error) => {
-                tracing::warn!(%error, "accept failed");
+                tracing::warn!(%error, "failed to accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -149,7 +150,7 @@ fn count_refusal(peer: Peer, crowded: Crowded) {
     tracing::debug!(?peer, %crowded, "connection refused");
 }
 
-/// Serves a connection for which there was no place at once: as soon as those that make room are closed, or with a refusal.
+/// Serves a connection for which there was no place at once: as soon as others have been closed, or with a refusal.
 async fn serve_late<S>(stream: S, peer: Peer, permit: OwnedSemaphorePermit, served: Served)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -199,7 +200,7 @@ where
     }
 }
 
-/// Says why a connection is not served, to whoever asks something on it soon.
+/// Answers the first request on a connection with the reason why the connection is refused.
 async fn refuse<S>(stream: S, crowded: Crowded, _permit: OwnedSemaphorePermit)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -214,7 +215,7 @@ where
     let mut builder = connection_builder();
     builder.http2().max_concurrent_streams(1).initial_connection_window_size(REFUSAL_WINDOW);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
-    // Whatever came of it, the connection ends here.
+    // The connection is closed whether or not the refusal was sent.
     let _ = tokio::time::timeout(REFUSAL_LIMIT, connection).await;
 }
 

@@ -1,22 +1,24 @@
-//! What one caller may take of the daemon at a time: requests under way, and memory for what is being received.
+//! Limits on the daemon's resources for each caller: concurrent requests, and memory for data that is being received.
 //!
-//! Memory follows the rule of a shared buffer with dynamic thresholds (Choudhury and Hahne, 1998): a caller may hold as
-//! much as is left free. One alone gets half of it, and however many come, something is left for the next one.
+//! Memory follows the rule of a shared buffer with dynamic thresholds (Choudhury and Hahne, 1998): a caller may
+//! hold as much as is left free. A single caller gets half of the memory, and however many there are, some is
+//! left for the next one.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShareLimits {
-    /// Requests of one caller under way.
+    /// Maximum number of concurrent requests of one caller.
     pub requests: usize,
-    /// Bytes of all requests that were received and are not yet handled.
+    /// Maximum number of bytes that are received and not yet handled, for all requests together.
     pub receiving: u64,
 }
 
-/// One caller has as many requests under way as it may.
+/// Refusal of a request: the caller has the maximum number of concurrent requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{limit} requests of this caller are under way, which is the most")]
 pub struct TooManyRequests {
@@ -45,7 +47,7 @@ struct CallerHeld {
     bytes: u64,
 }
 
-/// A request under way, and the memory it holds. Both are free again when this is dropped.
+/// A running request and the memory that it holds. Dropping it releases both.
 pub struct RequestShare {
     shared: Arc<Shared>,
     caller: String,
@@ -57,7 +59,7 @@ impl CallerShares {
         Self(Arc::new(Shared { limits, held: Mutex::default(), freed: Notify::new() }))
     }
 
-    /// A request of a caller begins.
+    /// Registers a running request of a caller.
     pub fn begin(&self, caller: &str) -> Result<RequestShare, TooManyRequests> {
         let mut held = self.0.held();
         let own = held.callers.entry(caller.to_owned()).or_default();
@@ -77,13 +79,13 @@ impl CallerShares {
 
 impl Shared {
     fn held(&self) -> MutexGuard<'_, AllHeld> {
-        // Every change under the lock is whole by itself: sums only.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        // A panic while the lock is held leaves the sums consistent: every change only adds or subtracts.
+        self.held.lock()
     }
 }
 
 impl RequestShare {
-    /// Takes memory for what has come; false when the caller holds as much as is free.
+    /// Takes memory for received data. Returns false if the caller already holds as much as is free.
     pub fn grow(&self, more: u64) -> bool {
         let mut held = self.shared.held();
         let AllHeld { bytes, callers } = &mut *held;
@@ -98,7 +100,7 @@ impl RequestShare {
         true
     }
 
-    /// As [`grow`](Self::grow), and waits until there is room.
+    /// Like [`grow`](Self::grow), but waits until there is enough memory.
     pub async fn grow_when_free(&self, more: u64) {
         loop {
             let freed = self.shared.freed.notified();
@@ -109,7 +111,7 @@ impl RequestShare {
         }
     }
 
-    /// Gives memory back; of what the request does not hold, nothing.
+    /// Releases memory, at most as much as the request holds.
     pub fn shrink(&self, less: u64) {
         let less = {
             let mut own = self.own();
@@ -123,7 +125,7 @@ impl RequestShare {
     }
 
     fn own(&self) -> MutexGuard<'_, u64> {
-        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.bytes.lock()
     }
 
     fn give_back(&self, less: u64, requests: usize) {

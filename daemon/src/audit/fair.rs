@@ -1,5 +1,5 @@
-//! Makes room in a full trail: whoever has the most records in it loses the oldest of its own first, so that nobody
-//! pushes out the records of others.
+//! Compacts a full trail: the caller with the most records loses its own oldest ones first, so that nobody
+//! displaces the records of others.
 
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::file::for_each_line;
 
-/// The fields of a record that say when it was made and whose it is.
+/// Fields of a record that are needed to compact the files.
 #[derive(Deserialize)]
 struct Owned {
     at: Timestamp,
@@ -21,14 +21,14 @@ struct Owned {
 }
 
 impl Owned {
-    /// The caller, and for those without a token the address.
+    /// Returns the caller, or the source address for calls without a token.
     fn owner(self) -> String {
         if self.caller.is_empty() { self.source } else { self.caller }
     }
 }
 
-/// Joins files, given from the oldest to the newest, into the newest one of them, with at most `bytes` of records and
-/// none from before `oldest`. After a crash in between, some records may be there twice.
+/// Joins files, sorted from the oldest to the newest, into the newest of them, keeping at most `bytes` of
+/// records and none from before `oldest`. After a crash during the join, some records may exist twice.
 pub(super) fn join(files: &[PathBuf], bytes: u64, oldest: Timestamp) -> io::Result<()> {
     let Some((newest, older)) = files.split_last() else { return Ok(()) };
     let mut sizes: HashMap<String, u64> = HashMap::new();
@@ -37,7 +37,7 @@ pub(super) fn join(files: &[PathBuf], bytes: u64, oldest: Timestamp) -> io::Resu
         Ok(())
     })?;
     let share = share(sizes.values().copied().collect(), bytes);
-    // From here on the bytes that each one has too many.
+    // From here on `sizes` holds each owner's excess bytes.
     sizes.values_mut().for_each(|size| *size = size.saturating_sub(share));
     let draft = newest.with_extension("new");
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
@@ -54,7 +54,7 @@ pub(super) fn join(files: &[PathBuf], bytes: u64, oldest: Timestamp) -> io::Resu
     older.iter().try_for_each(fs::remove_file)
 }
 
-/// The most that each may have for all to have at most `bytes` together.
+/// Maximum size per owner that keeps the total within `bytes`.
 fn share(mut sizes: Vec<u64>, bytes: u64) -> u64 {
     sizes.sort_unstable();
     let (mut left, mut owners) = (bytes, sizes.len() as u64);
@@ -68,7 +68,7 @@ fn share(mut sizes: Vec<u64>, bytes: u64) -> u64 {
     u64::MAX
 }
 
-/// Whole lines only, each with whose it is.
+/// Calls `each` for every whole line, with the owner of the record.
 fn for_each_record(
     files: &[PathBuf],
     oldest: Timestamp,

@@ -1,6 +1,6 @@
-//! The trail's files: lines of JSON, appended. A file that is full is followed by the next number, and when there are
-//! four, the full ones are joined to one, in which each caller has a share ([`fair`]). A line that a crash cut off is left
-//! out when they are read.
+//! Files of the audit trail: JSON lines, appended. When a file is full, one with the next number follows; when
+//! there are four, the full ones are joined into one, in which each caller has a share ([`fair`]). A line that
+//! a crash truncated is skipped when the files are read.
 
 use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -13,13 +13,13 @@ use jiff::Timestamp;
 
 use super::{AuditOutcome, AuditQuery, AuditRecord, MAX_RECORDS, fair};
 
-/// Longest line that is read back: longer than any that is written.
+/// Maximum length in bytes of a line that is read back, which is more than any line that is written.
 const MAX_LINE: u64 = 16 * 1024;
 
-/// Bounds of what is kept.
+/// Bounds of the records that are kept.
 #[derive(Clone, Copy, Debug)]
 pub struct FileLimits {
-    /// Bytes of records of changes, and a quarter of that of denials.
+    /// Maximum bytes of the records of changes; records of denials have a quarter of it.
     pub bytes: u64,
     pub age: Duration,
 }
@@ -36,12 +36,12 @@ struct Series {
     newest: u64,
     file: File,
     size: u64,
-    /// Of one file; four of them are kept.
+    /// Maximum size of one file in bytes.
     file_bytes: u64,
     age: Duration,
 }
 
-/// Files there are at most. One of them may be of the size of two: those that were joined.
+/// Maximum number of files. A joined file may have the size of two.
 const FILES: u64 = 4;
 
 impl TrailFiles {
@@ -60,7 +60,7 @@ impl TrailFiles {
         self.changes.append(records.iter().filter(|record| !is_denied(record)))
     }
 
-    /// The newest records that are asked for, oldest first.
+    /// Returns the newest records that match the query, oldest first.
     pub(super) fn read(&self, query: &AuditQuery) -> io::Result<Vec<AuditRecord>> {
         let limit = query.limit.clamp(1, MAX_RECORDS);
         let mut found = self.denied.read(query, limit)?;
@@ -104,7 +104,8 @@ impl Series {
 
     fn write(&mut self, lines: &[u8]) -> io::Result<()> {
         if let Err(error) = self.file.write_all(lines) {
-            // Half of them would be met by the next record. Where this fails too, that one is passed over with them.
+            // Removes a partly written batch, which would otherwise corrupt the next record. If this fails too,
+            // that record is skipped together with it when the files are read.
             let _ = self.file.set_len(self.size);
             return Err(error);
         }
@@ -112,7 +113,7 @@ impl Series {
         Ok(())
     }
 
-    /// Removes files beyond the age, and makes room for as many as there may be.
+    /// Removes files that exceed the maximum age, and joins the full ones when there are too many.
     fn forget_old(&mut self) -> io::Result<()> {
         let now = SystemTime::now();
         let mut full = Vec::new();
@@ -136,7 +137,7 @@ impl Series {
         fair::join(&full, limit, self.oldest())
     }
 
-    /// Records from before this are too old.
+    /// Time before which records are too old.
     fn oldest(&self) -> Timestamp {
         Timestamp::now().checked_sub(self.age).unwrap_or(Timestamp::MIN)
     }
@@ -162,7 +163,7 @@ impl Series {
     }
 }
 
-/// The lines of a file, each with its end if it has one.
+/// Calls `each` for every line of a file, with its line end if it has one.
 pub(super) fn for_each_line(path: &Path, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
     let mut lines = BufReader::new(File::open(path)?);
     let mut line = Vec::new();
@@ -179,7 +180,7 @@ fn path(directory: &Path, name: &str, number: u64) -> PathBuf {
     directory.join(format!("{name}-{number}.jsonl"))
 }
 
-/// The numbers of the files of one kind, in order.
+/// Returns the sorted numbers of the files of one kind.
 fn numbers(directory: &Path, name: &str) -> io::Result<Vec<u64>> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -193,7 +194,8 @@ fn numbers(directory: &Path, name: &str) -> io::Result<Vec<u64>> {
     Ok(numbers)
 }
 
-/// For appending. A line that was cut off is ended, so that the next one stands alone.
+/// Opens a file for appending, and returns its size. A truncated last line is terminated, so that the next
+/// record has its own line.
 fn open(path: &Path) -> io::Result<(File, u64)> {
     let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
     let size = file.metadata()?.len();

@@ -1,5 +1,5 @@
-//! How many denials, or failures, are written: the first few of each caller or address in a minute. The rest is counted,
-//! so that nobody fills the trail by being denied or by failing.
+//! Limits the denials and failures that are written: the first few of each caller or address in a minute. The
+//! others are only counted, so that nobody fills the trail by being denied or by failing.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,20 +9,20 @@ use jiff::Timestamp;
 use super::{AuditOutcome, AuditRecord};
 
 const WINDOW_SECONDS: i64 = 60;
-/// Records of one caller or address in a window.
+/// Maximum number of records of one caller or address in a window.
 const EACH: u64 = 10;
-/// Records of all of them together in a window.
+/// Maximum number of records of all callers together in a window.
 const ALL: u64 = 300;
-/// Records of those who were only counted, for a window.
+/// Maximum number of summary records of counted calls for a window.
 const COUNTED: usize = 40;
-/// Callers and addresses that are told apart in a window.
+/// Maximum number of callers and addresses that are counted separately in a window.
 const KEYS: usize = 1024;
-/// Everybody beyond these.
+/// Key of all callers and addresses beyond [`MAX_CALLERS`].
 const OTHERS: &str = "others";
 
 #[derive(Default)]
 pub(super) struct FloodLimit {
-    /// Second at which the window began.
+    /// Second at which the window began, since 1970.
     began: i64,
     written: u64,
     seen: HashMap<String, Seen>,
@@ -35,7 +35,7 @@ struct Seen {
 }
 
 impl FloodLimit {
-    /// Whether a denial or failure is written; if not, it is counted.
+    /// Reports whether a denial or failure is written; if not, it is counted.
     pub(super) fn admits(&mut self, record: &AuditRecord) -> bool {
         let mut key = key(record);
         if !self.seen.contains_key(&key) && self.seen.len() >= KEYS {
@@ -54,7 +54,7 @@ impl FloodLimit {
         true
     }
 
-    /// At the end of a window, or of everything: one record for each who was only counted.
+    /// Returns one record for each key that was only counted, at the end of a window or, with `ended`, of the trail.
     pub(super) fn counted(&mut self, now: Timestamp, ended: bool) -> Vec<AuditRecord> {
         let now = now.as_second();
         if self.began == 0 {
@@ -68,7 +68,7 @@ impl FloodLimit {
         let seen = self.seen.drain().map(|(_, seen)| seen).filter(|seen| seen.counted > 0);
         let mut records: Vec<_> =
             seen.map(|seen| AuditRecord { more: seen.counted - 1, ..seen.last }).collect();
-        // What matters most is in, whoever asks from how many addresses.
+        // The largest counts are kept even if somebody sends from very many addresses.
         records.sort_by_key(|record| std::cmp::Reverse(record.more));
         if records.len() > COUNTED {
             let rest = records.split_off(COUNTED);
@@ -89,7 +89,7 @@ impl FloodLimit {
     }
 }
 
-/// A caller by name, and everybody without a token by address: of IPv6, the network that one customer has.
+/// Key of a record: the caller's name, or without a token its address; for IPv6, the /64 network of one customer.
 fn key(record: &AuditRecord) -> String {
     if !record.caller.is_empty() {
         return format!("caller {}", record.caller);

@@ -1,4 +1,4 @@
-//! The trail's files on a disk that may be full: they are opened once there is space, and written with patience.
+//! Trail files on a disk that may be full: they are opened once there is space, and writes are retried.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ pub(super) struct LateFiles {
 }
 
 impl LateFiles {
-    /// A full disk is no error: the files are opened when there is something to write.
+    /// Opens the files. If the disk is full, this succeeds and the files are opened at the next write or read.
     pub(super) fn open(directory: &Path, limits: FileLimits) -> io::Result<Self> {
         let files = match TrailFiles::open(directory, limits) {
             Err(error) if is_disk_full(&error) => {

@@ -90,7 +90,7 @@ async fn a_flood_of_denials_takes_no_room_from_changes_and_is_counted() {
     assert_eq!(found[0].action, "Secrets.Set");
     let of = |caller: &str| found.iter().filter(|record| record.caller == caller).count();
     assert_eq!((of("eve"), of("bob")), (10, 1));
-    // The count is written at the end of the window, or of the daemon.
+    // The count is written at the end of the window, or when the daemon stops.
     drop(trail);
     let trail = open(&directory);
     let counted: u64 = trail.read(all()).await.unwrap().iter().map(|record| record.more).sum();
@@ -109,7 +109,7 @@ fn each_address_has_its_share_and_all_together_have_a_bound() {
     let told = flood.counted(Timestamp::now(), true);
     assert!(told.len() <= 41, "{}", told.len());
     assert_eq!(told.iter().map(|record| record.more + 1).sum::<u64>(), 2700);
-    // One customer's network of IPv6 is one.
+    // An IPv6 /64 network counts as one address.
     let mut flood = FloodLimit::default();
     let written = (0..100).filter(|n| flood.admits(&from(format!("2001:db8:1:2::{n:x}")))).count();
     assert_eq!(written, 10);

@@ -1,12 +1,13 @@
 //! The neighbours of builds, scripted.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use hearth_pack::identity::TreeHasher;
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -95,8 +96,8 @@ impl Solver for FakeSolver {
         cancel: CancellationToken,
     ) -> Result<SolveOutcome, SolveError> {
         let build = request.build.clone();
-        self.requests.lock().unwrap().push(request);
-        let script = self.scripts.lock().unwrap().pop_front().unwrap_or_default();
+        self.requests.lock().push(request);
+        let script = self.scripts.lock().pop_front().unwrap_or_default();
         let running = self.running.fetch_add(1, Ordering::SeqCst) + 1;
         self.peak.fetch_max(running, Ordering::SeqCst);
         let result = play(script, &events, &cancel).await;
@@ -208,11 +209,11 @@ impl ContextSource for FakeContexts {
         _given: &BTreeMap<String, Credential>,
     ) -> Result<Box<dyn PreparedContext>, Fault> {
         self.looks.fetch_add(1, Ordering::SeqCst);
-        let gate = self.gate.lock().unwrap().clone();
+        let gate = self.gate.lock().clone();
         if let Some(gate) = gate {
             gate.pass().await;
         }
-        let dockerfile = self.dockerfile.lock().unwrap().clone().into_bytes();
+        let dockerfile = self.dockerfile.lock().clone().into_bytes();
         Ok(Box::new(Prepared { path: "/context/docker/Dockerfile".parse().unwrap(), dockerfile }))
     }
 }
@@ -239,17 +240,17 @@ pub struct FakeImages {
 impl RoomImages for FakeImages {
     async fn supply(&self, request: ImageRequest) -> Result<SuppliedImage, Fault> {
         let name = request.reference.to_string();
-        let known = self.known.lock().unwrap().get(&name).copied();
+        let known = self.known.lock().get(&name).copied();
         let digest =
             known.ok_or_else(|| Fault::new(Stage::Context, "image_not_found", format!("no {name}")))?;
-        self.supplied.lock().unwrap().push(name);
+        self.supplied.lock().push(name);
         let defaults = request.platforms.iter().map(|_| ImageDefaults::default()).collect();
         let origin = if request.is_own { SupplyOrigin::Room } else { SupplyOrigin::Cached };
         Ok(SuppliedImage::new(request.reference.repository.clone(), digest, defaults, origin))
     }
 
     async fn verify(&self, repository: &Repository, digest: Digest) -> Result<VerifiedImage, Fault> {
-        let gate = self.verify_gate.lock().unwrap().clone();
+        let gate = self.verify_gate.lock().clone();
         if let Some(gate) = gate {
             gate.pass().await;
         }
@@ -258,11 +259,11 @@ impl RoomImages for FakeImages {
     }
 
     async fn publish(&self, image: &VerifiedImage, tags: &[Reference]) -> Result<(), Fault> {
-        let gate = self.publish_gate.lock().unwrap().clone();
+        let gate = self.publish_gate.lock().clone();
         if let Some(gate) = gate {
             gate.pass().await;
         }
-        let mut published = self.published.lock().unwrap();
+        let mut published = self.published.lock();
         published.extend(tags.iter().map(|tag| (tag.to_string(), image.manifest.digest)));
         Ok(())
     }
@@ -273,14 +274,14 @@ impl RoomImages for FakeImages {
         tags: &[Reference],
         _given: &BTreeMap<String, Credential>,
     ) -> Result<(), Fault> {
-        let gate = self.push_gate.lock().unwrap().clone();
+        let gate = self.push_gate.lock().clone();
         if let Some(gate) = gate {
             gate.pass().await;
         }
-        match self.push_fault.lock().unwrap().clone() {
+        match self.push_fault.lock().clone() {
             Some(fault) => Err(fault),
             None => {
-                self.pushed.lock().unwrap().extend(tags.iter().map(|tag| format!("content {tag}")));
+                self.pushed.lock().extend(tags.iter().map(|tag| format!("content {tag}")));
                 Ok(())
             }
         }
@@ -292,17 +293,17 @@ impl RoomImages for FakeImages {
         tags: &[Reference],
         _given: &BTreeMap<String, Credential>,
     ) -> Result<(), Fault> {
-        match self.name_fault.lock().unwrap().clone() {
+        match self.name_fault.lock().clone() {
             Some(fault) => Err(fault),
             None => {
-                self.pushed.lock().unwrap().extend(tags.iter().map(|tag| format!("name {tag}")));
+                self.pushed.lock().extend(tags.iter().map(|tag| format!("name {tag}")));
                 Ok(())
             }
         }
     }
 
     async fn hold_pack(&self, id: &PackId, _caller: &str) -> Result<(), Fault> {
-        match self.packs.lock().unwrap().get_mut(id) {
+        match self.packs.lock().get_mut(id) {
             Some(count) => {
                 *count += 1;
                 Ok(())
@@ -312,7 +313,7 @@ impl RoomImages for FakeImages {
     }
 
     async fn release_pack(&self, id: &PackId) {
-        *self.packs.lock().unwrap().get_mut(id).unwrap() -= 1;
+        *self.packs.lock().get_mut(id).unwrap() -= 1;
     }
 }
 
@@ -353,7 +354,7 @@ impl Tables {
 #[async_trait]
 impl BuildStore for MemoryStore {
     async fn insert(&self, record: BuildRecord, key: Option<IdempotencyKey>) -> Result<Inserted, StoreError> {
-        let mut tables = self.tables.lock().unwrap();
+        let mut tables = self.tables.lock();
         if let Some(earlier) = key.as_ref().and_then(|key| tables.find(key)) {
             return Ok(earlier);
         }
@@ -363,11 +364,11 @@ impl BuildStore for MemoryStore {
     }
 
     async fn get(&self, id: &BuildId) -> Result<Option<BuildRecord>, StoreError> {
-        Ok(self.tables.lock().unwrap().builds.iter().find(|record| record.id == *id).cloned())
+        Ok(self.tables.lock().builds.iter().find(|record| record.id == *id).cloned())
     }
 
     async fn find(&self, key: &IdempotencyKey) -> Result<Option<Inserted>, StoreError> {
-        Ok(self.tables.lock().unwrap().find(key))
+        Ok(self.tables.lock().find(key))
     }
 
     async fn ids_with_prefix(
@@ -376,7 +377,7 @@ impl BuildStore for MemoryStore {
         owner: Option<&str>,
         limit: usize,
     ) -> Result<Vec<BuildId>, StoreError> {
-        let tables = self.tables.lock().unwrap();
+        let tables = self.tables.lock();
         let builds =
             tables.builds.iter().filter(|record| owner.is_none_or(|owner| record.submitted_by == owner));
         let mut ids: Vec<_> = builds.map(|record| record.id.clone()).collect();
@@ -387,7 +388,7 @@ impl BuildStore for MemoryStore {
     }
 
     async fn list(&self, query: BuildQuery) -> Result<Vec<BuildRecord>, StoreError> {
-        let tables = self.tables.lock().unwrap();
+        let tables = self.tables.lock();
         let mut newest: Vec<BuildRecord> = tables.builds.iter().rev().cloned().collect();
         if let Some(after) = query.after {
             let position = newest.iter().position(|record| record.id == after);
@@ -401,7 +402,7 @@ impl BuildStore for MemoryStore {
     }
 
     async fn update(&self, record: BuildRecord) -> Result<(), StoreError> {
-        let mut tables = self.tables.lock().unwrap();
+        let mut tables = self.tables.lock();
         if let Some(stored) = tables.builds.iter_mut().find(|stored| stored.id == record.id) {
             *stored = record;
         }
@@ -409,7 +410,7 @@ impl BuildStore for MemoryStore {
     }
 
     async fn remove(&self, id: &BuildId) -> Result<(), StoreError> {
-        let mut tables = self.tables.lock().unwrap();
+        let mut tables = self.tables.lock();
         tables.builds.retain(|record| record.id != *id);
         tables.keys.retain(|(_, build)| build != id);
         Ok(())

@@ -13,8 +13,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::disk::write_patiently;
@@ -121,7 +121,7 @@ impl EventLog {
 
     /// Bytes of the file.
     pub fn len(&self) -> u64 {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner).end
+        self.written.lock().end
     }
 
     /// Numbers and stores events, all of them or (on an error) none, then wakes the readers.
@@ -129,7 +129,7 @@ impl EventLog {
         if kinds.is_empty() {
             return Ok(());
         }
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut written = self.written.lock();
         let time = jiff::Timestamp::now();
         let (mut lines, mut sequence) = (Vec::new(), written.last);
         let mut positions = Vec::new();
@@ -169,7 +169,7 @@ impl EventLog {
     pub fn read(&self, from: u64, limit: usize) -> io::Result<Vec<BuildEvent>> {
         let from = from.max(1);
         let (mut position, end, mut skip) = {
-            let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+            let written = self.written.lock();
             if from > written.last {
                 return Ok(Vec::new());
             }

@@ -12,9 +12,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -170,7 +171,7 @@ impl Active {
     }
 
     pub(super) fn take_early(&self) -> Option<Early> {
-        self.early.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.early.lock().take()
     }
 }
 
@@ -387,7 +388,7 @@ impl Handle {
 impl Shared {
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         // Nothing under this lock leaves the state half changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     pub(super) fn active(&self, id: &BuildId) -> Option<Arc<Active>> {

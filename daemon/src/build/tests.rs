@@ -83,11 +83,11 @@ impl Room {
     }
 
     fn script(&self, acts: Vec<Act>) {
-        self.solver.scripts.lock().unwrap().push_back(acts);
+        self.solver.scripts.lock().push_back(acts);
     }
 
     fn published(&self) -> Vec<String> {
-        self.images.published.lock().unwrap().iter().map(|(tag, _)| tag.clone()).collect()
+        self.images.published.lock().iter().map(|(tag, _)| tag.clone()).collect()
     }
 }
 

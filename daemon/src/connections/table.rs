@@ -1,4 +1,4 @@
-//! Which connections are open, and which one goes first.
+//! Table of the open connections, and the choice of the one to close.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -7,13 +7,13 @@ use std::sync::atomic::Ordering;
 
 use super::{ConnectionLimits, ConnectionPeer, Crowded, Usage};
 
-/// Connections that were told to make room and are still open. They are beyond the limits.
+/// Maximum number of connections that were asked to make room and are still open. They do not count towards the limits.
 const MOST_LEAVING: usize = 64;
 
 #[derive(Default)]
 pub(super) struct Table {
     peers: HashMap<ConnectionPeer, Vec<(u64, Arc<Usage>)>>,
-    /// Of those in `peers`.
+    /// Number of connections in `peers`.
     staying: usize,
     leaving: usize,
     next: u64,
@@ -28,7 +28,7 @@ impl Table {
         self.peers.values().flatten().map(|(_, usage)| &**usage).for_each(tell);
     }
 
-    /// Makes sure that there is a place for one more connection of `peer`.
+    /// Makes room for one more connection of `peer`, by closing another one if needed.
     pub(super) fn make_room(
         &mut self,
         peer: ConnectionPeer,
@@ -42,7 +42,8 @@ impl Table {
         if self.staying < limits.total {
             return Ok(());
         }
-        // Of the peers that hold more than this one, or of its own: nobody makes room by taking another's share.
+        // Candidates: peers with more connections than this one, and this one. No peer loses a part of its
+        // share to another.
         let mut goes: Option<(usize, ConnectionPeer, usize)> = None;
         for (holder, held) in &self.peers {
             let more = goes.is_none_or(|(most, ..)| held.len() > most);
@@ -57,7 +58,8 @@ impl Table {
         self.take_out(holder, index, Crowded::All { limit: limits.total })
     }
 
-    /// Tells a connection to close, and counts it no more. Without one, the newcomer is refused as `crowded` says.
+    /// Asks a connection to close and stops counting it. Without an index, the new connection is refused with
+    /// `crowded`.
     fn take_out(
         &mut self,
         peer: ConnectionPeer,
@@ -101,7 +103,8 @@ impl Table {
     }
 }
 
-/// The one of these connections that nobody has used for longest, if any may go. Those of nobody that is known go first.
+/// Index of the connection that has been unused for longest, among those that may be closed; connections
+/// without an admitted request first.
 fn longest_unused(held: &[(u64, Arc<Usage>)]) -> Option<usize> {
     let since = |usage: &Usage| (usage.known.load(Ordering::Relaxed), usage.used.load(Ordering::Relaxed));
     let open =

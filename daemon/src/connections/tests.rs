@@ -15,7 +15,7 @@ fn open(connections: &Connections, from: u8) -> Held {
     connections.admit(peer(from), &CancellationToken::new()).unwrap()
 }
 
-/// Uses a connection for a request of a known caller.
+/// Uses a connection for an admitted request.
 fn known(held: &Held) -> InUse {
     held.used().is_known();
     held.used().begin()
@@ -43,7 +43,7 @@ fn a_full_table_takes_from_the_peer_that_holds_most() {
     let newcomer = open(&connections, 4);
     assert!(is_closing(&many[0]) && !is_closing(&newcomer));
     assert!(few.iter().chain([&modest]).all(|held| !is_closing(held)));
-    // Each of the others has one or two; a peer that holds as many as anybody gives one of its own.
+    // The other peers have one or two connections each. A peer with as many as the largest peer loses one of its own.
     let third = open(&connections, 2);
     assert!(is_closing(&few[0]) && !is_closing(&third) && !is_closing(&modest));
 }
@@ -105,7 +105,7 @@ async fn places_are_free_again_and_the_end_of_the_last_one_is_told() {
     let connections = Connections::new(ConnectionLimits { total: 1, per_peer: 1, ..LIMITS });
     for _ in 0..200 {
         let held = open(&connections, 1);
-        // It makes room for the next one, and is gone after it.
+        // The connection makes room for the next one, and is closed afterwards.
         let next = open(&connections, 2);
         assert_eq!(connections.count(), 2);
         drop(held);
@@ -126,7 +126,7 @@ async fn a_burst_that_is_closed_faster_than_it_ends_waits_and_is_not_refused() {
     let stop = CancellationToken::new();
     let mut silent: Vec<_> = (0..164).map(|_| open(&connections, 1)).collect();
     assert_eq!(connections.admit(peer(2), &stop).err(), Some(Crowded::Closing { limit: 64 }));
-    // None of them ends in time.
+    // None of them closes in time.
     let refused = connections.admit_within(Duration::from_millis(50), peer(2), &stop).await;
     assert_eq!(refused.err(), Some(Crowded::Closing { limit: 64 }));
     let limit = Duration::from_secs(60);

@@ -17,10 +17,11 @@ mod table;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
@@ -149,7 +150,7 @@ impl Mounts {
 
 impl Shared {
     fn active(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Active>> {
-        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+        self.active.lock()
     }
 
     fn mount(&self, request: MountRequest) -> Result<MountState, MountError> {

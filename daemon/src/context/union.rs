@@ -30,9 +30,10 @@ pub mod upper;
 mod xattrs;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rustix::io::Errno;
 
 use super::attr::{Attr, Time};
@@ -153,19 +154,19 @@ impl Union {
     // one operation at most: going on is better than a file system that answers nothing.
 
     fn nodes(&self) -> MutexGuard<'_, Nodes> {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.nodes.lock()
     }
 
     fn open_files(&self) -> MutexGuard<'_, HashMap<u64, Arc<Handle>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock()
     }
 
     fn reading_names(&self) -> RwLockReadGuard<'_, ()> {
-        self.names.read().unwrap_or_else(PoisonError::into_inner)
+        self.names.read()
     }
 
     fn changing_names(&self) -> RwLockWriteGuard<'_, ()> {
-        let guard = self.names.write().unwrap_or_else(PoisonError::into_inner);
+        let guard = self.names.write();
         self.version.fetch_add(1, Ordering::Release);
         guard
     }

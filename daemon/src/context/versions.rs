@@ -14,7 +14,8 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::Mutex;
 
 /// Retired names that are remembered. Beyond that the secret is replaced, which retires all there are.
 const MOST_RETIRED: usize = 10_000;
@@ -41,19 +42,14 @@ impl Versions {
         let state = State { secret: secret.unwrap_or_else(rand::random), retired };
         let versions = Self { directory: directory.to_owned(), state: Mutex::new(state) };
         if secret.is_none() {
-            versions.renew(&mut versions.lock())?;
+            versions.renew(&mut versions.state.lock())?;
         }
         Ok(versions)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change is one assignment or insertion: nothing is half done after a panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The name of what the parts tell apart.
     pub fn name(&self, parts: &[&[u8]]) -> String {
-        let state = self.lock();
+        let state = self.state.lock();
         let mut round = 0u64;
         loop {
             let mut sum = blake3::Hasher::new_keyed(&state.secret);
@@ -71,7 +67,7 @@ impl Versions {
 
     /// Lets a name stand for nothing any more. Durable when this returns.
     pub fn retire(&self, name: &str) -> io::Result<()> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.retired.len() >= MOST_RETIRED {
             return self.renew(&mut state);
         }
@@ -152,11 +148,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let versions = Versions::open(directory.path()).unwrap();
         let before = versions.name(&[b"a"]);
-        versions.lock().retired.extend((0..MOST_RETIRED).map(|n| n.to_string()));
+        versions.state.lock().retired.extend((0..MOST_RETIRED).map(|n| n.to_string()));
         versions.retire("x").unwrap();
         let after = versions.name(&[b"a"]);
         assert_ne!(after, before);
-        assert!(versions.lock().retired.is_empty());
+        assert!(versions.state.lock().retired.is_empty());
         assert_eq!(Versions::open(directory.path()).unwrap().name(&[b"a"]), after);
     }
 

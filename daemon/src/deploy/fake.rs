@@ -8,12 +8,13 @@ mod exec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -130,7 +131,7 @@ impl World {
     }
 
     pub fn state(&self) -> MutexGuard<'_, WorldState> {
-        self.state.lock().unwrap()
+        self.state.lock()
     }
 
     pub fn app(&self, tag: &str, app: App) {
@@ -140,7 +141,7 @@ impl World {
     /// A new run of the daemon, that dies at its n-th call of a neighbour.
     pub fn begin_run(&self, dies_at: usize) -> CancellationToken {
         let dead = CancellationToken::new();
-        *self.dead.lock().unwrap() = dead.clone();
+        *self.dead.lock() = dead.clone();
         self.calls.store(0, Ordering::SeqCst);
         self.dies_at.store(dies_at, Ordering::SeqCst);
         dead
@@ -148,7 +149,7 @@ impl World {
 
     /// Stops a call for ever where the daemon dies at it.
     async fn live_or_die(&self) {
-        let dead = self.dead.lock().unwrap().clone();
+        let dead = self.dead.lock().clone();
         if self.calls.fetch_add(1, Ordering::SeqCst) + 1 >= self.dies_at.load(Ordering::SeqCst) {
             dead.cancel();
         }
@@ -387,7 +388,7 @@ impl Network for World {
 #[async_trait]
 impl Router for World {
     fn set(&self, routes: Vec<Route>) {
-        if self.dead.lock().unwrap().is_cancelled() {
+        if self.dead.lock().is_cancelled() {
             return;
         }
         let mut state = self.state();

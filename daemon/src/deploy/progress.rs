@@ -1,10 +1,11 @@
 //! What happens in a deploy leaves by one door, numbered, and can be told again from any number on.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use futures::{Stream, stream};
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -70,7 +71,7 @@ impl Progress {
 
     fn told(&self) -> MutexGuard<'_, Told> {
         // Nothing under this lock leaves the list half changed.
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+        self.told.lock()
     }
 
     pub(super) fn is_ended(&self) -> bool {

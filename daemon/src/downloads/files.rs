@@ -10,10 +10,11 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
@@ -81,7 +82,7 @@ impl Files {
 
     pub(super) async fn turn(&self, url: &str) -> Turn {
         let turn = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut turns = self.turns.lock();
             Arc::clone(turns.entry(url.to_owned()).or_default())
         };
         let held = turn.lock_owned().await;
@@ -176,7 +177,7 @@ impl Files {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut turns = self.files.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turns = self.files.turns.lock();
         self.held.take();
         // Each waiting request holds a clone of its own.
         if turns.get(&self.url).is_some_and(|turn| Arc::strong_count(turn) == 1) {

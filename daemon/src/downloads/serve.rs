@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
@@ -15,6 +15,7 @@ use axum::routing::get;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LAST_MODIFIED};
 use http::{HeaderValue, StatusCode};
+use parking_lot::Mutex;
 
 use super::Downloads;
 use crate::task;
@@ -43,19 +44,19 @@ impl Offers {
     pub(super) fn add(&self, file: File, last_modified: Option<String>) -> (String, Offer) {
         let name: String = rand::random::<[u8; 16]>().iter().map(|byte| format!("{byte:02x}")).collect();
         let offered = Offered { file: Arc::new(file), last_modified };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), offered);
+        self.0.lock().insert(name.clone(), offered);
         (name.clone(), Offer { offers: self.clone(), name })
     }
 
     fn find(&self, name: &str) -> Option<(Arc<File>, Option<String>)> {
-        let offers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let offers = self.0.lock();
         offers.get(name).map(|offered| (Arc::clone(&offered.file), offered.last_modified.clone()))
     }
 }
 
 impl Drop for Offer {
     fn drop(&mut self) {
-        self.offers.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+        self.offers.0.lock().remove(&self.name);
     }
 }
 

@@ -1,19 +1,20 @@
-//! An instance that requests are led to: what is in flight, and the connections that are kept.
+//! An instance that receives requests: its requests in flight, and its kept connections.
 //!
 //! ```text
-//! routed --retire--> retired: no request enters; those inside go on --drain's limit--> cut
+//! routed --retire--> retired: no request enters; those in flight continue --drain limit--> aborted
 //! ```
 //!
-//! A request reads the table, then enters. Between the two the route may have been switched and the
-//! backend drained, so entering one that has retired fails, and the request reads the table again.
+//! A request reads the route table and then enters its backend. In between, the route may have been switched
+//! and the backend drained. Entering a retired backend therefore fails, and the request reads the table again.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::net::Shutdown;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -21,18 +22,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::upstream::Upstream;
 
-/// What was cut has this long to see it.
+/// Time limit for aborted requests to end.
 const CUT_LIMIT: Duration = Duration::from_secs(1);
 
 pub(super) struct Backend {
     pub(super) address: SocketAddr,
     in_flight: AtomicUsize,
     retired: AtomicBool,
-    /// Told when the last request has left a retired backend.
+    /// Notified when the last request has left a retired backend.
     empty: Notify,
-    /// Ends upgraded connections.
+    /// Ends upgraded connections when cancelled.
     cut: CancellationToken,
-    /// By worker: whoever drives a connection is woken on the thread where it was made.
+    /// Kept connections of each worker: a connection wakes the thread on which it was created.
     kept: Vec<Mutex<Vec<Kept>>>,
     sockets: Arc<Sockets>,
 }
@@ -42,26 +43,22 @@ struct Kept {
     since: Instant,
 }
 
-/// A request that counts as in flight while this lives.
+/// A request that counts as in flight until this is dropped.
 pub(super) struct InFlight {
     backend: Arc<Backend>,
     worker: usize,
 }
 
-/// The sockets of open connections, so that they can be shut down under whoever uses them.
+/// Sockets of the open connections, so that they can be shut down while they are in use.
 #[derive(Default)]
 struct Sockets {
     open: Mutex<(u64, HashMap<u64, OwnedFd>)>,
 }
 
-/// A connection's place among the sockets.
+/// Registration of a connection's socket, until this is dropped.
 pub(super) struct OpenSocket {
     sockets: Arc<Sockets>,
     number: u64,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Backend {
@@ -77,11 +74,11 @@ impl Backend {
         }
     }
 
-    /// On a worker. None once it has retired.
+    /// Begins a request on a worker. `None` if the backend has been retired.
     pub(super) fn enter(self: &Arc<Self>, worker: usize) -> Option<InFlight> {
         self.in_flight.fetch_add(1, Ordering::SeqCst);
         let entered = InFlight { backend: Arc::clone(self), worker };
-        // Counted first, asked second; retiring does it the other way round: one of both sees the other.
+        // The order is: count, then check. Retiring does the opposite, so at least one of both sees the other.
         (!self.retired.load(Ordering::SeqCst)).then_some(entered)
     }
 
@@ -93,13 +90,14 @@ impl Backend {
         self.retired.load(Ordering::SeqCst)
     }
 
-    /// No request enters from now on.
+    /// Stops new requests from entering, and closes the kept connections.
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::SeqCst);
-        self.kept.iter().for_each(|kept| locked(kept).clear());
+        self.kept.iter().for_each(|kept| kept.lock().clear());
     }
 
-    /// Waits until nothing is in flight, at most for `limit`; then cuts what is. Gives how many were cut.
+    /// Waits until nothing is in flight, for at most `limit`, and then aborts the rest. Returns the number of
+    /// aborted requests.
     pub(super) async fn drain(&self, limit: Duration) -> usize {
         self.retire();
         if tokio::time::timeout(limit, self.emptied()).await.is_ok() {
@@ -109,7 +107,7 @@ impl Backend {
         self.cut.cancel();
         self.sockets.shut_down();
         if tokio::time::timeout(CUT_LIMIT, self.emptied()).await.is_err() {
-            tracing::warn!(backend = %self.address, left = self.in_flight(), "requests outlive their cut");
+            tracing::warn!(backend = %self.address, left = self.in_flight(), "aborted requests are still running");
         }
         left
     }
@@ -124,16 +122,16 @@ impl Backend {
         }
     }
 
-    /// Closes a worker's kept connections that are too old, and those that the instance has closed.
+    /// Closes the kept connections of a worker that are too old, and those that the instance has closed.
     pub(super) fn sweep(&self, worker: usize, idle: Duration) {
         if let Some(kept) = self.kept.get(worker) {
-            locked(kept).retain_mut(|kept| kept.since.elapsed() < idle && kept.upstream.is_reusable());
+            kept.lock().retain_mut(|kept| kept.since.elapsed() < idle && kept.upstream.is_reusable());
         }
     }
 
     pub(super) fn register(&self, stream: &TcpStream) -> std::io::Result<OpenSocket> {
         let second = stream.as_fd().try_clone_to_owned()?;
-        let mut open = locked(&self.sockets.open);
+        let mut open = self.sockets.open.lock();
         open.0 += 1;
         let number = open.0;
         open.1.insert(number, second);
@@ -143,10 +141,10 @@ impl Backend {
 
 impl Sockets {
     fn shut_down(&self) {
-        for socket in locked(&self.open).1.values() {
-            // Fails for one that has just been closed by the other side, which is as well.
+        for socket in self.open.lock().1.values() {
+            // Fails for a socket that the other side has just closed, which is harmless.
             if let Err(error) = rustix::net::shutdown(socket, Shutdown::Both) {
-                tracing::debug!(%error, "shut down a connection to an instance");
+                tracing::debug!(%error, "failed to shut down a connection to an instance");
             }
         }
     }
@@ -154,7 +152,7 @@ impl Sockets {
 
 impl Drop for OpenSocket {
     fn drop(&mut self) {
-        locked(&self.sockets.open).1.remove(&self.number);
+        self.sockets.open.lock().1.remove(&self.number);
     }
 }
 
@@ -164,17 +162,17 @@ impl InFlight {
     }
 
     fn kept(&self) -> Option<MutexGuard<'_, Vec<Kept>>> {
-        self.backend.kept.get(self.worker).map(locked)
+        self.backend.kept.get(self.worker).map(Mutex::lock)
     }
 
-    /// The connection that was used last on this worker, unless it has been idle for longer than `idle`.
+    /// Takes the most recently used connection of this worker, unless it has been idle for longer than `idle`.
     pub(super) fn take_kept(&self, idle: Duration) -> Option<Box<Upstream>> {
         let kept = self.kept()?.pop()?;
-        // The one below is older still; the sweep takes them.
+        // The remaining ones are older still; the sweep closes them.
         (kept.since.elapsed() < idle).then_some(kept.upstream)
     }
 
-    /// Keeps a connection for the next request, if it may be used again and there is room.
+    /// Keeps a connection for the next request, if it can be reused and fewer than `room` are kept.
     pub(super) fn keep(&self, mut upstream: Box<Upstream>, room: usize) {
         if !upstream.is_reusable() {
             return;

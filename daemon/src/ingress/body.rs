@@ -1,4 +1,4 @@
-//! Bodies on their way through: streamed, never gathered, with the reader's pace as the only buffer.
+//! Bodies that pass through the proxy: streamed at the reader's pace, without buffering.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,16 +14,16 @@ use super::upstream::Upstream;
 use crate::access::Access;
 use crate::connections::InUse;
 
-/// What goes to an instance.
+/// Body of a request to an instance.
 pub(super) enum RequestBody {
     None,
-    /// Small, and sent again where the first attempt met a closed connection.
+    /// A small body that is sent again if the first attempt used a closed connection.
     Whole(Option<Bytes>),
     Streamed {
         body: Incoming,
-        /// Frames that have been read of it.
+        /// Number of frames that have been read.
         moved: Arc<AtomicU64>,
-        /// Tells which trailers hold a token of the room.
+        /// Identifies the trailers that contain a token of the room.
         access: Arc<Access>,
     },
 }
@@ -71,14 +71,14 @@ impl Body for RequestBody {
     }
 }
 
-/// What goes to a client.
+/// Body of an answer to a client.
 pub(super) enum AnswerBody {
-    /// A page of our own.
+    /// A page of the ingress itself.
     Page(Option<Bytes>),
     Streamed(Streamed),
 }
 
-/// An instance's answer. Reading it moves the connection that it comes over; at its end the
+/// Body of an instance's answer. Reading it drives the connection to the instance; at the end of the body the
 /// connection is kept for the next request.
 pub(super) struct Streamed {
     body: Incoming,
@@ -88,13 +88,13 @@ pub(super) struct Streamed {
     _in_use: InUse,
 }
 
-/// What an answer leads together.
+/// Resources that a streamed answer owns.
 pub(super) struct StreamEnds {
     pub(super) upstream: Box<Upstream>,
     pub(super) entered: InFlight,
-    /// Connections that are kept to one instance.
+    /// Maximum number of kept connections to one instance.
     pub(super) room: usize,
-    /// Of the client's connection.
+    /// Usage of the client's connection.
     pub(super) in_use: InUse,
 }
 
@@ -105,7 +105,7 @@ impl Streamed {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        // Only driving the connection brings frames, so the body itself needs no waker.
+        // New frames only arrive by driving the connection, so the body itself needs no waker.
         let quietly = &mut Context::from_waker(Waker::noop());
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(quietly) {
             return Poll::Ready(frame);
@@ -126,7 +126,7 @@ impl Streamed {
 }
 
 impl Drop for Streamed {
-    /// Nobody reads a body that is known to be at its end, so this is where its connection is released.
+    /// Releases the connection: hyper does not poll a body that is known to be at its end.
     fn drop(&mut self) {
         if self.body.is_end_stream() {
             self.release();

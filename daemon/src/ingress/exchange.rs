@@ -1,4 +1,4 @@
-//! One request, from its head to the head of its answer.
+//! Handling of one request, from its head to the head of its answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,30 +25,30 @@ use crate::access::running::RunningCall;
 use crate::audit::{AuditOutcome, AuditRecord};
 use crate::task;
 
-/// Largest body that is kept to be sent once more.
+/// Maximum size in bytes of a request body that is buffered so that it can be sent again.
 const REPLAYED: u64 = 64 * 1024;
-/// A request that cannot be sent twice takes a kept connection only while it is this fresh: an instance closes
-/// the ones that have been idle.
+/// Maximum idle time of a kept connection that is used for a request that cannot be sent twice, because
+/// instances close idle connections.
 const FRESH: Duration = Duration::from_secs(1);
-/// Between two looks at a service without an instance; doubles up to the longest.
+/// Pause between two attempts for a service without an instance; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
-/// Attempts at one request on connections that close before it is written.
+/// Maximum number of attempts for one request on connections that close before it is written.
 const ATTEMPTS: u32 = 4;
 
-/// A request as it goes to an instance.
+/// A request in the form that is sent to an instance.
 type Outgoing = Request<RequestBody>;
 
-/// What becomes of a request that was not answered.
+/// Failure of one attempt to get an answer.
 enum Unanswered {
-    /// It is sent again, on a new connection.
+    /// The request can be sent again, on a new connection.
     Again(Box<Outgoing>),
-    /// It waits until the instance, or another one, takes connections.
+    /// The request waits until this or another instance accepts connections.
     Held(Box<Outgoing>, Refusal),
     Over(Refusal),
 }
 
-/// What is needed to send a request once more.
+/// Copy of a request, for sending it again.
 struct Copy {
     method: Method,
     uri: Uri,
@@ -57,7 +57,7 @@ struct Copy {
 }
 
 impl Ingress {
-    /// Answers in any case, if only with a page that says why not.
+    /// Answers a request in any case; on failure, with an error page.
     pub(super) async fn answer(
         &self,
         connection: &Arc<Connection>,
@@ -75,7 +75,7 @@ impl Ingress {
                 if refusal.denies() {
                     self.record_denial(connection, host.as_ref(), &refusal);
                 }
-                tracing::debug!(client = %connection.client.address, ?refusal, "request not led to an instance");
+                tracing::debug!(client = %connection.client.address, ?refusal, "request refused by the ingress");
                 refusal.page(accept.as_ref())
             }
         };
@@ -84,7 +84,10 @@ impl Ingress {
             counter.increment(1);
         }
         if let Some((method, host, start)) = told {
-            tracing::debug!(%method, ?host, status = response.status().as_u16(), head = ?start.elapsed(), "request");
+            tracing::debug!(
+                %method, ?host, status = response.status().as_u16(), head = ?start.elapsed(),
+                "request answered"
+            );
         }
         response
     }
@@ -120,7 +123,7 @@ impl Ingress {
         let token = entry.private.then(|| token::admit(request.headers_mut(), &self.access));
         let token = token.transpose().map_err(Refusal::Token)?;
         connection.held.used().is_known();
-        // Asked while the cookies are there that a browser has sent.
+        // Must be checked before the cookies of the browser are removed.
         let with_cookies = request.headers().contains_key(header::COOKIE);
         token::strip(&mut request, &self.access)?;
         let has_body = !request.body().is_end_stream();
@@ -141,7 +144,8 @@ impl Ingress {
         self.send(connection, &name, (version, entry), admitted, outgoing, &mut switching).await
     }
 
-    /// Streams the body, or gathers it where it is small and may have to be sent again.
+    /// Converts a request for an instance. The body is streamed, or buffered if it is small and may have to be
+    /// sent again.
     async fn outgoing(&self, request: Request<Incoming>, has_body: bool) -> Result<Box<Outgoing>, Refusal> {
         let (mut head, body) = request.into_parts();
         head.version = Version::HTTP_11;
@@ -205,11 +209,11 @@ impl Ingress {
         }
     }
 
-    /// Returns when there is another table than `version`, or after `pause`.
+    /// Waits until the table is newer than `version`, at most for `pause`.
     async fn wait_for_change(&self, version: u64, pause: Duration) {
         let told = self.changed.notified();
         if self.version() == version {
-            // Whether it was told or not makes no difference to what comes next.
+            // The caller reads the table again in both cases.
             let _ = tokio::time::timeout(pause, told).await;
         }
     }
@@ -232,7 +236,10 @@ impl Ingress {
             None => match Upstream::connect(entered.backend(), self.options.connect).await {
                 Ok(upstream) => (upstream, None),
                 Err(failure) => {
-                    tracing::debug!(%service, backend = %entered.backend().address, %failure, "connect");
+                    tracing::debug!(
+                        service.name = %service, backend = %entered.backend().address, %failure,
+                        "failed to connect to an instance"
+                    );
                     return Err(match failure {
                         ConnectFailure::Refused(_) => {
                             Unanswered::Held(request, Refusal::Unreachable(service.clone()))
@@ -270,7 +277,10 @@ impl Ingress {
             }
             Err(SendFailure::NotSent(request)) if attempt < ATTEMPTS => Err(Unanswered::Again(request)),
             Err(SendFailure::NoAnswer(error)) => {
-                tracing::debug!(%service, %error, again = copy.is_some(), "no answer on a connection");
+                tracing::debug!(
+                    service.name = %service, %error, again = copy.is_some(),
+                    "instance closed the connection without an answer"
+                );
                 Err(match copy {
                     Some(copy) => Unanswered::Again(Box::new(copy.into())),
                     None => Unanswered::Over(Refusal::NoAnswer(service.clone())),
@@ -279,14 +289,15 @@ impl Ingress {
             Err(SendFailure::NotSent(_)) => Err(Unanswered::Over(Refusal::NoAnswer(service.clone()))),
             Err(SendFailure::Broken(error)) if error.is_user() => Err(Unanswered::Over(Refusal::BrokenBody)),
             Err(SendFailure::Broken(error)) => {
-                tracing::debug!(%service, %error, "not an answer");
+                tracing::debug!(service.name = %service, %error, "instance sent an invalid answer");
                 Err(Unanswered::Over(Refusal::NoAnswer(service.clone())))
             }
             Err(SendFailure::TimedOut) => Err(Unanswered::Over(Refusal::TimedOut(service.clone()))),
         }
     }
 
-    /// Passes an instance's 101 on, and leads both ends together once the client has it.
+    /// Forwards an instance's 101 response, and starts the tunnel that connects both ends once the client has
+    /// received it.
     fn switch(
         &self,
         connection: &Arc<Connection>,
@@ -306,22 +317,22 @@ impl Ingress {
         };
         task::spawn("tunnel", async move {
             if let Err(error) = tunnel::run(tunnel, client, upstream).await {
-                tracing::debug!(%error, "upgraded connection");
+                tracing::debug!(%error, "upgraded connection failed");
             }
         });
         response.map(|_| AnswerBody::Page(None))
     }
 }
 
-/// What a client asks to switch to.
+/// A client's request to switch protocols.
 struct Switching {
     protocols: Protocols,
     client: OnUpgrade,
-    /// On private routes: the connection ends when the token is no longer good.
+    /// The registered call on private routes: the connection ends when the token becomes invalid.
     running: Option<RunningCall>,
 }
 
-/// Sending it twice has the effect of sending it once (RFC 9110, 9.2.2).
+/// Reports whether sending the request twice has the same effect as sending it once (RFC 9110, section 9.2.2).
 fn is_idempotent(method: &Method, headers: &HeaderMap) -> bool {
     method.is_idempotent() || headers.contains_key("idempotency-key")
 }

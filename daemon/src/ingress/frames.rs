@@ -1,20 +1,20 @@
-//! Where the frames of a WebSocket end (RFC 6455, 5.2): only there may one more be put in.
+//! Tracks the frame boundaries of a WebSocket (RFC 6455, section 5.2): only there may another frame be inserted.
 
-/// A close frame from a server, with 1001: it goes away.
+/// Close frame from a server, with status 1001 (going away).
 pub(super) const CLOSE_TO_CLIENT: [u8; 4] = [0x88, 0x02, 0x03, 0xe9];
-/// The same from a client, whose frames are masked; the mask is four zeros.
+/// Close frame from a client, whose frames are masked; the mask is four zeros.
 pub(super) const CLOSE_TO_INSTANCE: [u8; 8] = [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9];
 
-/// Longest head of a frame: two bytes, a length of eight, a mask of four.
+/// Maximum length of a frame header: two bytes, an extended length of eight, a mask of four.
 const MAX_HEAD: usize = 14;
 
-/// Follows one direction of a connection.
+/// Tracks the frames of one direction of a connection.
 #[derive(Default)]
 pub(super) struct Frames {
     head: [u8; MAX_HEAD],
-    /// Bytes of the head that have been seen.
+    /// Number of header bytes that have been read.
     seen: usize,
-    /// Bytes of the payload that are still to come.
+    /// Number of payload bytes that are still to come.
     left: u64,
 }
 
@@ -41,7 +41,7 @@ impl Frames {
         }
     }
 
-    /// The payload's length, once the head is complete.
+    /// Returns the length of the payload, once the header is complete.
     fn payload(&self) -> Option<u64> {
         if self.seen < 2 {
             return None;

@@ -1,8 +1,8 @@
-//! What a proxy changes in the heads that pass it.
+//! Rewrites the heads of requests and answers that pass through the proxy.
 //!
-//! Out: what is meant for one connection only (RFC 9110, 7.6.1), and what says who the client is, unless
-//! a trusted proxy says it. In: `X-Forwarded-For`, `-Proto` and `-Host`. Names with `_` for `-` count as the
-//! same: many frameworks cannot tell them apart.
+//! Removed: headers for a single connection (RFC 9110, section 7.6.1), and headers that identify the client,
+//! unless a trusted proxy sets them. Added: `X-Forwarded-For`, `-Proto` and `-Host`. Header names with `_`
+//! instead of `-` are treated alike, because many frameworks do not distinguish them.
 
 use std::net::IpAddr;
 
@@ -18,13 +18,13 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 
-/// The other end of a client's connection.
+/// Client side of a connection.
 pub(super) struct Client {
     pub(super) address: IpAddr,
-    /// The same as a header's value.
+    /// `address` as a header value.
     forwarded_for: HeaderValue,
     proto: HeaderValue,
-    /// What it says of those before it is believed.
+    /// True for a trusted proxy: its headers about earlier clients are kept.
     pub(super) trusted: bool,
 }
 
@@ -33,7 +33,7 @@ impl Client {
         let address = address.to_canonical();
         Self {
             address,
-            // An address is visible ASCII.
+            // The text of an address is always a valid header value.
             forwarded_for: HeaderValue::from_str(&address.to_string())
                 .unwrap_or(HeaderValue::from_static("unknown")),
             proto: HeaderValue::from_static(if secure { "https" } else { "http" }),
@@ -44,11 +44,11 @@ impl Client {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// For one connection.
+    /// Hop-by-hop header.
     Hop,
     Connection,
     TransferEncoding,
-    /// Says who the client is.
+    /// Identifies the client.
     Origin,
     Other,
 }
@@ -85,8 +85,7 @@ fn tells_origin(name: &str) -> bool {
     }
 }
 
-/// Makes the head of a client's request the one that an instance gets. Gives the protocols that the
-/// client asks to switch to.
+/// Rewrites the head of a client's request for an instance. Returns the protocols that the client asks to switch to.
 pub(super) fn to_instance<B>(
     request: &mut Request<B>,
     client: &Client,
@@ -158,7 +157,7 @@ fn forwarded(headers: &mut HeaderMap, client: &Client, host: &HeaderValue) {
     }
 }
 
-/// HTTP/2 may part a cookie header into several, HTTP/1.1 may not (RFC 9113, 8.2.3).
+/// Joins several cookie headers into one. HTTP/2 may split them, HTTP/1.1 may not (RFC 9113, section 8.2.3).
 fn one_cookie(headers: &mut HeaderMap) {
     let mut parts = headers.get_all(header::COOKIE).iter();
     if parts.next().is_none() || parts.next().is_none() {
@@ -170,7 +169,7 @@ fn one_cookie(headers: &mut HeaderMap) {
     }
 }
 
-/// Makes the head of an instance's answer the one that the client gets.
+/// Rewrites the head of an instance's answer for the client.
 pub(super) fn to_client(headers: &mut HeaderMap, switched: bool) {
     let mut out: Vec<HeaderName> = Vec::new();
     for name in headers.keys() {
@@ -192,7 +191,7 @@ pub(super) fn to_client(headers: &mut HeaderMap, switched: bool) {
     token::strip_set_cookie(headers);
 }
 
-/// Another coding than `chunked` would be lost with the header.
+/// Rejects codings other than `chunked`, which would be lost with the header.
 fn only_chunked(headers: &HeaderMap) -> Result<(), Refusal> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {

@@ -1,7 +1,8 @@
-//! Which host a request is for.
+//! Determines the host of a request.
 //!
-//! The authority of the target (HTTP/2's `:authority`, HTTP/1.1's absolute form) wins over the `Host`
-//! header (RFC 9112, 3.2.2). Names are compared in lower case, without port and without the root's dot.
+//! The authority of the request target (`:authority` in HTTP/2, the absolute form in HTTP/1.1) takes precedence
+//! over the `Host` header (RFC 9112, section 3.2.2). Names are compared in lower case, without the port and the
+//! trailing dot.
 
 use std::borrow::Cow;
 
@@ -9,7 +10,7 @@ use http::{HeaderValue, Request, header};
 
 use super::page::Refusal;
 
-/// The host as the client wrote it, port included.
+/// Returns the host as the client wrote it, port included.
 pub(super) fn written<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let header = hosts.next();
@@ -29,11 +30,11 @@ pub(super) fn written<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
     }
 }
 
-/// The name that routes are found by.
+/// Returns the name by which routes are found.
 pub(super) fn name(written: &HeaderValue) -> Result<Cow<'_, str>, Refusal> {
     let text = written.to_str().map_err(|_| Refusal::Malformed("the Host header is not a host name"))?;
     let host = match text.rsplit_once(':') {
-        // The colons of a bare IPv6 address part nothing.
+        // The colons of an IPv6 address without brackets do not separate a port.
         Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
             if !port.bytes().all(|b| b.is_ascii_digit()) {
                 return Err(Refusal::Malformed("the Host header has a port that is no number"));

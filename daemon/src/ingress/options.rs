@@ -1,4 +1,4 @@
-//! What can be set of the ingress, and its limits.
+//! Settings and limits of the ingress.
 
 use std::time::Duration;
 
@@ -7,26 +7,26 @@ use crate::model::{AddressBlock, CertificateFiles};
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// From a connection's start, or the end of its last request, to the end of a request's head.
+    /// Time limit from a connection's start, or the end of its last request, to the end of a request head.
     pub head: Duration,
-    /// From the end of what a client sends to the first byte of the answer.
+    /// Time limit from the end of the client's request to the first byte of the answer.
     pub first_byte: Duration,
-    /// For one attempt to connect to an instance.
+    /// Time limit for one attempt to connect to an instance.
     pub connect: Duration,
-    /// How long a request waits for an instance that takes connections.
+    /// Time limit for which a request waits until an instance accepts connections.
     pub hold: Duration,
-    /// An upgraded connection on which nothing moves for this long is closed.
+    /// Idle time after which an upgraded connection is closed.
     pub upgrade_idle: Duration,
-    /// A connection to an instance is kept this long for the next request.
+    /// Time for which an unused connection to an instance is kept for the next request.
     pub kept_idle: Duration,
-    /// Threads that serve connections.
+    /// Number of threads that serve connections.
     pub workers: usize,
-    /// Connections to one instance that each of them keeps.
+    /// Maximum number of kept connections to one instance, for each worker.
     pub kept: usize,
-    /// Connections of clients.
+    /// Limits on the connections of clients.
     pub connections: ConnectionLimits,
     pub max_head_bytes: usize,
-    /// Proxies whose `X-Forwarded-*` is believed. Everybody else's is replaced.
+    /// Proxies whose `X-Forwarded-*` headers are trusted. Those of other clients are replaced.
     pub trusted_proxies: Vec<AddressBlock>,
 }
 
@@ -53,12 +53,12 @@ impl Default for Options {
     }
 }
 
-/// Where certificates for TLS come from.
+/// Source of the certificates for TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TlsSource {
-    /// Pairs of PEM files, certificate chain and key. Which one is shown depends on the name that the
-    /// client asks for; the first is for all others. Read again when they change.
+    /// Pairs of PEM files, certificate chain and key. The name that the client asks for selects the pair; the
+    /// first one is for all other names. Changed files are reloaded.
     Files(Vec<CertificateFiles>),
-    /// Made at the start, for `localhost`: for development only.
+    /// Generated at start for `localhost`; for development only.
     SelfSigned,
 }

@@ -1,4 +1,4 @@
-//! What a client is told where no instance answers: a page for browsers, JSON for everybody else.
+//! Error answers of the ingress: an HTML page for browsers, JSON for other clients.
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
@@ -9,32 +9,32 @@ use crate::access::AccessError;
 use crate::connections::Crowded;
 use crate::model::service::ServiceName;
 
-/// Seconds after which one more attempt makes sense.
+/// Value of `Retry-After`, in seconds.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
-/// Longest host name, which is all that is shown of one.
+/// Maximum number of characters of a host name that are shown: the longest valid host name.
 const SHOWN: usize = 253;
 
-/// Why a request was not led to an instance, or came back without an answer.
+/// Failure to forward a request to an instance, or to get an answer.
 #[derive(Debug)]
 pub(super) enum Refusal {
-    /// There is no place for the connection.
+    /// The connection limit is reached.
     Crowded(Crowded),
     Malformed(&'static str),
-    /// CONNECT: this is no forward proxy.
+    /// CONNECT, which only a forward proxy supports.
     Method,
     TransferCoding,
-    /// The body did not come in time.
+    /// The request body did not arrive in time.
     SlowBody,
     BrokenBody,
     Token(AccessError),
     /// A page of another origin opens a WebSocket, and the browser sends its cookies along.
     ForeignOrigin,
     UnknownHost(String),
-    /// No instance of the service is healthy.
+    /// The service has no healthy instance.
     NoInstance(ServiceName),
-    /// It takes no connections.
+    /// The instance accepts no connections.
     Unreachable(ServiceName),
-    /// It closed the connection without an answer, or answered something else than HTTP.
+    /// The instance closed the connection without an answer, or sent something other than HTTP.
     NoAnswer(ServiceName),
     TimedOut(ServiceName),
 }
@@ -147,7 +147,7 @@ impl Refusal {
         }
     }
 
-    /// Whether the client lacks a right.
+    /// Reports whether the client lacks a right.
     pub(super) const fn denies(&self) -> bool {
         matches!(self, Self::Token(_) | Self::ForeignOrigin)
     }
@@ -156,7 +156,7 @@ impl Refusal {
         self.text().message
     }
 
-    /// The answer. `accept` is the request's header of that name.
+    /// Returns the error answer. `accept` is the request's `Accept` header.
     pub(super) fn page(&self, accept: Option<&HeaderValue>) -> Response<AnswerBody> {
         let text = self.text();
         let (kind, body) =
@@ -206,7 +206,7 @@ fn html(text: &Text) -> String {
     )
 }
 
-/// Escaped, with what stands between backquotes as code.
+/// Escapes text for HTML; text between backquotes becomes code.
 fn in_code(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 32);
     let mut open = false;
@@ -230,7 +230,7 @@ fn in_code(text: &str) -> String {
     out
 }
 
-/// Browsers name `text/html`; programs that want JSON name that, or nothing.
+/// Reports whether the client prefers HTML. Browsers accept `text/html`; programs accept JSON or send no header.
 fn prefers_html(accept: Option<&HeaderValue>) -> bool {
     let Some(accept) = accept.and_then(|accept| accept.to_str().ok()) else { return false };
     let quality = |wanted: &str| {

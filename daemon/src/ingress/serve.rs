@@ -1,6 +1,6 @@
 //! Accepts clients' connections and serves them, HTTP/1.1 or HTTP/2.
 //!
-//! In clear text the first bytes tell which (HTTP/2's preface, with prior knowledge), within TLS the handshake.
+//! In clear text, the first bytes select the protocol (an HTTP/2 preface with prior knowledge); within TLS, ALPN does.
 
 use std::convert::Infallible;
 use std::io;
@@ -25,43 +25,43 @@ use super::workers::Seat;
 use super::{Ingress, Options};
 use crate::connections::{ConnectionPeer, Crowded, Held};
 
-/// What a client with prior knowledge begins HTTP/2 with (RFC 9113, 3.4).
+/// First bytes of an HTTP/2 connection with prior knowledge (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Between two looks at a preface that came in parts.
+/// Interval between two checks of a preface that arrives in parts.
 const PREFACE_PAUSE: Duration = Duration::from_millis(5);
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
-/// After a failed accept, which is mostly "too many open files".
+/// Pause after a failed accept, which is usually caused by "too many open files".
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Between two looks at the connections to instances that are kept. Shorter than any limit of a request: a timer that
-/// is due before all others makes tokio wake the worker that sets it.
+/// Interval between two sweeps of the kept connections to instances. Shorter than any time limit of a request,
+/// because a timer that is due before all others makes tokio wake the worker that sets it.
 const SWEEP: Duration = Duration::from_secs(5);
-/// HTTP/2: a connection that does not answer a ping for this long is closed.
+/// HTTP/2: time without an answer to a ping after which a connection is closed.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
-/// HTTP/2: bytes in flight per stream and connection, and streams at once.
+/// HTTP/2: bytes in flight per stream and per connection, and maximum number of concurrent streams.
 const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 const MAX_STREAMS: u32 = 200;
-/// HTTP/2: streams that a client has reset before they were served, and that broke the protocol; with more, the
-/// connection is closed.
+/// HTTP/2: maximum numbers of streams that a client resets before they are served, and of streams with protocol
+/// errors. With more, the connection is closed.
 const MAX_RESETS: usize = 20;
 const MAX_ERRORS: usize = 128;
-/// For a client to ask on a connection that is not served, and to be told so.
+/// Time limit for a refused client to send a request and receive the refusal.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(2);
-/// For a connection to end that was told to make room.
+/// Time limit for closing a connection that was asked to make room.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
-/// A client's connection.
+/// A client's connection that is being served.
 pub(super) struct Connection {
     pub(super) client: Client,
-    /// The daemon drains.
+    /// Cancelled when the daemon drains.
     pub(super) stop: CancellationToken,
     pub(super) seat: Seat,
     pub(super) held: Held,
 }
 
 impl Ingress {
-    /// Serves a listener until `stop`; what is in flight then has `grace` to end, and upgraded connections are
-    /// told at once. With `tls`, every connection begins with its handshake.
+    /// Serves a listener until `stop`. Requests in flight then have `grace` to end, and upgraded connections
+    /// are closed at once. With `tls`, every connection begins with a TLS handshake.
     pub async fn serve(
         self: Arc<Self>,
         listener: TcpListener,
@@ -88,7 +88,7 @@ impl Ingress {
                     };
                     let admitted = match self.connections.admit(share, &stop) {
                         Ok(held) => Admission::Held(held),
-                        // Beyond so many, the connection just ends.
+                        // If too many connections are waiting already, this one is closed without a reason.
                         Err(_) => match Arc::clone(&self.refusals).try_acquire_owned() {
                             Ok(permit) => Admission::Late(share, permit),
                             Err(_) => {
@@ -109,7 +109,7 @@ impl Ingress {
                         let outcome = tokio::select! {
                             biased;
                             outcome = served => outcome,
-                            () = abort.cancelled() => Err(io::Error::other("cut at the end of the grace period")),
+                            () = abort.cancelled() => Err(io::Error::other("aborted at the end of the grace period")),
                         };
                         if let Err(error) = outcome {
                             tracing::debug!(%peer, %error, "connection ended");
@@ -117,19 +117,19 @@ impl Ingress {
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "accept failed");
+                    tracing::warn!(%error, "failed to accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
         drop(listener);
         if tokio::time::timeout(grace, self.connections.all_ended()).await.is_err() {
-            tracing::warn!("requests to services were still running at the end of the grace period");
+            tracing::warn!("ingress connections were still open at the end of the grace period");
         }
     }
 
-    /// Waits for the place of a connection that came too many, and tells its client why it is not served where there
-    /// is none. Over TLS, the end of the connection tells.
+    /// Waits for the place of a connection beyond the limits. If there is none, sends the client the reason.
+    /// Over TLS, the connection is just closed.
     async fn held(
         &self,
         admission: Admission,
@@ -147,17 +147,17 @@ impl Ingress {
         };
         count_refusal();
         if !tls {
-            // Whatever came of it, the connection ends here.
+            // The connection is closed whether or not the refusal was sent.
             let _ = tokio::time::timeout(REFUSAL_LIMIT, tell(stream, crowded)).await;
         }
         Err(io::Error::other(crowded))
     }
 }
 
-/// The place of a new connection.
+/// Place of a new connection.
 enum Admission {
     Held(Held),
-    /// It has none yet, and is one of a bounded number that wait for one.
+    /// The connection has no place yet, and is one of a bounded number of connections that wait for one.
     Late(ConnectionPeer, OwnedSemaphorePermit),
 }
 
@@ -165,7 +165,7 @@ fn count_refusal() {
     metrics::counter!("hearth_connections_refused_total").increment(1);
 }
 
-/// Answers the first request that comes with a refusal.
+/// Answers the first request on the connection with a refusal.
 async fn tell(stream: std::net::TcpStream, crowded: Crowded) -> io::Result<()> {
     let stream = TcpStream::from_std(stream)?;
     let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
@@ -181,7 +181,7 @@ async fn tell(stream: std::net::TcpStream, crowded: Crowded) -> io::Result<()> {
     served.map_err(io::Error::other)
 }
 
-/// On the worker whose kept connections it looks at.
+/// Sweeps the kept connections of a worker. Runs on that worker.
 async fn sweep_loop(ingress: Arc<Ingress>, worker: usize, abort: CancellationToken) {
     let mut sweep = tokio::time::interval(SWEEP);
     while abort.run_until_cancelled(sweep.tick()).await.is_some() {
@@ -189,19 +189,19 @@ async fn sweep_loop(ingress: Arc<Ingress>, worker: usize, abort: CancellationTok
     }
 }
 
-/// The connection is of no runtime yet: it will be of its worker's.
+/// Accepts a connection without registering it with a runtime, because it will belong to the runtime of its worker.
 async fn accept(listener: &TcpListener) -> io::Result<(std::net::TcpStream, SocketAddr)> {
     let (stream, peer) = listener.accept().await?;
     Ok((stream.into_std()?, peer))
 }
 
-/// Connections inherit these from their listener, which saves the calls for each.
+/// Sets socket options on the listener. Accepted connections inherit them, which saves system calls for each one.
 fn prepare(listener: &TcpListener) {
     use rustix::net::sockopt;
     let set =
         sockopt::set_tcp_nodelay(listener, true).and_then(|()| sockopt::set_socket_keepalive(listener, true));
     if let Err(error) = set {
-        tracing::warn!(%error, "options of the ingress's listener");
+        tracing::warn!(%error, "failed to set the socket options of the ingress listener");
     }
 }
 
@@ -237,7 +237,7 @@ async fn serve_one(
     }
 }
 
-/// Looks at the first bytes, and leaves them.
+/// Reports whether the connection begins with the HTTP/2 preface. The bytes are only peeked at.
 async fn begins_http2(stream: &TcpStream) -> io::Result<bool> {
     let mut start = [0; PREFACE.len()];
     loop {
@@ -282,9 +282,9 @@ where
     until_stopped(serving, ends, |serving| serving.graceful_shutdown()).await
 }
 
-/// What ends a connection beside its client.
+/// Signals that end a connection from the daemon's side.
 struct Ends {
-    /// The daemon's end, or a place that is needed or not used.
+    /// Cancelled when the daemon stops, and when the connection's place is needed or has been idle for too long.
     closing: CancellationToken,
     stop: CancellationToken,
 }
@@ -295,7 +295,7 @@ impl Ends {
     }
 }
 
-/// Serves a connection to its end; told to stop, lets it answer what it has begun.
+/// Serves a connection until it ends. When asked to close, it finishes the running requests first.
 async fn until_stopped<C>(serving: C, ends: Ends, shut_down: impl FnOnce(Pin<&mut C>)) -> io::Result<()>
 where
     C: Future<Output = hyper::Result<()>>,

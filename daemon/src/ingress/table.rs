@@ -1,4 +1,4 @@
-//! Routes by host: an exact name first, then `*.suffix`, where `*` is one label.
+//! Routes by host: first an exact name, then `*.suffix`, where `*` is one label.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::backend::Backend;
 use crate::model::service::{Domain, ServiceName};
 
-/// A snapshot: replaced as a whole, never changed.
+/// Snapshot of all routes: replaced as a whole, never modified.
 #[derive(Default)]
 pub(super) struct Table {
     exact: HashMap<Box<str>, Arc<Entry>>,
@@ -34,17 +34,17 @@ impl Table {
                 Slot::Vacant(slot) => {
                     slot.insert(Arc::new(entry));
                 }
-                // Domains are exclusive where they are stored; this one came from somewhere else.
+                // The store makes domains exclusive, so this must be an error elsewhere.
                 Slot::Occupied(first) => tracing::error!(
-                    domain = %entry.domain, service = %entry.service, holder = %first.get().service,
-                    "a second route for a domain is left out"
+                    domain = %entry.domain, service.name = %entry.service, holder = %first.get().service,
+                    "ignored a second route for a domain"
                 ),
             }
         }
         table
     }
 
-    /// `host` is in lower case, without port.
+    /// Finds the route of a host, given in lower case and without a port.
     pub(super) fn find(&self, host: &str) -> Option<&Arc<Entry>> {
         if let Some(entry) = self.exact.get(host) {
             return Some(entry);

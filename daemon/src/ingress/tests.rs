@@ -1,4 +1,4 @@
-//! The ingress on real sockets, between real clients and instances that do as they are told.
+//! Tests of the ingress on real sockets, between real clients and scripted instances.
 
 mod http2;
 mod instance;
@@ -21,10 +21,10 @@ use super::*;
 use crate::model::service::Domain;
 use instance::{Instance, echo};
 
-/// Longer than anything here takes; a test that waits for it has failed.
+/// Longer than any step of these tests; a test that waits for it has failed.
 const LONG: Duration = Duration::from_secs(20);
 
-/// An ingress that serves.
+/// A running ingress.
 struct Scene {
     ingress: Arc<Ingress>,
     address: SocketAddr,
@@ -63,7 +63,7 @@ impl Scene {
         TcpStream::connect(self.address).await.unwrap()
     }
 
-    /// Sends bytes on a connection of their own, and gives all that comes back until it closes.
+    /// Sends bytes on a new connection, and returns everything that is received until it closes.
     async fn ask(&self, bytes: &str) -> String {
         let mut stream = self.connect().await;
         stream.write_all(bytes.as_bytes()).await.unwrap();
@@ -72,7 +72,7 @@ impl Scene {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
-    /// Waits until so many requests are on their way to the route's instance.
+    /// Waits until the route's instance has this number of requests in flight.
     async fn until_in_flight(&self, count: usize) {
         let waiting = async {
             while self.ingress.traffic().first().is_none_or(|traffic| traffic.in_flight != count) {
@@ -92,7 +92,7 @@ fn route(domain: &str, backend: Option<SocketAddr>, private: bool) -> Route {
     Route { domain, service: "web".parse().unwrap(), revision: 1, backend, private }
 }
 
-/// Reads until what has come ends with, or contains, `wanted`.
+/// Reads until the received data ends with, or contains, `wanted`.
 async fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
     let mut seen = Vec::new();
     let reading = async {
@@ -193,7 +193,7 @@ async fn a_private_route_asks_for_a_token_and_the_service_never_sees_it() {
     }
 }
 
-/// Where two parsers could disagree about where a request ends, one framing only reaches the instance.
+/// Requests with ambiguous framing reach the instance with a single framing, or not at all.
 #[tokio::test]
 async fn a_request_cannot_be_smuggled_past() {
     let scene = Scene::new(Options::default()).await;

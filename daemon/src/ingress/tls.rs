@@ -1,13 +1,14 @@
-//! Certificates: read from files, watched, and chosen by the name that a client asks for.
+//! TLS certificates: read from files, reloaded when they change, and selected by the name that a client asks for.
 //!
-//! A pair that cannot be read never takes the others down: at the start it is left out with a warning
-//! (only when none is left is that an error), later the one that was in force stays.
+//! An unreadable pair never affects the others: at start it is skipped with a warning (it is an error only if
+//! no pair can be read); after a later change the previous certificate stays in use.
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use parking_lot::RwLock;
 use rustls::ServerConfig;
 use rustls::client::verify_server_name;
 use rustls::crypto::ring;
@@ -23,7 +24,7 @@ use super::options::TlsSource;
 use crate::model::CertificateFiles;
 use crate::task;
 
-/// Between two looks at the files.
+/// Interval between two checks of the files.
 const RELOAD: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +39,7 @@ pub enum TlsError {
     Other(String),
 }
 
-/// Makes TLS of accepted connections.
+/// Terminates TLS on accepted connections.
 pub struct Tls {
     acceptor: TlsAcceptor,
     certificates: Arc<Certificates>,
@@ -50,7 +51,7 @@ struct Certificates {
     loaded: RwLock<Vec<Loaded>>,
 }
 
-/// One pair; `key` is none while it has never been readable.
+/// Certificate of one pair of files; `key` is `None` while the pair has never been readable.
 #[derive(Clone, Debug)]
 struct Loaded {
     stamp: Option<[SystemTime; 2]>,
@@ -58,7 +59,7 @@ struct Loaded {
 }
 
 impl Tls {
-    /// Blocking: reads the files.
+    /// Reads the certificates. Blocking.
     pub fn open(source: TlsSource) -> Result<Self, TlsError> {
         let (pairs, loaded) = match source {
             TlsSource::Files(pairs) => {
@@ -86,7 +87,7 @@ impl Tls {
         self.acceptor.accept(stream).await
     }
 
-    /// Reads the files again whenever they have changed, until `stop`.
+    /// Reloads the files whenever they change, until `stop`.
     pub async fn watch(&self, stop: CancellationToken) {
         if self.certificates.pairs.is_empty() {
             return;
@@ -94,7 +95,7 @@ impl Tls {
         while stop.run_until_cancelled(tokio::time::sleep(RELOAD)).await.is_some() {
             let certificates = Arc::clone(&self.certificates);
             if let Err(error) = task::blocking("certificates", move || certificates.reload()).await {
-                tracing::error!(%error, "certificates are not watched any more");
+                tracing::error!(%error, "certificate reload task panicked; certificates are no longer reloaded");
                 return;
             }
         }
@@ -103,7 +104,7 @@ impl Tls {
 
 impl Certificates {
     fn reload(&self) {
-        let before = self.loaded.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let before = self.loaded.read().clone();
         let mut after = before.clone();
         let mut changed = false;
         for (files, loaded) in self.pairs.iter().zip(&mut after) {
@@ -111,21 +112,21 @@ impl Certificates {
             if stamp == loaded.stamp {
                 continue;
             }
-            // Set in any case: a pair that is wrong is told of once for each change.
+            // Set in any case, so that an invalid pair is reported once for each change.
             loaded.stamp = stamp;
             changed = true;
             match load(files) {
                 Ok(key) => {
-                    tracing::info!(certificate = %files.certificate.display(), "certificate read again");
+                    tracing::info!(certificate = %files.certificate.display(), "certificate reloaded");
                     loaded.key = Some(Arc::new(key));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a changed certificate is not usable; the one before stays");
+                    tracing::warn!(%error, "failed to reload a certificate; the previous one stays in use");
                 }
             }
         }
         if changed {
-            *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = after;
+            *self.loaded.write() = after;
         }
     }
 }
@@ -133,7 +134,7 @@ impl Certificates {
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name().and_then(|name| ServerName::try_from(name).ok());
-        let loaded = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
+        let loaded = self.loaded.read();
         let mut keys = loaded.iter().filter_map(|loaded| loaded.key.as_ref());
         let named = name.and_then(|name| keys.clone().find(|key| is_for(key, &name)));
         named.or_else(|| keys.next()).cloned()
@@ -152,12 +153,12 @@ fn load_all(pairs: &[CertificateFiles]) -> Result<Vec<Loaded>, TlsError> {
     let loaded: Vec<_> = pairs
         .iter()
         .map(|files| {
-            // Before it is read: a change in between is then seen at the next look.
+            // Taken before the files are read: a change in between is then noticed at the next check.
             let stamp = stamp(files);
             let key = match load(files) {
                 Ok(key) => Some(Arc::new(key)),
                 Err(error) => {
-                    tracing::warn!(%error, "a certificate is left out");
+                    tracing::warn!(%error, "failed to load a certificate; it is not used");
                     last = Some(error);
                     None
                 }
@@ -217,7 +218,7 @@ mod tests {
 
     fn shown(tls: &Tls, host: &str) -> usize {
         let name = ServerName::try_from(host).unwrap();
-        let loaded = tls.certificates.loaded.read().unwrap();
+        let loaded = tls.certificates.loaded.read();
         loaded.iter().position(|loaded| loaded.key.as_ref().is_some_and(|key| is_for(key, &name))).unwrap()
     }
 
@@ -240,7 +241,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let files = write(directory.path(), "a", "a.example");
         let tls = Tls::open(TlsSource::Files(vec![files.clone()])).unwrap();
-        let key = || tls.certificates.loaded.read().unwrap()[0].key.clone().unwrap();
+        let key = || tls.certificates.loaded.read()[0].key.clone().unwrap();
         let first = key();
         tls.certificates.reload();
         assert!(Arc::ptr_eq(&first, &key()), "nothing has changed");

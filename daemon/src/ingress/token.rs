@@ -1,10 +1,10 @@
-//! Private routes ask for a participant token.
+//! Participant tokens on private routes.
 //!
-//! Any valid token of the room opens them: its `room` grant names this room, and no `api` grant is
-//! needed. It comes as `Authorization: Bearer TOKEN` or as the cookie `hearth_token`. No service sees a token of the room,
-//! on public routes neither: that cookie is taken out, and so is every header, cookie, parameter of the query and trailer
-//! that holds one, wherever a client has put it ([`strip`]). Nor does a service set that cookie. What is in a body is
-//! between the client and the service.
+//! Any valid token of the room grants access: its `room` grant names this room, and no `api` grant is needed.
+//! It is sent as `Authorization: Bearer TOKEN` or as the cookie `hearth_token`. No service ever receives a
+//! token of the room, on public routes neither: the cookie is removed, and so is every header, cookie, query
+//! parameter and trailer that contains a token, wherever the client has put it ([`strip`]). A service cannot
+//! set that cookie either. Bodies are passed unchanged.
 
 mod search;
 mod strip;
@@ -18,7 +18,7 @@ pub(super) use strip::{strip, strip_trailers};
 /// Name of the cookie that holds a token.
 const COOKIE: &[u8] = b"hearth_token";
 
-/// Lets a request with a valid token through, without it, and returns the token.
+/// Verifies the token of a request, and returns it. Removes the `Authorization` header that contains it.
 pub(super) fn admit(headers: &mut HeaderMap, access: &Access) -> Result<String, AccessError> {
     let mut outcome = Err(AccessError::Missing);
     let mut bearers = headers.get_all(header::AUTHORIZATION).iter().filter_map(bearer);
@@ -43,7 +43,7 @@ fn tried(access: &Access, token: &str, outcome: &mut Result<String, AccessError>
     outcome.is_ok()
 }
 
-/// Takes the cookie out, and leaves all others as they are.
+/// Removes the token cookie, and leaves all others unchanged.
 fn strip_cookie(headers: &mut HeaderMap) {
     let held = |value: &HeaderValue| pairs(value.as_bytes()).any(|pair| token_of(pair).is_some());
     if !headers.get_all(header::COOKIE).iter().any(held) {
@@ -64,7 +64,7 @@ fn strip_cookie(headers: &mut HeaderMap) {
     }
 }
 
-/// Takes out what would set the cookie of the room, or another that browsers send under its name.
+/// Removes `Set-Cookie` headers that would set the token cookie, or another one that browsers send under its name.
 pub(super) fn strip_set_cookie(headers: &mut HeaderMap) {
     let sets = |value: &HeaderValue| sets_token(value.as_bytes());
     if !headers.get_all(header::SET_COOKIE).iter().any(sets) {
@@ -78,7 +78,8 @@ pub(super) fn strip_set_cookie(headers: &mut HeaderMap) {
     }
 }
 
-/// A cookie without a name, such as `=a=b`, is sent as `a=b` by browsers.
+/// Reports whether a `Set-Cookie` value sets the token cookie. Browsers send a cookie without a name, such as
+/// `=a=b`, as `a=b`.
 fn sets_token(cookie: &[u8]) -> bool {
     let named = cookie.trim_ascii_start();
     let named = named.strip_prefix(b"=").unwrap_or(named).trim_ascii_start();

@@ -1,8 +1,9 @@
-//! A connection after a switch of protocols: bytes both ways, until one end has had enough.
+//! Tunnel for a connection after a protocol switch: copies bytes in both directions until one end closes.
 //!
-//! It ends when both ends have ended, when nothing moves for the idle limit, or when it is cut: by the drain of
-//! its instance, by the end of the daemon, or by that of the token that opened it. A WebSocket that is cut between two frames is told 1001 at both
-//! ends; within a frame nothing can be said, and it is closed.
+//! The tunnel ends when both ends have closed, when no bytes move for the idle limit, or when it is aborted: by
+//! the drain of its instance, by the shutdown of the daemon, or because the token that opened it became
+//! invalid. A WebSocket that is aborted between two frames is sent a close frame with status 1001 at both ends;
+//! within a frame none can be sent, and the connection is just closed.
 
 use std::io;
 use std::sync::Arc;
@@ -22,18 +23,18 @@ use crate::access::running::RunningCall;
 use crate::connections::InUse;
 
 const BUFFER: usize = 16 * 1024;
-/// For the client's side of the switch.
+/// Time limit for the client's side of the protocol switch.
 const SWITCH_LIMIT: Duration = Duration::from_secs(10);
-/// For a close frame to be written, and for the other end to see it.
+/// Time limit for writing a close frame and for the other end to read it.
 const CLOSE_LIMIT: Duration = Duration::from_millis(400);
 
 pub(super) struct Tunnel {
     pub(super) entered: InFlight,
     pub(super) _in_use: InUse,
-    /// Its place is held for as long as the tunnel lives.
+    /// Holds the place of the connection for as long as the tunnel lives.
     pub(super) connection: Arc<Connection>,
     pub(super) websocket: bool,
-    /// The call of the token that opened it, on private routes.
+    /// Registered call of the token that opened the tunnel, on private routes.
     pub(super) running: Option<RunningCall>,
     pub(super) idle: Duration,
 }
@@ -45,7 +46,8 @@ enum End {
 }
 
 pub(super) async fn run(tunnel: Tunnel, client: OnUpgrade, upstream: Box<Upstream>) -> io::Result<()> {
-    // A cut shuts the sockets of plain connections down; this one is told, so that it can say goodbye.
+    // Plain connections are aborted by shutting down their sockets. This one is deregistered, so that it can
+    // send a close frame first.
     let switched = upstream.switched().await;
     let (switched, socket) = switched.ok_or(io::ErrorKind::ConnectionAborted)?;
     drop(socket);
@@ -83,7 +85,7 @@ pub(super) async fn run(tunnel: Tunnel, client: OnUpgrade, upstream: Box<Upstrea
     }
 }
 
-/// Moves bytes until `from` ends, and ends `to` then. Can be dropped at any await: `frames` has followed
+/// Copies bytes until `from` ends, and then shuts down `to`. Can be dropped at any await: `frames` has tracked
 /// exactly what was written.
 async fn pump(
     first: Bytes,
@@ -117,7 +119,7 @@ async fn write(mut bytes: &[u8], to: &mut (impl AsyncWrite + Unpin), frames: &mu
     Ok(())
 }
 
-/// Returns when the token that opened the connection is no longer good.
+/// Waits until the token that opened the connection is no longer valid.
 async fn no_longer_good(running: Option<&RunningCall>) {
     match running {
         Some(running) => drop(running.ended().await),
@@ -125,7 +127,7 @@ async fn no_longer_good(running: Option<&RunningCall>) {
     }
 }
 
-/// Returns when nothing has moved for as long as `limit`.
+/// Waits until no bytes have moved for `limit`.
 async fn still(moved: &AtomicU64, limit: Duration) {
     let mut seen = moved.load(Ordering::Relaxed);
     loop {
@@ -138,8 +140,8 @@ async fn still(moved: &AtomicU64, limit: Duration) {
     }
 }
 
-/// Ends one side, with a last frame where one may be said, and lets it see that: what is still unread when
-/// a socket closes would make the kernel throw away what was just written.
+/// Closes one side, with a final frame if `say`, and waits for the other end to read it: unread data at the
+/// time of closing a socket would make the kernel discard what was just written.
 async fn close(
     to: &mut (impl AsyncWrite + Unpin),
     from: &mut (impl AsyncRead + Unpin),
@@ -157,7 +159,7 @@ async fn close(
     };
     match tokio::time::timeout(CLOSE_LIMIT, goodbye).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "the other end had gone before the goodbye"),
-        Err(_) => tracing::debug!("the other end did not close in time"),
+        Ok(Err(error)) => tracing::debug!(%error, "failed to send the close frame: the other end had closed"),
+        Err(_) => tracing::debug!("the other end did not close the connection in time"),
     }
 }

@@ -1,17 +1,17 @@
-//! What a client may switch a connection to, and from where.
+//! Protocols that a client may switch to, and the origins that may do so.
 
 use http::header::{self, HeaderMap, HeaderValue};
 
-/// Protocols that are between two neighbours and not ours to lead: behind a switch to them, requests would pass that
-/// nobody looked at.
+/// Protocols that two neighbours negotiate and that are not forwarded: after a switch to them, requests would
+/// pass without being checked.
 const NEIGHBOURS: [&[u8]; 4] = [b"h2c", b"h2", b"http", b"tls"];
 
-/// What a client asks to switch to, without what is not led.
+/// Protocols that a client asks to switch to, without those that are not forwarded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Protocols(HeaderValue);
 
 impl Protocols {
-    /// Read member by member: the header is a list, and may come several times (RFC 9110, 7.8).
+    /// Parses the `Upgrade` headers. The header is a list and may occur several times (RFC 9110, section 7.8).
     pub(super) fn asked(headers: &HeaderMap) -> Option<Self> {
         let members = headers.get_all(header::UPGRADE).iter().flat_map(|value| members(value.as_bytes()));
         let led: Vec<&[u8]> = members.filter(|member| !is_between_neighbours(member)).collect();
@@ -29,7 +29,7 @@ impl Protocols {
         members(self.0.as_bytes()).any(|member| member.eq_ignore_ascii_case(protocol))
     }
 
-    /// What an instance switched to, if that was asked for.
+    /// Returns the protocol that an instance switched to, if the client asked for it.
     pub(super) fn chosen<'a>(&self, answer: &'a HeaderMap) -> Option<&'a HeaderValue> {
         let mut values = answer.get_all(header::UPGRADE).iter();
         let chosen = values.next().filter(|value| self.has(value.as_bytes().trim_ascii()))?;
@@ -41,14 +41,15 @@ fn members(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     list.split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
 }
 
-/// Whatever its version.
+/// Reports whether a protocol is not forwarded, regardless of its version.
 fn is_between_neighbours(member: &[u8]) -> bool {
     let name = member.split(|b| *b == b'/').next().unwrap_or_default().trim_ascii();
     NEIGHBOURS.iter().any(|neighbour| name.eq_ignore_ascii_case(neighbour))
 }
 
-/// Whether a page of another origin than `host` asks. Browsers say where a WebSocket comes from and send their cookies
-/// along, whoever opens it; programs say nothing. Behind a proxy the port may be another one.
+/// Reports whether the request comes from a page of another origin than `host`. Browsers state the origin of a
+/// WebSocket and send their cookies along, whichever page opens it; other programs state none. Behind a proxy,
+/// the port may differ.
 pub(super) fn is_foreign(headers: &HeaderMap, host: &HeaderValue, proxied: bool) -> bool {
     let host = host.to_str().unwrap_or_default();
     headers
@@ -73,7 +74,7 @@ fn is_of_host(origin: &str, host: &str, proxied: bool) -> bool {
     name.eq_ignore_ascii_case(host) && (proxied || same_port())
 }
 
-/// The colons of an IPv6 address are within brackets.
+/// Splits an authority. The colons of an IPv6 address are within brackets.
 fn name_and_port(authority: &str) -> (&str, Option<&str>) {
     let (name, port) = match authority.rsplit_once(':') {
         Some((name, port)) if !port.ends_with(']') => (name, Some(port).filter(|port| !port.is_empty())),

@@ -1,9 +1,8 @@
 //! One connection to an instance.
 //!
-//! Whoever uses it drives it: the task of the client's connection polls it while it waits for the
-//! answer's head, then for its body, so that a request needs no second task and no wake-up between
-//! two. While it is kept nobody polls it; that the instance has closed it shows at the next use, or
-//! at the sweep.
+//! The user of a connection drives it: the task of the client's connection polls it while it waits for the head
+//! of the answer, and then for its body, so that a request needs no second task and no wake-ups between tasks.
+//! Nobody polls a kept connection; that the instance has closed it is noticed at the next use or at the sweep.
 
 use std::io;
 use std::pin::pin;
@@ -22,9 +21,9 @@ use super::body::RequestBody;
 
 type Connection = hyper::client::conn::http1::Connection<TokioIo<TcpStream>, RequestBody>;
 
-/// Largest head of an answer.
+/// Maximum size in bytes of the head of an answer.
 const MAX_HEAD: usize = 128 * 1024;
-/// Bytes of a body that are read at once: small enough to be in a processor's cache when they are written.
+/// Number of bytes of a body that are read at a time: small enough to be in the processor's cache when written.
 pub(super) const PIECE: usize = 128 * 1024;
 
 pub(super) struct Upstream {
@@ -33,24 +32,24 @@ pub(super) struct Upstream {
     socket: OpenSocket,
 }
 
-/// What moves the bytes.
+/// Drives the connection.
 struct Link {
-    /// None once it has ended without an answer.
+    /// `None` once the connection has ended without an answer.
     connection: Option<Connection>,
-    /// It has ended, and is not to be polled again.
+    /// True once the connection has ended and must not be polled again.
     ended: bool,
 }
 
-/// What is left of a connection whose instance has switched protocols.
+/// A connection whose instance has switched protocols.
 pub(super) struct Switched {
     pub(super) stream: TcpStream,
-    /// What came after the answer's head.
+    /// Bytes received after the head of the answer.
     pub(super) first: bytes::Bytes,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectFailure {
-    /// Nothing listens there, or nothing is there: it may come.
+    /// The address refuses connections or is unreachable; an instance may start there later.
     #[error("{0}")]
     Refused(io::Error),
     #[error("no connection in time")]
@@ -60,11 +59,11 @@ pub(super) enum ConnectFailure {
 }
 
 pub(super) enum SendFailure {
-    /// The connection was closed before anything of the request was written: here it is again.
+    /// The connection was closed before any byte of the request was written; contains the request.
     NotSent(Box<Request<RequestBody>>),
     /// The connection ended without an answer.
     NoAnswer(hyper::Error),
-    /// What came is no answer, or the client's body broke off.
+    /// The answer is not valid, or reading the client's body failed.
     Broken(hyper::Error),
     TimedOut,
 }
@@ -99,26 +98,26 @@ impl Upstream {
         Ok(Box::new(Self { sender, link: Link { connection: Some(connection), ended: false }, socket }))
     }
 
-    /// Moves what can be moved. Ready when the connection has ended.
+    /// Makes progress on the connection. Ready when it has ended.
     pub(super) fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.link.drive(cx)
     }
 
-    /// Whether one more request may be sent. Sees it when the instance has closed the connection.
+    /// Reports whether another request can be sent. Notices when the instance has closed the connection.
     pub(super) fn is_reusable(&mut self) -> bool {
         self.drive(&mut Context::from_waker(Waker::noop())).is_pending() && self.sender.is_ready()
     }
 
-    /// Sends a request and waits for the head of its answer. `limit` starts again whenever `moved`,
-    /// what has been read of the request's body, has changed.
+    /// Sends a request and waits for the head of its answer. `limit` starts again whenever `moved`, the number
+    /// of frames that were read of the request's body, has changed.
     pub(super) async fn send(
         &mut self,
         request: Request<RequestBody>,
         limit: Duration,
         moved: Option<&AtomicU64>,
     ) -> Result<Response<Incoming>, SendFailure> {
-        // Only driving the connection can make the answer ready, so it has no use for a waker; and for
-        // a budget neither, at whose end it would ask to be woken.
+        // Only driving the connection can make the answer ready, so the answer needs no waker. It must not have
+        // a coop budget either: when that is used up, it would wait for a wake-up.
         let mut answer = pin!(tokio::task::unconstrained(self.sender.try_send_request(request)));
         let mut passed = pin!(tokio::time::sleep(limit));
         let mut seen = 0;
@@ -129,7 +128,7 @@ impl Upstream {
                 return Poll::Ready(answer.map_err(SendFailure::from));
             }
             if ended {
-                // A request that it has not taken comes back when it is dropped.
+                // A request that the connection has not taken is returned when the connection is dropped.
                 self.link.connection = None;
                 return Poll::Ready(match answer.as_mut().poll(quietly) {
                     Poll::Ready(answer) => answer.map_err(SendFailure::from),
@@ -149,8 +148,7 @@ impl Upstream {
         .await
     }
 
-    /// Takes the connection out of HTTP, after an answer of 101.
-    /// None if it has gone meanwhile.
+    /// Takes the connection out of HTTP after a 101 answer. `None` if it has ended meanwhile.
     pub(super) async fn switched(mut self: Box<Self>) -> Option<(Switched, OpenSocket)> {
         std::future::poll_fn(|cx| self.drive(cx)).await;
         let parts = self.link.connection?.into_parts();
@@ -162,7 +160,7 @@ impl Link {
     fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(connection) = self.connection.as_mut().filter(|_| !self.ended) {
             if let Err(error) = ready!(connection.poll_without_shutdown(cx)) {
-                tracing::debug!(%error, "connection to an instance");
+                tracing::debug!(%error, "connection to an instance failed");
             }
             self.ended = true;
         }
@@ -176,7 +174,7 @@ impl From<hyper::client::conn::TrySendError<Request<RequestBody>>> for SendFailu
             return Self::NotSent(Box::new(request));
         }
         let error = failure.into_error();
-        // A reset, or an end of what is read before the first byte.
+        // A reset, or an end of input before the first byte.
         let reset = std::error::Error::source(&error)
             .and_then(|source| source.downcast_ref::<io::Error>())
             .is_some_and(|source| {

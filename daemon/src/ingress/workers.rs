@@ -1,7 +1,7 @@
-//! The threads that serve connections.
+//! Worker threads that serve connections.
 //!
-//! Each has a runtime of its own, and what begins on one stays there, kept connections to instances too: between
-//! the two halves of a request no other thread is woken.
+//! Each worker has its own runtime. A connection stays on the worker where it started, and so do the kept
+//! connections to instances: the two halves of a request never wake another thread.
 
 use std::io;
 use std::sync::Arc;
@@ -13,15 +13,15 @@ pub(super) struct Workers {
     all: Vec<(Worker, Arc<AtomicUsize>)>,
 }
 
-/// A client's connection's place on a worker.
+/// Place of a client's connection on a worker.
 pub(super) struct Seat {
-    /// Of the worker, from 0.
+    /// Index of the worker, from 0.
     pub(super) worker: usize,
     taken: Arc<AtomicUsize>,
 }
 
 impl Workers {
-    /// At least one.
+    /// Starts `count` workers, at least one.
     pub(super) fn start(count: usize) -> io::Result<Self> {
         let start = |_| Ok((Worker::start("ingress")?, Arc::default()));
         Ok(Self { all: (0..count.max(1)).map(start).collect::<io::Result<_>>()? })
@@ -31,7 +31,7 @@ impl Workers {
         self.all.len()
     }
 
-    /// On every worker, which `begin` is told.
+    /// Runs a task on every worker. `begin` gets the index of the worker.
     pub(super) fn each<F>(&self, name: &'static str, begin: impl Fn(usize) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -41,7 +41,7 @@ impl Workers {
         }
     }
 
-    /// On the worker that serves the fewest connections. `begin` makes there what is to run.
+    /// Runs a task on the worker with the fewest connections. `begin` creates the task there.
     pub(super) fn spawn<F>(&self, name: &'static str, begin: impl FnOnce(Seat) -> F)
     where
         F: Future<Output = ()> + Send + 'static,

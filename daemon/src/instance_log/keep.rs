@@ -9,14 +9,16 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, FromRawFd as _, RawFd};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::format::{Cutter, Record, Source};
 use super::{CURRENT, OLDER};
+
+use crate::task;
 
 /// At this size the file is turned over; one older file is kept.
 pub const FILE_BYTES: u64 = 8 << 20;
@@ -66,8 +68,7 @@ fn keep(dir: &Path, file_bytes: u64, stdout: File, stderr: File, ready: impl FnO
     let mut disk = Disk::open(dir, file_bytes)?;
     let queue = Queue::default();
     std::thread::scope(|scope| {
-        let writer = std::thread::Builder::new().name("log-disk".to_owned());
-        writer.spawn_scoped(scope, || disk.run(&queue))?;
+        task::scoped(scope, "log-disk", || disk.run(&queue))?;
         ready();
         let outcome = listen(stdout, stderr, &queue);
         queue.close();
@@ -136,18 +137,13 @@ struct Waiting {
 }
 
 impl Queue {
-    /// Appending and taking whole records leaves it whole, whatever panics.
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn put(&self, records: &[u8]) {
         if records.is_empty() {
             return;
         }
         let full = |waiting: &mut Waiting| waiting.records.len() + records.len() > QUEUED;
-        let waited = self.changed.wait_timeout_while(self.lock(), PATIENCE, full);
-        let (mut waiting, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.state.lock();
+        self.changed.wait_while_for(&mut waiting, full, PATIENCE);
         // While there is a gap, it stays one until the disk has taken it.
         if waiting.dropped > 0 || waiting.records.len() + records.len() > QUEUED {
             waiting.dropped += records.len() as u64;
@@ -162,7 +158,8 @@ impl Queue {
     fn take(&self) -> Option<(Vec<u8>, u64)> {
         let idle =
             |waiting: &mut Waiting| waiting.records.is_empty() && waiting.dropped == 0 && !waiting.closed;
-        let mut waiting = self.changed.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.state.lock();
+        self.changed.wait_while(&mut waiting, idle);
         let taken = (std::mem::take(&mut waiting.records), std::mem::take(&mut waiting.dropped));
         drop(waiting);
         self.changed.notify_all();
@@ -170,12 +167,12 @@ impl Queue {
     }
 
     fn close(&self) {
-        self.lock().closed = true;
+        self.state.lock().closed = true;
         self.changed.notify_all();
     }
 
     fn is_closed(&self) -> bool {
-        self.lock().closed
+        self.state.lock().closed
     }
 }
 

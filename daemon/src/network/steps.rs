@@ -20,11 +20,12 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -176,24 +177,22 @@ impl StepNetwork {
     /// Takes everything away. Builders are to have ended.
     pub async fn close(self) -> Result<(), NetworkError> {
         self.stop.cancel();
-        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        let tasks = std::mem::take(&mut *self.tasks.lock());
         for ended in futures::future::join_all(tasks).await {
             if let Err(error) = ended {
                 tracing::error!(%error, "a part of the network of steps ended badly");
             }
         }
         let shared = Arc::clone(&self.shared);
-        let links =
-            blocking(move || shared.lock().sweep().map_err(|error| other("links of steps", &error))).await;
+        let links = blocking(move || {
+            shared.attachments.lock().sweep().map_err(|error| other("links of steps", &error))
+        })
+        .await;
         links.and(self.shared.firewall.remove().await)
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Attachments> {
-        self.attachments.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn attach(
         &self,
         builder: BuilderKey,
@@ -201,30 +200,30 @@ impl Shared {
         interface: &str,
         namespace: OwnedFd,
     ) -> Result<Wired, AttachError> {
-        self.lock().attach(builder, container, interface, namespace)
+        self.attachments.lock().attach(builder, container, interface, namespace)
     }
 
     fn check(&self, builder: BuilderKey, container: &str) -> Result<(), AttachError> {
-        self.lock().check(builder, container)
+        self.attachments.lock().check(builder, container)
     }
 
     /// Nothing to do where there is nothing.
     fn detach(&self, builder: BuilderKey, container: &str) -> Result<(), AttachError> {
-        let Some(outside) = self.lock().outside_of(builder, container) else { return Ok(()) };
+        let Some(outside) = self.attachments.lock().outside_of(builder, container) else { return Ok(()) };
         // The kernel takes some 35 ms for this, most of it waiting: nobody else waits for it.
         delete_links(&[outside])
             .map_err(|error| AttachError { code: call::code::WIRING, message: error.to_string() })?;
-        self.lock().forget(builder, container);
+        self.attachments.lock().forget(builder, container);
         Ok(())
     }
 
     fn release_all(&self, builder: BuilderKey) -> io::Result<()> {
         let (outsides, containers) = {
-            let attachments = self.lock();
+            let attachments = self.attachments.lock();
             (attachments.outsides_of(builder), attachments.containers_of(builder))
         };
         delete_links(&outsides)?;
-        self.lock().forget_all(builder);
+        self.attachments.lock().forget_all(builder);
         builder::forget_results(&containers);
         Ok(())
     }
@@ -236,7 +235,7 @@ impl Shared {
     ) -> io::Result<Vec<RefusedConnection>> {
         let listed = self.firewall.list_refused().await.map_err(io::Error::other)?;
         let found = self.refusals.since(moment, &listed)?;
-        let attachments = self.lock();
+        let attachments = self.attachments.lock();
         let of_builder = |refusal: Refusal| {
             let container = match attachments.owner_of(refusal.from) {
                 Some((owner, container)) if owner == builder => Some(container.to_owned()),

@@ -1,7 +1,7 @@
 //! Commit of an upload: first all content is verified and made durable, then the tree is stored, and at last it gets
 //! its tag or pack id.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use hearth_pack::identity::{ContentHash, TreeDigest};
@@ -87,7 +87,7 @@ impl Shared {
         self.store.sync()?;
         // The lock keeps sweeps out between this check and the write of the tree. Once written, the tree marks its
         // content as needed.
-        let _keeping = self.keeping.read().unwrap_or_else(PoisonError::into_inner);
+        let _keeping = self.keeping.read();
         let gone = self.look(&upload.owner, &list.listing)?;
         if let Some((entry, _)) = gone.iter().find(|(_, presence)| *presence != Presence::Own) {
             return Err(PackError::ContentGone { path: path(&list.listing, *entry) });

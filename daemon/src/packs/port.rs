@@ -91,8 +91,5 @@ impl Read for Content {
 }
 
 fn gone(content: &ContentHash) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::NotFound,
-        format!("content {content} of a pack is no longer in the room"),
-    )
+    io::Error::new(io::ErrorKind::NotFound, format!("content {content} of a pack is no longer in the room"))
 }

@@ -90,7 +90,9 @@ fn take(packs: &Packs, upload: &Call, sent: &[SentPiece], data: &PieceData) -> R
         PieceData::Plain(bytes) => Cow::Borrowed(bytes.as_ref()),
         PieceData::Zstd(bytes) => match zstd::bulk::decompress(bytes, total) {
             Ok(plain) => Cow::Owned(plain),
-            Err(_) => return Err(PackError::Data("it is not a zstd frame, or larger than the sizes of the pieces")),
+            Err(_) => {
+                return Err(PackError::Data("it is not a zstd frame, or larger than the sizes of the pieces"));
+            }
         },
     };
     if plain.len() != total {

@@ -28,11 +28,12 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hearth_pack::identity::ContentHash;
+use parking_lot::{Mutex, MutexGuard};
 
 use frames::Frames;
 use index::{Index, Lying, Segment};
@@ -212,11 +213,11 @@ impl Inner {
 
     fn index(&self) -> MutexGuard<'_, Index> {
         // Every change under the lock is one insertion or removal, so the index stays consistent after a panic.
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+        self.index.lock()
     }
 
     fn writer(&self) -> MutexGuard<'_, Option<Writer>> {
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.writer.lock()
     }
 
     fn lying(&self, hash: &ContentHash) -> Option<Lying> {
@@ -246,7 +247,10 @@ fn part(frame: &Bytes, place: &Place) -> io::Result<Bytes> {
     let Place { inside, size, .. } = *place;
     let (start, end) = (inside as usize, inside as usize + size as usize);
     if end > frame.len() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a stored frame is shorter than its index row says"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a stored frame is shorter than its index row says",
+        ));
     }
     Ok(frame.slice(start..end))
 }

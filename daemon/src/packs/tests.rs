@@ -135,14 +135,14 @@ impl Local {
                 wanted.extend(missing.iter().map(|number| cut[*number as usize]));
             }
         }
-        let batches = std::sync::Mutex::new(Vec::new());
+        let batches = parking_lot::Mutex::new(Vec::new());
         pieces::read(&self.tree, &pieces::plan(wanted), (Some(1), Effort::Far), &|_, batch| {
-            batches.lock().unwrap().push(batch);
+            batches.lock().push(batch);
             true
         })
         .unwrap();
         let mut receiver = packs.receiver(owner, id)?;
-        for batch in batches.into_inner().unwrap() {
+        for batch in batches.into_inner() {
             let sent = batch.pieces.iter();
             let sent =
                 sent.map(|piece| SentPiece { entry: piece.entry, chunk: piece.number, size: piece.size });

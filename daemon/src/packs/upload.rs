@@ -8,12 +8,13 @@
 //! received before is still in the store.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hearth_pack::identity::{ContentHash, TreeDigest};
 use hearth_pack::listing::Listing;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::store::{MAX_PIECE, OwnerKey, Piece, Presence};
 use super::{Destination, PackError};
@@ -89,7 +90,7 @@ impl std::ops::Deref for Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        *self.0.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.0.used.lock() = Instant::now();
         self.0.calls.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -125,12 +126,12 @@ impl Upload {
         if self.calls.load(Ordering::Relaxed) > 0 {
             return Duration::ZERO;
         }
-        self.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+        self.used.lock().elapsed()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         // The received content is in the store, so the state is usable even after a panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     pub(super) fn has_list(&self) -> bool {

@@ -1,16 +1,15 @@
-//! Content by digest, one file each.
+//! Blob store: content by digest, one file for each blob.
 //!
 //! ```text
 //! <root>/blobs/sha256/<first two digits>/<64 digits>    complete, verified, never written again
-//! <root>/uploads/<random>                               a spool: being received
+//! <root>/uploads/<random>                               a spool: a blob that is being received
 //!
-//! spool --write*--> spool --finish--> digest differs: gone
-//!                                     content known:  gone, the blob is touched
-//!                                     else:           fsync, rename, fsync of the directory
+//! spool --write*--> spool --finish--> digest differs:    the spool is removed
+//!                                     blob exists:       the spool is removed, the blob is touched
+//!                                     otherwise:         fsync, rename, fsync of the directory
 //! ```
 //!
-//! A spool that is dropped takes its file along; one of a daemon that was killed is removed at the
-//! next start.
+//! Dropping a spool removes its file; the spools of a daemon that was killed are removed at the next start.
 
 mod spool;
 mod sweep;
@@ -19,8 +18,10 @@ use std::fs::{self, File, FileTimes, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
+
+use parking_lot::{Mutex, MutexGuard};
 
 pub use spool::{Placed, Spool};
 
@@ -28,14 +29,14 @@ use crate::disk::{DiskError, DiskShares, KeptContent, UploadKind};
 use crate::image::port::{BlobError, Blobs, IncomingBlob, Stored, Swept};
 use crate::model::Digest;
 
-/// How much is read at a time where content is stored from a reader.
+/// Number of bytes that are read at a time when content is stored from a reader.
 const CHUNK: usize = 256 * 1024;
 
 /// A handle on the content store; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct BlobStore {
     inner: Arc<Inner>,
-    /// Where what callers bring is counted, and what says how much of the disk stays free.
+    /// Accounts the content that callers store, and enforces the free space on the disk.
     disk: Option<DiskShares>,
 }
 
@@ -43,20 +44,20 @@ pub struct BlobStore {
 struct Inner {
     blobs: PathBuf,
     uploads: PathBuf,
-    /// Held while a blob is touched or appears, and while the sweep looks at one and removes it.
+    /// Held while a blob is touched or added, and while the sweep examines and removes one.
     removal: Mutex<()>,
 }
 
 impl BlobStore {
-    /// Opens the store below `root`, makes it where there is none, and removes what a killed daemon
-    /// left of uploads. Blocking.
+    /// Opens the store below `root`, creates it if needed, and removes the uploads that a killed daemon left
+    /// behind. Blocking.
     pub fn open(root: &Path) -> io::Result<Self> {
         let blobs = root.join("blobs").join("sha256");
         let uploads = root.join("uploads");
         let mut directories = fs::DirBuilder::new();
         directories.recursive(true).mode(0o700);
         directories.create(&uploads)?;
-        // All of them now: a directory that a blob is renamed into must itself be durable.
+        // All are created now: a directory into which a blob is renamed must itself be durable.
         for first in 0..=255u8 {
             directories.create(blobs.join(format!("{first:02x}")))?;
         }
@@ -70,18 +71,18 @@ impl BlobStore {
         Ok(Self { inner: Arc::new(inner), disk: None })
     }
 
-    /// Counts from now on what is stored here.
+    /// Accounts the content that is stored from now on.
     #[must_use]
     pub fn counted(self, disk: DiskShares) -> Self {
         Self { disk: Some(disk), ..self }
     }
 
-    /// A place for content whose digest is checked when all of it is there.
+    /// Creates a spool for content whose digest is checked when all of it has been received.
     pub fn spool(&self) -> io::Result<Spool> {
         Spool::new(self.clone(), None)
     }
 
-    /// As [`spool`](Self::spool), for what counts for `owner`. `name` tells what it is.
+    /// Like [`spool`](Self::spool), for content that counts towards the share of `owner`. `name` describes it.
     pub fn spool_of(&self, owner: &str, name: &str) -> Result<Spool, BlobError> {
         let claim = match &self.disk {
             Some(disk) => Some(disk.begin(owner, UploadKind::Blob, name, &self.inner.uploads)?),
@@ -97,14 +98,14 @@ impl BlobStore {
         }
     }
 
-    /// A blob is gone.
+    /// Ends the accounting of a blob that was removed.
     fn forget(&self, digest: &Digest) {
         if let Some(disk) = &self.disk {
             disk.forget(&KeptContent::Blob(*digest));
         }
     }
 
-    /// Content that is there is only read, which proves that the caller has it too.
+    /// Creates a spool that only verifies the digest if the blob exists, which proves that the caller has the content.
     fn spool_for(&self, digest: &Digest) -> io::Result<Spool> {
         match self.touched(digest)? {
             Some(_) => Ok(Spool::nowhere(self.clone())),
@@ -118,10 +119,10 @@ impl BlobStore {
     }
 
     fn no_removal(&self) -> MutexGuard<'_, ()> {
-        self.inner.removal.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.removal.lock()
     }
 
-    /// Sets the blob's time to now; gives that time and the size.
+    /// Sets the blob's modification time to now; returns that time and the size. `None` if the blob does not exist.
     fn touched(&self, digest: &Digest) -> io::Result<Option<(SystemTime, u64)>> {
         let _held = self.no_removal();
         let Some(file) = found(OpenOptions::new().read(true).open(self.path(digest)))? else {
@@ -203,7 +204,7 @@ impl From<DiskError> for BlobError {
     }
 }
 
-/// A file that is not there is an answer, not an error.
+/// Turns the error "not found" into `None`.
 fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),

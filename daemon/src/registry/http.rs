@@ -1,7 +1,7 @@
-//! The registry's HTTP API: the OCI distribution spec 1.1, below `/v2/`.
+//! HTTP API of the registry: the OCI distribution spec 1.1, below `/v2/`.
 //!
-//! Who calls is decided before: the layer in front puts a [`Caller`] into the request's extensions.
-//! What that caller may do with a repository is decided here, before anything is looked up.
+//! The layer in front authenticates the request and puts a [`Caller`] into its extensions. The handlers here
+//! check by the policy what that caller may do with a repository, before anything is looked up.
 
 mod blob;
 mod listing;
@@ -41,7 +41,7 @@ pub use super::uploads::UploadLimits;
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 
-/// A handle on the registry's API; cheap to clone.
+/// Handle of the registry's API; cheap to clone.
 #[derive(Clone)]
 pub struct Registry {
     blobs: BlobStore,
@@ -55,7 +55,7 @@ impl Registry {
         Self { blobs, catalog, uploads: Arc::new(Uploads::new(limits)), arrivals: None }
     }
 
-    /// Tells `arrivals` what is pushed.
+    /// Notifies `arrivals` of pushed blobs and manifests.
     pub fn telling(mut self, arrivals: Arc<dyn Arrivals>) -> Self {
         self.arrivals = Some(arrivals);
         self
@@ -70,12 +70,12 @@ impl Registry {
             .with_state(self.clone())
     }
 
-    /// Drops uploads that have been idle too long. To be called now and then.
+    /// Drops the uploads that have been idle for too long, and returns their number. Must be called periodically.
     pub async fn expire_uploads(&self) -> usize {
         let expired = self.uploads.expired();
         let count = expired.len();
         if count > 0 && task::blocking("expire", move || drop(expired)).await.is_err() {
-            tracing::warn!("expired uploads were not removed; the next start will");
+            tracing::warn!("failed to remove expired uploads; the next start removes them");
         }
         count
     }
@@ -128,17 +128,17 @@ impl Registry {
     }
 }
 
-/// What a path names, without the names: for those who count or record requests.
+/// Pattern of a path without the names in it, for metrics and the audit trail.
 pub fn pattern_of(path: &str) -> Option<&'static str> {
     Route::parse(path).ok().map(|route| route.kind().pattern())
 }
 
-/// 401 as the distribution spec has it, for the layer that checks tokens.
+/// Response 401 in the format of the distribution spec, for the layer that checks tokens.
 pub fn unauthorized() -> Response {
     Refusal::unauthorized().into_response()
 }
 
-/// 429 as the distribution spec has it, for the layers that bound what one caller takes.
+/// Response 429 in the format of the distribution spec, for the layers that limit the requests of a caller.
 pub fn too_many(message: &str) -> Response {
     Refusal::busy(message).into_response()
 }
@@ -150,7 +150,7 @@ async fn serve(State(registry): State<Registry>, request: Request) -> Response {
     let (request, rest) = rest::keep(request);
     let answered = match parsed {
         Ok(route) => registry.answer(&route, request).await,
-        // Whoever is not known is not told what is wrong with a path either.
+        // An unauthenticated client does not learn what is wrong with a path.
         Err(_) if request.extensions().get::<Caller>().is_none() => Err(Refusal::unauthorized()),
         Err(refusal) => Err(refusal),
     };
@@ -180,7 +180,7 @@ fn method_label(method: &Method) -> &'static str {
     }
 }
 
-/// The query of a request; of a key that comes twice, the first counts.
+/// Query parameters of a request. If a key occurs twice, the first value counts.
 #[derive(Debug, Default)]
 struct Query(HashMap<String, String>);
 
@@ -191,7 +191,7 @@ impl Query {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             let plain =
                 |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
-            // Media types in queries have a `+` that not every client encodes, and never a space.
+            // Media types in queries contain a `+` that not every client encodes, and never a space.
             let value = if key == "artifactType" {
                 percent_decode_str(value).decode_utf8_lossy().into_owned()
             } else {

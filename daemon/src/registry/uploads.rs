@@ -1,17 +1,18 @@
-//! Uploads in progress.
+//! Open blob uploads.
 //!
 //! ```text
-//! begin --> open --receive--> open --finish--> a blob
-//!             |  (any number of pieces, one at a time; a dropped connection leaves it open)
-//!             '--> gone: cancelled, idle too long, or its content could not be kept
+//! begin --> open --receive--> open --finish--> blob stored
+//!             |  (any number of chunks, one at a time; a dropped connection leaves the upload open)
+//!             '--> removed: cancelled, idle for too long, or its content could not be stored
 //! ```
 //!
-//! They live in memory: after a restart an upload is unknown, and its client begins again.
+//! Uploads are kept in memory: after a restart an upload is unknown, and its client starts again.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::OwnedMutexGuard;
 
 use super::blobs::Spool;
@@ -19,17 +20,17 @@ use crate::model::Repository;
 
 #[derive(Clone, Debug)]
 pub struct UploadLimits {
-    /// Uploads open at a time.
+    /// Maximum number of open uploads.
     pub total: usize,
-    /// Of these, by one caller.
+    /// Maximum number of open uploads of one caller.
     pub per_caller: usize,
-    /// An upload that received nothing for so long is dropped.
+    /// Idle time after which an upload is dropped.
     pub idle: Duration,
-    /// How long the next piece waits for the last one to end.
+    /// Time limit for waiting until the previous chunk of the same upload has ended.
     pub turn: Duration,
-    /// How long a body may stall.
+    /// Time limit for a stalled request body.
     pub stall: Duration,
-    /// Bytes that the blobs of one manifest may have.
+    /// Maximum total size in bytes of the blobs of one manifest.
     pub image_bytes: u64,
 }
 
@@ -52,18 +53,18 @@ pub(super) struct Uploads {
     open: Mutex<HashMap<String, Arc<Upload>>>,
 }
 
-/// One upload; only its owner may go on with it, in its repository.
+/// A blob upload. Only its owner may continue it, and only in its repository.
 #[derive(Debug)]
 pub(super) struct Upload {
     pub(super) id: String,
     repository: Repository,
     pub(super) owner: String,
     used_at: Mutex<Instant>,
-    /// `None` once it has ended. Locked while a piece is received.
+    /// `None` once the upload has ended. Locked while a chunk is received.
     spool: Arc<tokio::sync::Mutex<Option<Spool>>>,
 }
 
-/// The right to add to an upload.
+/// Exclusive right to append to an upload.
 pub(super) type Turn = OwnedMutexGuard<Option<Spool>>;
 
 #[derive(Debug, PartialEq, Eq)]
@@ -75,10 +76,10 @@ impl Uploads {
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<String, Arc<Upload>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock()
     }
 
-    /// Whether one more may begin. Asked before its file is made; `begin` decides.
+    /// Checks that one more upload may begin. Called before its file is created; `begin` decides.
     pub(super) fn check(&self, owner: &str) -> Result<(), TooMany> {
         let open = self.open();
         let own = open.values().filter(|upload| upload.owner == owner).count();
@@ -107,18 +108,18 @@ impl Uploads {
         Ok(upload)
     }
 
-    /// An open upload to a repository. Whether the caller may go on with it, the policy says.
+    /// Returns an open upload to a repository. The caller checks by the policy whether it may be continued.
     pub(super) fn find(&self, id: &str, repository: &Repository) -> Option<Arc<Upload>> {
         self.open().get(id).filter(|upload| upload.repository == *repository).cloned()
     }
 
-    /// Ends an upload. A piece that is being received ends by itself.
+    /// Removes an upload. A chunk that is being received ends by itself.
     pub(super) fn end(&self, id: &str) {
         self.open().remove(id);
     }
 
-    /// Drops what has been idle too long. What it gives back removes files when dropped: do that on a
-    /// blocking thread.
+    /// Removes and returns the uploads that have been idle for too long. Dropping them removes files: do that
+    /// on a blocking thread.
     #[must_use = "dropping it removes files"]
     pub(super) fn expired(&self) -> Vec<Arc<Upload>> {
         let mut open = self.open();
@@ -133,14 +134,14 @@ impl Uploads {
 
 impl Upload {
     fn idle(&self) -> Duration {
-        self.used_at.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+        self.used_at.lock().elapsed()
     }
 
     pub(super) fn used(&self) {
-        *self.used_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.used_at.lock() = Instant::now();
     }
 
-    /// Waits until no other piece is being received. `None` when it takes too long.
+    /// Waits until no other chunk is being received. `None` if that takes longer than `limit`.
     pub(super) async fn turn(&self, limit: Duration) -> Option<Turn> {
         tokio::time::timeout(limit, Arc::clone(&self.spool).lock_owned()).await.ok()
     }

@@ -5,7 +5,7 @@ use super::{MAX_SECRETS, MAX_VALUE};
 use crate::access::SecretFileError;
 use crate::model::secret::SecretName;
 
-/// Why a secret cannot be set, removed or read.
+/// Failure to set, remove or read a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretsError {
     #[error("the room has no secret `{name}`")]
@@ -33,7 +33,7 @@ pub enum SecretsError {
 }
 
 impl SecretsError {
-    /// Stable word for the cause.
+    /// Stable error code.
     pub const fn code(&self) -> &'static str {
         match self {
             Self::NotFound { .. } => "secret_not_found",

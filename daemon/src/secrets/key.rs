@@ -7,7 +7,7 @@ use super::SecretsError;
 use super::port::SealedSecret;
 use crate::model::secret::{Secret, SecretName};
 
-/// What the key, and what it is told apart by, are derived from its file's text for (blake3's `derive_key`).
+/// Contexts for deriving the sealing key and the key id from the text of the key file (`derive_key` of BLAKE3).
 const SEAL_CONTEXT: &str = "hearth 2026-11-24 secrets of a room, sealing key";
 const ID_CONTEXT: &str = "hearth 2026-11-24 secrets of a room, id of the key";
 
@@ -23,7 +23,7 @@ impl Key {
         Ok(Self { sealing: LessSafeKey::new(unbound), id: hex::encode(&derived(ID_CONTEXT)[..8]) })
     }
 
-    /// Tells keys apart, and nothing of them.
+    /// Identifies the key without revealing anything about it.
     pub fn id(&self) -> &str {
         &self.id
     }

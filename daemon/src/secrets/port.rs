@@ -1,34 +1,34 @@
-//! Where secrets are kept, sealed.
+//! Storage of sealed secrets.
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 
 use crate::model::secret::{SecretName, SecretView};
 
-/// Keeps sealed secrets. The real one is SQLite.
+/// Stores sealed secrets. Implemented by the SQLite store.
 #[async_trait]
 pub trait SecretStore: Send + Sync + 'static {
-    /// Replaces what is stored under the name, and keeps when that was first; durable when this returns. None, and
-    /// nothing is stored, where the name is new and there are `most` others.
+    /// Stores a secret, replacing one of the same name but keeping its creation time; durable when this
+    /// returns. Returns `None` and stores nothing if the name is new and there are already `most` secrets.
     async fn put(&self, secret: SealedSecret, most: usize) -> Result<Option<SecretView>, StoreError>;
 
     async fn get(&self, name: &SecretName) -> Result<Option<SealedSecret>, StoreError>;
 
-    /// Sorted by name.
+    /// Returns all secrets without their values, sorted by name.
     async fn list(&self) -> Result<Vec<SecretView>, StoreError>;
 
-    /// Whether there was one.
+    /// Removes a secret, and reports whether it existed.
     async fn remove(&self, name: &SecretName) -> Result<bool, StoreError>;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealedSecret {
     pub name: SecretName,
-    /// Of the key that opens it.
+    /// Id of the key that opens it.
     pub key_id: String,
-    /// Nonce, text, tag.
+    /// Nonce, ciphertext and authentication tag, concatenated.
     pub sealed: Vec<u8>,
-    /// When the value was set.
+    /// Time at which the value was set.
     pub at: Timestamp,
 }
 

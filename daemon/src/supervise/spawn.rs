@@ -12,12 +12,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus};
-use std::thread;
 
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::thread::UnshareFlags;
 use tokio::sync::oneshot;
+
+use crate::task;
 
 /// A running process. Dropped while it runs, it is killed: an owner that panicked or a runtime
 /// that was torn down leaves no child.
@@ -35,9 +36,7 @@ pub(super) async fn spawn(
     groups: Vec<OwnedFd>,
 ) -> io::Result<Process> {
     let (started, answer) = oneshot::channel();
-    thread::Builder::new()
-        .name(format!("own-{name}"))
-        .spawn(move || own(command, contained, groups, started))?;
+    task::thread(&format!("own-{name}"), move || own(command, contained, groups, started))?;
     answer.await.map_err(|_| io::Error::other("the thread that starts a process ended badly"))?
 }
 

@@ -6,8 +6,8 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use hearthd::build::port::{SolveError, SolveOutcome, SolveRequest};
@@ -19,6 +19,7 @@ use hearthd::context::{ContextMount, ContextOptions, ContextRequest, Contexts};
 use hearthd::model::access::PathLinks;
 use hearthd::model::build::{DockerfilePath, NoCache};
 use hearthd::model::{MountMode, MountSource, MountSpec};
+use parking_lot::Mutex;
 
 use super::memory::MemoryTree;
 use super::{Fixture, kill, ready};
@@ -43,7 +44,7 @@ struct Traffic {
 
 impl Traffic {
     fn sent(&self) -> Vec<String> {
-        let mut sent = self.sent.lock().unwrap().clone();
+        let mut sent = self.sent.lock().clone();
         sent.sort();
         sent
     }
@@ -82,9 +83,9 @@ impl FileTree for Observed {
     fn open(&self, index: usize) -> io::Result<Box<dyn Read + Send>> {
         let path = self.entry(index).path;
         if path != b".dockerignore" {
-            self.traffic.sent.lock().unwrap().push(String::from_utf8_lossy(path).into_owned());
+            self.traffic.sent.lock().push(String::from_utf8_lossy(path).into_owned());
         }
-        if let Some(meanwhile) = &mut *self.traffic.meanwhile.lock().unwrap() {
+        if let Some(meanwhile) = &mut *self.traffic.meanwhile.lock() {
             meanwhile(path);
         }
         self.files.context.open(index)
@@ -335,7 +336,7 @@ async fn a_file_that_changes_while_it_is_sent_is_named_and_never_built() {
         room.file("app/Dockerfile", "FROM scratch\nCOPY . /\n").file("app/a", "1").file("app/z", "old");
         let (files, traffic) = room.files("app", "Dockerfile", &["."]).await;
         let path = room.at("app/z");
-        *traffic.meanwhile.lock().unwrap() = Some(Box::new(move |asked| {
+        *traffic.meanwhile.lock() = Some(Box::new(move |asked| {
             if asked == b"z" {
                 fs::write(&path, "new").unwrap();
             }
@@ -359,20 +360,20 @@ async fn a_file_that_changes_after_it_was_sent_is_built_as_it_was_and_seen_by_th
         let (app, changed) = (room.at("app"), Arc::new(Mutex::new(None)));
         // Several files are read at once, in any order. When the other one is asked for, the first was sent, and is changed.
         let (mut sent, told) = (None, Arc::clone(&changed));
-        *traffic.meanwhile.lock().unwrap() = Some(Box::new(move |asked| {
+        *traffic.meanwhile.lock() = Some(Box::new(move |asked| {
             let Some(asked) = ["a", "z"].into_iter().find(|name| name.as_bytes() == asked) else { return };
             match sent {
                 None => sent = Some(asked),
                 Some(sent) if sent != asked => {
                     std::thread::sleep(Duration::from_millis(200));
                     fs::write(app.join(sent), "new").unwrap();
-                    *told.lock().unwrap() = Some(sent);
+                    *told.lock() = Some(sent);
                 }
                 Some(_) => {}
             }
         }));
         let outcome = kit.solve(kit.of(files)).await.0;
-        let changed = changed.lock().unwrap().expect("both files were asked for");
+        let changed = changed.lock().expect("both files were asked for");
         if let Ok(outcome) = outcome {
             assert_eq!(kit.contents(&outcome)[changed], "old");
         }

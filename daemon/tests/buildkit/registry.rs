@@ -1,13 +1,14 @@
 //! A registry in memory: enough for BuildKit to push to and pull from.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
+use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
 #[derive(Clone, Default)]
@@ -28,12 +29,12 @@ impl Registry {
     }
 
     pub fn get(&self, digest: &str) -> Option<Bytes> {
-        self.content.lock().unwrap().get(digest).map(|(_, bytes)| bytes.clone())
+        self.content.lock().get(digest).map(|(_, bytes)| bytes.clone())
     }
 
     fn put(&self, kind: &str, bytes: Bytes) -> String {
         let digest = format!("sha256:{}", hex::encode(Sha256::digest(&bytes)));
-        self.content.lock().unwrap().insert(digest.clone(), (kind.to_owned(), bytes));
+        self.content.lock().insert(digest.clone(), (kind.to_owned(), bytes));
         digest
     }
 }
@@ -58,7 +59,7 @@ async fn answer(
         return (StatusCode::CREATED, [("docker-content-digest", digest)]).into_response();
     }
     let digest = path.rsplit('/').next().unwrap_or("");
-    let found = registry.content.lock().unwrap().get(digest).cloned();
+    let found = registry.content.lock().get(digest).cloned();
     match found {
         None => StatusCode::NOT_FOUND.into_response(),
         Some((kind, bytes)) => {

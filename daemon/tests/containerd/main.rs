@@ -1,5 +1,6 @@
 //! The containerd adapter against the real containerd and runc of this machine.
 #![allow(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::panic,
     clippy::print_stdout,

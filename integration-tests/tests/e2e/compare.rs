@@ -21,7 +21,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use integration_tests::buildctl::Buildctl;
@@ -31,6 +30,7 @@ use integration_tests::process::{self, Output};
 use integration_tests::runner::Group;
 use integration_tests::shared_cases;
 use integration_tests::wait::seconds;
+use parking_lot::Mutex;
 
 #[path = "compare/context.rs"]
 mod context;
@@ -91,7 +91,7 @@ fn layouts_are_equal(daemon: &Daemon) {
 /// The second transfer of a context brings BuildKit's copy of it up to date, instead of filling an empty directory.
 fn a_second_transfer_gives_the_same_as_a_first(daemon: &Daemon) {
     let mut told = Vec::new();
-    let _alone = FIRST_TRANSFERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = FIRST_TRANSFERS.lock();
     for context in trees::twice() {
         let comparison = Comparison::new(daemon, &context);
         context.write(&daemon.room_files());
@@ -147,12 +147,12 @@ fn compare_all(daemon: &Daemon, contexts: &[Context]) {
                         let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
                         vec![format!("{}: {text}", context.name)]
                     });
-                    told.lock().unwrap().extend(lines);
+                    told.lock().extend(lines);
                 }
             });
         }
     });
-    let told = told.into_inner().unwrap();
+    let told = told.into_inner();
     assert!(told.is_empty(), "{} differences:\n{}", told.len(), told.join("\n"));
 }
 
@@ -173,7 +173,7 @@ impl<'a> Comparison<'a> {
     fn run(&self) -> Vec<String> {
         self.context.write(&self.daemon.room_files());
         let expected = {
-            let _alone = FIRST_TRANSFERS.lock().unwrap_or_else(PoisonError::into_inner);
+            let _alone = FIRST_TRANSFERS.lock();
             self.buildctl()
         };
         if expected.is_err() != self.context.refused {

@@ -1,3 +1,5 @@
+//! An OCI archive in a file: verified once when it is opened, then read by position.
+
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};

@@ -1,3 +1,5 @@
+//! Reads an OCI archive from a stream: checks the name and kind of each member and the digest of each blob.
+
 use std::io::{self, Read};
 
 use hearth_proto::value::Digest;

@@ -1,3 +1,5 @@
+//! Writes an OCI archive. The layout is computed first, so that its length and the offset of each blob are known.
+
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, Write};
 

@@ -1,8 +1,9 @@
 //! Identity of a walked directory: its files are hashed by several threads, or their hashes come from the cache.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
 
 use super::{ContentHash, HashCache, Node, NodeKind, Remembered, TreeDigest, TreeHasher};
 use crate::layer::has_xattrs;
@@ -131,28 +132,28 @@ impl Work<'_> {
         // threads.
         let failed: Mutex<Option<(usize, ContentError)>> = Mutex::new(None);
         let chunks = Mutex::new(missing.chunks_mut(CHUNK));
-        std::thread::scope(|scope| {
-            for _ in 0..workers.min(count) {
-                scope.spawn(|| {
-                    let mut reader = tree.reader();
-                    let mut buffer = vec![0; BUFFER];
-                    while !stop.load(Ordering::Relaxed) {
-                        let Some(chunk) = workers::locked(&chunks).next() else { break };
-                        for (index, hashed) in chunk {
-                            if let Err(error) = self.one(&mut reader, &mut buffer, *index, hashed) {
-                                stop.store(true, Ordering::Relaxed);
-                                let mut failed = workers::locked(&failed);
-                                if failed.as_ref().is_none_or(|(earlier, _)| *index < *earlier) {
-                                    *failed = Some((*index, error));
-                                }
-                                return;
-                            }
+        let work = || {
+            let mut reader = tree.reader();
+            let mut buffer = vec![0; BUFFER];
+            while !stop.load(Ordering::Relaxed) {
+                let Some(chunk) = chunks.lock().next() else { break };
+                for (index, hashed) in chunk {
+                    if let Err(error) = self.one(&mut reader, &mut buffer, *index, hashed) {
+                        stop.store(true, Ordering::Relaxed);
+                        let mut failed = failed.lock();
+                        if failed.as_ref().is_none_or(|(earlier, _)| *index < *earlier) {
+                            *failed = Some((*index, error));
                         }
+                        return;
                     }
-                });
+                }
             }
+        };
+        std::thread::scope(|scope| {
+            workers::start_helpers(scope, workers.min(count).saturating_sub(1), "hash", work);
+            work();
         });
-        match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        match failed.into_inner() {
             Some((_, error)) => Err(error),
             None => Ok(()),
         }

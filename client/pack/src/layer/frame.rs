@@ -2,9 +2,9 @@
 //! that core's cache.
 
 use std::ops::Range;
-use std::sync::Mutex;
 
 use flate2::Crc;
+use parking_lot::Mutex;
 
 use super::compress::Compressor;
 use super::header::{self, Record};
@@ -13,7 +13,6 @@ use super::source::has_xattrs;
 use super::{ContentReader, LayerError, LayerOptions, Source};
 use crate::identity::{ContentHash, HashedEntry};
 use crate::walk::{EntryKind, Xattrs};
-use crate::workers::locked;
 
 /// A finished frame. Frames are reused to keep their buffers.
 #[derive(Default)]
@@ -88,7 +87,7 @@ impl<'a> Filler<'a> {
     }
 
     pub(super) fn fill(&mut self, cut: &Cut, spare: &Mutex<Vec<Frame>>) -> Result<Frame, LayerError> {
-        let mut frame = locked(spare).pop().unwrap_or_default();
+        let mut frame = spare.lock().pop().unwrap_or_default();
         frame.clear();
         let mut begin = cut.from.inside;
         for index in cut.from.index..cut.to.index {

@@ -1,3 +1,5 @@
+//! Validation of the entries of a list, which come from an untrusted sender.
+
 use super::{ListingError, path_order};
 use crate::identity::{Node, NodeKind};
 

@@ -13,8 +13,8 @@ use std::io::{self, Write};
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
+use parking_lot::Mutex;
 use rustix::fs::Advice;
 
 use super::{FILE_MODE, PackError, PackOptions, Progress};
@@ -24,7 +24,6 @@ use crate::identity::{HashCache, HashedTree, hash_tree, now, remember};
 use crate::layer::{self, Layer, LayerError, LayerProgress, Source};
 use crate::new_file::{self, NewFile, SpareName};
 use crate::walk::{EntryKind, Tree};
-use crate::workers::locked;
 
 /// Fraction (one in this number) of all bytes that may be in files without a cached hash for the tree to be hashed
 /// first. Hashing those is cheap compared to a pack, and saves one if they turn out to be unchanged.
@@ -95,7 +94,7 @@ impl Spool {
     pub(super) fn take_archive(&self, wanted: &Path, position: Option<u64>) -> Option<&NewFile> {
         let Place::Archive { new, path, taken, .. } = &self.place else { return None };
         let fits = path == wanted && position == Some(self.position);
-        (fits && !std::mem::replace(&mut *locked(taken), true)).then_some(new)
+        (fits && !std::mem::replace(&mut *taken.lock(), true)).then_some(new)
     }
 
     fn out(&self) -> At<'_> {

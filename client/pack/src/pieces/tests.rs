@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::sync::Mutex;
+
+use parking_lot::Mutex;
 
 use super::*;
 use crate::identity::{HashCache, HashedTree, hash_tree};
@@ -33,13 +34,13 @@ fn all_content(tree: &Tree, batches: &[Vec<Piece>]) -> BTreeMap<(u32, u32), Vec<
         for piece in &batch.pieces {
             let (content, after) = rest.split_at(piece.size as usize);
             rest = after;
-            found.lock().unwrap().insert((piece.entry, piece.number), content.to_vec());
+            found.lock().insert((piece.entry, piece.number), content.to_vec());
         }
         assert!(rest.is_empty());
         true
     })
     .unwrap();
-    found.into_inner().unwrap()
+    found.into_inner()
 }
 
 #[test]

@@ -13,10 +13,10 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use parking_lot::Mutex;
 use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use serde::Deserialize;
 use url::Url;
@@ -33,19 +33,15 @@ pub(super) struct Tokens(Mutex<HashMap<(String, String), HeaderValue>>);
 
 impl Tokens {
     pub(super) fn get(&self, host: &Host, scope: &str) -> Option<HeaderValue> {
-        self.lock().get(&(host.key.clone(), scope.to_owned())).cloned()
+        self.0.lock().get(&(host.key.clone(), scope.to_owned())).cloned()
     }
 
     fn put(&self, host: &Host, scope: &str, value: HeaderValue) {
-        self.lock().insert((host.key.clone(), scope.to_owned()), value);
+        self.0.lock().insert((host.key.clone(), scope.to_owned()), value);
     }
 
     pub(super) fn forget(&self, host: &Host, scope: &str) {
-        self.lock().remove(&(host.key.clone(), scope.to_owned()));
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), HeaderValue>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().remove(&(host.key.clone(), scope.to_owned()));
     }
 }
 

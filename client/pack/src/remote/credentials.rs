@@ -1,3 +1,5 @@
+//! Credentials for registries, from the caller or from the configuration of Docker.
+
 use std::collections::BTreeMap;
 use std::fmt;
 

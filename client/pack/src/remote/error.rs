@@ -1,3 +1,5 @@
+//! Errors of the registry client, with their stable codes and hints.
+
 use hearth_proto::value::Digest;
 
 /// Error of a request to another registry. URLs are shown without queries and user names, which may contain

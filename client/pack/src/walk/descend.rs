@@ -1,3 +1,5 @@
+//! Walks a tree: takes directory listings in walk order, and keeps the chain of directories that are being walked.
+
 use std::collections::HashMap;
 use std::collections::hash_map;
 use std::os::fd::OwnedFd;
@@ -41,9 +43,7 @@ pub(super) fn list(
     std::thread::scope(|scope| {
         let _end = listings.ends();
         // This thread runs requests, too, hence one helper less.
-        for _ in 1..workers::count(None) {
-            scope.spawn(|| listings.help());
-        }
+        workers::start_helpers(scope, workers::count(None) - 1, "walk", || listings.help());
         let mut lister = Lister { listings: &listings, entries: Vec::new(), linked: HashMap::new() };
         lister.run(root)?;
         Ok(lister.entries)

@@ -1,3 +1,5 @@
+//! Opens entries of a tree relative to its root.
+
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -5,9 +5,8 @@
 //! taken, which bounds the memory at any speed. The first failure in order is the one that is returned.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, PoisonError};
 
-use super::locked;
+use parking_lot::{Condvar, Mutex};
 
 /// Number of results that may wait in addition to those in progress, so that the workers can continue while the
 /// calling thread is busy.
@@ -30,15 +29,13 @@ where
     let state = State { pieces, drawn: 0, taken: 0, results: VecDeque::new(), ended: false, stopped: false };
     let desk = Desk { state: Mutex::new(state), window, room: Condvar::new(), result: Condvar::new() };
     std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                let _guard = StopOnPanic(&desk);
-                let mut work = worker();
-                while let Some((number, piece)) = desk.draw() {
-                    desk.put(number, work(piece));
-                }
-            });
-        }
+        super::start_helpers(scope, threads, "ordered", || {
+            let _guard = StopOnPanic(&desk);
+            let mut work = worker();
+            while let Some((number, piece)) = desk.draw() {
+                desk.put(number, work(piece));
+            }
+        });
         let _guard = StopAtEnd(&desk);
         let mut work = None;
         loop {
@@ -94,9 +91,9 @@ impl<P, I: Iterator<Item = P>, R> State<I, R> {
 impl<P, I: Iterator<Item = P>, R> Desk<I, R> {
     /// Returns the next piece for a worker thread, once it is within the window.
     fn draw(&self) -> Option<(u64, P)> {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         while !state.stopped && !state.ended && state.drawn - state.taken >= self.window {
-            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.room.wait(&mut state);
         }
         let drawn = if state.stopped || state.ended { None } else { state.draw() };
         if drawn.is_none() {
@@ -107,7 +104,7 @@ impl<P, I: Iterator<Item = P>, R> Desk<I, R> {
     }
 
     fn put(&self, number: u64, result: R) {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         let place = number - state.taken;
         if let Some(waiting) = usize::try_from(place).ok().and_then(|place| state.results.get_mut(place)) {
             *waiting = Some(result);
@@ -118,7 +115,7 @@ impl<P, I: Iterator<Item = P>, R> Desk<I, R> {
     }
 
     fn next(&self) -> Next<P, R> {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         loop {
             if state.stopped {
                 return Next::End;
@@ -132,12 +129,14 @@ impl<P, I: Iterator<Item = P>, R> Desk<I, R> {
             if !state.ended && state.drawn - state.taken < self.window {
                 match state.draw() {
                     Some((number, piece)) => return Next::Piece(number, piece),
-                    None => self.room.notify_all(),
+                    None => {
+                        self.room.notify_all();
+                    }
                 }
             } else if state.ended && state.results.is_empty() {
                 return Next::End;
             } else {
-                state = self.result.wait(state).unwrap_or_else(PoisonError::into_inner);
+                self.result.wait(&mut state);
             }
         }
     }
@@ -145,7 +144,7 @@ impl<P, I: Iterator<Item = P>, R> Desk<I, R> {
 
 impl<I, R> Desk<I, R> {
     fn stop(&self) {
-        locked(&self.state).stopped = true;
+        self.state.lock().stopped = true;
         self.room.notify_all();
         self.result.notify_all();
     }

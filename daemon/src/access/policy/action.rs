@@ -4,13 +4,14 @@ use super::Method;
 use crate::model::Repository;
 use crate::model::access::{ApiScope, StorageVerb};
 
-/// What a caller wants to do, with the object that it concerns. Names of images elsewhere are `registry/repository`;
-/// paths are normalised and relative to the storage; owners are names of callers ([`Caller::name`]).
+/// Something that a caller wants to do, with the object concerned. Images of other registries are named
+/// `registry/repository`; paths are normalised and relative to the storage; owners are names of callers
+/// ([`Caller::name`]).
 ///
 /// [`Caller::name`]: crate::model::access::Caller::name
 #[derive(Clone, Copy, Debug)]
 pub enum CallerAction<'a> {
-    /// Calls a gRPC method, whatever its objects.
+    /// Calls a gRPC method, regardless of the objects in the request.
     Enter(&'static Method),
     /// Sends files that builds of the same caller mount.
     SendPack,
@@ -21,7 +22,7 @@ pub enum CallerAction<'a> {
     },
     ListRepository(&'a Repository),
     PullRepository(&'a Repository),
-    /// Asks whether something is there, without reading it: who may push may ask as well.
+    /// Checks whether something exists, without reading it. Callers who may push may also check.
     ProbeRepository(&'a Repository),
     WriteRepository(&'a Repository),
     PullElsewhere(&'a str),
@@ -33,36 +34,36 @@ pub enum CallerAction<'a> {
     RunElsewhereImage(&'a str),
     ReadStorage(&'a str),
     WriteStorage(&'a str),
-    /// Removes a directory with all that lies below it.
+    /// Removes a directory with everything below it.
     RemoveTree(&'a str),
-    /// Gives a directory and all that lies below it to a container.
+    /// Mounts a directory, with everything below it, into a container.
     MountStorage {
         verb: StorageVerb,
         path: &'a str,
     },
-    /// Does something to a service that is there: `what` is a verb with its object, `run` the question whether the
-    /// caller may run its image.
+    /// Changes an existing service. `what` is a verb with its object; `run` is the action of running the
+    /// service's image.
     ChangeService {
         what: &'a str,
         owner: &'a str,
         run: &'a CallerAction<'a>,
     },
-    /// Has a service run with a secret of the room.
+    /// Runs a service with a secret of the room.
     UseSecret(&'a str),
     /// Sees which services use something.
     ShowUsers,
-    /// Has a service run with a token of this scope.
+    /// Runs a service with a token of this scope.
     HandOnToken(&'a ApiScope),
     /// Sees, compares or unmounts a context that somebody mounted.
     UseContextMount {
         owner: &'a str,
     },
-    /// Goes on with an upload of a pack, or of a blob to the room's registry.
+    /// Continues an upload of a pack, or of a blob to the room's registry.
     UseUpload {
         id: &'a str,
         owner: &'a str,
     },
-    /// Mounts a pack in a build, or looks into it.
+    /// Mounts a pack in a build, or reads it.
     UsePack {
         id: &'a str,
         owner: &'a str,
@@ -70,7 +71,7 @@ pub enum CallerAction<'a> {
 }
 
 impl fmt::Display for CallerAction<'_> {
-    /// As it goes on after "this token may not".
+    /// Formats the action so that it completes "this token may not".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Enter(method) => f.write_str(method.what),

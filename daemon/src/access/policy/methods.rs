@@ -1,14 +1,14 @@
-//! Every gRPC method with what it takes to call it. `docs/access.md` is made of this table; a test compares it with the
-//! descriptors that reflection serves, so that no method is without a row.
+//! All gRPC methods with the grants that they require. `docs/access.md` is generated from this table; a test
+//! compares the table with the descriptors that reflection serves, so that no method lacks a row.
 
-/// What is asked of a caller before a method's handler runs.
+/// Requirement that a caller must meet before a method's handler runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MethodGate {
     /// Served without a token.
     Public,
     /// Any token of the room.
     Participant,
-    /// Any token of the room; each object that the request names is asked about.
+    /// Any token of the room; the handler checks each object that the request names.
     Objects,
     /// `containers.use_containers`.
     Build,
@@ -26,18 +26,18 @@ pub enum MethodGate {
     Admin,
 }
 
-/// A row of the table.
+/// A row of the method table.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Method {
-    /// As it is in a request: `/package.Service/Method`.
+    /// Path of the request: `/package.Service/Method`.
     pub path: &'static str,
-    /// As it goes on after "this token may not".
+    /// Text that completes "this token may not".
     pub what: &'static str,
     pub gate: MethodGate,
-    /// Whether it changes something; then each call is in the audit trail, and otherwise only one that is denied. A test
-    /// of the table takes every method for one that changes something unless its name says that it only reads.
+    /// True if the method changes something: then every call is recorded in the audit trail, otherwise only
+    /// denied calls are. A test expects true for every method whose name does not say that it only reads.
     pub changes: bool,
-    /// What is asked about the objects that a request names. Empty where nothing is.
+    /// Check of the objects that a request names, in words. Empty if there is none.
     pub objects: &'static str,
 }
 

@@ -1,5 +1,5 @@
-//! What builds and services consist of, taken apart into actions. A service gets no more than who deploys it has: what
-//! is kept of an earlier revision is asked for again, as what is mentioned.
+//! Splits builds and services into actions of the policy. A service never gets more rights than its deployer
+//! has: settings that are kept from an earlier revision are checked again like those in the request.
 
 use hearth_pack::remote::full_name;
 
@@ -10,19 +10,19 @@ use crate::model::build::BuildSpec;
 use crate::model::service::{EnvValue, Service, ServiceSpec};
 use crate::model::{MountMode, MountSource, MountSpec, Reference, RoomRegistries};
 
-/// What a build reads and writes must be its caller's to read and write.
+/// Checks that the caller may read and write everything that a build reads and writes.
 pub fn may_build(caller: &Caller, spec: &BuildSpec, rooms: &RoomRegistries) -> Result<(), Denied> {
     for tag in &spec.tags {
         if !rooms.owns_tag(tag) {
             decide(caller, &CallerAction::PushElsewhere(&full_name(tag)))?;
         }
-        // A result for another registry is made here first.
+        // A result for another registry is first stored in this room's registry.
         decide(caller, &CallerAction::WriteRepository(&tag.repository))?;
     }
     may_mount_in_builds(caller, &spec.mounts, rooms)
 }
 
-/// What is mounted in a build, or looked at as a context, must be its caller's to read.
+/// Checks that the caller may read the sources that a build mounts, or that a context request reads.
 pub fn may_mount_in_builds(
     caller: &Caller,
     mounts: &[MountSpec],
@@ -33,19 +33,19 @@ pub fn may_mount_in_builds(
             decide(caller, &CallerAction::ReadStorage(path))
         }
         MountSource::Image { reference, .. } => may_read_image(caller, reference, rooms),
-        // Asked where its owner is known (`CallerAction::UsePack`).
+        // Packs are checked where their owner is known (`CallerAction::UsePack`).
         MountSource::Pack(_) | MountSource::EmptyDir | MountSource::File(_) => Ok(()),
     })
 }
 
-/// What a service runs must be the caller's to run, with all that it is given.
+/// Checks that the caller may run the image of a service, and use its mounts, secrets and token scopes.
 pub fn may_run(caller: &Caller, spec: &ServiceSpec, rooms: &RoomRegistries) -> Result<(), Denied> {
     may_run_image(caller, &spec.image, rooms)?;
     spec.mounts.iter().try_for_each(|mount| may_mount_in_service(caller, mount, rooms))?;
     spec.env.values().try_for_each(|value| match value {
         EnvValue::Plain(_) => Ok(()),
         EnvValue::Secret { name } => decide(caller, &CallerAction::UseSecret(name)),
-        // One that is no scope is refused as such, where it is tried.
+        // An invalid scope is reported later, when the token is minted.
         EnvValue::Token { scope } => match parse_scope(scope) {
             Ok(scope) => decide(caller, &CallerAction::HandOnToken(&scope)),
             Err(_) => Ok(()),
@@ -85,8 +85,8 @@ fn may_read_image(caller: &Caller, image: &Reference, rooms: &RoomRegistries) ->
     }
 }
 
-/// Whoever deployed a service first may change it and read its log, and whoever may run what it runs. `what` is a verb
-/// with its object, such as "remove service `web`".
+/// Checks that the caller may change a service and read its log: the caller deployed it first, or may run its
+/// image. `what` is a verb with its object, such as "remove service `web`".
 pub fn may_change(
     caller: &Caller,
     service: &Service,
@@ -102,7 +102,7 @@ pub fn may_change(
     decide(caller, &CallerAction::ChangeService { what, owner: &service.created_by, run: &run })
 }
 
-/// `name` is the image's full one.
+/// Returns the action of running an image. `name` is the image's full name.
 fn run_action<'a>(image: &'a Reference, rooms: &RoomRegistries, name: &'a str) -> CallerAction<'a> {
     if rooms.owns_tag(image) {
         CallerAction::RunRoomImage { repository: &image.repository, name }

@@ -1,5 +1,5 @@
-//! Each rule has cases with two participants: Ann, whose the things are, and Bob. A rule that is turned off must change
-//! what becomes of one of them.
+//! Each rule has cases with two participants: Ann, who owns the objects, and Bob. Turning a rule off must
+//! change the outcome of at least one case.
 
 use std::cell::Cell;
 
@@ -13,7 +13,7 @@ thread_local! {
     static OFF: Cell<Option<Rule>> = const { Cell::new(None) };
 }
 
-/// Whether this thread's test has turned a rule off. Only in tests: elsewhere no rule can be.
+/// Reports whether the test of this thread has turned a rule off. No rule can be turned off outside of tests.
 pub(super) fn turned_off(rule: Rule) -> bool {
     OFF.get() == Some(rule)
 }
@@ -34,7 +34,7 @@ fn registry(grant: Value) -> Value {
     containers(Value::Object([("registry".to_owned(), grant)].into_iter().collect()))
 }
 
-/// The outcome of every question that has an object, with what it must be.
+/// Every case with an object, with its expected outcome.
 fn objects() -> Vec<(String, bool, bool)> {
     let theirs: Repository = "ann/app".parse().unwrap();
     let scope: ApiScope = serde_json::from_value(registry(json!({"write": ["*"]}))).unwrap();
@@ -214,7 +214,7 @@ fn opens(gate: MethodGate) -> &'static [&'static str] {
     }
 }
 
-/// The outcome of each method for each grant, with what it must be.
+/// The expected outcome of each method for each grant.
 fn gates() -> Vec<(String, bool, bool)> {
     let of = |method: &'static Method| {
         GRANTS.iter().map(move |grant| {

@@ -1,4 +1,4 @@
-//! What the `Contexts` service is asked, checked.
+//! Conversion and validation of requests to the `Contexts` service.
 
 use hearth_proto::v1;
 
@@ -6,10 +6,10 @@ use super::super::error::Refusal;
 use super::mounts::{MountUse, mounts};
 use crate::model::{MountSpec, MountTarget};
 
-/// Longest path that system calls take.
+/// Maximum length of a path in system calls, in bytes.
 const MAX_PATH: usize = 4095;
 
-/// The mounts of a context, by target, and the directory in them that is its root.
+/// Returns the mounts of a context, sorted by target, and the directory in them that is its root.
 pub fn context(
     wire: Option<v1::ContextSources>,
     field: &str,
@@ -33,7 +33,7 @@ pub fn context(
     Ok((mounts, root))
 }
 
-/// A path in a context, from the root of all mounts: absolute as given, or below the context's root.
+/// Converts a path in a context to a path from the root of all mounts. A relative path starts at the context's root.
 pub fn path_in(root: &MountTarget, path: &[u8]) -> Result<Vec<u8>, Refusal> {
     let invalid = |message: &str| Refusal::invalid("path", "invalid_path", message.to_owned());
     if path.contains(&0) {

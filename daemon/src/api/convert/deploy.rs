@@ -1,4 +1,4 @@
-//! What a deploy asks for, checked. What a service as a whole may be, `deploy::merge` checks.
+//! Conversion and validation of deploy requests. Rules about a service as a whole are checked by `deploy::merge`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,20 +15,20 @@ use crate::model::secret::{Credential, SecretName};
 use crate::model::service::{Domain, EnvValue, Port, PortKind, Strategy};
 use crate::model::{Reference, RoomRegistries};
 
-/// Bounds on what a request may name; each far above what people use.
+/// Bounds on a request; each is far above practical use.
 const MAX_ENV: usize = 512;
-/// Names are in error messages, which go in headers.
+/// Names occur in error messages, which are sent in headers.
 const MAX_ENV_NAME: usize = 256;
 const MAX_PORTS: usize = 64;
 const MAX_DOMAINS: usize = 64;
 const MAX_COMMAND_BYTES: usize = 128 << 10;
 const MAX_DESCRIPTION: usize = 8 << 10;
 const MAX_LIVENESS: usize = 2048;
-/// As long as the name in a token may be.
+/// Maximum length in bytes, equal to that of the name in a token.
 const MAX_IDENTITY: usize = 200;
 const MAX_START_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
-/// Checks a request, and splits it: the credentials stay in memory.
+/// Validates a request and splits it: the credentials are only kept in memory.
 pub fn deploy_spec(
     wire: v1::DeploySpec,
     rooms: &RoomRegistries,
@@ -134,7 +134,7 @@ fn ports(wire: &[v1::ServicePort]) -> Result<Vec<Port>, Refusal> {
     wire.iter().enumerate().map(port).collect()
 }
 
-/// A command line: a program, and what it is given.
+/// Validates a command line: a program with its arguments.
 pub fn arguments(field: &str, arguments: Vec<String>) -> Result<Vec<String>, Refusal> {
     let invalid = |message: String| Err(Refusal::invalid(field, "invalid_command", message));
     if arguments.first().is_none_or(String::is_empty) {

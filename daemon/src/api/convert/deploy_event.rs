@@ -1,4 +1,4 @@
-//! What happens in a deploy, as it is told: actions, probes, lines of the log.
+//! Conversion of the events of a deploy: actions, probes, log lines.
 
 use hearth_proto::v1;
 
@@ -112,7 +112,7 @@ pub fn probe(result: ProbeResult) -> v1::Probe {
         ProbeAnswer::Refused => Answer::Refused,
         ProbeAnswer::Timeout => Answer::Timeout,
         ProbeAnswer::Closed => Answer::Closed,
-        // In the text.
+        // The reason is in the text.
         ProbeAnswer::Failed(_) => Answer::Failed,
     };
     wire.answer = answer.into();

@@ -1,4 +1,4 @@
-//! Mounts of builds, contexts and services.
+//! Conversion and validation of mounts of builds, contexts and services.
 
 use std::collections::BTreeSet;
 
@@ -9,22 +9,23 @@ use super::super::error::Refusal;
 use crate::model::id::PackId;
 use crate::model::{MountMode, MountSource, MountSpec};
 
-/// Far above what people use.
+/// Far above practical use.
 const MAX_MOUNTS: usize = 64;
-/// Of one file that is given by its text, and of all of them: every revision of a service keeps them.
+/// Maximum sizes in bytes of a file that is given by its text, and of all such files of a service: every
+/// revision of the service stores them.
 const MAX_TEXT: usize = 64 << 10;
 const MAX_TEXTS: usize = 256 << 10;
 
-/// What mounts are for, and so what they may be.
+/// Purpose of mounts, which decides the allowed kinds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum MountUse {
-    /// At least one; a source alone is mounted at `/context`.
+    /// Requires at least one mount; a single source without a target is mounted at `/context`.
     Build { needs: &'static str },
-    /// Any number, each with its target, and no packs.
+    /// Any number of mounts, each with its target, and no packs.
     Service,
 }
 
-/// `field` is how errors name the list.
+/// Converts mounts. `field` is the name of the list in errors.
 pub(super) fn mounts(wire: Vec<v1::Mount>, field: &str, used: MountUse) -> Result<Vec<MountSpec>, Refusal> {
     if let MountUse::Build { needs } = used
         && wire.is_empty()

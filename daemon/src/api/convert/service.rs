@@ -1,4 +1,4 @@
-//! Services as they are shown.
+//! Conversion of services and routes.
 
 use hearth_proto::v1;
 
@@ -11,7 +11,7 @@ use crate::model::service::{
     Domain, EnvValue, HealthCheck, Port, PortKind, Revision, RevisionOutcome, ServiceSpec, Strategy,
 };
 
-/// Where the room's ingress is reached, to show whole addresses.
+/// Address of the room's ingress, for complete URLs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entrance {
     pub tls: bool,
@@ -19,7 +19,7 @@ pub struct Entrance {
 }
 
 impl Entrance {
-    /// None for a domain that stands for many.
+    /// URL of a domain; `None` for a wildcard domain.
     pub fn url(self, domain: &Domain) -> Option<String> {
         if domain.suffix().is_some() {
             return None;
@@ -33,7 +33,7 @@ impl Entrance {
     }
 }
 
-/// A service; with its revisions where they are asked for.
+/// Converts a service, with its revisions if requested.
 pub fn service(state: ServiceState, entrance: Entrance, with_revisions: bool) -> v1::Service {
     let service = state.service;
     let shown = service.wanted().or_else(|| service.revision(service.desired)).map(|revision| &revision.spec);

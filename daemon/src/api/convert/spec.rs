@@ -1,3 +1,5 @@
+//! Conversion and validation of build specs.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -12,23 +14,23 @@ use crate::model::image::Platform;
 use crate::model::secret::{Credential, Secret};
 use crate::model::{MountSpec, MountTarget, Reference, RoomRegistries};
 
-/// Bounds on what a request may name; each far above what people use.
+/// Bounds on a request; each is far above practical use.
 const MAX_TAGS: usize = 32;
 const MAX_PAIRS: usize = 1024;
 const MAX_TEXT: usize = 128 * 1024;
 const MAX_SECRETS: usize = 64;
-/// BuildKit's own limit.
+/// Same limit as in BuildKit.
 const MAX_SECRET_BYTES: usize = 500 * 1024;
 
-/// What a request is checked against.
+/// Settings that a build spec is validated against.
 pub struct SpecContext<'a> {
     pub rooms: &'a RoomRegistries,
     pub max_timeout: Duration,
-    /// How the caller's paths in storage are followed.
+    /// Policy for symbolic links in the caller's storage paths.
     pub path_links: PathLinks,
 }
 
-/// Checks a request whole and splits it: the spec is stored, the secrets stay in memory.
+/// Validates a build spec and splits it: the spec is stored, the secrets are only kept in memory.
 pub fn build_spec(
     wire: v1::BuildSpec,
     context: &SpecContext<'_>,
@@ -97,7 +99,7 @@ fn tags(wire: &v1::BuildSpec, rooms: &RoomRegistries) -> Result<Vec<Reference>, 
     Ok(tags)
 }
 
-/// What was given, else the one mount target there is.
+/// Returns the given context path, or the target of the only mount.
 fn context_path(text: &str, mounts: &[MountSpec]) -> Result<MountTarget, Refusal> {
     if !text.is_empty() {
         return text.parse().map_err(|error| {
@@ -205,7 +207,7 @@ fn secrets(
     Ok(checked)
 }
 
-/// A stored spec as it is shown.
+/// Converts a stored spec for display.
 pub fn to_wire(spec: BuildSpec) -> v1::BuildSpec {
     let mut tags = spec.tags.iter().map(Reference::to_string);
     v1::BuildSpec {

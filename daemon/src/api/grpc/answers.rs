@@ -1,4 +1,4 @@
-//! Answers that come in many messages: no thread of the shared ones waits for who reads them.
+//! Streamed answers. Waiting for a slow reader never occupies a thread of the shared pools.
 
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,20 +18,21 @@ use crate::model::share_owner::ShareOwner;
 use crate::places::{Place, Places};
 use crate::task;
 
-/// Of a file, in one message: what a reader that does not read makes the daemon hold.
+/// Size in bytes of a chunk of a file in one message, which is the memory that a slow reader makes the daemon hold.
 pub(super) const CHUNK: usize = 256 * 1024;
-/// Messages between the thread that walks and the connection.
+/// Maximum number of messages between the walking thread and the connection.
 const AHEAD: usize = 64;
-/// Walks of all callers at a time, and of one.
+/// Maximum number of concurrent walks of all callers, and of one.
 const MOST_WALKS: usize = 32;
 const MOST_WALKS_OF_ONE: usize = 4;
-/// A walk whose reader takes nothing for this long is ended.
+/// Time without reading after which a walk is ended.
 const UNREAD: Duration = Duration::from_secs(30);
 
 pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// What `next` gives of `source` until it gives nothing, or an error, which is the last. A piece is made when the one
-/// before it was taken: what nobody reads holds one piece.
+/// Streams the batches that `next` takes from `source`, until it returns an empty one or an error, which is
+/// sent last. A batch is made after the one before it was taken, so a slow reader makes the daemon hold one
+/// batch.
 pub(super) fn in_pieces<S, T>(
     source: S,
     next: impl Fn(&mut S) -> Result<Vec<T>, Status> + Send + Sync + 'static,
@@ -59,33 +60,33 @@ where
         .boxed()
 }
 
-/// Where a walk tells what it finds.
+/// Sends the findings of a walk to its reader.
 pub(super) struct Told<T> {
     send: mpsc::Sender<Result<T, Status>>,
     runtime: runtime::Handle,
 }
 
 impl<T> Told<T> {
-    /// False when nobody reads any more.
+    /// Sends a message. Returns false if the reader has disconnected or has stopped reading.
     pub(super) fn tell(&self, message: Result<T, Status>) -> bool {
         let message = match self.send.try_send(message) {
             Ok(()) => return true,
             Err(mpsc::error::TrySendError::Closed(_)) => return false,
             Err(mpsc::error::TrySendError::Full(message)) => message,
         };
-        // The limit is made inside, where its timer finds the runtime: this thread is none of the runtime's.
+        // The timeout is created inside of `block_on`, where its timer finds the runtime: this is not a runtime thread.
         let sent =
             self.runtime.block_on(async { tokio::time::timeout(UNREAD, self.send.send(message)).await });
         matches!(sent, Ok(Ok(())))
     }
 }
 
-/// The threads that walks run on, by whose share they take; cheap to clone.
+/// Limits the threads for walks, per owner of a share; cheap to clone.
 #[derive(Clone)]
 pub struct Walks(Arc<Places<ShareOwner>>);
 
 impl Walks {
-    /// A stream of what `walk` tells. It runs on a thread of its own, and it may wait there for its reader.
+    /// Starts `walk` on its own thread, where it may block on its reader, and returns the stream of its messages.
     pub(super) fn begin<T: Send + 'static>(
         &self,
         owner: &ShareOwner,
@@ -96,14 +97,14 @@ impl Walks {
         let told = Told { send, runtime: runtime::Handle::current() };
         let begun = task::thread("walk", move || {
             let _place = place;
-            // A stream that just stops would pass for a whole one.
+            // A stream that just stopped would look complete, so a panic is reported as an error.
             if catch_unwind(AssertUnwindSafe(|| walk(&told))).is_err() {
                 let refusal =
                     Refusal::internal("the listing ended before it was complete", "its thread panicked");
                 told.tell(Err(refusal.into()));
             }
         });
-        begun.map_err(|error| Refusal::internal("the walk was not begun", error))?;
+        begun.map_err(|error| Refusal::internal("the listing could not be started", error))?;
         Ok(ReceiverStream::new(receive).boxed())
     }
 
@@ -124,7 +125,7 @@ impl Default for Walks {
     }
 }
 
-/// The next chunk of a file; none at its end.
+/// Reads the next chunk of a file; `None` at its end.
 pub(super) fn chunk_of(file: &mut impl Read) -> io::Result<Option<Bytes>> {
     let mut chunk = Vec::with_capacity(CHUNK);
     let count = file.take(CHUNK as u64).read_to_end(&mut chunk)?;
@@ -167,7 +168,7 @@ mod tests {
             }
         });
         let mut told = told.unwrap();
-        // The channel is full by then.
+        // The channel is full after this time.
         tokio::time::sleep(Duration::from_millis(200)).await;
         let mut all = Vec::new();
         while let Some(number) = told.try_next().await.unwrap() {

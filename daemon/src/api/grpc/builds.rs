@@ -22,7 +22,7 @@ const MAX_KEY: usize = 256;
 pub struct BuildsService {
     pub builds: Handle,
     pub rooms: RoomRegistries,
-    /// To ask whose a pack is.
+    /// Looks up the owners of packs.
     pub images: Images,
     pub max_timeout: Duration,
 }
@@ -166,8 +166,8 @@ impl v1::builds_server::Builds for BuildsService {
 }
 
 impl BuildsService {
-    /// A build of the caller's own; admins see all. Another's build and none are the same answer, and the beginning of
-    /// an id is looked up among the builds that the caller may see.
+    /// Returns a build of the caller's own; admins see all. Another caller's build gives the same error as a
+    /// missing one, and an id prefix is only matched among the builds that the caller may see.
     async fn own(&self, caller: &Caller, id: &str) -> Result<BuildRecord, Status> {
         let record = self.builds.find(id, policy::listed_owner(caller)).await.map_err(Refusal::from)?;
         audit::concerns(&record.id);

@@ -27,12 +27,12 @@ pub struct ContextsService {
     pub contexts: RoomContexts,
     pub mounts: Mounts,
     pub rooms: RoomRegistries,
-    /// To ask whose a pack is.
+    /// Looks up the owners of packs.
     pub images: Images,
     pub walks: Walks,
 }
 
-/// A context that the caller may read, open.
+/// An opened context that the caller may read.
 struct Open {
     tree: Tree,
     mounts: Vec<MountSpec>,
@@ -207,7 +207,8 @@ impl ContextsService {
         Ok(Open { tree, mounts, manifests, root })
     }
 
-    /// Denies what another caller mounted, or has changes kept of. Where there is nothing, what comes next says so.
+    /// Denies access to a directory that another caller mounted, or has kept changes of. If there is no mount,
+    /// the next step reports that.
     async fn own_mount(&self, caller: &Caller, directory: &Path) -> Result<(), Status> {
         let owners = self.mounts.owners(directory.to_owned()).await.map_err(Refusal::from)?;
         owners.iter().try_for_each(|owner| ask(caller, &CallerAction::UseContextMount { owner }))
@@ -234,7 +235,7 @@ impl ContextsService {
     }
 }
 
-/// Whether the caller is root or the daemon's own user, on the unix socket.
+/// Reports whether the caller is root or the daemon's own user, on the unix socket.
 fn on_this_machine(extensions: &Extensions) -> bool {
     match extensions.get::<ConnectInfo<Peer>>() {
         Some(ConnectInfo(Peer::Unix { uid })) => *uid == 0 || *uid == rustix::process::geteuid().as_raw(),
@@ -261,7 +262,7 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-/// What is at a path, and the tree again.
+/// Looks up a path, and returns the tree with the result.
 async fn find(tree: Tree, path: Vec<u8>) -> Result<(Tree, Located), Status> {
     let shown = String::from_utf8_lossy(&path).into_owned();
     let (tree, found) = blocking(move || tree.find(&path).map(|found| (tree, found))).await?;
@@ -276,7 +277,7 @@ async fn find(tree: Tree, path: Vec<u8>) -> Result<(Tree, Located), Status> {
     }
 }
 
-/// Sends the entries of a directory, or the one file.
+/// Sends the entries of a directory, or the entry of a single file.
 fn listing(
     tree: &Tree,
     (path, seen): Located,
@@ -297,7 +298,7 @@ fn listing(
     Ok(())
 }
 
-/// Ends a stream with the error that ended the work, if one did.
+/// Ends a stream with the error of the work, if it failed.
 fn end<T>(told: &Told<T>, result: Result<(), ContextError>) {
     if let Err(error) = result {
         told.tell(Err(Refusal::from(error).into()));

@@ -46,7 +46,7 @@ impl v1::images_server::Images for ImagesService {
             };
         let mut query = TagQuery { repository, after: page(&request.page_token)?, limit: size };
         let mut images = Vec::new();
-        // What the caller may not list takes no place on the page.
+        // Images that the caller may not list do not count towards the page size.
         loop {
             let found = self.images.list(query.clone()).await.map_err(Refusal::from)?;
             let more = found.len() == query.limit;
@@ -220,7 +220,7 @@ pub(super) fn reference(field: &str, text: &str) -> Result<Reference, Refusal> {
     text.parse::<Reference>().map_err(|error| Refusal::invalid(field, "invalid_reference", error.to_string()))
 }
 
-/// `repository:tag`, the last one of the page before.
+/// Parses a page token: `repository:tag` of the last image of the page before.
 fn page(token: &str) -> Result<Option<(Repository, Tag)>, Refusal> {
     if token.is_empty() {
         return Ok(None);

@@ -1,9 +1,9 @@
-//! An archive arrives: into a file of its own, which is taken apart when all of it is there, and into its copy in
-//! storage where one is wanted.
+//! Loads an image archive: it is received into a scratch file, which is unpacked when it is complete, and into
+//! a copy in the storage if requested.
 //!
 //! ```text
-//! messages --> spool --whole--> reader --> blobs, nameless
-//!        '---> copy --> file, whole             both done: the name
+//! messages --> spool --complete--> reader --> blobs without a name
+//!        '---> copy --> complete file            both done: the image is named
 //! ```
 
 use std::fs::File;
@@ -61,7 +61,7 @@ impl ImagesService {
         let Spooled { file: archive, claim } = spool.finish().await?;
         let received = self.images.receive(io::BufReader::with_capacity(READ_AHEAD, archive)).await;
         let received = received.map_err(Refusal::from)?;
-        // The copy first: an image whose archive was not kept as asked has no name.
+        // The copy is finished first: an image whose archive could not be stored gets no name.
         if let Some(copy) = copy
             && let Err(status) = copy.finish().await
         {
@@ -81,7 +81,7 @@ impl ImagesService {
         })
     }
 
-    /// Where the archive is kept as a file too, when that was asked for.
+    /// Starts the upload of a copy of the archive to the storage, if requested.
     async fn room_copy(
         &self,
         caller: &Caller,
@@ -126,7 +126,7 @@ fn destination(
     }
 }
 
-/// The archive as it arrives. Dropping it leaves nothing.
+/// Archive that is being received. Dropping it removes the scratch file.
 struct Spool(InTurn<Spooled, Status>);
 
 struct Spooled {
@@ -151,7 +151,7 @@ impl Spool {
         self.0.next(write).await.map_err(stopped)
     }
 
-    /// All that came, from its beginning.
+    /// Returns the whole archive, rewound to its start.
     async fn finish(mut self) -> Result<Spooled, Status> {
         self.0.next(|spooled| spooled.file.rewind().map_err(not_kept)).await.map_err(stopped)?;
         self.0.finish().await.map_err(stopped)

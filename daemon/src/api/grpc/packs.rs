@@ -25,7 +25,7 @@ use crate::packs::{Begun, Committed, Destination, List, Lister, PackError, PackI
 use crate::packs::{PieceData, Receiver, SentPiece};
 use crate::task;
 
-/// What a compressed part of a list may become.
+/// Maximum size in bytes of a part of a list after decompression.
 const MAX_ENTRIES: usize = 8 << 20;
 const MAX_LINEAGE: usize = 128;
 
@@ -124,7 +124,7 @@ impl v1::packs_server::Packs for PacksService {
         let Some(receiver) = receiver else {
             return taken.and_then(|()| Err(upload_missing("upload_id")));
         };
-        // Of a stream that was cut off, too: the next try sends the rest.
+        // A truncated stream is stored too: the next attempt sends the rest.
         let durable = receiver.finish().await.map_err(Refusal::from);
         taken?;
         durable?;
@@ -151,7 +151,8 @@ impl v1::packs_server::Packs for PacksService {
 }
 
 impl PacksService {
-    /// The owner of an upload that the caller may go on with. Another's upload and none are the same answer.
+    /// Returns the owner of an upload that the caller may continue. Another caller's upload gives the same
+    /// error as a missing one.
     fn own_upload(&self, caller: &Caller, id: &str) -> Result<String, Status> {
         audit::concerns(format_args!("upload {}", id.chars().take(64).collect::<String>()));
         let owner = self.packs.upload_owner(id).map_err(Refusal::from)?;
@@ -192,8 +193,8 @@ impl PacksService {
         Ok(())
     }
 
-    /// Stores the archive where that is wanted, then names what there is: an image whose archive was not
-    /// kept as asked has no name.
+    /// Stores the archive if requested, and then names the image: an image whose archive could not be stored
+    /// gets no name.
     async fn result(
         &self,
         caller: &Caller,
@@ -201,7 +202,7 @@ impl PacksService {
         ready: Ready,
     ) -> Result<v1::PackResult, Status> {
         if let Some((image, path)) = ready.archive() {
-            // Whoever commits may do less than who began.
+            // The committing caller may have fewer rights than the one who began.
             let (root, path) =
                 storage_for(caller, StorageVerb::Write, &self.storage.room, "room_path", path)?;
             let (disk, owner) = (self.disk.clone(), owner.clone());
@@ -339,7 +340,7 @@ fn image(image: v1::PackImage) -> Result<PackImageOptions, Refusal> {
         expose: config.expose,
         volumes: config.volumes,
     };
-    // Told now and not after the upload.
+    // Checked before the upload, so that an error is not reported only after it.
     config
         .apply(&mut hearth_pack::image::RunConfig::default())
         .map_err(|error| Refusal::invalid("image.config", "invalid_config", error.to_string()))?;
@@ -347,7 +348,7 @@ fn image(image: v1::PackImage) -> Result<PackImageOptions, Refusal> {
     Ok(PackImageOptions { layer, config, platform, docker: image.docker })
 }
 
-/// A file of the storage as something that an archive is written to; keeps its typed error.
+/// Writes an archive to a file of the storage, and keeps the typed error.
 struct Appending<'a> {
     writer: &'a mut CountedWriter,
     failed: &'a mut Option<FileError>,
@@ -405,5 +406,5 @@ impl From<PackError> for Refusal {
     }
 }
 
-/// The largest piece is one that every message may carry.
+// The largest piece must fit into a message.
 const _: () = assert!((MAX_PIECE as usize) < hearth_proto::MAX_MESSAGE_BYTES);

@@ -13,7 +13,7 @@ use crate::secrets::{Secrets, SecretsError};
 
 pub struct SecretsService {
     pub secrets: Secrets,
-    /// To say which services use one.
+    /// Looks up which services use a secret.
     pub deploys: Handle,
 }
 

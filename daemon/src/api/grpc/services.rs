@@ -1,6 +1,6 @@
-//! Services of the room: deployed, watched, changed and taken away.
+//! The `Services` service: deploys, watches, changes and removes services of the room.
 //!
-//! What changes something runs in a task of its own, so that a client that goes away midway leaves no half of it.
+//! Changes run in a task of their own, so that a disconnecting client does not leave them half done.
 
 mod allow;
 mod exec;
@@ -24,10 +24,10 @@ use crate::model::deploy::{Action, Deployed};
 use crate::model::service::ServiceName;
 use crate::task;
 
-/// From an instance's stop signal to SIGKILL when its service is removed.
+/// Default time between the stop signal and SIGKILL when a service is removed.
 const REMOVE_GRACE: Duration = Duration::from_secs(10);
 const MAX_REMOVE_GRACE: Duration = Duration::from_secs(600);
-/// What a removal may take beside the grace before it is answered.
+/// Time limit for a removal, in addition to the grace time.
 const REMOVE_LIMIT: Duration = Duration::from_secs(60);
 
 pub struct ServicesService {
@@ -187,7 +187,7 @@ impl v1::services_server::Services for ServicesService {
         let (service, spec) = exec::begin(&mut messages).await?;
         let name = self.deploys.get(&service).map_err(Refusal::from)?.service.name;
         audit::concerns(format_args!("service {name}"));
-        tracing::info!(service.name = %name, by = caller.name, "process in a service");
+        tracing::info!(service.name = %name, by = caller.name, "exec requested");
         let (deploys, by) = (self.deploys.clone(), allow::by(caller, &self.rooms));
         let exec = whole("exec", async move { deploys.exec(&service, spec, &by).await }).await?;
         Ok(Response::new(exec::answers(exec, messages)))
@@ -237,7 +237,7 @@ impl ServicesService {
     }
 }
 
-/// Does something to its end, whether or not its client waits for that.
+/// Runs work to its end, even if the client disconnects.
 async fn whole<T: Send + 'static>(
     name: &'static str,
     work: impl Future<Output = Result<T, DeployError>> + Send + 'static,

@@ -14,7 +14,7 @@ use crate::disk::DiskShares;
 use crate::model::access::{Caller, StorageVerb};
 use crate::task;
 
-/// Entries of a listing that are looked up in one go.
+/// Maximum number of directory entries that are read for one batch of a listing.
 const ENTRIES: usize = 256;
 
 pub struct StorageService {
@@ -111,7 +111,7 @@ impl v1::storage_server::Storage for StorageService {
 }
 
 impl StorageService {
-    /// The storage and the path in it, when the caller may use them so.
+    /// Checks that the caller may use a path, and returns the storage and the path in it.
     fn allow(
         &self,
         caller: &Caller,

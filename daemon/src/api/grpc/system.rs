@@ -21,13 +21,13 @@ use crate::model::image::Platform;
 use crate::task;
 
 const DEFAULT_TTL: Duration = Duration::from_secs(3600);
-/// What tokens of a secret that was replaced get.
+/// Default grace time of tokens signed with the previous secret.
 const DEFAULT_GRACE: Duration = Duration::from_secs(24 * 3600);
 const DEFAULT_RECORDS: usize = 100;
-/// For the audit trail to be searched.
+/// Time limit for a search in the audit trail.
 const READ_LIMIT: Duration = Duration::from_secs(30);
 
-/// Reads how the builders stand at this moment.
+/// Returns the current state of the builders.
 pub type BuilderList = Arc<dyn Fn() -> Vec<BuilderStatus> + Send + Sync>;
 
 pub struct SystemService {
@@ -38,7 +38,7 @@ pub struct SystemService {
     pub access: Arc<Access>,
     pub usage: DiskUsage,
     pub trail: AuditTrail,
-    /// To give services with a token a new one.
+    /// Issues new tokens to services after a rotation.
     pub deploys: Handle,
 }
 
@@ -48,7 +48,7 @@ impl v1::system_server::System for SystemService {
         &self,
         request: Request<v1::GetInfoRequest>,
     ) -> Result<Response<v1::GetInfoResponse>, Status> {
-        // Any participant of the room may ask.
+        // Any participant of the room may call this.
         caller(request.extensions())?;
         let components = (self.readiness)();
         Ok(Response::new(v1::GetInfoResponse {
@@ -113,7 +113,7 @@ impl v1::system_server::System for SystemService {
         let until = self.change(move |access| access.rotate(grace)).await?;
         tracing::warn!(by = caller.name, %until, "rotated the room's secret");
         let deploys = self.deploys.clone();
-        // To its end, whether or not the client waits for that.
+        // The restarts run to their end, even if the client disconnects.
         let renewed =
             task::spawn("renew tokens of services", async move { deploys.renew_tokens().await }).await;
         let renewed = renewed.map_err(|error| Refusal::internal("services were not restarted", error))?;
@@ -140,7 +140,7 @@ impl v1::system_server::System for SystemService {
         audit::concerns(format_args!("tokens of {name}"));
         let (of, by) = (name.clone(), caller.name.clone());
         let revocation = self.change(move |access| access.revoke(&of, &by)).await?;
-        tracing::warn!(by = caller.name, name, "tokens were revoked");
+        tracing::warn!(by = caller.name, name, "revoked tokens");
         let note = self.note_of(&name).await;
         Ok(Response::new(v1::TokenRevocation { note, ..revocation_to_wire(name, revocation) }))
     }
@@ -196,8 +196,8 @@ fn builder(status: BuilderStatus) -> v1::Builder {
 }
 
 impl SystemService {
-    /// Why a name may not be the one that was meant. The daemon keeps no list of the tokens that were made, so that a
-    /// participant is known by the audit trail alone.
+    /// Returns a note if a name seems to be unknown. The daemon keeps no list of issued tokens, so participants
+    /// are only known from the audit trail.
     async fn note_of(&self, name: &str) -> String {
         if let Some(id) = name.strip_prefix(SERVICE_NAME) {
             let known = self.deploys.list().iter().any(|state| state.service.id.as_str() == id);
@@ -219,7 +219,7 @@ impl SystemService {
         };
         match tokio::time::timeout(READ_LIMIT, known).await {
             Ok(Ok(false)) => {}
-            // What cannot be told is not a reason to doubt the name.
+            // A failed search is no reason to doubt the name.
             _ => return String::new(),
         }
         match self.deploys.get(name) {
@@ -231,7 +231,7 @@ impl SystemService {
         }
     }
 
-    /// On a thread that may wait for the disk.
+    /// Changes keys or revocations on a blocking thread.
     async fn change<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Access) -> Result<T, KeyChangeError> + Send + 'static,

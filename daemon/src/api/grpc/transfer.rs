@@ -1,7 +1,7 @@
-//! Images on their way between the room and other registries.
+//! Transfers of images between the room and other registries.
 //!
-//! A transfer is told as it goes, which also keeps its connection alive. When the client goes away, the
-//! transfer is dropped: it leaves no name, and content that nothing names is freed by the sweep.
+//! A transfer sends progress events, which also keep its connection alive. When the client disconnects, the
+//! transfer is dropped: it creates no name, and the sweep removes content that nothing references.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ use crate::model::image::Platform;
 use crate::model::{Reference, RoomRegistries};
 use crate::task;
 
-/// Between two words about a transfer.
+/// Interval between two progress events.
 const TELL_EVERY: Duration = Duration::from_millis(500);
 const AHEAD: usize = 4;
 
@@ -113,7 +113,7 @@ impl ImagesService {
     }
 }
 
-/// Refuses a name of this room where one of another registry is meant.
+/// Refuses a reference to this room where one to another registry is required.
 fn foreign(field: &str, reference: &Reference, rooms: &RoomRegistries) -> Result<(), Refusal> {
     if !rooms.owns_source(reference) {
         return Ok(());
@@ -123,7 +123,7 @@ fn foreign(field: &str, reference: &Reference, rooms: &RoomRegistries) -> Result
         .hint("`hearth images tag` names an image of the room anew"))
 }
 
-/// The stream of a transfer: how it stands, then what it came to.
+/// Streams the progress of a transfer, and then its result.
 fn events(
     transfer: Arc<Transfer>,
     work: impl Future<Output = Result<v1::TransferDone, crate::image::ImageError>> + Send + 'static,
@@ -138,18 +138,18 @@ fn events(
             tokio::select! {
                 result = &mut work => {
                     let last = result.map(|done| event(Event::Done(done)));
-                    // A client that has gone has not waited for this.
+                    // The client may have disconnected.
                     let _ = send.send(last.map_err(|error| Refusal::from(error).into())).await;
                     return;
                 }
                 () = send.closed() => {
-                    tracing::info!("a transfer was dropped: its client has gone");
+                    tracing::info!("image transfer cancelled: the client disconnected");
                     return;
                 }
                 _ = tick.tick() => {
                     let stand = transfer.stand();
                     let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
-                    // One that cannot be taken now is old when it can.
+                    // A progress event that cannot be sent now would be outdated later, so it is dropped.
                     let _ = send.try_send(Ok(event(Event::Progress(v1::TransferProgress {
                         blobs: small(stand.blobs),
                         total_blobs: small(stand.total_blobs),

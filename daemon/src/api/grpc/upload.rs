@@ -1,4 +1,4 @@
-//! A file of the storage as it arrives: complete or not at all. No thread waits for its sender.
+//! Uploads of files to the storage: a file is stored completely or not at all. No thread waits for the sender.
 
 use std::path::{Path, PathBuf};
 
@@ -12,16 +12,16 @@ use crate::model::share_owner::ShareOwner;
 use crate::task;
 use crate::task::in_turn::{InTurn, Stopped};
 
-/// A chunk that a client may send.
+/// Maximum size in bytes of a chunk from a client.
 const MAX_CHUNK: usize = 4 * 1024 * 1024;
 
-/// Dropping it before [`finish`](Self::finish) leaves nothing of the file.
+/// Upload of a file. Dropping it before [`finish`](Self::finish) leaves nothing of the file.
 pub(super) struct FileUpload {
     content: InTurn<CountedWriter, FileError>,
     kept: KeptContent,
 }
 
-/// A file of a storage, and who it is of.
+/// A file to be stored, and its owner.
 pub(super) struct NewFile<'a> {
     pub root: Root,
     pub path: PathBuf,
@@ -36,13 +36,13 @@ pub(super) enum Area {
     Project,
 }
 
-/// Writes what the caller may have.
+/// Writes a file within the owner's share of the disk.
 pub(super) struct CountedWriter {
     writer: Writer,
     claim: DiskClaim,
 }
 
-/// Why a file is not written.
+/// Failure to write a file.
 #[derive(Debug)]
 pub(super) enum FileError {
     Storage(StorageError),
@@ -59,7 +59,7 @@ impl Area {
 }
 
 impl CountedWriter {
-    /// Blocking, as all its calls.
+    /// Opens the file. Blocking, like all methods.
     pub(super) fn begin(disk: &DiskShares, file: NewFile<'_>) -> Result<Self, FileError> {
         let NewFile { root, path, options, owner, .. } = file;
         let name = path.display().to_string();
@@ -91,7 +91,7 @@ impl FileUpload {
         Ok(Self { content: InTurn::new("file-upload", writer), kept })
     }
 
-    /// Writes a chunk while the next one is received. An error of the chunk before is told here.
+    /// Writes a chunk while the next one is received. Returns the error of an earlier chunk, if there is one.
     pub(super) async fn chunk(&mut self, chunk: Bytes) -> Result<(), Status> {
         self.content.next(move |writer| writer.append(&chunk)).await.map_err(stopped)
     }
@@ -139,7 +139,7 @@ impl From<DiskError> for Refusal {
     }
 }
 
-/// Refuses a chunk that is larger than agreed.
+/// Refuses a chunk that exceeds the maximum size.
 pub(super) fn checked(chunk: Bytes) -> Result<Bytes, Status> {
     if chunk.len() <= MAX_CHUNK {
         return Ok(chunk);
@@ -147,12 +147,12 @@ pub(super) fn checked(chunk: Bytes) -> Result<Bytes, Status> {
     Err(Refusal::invalid("chunk", "chunk_too_large", format!("a chunk is at most {MAX_CHUNK} bytes")).into())
 }
 
-/// An upload that does not say first what it is.
+/// Error about an upload without `begin` as its first message.
 pub(super) fn begin_missing() -> Status {
     Refusal::invalid("begin", "begin_missing", "the first message must be `begin`").into()
 }
 
-/// An upload that says something else later on.
+/// Error about an upload with a message other than a chunk after `begin`.
 pub(super) fn chunk_missing() -> Status {
     Refusal::invalid("chunk", "chunk_missing", "after `begin` come only chunks").into()
 }

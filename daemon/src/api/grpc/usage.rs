@@ -1,4 +1,4 @@
-//! What callers hold on the disk, from all the places that keep something for them.
+//! Disk usage of callers, collected from all stores.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -14,18 +14,18 @@ use crate::image::Images;
 use crate::packs::Packs;
 use crate::task;
 
-/// Where it is read from.
+/// Sources of the disk usage.
 pub struct DiskUsage {
     pub disk: DiskShares,
     pub packs: Packs,
     pub images: Images,
     pub builds: build::Handle,
-    /// Of the state directory's file system, the free space is told.
+    /// State directory, whose file system's free space is reported.
     pub state_dir: PathBuf,
 }
 
 impl DiskUsage {
-    /// What `only` this caller holds, or all.
+    /// Reports the disk usage of the caller `only`, or of all callers.
     pub(super) async fn of(&self, only: Option<&str>) -> Result<v1::GetDiskUsageResponse, Status> {
         let kept = self.disk.kept();
         let logs = self.builds.log_bytes().await.map_err(Refusal::from)?;

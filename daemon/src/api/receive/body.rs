@@ -1,4 +1,4 @@
-//! A body that is counted as it is read.
+//! A request body that is counted against its caller's share as it is read.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,21 +14,21 @@ use tonic::{Code, Status};
 use super::super::error::Refusal;
 use super::super::shares::RequestShare;
 
-/// For memory to become free.
+/// Time limit for waiting until memory is free.
 const ROOM_WAIT: Duration = if cfg!(test) { Duration::from_millis(400) } else { Duration::from_secs(10) };
-/// Before a message of gRPC: whether it is compressed, and its length.
+/// Length of the prefix of a gRPC message: one byte for compression, four for the length.
 const PREFIX: usize = 5;
 
-/// Follows where messages begin and end.
+/// Tracks the boundaries of messages.
 pub(super) struct Framing {
     limit: u64,
     is_stream: bool,
     prefix: [u8; PREFIX],
-    /// Bytes of the prefix that are there.
+    /// Number of prefix bytes that have been received.
     known: usize,
-    /// Bytes of the message that are still to come.
+    /// Number of message bytes that are still to come.
     left: u64,
-    /// Bytes of the message, with its prefix, that have come.
+    /// Number of bytes of the message, with its prefix, that have been received.
     come: u64,
 }
 
@@ -41,20 +41,20 @@ pub(super) struct ReceivedBody {
     body: Body,
     framing: Option<Framing>,
     share: Option<Arc<RequestShare>>,
-    /// Bytes that are counted for this body.
+    /// Number of bytes that are counted for this body.
     held: u64,
     stall: Option<Duration>,
     silent: Option<Pin<Box<Sleep>>>,
     waiting: Option<Waiting>,
 }
 
-/// A frame for which there was no room.
+/// A frame that waits for free memory.
 struct Waiting {
     data: Bytes,
     room: Pin<Box<dyn Future<Output = bool> + Send>>,
 }
 
-/// Bytes that are counted until they are let go.
+/// Bytes that are counted until they are dropped.
 struct Counted {
     data: Bytes,
     share: Arc<RequestShare>,
@@ -97,7 +97,7 @@ impl Framing {
         Ok(())
     }
 
-    /// Bytes of a message that has begun and not ended.
+    /// Number of bytes of the current, incomplete message.
     const fn open(&self) -> u64 {
         if self.known == 0 { 0 } else { self.come }
     }
@@ -113,7 +113,7 @@ impl ReceivedBody {
         Self { body, framing, share, held: 0, stall, silent: None, waiting: None }
     }
 
-    /// What was handed on before the open message is handled: its reader asks for more.
+    /// Releases the memory of earlier messages: the reader has handled them, because it requests more.
     fn release(&mut self) {
         if let (Some(framing), Some(share)) = (&self.framing, &self.share)
             && framing.is_stream
@@ -124,13 +124,14 @@ impl ReceivedBody {
         }
     }
 
-    /// Waits for the next frame, but not for ever.
+    /// Waits for the next frame, up to the stall limit.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             self.silent = None;
             return Poll::Ready(frame.map(|frame| {
-                // tonic takes a stream that the client has cancelled for one that has ended well, so that a part of an
-                // upload would be kept as the whole; it does so for the status `cancelled` only.
+                // tonic treats a stream that the client has cancelled, with the status `cancelled`, like one
+                // that has ended normally, so that a part of an upload would be kept as the whole. Another
+                // status prevents that.
                 frame.map_err(|error| Status::aborted(format!("the request was cut off: {error}")))
             }));
         }
@@ -202,7 +203,7 @@ impl HttpBody for ReceivedBody {
 
 impl Drop for ReceivedBody {
     fn drop(&mut self) {
-        // What a single request holds is free when it is answered.
+        // The memory of a unary call is released when the call is answered.
         if let (Some(share), Some(Framing { is_stream: true, .. })) = (&self.share, &self.framing) {
             share.shrink(self.held);
         }

@@ -32,9 +32,9 @@ async fn cancelled_build_never_publishes_its_tag() {
                 submit(&handle, spec("first")).await;
                 first.reached().await;
             }
-            At::Context => *room.contexts.gate.lock().unwrap() = Some(gate.clone()),
+            At::Context => *room.contexts.gate.lock() = Some(gate.clone()),
             At::Solve => room.script(vec![started(1), log(1, "x"), Act::Wait(gate.clone())]),
-            At::Verify => *room.images.verify_gate.lock().unwrap() = Some(gate.clone()),
+            At::Verify => *room.images.verify_gate.lock() = Some(gate.clone()),
         }
         let id = submit(&handle, spec("victim")).await;
         if !matches!(at, At::Waiting) {
@@ -70,7 +70,7 @@ async fn a_build_that_publishes_is_not_cancelled_any_more() {
     let service = room.start().await;
     let handle = service.handle();
     let gate = Gate::closed();
-    *room.images.publish_gate.lock().unwrap() = Some(gate.clone());
+    *room.images.publish_gate.lock() = Some(gate.clone());
     let id = submit(&handle, spec("a")).await;
     gate.reached().await;
     let cancel = task::spawn("test", {

@@ -17,7 +17,7 @@ async fn a_build_with_a_slot_looks_at_its_files_once_and_from_its_submission_on(
         let service = room.start().await;
         let handle = service.handle();
         let gate = Gate::closed();
-        *room.contexts.gate.lock().unwrap() = Some(gate.clone());
+        *room.contexts.gate.lock() = Some(gate.clone());
         let id = submit(&handle, spec("a")).await;
         gate.reached().await;
         assert!(!handle.get(&id).await.unwrap().state.is_final(), "accepted before the look is over");
@@ -37,16 +37,16 @@ async fn a_build_that_waits_looks_at_its_files_when_its_turn_has_come() {
     room.script(vec![Act::Wait(gate.clone())]);
     let first = submit(&handle, spec("a")).await;
     gate.reached().await;
-    *room.contexts.dockerfile.lock().unwrap() = "FROM scratch AS before\n".to_owned();
+    *room.contexts.dockerfile.lock() = "FROM scratch AS before\n".to_owned();
     let second = submit(&handle, spec("b")).await;
     assert_eq!(looks(&room), 1);
-    *room.contexts.dockerfile.lock().unwrap() = "FROM scratch AS after\n".to_owned();
+    *room.contexts.dockerfile.lock() = "FROM scratch AS after\n".to_owned();
     gate.open();
     for id in [first, second] {
         assert_eq!(ended(&handle, &id).await.state, BuildState::Succeeded);
     }
     assert_eq!(looks(&room), 2);
-    let requests = room.solver.requests.lock().unwrap();
+    let requests = room.solver.requests.lock();
     assert_eq!(requests[1].files.dockerfile_name, "FROM scratch AS after\n");
 }
 

@@ -49,7 +49,7 @@ async fn a_build_goes_from_its_spec_to_published_tags() {
         assert_eq!(text.lines, ["#2 | hello"]);
         assert_eq!(handle.list(BuildQuery { limit: 5, ..BuildQuery::default() }).await.unwrap().len(), 1);
         settled(&handle, 0).await;
-        let request = &room.solver.requests.lock().unwrap()[0];
+        let request = &room.solver.requests.lock()[0];
         assert_eq!(request.repository.as_str(), "a/b");
         assert_eq!(request.credentials.for_registry("127.0.0.1:4327").unwrap().username, "build");
     }
@@ -144,13 +144,13 @@ async fn images_of_the_room_are_pinned_and_unknown_ones_are_named() {
     let service = room.start().await;
     let handle = service.handle();
     let digest = Digest::from_sha256([1; 32]);
-    room.images.known.lock().unwrap().insert("room.meshagent.com/base:1".to_owned(), digest);
-    *room.contexts.dockerfile.lock().unwrap() =
+    room.images.known.lock().insert("room.meshagent.com/base:1".to_owned(), digest);
+    *room.contexts.dockerfile.lock() =
         "# syntax=docker/dockerfile:1\nARG V=1\nFROM room.meshagent.com/base:$V\n".to_owned();
     let id = submit(&handle, spec("a")).await;
     assert_eq!(ended(&handle, &id).await.state, BuildState::Succeeded);
     {
-        let requests = room.solver.requests.lock().unwrap();
+        let requests = room.solver.requests.lock();
         assert_eq!(requests[0].images.len(), 1);
         assert_eq!(requests[0].images[0].name, "room.meshagent.com/base:1");
         assert_eq!(requests[0].images[0].digest, digest);
@@ -174,7 +174,7 @@ async fn a_missing_copy_source_fails_the_build_before_the_solver_hears_of_it() {
     let room = Room::new(false);
     let service = room.start().await;
     let handle = service.handle();
-    *room.contexts.dockerfile.lock().unwrap() =
+    *room.contexts.dockerfile.lock() =
         "FROM scratch AS unused\nCOPY other /\nFROM scratch\nARG F=other\nCOPY $F /\n".to_owned();
     let mut missing = spec("a");
     missing.build_args.insert("F".to_owned(), "dir/file".to_owned());
@@ -184,7 +184,7 @@ async fn a_missing_copy_source_fails_the_build_before_the_solver_hears_of_it() {
     assert_eq!(fault.message, "line 5: \"/dir/file\": not found in the build context");
     let range = fault.dockerfile.unwrap();
     assert_eq!((range.path.as_str(), range.text.as_str()), ("/context/docker/Dockerfile", "COPY $F /"));
-    assert!(room.solver.requests.lock().unwrap().is_empty());
+    assert!(room.solver.requests.lock().is_empty());
 }
 
 #[tokio::test]
@@ -200,12 +200,12 @@ async fn no_frontend_but_the_built_in_one_runs() {
     built_in.build_args.insert("BUILDKIT_SYNTAX".to_owned(), "docker/dockerfile:1".to_owned());
     let id = submit(&handle, built_in).await;
     assert_eq!(ended(&handle, &id).await.state, BuildState::Succeeded);
-    *room.contexts.dockerfile.lock().unwrap() = "# syntax=evil/frontend\nFROM x\n".to_owned();
+    *room.contexts.dockerfile.lock() = "# syntax=evil/frontend\nFROM x\n".to_owned();
     let id = submit(&handle, spec("a")).await;
     let fault = ended(&handle, &id).await.fault.unwrap();
     assert_eq!(fault.code, "frontend_not_allowed");
     assert_eq!(fault.dockerfile.unwrap().text, "# syntax=evil/frontend");
-    let requests = room.solver.requests.lock().unwrap();
+    let requests = room.solver.requests.lock();
     assert_eq!(requests.len(), 1);
     assert!(requests[0].build_args.is_empty());
 }
@@ -263,7 +263,7 @@ async fn files_that_change_under_a_build_are_looked_at_again_and_not_for_ever() 
     let id = submit(&handle, spec("a")).await;
     let fault = ended(&handle, &id).await.fault.unwrap();
     assert!(fault.code == "context_changed" && fault.retryable && fault.message.contains("/context/f"));
-    assert!(room.solver.scripts.lock().unwrap().is_empty());
+    assert!(room.solver.scripts.lock().is_empty());
 }
 
 #[tokio::test]
@@ -329,8 +329,7 @@ async fn slots_are_never_exceeded_and_callers_take_turns() {
     for id in &ids {
         ended(&handle, id.as_str()).await;
     }
-    let order: Vec<_> =
-        room.solver.requests.lock().unwrap().iter().map(|request| request.build.clone()).collect();
+    let order: Vec<_> = room.solver.requests.lock().iter().map(|request| request.build.clone()).collect();
     assert_eq!(order, [ids[0].clone(), ids[1].clone(), ids[3].clone(), ids[2].clone()]);
     assert_eq!(room.solver.peak.load(Ordering::SeqCst), 1);
 }
@@ -398,8 +397,8 @@ async fn packs_are_held_from_submit_to_the_end_whatever_it_is() {
     let service = room.start().await;
     let handle = service.handle();
     let pack = PackId::random();
-    room.images.packs.lock().unwrap().insert(pack.clone(), 0);
-    let held = || room.images.packs.lock().unwrap()[&pack];
+    room.images.packs.lock().insert(pack.clone(), 0);
+    let held = || room.images.packs.lock()[&pack];
     let gate = Gate::closed();
     let fault = Box::new(Fault::new(Stage::Solve, "step_failed", "x"));
     room.script(vec![Act::Wait(gate.clone())]);

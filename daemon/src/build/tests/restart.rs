@@ -74,7 +74,7 @@ async fn after_a_crash_every_build_reaches_an_end() {
         assert_eq!(states(&all), [Queued, Running, Queued, Running]);
         assert_eq!(handle.get(&once).await.unwrap().attempts, 2);
         assert!(all.iter().any(|event| matches!(event.kind, EventKind::StepStarted { step: 2, .. })));
-        assert_eq!(room.solver.requests.lock().unwrap().len(), 2);
+        assert_eq!(room.solver.requests.lock().len(), 2);
         assert!(
             EventLog::open(&room.options.log_dir, &stray).unwrap().is_none(),
             "a log without a build is removed"
@@ -178,7 +178,7 @@ async fn a_build_that_waited_over_a_restart_is_run_in_the_domain_that_it_was_sub
             room.script(vec![started(1)]);
             let service = room.start().await;
             ended(&service.handle(), id).await;
-            room.solver.requests.lock().unwrap().last().map(|request| request.domain.clone())
+            room.solver.requests.lock().last().map(|request| request.domain.clone())
         };
         assert_eq!(ended_in(&in_team).await, Some(team));
         // Stored before there were domains.

@@ -12,7 +12,9 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::control_group::{ControlGroup, MemoryWatch, machine_memory};
 
@@ -49,7 +51,7 @@ impl BuilderGroups {
     pub(super) fn prepare(&self) {
         let Some(group) = self.bounds.group.as_deref() else { return };
         match self.make(group) {
-            Ok(watch) => *self.memory.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch),
+            Ok(watch) => *self.memory.lock() = Some(watch),
             Err(error) => {
                 tracing::warn!(%error, group, "memory and processes of build steps are not bounded here");
             }
@@ -97,7 +99,7 @@ impl BuilderGroups {
 
     /// How often memory of the steps ran out since the builder was started.
     pub(in crate::buildkit) fn out_of_memory(&self) -> u64 {
-        let watch = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let watch = self.memory.lock();
         watch.as_ref().map_or(0, MemoryWatch::count)
     }
 

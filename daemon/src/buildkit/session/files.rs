@@ -12,7 +12,7 @@
 //! with an error that names it: a short file must not become part of an image.
 
 use std::io::{self, Read};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -54,7 +54,7 @@ pub(super) struct Source {
 pub(super) struct ServedTree {
     /// As BuildKit asks for it.
     dir: &'static str,
-    source: Arc<std::sync::Mutex<Option<Source>>>,
+    source: Arc<parking_lot::Mutex<Option<Source>>>,
 }
 
 impl ServedTree {
@@ -64,11 +64,11 @@ impl ServedTree {
 
     /// What is served from now on; gives what was served. Transfers that are under way keep theirs.
     pub(super) fn put(&self, source: Option<Source>) -> Option<Source> {
-        std::mem::replace(&mut *self.source.lock().unwrap_or_else(PoisonError::into_inner), source)
+        std::mem::replace(&mut *self.source.lock(), source)
     }
 
     fn source(&self) -> Option<Source> {
-        self.source.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.source.lock().clone()
     }
 }
 

@@ -15,9 +15,10 @@
 //! second: an id that we closed is opened again only after [`REST`].
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::time::sleep;
 use tonic::Status;
 
@@ -68,10 +69,6 @@ impl TreeSessions {
         Self { address, state: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Opens what is not open yet of the sessions that a build needs.
     pub(in crate::buildkit) async fn lease(self: &Arc<Self>, files: &ContextFiles) -> Result<Lease, Status> {
         let context = Source { tree: Arc::clone(&files.context), watch: Arc::clone(&files.watch) };
@@ -92,7 +89,7 @@ impl TreeSessions {
             return Ok(());
         }
         *open = None;
-        let closed = self.lock().closed.get(&name.id).copied();
+        let closed = self.state.lock().closed.get(&name.id).copied();
         if let Some(closed) = closed {
             sleep(REST.saturating_sub(closed.elapsed())).await;
         }
@@ -102,12 +99,12 @@ impl TreeSessions {
 
     /// Closes every session. Those of running builds, too: for the end of the daemon.
     pub(in crate::buildkit) fn close_all(&self) {
-        self.lock().slots.clear();
+        self.state.lock().slots.clear();
     }
 
     /// Closes sessions that nobody has used for a while, and those that are too many.
     pub(in crate::buildkit) fn close_idle(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let idle = state.slots.iter().filter(|(_, slot)| slot.leases == 0);
         let mut idle: Vec<(Instant, String)> = idle.map(|(id, slot)| (slot.idle_since, id.clone())).collect();
         idle.sort_unstable_by_key(|(since, _)| std::cmp::Reverse(*since));
@@ -125,7 +122,7 @@ impl TreeSessions {
 
 impl Lease {
     fn hold(&mut self, name: &SessionName, dir: &'static str, source: Source) -> Held {
-        let mut state = self.sessions.lock();
+        let mut state = self.sessions.state.lock();
         let slot = state.slots.entry(name.id.clone()).or_insert_with(|| Slot {
             open: Arc::default(),
             tree: ServedTree::new(dir),
@@ -144,7 +141,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let mut unused = Vec::new();
-        let mut state = self.sessions.lock();
+        let mut state = self.sessions.state.lock();
         for id in &self.ids {
             if let Some(slot) = state.slots.get_mut(id) {
                 slot.leases -= 1;

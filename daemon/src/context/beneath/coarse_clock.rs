@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::sync::{LazyLock, Mutex};
+use std::sync::LazyLock;
+
+use parking_lot::Mutex;
 
 use super::Stat;
 
@@ -18,18 +20,18 @@ pub struct Standing((u64, u64));
 pub fn stand(path: &Path, changed: i64) -> Standing {
     let metadata = std::fs::symlink_metadata(path).unwrap();
     let file = (metadata.dev(), metadata.ino());
-    STANDING.lock().unwrap().insert(file, changed);
+    STANDING.lock().insert(file, changed);
     Standing(file)
 }
 
 impl Drop for Standing {
     fn drop(&mut self) {
-        STANDING.lock().unwrap().remove(&self.0);
+        STANDING.lock().remove(&self.0);
     }
 }
 
 pub(super) fn seen(stat: Stat) -> Stat {
     let (major, minor) = ((stat.device >> 32) as u32, stat.device as u32);
-    let changed = STANDING.lock().unwrap().get(&(rustix::fs::makedev(major, minor), stat.inode)).copied();
+    let changed = STANDING.lock().get(&(rustix::fs::makedev(major, minor), stat.inode)).copied();
     Stat { changed: changed.unwrap_or(stat.changed), ..stat }
 }

@@ -8,7 +8,7 @@
 //! A walk goes into a directory before it goes to the next one. For who reads otherwise, or reads while another
 //! does, nothing is listed ahead.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use parking_lot::{Mutex, MutexGuard};
 
 /// Directories that were come to as expected, before one is listed ahead.
 const WALK: u32 = 3;
@@ -35,7 +35,7 @@ impl<L> Ahead<L> {
     }
 
     fn state(&self) -> MutexGuard<'_, State<L>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// A directory is read from its start. Gives what was listed ahead of it.

@@ -18,10 +18,11 @@ use std::collections::hash_map::RandomState;
 use std::ffi::OsStr;
 use std::hash::BuildHasher as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fuser::{INodeNo, ReplyDirectoryPlus};
+use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
@@ -145,7 +146,7 @@ impl Directories {
     }
 
     fn all_held(&self) -> MutexGuard<'_, VecDeque<(Instant, Arc<Held>)>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 
     fn find(&self, inode: u64) -> Option<Arc<Held>> {

@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fuser::{INodeNo, Notifier};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::task;
 
 /// Listings are forgotten so much too early, to do many at once.
 const TOGETHER: Duration = Duration::from_millis(20);
@@ -36,13 +39,14 @@ pub(super) fn channel() -> (ForgetLater, Forgetting) {
 
 impl Shared {
     fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock()
     }
 
     /// Waits for directories that were kept for `within`. None at the end.
     fn due(&self, within: Duration) -> Option<Vec<u64>> {
         let nothing = |kept: &mut Kept| kept.directories.is_empty() && !kept.has_ended;
-        let mut kept = self.changed.wait_while(self.kept(), nothing).unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept();
+        self.changed.wait_while(&mut kept, nothing);
         if kept.has_ended {
             return None;
         }
@@ -83,8 +87,7 @@ impl Forgetting {
                 std::thread::sleep(TOGETHER);
             }
         };
-        std::thread::Builder::new().name("fuse-forget".to_owned()).spawn(forget)?;
-        Ok(())
+        task::thread("fuse-forget", forget)
     }
 }
 

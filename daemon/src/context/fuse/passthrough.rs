@@ -6,9 +6,9 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fuser::{BackingId, FileHandle, FopenFlags, ReplyOpen};
+use parking_lot::{Mutex, MutexGuard};
 
 #[derive(Default)]
 pub(super) struct Passthrough(Mutex<HashMap<u64, Backing>>);
@@ -20,7 +20,7 @@ struct Backing {
 
 impl Passthrough {
     fn backings(&self) -> MutexGuard<'_, HashMap<u64, Backing>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Answers an open: passed through when the kernel takes the file, else read through us.

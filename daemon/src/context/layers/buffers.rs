@@ -2,7 +2,9 @@
 //! asked of the system anew for each cost as much as decompressing does.
 
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 /// Buffers that wait; more than pieces can be under way at once.
 const KEPT: usize = 64;
@@ -14,7 +16,7 @@ pub(super) struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
 impl Buffers {
     /// An empty one with room for so many bytes.
     pub(super) fn take(&self, capacity: usize) -> Vec<u8> {
-        let used = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let used = self.0.lock().pop();
         let mut buffer = used.unwrap_or_default();
         buffer.reserve(capacity);
         buffer
@@ -42,7 +44,7 @@ impl Drop for Piece {
     fn drop(&mut self) {
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.clear();
-        let mut waiting = self.home.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.home.0.lock();
         if waiting.len() < KEPT {
             waiting.push(bytes);
         }

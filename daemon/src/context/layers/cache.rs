@@ -11,10 +11,12 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::SystemTime;
+
+use parking_lot::Mutex;
 
 use super::access::Format;
 use super::blob::{Blob, BlobFile};
@@ -23,6 +25,7 @@ use super::pass::pass;
 use super::reader::{Decoded, LayerReader};
 use super::{ImageTree, LayerBlob, LayerError};
 use crate::model::{Digest, LayerLimits};
+use crate::task;
 
 /// Names of files that are not complete; removed at start.
 const UNFINISHED: &str = "unfinished-";
@@ -91,7 +94,7 @@ impl LayerCache {
         let slots: Vec<Mutex<Slot>> = layers.into_iter().map(|layer| Mutex::new(slot(layer))).collect();
         let work = || {
             while let Some(slot) = slots.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let Some(layer) = lock(slot).layer.take() else { continue };
+                let Some(layer) = slot.lock().layer.take() else { continue };
                 let mut opened = self.open_layer(layer);
                 if let Ok(layer) = &opened {
                     let size = layer.entries.len() as u64;
@@ -99,21 +102,20 @@ impl LayerCache {
                         opened = Err(LayerError::TooManyNames { limit: self.limits.index_bytes });
                     }
                 }
-                lock(slot).opened = Some(opened);
+                slot.lock().opened = Some(opened);
             }
         };
         let helpers = thread::available_parallelism().map_or(1, usize::from).min(slots.len());
         thread::scope(|scope| {
             for _ in 1..helpers {
-                let helper = thread::Builder::new().name("layer-open".to_owned());
-                if helper.spawn_scoped(scope, work).is_err() {
+                if task::scoped(scope, "layer-open", work).is_err() {
                     // The thread that is here does it all, if need be.
                     break;
                 }
             }
             work();
         });
-        let slots = slots.into_iter().map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let slots = slots.into_iter().map(|slot| slot.into_inner());
         slots.filter_map(|slot| Some((slot.digest, slot.opened?))).collect()
     }
 
@@ -123,16 +125,16 @@ impl LayerCache {
         }
         let LayerBlob { digest, diff_id, file, .. } = layer;
         let blob: Blob = Arc::new(BlobFile::new(file)?);
-        let busy = Arc::clone(lock(&self.busy).entry(diff_id).or_default());
+        let busy = Arc::clone(self.busy.lock().entry(diff_id).or_default());
         let result = {
-            let _turn = lock(&busy);
+            let _turn = busy.lock();
             match self.known(&diff_id, &digest, &blob)? {
                 Some(known) => Ok(known),
                 None => self.make(diff_id, digest, &blob),
             }
         };
         drop(busy);
-        lock(&self.busy).retain(|_, busy| Arc::strong_count(busy) > 1);
+        self.busy.lock().retain(|_, busy| Arc::strong_count(busy) > 1);
         let (index, file) = result?;
         let LayerIndex { format, points, length, entries, hides, .. } = index;
         let reader = LayerReader::new(blob, Some(file), (format, points, length), Arc::clone(&self.decoded));
@@ -254,10 +256,6 @@ fn remove(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Layer media types of OCI and Docker. Their suffix is not trusted: the content tells how it is compressed.

@@ -25,6 +25,7 @@ use super::frames::{Unit, Whole, Zstd};
 use super::gzip::{Gzip, Step};
 use super::{LayerError, LayerLimits, frames};
 use crate::model::Digest;
+use crate::task;
 
 /// Bytes of a piece; one fits a core's cache.
 const PIECE: usize = 256 << 10;
@@ -103,7 +104,7 @@ fn run(
     };
     thread::scope(|scope| {
         let (hashed, to_hash) = sync_channel::<Arc<buffers::Piece>>(WAITING);
-        let sum = spawn(scope, "layer-sum", move || {
+        let sum = task::scoped(scope, "layer-sum", move || {
             let mut sum = Sha256::new();
             to_hash.iter().for_each(|piece| sum.update(&**piece));
             Digest::from_sha256(sum.finalize().into())
@@ -114,7 +115,7 @@ fn run(
             Format::Plain | Format::Gzip => {
                 let (sender, said) = sync_channel(WAITING);
                 let input = Input::new(Arc::clone(blob), 0, u64::MAX);
-                spawn(scope, "layer-decode", move || match format {
+                task::scoped(scope, "layer-decode", move || match format {
                     Format::Gzip => send_result(&sender, inflate(input, with_states, &sender)),
                     _ => send_result(&sender, copy(input, &sender)),
                 })?;
@@ -128,14 +129,6 @@ fn run(
         let EntryWriter { bytes, count, hides, .. } = entries;
         Ok(Passed { diff_id, length, holes, entry_count: count, points, entries: bytes, hides })
     })
-}
-
-fn spawn<'scope, T: Send + 'scope>(
-    scope: &'scope Scope<'scope, '_>,
-    name: &str,
-    work: impl FnOnce() -> T + Send + 'scope,
-) -> io::Result<thread::ScopedJoinHandle<'scope, T>> {
-    thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, work)
 }
 
 /// The receiver went away: it failed, and says why itself.
@@ -216,7 +209,7 @@ fn decode_units<'scope>(
     for first in 0..decoders {
         let (sender, said) = sync_channel(WAITING);
         let (blob, buffers) = (Arc::clone(blob), taker.buffers.clone());
-        spawn(scope, "layer-decode", move || {
+        task::scoped(scope, "layer-decode", move || {
             let mut mine = units.iter().skip(first).step_by(decoders);
             let result = Whole::new().map_err(DecodeError::from).and_then(|mut whole| {
                 mine.try_for_each(|unit| decode_unit(&blob, unit, &mut whole, &buffers, &sender))

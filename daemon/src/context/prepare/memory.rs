@@ -10,10 +10,10 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hearth_pack::identity::{CacheError, HashCache};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::recall::Recall;
 use crate::context::lineage::{Limits, LineageFileError, LineageId, Lineages, Seen};
@@ -44,7 +44,7 @@ pub(super) struct Memory {
 
 /// Of values that a panic leaves whole, or at worst poorer than they could be.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 impl Memory {

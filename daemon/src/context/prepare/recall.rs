@@ -10,10 +10,11 @@
 //! that the cache of hashes answered whole are kept here: what holds for its answers holds for these.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hearth_pack::ignore::Patterns;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::memory::Memory;
@@ -91,7 +92,7 @@ impl Recall {
         fingerprint: &[u8; 32],
         known: impl FnOnce() -> Option<Known>,
     ) -> Option<(Covered, Arc<Identified>)> {
-        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut looks = self.looks.lock();
         let is_young = |look: &Look| look.since.elapsed() < LASTS;
         looks.retain(|look| is_young(look) || look.known.is_some());
         let is_it = |look: &Look| look.fingerprint == *fingerprint && is_young(look);
@@ -115,7 +116,7 @@ impl Recall {
 
     /// What was known of looks with a scope, the latest first.
     fn known(&self, scope: &[u8]) -> Vec<(Known, [u8; 32])> {
-        let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let looks = self.looks.lock();
         let of_scope = looks.iter().filter(|look| look.scope == scope);
         of_scope.filter_map(|look| Some((look.known.clone()?, look.fingerprint))).collect()
     }
@@ -129,12 +130,12 @@ impl Recall {
     /// Of how many looks the files are known.
     #[cfg(test)]
     pub(super) fn kept(&self) -> usize {
-        let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let looks = self.looks.lock();
         looks.iter().filter(|look| look.known.is_some()).count()
     }
 
     fn put(&self, look: Look) {
-        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut looks = self.looks.lock();
         looks.retain(|known| known.fingerprint != look.fingerprint);
         looks.push_front(look);
         spare(&mut looks);

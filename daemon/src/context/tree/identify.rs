@@ -15,11 +15,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read as _};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use hearth_pack::identity::{ContentHash, FileStamp, HashCache, Node, NodeKind, TreeDigest, TreeHasher};
 use hearth_pack::ignore::{Filter, Patterns, Visit};
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::scan::{since_epoch, threads};
@@ -177,7 +178,7 @@ impl Snapshot {
     fn known(&self, covered: &Covered, hashes: &Mutex<HashCache>) -> (Vec<ContentHash>, Vec<u32>) {
         let mut contents = vec![UNREAD; self.len()];
         let mut missing = Vec::new();
-        let mut hashes = hashes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hashes = hashes.lock();
         for index in covered.indices().filter_map(|index| self.file(index)) {
             if contents[index] != UNREAD {
                 continue;
@@ -220,7 +221,7 @@ impl Snapshot {
                         own.push(Hashed { index, hash, xattrs });
                     }
                     Err(error) => {
-                        let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                        let mut failed = failed.lock();
                         if failed.as_ref().is_none_or(|(first, _)| index < *first) {
                             *failed = Some((index, error));
                         }
@@ -232,16 +233,16 @@ impl Snapshot {
                 }
             }
             remember(&mut fresh, hashes);
-            done.lock().unwrap_or_else(PoisonError::into_inner).append(&mut own);
+            done.lock().append(&mut own);
         };
         match missing {
             [] => {}
             [_] => work(0),
             _ => task::in_parallel("context.hash", threads() - 1, work),
         }
-        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        match failed.into_inner() {
             Some((_, error)) => Err(error),
-            None => Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner)),
+            None => Ok(done.into_inner()),
         }
     }
 
@@ -341,7 +342,7 @@ impl Snapshot {
 }
 
 fn remember(fresh: &mut Vec<(FileStamp, i64, ContentHash)>, hashes: &Mutex<HashCache>) {
-    let mut hashes = hashes.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut hashes = hashes.lock();
     for (stamp, read_at, hash) in fresh.drain(..) {
         hashes.put(&stamp, read_at, hash);
     }

@@ -4,12 +4,13 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::vec::IntoIter;
 
 use hearth_pack::ahead::Ahead;
 use hearth_pack::identity::{is_settled, settles_in};
+use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::bounds::Bounds;
@@ -99,9 +100,9 @@ impl Tree {
                 entries: Entries::default(),
                 links: HashMap::new(),
             };
-            *walked.lock().unwrap_or_else(PoisonError::into_inner) = walk.run(backed);
+            *walked.lock() = walk.run(backed);
         });
-        let entries = walked.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+        let entries = walked.into_inner()?;
         let mut snapshot = Snapshot::new(self.clone(), top.clone(), Arc::new(entries));
         snapshot.root = root;
         let now = since_epoch();

@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, FileType, OFlags};
 use rustix::io::Errno;
 
@@ -95,7 +96,7 @@ impl Union {
 
     /// What a handle reads from now; after a copy-up, that is the copy.
     fn source(&self, handle: &Handle) -> Result<From> {
-        let mut source = handle.source.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut source = handle.source.lock();
         if !matches!(*source, From::Upper(_)) && !self.is_read_only() {
             let _reading = self.reading_names();
             if self.nodes().get(handle.inode)?.place != Place::Lower {

@@ -67,10 +67,10 @@ impl Union {
     #[cfg(test)]
     fn tell_copied(&self) {
         // Taken out meanwhile: what it does may copy, too.
-        let act = self.after_copy.lock().unwrap().take();
+        let act = self.after_copy.lock().take();
         if let Some(mut act) = act {
             act();
-            self.after_copy.lock().unwrap().get_or_insert(act);
+            self.after_copy.lock().get_or_insert(act);
         }
     }
 

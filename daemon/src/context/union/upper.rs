@@ -24,8 +24,8 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
@@ -155,7 +155,7 @@ impl Upper {
     }
 
     pub(super) fn linked(&self) -> MutexGuard<'_, HashMap<LinkKey, Linked>> {
-        self.linked.lock().unwrap_or_else(PoisonError::into_inner)
+        self.linked.lock()
     }
 
     /// A name in `work/` that nothing has.

@@ -1,9 +1,10 @@
 //! The one program of every image: it gives back what it reads, tells the size of its terminal, and ends as it is told.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::deploy::port::{Exec, ExecInput, ExecOutput, ExecSpec, RuntimeError};
@@ -33,7 +34,7 @@ pub fn start(processes: &Arc<Processes>, spec: &ExecSpec) -> Result<Exec, Runtim
             () = outputs.closed() => 137,
         };
         let exit = Exit { code: Some(code), out_of_memory: false, at: Timestamp::now() };
-        processes.ends.lock().unwrap().push(code);
+        processes.ends.lock().push(code);
         processes.running.fetch_sub(1, Ordering::SeqCst);
         let _ = outputs.send(ExecOutput::Exited(exit)).await;
     });

@@ -1,8 +1,9 @@
 //! Which cached images builds use now, and whose turn it is to fetch one.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use super::super::port::cached::CachedKey;
@@ -37,7 +38,7 @@ pub struct Turn {
 impl UsedImages {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Nothing under this lock leaves it half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     pub fn holds(&self, repository: &Repository, digest: &Digest) -> bool {

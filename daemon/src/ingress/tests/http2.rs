@@ -25,7 +25,7 @@ where
 {
     let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     task::spawn("client", async move {
-        // Ends with its sender.
+        // The task ends when its sender is dropped.
         let _ = connection.await;
     });
     sender
@@ -98,7 +98,7 @@ async fn within_tls_both_versions_are_offered_and_the_service_is_told_https() {
     let first = connector(&files.certificate, "http/1.1").connect(name, scene.connect().await).await.unwrap();
     let (mut sender, connection) = http1::handshake(TokioIo::new(first)).await.unwrap();
     task::spawn("client", async move {
-        // Ends with its sender.
+        // The task ends when its sender is dropped.
         let _ = connection.await;
     });
     let asked = Request::get("/1").header("host", "a.example").body(Full::<Bytes>::default()).unwrap();

@@ -1,4 +1,4 @@
-//! Instances: an HTTP server with a handler, or a script for each connection.
+//! Test instances: an HTTP server with a handler, or a script for each connection.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -36,13 +36,13 @@ impl Instance {
         Self::scripted(move |stream, _| async move {
             let service =
                 service_fn(move |request| async move { Ok::<_, Infallible>(handler(request).await) });
-            // A client that goes away is no fault of the instance.
+            // A client that disconnects is not a failure of the instance.
             let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         })
         .await
     }
 
-    /// Runs `script` on each connection; its number, from 0, goes with it.
+    /// Runs `script` on each connection, with the number of the connection, from 0.
     pub(super) async fn scripted<F>(script: impl Fn(TcpStream, usize) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
@@ -73,24 +73,24 @@ impl Instance {
         Self { address, connections, stop, accepting }
     }
 
-    /// How many it has accepted.
+    /// Returns the number of accepted connections.
     pub(super) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 
-    /// Ends as if it were killed: its listener and all its connections close.
+    /// Stops as if it were killed: its listener and all its connections close.
     pub(super) async fn kill(self) {
         self.stop.cancel();
         self.accepting.await.unwrap();
     }
 }
 
-/// An address where nothing listens.
+/// Returns an address where no process listens.
 pub(super) async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
-/// Answers with the request as it came, its body and the trailers of that.
+/// Answers with the request as received, including its body and trailers.
 pub(super) async fn echo(request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     let mut text = format!("{} {} {:?}\n", head.method, head.uri, head.version);

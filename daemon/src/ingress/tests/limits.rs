@@ -1,4 +1,4 @@
-//! Clients and instances that are slow, or too much.
+//! Tests of slow clients and instances, and of limits.
 
 use super::*;
 use crate::connections::ConnectionLimits;
@@ -25,7 +25,7 @@ async fn a_head_that_comes_byte_by_byte_is_cut_at_its_limit() {
             let mut rest = Vec::new();
             let mut quiet = scene.connect().await;
             quiet.write_all(start.as_bytes()).await.unwrap();
-            // An end or a reset, as the kernel sees fit.
+            // The kernel decides whether this is an end or a reset.
             let _ = tokio::time::timeout(LONG, quiet.read_to_end(&mut rest)).await.expect("cut");
         } else {
             tokio::time::timeout(LONG, dripping).await.expect("cut");

@@ -1,11 +1,11 @@
-//! What happens when an instance is not there, or goes away at the wrong moment.
+//! Tests of instances that are missing, or close connections at a bad moment.
 
 use super::instance::nobody;
 use super::*;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// Answers the first request of its first connection; takes a second one there and closes without a word.
+/// Answers the first request of the first connection, then reads a second one there and closes without an answer.
 async fn closes_on_the_second(mut stream: TcpStream, number: usize) {
     read_until(&mut stream, "\r\n\r\n").await;
     stream.write_all(OK).await.unwrap();

@@ -1,4 +1,4 @@
-//! Bodies: streamed both ways, at the reader's pace.
+//! Tests of bodies that are streamed in both directions, at the reader's pace.
 
 use std::sync::atomic::AtomicUsize;
 
@@ -6,7 +6,7 @@ use super::*;
 
 const CHUNK: usize = 64 * 1024;
 const LARGE: usize = 100 * 1024 * 1024;
-/// More than all buffers between two ends together, and much less than a large body.
+/// More bytes than all buffers between two ends together, and far fewer than a large body.
 const BUFFERED: usize = 24 * 1024 * 1024;
 
 static SENT: AtomicUsize = AtomicUsize::new(0);
@@ -60,7 +60,7 @@ async fn a_large_upload_waits_for_its_instance_and_arrives_whole() {
         }
         let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Left: {left}\r\n\r\nok");
         stream.write_all(answer.as_bytes()).await.unwrap();
-        // What is left unread would make the kernel reset the connection.
+        // Unread data would make the kernel reset the connection.
         while stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
     })
     .await;
@@ -103,7 +103,8 @@ async fn an_answer_is_passed_on_as_it_comes() {
     let head = "POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
     for number in 0..3 {
-        // Each event comes before the instance gets what it waits for: both ways at once.
+        // Each event arrives before the instance gets the data that it waits for: both directions stream at the
+        // same time.
         read_until(&mut stream, &format!("data: {number}")).await;
         stream.write_all(b"4\r\nnext\r\n").await.unwrap();
     }

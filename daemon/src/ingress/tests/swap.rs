@@ -1,4 +1,4 @@
-//! Routes that change while requests are under way.
+//! Tests of routes that change while requests are in flight.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
@@ -114,7 +114,7 @@ async fn what_outlives_the_drain_limit_is_cut_and_counted() {
     let asked = scene.get("/");
     let cut = async {
         scene.until_in_flight(1).await;
-        // The beginning of the answer is under way by then.
+        // The beginning of the answer has been sent by then.
         tokio::time::sleep(Duration::from_millis(200)).await;
         scene.route(None);
         assert_eq!(scene.ingress.drain(old.address, Duration::from_millis(100)).await, 1);

@@ -1,4 +1,4 @@
-//! Upgraded connections.
+//! Tests of upgraded connections.
 
 use super::super::frames::{CLOSE_TO_CLIENT, CLOSE_TO_INSTANCE};
 use super::*;
@@ -8,7 +8,7 @@ const ASK: &[u8] = b"GET /chat HTTP/1.1\r\nHost: a.example\r\nConnection: Upgrad
 const SWITCH: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-/// Switches, says hello in a frame that comes with the head, then echoes bytes.
+/// Switches protocols, sends a hello frame together with the head, then echoes bytes.
 async fn switches(mut stream: TcpStream, _: usize) {
     let asked = read_until(&mut stream, "\r\n\r\n").await;
     assert!(asked.contains("upgrade: websocket\r\n") && asked.contains("connection: upgrade\r\n"), "{asked}");
@@ -66,7 +66,7 @@ async fn a_websocket_lives_until_the_drain_limit_and_is_told_1001() {
     };
     let (left, cut) = tokio::join!(talk, scene.ingress.drain(web.address, Duration::from_millis(400)));
     assert_eq!(cut, 1);
-    // What it said while draining came back, and then the close frame.
+    // The data sent while draining was echoed, followed by the close frame.
     assert_eq!(left, [b"\x81\x80\0\0\0\0", &CLOSE_TO_CLIENT[..]].concat());
 }
 

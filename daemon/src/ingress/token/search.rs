@@ -1,8 +1,9 @@
-//! Finds tokens of the room in texts: in the middle of dotted words, behind escapes, in base64.
+//! Finds tokens of the room in texts: inside dotted words, behind percent-encoding, and in base64.
 //!
-//! Only what has the form of a token, with a head that names an algorithm that tokens of the room can have, is checked
-//! with a key, and only so often for a request: nobody has this daemon compute signatures for ever. A text without such a
-//! form costs one look, and nothing is allocated for it unless it has escapes.
+//! Only text in the form of a token, with a header that names an algorithm of the room's tokens, is verified
+//! with a key, and only a limited number of times per request, so that no client makes the daemon compute
+//! signatures without end. A text without such a form costs one scan, and nothing is allocated for it unless it
+//! is percent-encoded.
 
 use base64::Engine as _;
 use base64::alphabet;
@@ -13,21 +14,21 @@ use serde::Deserialize;
 use crate::access::Access;
 use crate::ingress::page::Refusal;
 
-/// No token of a room is shorter.
+/// Minimum length of a token of the room.
 const SHORTEST: usize = 90;
-/// Of `{"alg":"HS256"}` in base64url.
+/// Length of `{"alg":"HS256"}` in base64url.
 const SHORTEST_HEAD: usize = 20;
-/// Longer heads are those of nobody's token here.
+/// Maximum length of a token header.
 const LONGEST_HEAD: usize = 4096;
-/// Signatures in base64url: HMAC with SHA-256, Ed25519, RSA with 2048, 3072 and 4096 bits.
+/// Lengths of signatures in base64url: HMAC with SHA-256, Ed25519, RSA with 2048, 3072 and 4096 bits.
 const HMAC: usize = 43;
 const EDWARDS: usize = 86;
 const RSA: [usize; 3] = [342, 512, 683];
-/// What most heads begin with: `{"` in base64url.
+/// Usual start of a token header: `{"` in base64url.
 const HEAD: &[u8] = b"eyJ";
-/// The same once more in base64, at each of the three places that it can have among its neighbours.
+/// The start of a header after a second base64 encoding, for each of the three possible alignments.
 const ENCODED_HEAD: [&[u8]; 3] = [b"ZXlK", b"V5S", b"leU"];
-/// For one request: heads that are read, and signatures that are computed.
+/// Maximum numbers of headers that are parsed, and of signatures that are computed, for one request.
 const HEADS: u32 = 256;
 const SIGNATURES: u32 = 32;
 
@@ -41,7 +42,7 @@ const fn lenient(alphabet: &alphabet::Alphabet) -> GeneralPurpose {
     GeneralPurpose::new(alphabet, config)
 }
 
-/// The search through the texts of one request.
+/// Search through the texts of one request.
 pub(super) struct TokenSearch<'a> {
     access: &'a Access,
     heads: u32,
@@ -58,7 +59,7 @@ impl<'a> TokenSearch<'a> {
         Self { access, heads: HEADS, signatures: SIGNATURES }
     }
 
-    /// Whether a token of the room is anywhere in a text.
+    /// Reports whether a text contains a token of the room.
     pub(super) fn finds(&mut self, text: &[u8]) -> Result<bool, Refusal> {
         if text.len() < SHORTEST {
             return Ok(false);
@@ -94,7 +95,7 @@ impl<'a> TokenSearch<'a> {
         Ok(false)
     }
 
-    /// Three parts with dots between, which may stand among others.
+    /// Searches for three parts separated by dots, possibly among further parts.
     fn finds_plain(&mut self, text: &[u8]) -> Result<bool, Refusal> {
         for word in text.split(|b| !(is_base64url(*b) || *b == b'.')).filter(|word| word.len() >= SHORTEST) {
             let (mut head, mut claims, mut at) = (0..0, 0..0, 0);
@@ -111,7 +112,7 @@ impl<'a> TokenSearch<'a> {
         Ok(false)
     }
 
-    /// Letters before the head may be the end of something else, as those behind the signature.
+    /// Checks a candidate. Characters before the header or after the signature may belong to other text.
     fn is_token(
         &mut self,
         word: &[u8],
@@ -165,7 +166,7 @@ const fn is_base64url(b: u8) -> bool {
     b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')
 }
 
-/// Without the padding: a word may come behind a name and `=`.
+/// Base64 characters without the padding, because a word may follow a name and `=`.
 const fn is_base64(b: u8) -> bool {
     is_base64url(b) || matches!(b, b'+' | b'/')
 }

@@ -1,4 +1,4 @@
-//! Takes tokens of the room out of what goes to a service.
+//! Removes tokens of the room from requests to services.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
@@ -9,8 +9,8 @@ use super::{pairs, strip_cookie};
 use crate::access::Access;
 use crate::ingress::page::Refusal;
 
-/// Takes out every header, cookie and parameter of the query that holds a token of the room, and the cookie that is
-/// for one. A path cannot do without one of its parts: a request whose path holds a token is refused.
+/// Removes every header, cookie and query parameter that contains a token of the room, and the token cookie. A
+/// part of the path cannot be removed: a request whose path contains a token is refused.
 pub(in crate::ingress) fn strip<B>(request: &mut Request<B>, access: &Access) -> Result<(), Refusal> {
     let mut search = TokenSearch::new(access);
     strip_headers(request.headers_mut(), &mut search)?;
@@ -20,8 +20,8 @@ pub(in crate::ingress) fn strip<B>(request: &mut Request<B>, access: &Access) ->
     Ok(())
 }
 
-/// The same for what comes behind a body. The request is under way then: trailers that would cost too much to look
-/// through are left out.
+/// Removes tokens from the trailers of a request. The request has already been forwarded by then, so trailers
+/// that would cost too much to search are all dropped.
 pub(in crate::ingress) fn strip_trailers(trailers: &mut HeaderMap, access: &Access) {
     if strip_headers(trailers, &mut TokenSearch::new(access)).is_err() {
         trailers.clear();
@@ -32,7 +32,7 @@ fn strip_headers(headers: &mut HeaderMap, search: &mut TokenSearch<'_>) -> Resul
     strip_cookie(headers);
     let mut changed: Vec<(HeaderName, Vec<HeaderValue>)> = Vec::new();
     for name in headers.keys() {
-        // For each value, what is left of it where it is not the whole.
+        // For each value: `None` if it has no token, otherwise what remains of it.
         let mut left = Vec::new();
         for value in headers.get_all(name) {
             left.push(if search.finds(value.as_bytes())? { Some(rest(name, value, search)?) } else { None });
@@ -52,7 +52,7 @@ fn strip_headers(headers: &mut HeaderMap, search: &mut TokenSearch<'_>) -> Resul
     Ok(())
 }
 
-/// What is left of a header that holds a token: its other cookies, or the other protocols of a WebSocket.
+/// Returns a header value without the cookies or WebSocket protocols that contain a token; `None` if nothing remains.
 fn rest(
     name: &HeaderName,
     value: &HeaderValue,
@@ -66,14 +66,14 @@ fn rest(
         _ => return Ok(None),
     };
     let kept = without(&members, search)?.join(between);
-    // One that is in none of them, but across two, goes with all of them.
+    // If a token spans several members, all of them are removed.
     if kept.is_empty() || search.finds(&kept)? {
         return Ok(None);
     }
     Ok(HeaderValue::from_bytes(&kept).ok())
 }
 
-/// The target of a request without the parameters that hold a token. None where there are none.
+/// Returns the request target without the parameters that contain a token. `None` if there are none.
 fn without_tokens(target: &Uri, search: &mut TokenSearch<'_>) -> Result<Option<Uri>, Refusal> {
     if search.finds(target.path().as_bytes())? {
         return Err(Refusal::Malformed(

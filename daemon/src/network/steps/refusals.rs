@@ -5,8 +5,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::Ipv4Addr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::dns_message::Record;
 use super::rules::REFUSED_SECONDS;
@@ -53,7 +54,7 @@ struct State {
 impl Refusals {
     /// The resolver refused a name.
     pub(super) fn name(&self, from: Ipv4Addr, name: &str) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         // Programs ask several times.
         state.names.retain(|known| known.from != from || known.host != name);
         if state.names.len() == MAX_NAMES {
@@ -66,7 +67,7 @@ impl Refusals {
 
     /// The resolver answered with these addresses.
     pub(super) fn resolved(&self, name: &str, records: &[Record]) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         for record in records {
             if state.resolved.insert(record.address, name.to_owned()).is_none() {
                 state.order.push_back(record.address);
@@ -82,7 +83,7 @@ impl Refusals {
     /// What was refused since a moment, with what the firewall has listed (`nft list set`), each once.
     pub(super) fn since(&self, moment: Instant, listed: &str) -> io::Result<Vec<Refusal>> {
         let elements = in_listing(listed)?;
-        let state = self.lock();
+        let state = self.state.lock();
         let mut found: Vec<_> = state.names.iter().filter(|refusal| refusal.at >= moment).cloned().collect();
         let within = moment.elapsed() + PRECISION;
         for element in elements.into_iter().filter(|element| element.age() <= within) {
@@ -92,10 +93,6 @@ impl Refusals {
             found.push(Refusal { from: element.from, host, to: Some((element.to, element.port)), at });
         }
         Ok(found)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -202,6 +199,6 @@ mod tests {
         for n in 0..MAX_RESOLVED as u32 + 10 {
             refusals.resolved("a", &[Record { address: n.into(), ttl: 1 }]);
         }
-        assert_eq!(refusals.lock().resolved.len(), MAX_RESOLVED);
+        assert_eq!(refusals.state.lock().resolved.len(), MAX_RESOLVED);
     }
 }

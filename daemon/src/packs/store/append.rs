@@ -1,3 +1,5 @@
+//! Appends content to the store: adds it to the index and to the segment that is being written, within the limits.
+
 use std::io;
 use std::sync::Arc;
 

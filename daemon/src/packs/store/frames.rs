@@ -2,9 +2,9 @@
 
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::MAX_PIECE;
 use super::index::Lying;
@@ -22,7 +22,7 @@ impl Frames {
     pub(super) fn get(&self, lying: &Lying) -> io::Result<Bytes> {
         let key = (lying.segment, lying.place.frame);
         {
-            let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut kept = self.0.lock();
             if let Some(at) = kept.iter().position(|(known, _)| *known == key) {
                 let found = kept.remove(at);
                 let bytes = found.1.clone();
@@ -31,7 +31,7 @@ impl Frames {
             }
         }
         let bytes = read(lying)?;
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.0.lock();
         if kept.len() >= KEPT {
             kept.remove(0);
         }

@@ -124,8 +124,8 @@ impl Held {
         let ((held, is_held), (end, ends)) = (mpsc::channel(), mpsc::channel());
         let thread = std::thread::spawn(move || {
             let (sweep, commit) = match is_sweep {
-                true => (Some(shared.keeping.write().unwrap()), None),
-                false => (None, Some(shared.keeping.read().unwrap())),
+                true => (Some(shared.keeping.write()), None),
+                false => (None, Some(shared.keeping.read())),
             };
             held.send(()).unwrap();
             ends.recv().unwrap();
@@ -188,7 +188,7 @@ async fn an_upload_is_idle_only_while_nobody_speaks_to_it() {
     };
     let sit = |id: &str, time| {
         let uploads = room.packs.0.uploads();
-        *uploads[id].used.lock().unwrap() = Instant::now() - time;
+        *uploads[id].used.lock() = Instant::now() - time;
     };
     let (idle, busy, recent) = (begin(1).await.unwrap(), begin(2).await.unwrap(), begin(3).await.unwrap());
     let call = room.packs.lister("ann", &busy).unwrap();

@@ -1,4 +1,4 @@
-//! Content on its way in.
+//! Blobs that are being received.
 
 use std::fs::{self, File, FileTimes};
 use std::io::{self, Write as _};
@@ -12,8 +12,8 @@ use crate::disk::{DiskClaim, KeptContent};
 use crate::image::port::{BlobError, Blobs as _, IncomingBlob, Stored};
 use crate::model::Digest;
 
-/// Receives content in order, with a running sum. Blocking. Dropped before [`finish`](Self::finish),
-/// it leaves nothing.
+/// Receives the content of a blob in order, and computes its digest. Blocking. Dropping it before
+/// [`finish`](Self::finish) removes the content.
 #[derive(Debug)]
 pub struct Spool {
     store: BlobStore,
@@ -33,7 +33,7 @@ impl Spool {
         Ok(spool)
     }
 
-    /// Sums up content that the store has.
+    /// Creates a spool that computes the digest and stores nothing, for content that the store has.
     pub(super) fn nowhere(store: BlobStore) -> Self {
         Self { store, file: None, sum: Sha256::new(), size: 0, claim: None }
     }
@@ -42,7 +42,7 @@ impl Spool {
         self.size
     }
 
-    /// Appends. After an error the spool is of no further use: drop it.
+    /// Appends content. After an error the spool can no longer be used and should be dropped.
     pub fn write(&mut self, content: &[u8]) -> Result<(), BlobError> {
         if let Some((file, _)) = &mut self.file {
             let more = content.len() as u64;
@@ -57,15 +57,15 @@ impl Spool {
         Ok(())
     }
 
-    /// Makes the content a blob, durable when this returns, if it has this digest.
+    /// Stores the content as a blob if it has this digest; it is durable when this returns.
     pub fn finish(self, expected: &Digest) -> Result<Stored, BlobError> {
         let placed = self.place(expected)?;
         placed.settle()?;
         Ok(placed.stored)
     }
 
-    /// Makes the content a blob, if it has this digest. Its bytes are durable when this returns, its name is when
-    /// [`Placed::settle`] does.
+    /// Stores the content as a blob if it has this digest. Its bytes are durable when this returns; its name is
+    /// durable when [`PlacedBlob::make_durable`] returns.
     pub fn place(mut self, expected: &Digest) -> Result<Placed, BlobError> {
         let actual = Digest::from_sha256(self.sum.finalize_reset().into());
         if actual != *expected {
@@ -76,7 +76,7 @@ impl Spool {
             return Ok(Placed { stored: known, directory: None });
         }
         let Some((file, path)) = &self.file else {
-            // It was there when this began, and has been removed since.
+            // The blob existed when the upload began and has been removed since.
             let reason = format!("blob {actual} was removed while it was received");
             return Err(BlobError::Io(io::Error::other(reason)));
         };
@@ -107,17 +107,17 @@ impl IncomingBlob for Spool {
     }
 }
 
-/// A blob that is there, and may not outlive a power cut yet.
+/// A stored blob whose directory entry may not survive a power failure yet.
 #[must_use = "what is acknowledged must be durable"]
 #[derive(Debug)]
 pub struct Placed {
     stored: Stored,
-    /// That it has a new name in; none for a blob that was there.
+    /// Directory that has a new entry; `None` if the blob already existed.
     directory: Option<PathBuf>,
 }
 
 impl Placed {
-    /// Durable when this returns. Blocking.
+    /// Makes the directory entry durable. Blocking.
     pub fn settle(&self) -> io::Result<()> {
         self.directory.as_deref().map_or(Ok(()), sync_directory)
     }
@@ -128,7 +128,10 @@ impl Drop for Spool {
         if let Some((_, path)) = self.file.take()
             && let Err(error) = fs::remove_file(&path)
         {
-            tracing::warn!(path = %path.display(), %error, "an abandoned upload was not removed; the next start will");
+            tracing::warn!(
+                path = %path.display(), %error,
+                "failed to remove an abandoned upload; the next start removes it"
+            );
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Removes what nothing names and nobody touched lately. Why this never removes what a push in
-//! progress relies on: see [`crate::image::port`].
+//! Removes blobs that nothing references and that were not touched recently. [`crate::image::port`] explains
+//! why this never removes a blob that a running push relies on.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -16,7 +16,7 @@ pub(super) fn sweep(store: &BlobStore, live: &HashSet<Digest>, before: SystemTim
         for entry in fs::read_dir(directory?.path())? {
             let entry = entry?;
             let Some(digest) = named(&entry.file_name()) else {
-                tracing::warn!(path = %entry.path().display(), "a file that is not a blob lies among the blobs");
+                tracing::warn!(path = %entry.path().display(), "found a file in the blob store that is not a blob");
                 continue;
             };
             if !live.contains(&digest)
@@ -35,7 +35,7 @@ fn named(file: &std::ffi::OsStr) -> Option<Digest> {
     format!("sha256:{}", file.to_str()?).parse().ok()
 }
 
-/// The lock is taken for one file at a time: pushes go on during a sweep.
+/// Removes a blob unless it was touched. The lock is held for one file only, so that pushes continue during a sweep.
 fn remove_untouched(store: &BlobStore, path: &Path, before: SystemTime) -> io::Result<Option<u64>> {
     let _held = store.no_removal();
     let Some(metadata) = found(fs::metadata(path))? else { return Ok(None) };

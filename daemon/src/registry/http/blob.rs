@@ -1,4 +1,4 @@
-//! `/v2/<name>/blobs/<digest>`: blobs on their way out.
+//! `/v2/<name>/blobs/<digest>`: download and deletion of blobs.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -19,7 +19,7 @@ use crate::image::port::{Blobs as _, Removal};
 use crate::model::{Digest, Repository};
 use crate::task;
 
-/// Read from the file at a time: large, for each read is a trip to a blocking thread.
+/// Number of bytes that are read from the file at a time. Large, because each read is a task on a blocking thread.
 const CHUNK: u64 = 512 * 1024;
 
 impl Registry {
@@ -99,8 +99,8 @@ impl Registry {
     }
 }
 
-/// A part of a file as a body. A file that is shorter than it should be ends the connection, so that
-/// nobody takes what came for all there is.
+/// Streams a part of a file as a body. A file that is shorter than expected aborts the connection, so that no
+/// client takes the truncated content for complete.
 async fn content(mut file: File, first: u64, count: u64) -> Result<Body, Refusal> {
     if first > 0 {
         file = task::blocking("blob", move || file.seek(SeekFrom::Start(first)).map(|_| file)).await??;

@@ -1,4 +1,4 @@
-//! Lists: `tags/list`, `_catalog`, `referrers`. Every page is bounded, and names the next in `Link`.
+//! Lists: `tags/list`, `_catalog`, `referrers`. Every page is bounded, and links to the next one in `Link`.
 
 use axum::body::Body;
 use axum::response::Response;
@@ -15,12 +15,12 @@ use crate::model::access::Caller;
 use crate::model::manifest::{Manifest, OCI_INDEX};
 use crate::model::{Digest, Repository, Tag};
 
-/// Entries of a page, where a client asks for more or does not say.
+/// Maximum and default number of entries of a page.
 const MAX_PAGE: usize = 1000;
-/// Descriptors of referrers carry annotations, which may be long.
+/// Maximum number of referrers of a page; their descriptors carry annotations, which may be long.
 const MAX_REFERRERS: usize = 100;
 const MAX_REFERRER_BYTES: usize = 4 * 1024 * 1024;
-/// Repositories looked at for one page of those that a caller may see.
+/// Number of repositories that are read from the catalog at a time to fill a page of those that the caller may list.
 const STEP: usize = 500;
 
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
@@ -137,7 +137,7 @@ impl Registry {
     }
 }
 
-/// `n`, bounded; digits only.
+/// Parses `n`, which must consist of digits; larger values are reduced to [`MAX_PAGE`].
 fn page_size(query: &Query) -> Result<usize, Refusal> {
     match query.get("n") {
         None => Ok(MAX_PAGE),

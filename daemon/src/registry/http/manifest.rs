@@ -160,8 +160,8 @@ impl Registry {
         }
     }
 
-    /// Everything that a manifest needs must be in the repository, of the size it says, and is kept
-    /// from the sweep until the manifest is known.
+    /// Checks that everything the manifest references is in the repository and has the stated size. Touching
+    /// the blobs protects them from the sweep until the manifest is stored.
     async fn check_parts(&self, repository: &Repository, parts: Vec<Part>) -> Result<(), Refusal> {
         let missing = self.catalog.missing(repository, parts.clone()).await?;
         if let Some(first) = missing.first() {

@@ -1,9 +1,9 @@
-//! `Range` of a download (RFC 9110, 14.2) and `Content-Range` of an upload (distribution spec).
+//! `Range` of a download (RFC 9110, section 14.2) and `Content-Range` of an upload (distribution spec).
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
     All,
-    /// From this byte, so many.
+    /// `count` bytes from byte `first`.
     Part {
         first: u64,
         count: u64,
@@ -11,7 +11,8 @@ pub(super) enum Wanted {
     Unsatisfiable,
 }
 
-/// What a `Range` header asks of `size` bytes. What is not understood, several ranges included, asks for all.
+/// Parses a `Range` header for content of `size` bytes. A header that is not understood, or has several ranges,
+/// selects all of it.
 pub(super) fn wanted(header: Option<&str>, size: u64) -> Wanted {
     let Some((first, last)) =
         header.and_then(|text| text.strip_prefix("bytes=")).and_then(|range| range.split_once('-'))
@@ -31,7 +32,7 @@ pub(super) fn wanted(header: Option<&str>, size: u64) -> Wanted {
     }
 }
 
-/// First and last byte of an upload's piece: `0-1023`, with or without the unit that some clients write.
+/// Parses the first and last byte of an upload's chunk: `0-1023`, with or without the unit that some clients write.
 pub(super) fn piece(header: &str) -> Option<(u64, u64)> {
     let range = header.trim();
     let range = range.strip_prefix("bytes").map_or(range, |rest| rest.trim_start_matches([' ', '=']));

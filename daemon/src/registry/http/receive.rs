@@ -1,5 +1,5 @@
-//! A request body into a spool: the next megabyte is taken from the connection while the last one
-//! is summed and written, and no more than these two are held.
+//! Writes a request body into a spool: the next megabyte is read from the connection while the last one is
+//! hashed and written, and no more than these two are in memory.
 
 use std::time::Duration;
 
@@ -13,9 +13,10 @@ use crate::image::port::BlobError;
 use crate::registry::uploads::Turn;
 use crate::task;
 
-/// Taken from the connection before it is written.
+/// Number of bytes that are read from the connection before they are written.
 const BATCH: usize = 1024 * 1024;
-/// A part of a batch is written after this long without more: what is received takes memory that others wait for.
+/// Time without further data after which a partial batch is written, because received data uses memory that
+/// others need.
 const PAUSE: Duration = Duration::from_millis(100);
 
 struct Batch {
@@ -29,8 +30,8 @@ enum End {
     Cut(Refusal),
 }
 
-/// Adds a body to an upload. On an error of the connection, what came before it stays in the upload;
-/// on an error of the disk, the upload is gone.
+/// Appends a body to an upload. After a connection error, the data received before it stays in the upload;
+/// after a disk error, the upload is removed.
 pub(super) async fn receive(mut body: Body, mut turn: Turn, stall: Duration) -> Result<Turn, Refusal> {
     let mut batch = next(&mut body, stall).await;
     loop {

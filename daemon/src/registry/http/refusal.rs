@@ -1,5 +1,4 @@
-//! What a client is told when something is refused: the error bodies and codes of the distribution
-//! spec ("Error Codes").
+//! Error responses, with the bodies and codes of the distribution spec ("Error Codes").
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -63,9 +62,9 @@ impl Refusal {
             .header(ALLOW, &allowed)
     }
 
-    /// The fault is ours: what it was goes to the log only.
+    /// Internal error: its cause is written to the log only.
     pub(super) fn internal(what: &str, error: &dyn std::fmt::Display) -> Self {
-        tracing::error!(%error, "registry: {what}");
+        tracing::error!(%error, "registry request failed: {what}");
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "UNKNOWN",
@@ -82,13 +81,14 @@ impl Refusal {
         self
     }
 
-    /// Says the same as for what is not there; the audit trail finds the denial in the extensions of the answer.
+    /// Gives the same response as for an object that does not exist. The audit trail finds the denial in the
+    /// response extensions.
     pub(super) fn hiding(self, denied: Denied) -> Self {
         Self { hidden: Some(Box::new(denied)), ..self }
     }
 
     pub(super) fn header(mut self, name: HeaderName, value: &str) -> Self {
-        // Values are made of digests, numbers and checked names.
+        // Values consist of digests, numbers and validated names.
         if let Ok(value) = HeaderValue::from_str(value) {
             self.headers.push((name, value));
         }
@@ -118,7 +118,7 @@ impl From<BlobError> for Refusal {
                 "UNAVAILABLE",
                 "no space is left in the room's registry; nothing of this upload was kept. Remove images, or give the daemon's state directory more room",
             ),
-            // Not to be tried again at once, as clients do after 429 and 5xx.
+            // 403, because clients retry at once after 429 and 5xx.
             BlobError::Quota(message) => Self::new(StatusCode::FORBIDDEN, "DENIED", message)
                 .detail(json!({"reason": "quota_exceeded"})),
             BlobError::Io(error) => Self::internal("reading or writing blob content", &error),
@@ -132,7 +132,7 @@ impl From<std::io::Error> for Refusal {
     }
 }
 
-/// The blocking thread went away: the daemon ends, or the work panicked.
+/// The blocking task was cancelled because the daemon stops, or it panicked.
 impl From<tokio::task::JoinError> for Refusal {
     fn from(error: tokio::task::JoinError) -> Self {
         Self::internal("work on a blocking thread", &error)

@@ -1,11 +1,12 @@
-//! What a refusal left unread of a body.
+//! Drains the part of a request body that was not read when the request was refused.
 //!
-//! HTTP/1 has no other way to end a request early than to close the connection. A client that still writes then
-//! sees that go and not the refusal, so a bounded rest is read and dropped first. One that waits for
-//! `100 Continue` has sent nothing, and over HTTP/2 a stream ends by itself.
+//! HTTP/1 has no other way to end a request early than to close the connection. A client that is still writing
+//! would then see a connection error instead of the response, so a bounded rest of the body is read and
+//! discarded first. A client that waits for `100 Continue` has sent nothing, and over HTTP/2 a stream ends by
+//! itself.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,17 +17,18 @@ use http::Version;
 use http::header::EXPECT;
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
+use parking_lot::Mutex;
 
-/// Read at most; a client that has more to send loses its connection.
+/// Maximum number of bytes to drain; a client that sends more loses its connection.
 const MOST: usize = 16 << 20;
-/// Without a byte.
+/// Time limit for the next frame of the body.
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// Where a body is once its reader is done with it.
+/// Slot that receives the body when its reader drops it.
 pub(super) struct Rest(Arc<Mutex<Option<Body>>>);
 
-/// The request with a body that comes back here when it is dropped.
+/// Returns the request with a body that is put into the returned slot when it is dropped.
 pub(super) fn keep(request: Request) -> (Request, Rest) {
     let home = Rest(Arc::default());
     if request.version() > Version::HTTP_11 || request.headers().contains_key(EXPECT) {
@@ -37,9 +39,9 @@ pub(super) fn keep(request: Request) -> (Request, Rest) {
 }
 
 impl Rest {
-    /// Reads what is left, within limits.
+    /// Reads and discards the rest of the body, within the limits.
     pub(super) async fn drain(self) {
-        let Some(mut body) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let Some(mut body) = self.0.lock().take() else { return };
         let read = async {
             let mut left = MOST;
             while let Ok(Some(Ok(frame))) = tokio::time::timeout(PAUSE, body.frame()).await {
@@ -50,7 +52,7 @@ impl Rest {
                 }
             }
         };
-        // Whatever comes of it, the refusal is the answer.
+        // The refusal is sent whether or not the drain succeeds.
         let _ = tokio::time::timeout(LONGEST, read).await;
     }
 }
@@ -63,7 +65,7 @@ struct Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         let body = std::mem::take(&mut self.body);
-        *self.home.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
+        *self.home.lock() = Some(body);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Paths below `/v2/`. Repository names have slashes, so a path is read from its right end.
+//! Routes below `/v2/`. Repository names contain slashes, so a path is parsed from its right end.
 
 use http::Method;
 use percent_encoding::percent_decode_str;
@@ -14,7 +14,7 @@ pub(super) enum Route {
     Tags(Repository),
     Referrers(Repository, Digest),
     Manifest(Repository, ManifestName),
-    /// A tag that can be none.
+    /// A reference that is not a valid tag.
     BadTag(Repository, String),
     Uploads(Repository),
     Upload(Repository, String),
@@ -96,7 +96,7 @@ impl Route {
         }
     }
 
-    /// What a request wants to do. None where a token of the room is enough.
+    /// Returns the action that a request performs. `None` if any token of the room is enough.
     pub(super) fn action(&self, verb: Verb) -> Option<CallerAction<'_>> {
         let name = self.repository()?;
         Some(match self.kind().rule(verb)? {
@@ -108,7 +108,7 @@ impl Route {
     }
 }
 
-/// The methods that the API knows.
+/// HTTP methods that the API supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
     Get,
@@ -144,7 +144,7 @@ impl Verb {
     }
 }
 
-/// What paths there are, without what they name.
+/// Kinds of routes, without the names in the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouteKind {
     Base,
@@ -169,7 +169,7 @@ impl RouteKind {
         Self::Upload,
     ];
 
-    /// As documentation has it.
+    /// Pattern as written in the documentation.
     pub const fn pattern(self) -> &'static str {
         match self {
             Self::Base => "/v2/",
@@ -183,7 +183,7 @@ impl RouteKind {
         }
     }
 
-    /// Any other method is answered with 405.
+    /// Allowed methods; any other method is answered with 405.
     pub const fn verbs(self) -> &'static [Verb] {
         match self {
             Self::Base | Self::Catalog | Self::Tags | Self::Referrers => &[Verb::Get, Verb::Head],
@@ -194,10 +194,10 @@ impl RouteKind {
         }
     }
 
-    /// The question that is asked before anything is looked up. None where a token of the room is enough.
+    /// Rule that is checked before anything is looked up. `None` if any token of the room is enough.
     pub const fn rule(self, verb: Verb) -> Option<Rule> {
         match (self, verb) {
-            // A list shows what the caller may list.
+            // The list contains only the repositories that the caller may list.
             (Self::Base | Self::Catalog, _) => None,
             (Self::Tags, _) => Some(Rule::ListRepository),
             (Self::Referrers, _) | (Self::Manifest | Self::Blob, Verb::Get) => Some(Rule::PullRepository),
@@ -206,7 +206,7 @@ impl RouteKind {
         }
     }
 
-    /// One of few, for figures.
+    /// Label for metrics; one of a small set.
     pub(super) const fn label(self) -> &'static str {
         match self {
             Self::Base => "base",

@@ -1,7 +1,8 @@
-//! `/v2/<name>/blobs/uploads/`: blobs on their way in.
+//! `/v2/<name>/blobs/uploads/`: blob uploads.
 //!
-//! POST begins an upload (or takes a blob in one piece, or mounts one of another repository), PATCH
-//! adds a piece, PUT adds the last one and names the digest, GET says how far it is, DELETE gives up.
+//! POST begins an upload (or stores a blob in one request, or mounts one from another repository), PATCH
+//! appends a chunk, PUT appends the last one and names the digest, GET returns the progress, DELETE cancels the
+//! upload.
 
 use std::sync::Arc;
 
@@ -46,14 +47,14 @@ impl Registry {
         let Some(digest) = whole else {
             return progress(StatusCode::ACCEPTED, repository, &upload.id, 0);
         };
-        // Nobody was told of this upload: it ends with the request, however that ends.
+        // The client never learns the id of this upload, so it ends with the request in any case.
         let _ends = EndsWith { uploads: &self.uploads, upload: &upload };
         let turn = self.turn(&upload).await?;
         let turn = receive::receive(body, turn, self.uploads.limits.stall).await?;
         self.finish(repository, turn, &digest).await
     }
 
-    /// Links a blob of another repository, if there is one that the caller may read.
+    /// Links a blob of another repository, if it exists and the caller may read it.
     async fn mount(
         &self,
         caller: &Caller,
@@ -62,7 +63,7 @@ impl Registry {
         from: Option<&str>,
     ) -> Result<Option<Response>, Refusal> {
         let digest = route::digest(digest)?;
-        // A source that is not named, not there or not allowed looks the same: the client sends the blob.
+        // A source that is missing, unknown or not allowed gives the same result: the client sends the blob.
         let Some(from) = from.and_then(|from| from.parse::<Repository>().ok()) else { return Ok(None) };
         let readable = decide(caller, &CallerAction::PullRepository(&from)).is_ok();
         if !readable || !self.catalog.has_blob(&from, &digest).await? {
@@ -151,7 +152,7 @@ impl Registry {
             .ok_or_else(|| Refusal::busy("another request is still adding to this upload"))
     }
 
-    /// Adds one piece, if it goes on where the last one ended.
+    /// Appends one chunk, if it starts where the last one ended.
     async fn add(
         &self,
         repository: &Repository,
@@ -179,7 +180,7 @@ impl Registry {
         match received {
             Ok(turn) => Ok(turn),
             Err(refusal) => {
-                // What could not be written is gone; what was cut off may be resumed.
+                // After a failed write the upload is removed; after a broken connection it may be resumed.
                 if self.turn(upload).await.is_ok_and(|turn| turn.is_none()) {
                     self.uploads.end(&upload.id);
                 }
@@ -198,7 +199,7 @@ impl Registry {
         let placed =
             task::blocking("upload", move || turn.take().map(|spool| spool.place(&expected))).await?;
         let placed = placed.ok_or_else(|| Refusal::upload_unknown("ended meanwhile"))??;
-        // A link to a blob whose name a power cut took away opens nothing: that blob is sent again.
+        // A link to a blob whose directory entry was lost in a power failure is harmless: the blob is then sent again.
         let settled = task::blocking("upload", move || placed.settle());
         let (settled, linked) = tokio::join!(settled, self.catalog.link_blob(repository, digest));
         settled??;
@@ -210,7 +211,7 @@ impl Registry {
     }
 }
 
-/// Takes an upload off the list whatever becomes of the request.
+/// Removes an upload when dropped, whatever the result of the request is.
 struct EndsWith<'a> {
     uploads: &'a Uploads,
     upload: &'a Upload,
@@ -234,7 +235,7 @@ fn location(repository: &Repository, id: &str) -> String {
     format!("/v2/{repository}/blobs/uploads/{id}")
 }
 
-/// The last byte received; for none, `0-0` as Docker's registry has it.
+/// Value of the `Range` header: up to the last byte received; `0-0` for none, as in Docker's registry.
 fn received(size: u64) -> String {
     format!("0-{}", size.saturating_sub(1))
 }

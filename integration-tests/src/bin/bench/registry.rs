@@ -4,10 +4,11 @@
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 
 use integration_tests::sources::sha256;
+use parking_lot::Mutex;
 
 #[derive(Default)]
 struct Content {
@@ -106,7 +107,7 @@ fn read(from: &mut impl BufRead, mut to: &TcpStream) -> io::Result<Option<Asked>
 }
 
 fn answer(asked: &Asked, content: &Mutex<Content>) -> Answer {
-    let mut content = content.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut content = content.lock();
     let reply = |status, headers, body| Answer { status, headers, body };
     let missing = || reply("404 Not Found", vec![], br#"{"errors":[{"code":"UNKNOWN"}]}"#.to_vec());
     if asked.path == "/v2/" {

@@ -3,9 +3,11 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
 
 #[derive(Clone, Debug)]
 pub(super) struct Request {
@@ -85,7 +87,7 @@ impl Registry {
     }
 
     pub(super) fn asked(&self) -> Vec<Request> {
-        self.asked.lock().unwrap().clone()
+        self.asked.lock().clone()
     }
 
     /// Returns `METHOD path` of all requests.
@@ -107,7 +109,7 @@ impl Drop for Registry {
 fn answer(connection: &TcpStream, asked: &Mutex<Vec<Request>>, script: &Script) -> std::io::Result<()> {
     let request = read(connection)?;
     let before = {
-        let mut asked = asked.lock().unwrap();
+        let mut asked = asked.lock();
         let same = |other: &&Request| other.method == request.method && other.path == request.path;
         let before = asked.iter().filter(same).count();
         asked.push(request.clone());

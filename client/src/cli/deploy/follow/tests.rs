@@ -95,14 +95,14 @@ async fn interrupted(
 
 fn script(events: Vec<Result<hearth_proto::v1::DeployEvent, tonic::Status>>) -> Script {
     let script = Script::default();
-    script.watches.lock().unwrap().push_back(events);
+    script.watches.lock().push_back(events);
     script
 }
 
 #[tokio::test]
 async fn a_deploy_is_waited_for_until_it_is_live_over_a_lost_connection() {
     let script = script(vec![event(1, 10, remark("a")), Err(lost())]);
-    script.watches.lock().unwrap().push_back(vec![event(1, 10, remark("a")), event(2, 20, live())]);
+    script.watches.lock().push_back(vec![event(1, 10, remark("a")), event(2, 20, live())]);
     assert!(waited(script, ProgressMode::Plain).await.is_ok());
 }
 

@@ -56,7 +56,7 @@ fn state(spec: ServiceSpec, status: ServiceStatus) -> ServiceState {
     }
 }
 
-/// What is shown can be sent back as a whole manifest, and asks for the same.
+/// A shown spec can be sent back as a whole manifest, and requests the same.
 #[test]
 fn what_is_shown_of_a_revision_asks_for_the_same_when_it_is_sent_back() {
     let spec = full_spec();
@@ -102,7 +102,7 @@ fn a_list_shows_what_serves_and_no_revisions() {
     assert_eq!(listed.status(), v1::ServiceStatus::Live);
     assert!(listed.revisions.is_empty());
     assert_eq!(listed.domains, ["*.example.com", "www.example.com"]);
-    // A domain that stands for many has no address.
+    // A wildcard domain has no URL.
     assert_eq!(listed.urls, ["http://www.example.com:4380/"]);
     assert_eq!((listed.image.as_str(), listed.ports.len()), ("room.meshagent.com/web:1", 2));
     assert_eq!((listed.desired_revision, listed.live_revision), (1, Some(1)));

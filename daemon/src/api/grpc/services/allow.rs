@@ -1,4 +1,5 @@
-//! Who may do what with services, where more than the call itself is asked about. Who may run something may look inside.
+//! Checks of a caller's rights on services, beyond the check of the method. A caller who may run an image may
+//! also exec into the service.
 
 use tonic::Status;
 
@@ -10,7 +11,7 @@ use crate::model::deploy::DeployRequest;
 use crate::model::service::{Service, ServiceSpec};
 use crate::model::{MountSource, RoomRegistries};
 
-/// What is asked for before images are looked up, which may take a pull.
+/// Checks the images of a deploy before they are resolved, which may take a pull.
 pub(super) fn images(caller: &Caller, request: &DeployRequest, rooms: &RoomRegistries) -> Result<(), Status> {
     let mounted = || {
         let images = request.mounts.iter().filter(|mount| matches!(mount.source, MountSource::Image { .. }));
@@ -20,7 +21,7 @@ pub(super) fn images(caller: &Caller, request: &DeployRequest, rooms: &RoomRegis
     allowed.map_err(|denied| Refusal::from(denied).into())
 }
 
-/// The caller, with what they may do to services.
+/// Returns the caller as an actor, with its rights on services.
 pub(super) fn by(caller: Caller, rooms: &RoomRegistries) -> By {
     By::new(caller.name.clone(), Grants { caller, rooms: rooms.clone() })
 }

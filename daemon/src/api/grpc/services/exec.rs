@@ -1,12 +1,12 @@
-//! One more process in a service's instance, and the client's stream joined to it.
+//! Runs a process in a service's instance, and connects its input and output to the client's stream.
 //!
 //! ```text
-//! client --ExecRequest--> feed --ExecInput--> process --ExecOutput--> Session --ExecResponse--> client
-//!                          '-- a message that makes no sense ends it ----'
+//! client --ExecRequest--> feed --ExecInput--> process --ExecOutput--> ExecSession --ExecResponse--> client
+//!                          '-- an invalid message ends the session ----'
 //! ```
 //!
-//! The process ends with the client: when the answers are dropped, so is the process's output, which kills it. The end
-//! of its input is told only where the client ends its stream in good order.
+//! The process is killed when the client disconnects: dropping the answers drops the process's output. The
+//! process sees the end of its input only if the client ends its stream normally.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,16 +24,16 @@ use super::super::upload::begin_missing;
 use crate::deploy::port::{Exec, ExecInput, ExecOutput, ExecSpec, TerminalSize};
 use crate::task;
 
-/// For the first message of a client.
+/// Time limit for the first message of a client.
 const BEGIN_LIMIT: Duration = Duration::from_secs(30);
-/// For a process to be gone after its output has been dropped.
+/// Time limit for a process to exit after its output has been dropped.
 const KILL_LIMIT: Duration = Duration::from_secs(60);
-/// Of what a process is given to read at a time.
+/// Maximum size in bytes of one message of input.
 const MAX_STDIN: usize = 1 << 20;
-/// The highest signal of Linux.
+/// Highest signal number of Linux.
 const MAX_SIGNAL: i32 = 64;
 
-/// What the client wants to run, and in which service.
+/// Reads the first message: the service, and the process to run.
 pub(super) async fn begin(messages: &mut Streaming<v1::ExecRequest>) -> Result<(String, ExecSpec), Status> {
     use v1::exec_request::Message;
     let first = tokio::time::timeout(BEGIN_LIMIT, messages.message()).await;
@@ -48,7 +48,7 @@ fn spec(begin: v1::ExecBegin) -> Result<ExecSpec, Refusal> {
     Ok(ExecSpec {
         command: convert::arguments("begin.command", begin.command)?,
         env: convert::pairs("begin.env", begin.env)?,
-        // Those of the instance, which deploys know.
+        // The confidential values of the instance, which deploys add.
         confidential: BTreeMap::new(),
         workdir: match begin.working_dir.as_str() {
             "" => None,
@@ -94,7 +94,7 @@ fn input(message: Option<v1::exec_request::Message>) -> Result<ExecInput, Refusa
     })
 }
 
-/// Joins a process that runs to its client.
+/// Connects a running process to its client.
 pub(super) fn answers(exec: Exec, messages: Streaming<v1::ExecRequest>) -> Answers<v1::ExecResponse> {
     let Exec { input, output } = exec;
     let (refuse, refused) = oneshot::channel();
@@ -103,16 +103,17 @@ pub(super) fn answers(exec: Exec, messages: Streaming<v1::ExecRequest>) -> Answe
     task::spawn("exec-input", async move {
         tokio::select! {
             fed = feed(messages, &input) => match fed {
-                // Without its input the process has nothing more to read.
+                // Dropping the input tells the process that there is no more to read.
                 Ok(()) => return,
                 Err(status) => {
-                    // Whoever has gone needs not know.
+                    // The session may have been dropped.
                     let _ = refuse.send(status);
                 }
             },
             () = over.cancelled() => {}
         }
-        // It is killed now, and must not take what it has read so far for all of it.
+        // The process is killed now. Its input stays open until then, so that it does not take what it has read
+        // for complete.
         let _ = tokio::time::timeout(KILL_LIMIT, input.closed()).await;
     });
     stream::unfold(session, |mut session| async move {
@@ -122,14 +123,14 @@ pub(super) fn answers(exec: Exec, messages: Streaming<v1::ExecRequest>) -> Answe
     .boxed()
 }
 
-/// Hands on what the client sends, until it sends no more: then the process has nothing more to read.
+/// Forwards the client's messages until the client ends its stream.
 async fn feed(
     mut messages: Streaming<v1::ExecRequest>,
     process: &mpsc::Sender<ExecInput>,
 ) -> Result<(), Status> {
     while let Some(message) = messages.message().await? {
         if process.send(input(message.message)?).await.is_err() {
-            // It has ended; how, its output says.
+            // The process has ended; its output reports the exit.
             return Ok(());
         }
     }
@@ -140,7 +141,7 @@ struct Session {
     output: mpsc::Receiver<ExecOutput>,
     refused: Option<oneshot::Receiver<Status>>,
     done: bool,
-    /// Ends the feeding.
+    /// Stops the input task when the session is dropped.
     _over: DropGuard,
 }
 

@@ -1,4 +1,4 @@
-//! Lines of a service's log on their way to a client, some in a message.
+//! Streams the lines of a service's log, several in a message.
 
 use futures::{StreamExt as _, stream};
 use hearth_proto::v1;
@@ -10,11 +10,11 @@ use super::super::answers::Answers;
 use crate::deploy::port::{LogError, LogLines};
 use crate::model::deploy::{LogLine, LogQuery, LogSource};
 
-/// Without a word about how much is wanted: an answer that an agent can read.
+/// Number of lines if the request gives no bounds: an amount that an agent can read.
 const DEFAULT_TAIL: usize = 200;
-/// Lines that are looked at together, and so in one message at most.
+/// Maximum number of lines that are taken together, and so of the lines in one message.
 const MAX_LINES: usize = 256;
-/// Of the lines of a message. One line is far below it.
+/// Maximum number of bytes of the lines of a message. A single line is far smaller.
 const MAX_BYTES: usize = 1 << 20;
 const MAX_CONTAINS: usize = 4096;
 
@@ -42,7 +42,7 @@ pub(super) fn question(request: &v1::ReadServiceLogsRequest) -> Result<(LogSourc
     Ok((source, LogQuery { tail, since, grep, follow: request.follow }))
 }
 
-/// Lines that are there go together; none waits for another.
+/// Groups the lines that are available; no line waits for another.
 pub(super) fn batches(lines: LogLines) -> Answers<v1::ServiceLogLines> {
     lines.ready_chunks(MAX_LINES).flat_map(|lines| stream::iter(messages(lines))).boxed()
 }

@@ -1,4 +1,4 @@
-//! Why a request about a service was not taken, on the wire.
+//! Conversion of deploy errors.
 
 use tonic::Code;
 
@@ -63,7 +63,7 @@ impl From<DeployError> for Refusal {
     }
 }
 
-/// The field that says what `--flag` says on a command line.
+/// Field of the request that corresponds to a command-line `--flag`.
 fn field(error: &MergeError) -> String {
     let name = match error.flag() {
         "--name" => "name",
@@ -84,7 +84,7 @@ fn image_status(fault: &Fault) -> Code {
     match fault.code.as_str() {
         _ if fault.retryable => Code::Unavailable,
         "image_not_found" => Code::NotFound,
-        // As for who pulls it.
+        // The same code as for a pull.
         "registry_denied" => Code::PermissionDenied,
         "internal" | "registry_credentials" => Code::Internal,
         _ => Code::FailedPrecondition,

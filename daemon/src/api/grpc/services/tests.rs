@@ -1,4 +1,4 @@
-//! The service as its clients reach it, over gRPC, with deploys against scripted neighbours.
+//! Tests of the service over gRPC, as clients use it, with deploys against scripted neighbours.
 
 mod exec;
 mod grants;
@@ -35,7 +35,7 @@ struct Room {
     client: ServicesClient<Channel>,
 }
 
-/// What authentication does, with the name and the scope that the test says.
+/// Replaces authentication: inserts a caller with the name and the scope that the test sets.
 async fn as_caller(request: axum::extract::Request, next: Next) -> axum::response::Response {
     let caller = caller_of(request.headers());
     admit(caller, request, next).await
@@ -46,7 +46,7 @@ fn caller_of(headers: &http::HeaderMap) -> Caller {
     Caller::new(said("name"), parse_scope(said("scope")).unwrap())
 }
 
-/// A message of Ann with this scope.
+/// A request of Ann with this scope.
 fn by<T>(scope: &str, message: T) -> Request<T> {
     of("ann", scope, message)
 }
@@ -95,7 +95,7 @@ impl Room {
         self.client.deploy(by(scope, request)).await.map(Response::into_inner)
     }
 
-    /// Deploys, and follows that to its last event.
+    /// Deploys, and follows the deploy to its last event.
     async fn live(&mut self, spec: v1::DeploySpec) -> v1::DeployResponse {
         let deployed = self.deploy(FULL, spec).await.unwrap();
         let last = self.events(&deployed.name, deployed.revision).await.pop().unwrap();

@@ -45,7 +45,7 @@ async fn next(body: &mut ReceivedBody) -> Result<Option<Bytes>, Status> {
 #[tokio::test]
 async fn a_message_beyond_the_limit_is_refused_by_its_prefix() {
     let share = shares(1 << 20).begin("a").unwrap();
-    // In any pieces: the prefix is all that must have come.
+    // The prefix is sufficient, however it is split.
     let parts = message(2000)[..5].iter().map(|byte| vec![*byte]).collect();
     let mut body = received(silent_after(parts), Framing::new(1000, false), share);
     let refused = loop {
@@ -80,7 +80,7 @@ async fn a_sender_that_is_silent_is_ended() {
 async fn what_a_stream_was_sent_is_free_when_the_next_message_is_asked_for() {
     let shares = shares(2000);
     let share = shares.begin("a").unwrap();
-    // Each takes most of what one caller may have.
+    // Each request takes most of the share of one caller.
     let parts = (0..20).map(|_| message(900)).collect();
     let body = received(body_of(parts), Framing::new(1000, true), share);
     assert_eq!(body.collect().await.unwrap().to_bytes().len(), 20 * 905);
@@ -102,7 +102,7 @@ async fn open_messages_hold_memory_and_others_wait_for_it_but_not_for_ever() {
     assert!(tokio::time::timeout(STALL, &mut waiting).await.is_err());
     drop(first);
     assert_eq!(waiting.await.unwrap().unwrap().len(), 600);
-    // Another caller has room all the while.
+    // Another caller has memory during all of this.
     let mut other = received(silent_after(vec![half()]), framing(), shares.begin("b").unwrap());
     next(&mut other).await.unwrap();
 }

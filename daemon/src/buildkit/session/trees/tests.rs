@@ -32,7 +32,7 @@ async fn a_tree_goes_with_the_last_build_that_uses_it_and_its_session_stays() {
     assert_eq!(Arc::strong_count(&tree), 2);
     drop(two);
     assert_eq!(Arc::strong_count(&tree), 1);
-    assert_eq!(sessions.lock().slots.keys().collect::<Vec<_>>(), ["a"]);
+    assert_eq!(sessions.state.lock().slots.keys().collect::<Vec<_>>(), ["a"]);
 }
 
 #[tokio::test]
@@ -55,7 +55,7 @@ async fn of_many_idle_sessions_the_latest_stay() {
         let mut build = lease(&sessions);
         drop(build.hold(&name(&number.to_string()), "context", source(&tree())));
     }
-    let state = sessions.lock();
+    let state = sessions.state.lock();
     assert_eq!((state.slots.len(), state.closed.len()), (MOST_IDLE, 3));
     assert!((3..MOST_IDLE + 3).all(|number| state.slots.contains_key(&number.to_string())));
 }

@@ -1,9 +1,9 @@
 //! Writes that leave the stat of their file as it was, down to the change time.
 
-use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use hearth_pack::identity::{HashCache, TreeDigest};
+use parking_lot::Mutex;
 
 use super::*;
 use crate::context::beneath::coarse_clock::{Standing, stand};

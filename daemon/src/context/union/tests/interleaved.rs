@@ -15,7 +15,7 @@ fn after_each_copy(union: &Union, mut act: impl FnMut(usize) + Send + 'static) -
     let count = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&count);
     let act = move || act(counted.fetch_add(1, Ordering::Relaxed) + 1);
-    *union.after_copy.lock().unwrap() = Some(Box::new(act));
+    *union.after_copy.lock() = Some(Box::new(act));
     count
 }
 
@@ -84,7 +84,7 @@ fn a_lower_file_that_never_stands_still_is_an_error_and_no_mixture() {
     assert!(tried > 1 && tried < 20, "tried {tried} times");
     assert!(!place.path("upper/tree").join("f").exists(), "a copy took its place");
     // The file is still that of the lower, and can be changed as soon as it stands still.
-    *union.after_copy.lock().unwrap() = None;
+    *union.after_copy.lock() = None;
     assert_eq!(content(&union, found.inode).unwrap(), vec![b'x'; tried]);
     let handle = union.open(found.inode, true).unwrap().handle;
     assert_eq!(read(&union, handle), vec![b'x'; tried]);

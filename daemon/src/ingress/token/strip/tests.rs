@@ -130,7 +130,7 @@ fn nobody_has_this_daemon_compute_signatures_for_ever() {
     for text in [
         [&*foreign].repeat(100).join(","),
         [&*foreign].repeat(100).join("."),
-        // A head in which heads seem to begin, and many of them in a row.
+        // A header that contains many possible starts of a header.
         format!("{}{head}.{rest}", "eyJ".repeat(5_000)),
         format!("{}.{}", [&*head.repeat(2)].repeat(300).join("."), "x".repeat(43)),
     ] {
@@ -139,7 +139,7 @@ fn nobody_has_this_daemon_compute_signatures_for_ever() {
         let mut trailers = request("/", &[("x", &text)]).headers().clone();
         strip_trailers(&mut trailers, &access);
         assert!(trailers.is_empty());
-        // Far above what it takes, and far below what thousands of signatures take in a debug build.
+        // Far above the expected time, and far below that of thousands of signatures in a debug build.
         assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
     }
 }

@@ -1,4 +1,4 @@
-//! A process in a service, from a client's stream to its answers.
+//! Tests of exec, from the client's stream to its answers.
 
 use std::sync::atomic::Ordering;
 
@@ -30,7 +30,7 @@ async fn exec(
     Ok((input, answers.into_inner()))
 }
 
-/// A client whose line can be cut, as by the end of its machine.
+/// A client whose connection can be broken, as if its machine had stopped.
 async fn behind_a_line(server: SocketAddr) -> (ServicesClient<Channel>, tokio::task::JoinHandle<()>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -47,7 +47,7 @@ async fn next(answers: &mut Streaming<v1::ExecResponse>) -> Answer {
     answer.unwrap().unwrap().message.unwrap()
 }
 
-/// What it wrote, and how it ended.
+/// Returns the output of the process, and its exit.
 async fn rest(answers: &mut Streaming<v1::ExecResponse>) -> (String, Option<i32>) {
     let mut wrote = Vec::new();
     loop {
@@ -102,14 +102,14 @@ async fn a_client_that_goes_away_or_talks_nonsense_ends_its_process() {
     assert_eq!(processes.running.load(Ordering::SeqCst), 1);
     line.abort();
     none_runs().await;
-    // Killed: what it had read was not all of it.
-    assert_eq!(*processes.ends.lock().unwrap(), [137]);
+    // The process was killed: it must not have seen the end of its input.
+    assert_eq!(*processes.ends.lock(), [137]);
     let (input, mut answers) = exec(&mut room.client, begin("cat")).await.unwrap();
     send(&input, begin("cat")).await;
     let refused = tokio::time::timeout(LIMIT, answers.message()).await.unwrap().unwrap_err();
     assert_eq!(error_detail(&refused).unwrap().code, "invalid_message");
     none_runs().await;
-    assert_eq!(*processes.ends.lock().unwrap(), [137, 137]);
+    assert_eq!(*processes.ends.lock(), [137, 137]);
 }
 
 #[tokio::test]

@@ -1,10 +1,10 @@
-//! A missing grant denies, and is named.
+//! A missing grant denies a call, and the error names it.
 
 use serde_json::json;
 
 use super::*;
 
-/// The message of a call that was denied.
+/// Returns the message of a call that was denied.
 fn denied<T: std::fmt::Debug>(answer: Result<T, Status>) -> String {
     let status = answer.unwrap_err();
     assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
@@ -16,7 +16,7 @@ fn denied<T: std::fmt::Debug>(answer: Result<T, Status>) -> String {
 async fn every_call_asks_for_its_grant_and_names_it() {
     let mut room = room().await;
     room.live(spec("1")).await;
-    // All but what is asked for.
+    // All grants except the required one.
     let scope = json!({"containers": {"use_containers": true, "run": ["*"], "pull": ["*"]},
         "storage": {"paths": [{"path": "/"}]}, "secrets": {}});
     let scope = scope.to_string();
@@ -79,7 +79,7 @@ async fn a_deploy_mentions_only_what_its_caller_may_use() {
     let token = |scope: &str| v1::env_value::Value::TokenScope(scope.to_owned());
     let secret = || v1::env_value::Value::Secret("db".to_owned());
     let cases = [
-        // Of the room's registry: by its repository, or by its name.
+        // Images of the room's registry, granted by repository or by name.
         (json!({}), spec("1"), Some("containers.run")),
         (json!({"containers": {"run": ["other"]}}), spec("1"), Some("containers.run")),
         (
@@ -90,7 +90,7 @@ async fn a_deploy_mentions_only_what_its_caller_may_use() {
         (json!({"containers": run}), spec("1"), None),
         (json!({"containers": {"registry": {"run": ["w*"]}}}), spec("1"), None),
         (json!({"containers": {"run": ["room.meshagent.com/web"]}}), spec("1"), None),
-        // Of another registry.
+        // Images of another registry.
         (
             json!({"containers": {"registry": {"run": ["*"]}, "pull": ["*"]}}),
             foreign(),
@@ -98,7 +98,7 @@ async fn a_deploy_mentions_only_what_its_caller_may_use() {
         ),
         (json!({"containers": {"run": ["ghcr.io/a/*"]}}), foreign(), Some("containers.pull")),
         (json!({"containers": {"run": ["ghcr.io/a/*"], "pull": ["ghcr.io/*"]}}), foreign(), None),
-        // Storage: read to read, write to write.
+        // Storage: reading needs a read grant, writing needs a write grant.
         (json!({"containers": run}), mount(room_path("apps"), ro), Some("storage.paths")),
         (json!({"containers": run, "storage": storage}), mount(room_path("apps/x"), unsaid), None),
         (json!({"containers": run, "storage": storage}), mount(room_path(""), ro), Some("storage.paths")),
@@ -108,7 +108,7 @@ async fn a_deploy_mentions_only_what_its_caller_may_use() {
             mount(room_path("apps/locked"), rw),
             Some("storage.paths"),
         ),
-        // A room path is writable unless it is said otherwise.
+        // A room path is writable by default.
         (
             json!({"containers": run, "storage": storage}),
             mount(room_path("apps/locked"), unsaid),
@@ -119,7 +119,7 @@ async fn a_deploy_mentions_only_what_its_caller_may_use() {
             mount(Source::ProjectPath("apps/locked/x".to_owned()), unsaid),
             None,
         ),
-        // Images that are mounted.
+        // Mounted images.
         (json!({"containers": run}), mount(image("assets:1"), ro), Some("containers.registry.pull")),
         (json!({"containers": run}), mount(image("ghcr.io/a:1"), ro), Some("containers.pull")),
         (
@@ -202,7 +202,7 @@ async fn a_service_of_another_is_removed_and_read_only_by_who_may_run_its_image(
         assert!(message.ends_with("that takes the grant `containers.run`"), "{message}");
     }
     assert_eq!(room.get("web").await.unwrap().status(), v1::ServiceStatus::Live);
-    // Who may run its image may change it, and so may its owner, who needs no more than the call's own grant.
+    // Callers who may run the image may change the service. So may its owner, with only the grant for the method.
     let runs = json!({"services": {}, "containers": {"run": ["web"]}}).to_string();
     client.watch(of("bob", &runs, watch())).await.unwrap();
     client.logs(of("bob", &runs, log())).await.unwrap();
