@@ -1,15 +1,17 @@
-//! Files that builds fetch by URL (`ADD https://...`): fetched by the daemon, kept by content, handed to the builder.
+//! Cache of files that builds fetch by URL (`ADD https://...`). The daemon fetches a file, stores it by its sha256,
+//! and serves it to the builder.
 //!
 //! ```text
-//! URL --> allowed? --> known before: asked whether it changed --> not changed -----------.
-//!                  '-> fetched: each redirect is looked at again, size and time are bounded --> file by sha256
-//!                                                                                               |
-//! builder <-- http://<the daemon>/downloads/<a name that nobody can guess> <-------------------'
+//! URL --> allowed? --> cached: conditional request --> not modified --------------------------.
+//!                  '-> fetched: each redirect is checked, size and time are limited --> file by sha256
+//!                                                                                             |
+//! builder <-- http://<the daemon>/downloads/<random name> <-----------------------------------'
 //! ```
 //!
-//! Where a URL may lead is the egress policy of builds: by name, and by the address when the connection is made, so that
-//! neither a redirect nor a name that changes its meaning leads to this machine or a private network. No credential
-//! is ever sent. The builder gets the file with its sha256, so what was recorded is what was used.
+//! The egress policy of builds decides which URLs are allowed. It checks the host name, and the address when the
+//! connection is made, so that neither a redirect nor a changed DNS record leads to this machine or a private
+//! network. Credentials are never sent. The builder gets the file with its sha256, so the recorded file is the one
+//! that the build used.
 
 mod client;
 mod files;
@@ -31,22 +33,22 @@ use files::Files;
 
 pub use serve::router;
 
-/// Longest URL that is looked at.
+/// Maximum length of a URL, in bytes.
 const MAX_URL: usize = 8192;
 
 #[derive(Clone, Debug)]
 pub struct Options {
     pub directory: PathBuf,
     pub policy: EgressPolicy,
-    /// Bytes that all files may take together; beyond that, the least recently used go.
+    /// Maximum size of all files, in bytes. Beyond it the least recently used files are removed.
     pub max_bytes: u64,
-    /// What stays free on the disk.
+    /// Minimum free disk space, in bytes.
     pub min_free: u64,
-    /// `host:port` at which builders reach this daemon.
+    /// Address (`host:port`) at which builders reach this daemon.
     pub address: String,
 }
 
-/// Cheap to clone.
+/// Handle to the download cache; cheap to clone.
 #[derive(Clone)]
 pub struct Downloads {
     shared: Arc<Shared>,
@@ -61,7 +63,7 @@ struct Shared {
 
 #[derive(Debug, thiserror::Error)]
 enum DownloadError {
-    #[error("`{url}` is no URL that can be fetched: {reason}")]
+    #[error("`{url}` cannot be fetched: {reason}")]
     Url { url: String, reason: &'static str },
     #[error("{url}: builds may not reach `{host}`")]
     Host { url: String, host: String },
@@ -81,9 +83,9 @@ enum DownloadError {
     Checksum { url: String, wanted: String, actual: Digest },
     #[error("--checksum={given}: expected sha256 and 64 hexadecimal digits")]
     Algorithm { given: String },
-    #[error("no space is left for downloads: {free} bytes of the disk are free, and {floor} must stay so")]
+    #[error("no space is left for downloads: {free} bytes of the disk are free, and {floor} must stay free")]
     NoSpace { free: u64, floor: u64 },
-    #[error("the file cannot be kept: {0}")]
+    #[error("the file cannot be stored: {0}")]
     Store(#[from] std::io::Error),
     #[error("the daemon is ending")]
     Ending,
@@ -108,7 +110,8 @@ impl Downloads {
             let url = request.url.chars().take(100).collect();
             return Err(DownloadError::Url { url, reason: "it is too long" });
         }
-        // One at a time for each URL: whoever comes second finds what the first one fetched.
+        // Requests for the same URL run one at a time, so the second request finds the file that the first one
+        // fetched.
         let _turn = shared.files.turn(&request.url).await;
         let known = shared.files.known(&request.url).await?;
         if let (Some(wanted), Some(known)) = (wanted, &known)
@@ -209,7 +212,7 @@ fn sha256_of(given: &str) -> Result<Digest, DownloadError> {
     given.parse().map_err(|_| DownloadError::Algorithm { given: given.chars().take(100).collect() })
 }
 
-/// Runs blocking work on files.
+/// Runs blocking file operations on the blocking thread pool.
 async fn on_disk<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> Result<T, DownloadError> {

@@ -1,17 +1,18 @@
-//! Packs that are sent by content: a client names a tree, says what is in it, and sends what the room lacks.
+//! Packs uploaded by content hash: a client names a tree, sends its file list, and then sends only the content that
+//! the room lacks.
 //!
 //! ```text
-//! begin --> the room has the tree of this participant, or the image that is made of it: done
-//!       '-> upload -- list --> what is missing -- receive* --> commit --> tree kept --> pack or image
+//! begin --> the room has this participant's tree, or the image built from it: done
+//!       '-> upload -- list --> missing content -- receive* --> commit --> tree stored --> pack or image
 //! ```
 //!
-//! Content lies in [`store`], shared by all; trees lie in files of their own, by participant. A tree is kept
-//! for some time after its last use, so that the next pack of a directory sends what changed. Content that no
-//! tree names goes an hour after somebody asked for it: what arrived of an upload that was cut off is there when
-//! its client tries again.
+//! All participants share the content in [`store`]; each participant's trees are separate files (module `trees`). A tree
+//! is kept for some time after its last use, so that the next pack of the same directory sends only the changes.
+//! Content that no tree references is removed one hour after it was last asked for. Therefore the content received by
+//! an interrupted upload is still there when the client retries.
 //!
-//! Nobody gets at content by its hash alone: what a participant has never sent is either proven to be in his
-//! hands, by a hash over all of it with a key that nobody knew before, or it is sent.
+//! A hash alone gives no access to content. For content that a participant has never sent, the client either proves
+//! possession, with a keyed hash over all of it under a fresh random key, or sends the content.
 
 mod commit;
 mod error;
@@ -53,26 +54,26 @@ pub use ready::{Committed, Ready};
 pub use receive::{PieceData, Receiver, SentPiece};
 pub use upload::{List, UnfinishedPack};
 
-/// Uploads of one participant at a time. One that is idle makes room for a new one.
+/// Maximum number of concurrent uploads of one participant. A stale upload is dropped for a new one.
 const MOST_UPLOADS: usize = 16;
-/// An upload that nobody speaks to is forgotten.
+/// Idle time after which an upload is dropped.
 const IDLE: Duration = Duration::from_secs(600);
-/// After this long of silence an upload may have to make room: its client is gone, most likely.
+/// Idle time after which a new upload may replace this one: its client is most likely gone.
 const STALE: Duration = Duration::from_secs(30);
-/// Content that no tree names stays this long after somebody asked for it.
+/// Time for which content that no tree references is kept after it was last asked for.
 const GRACE: Duration = Duration::from_secs(3600);
-/// Memory for the lists of all uploads: some four million entries.
+/// Memory limit for the file lists of all uploads, in bytes: about four million entries.
 const LISTS: usize = 768 << 20;
 
 pub struct PackOptions {
-    /// Content in `content`, trees in `trees` below it.
+    /// State directory. Content is stored in its subdirectory `content`, trees in `trees`.
     pub directory: PathBuf,
     pub limits: StoreLimits,
-    /// Trees that no build uses are kept this long.
+    /// Retention time of trees that no build uses.
     pub keep: Duration,
 }
 
-/// A handle on the packs of the room; cheap to clone.
+/// Handle to the packs of the room: their content, trees and uploads. Cheap to clone.
 #[derive(Clone)]
 pub struct Packs(Arc<Shared>);
 
@@ -85,32 +86,33 @@ struct Shared {
     uploads: Mutex<HashMap<String, Arc<Upload>>>,
     memory: Memory,
     owners: OnceLock<ShareOwners>,
-    /// Held for reading from the look whether all of a tree is there until the tree is kept, and for writing by a
-    /// sweep: between the two, nothing else says that its content is needed.
+    /// Lock between commits and sweeps. A commit holds it for reading from the check that all content of a tree is
+    /// present until the tree is stored, because nothing else marks that content as needed in between. A sweep holds
+    /// it for writing.
     keeping: RwLock<()>,
 }
 
-/// What a sweep may remove.
+/// Selection of what one sweep may remove.
 struct Sweep {
-    /// Trees that no build uses are kept this long.
+    /// Retention time of trees that no build uses.
     keep: Duration,
-    /// Trees of this participant are kept for [`GRACE`] at most.
+    /// Participant whose trees are kept for at most [`CONTENT_GRACE`].
     hurried: Option<OwnerKey>,
-    /// Content that no tree names is kept this long after somebody asked for it.
+    /// Time for which content that no tree references is kept after it was last asked for.
     grace: Duration,
-    /// What has arrived of this upload is not kept.
+    /// Upload whose received content is removed without a grace period.
     ended: Option<Arc<Upload>>,
 }
 
-/// What becomes of a tree.
+/// Purpose of an upload: what its tree becomes, and for whom.
 #[derive(Clone, Debug)]
 pub struct Destination {
-    /// The participant whose it is.
+    /// Participant who owns the tree.
     pub owner: String,
-    /// An image of the room; none is a pack for builds.
+    /// Tag of the image to create in the room. Without a tag and an archive the tree becomes a pack for builds.
     pub tag: Option<Reference>,
-    /// The file of room storage that the OCI archive goes to, where it is wanted too. Whoever asks for it
-    /// writes it: see [`Ready::archive`].
+    /// Path in room storage for the OCI archive, if one is wanted. The caller writes it: see
+    /// [`PreparedPack::archive`].
     pub archive: Option<String>,
     pub image: ImageOptions,
     /// See [`PackContent::Tree`].
@@ -122,13 +124,13 @@ impl Destination {
         self.tag.is_some() || self.archive.is_some()
     }
 
-    /// What the image of `tree` is made of.
+    /// Returns the origin that is recorded for the image built from `tree`.
     fn origin(&self, tree: TreeDigest) -> Origin {
         Origin { owner: self.owner.clone(), tree, way: self.image.way() }
     }
 }
 
-/// The answer to a digest.
+/// Result of [`PackStore::begin`].
 #[derive(Debug)]
 pub enum Begun {
     Done(Box<Ready>),
@@ -136,7 +138,7 @@ pub enum Begun {
 }
 
 impl Packs {
-    /// Blocking.
+    /// Opens the state directory. This call blocks.
     pub fn open(options: PackOptions, images: Images) -> std::io::Result<Self> {
         let PackOptions { directory, limits, keep } = options;
         let store = ContentStore::open(&directory.join("content"), limits)?;
@@ -156,7 +158,7 @@ impl Packs {
         })))
     }
 
-    /// Ends at once when the room has this tree of this participant, or the image that is made of it.
+    /// Begins an upload. Returns `Done` at once if the room has this participant's tree, or the image built from it.
     pub async fn begin(&self, tree: TreeDigest, destination: Destination) -> Result<Begun, PackError> {
         if let Some(ready) = self.made_before(tree, &destination).await? {
             return Ok(Begun::Done(Box::new(ready)));
@@ -173,15 +175,15 @@ impl Packs {
         Ok(Begun::Upload(id))
     }
 
-    /// Whose quota a caller's packs count for is asked here from now on. Said once, at the start; until then each caller
-    /// has its own.
+    /// Sets the lookup that says which participant's quota a caller's packs count against. Called once at startup;
+    /// before that, each caller has a quota of its own.
     pub fn share_by(&self, owners: ShareOwners) {
         if self.0.owners.set(owners).is_err() {
-            tracing::warn!("it was said already whose quota packs count for");
+            tracing::warn!("the owners of pack quotas are already set");
         }
     }
 
-    /// Has what a service has sent count for whoever deployed it.
+    /// Counts the content that a service has sent against the quota of the participant who deployed it.
     pub fn count_service(&self, service: &ServiceId) {
         self.count(&format!("{SERVICE_NAME}{service}"));
     }
@@ -197,7 +199,7 @@ impl Packs {
         owner
     }
 
-    /// Bytes of content that a participant has sent and that are still there.
+    /// Returns the number of bytes that a participant has sent and that are still stored.
     pub fn sent_by(&self, caller: &str) -> u64 {
         self.0.store.sent_by(&OwnerKey::of(caller))
     }
@@ -206,18 +208,18 @@ impl Packs {
         self.0.store.limits()
     }
 
-    /// Uploads that have not ended.
+    /// Returns the uploads that have not ended.
     pub fn unfinished(&self) -> Vec<UnfinishedPack> {
         self.0.uploads().values().map(|upload| upload.unfinished()).collect()
     }
 
-    /// Whose an upload is: the policy is asked whether the caller may go on with it.
+    /// Returns the owner of an upload. The access policy decides with it whether a caller may continue the upload.
     pub fn upload_owner(&self, id: &str) -> Result<String, PackError> {
         let owner = self.0.uploads().get(id).map(|upload| upload.call().destination.owner.clone());
         owner.ok_or_else(|| PackError::no_upload(id))
     }
 
-    /// Takes the list of an upload.
+    /// Starts to receive the file list of an upload.
     pub fn lister(&self, caller: &str, id: &str) -> Result<Lister, PackError> {
         let call = self.0.call(caller, id)?;
         if call.has_list() {
@@ -227,7 +229,7 @@ impl Packs {
         Ok(Lister { packs: self.clone(), call, writer, memory: self.0.memory.share() })
     }
 
-    /// Says what large files are made of; gives the numbers of the pieces that are missing of each.
+    /// Records the pieces that large files consist of. Returns the numbers of the missing pieces of each file.
     pub async fn chunks(
         &self,
         caller: &str,
@@ -248,14 +250,15 @@ impl Packs {
         self.blocking("look for chunks", look).await
     }
 
-    /// Takes contents of an upload.
+    /// Starts to receive content of an upload.
     pub fn receiver(&self, caller: &str, id: &str) -> Result<Receiver, PackError> {
         let call = self.0.call(caller, id)?;
         call.list()?;
         Ok(Receiver::new(self.clone(), call))
     }
 
-    /// Makes of an upload what it was begun for, but for its name.
+    /// Stores the tree of a complete upload and builds its image if one is wanted. [`publish`](Self::publish) then
+    /// gives the result its tag or pack id.
     pub async fn commit(&self, caller: &str, id: &str, proof: Option<[u8; 32]>) -> Result<Ready, PackError> {
         let call = self.0.call(caller, id)?;
         let upload = Arc::clone(&call);
@@ -265,7 +268,7 @@ impl Packs {
         Ok(ready)
     }
 
-    /// A tree that a pack of `owner` stands for.
+    /// Returns the tree of one of `owner`'s packs.
     pub async fn tree(&self, owner: &str, tree: TreeDigest) -> Result<PackTree, PackError> {
         let owner = OwnerKey::of(owner);
         let listing = self.blocking("open tree", move |shared| Ok(shared.trees.get(&owner, &tree)?)).await?;
@@ -273,13 +276,14 @@ impl Packs {
         Ok(PackTree::new(listing, Arc::new(self.0.store.reader())))
     }
 
-    /// Forgets uploads that are idle, trees that nobody used for long, and content that nothing needs.
+    /// Drops idle uploads, removes trees past their retention time, and removes content that nothing needs.
     pub async fn sweep(&self) -> Result<Swept, PackError> {
         self.0.uploads().retain(|_, upload| upload.idle() < IDLE);
         self.sweep_now(Sweep { keep: self.0.keep, hurried: None, grace: GRACE, ended: None }).await
     }
 
-    /// Makes room after `error`: trees that are only kept for later go, those of `owner` alone where it is his quota.
+    /// Frees space after `error` by removing trees that no build uses. If the quota of `owner` is exhausted, only
+    /// `owner`'s trees are removed early.
     async fn free_space(&self, owner: OwnerKey, error: &AppendError) -> Result<(), PackError> {
         let is_own = matches!(error, AppendError::OwnerQuota { .. });
         let (keep, hurried) =
@@ -287,14 +291,14 @@ impl Packs {
         self.sweep_now(Sweep { keep, hurried, grace: GRACE, ended: None }).await.map(|_| ())
     }
 
-    /// Ends an upload for which there is no room. What has arrived of it serves nobody and goes. What others have
-    /// sent stays: theirs may be under way, too.
+    /// Ends an upload for which there is no space, and removes the content that it has sent. Content that other
+    /// participants have sent as well stays, because their uploads may still be running.
     async fn give_up(&self, upload: &Arc<Upload>) {
         self.0.uploads().retain(|_, other| !Arc::ptr_eq(other, upload));
         let ended = Some(Arc::clone(upload));
         let sweep = Sweep { keep: self.0.keep, hurried: None, grace: GRACE, ended };
         if let Err(error) = self.sweep_now(sweep).await {
-            tracing::warn!(%error, "content of an upload that found no room stays until the next sweep");
+            tracing::warn!(%error, "failed to remove the content of an abandoned upload; the next sweep retries");
         }
     }
 
@@ -323,7 +327,7 @@ impl Shared {
         self.uploads.lock()
     }
 
-    /// An upload by its owner and id.
+    /// Finds an upload by its owner and id.
     fn call(&self, caller: &str, id: &str) -> Result<Call, PackError> {
         let owner = OwnerKey::of(caller);
         let uploads = self.uploads();
@@ -350,14 +354,14 @@ impl Shared {
         }
     }
 
-    /// A tree of this participant with all that is in it.
+    /// Returns this participant's tree if all of its content is present.
     fn known(&self, owner: &OwnerKey, tree: &TreeDigest) -> Result<Option<Listing>, PackError> {
         let Some(listing) = self.trees.get(owner, tree)? else { return Ok(None) };
         let presence = self.look(owner, &listing)?;
         Ok(presence.iter().all(|(_, presence)| *presence == Presence::Own).then_some(listing))
     }
 
-    /// What is there of each entry's content.
+    /// Reports for each entry with content whether that content is present.
     fn look(&self, owner: &OwnerKey, listing: &Listing) -> Result<Vec<(u32, Presence)>, PackError> {
         let contents: Vec<(u32, (ContentHash, u64))> = (0..)
             .zip(listing.entries())
@@ -388,7 +392,7 @@ impl Shared {
     }
 }
 
-/// The list of an upload as it arrives.
+/// Receiver for the file list of one upload.
 pub struct Lister {
     packs: Packs,
     call: Call,
@@ -402,7 +406,7 @@ impl Lister {
         self.memory.grow_to(self.writer.size())
     }
 
-    /// The end of the list: what of it is missing.
+    /// Verifies the completed list and determines which of its content is missing.
     pub async fn finish(self) -> Result<Arc<List>, PackError> {
         let Self { packs, call, writer, mut memory } = self;
         let look = move |shared: &Shared| {
@@ -411,7 +415,7 @@ impl Lister {
                 let (claimed, actual) = (call.tree.to_string(), listing.digest().to_string());
                 return Err(PackError::TreeMismatch { claimed, actual });
             }
-            // Beside the list itself, while the answer is found.
+            // This memory is needed in addition to the list while the missing content is determined.
             memory.grow_to(listing.bytes().len() + 100 * listing.len())?;
             let mut seen = HashSet::new();
             let mut firsts = Vec::new();

@@ -1,38 +1,39 @@
-//! Work done by several threads ahead of the one that needs it, and taken in that one's order.
+//! Queue of work that helper threads do ahead of the thread that needs the results. That thread, the consumer, takes
+//! the results in its own order.
 //!
 //! ```text
-//! taker      take(root) .. take(a) .. take(a/b) ..       in order; does what nobody has begun, and what is
-//!                                                        to come while another is at what it needs
-//! helpers    do a, do a/b, do a/c, do d ..               the newest wish first, which is nearly that order
+//! consumer   take(root) .. take(a) .. take(a/b) ..       in order; runs a request itself if no helper has begun it,
+//!                                                        and runs later ones while a helper is still busy with it
+//! helpers    run a, run a/b, run a/c, run d ..           the newest request first, which is nearly that order
 //! ```
 //!
-//! Doing one piece asks for further ones: a directory that was listed asks for those in it. What is held is
-//! bounded: helpers rest while much waits for the taker. What goes wrong waits like any result, so the error
-//! that is seen is the first in the taker's order.
+//! Running one request adds further ones: a directory that was listed requests the directories in it. Memory is
+//! bounded: helpers pause while many results wait for the consumer. An error waits like any other result, so the
+//! reported error is the first in the consumer's order.
 
 use std::mem;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-/// What is done ahead.
+/// A kind of work that can be done ahead.
 pub trait Work: Sync {
     type Wish: Send;
     type Done: Send;
 
-    /// Does one piece; what it leads to is asked of `ahead`.
+    /// Runs one request. It adds the requests that follow from it to `ahead`.
     fn work(&self, wish: &Self::Wish, ahead: &Ahead<'_, Self>) -> Self::Done;
 
-    /// What a result counts as long as it waits.
+    /// Weight of a result that waits to be taken, counted against the limit of the queue.
     fn weight(done: &Self::Done) -> usize;
 
-    /// The result of a piece whose thread panicked: its taker must not wait for ever.
+    /// Result of a request whose thread panicked, so that the consumer does not wait forever.
     fn lost() -> Self::Done;
 }
 
-/// Pieces under way.
+/// Queue of requests and their results.
 pub struct Ahead<'w, W: Work + ?Sized> {
     work: &'w W,
-    /// Helpers rest while results of this weight wait.
+    /// Weight of waiting results from which on helpers pause.
     limit: usize,
     state: Mutex<State<W::Wish, W::Done>>,
     changed: Condvar,
@@ -41,11 +42,11 @@ pub struct Ahead<'w, W: Work + ?Sized> {
 struct State<Wish, Done> {
     slots: Vec<Slot<Wish, Done>>,
     free: Vec<usize>,
-    /// Slots with a wish, the newest last; some may have been taken meanwhile.
+    /// Slots with a request, the newest last. Some may have been run by the consumer meanwhile.
     wishes: Vec<usize>,
-    /// Weight of what waits.
+    /// Weight of the results that wait to be taken.
     ahead: usize,
-    /// Threads that wait for a change.
+    /// Number of threads that wait for a change.
     resting: usize,
     over: bool,
 }
@@ -70,25 +71,25 @@ impl<'w, W: Work + ?Sized> Ahead<'w, W> {
         Self { work, limit, state: Mutex::new(state), changed: Condvar::new() }
     }
 
-    /// Asks for one piece; gives what to take it by.
+    /// Adds a request. Returns the slot from which [`take`](Self::take) gets the result.
     pub fn ask(&self, wish: W::Wish) -> usize {
         self.state.lock().ask(Box::new(wish))
     }
 
-    /// Asks for several, of which the first is needed first.
+    /// Adds several requests, in the order in which the results will be taken.
     pub fn ask_all(&self, wishes: Vec<W::Wish>) -> Vec<usize> {
         if wishes.is_empty() {
             return Vec::new();
         }
         let mut state = self.state.lock();
-        // Backwards: the newest wish is done first.
+        // The order is reversed because the newest request runs first.
         let mut slots: Vec<usize> = wishes.into_iter().rev().map(|wish| state.ask(Box::new(wish))).collect();
         slots.reverse();
         self.wake(&state);
         slots
     }
 
-    /// A result that was asked for; once only.
+    /// Returns the result of a request, after running or awaiting it. Each slot can be taken once.
     pub fn take(&self, slot: usize) -> W::Done {
         let mut state = self.state.lock();
         loop {
@@ -110,7 +111,7 @@ impl<'w, W: Work + ?Sized> Ahead<'w, W> {
         }
     }
 
-    /// Does what is asked for, until the [`End`] of [`ends`](Self::ends) is dropped.
+    /// Runs requests until the [`StopGuard`] of [`stop_guard`](Self::stop_guard) is dropped.
     pub fn help(&self) {
         let mut state = self.state.lock();
         while !state.over {
@@ -118,12 +119,12 @@ impl<'w, W: Work + ?Sized> Ahead<'w, W> {
         }
     }
 
-    /// Lets the helpers go when it is dropped, however the taker ends.
+    /// Returns a guard that stops the helpers on drop, however the consumer ends.
     pub fn ends(&self) -> End<'_, 'w, W> {
         End(self)
     }
 
-    /// Does what was asked for last, or waits for a change.
+    /// Runs the newest request, or waits for a change.
     fn one<'s>(
         &'s self,
         mut state: MutexGuard<'s, State<W::Wish, W::Done>>,
@@ -162,7 +163,7 @@ impl<Wish, Done> State<Wish, Done> {
         slot
     }
 
-    /// The newest wish, unless enough waits already.
+    /// Returns the newest request, unless the limit of waiting results is reached.
     fn next(&mut self, limit: usize) -> Option<(usize, Box<Wish>)> {
         while self.ahead < limit {
             let slot = self.wishes.pop()?;
@@ -175,11 +176,11 @@ impl<Wish, Done> State<Wish, Done> {
     }
 }
 
-/// Hands a result over when it is dropped.
+/// Guard that stores the result of a request on drop.
 struct Answer<'a, 'w, W: Work + ?Sized> {
     ahead: &'a Ahead<'w, W>,
     slot: usize,
-    /// None when the work panicked.
+    /// Result of the request, `None` if the work panicked.
     done: Option<W::Done>,
 }
 
@@ -193,7 +194,7 @@ impl<W: Work + ?Sized> Drop for Answer<'_, '_, W> {
     }
 }
 
-/// See [`Ahead::ends`].
+/// Guard that stops the helpers on drop. See [`PrefetchQueue::stop_guard`].
 pub struct End<'a, 'w, W: Work + ?Sized>(&'a Ahead<'w, W>);
 
 impl<W: Work + ?Sized> Drop for End<'_, '_, W> {
@@ -207,7 +208,7 @@ impl<W: Work + ?Sized> Drop for End<'_, '_, W> {
 mod tests {
     use super::*;
 
-    /// Each number leads to all smaller ones.
+    /// Work in which each number requests all smaller ones.
     struct Numbers {
         panics_at: Option<u32>,
     }
@@ -230,7 +231,7 @@ mod tests {
         }
     }
 
-    /// Depth first; none where a piece was lost.
+    /// Takes the results depth first. Returns `None` if the thread of a request panicked.
     fn order(ahead: &Ahead<'_, Numbers>, slot: usize) -> Option<Vec<u32>> {
         let (number, below) = ahead.take(slot)?;
         let mut all = vec![number];
@@ -247,7 +248,7 @@ mod tests {
             let _end = ahead.ends();
             for _ in 0..3 {
                 scope.spawn(|| {
-                    // A helper that panics is what one of the tests is about.
+                    // One of the tests lets a helper panic.
                     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ahead.help()));
                 });
             }

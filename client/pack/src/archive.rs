@@ -1,8 +1,8 @@
 //! An OCI image layout in a tar (`oci-layout`, `index.json`, `blobs/sha256/...`).
 //!
-//! - [`read`] takes one from a stream, which may be hostile, and hands each verified blob on.
-//! - [`ImageFile`] opens one that lies in a file, to take an image out of it.
-//! - [`Layout`] writes one: the same bytes for the same image, of a length known beforehand.
+//! - [`read`] reads an archive from an untrusted stream and passes on each verified blob.
+//! - [`ImageFile`] opens an archive in a file, to take an image out of it.
+//! - [`ArchiveLayout`] writes an archive: the same bytes for the same image, with a length known beforehand.
 
 mod image_file;
 pub(crate) mod raw;
@@ -18,7 +18,7 @@ pub use read::{ArchiveSink, ReadArchive, read};
 pub use whole::write_whole;
 pub use write::{BlobSource, Layout, OpenBlob, sha256};
 
-/// `index.json`, `oci-layout`, manifests and configs may be this large.
+/// Maximum size of `index.json`, `oci-layout`, a manifest or a config, in bytes.
 pub const JSON_LIMIT: u64 = 4 * 1024 * 1024;
 
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +41,7 @@ pub enum ArchiveError {
     TooLarge { name: String, size: u64, limit: u64 },
     #[error("blob {declared} is damaged: its content has digest {actual}")]
     Mismatch { declared: Digest, actual: Digest },
-    #[error("`{name}` in the archive is not what it should be: {source}")]
+    #[error("`{name}` in the archive is not valid: {source}")]
     Json { name: String, source: serde_json::Error },
     #[error("the archive has no blob {digest}, which its image needs")]
     MissingBlob { digest: Digest },
@@ -51,7 +51,7 @@ pub enum ArchiveError {
     Unsupported { what: String },
     #[error("cannot read the archive: {source}")]
     Read { source: std::io::Error },
-    #[error("cannot keep blob {digest}: {source}")]
+    #[error("cannot store blob {digest}: {source}")]
     Sink { digest: Digest, source: std::io::Error },
 }
 

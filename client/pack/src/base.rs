@@ -1,4 +1,4 @@
-//! The image a pack stands on.
+//! Base image of a pack.
 
 mod cache;
 mod diff_ids;
@@ -15,12 +15,11 @@ use crate::archive::{ArchiveError, BlobSource, FileRange, ImageFile};
 use crate::image::{Descriptor, ImageConfig, Platform};
 pub use cache::BlobCache;
 
-/// A base image: its config, its layers, and where their bytes come from. Any source can make
-/// one: an archive, a room, a registry.
+/// A base image: its config, its layers, and a source of their bytes, such as an archive, a room or a registry.
 #[derive(Debug, Clone)]
 pub struct Base {
     pub config: ImageConfig,
-    /// Lowest first.
+    /// Layer descriptors, the lowest layer first.
     pub layers: Vec<Descriptor>,
     pub blobs: Arc<dyn BlobSource>,
 }
@@ -44,7 +43,7 @@ pub enum BaseError {
 }
 
 impl Base {
-    /// A base from the bytes of its config and its layer descriptors.
+    /// Creates a base image from the bytes of its config and its layer descriptors.
     pub fn new(
         config: &[u8],
         mut layers: Vec<Descriptor>,
@@ -64,8 +63,8 @@ impl Base {
         Ok(Self { config, layers, blobs })
     }
 
-    /// A base whose blobs lie in files, each verified before. Its layers are looked through: their DiffIDs
-    /// are the config's. `known` spares that for layers of earlier runs.
+    /// Creates a base image whose blobs are in files that have been verified. The layers are decompressed to check
+    /// that their DiffIDs are those of the config; `known` saves that for layers of earlier runs.
     pub fn from_files(
         config: &[u8],
         layers: Vec<Descriptor>,
@@ -81,7 +80,7 @@ impl Base {
         Ok(self)
     }
 
-    /// A base from an OCI archive in a file (`oci-archive:FILE`). Its layers are looked through, as with
+    /// Creates a base image from an OCI archive in a file (`oci-archive:FILE`). Its DiffIDs are checked as in
     /// [`from_files`](Self::from_files).
     pub fn from_archive(
         path: &Path,
@@ -102,7 +101,7 @@ impl Base {
     }
 }
 
-/// Blobs in files of their own.
+/// Blob source with one open file for each blob.
 #[derive(Debug)]
 struct BlobFiles(HashMap<Digest, File>);
 
@@ -115,8 +114,8 @@ impl BlobSource for BlobFiles {
     }
 }
 
-/// The OCI name of a layer's media type; Docker's mean the same bytes. None for layers that are
-/// not distributed or not a plain tar (encrypted, foreign).
+/// Returns the OCI media type of a layer; Docker's media types denote the same bytes. Returns `None` for layers that
+/// are not distributed or not a plain tar (foreign, encrypted).
 fn oci_layer(media_type: &str) -> Option<String> {
     let suffix = media_type
         .strip_prefix("application/vnd.oci.image.layer.v1.tar")

@@ -1,19 +1,20 @@
-//! What earlier packs learned, kept outside the packed trees so that the next pack of an unchanged one
-//! reads no content and compresses nothing.
+//! Cache of earlier packs' results, outside of the packed trees. The next pack of an unchanged tree then reads no
+//! content and compresses nothing.
 //!
 //! ```text
 //! hashes/DEVICE-INODE   content hashes of the files below one directory (HashCache)
-//! layers/KEY            a finished layer, and behind it a footer that says what it is; or the footer alone and
-//! layers/KEY.archive    another name of the archive that has the layer in it
+//! layers/KEY            a finished layer followed by a footer that describes it; or the footer alone and
+//! layers/KEY.archive    a hard link to the archive that contains the layer
 //! ```
 //!
-//! A layer that was written into an archive is not written once more where a second name does: the archive may be
-//! removed or replaced all the same, and whoever writes into it spoils no more than this copy, for every layer is
-//! verified when it is used.
+//! A layer that was written into an archive is not written a second time if a hard link to the archive is possible.
+//! The user may still remove or replace the archive. Writing into it only damages this cache entry, because every
+//! layer is verified when it is used.
 //!
-//! A layer's key is the digest of its tree with everything else that shows in its bytes. Both kinds appear
-//! complete or not at all, so packs may run at the same time; what is damaged, foreign or of another version
-//! counts as absent and is made again. Both are bounded: what was used least recently goes first.
+//! A layer's key is a hash of its tree digest and of everything else that affects its bytes. Both kinds of files are
+//! written atomically, so packs may run at the same time. A file that is damaged, foreign or of another version is
+//! treated as missing and is made again. The size of both kinds is limited: the least recently used files are removed
+//! first.
 
 mod footer;
 
@@ -32,35 +33,35 @@ use crate::layer::{Compression, Layer, LayerOptions};
 use crate::new_file::{self, NewFile, SpareName};
 use crate::workers;
 
-/// All kept layers together.
+/// Maximum size of all cached layers, in bytes.
 const LAYERS_LIMIT: u64 = 4 << 30;
-/// All kept hashes together, 72 bytes a file.
+/// Maximum size of all cached hashes, in bytes; each file takes 73 bytes.
 const HASHES_LIMIT: u64 = 256 << 20;
-/// So much of the file system is left to others.
+/// Minimum free space on the file system, in bytes.
 const LEAVE_FREE: u64 = 2 << 30;
 
-/// Extension of what is another name of an archive.
+/// File name extension of a hard link to an archive.
 const ARCHIVE: &str = "archive";
 
-/// Changes when the same tree becomes other bytes than before.
+/// Version of the layer format. It changes when the same tree gives other bytes than before.
 const LAYER_FORMAT: u32 = 1;
 
-/// A layer that an earlier pack has made.
+/// A cached layer of an earlier pack.
 pub(crate) struct Kept {
     pub(crate) layer: Layer,
     pub(crate) file: File,
-    /// Where in the file it starts.
+    /// Offset of the layer in the file.
     pub(crate) position: u64,
 }
 
-/// A directory of earlier results.
+/// Directory of earlier packs' results.
 #[derive(Debug, Clone)]
 pub struct Cache {
     dir: PathBuf,
     layers_limit: u64,
 }
 
-/// Names a layer by what it is made of.
+/// Key of a cached layer: a hash of everything that determines its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerKey(String);
 
@@ -78,15 +79,15 @@ impl LayerKey {
 }
 
 impl Cache {
-    /// `$XDG_CACHE_HOME/hearth`, else `~/.cache/hearth`; none where neither is set.
+    /// Returns `$XDG_CACHE_HOME/hearth`, else `~/.cache/hearth`, or `None` if neither variable is set.
     pub fn user_dir() -> Option<PathBuf> {
         let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let base = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
         Some(base.join("hearth"))
     }
 
-    /// Opens the cache in `dir`, which is made where it is missing. Another user's directory is refused:
-    /// it could hold layers of that user's making.
+    /// Opens the cache in `dir` and creates it if it is missing. Another user's directory is refused, because it
+    /// could contain manipulated layers.
     pub fn open(dir: &Path) -> io::Result<Self> {
         for dir in [dir, &dir.join("hashes"), &dir.join("layers")] {
             DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
@@ -103,13 +104,13 @@ impl Cache {
         &self.dir
     }
 
-    /// What is known of the files below the directory with this device and inode.
+    /// Loads the hashes of the files below the directory with this device and inode.
     pub fn hashes(&self, root: (u64, u64)) -> HashCache {
-        // It is rebuilt when it cannot be read, for whatever reason.
+        // A cache that cannot be read for any reason is rebuilt.
         HashCache::load(&self.hashes_path(root)).unwrap_or_default()
     }
 
-    /// Keeps what was asked for or learned since [`Cache::hashes`].
+    /// Saves the hashes that were used or added since [`PackCache::hashes`].
     pub fn keep_hashes(&self, root: (u64, u64), mut hashes: HashCache) -> io::Result<()> {
         hashes.next_round(1);
         if hashes.is_changed() {
@@ -123,7 +124,7 @@ impl Cache {
         self.dir.join(format!("hashes/{device:x}-{inode:x}"))
     }
 
-    /// A new file that may become a kept layer; none if the layer would leave too little room.
+    /// Creates a file for a layer to be cached. Returns `None` if the layer could exceed the limits.
     pub(crate) fn new_layer(&self, most_bytes: u64) -> io::Result<Option<NewFile>> {
         let dir = self.dir.join("layers");
         let free = rustix::fs::statvfs(&dir).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize))?;
@@ -133,8 +134,8 @@ impl Cache {
         NewFile::create(&dir, 0o600).map(Some)
     }
 
-    /// A name here for an archive that is being written; none where it cannot have one, such as on another file system,
-    /// or would be too large.
+    /// Creates a hard link in the cache to an archive that is being written. Returns `None` if that is not possible,
+    /// for example on another file system, or if the archive could be too large.
     pub(crate) fn name_archive(&self, archive: &NewFile, most_bytes: u64) -> Option<SpareName> {
         if most_bytes > self.layers_limit {
             return None;
@@ -142,12 +143,12 @@ impl Cache {
         archive.spare_name(&self.dir.join("layers")).ok()
     }
 
-    /// Keeps a layer that was written to the start of `new`.
+    /// Stores a layer that was written to the start of `new`.
     pub(crate) fn keep_layer(&self, key: &LayerKey, layer: &Layer, new: &NewFile) -> io::Result<()> {
         self.put_footer(key, layer, None, new)
     }
 
-    /// Keeps a layer that was written to `position` of an archive that has a name here.
+    /// Stores a layer that was written at `position` of an archive that has a hard link in the cache.
     pub(crate) fn keep_archive(
         &self,
         key: &LayerKey,
@@ -172,19 +173,19 @@ impl Cache {
         let path = self.layer_path(key);
         new.put(&path)?;
         if in_archive.is_none() {
-            // What an earlier footer belonged to; one that stays is removed with this one.
+            // The archive of an earlier footer is not needed any more. If this fails, it is removed together with the
+            // new footer.
             let _ = fs::remove_file(archive_of(&path));
         }
         prune(&self.dir.join("layers"), self.layers_limit)
     }
 
-    /// The kept layer of that name, if there is one; its bytes are verified by [`copy_layer`] or by whoever reads
-    /// them.
+    /// Finds a cached layer by its key. Its bytes are not verified here: [`copy_layer`] or the reader does that.
     pub(crate) fn layer(&self, key: &LayerKey, compression: Compression) -> Option<Kept> {
         let path = self.layer_path(key);
         let file = File::options().read(true).write(true).open(&path).ok()?;
         let (layer, in_archive) = footer::read(&file, &key.0, compression)?;
-        // Used now; where the time cannot be set it goes earlier than it need.
+        // The time orders eviction. If it cannot be set, the layer is only removed earlier than necessary.
         let _ = file.set_modified(SystemTime::now());
         match in_archive {
             None => Some(Kept { layer, file, position: 0 }),
@@ -193,7 +194,7 @@ impl Cache {
     }
 
     pub(crate) fn forget_layer(&self, key: &LayerKey) {
-        // One that cannot be removed is found damaged again next time.
+        // A layer that cannot be removed is found damaged again next time.
         let path = self.layer_path(key);
         let _ = fs::remove_file(archive_of(&path));
         let _ = fs::remove_file(path);
@@ -204,12 +205,13 @@ impl Cache {
     }
 }
 
-/// Pieces of a kept layer that are copied and hashed at the same time, of this size.
+/// Number of buffers that circulate between copying and hashing a cached layer.
 const PIECES: usize = 4;
+/// Size of one of these buffers, in bytes.
 const PIECE: usize = 1 << 20;
 
-/// Copies a kept layer to `out`; whether it was what its digest says. The very bytes that are written are
-/// hashed, by another thread.
+/// Copies a cached layer to `out`. Returns whether the bytes have the layer's digest. A second thread hashes exactly
+/// the bytes that are written.
 pub(crate) fn copy_layer(kept: &Kept, out: &mut dyn Write) -> io::Result<bool> {
     let Kept { layer, file, position } = kept;
     let (hash, written) = mpsc::sync_channel::<(Vec<u8>, usize)>(PIECES);
@@ -220,7 +222,7 @@ pub(crate) fn copy_layer(kept: &Kept, out: &mut dyn Write) -> io::Result<bool> {
             let mut sum = sha2::Sha256::new();
             for (piece, used) in written {
                 sum.update(&piece[..used]);
-                // Nobody takes it back at the end.
+                // At the end nobody receives the buffer any more.
                 let _ = give_back.send(piece);
             }
             hearth_proto::value::Digest::from_sha256(sum.finalize().into())
@@ -241,23 +243,23 @@ pub(crate) fn copy_layer(kept: &Kept, out: &mut dyn Write) -> io::Result<bool> {
                     hash.send((piece, count)).map_err(io::Error::other)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => unused += 1,
-                // Not readable is not usable: it is made again.
+                // A layer that cannot be read is made again.
                 Err(_) => return Ok(false),
             }
         }
         drop(hash);
-        let digest = hasher.join().map_err(|_| io::Error::other("the thread that hashes panicked"))?;
+        let digest = hasher.join().map_err(|_| io::Error::other("the hashing thread panicked"))?;
         Ok(digest == layer.digest)
     })
 }
 
-/// The archive that a footer at this path belongs to.
+/// Returns the path of the archive that a footer at this path belongs to.
 fn archive_of(footer: &Path) -> PathBuf {
     footer.with_extension(ARCHIVE)
 }
 
-/// Removes the files that were used least recently until the rest has at most `limit` bytes. An archive goes with its
-/// footer.
+/// Removes the least recently used files until the rest has at most `limit` bytes. An archive is removed together
+/// with its footer.
 fn prune(dir: &Path, limit: u64) -> io::Result<()> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
@@ -268,7 +270,7 @@ fn prune(dir: &Path, limit: u64) -> io::Result<()> {
         if is_extra || new_file::is_hidden(&path) {
             continue;
         }
-        // Removed by another pack meanwhile: gone is gone.
+        // Another pack may have removed the file meanwhile.
         if let Ok(metadata) = entry.metadata() {
             let beside = fs::metadata(&archive).ok().filter(|_| path != archive);
             let size = metadata.len().saturating_add(beside.map_or(0, |beside| beside.len()));

@@ -1,11 +1,11 @@
-//! What makes two trees the same: paths, kinds, modes, link targets, hard links, extended attributes
-//! and content. Times, owners, inode numbers and the machine play no part.
+//! Identity of trees. Two trees are the same if their paths, kinds, modes, link targets, hard links, extended
+//! attributes and content are the same. Times, owners, inode numbers and the machine have no effect.
 //!
-//! Content is known by its BLAKE3 hash, a tree by the hash over its nodes in walk order: depth first,
-//! each directory before what is in it, the names of a directory sorted by their bytes.
+//! Content is identified by its BLAKE3 hash, a tree by the hash over its nodes in walk order: depth first, each
+//! directory before its content, the names of a directory sorted by their bytes.
 //!
-//! Hashing all content again for each look at a tree would be slow, so [`HashCache`] remembers hashes by
-//! what `stat` says, and is careful about files that were written a moment ago.
+//! Hashing all content again for each walk would be slow, so [`HashCache`] caches hashes by the result of `stat`, and
+//! does not trust files that were written a moment ago.
 
 mod cache;
 mod tree;
@@ -17,11 +17,11 @@ pub use cache::{CacheError, FileStamp, HashCache, Remembered, is_settled, settle
 pub use tree::{HashedEntry, HashedTree, hash_tree};
 pub(crate) use tree::{now, remember};
 
-/// Hash of a file's content.
+/// BLAKE3 hash of a file's content.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContentHash([u8; 32]);
 
-/// Identity of a tree.
+/// Identity of a tree: BLAKE3 hash over its nodes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TreeDigest([u8; 32]);
 
@@ -90,15 +90,15 @@ impl ContentHash {
     }
 }
 
-/// One entry of a tree, as far as its identity goes.
+/// One entry of a tree with everything that determines the tree's identity.
 #[derive(Clone, Copy, Debug)]
 pub struct Node<'a> {
-    /// Relative to the root, `/` between names.
+    /// Path relative to the root, with `/` between names.
     pub path: &'a [u8],
     /// Permission, setuid, setgid and sticky bits.
     pub mode: u32,
     pub kind: NodeKind<'a>,
-    /// Names and values, sorted by name.
+    /// Names and values of extended attributes, sorted by name.
     pub xattrs: &'a [(Vec<u8>, Vec<u8>)],
 }
 
@@ -112,7 +112,7 @@ pub enum NodeKind<'a> {
     Symlink {
         target: &'a [u8],
     },
-    /// Another name of the file whose first name in walk order this is.
+    /// Additional name of a file. `to` is the file's first name in walk order.
     HardLink {
         to: &'a [u8],
     },
@@ -125,15 +125,15 @@ pub enum NodeKind<'a> {
     },
 }
 
-/// Makes a [`TreeDigest`] of nodes that are given in walk order.
+/// Computes a [`TreeDigest`] from nodes that are added in walk order.
 #[derive(Debug)]
 pub struct TreeHasher {
     sum: blake3::Hasher,
-    /// One node's encoding; small pieces cost the hasher more than bytes do.
+    /// Encoding of one node. It is buffered because the hasher is slow with many small inputs.
     buffer: Vec<u8>,
 }
 
-/// Versions the encoding below: another one gives every tree another digest.
+/// Version of the encoding below. A new version gives every tree another digest.
 const DOMAIN: &[u8] = b"hearth tree 1\n";
 
 impl Default for TreeHasher {
@@ -145,8 +145,8 @@ impl Default for TreeHasher {
 }
 
 impl TreeHasher {
-    /// Adds a node. Every field is preceded by its length or has a fixed one, so no two trees have
-    /// one encoding.
+    /// Adds a node. Every field has a fixed length or is preceded by its length, so two different trees never have
+    /// the same encoding.
     pub fn node(&mut self, node: &Node<'_>) {
         self.buffer.clear();
         self.field(node.path);

@@ -1,16 +1,16 @@
-//! Docker's ignore rules, as BuildKit applies them.
+//! Ignore rules of Docker, as BuildKit applies them.
 //!
-//! Where the documentation of `.dockerignore` and the behaviour of BuildKit (moby/patternmatcher
-//! 0.6 under fsutil's filter) differ, this follows the behaviour: a pattern is turned into a
-//! regular expression, and some of that syntax shows through (`\d`, `^`, `[[:alpha:]]`).
+//! This module follows the behaviour of BuildKit (moby/patternmatcher 0.6 under fsutil's filter) where the
+//! documentation of `.dockerignore` differs: a pattern is turned into a regular expression, and some of that syntax
+//! works in patterns (`\d`, `^`, `[[:alpha:]]`).
 //!
 //! Paths are bytes: relative, separated by `/`, cleaned, and not always UTF-8.
 //!
-//! - [`Patterns`] is one ordered list of patterns, the last match wins.
-//! - [`Patterns::matches_under`] is the incremental form for a walk: what the parent directory
-//!   matched is handed to its children. It is *not* the same as [`Patterns::matches`]: a walk
-//!   evaluates a `!` pattern on a directory only when something excluded that directory before.
-//! - [`Filter`] decides over a whole sorted list, with exclude and include patterns together.
+//! - [`IgnorePatterns`] is one ordered list of patterns, the last match wins.
+//! - [`IgnorePatterns::matches_under`] is the incremental form for a walk: the match of the parent
+//!   directory is passed to its children. It is *not* the same as [`IgnorePatterns::matches`]: a walk
+//!   evaluates a `!` pattern on a directory only if something excluded that directory before.
+//! - [`TreeFilter`] filters a whole sorted list, with exclude and include patterns together.
 
 mod clean;
 mod file;
@@ -24,21 +24,21 @@ pub(crate) use filter::{Matched, Verdict};
 
 use pattern::Pattern;
 
-/// A pattern, or a line of an ignore file, that is refused.
+/// Invalid pattern or line of an ignore file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}pattern `{pattern}`: {reason}", .line.map(|n| format!("line {n}: ")).unwrap_or_default())]
 pub struct IgnoreError {
-    /// Line in the ignore file, from 1; none where the patterns came as a list.
+    /// Line number in the ignore file, from 1. `None` if the patterns came as a list.
     pub line: Option<usize>,
     pub pattern: String,
     pub reason: &'static str,
 }
 
-/// Steps that all patterns of a list may have beyond their text. The time that a match takes grows with them, and a
-/// few hundred bytes of repeats would otherwise make a walk of hours.
+/// Maximum number of steps that all patterns of a list may have beyond the length of their text. The time of a match
+/// grows with the steps, and a few hundred bytes of repeats could otherwise make a walk take hours.
 const EXPANSION: usize = 5_000;
 
-/// An ordered list of patterns; `!` in front of one brings back what earlier ones matched.
+/// An ordered list of patterns. A pattern that starts with `!` includes again what earlier ones excluded.
 #[derive(Debug, Clone, Default)]
 pub struct Patterns {
     list: Vec<Pattern>,
@@ -46,7 +46,7 @@ pub struct Patterns {
     expansion: usize,
 }
 
-/// What a directory matched, for its children. The default stands for "no parent known".
+/// Matches of a directory, one for each pattern, passed to its children. The default means "no parent known".
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ParentMatch(Vec<bool>);
 
@@ -61,7 +61,7 @@ impl Patterns {
         Ok(patterns)
     }
 
-    /// Takes patterns one by one, as BuildKit sends them with a file sync request.
+    /// Creates the list from single patterns, as BuildKit sends them with a file sync request.
     pub fn from_list<I>(list: I) -> Result<Self, IgnoreError>
     where
         I: IntoIterator,
@@ -91,17 +91,17 @@ impl Patterns {
         self.list.is_empty()
     }
 
-    /// Whether any pattern starts with `!`.
+    /// Reports whether any pattern starts with `!`.
     pub fn has_negation(&self) -> bool {
         self.negated
     }
 
-    /// Whether `path` or a directory above it matches, and no later `!` pattern brings it back.
+    /// Reports whether `path` or a directory above it matches, and no later `!` pattern includes it again.
     pub fn matches(&self, path: &[u8]) -> bool {
         self.matching(path).is_some()
     }
 
-    /// The pattern by which `path` [`matches`](Self::matches), or a directory above it.
+    /// Returns the pattern by which `path` or a directory above it [`matches`](Self::matches).
     pub fn matching(&self, path: &[u8]) -> Option<&str> {
         let mut by: Option<&Pattern> = None;
         for pattern in &self.list {
@@ -112,7 +112,7 @@ impl Patterns {
         by.map(Pattern::text)
     }
 
-    /// The same decision during a walk: `parent` is what the directory of `path` gave.
+    /// Makes the same decision during a walk. `parent` is the returned [`ParentMatch`] of the directory of `path`.
     pub fn matches_under(&self, path: &[u8], parent: &ParentMatch) -> (bool, ParentMatch) {
         let mut matched = false;
         let mut seen = vec![false; self.list.len()];

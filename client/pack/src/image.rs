@@ -1,5 +1,5 @@
-//! The JSON of an image: config, manifest and index, by the OCI image spec 1.1, as far as a pack
-//! writes or reads it. Field order is fixed, so equal values are equal bytes.
+//! JSON documents of an image: config, manifest and index by the OCI image spec 1.1, with the fields that a pack
+//! writes or reads. Field order is fixed, so equal values give equal bytes.
 
 mod command;
 mod config;
@@ -20,12 +20,12 @@ pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
-/// The tag, or the whole reference, of a descriptor in an index.
+/// Annotation for the tag or the whole reference of a descriptor in an index.
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// The whole reference, as containerd and buildctl read it.
+/// Annotation for the whole reference, as read by containerd and buildctl.
 pub const IMAGE_NAME: &str = "io.containerd.image.name";
 
-/// What points at a blob.
+/// OCI content descriptor: a typed reference to a blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
@@ -68,7 +68,7 @@ impl Descriptor {
         Self { media_type: media_type.to_owned(), digest, size, annotations: BTreeMap::new(), platform: None }
     }
 
-    /// Whether it points at another index rather than at an image.
+    /// Reports whether the descriptor refers to an index.
     pub fn is_index(&self) -> bool {
         self.media_type == INDEX || self.media_type == DOCKER_LIST
     }
@@ -95,10 +95,11 @@ impl Index {
         Self { schema_version: 2, media_type: INDEX.to_owned(), manifests, annotations: BTreeMap::new() }
     }
 
-    /// The image, or the index of images, for `platform`; else what there is instead. A lone one that
-    /// declares nothing is given too: its config will tell.
+    /// Returns the descriptor of the image or nested index for `platform`. If there is only one image without a
+    /// declared platform, returns that, because its config has the platform. The error lists the platforms of the
+    /// index, or is `none`.
     pub fn for_platform(&self, platform: &Platform) -> Result<&Descriptor, String> {
-        // Attestations stand beside images as manifests for an unknown platform.
+        // Attestations are manifests for an unknown platform beside the images.
         let images = || {
             self.manifests.iter().filter(|child| {
                 let unknown = child.platform.as_ref().is_some_and(|platform| platform.os == "unknown");
@@ -121,7 +122,7 @@ impl Index {
     }
 }
 
-/// Go writes `null` for an empty list or map.
+/// Deserializes `null` as the default value: Go writes `null` for an empty list or map.
 fn or_null<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,

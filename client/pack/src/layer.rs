@@ -1,12 +1,12 @@
-//! One tar layer of a tree: the same bytes on any machine, at any time, as any user.
+//! Tar layer of a tree: the same bytes on any machine, at any time, as any user.
 //!
-//! Headers are POSIX (ustar with PAX records where a name, a link or a size does not fit, and
-//! for xattrs as `SCHILY.xattr.*`), as Go's own writer makes them. Owner is 0/0 without names,
-//! every time is the one given. Holes of sparse files are written as zeros.
+//! Headers are POSIX ustar, with PAX records for names, links and sizes that do not fit and for xattrs
+//! (`SCHILY.xattr.*`), in the same form as Go's tar writer. The owner is 0/0 without names, and all times are the
+//! given one. Holes of sparse files are written as zeros.
 //!
-//! The list is cut into frames ([`plan`]); several threads each read, hash and compress a frame at a time;
-//! the calling thread takes them in order, hashes the tar and the compressed bytes, and writes. What lies
-//! in memory is bounded by the number of threads, whatever the size of the tree or of a file.
+//! The list of entries is split into frames (module `plan`). Several threads each read, hash and compress one frame
+//! at a time. The calling thread takes the frames in order, hashes the tar and the compressed bytes, and writes them.
+//! Memory use is bounded by the number of threads, independent of the size of the tree or of a file.
 
 mod compress;
 mod frame;
@@ -30,13 +30,13 @@ use plan::{Cut, Cuts};
 pub(crate) use source::has_xattrs;
 pub use source::{ContentReader, Source};
 
-/// How the layer is written.
+/// Options for writing a layer.
 #[derive(Debug, Clone)]
 pub struct LayerOptions {
     pub compression: Compression,
-    /// Time of every entry, in seconds since 1970: 0, or `SOURCE_DATE_EPOCH`.
+    /// Modification time of every entry, in seconds since 1970: 0, or `SOURCE_DATE_EPOCH`.
     pub mtime: u64,
-    /// Threads that compress; the output does not depend on it. None: one for each core.
+    /// Number of threads that compress, by default one for each core. The output does not depend on it.
     pub workers: Option<u32>,
 }
 
@@ -46,16 +46,16 @@ impl Default for LayerOptions {
     }
 }
 
-/// What was written.
+/// Digests and sizes of a written layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
     /// Digest of the compressed bytes.
     pub digest: Digest,
-    /// Digest of the tar.
+    /// Digest of the uncompressed tar.
     pub diff_id: Digest,
-    /// Compressed bytes.
+    /// Compressed size in bytes.
     pub size: u64,
-    /// Bytes of the tar.
+    /// Size of the uncompressed tar in bytes.
     pub uncompressed_size: u64,
     pub compression: Compression,
 }
@@ -72,7 +72,7 @@ pub enum LayerError {
     Write { source: std::io::Error },
 }
 
-/// How far a layer is: entries and bytes of content that have been read.
+/// Progress of a layer: number of entries and of content bytes that have been read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LayerProgress {
     pub entries: u64,
@@ -89,7 +89,7 @@ pub fn write(
     Writer::new(source, options, out, None).run(progress)
 }
 
-/// The same, and the identity of what went in: everything is read once for both.
+/// Writes the layer like [`write`], and computes the identity of its content in the same pass.
 pub fn write_hashed(
     source: &dyn Source,
     options: &LayerOptions,
@@ -101,7 +101,7 @@ pub fn write_hashed(
     Ok((layer, HashedTree::new(source.entries(), hashed)))
 }
 
-/// The place where frames come together.
+/// Writer that joins the frames to a layer.
 struct Writer<'a> {
     source: &'a dyn Source,
     options: &'a LayerOptions,
@@ -110,7 +110,7 @@ struct Writer<'a> {
     written: u64,
     envelope: Envelope,
     hashed: Option<&'a mut Vec<HashedEntry>>,
-    /// Hash of the file that continues in the next frame.
+    /// Hash of the file that spans several frames.
     cut: blake3::Hasher,
 }
 

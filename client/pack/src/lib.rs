@@ -1,22 +1,23 @@
 //! Turns a directory into an OCI archive, and reads such archives.
 //!
-//! The same tree gives the same bytes on any machine, at any time, as any user, with any number
-//! of cores. From the inside out:
+//! The same tree gives the same bytes on any machine, at any time, as any user, with any number of cores. The
+//! modules, from the inside out:
 //!
-//! - [`ignore`]: Docker's ignore rules.
+//! - [`ignore`]: ignore rules of Docker.
 //! - [`walk`]: a directory as a sorted list of entries.
-//! - [`identity`]: what makes two trees the same, and the hashes of content.
-//! - [`listing`]: a tree as one list that is sent and kept.
-//! - [`layer`]: that list as one tar layer, hashed and compressed as it is read.
+//! - [`identity`]: digests of trees and hashes of content.
+//! - [`listing`]: a tree as one list that is sent and stored.
+//! - [`pieces`]: the content of a tree in pieces, as it is sent to a room.
+//! - [`layer`]: that tree as one tar layer, hashed and compressed as it is read.
 //! - [`image`]: config, manifest and index.
 //! - [`archive`]: the OCI image layout in a tar, written and read.
-//! - [`base`]: the image that a pack stands on.
-//! - [`pack()`]: all of it in one go.
-//! - [`remote`]: other registries, asked and pushed to.
-//! - [`cache`]: what earlier packs learned.
-//! - [`ahead`]: how a walk has directories listed before it comes to them.
+//! - [`base`]: the base image of a pack.
+//! - [`pack()`]: all of this in one call.
+//! - [`remote`]: a client of other registries.
+//! - [`cache`]: results of earlier packs.
+//! - [`prefetch`]: lists the directories of a walk in advance.
 //!
-//! Everything but [`remote`] blocks; a caller with an event loop gives it a thread.
+//! Everything but [`remote`] blocks; an async caller runs it on a thread.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start threads where they need them"))]
 

@@ -1,7 +1,7 @@
-//! A tree as one list in memory or in a file: what is sent of a tree before its content, and what is kept of it.
+//! List of a tree's entries in memory or in a file. A client sends it before the content, and the room stores it.
 //!
-//! A list that exists is sound: its entries are in walk order, each below a directory of the list, no name
-//! leads anywhere else, and a hard link names a file that came before. Whoever sends it may be hostile.
+//! The sender is not trusted, so every constructed [`TreeListing`] has been validated: its entries are in walk order,
+//! each is below a directory of the list, no name leads out of the tree, and a hard link refers to an earlier file.
 //!
 //! ```text
 //! entry := kind:u8 mode:u16 path attributes content
@@ -9,7 +9,7 @@
 //! content := d | f size:u64 hash:32 | l target: length:u16 bytes | h target: length:u16 bytes
 //! ```
 //!
-//! Numbers are little-endian. About 130 bytes an entry, 4 more for finding it.
+//! Numbers are little-endian. An entry takes about 130 bytes, and 4 more in the index of entries.
 
 mod check;
 mod sealed;
@@ -22,11 +22,11 @@ use check::Checker;
 /// Names and values of extended attributes, sorted by name.
 pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// What a list may have.
+/// Size limits of a list.
 #[derive(Clone, Copy, Debug)]
 pub struct ListingLimits {
     pub entries: usize,
-    /// Of the list itself, not of content.
+    /// Maximum size of the list itself in bytes, without content.
     pub bytes: usize,
 }
 
@@ -40,11 +40,11 @@ impl Default for ListingLimits {
 pub enum ListingError {
     #[error("`{path}`: {reason}")]
     Entry { path: String, reason: &'static str },
-    #[error("`{path}`: comes after `{before}`, which is against the order of a list")]
+    #[error("`{path}`: comes after `{before}`, which violates the order of a list")]
     Order { path: String, before: String },
-    #[error("`{path}`: there is no directory above it in the list")]
+    #[error("`{path}`: its parent directory is not in the list")]
     NoParent { path: String },
-    #[error("`{path}`: is a hard link to `{target}`, which is no file before it in the list")]
+    #[error("`{path}`: is a hard link to `{target}`, which is not an earlier file of the list")]
     LinkTarget { path: String, target: String },
     #[error("more than {limit} entries")]
     TooMany { limit: usize },
@@ -54,13 +54,13 @@ pub enum ListingError {
     Damaged { at: usize },
 }
 
-/// Orders paths as a walk does: `/` sorts before every other byte.
+/// Compares paths in walk order: `/` sorts before every other byte.
 pub fn path_order(a: &[u8], b: &[u8]) -> Ordering {
     let rank = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
     a.iter().map(rank).cmp(b.iter().map(rank))
 }
 
-/// An entry of a list. As [`Node`], with its attributes.
+/// An entry of a list: a [`TreeNode`] that owns its attributes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed<'a> {
     pub path: &'a [u8],
@@ -69,16 +69,16 @@ pub struct Listed<'a> {
     pub xattrs: Xattrs,
 }
 
-/// A sound list.
+/// A validated list of a tree's entries.
 #[derive(Clone, Debug)]
 pub struct Listing {
     digest: TreeDigest,
     bytes: Vec<u8>,
-    /// Where each entry begins.
+    /// Offset of each entry in `bytes`.
     starts: Vec<u32>,
 }
 
-/// Takes entries one by one.
+/// Builder of a list, which validates each entry.
 #[derive(Debug)]
 pub struct ListingWriter {
     limits: ListingLimits,
@@ -86,7 +86,7 @@ pub struct ListingWriter {
     starts: Vec<u32>,
     sum: TreeHasher,
     checker: Checker,
-    /// Hard links, whose targets are looked up in the end.
+    /// Indexes of hard links, whose targets are checked at the end.
     links: Vec<u32>,
 }
 
@@ -102,7 +102,7 @@ impl ListingWriter {
         }
     }
 
-    /// Bytes of the list so far.
+    /// Returns the size of the list so far, in bytes.
     pub fn size(&self) -> usize {
         self.bytes.len() + 4 * self.starts.len()
     }
@@ -142,7 +142,7 @@ impl ListingWriter {
 }
 
 impl Listing {
-    /// Reads what [`bytes`](Self::bytes) gave, and checks all of it.
+    /// Parses the output of [`bytes`](Self::bytes) and validates all of it.
     pub fn parse(bytes: &[u8], limits: ListingLimits) -> Result<Self, ListingError> {
         let mut writer = ListingWriter::new(limits);
         writer.bytes.reserve_exact(bytes.len());
@@ -166,20 +166,20 @@ impl Listing {
         self.starts.is_empty()
     }
 
-    /// The list as it is written to a file.
+    /// Returns the list in the format of a file.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The entry at `index`, which must be below [`len`](Self::len).
+    /// Returns the entry at `index`, which must be below [`len`](Self::len).
     pub fn entry(&self, index: usize) -> Listed<'_> {
         let start = self.starts[index] as usize;
-        // Only this module makes the bytes.
+        // The bytes were encoded by this module, so they can be read.
         let read = Reader { bytes: &self.bytes, at: start }.entry();
         read.unwrap_or(Listed { path: b"", mode: 0, kind: NodeKind::Directory, xattrs: Vec::new() })
     }
 
-    /// The path at `index` alone.
+    /// Returns only the path of the entry at `index`.
     pub fn path(&self, index: usize) -> &[u8] {
         Reader { bytes: &self.bytes, at: self.starts[index] as usize + 3 }.short().unwrap_or_default()
     }
@@ -201,12 +201,12 @@ impl Listing {
         None
     }
 
-    /// Index after the last entry below the directory at `index`.
+    /// Returns the index after the last entry below the directory at `index`.
     pub fn end_of(&self, index: usize) -> usize {
         let top = self.path(index);
         let is_below =
             |path: &[u8]| path.len() > top.len() && path.starts_with(top) && path[top.len()] == b'/';
-        // Entries below it follow it: the border is found by halving.
+        // The entries below the directory follow it directly, so their end is found by binary search.
         let (mut low, mut high) = (index + 1, self.len());
         while low < high {
             let middle = low + (high - low) / 2;
@@ -221,7 +221,7 @@ impl Listed<'_> {
         Node { path: self.path, mode: self.mode, kind: self.kind, xattrs: &self.xattrs }
     }
 
-    /// Hash and size of a file's content.
+    /// Returns the hash and size of a file's content, or `None` for other entries.
     pub fn content(&self) -> Option<(ContentHash, u64)> {
         match self.kind {
             NodeKind::File { size, content } => Some((content, size)),
@@ -231,7 +231,7 @@ impl Listed<'_> {
 }
 
 fn encode(out: &mut Vec<u8>, node: &Node<'_>) {
-    // The checker has bounded all lengths.
+    // The checker has limited all lengths.
     let short = |out: &mut Vec<u8>, bytes: &[u8]| {
         out.extend_from_slice(&(bytes.len() as u16).to_le_bytes());
         out.extend_from_slice(bytes);

@@ -1,6 +1,6 @@
-//! A file that has no name until it is complete, so that whatever becomes of its writer, nothing partial is
-//! left. File systems without unnamed files get a hidden name, which is locked while its writer lives; one
-//! that was left behind is removed by the next writer in that directory.
+//! A file that has no name until it is complete, so that an interrupted writer leaves no partial file. On file
+//! systems without unnamed files it has a hidden name, which is locked while its writer lives; a hidden file of a
+//! dead writer is removed by the next writer in that directory.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -19,22 +19,22 @@ const PREFIX: &str = ".hearth-new-";
 pub(crate) struct NewFile {
     file: File,
     dir: PathBuf,
-    /// The hidden name, where there has to be one.
+    /// Hidden name, on file systems that need one.
     hidden: Mutex<Option<PathBuf>>,
 }
 
-/// A name that a file has until this is dropped.
+/// An additional name of a file, removed on drop.
 pub(crate) type SpareName = tempfile::TempPath;
 
 impl NewFile {
-    /// A new file for reading and writing in `dir`; the umask takes its part of `mode`.
+    /// Creates a file for reading and writing in `dir` with `mode`, reduced by the umask.
     pub(crate) fn create(dir: &Path, mode: u32) -> io::Result<Self> {
         let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
         remove_left_behind(dir);
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
         match rustix::fs::open(dir, flags, Mode::from_raw_mode(mode)) {
             Ok(fd) => Ok(Self { file: File::from(fd), dir: dir.to_owned(), hidden: Mutex::new(None) }),
-            // What file systems and kernels say that know no unnamed files.
+            // These are the errors of file systems and kernels without unnamed files.
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => Self::hidden(dir, mode),
             Err(errno) => Err(errno.into()),
         }
@@ -57,7 +57,8 @@ impl NewFile {
         &self.dir
     }
 
-    /// Gives the file its name, in place of what has that name. A device, a pipe or a socket there gets the content.
+    /// Gives the file its name and replaces an existing file. If a device, a pipe or a socket has that name, the
+    /// content is written to it.
     pub(crate) fn put(&self, path: &Path) -> io::Result<()> {
         if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
             let mut content = self.file.try_clone()?;
@@ -67,7 +68,7 @@ impl NewFile {
         let hidden = match self.hidden.lock().take() {
             Some(hidden) => hidden,
             None => match self.link(path) {
-                // A link never replaces; the rename of a second name does.
+                // A link never replaces a file, but renaming a second name does.
                 Err(Errno::EXIST) => self.spare_name(&self.dir)?.keep().map_err(|error| error.error)?,
                 linked => return Ok(linked?),
             },
@@ -75,7 +76,7 @@ impl NewFile {
         fs::rename(&hidden, path).inspect_err(|_| *self.hidden.lock() = Some(hidden.clone()))
     }
 
-    /// Gives the file another name, in place of what has that name. It keeps those that it has.
+    /// Gives the file an additional name and replaces an existing file. The file keeps its other names.
     pub(crate) fn also_put(&self, path: &Path) -> io::Result<()> {
         match self.link(path) {
             Err(Errno::EXIST) => self.spare_name(parent(path))?.persist(path).map_err(|error| error.error),
@@ -83,8 +84,8 @@ impl NewFile {
         }
     }
 
-    /// A hidden name in `dir`. A file that was without a name must not lose its last one before it is
-    /// [put](Self::put): it could not get another.
+    /// Creates a hidden name in `dir`. An unnamed file that has got a name must not lose its last one before
+    /// [`persist`](Self::persist): the kernel does not allow it to be linked again.
     pub(crate) fn spare_name(&self, dir: &Path) -> io::Result<SpareName> {
         let unused = tempfile::Builder::new().prefix(PREFIX).make_in(dir, |path| {
             rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive)?;
@@ -102,13 +103,13 @@ impl NewFile {
 impl Drop for NewFile {
     fn drop(&mut self) {
         if let Some(hidden) = self.hidden.lock().take() {
-            // There is nobody left to tell; the next writer here tries again.
+            // An error cannot be reported here; the next writer in the directory tries again.
             let _ = fs::remove_file(hidden);
         }
     }
 }
 
-/// Removes hidden files that nobody holds. Whatever fails here is no matter of the new file.
+/// Removes hidden files that no writer has locked. Errors are ignored, because they do not affect the new file.
 fn remove_left_behind(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if !is_hidden(&entry.path()) {
@@ -122,12 +123,12 @@ fn remove_left_behind(dir: &Path) {
     }
 }
 
-/// Whether this is a name of a file that is not complete, or was not when its writer ended.
+/// Reports whether a path is a hidden name of an incomplete file.
 pub(crate) fn is_hidden(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_bytes().starts_with(PREFIX.as_bytes()))
 }
 
-/// The directory of a file, `.` for a bare name.
+/// Returns the directory of a file, `.` for a bare name.
 pub(crate) fn parent(path: &Path) -> &Path {
     path.parent().filter(|dir| *dir != OsStr::new("")).unwrap_or(Path::new("."))
 }

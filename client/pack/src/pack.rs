@@ -1,8 +1,8 @@
-//! A directory as an image: walk, layer, config, archive.
+//! Builds an image from a directory: walk, layer, config, archive.
 //!
-//! The layer is spooled to an unnamed file, since an archive needs its length first; whatever
-//! becomes of the pack, nothing is left behind. What is sent and what is written to a file is the
-//! same layout, and so the same bytes.
+//! The layer is spooled to an unnamed file, because an archive needs its length first; an interrupted pack leaves
+//! nothing behind. An archive that is sent and one that is written to a file have the same layout, and so the same
+//! bytes.
 
 mod assemble;
 mod spool;
@@ -23,41 +23,41 @@ use crate::walk::{Tree, WalkError, WalkOptions, walk};
 use assemble::{Assembled, Assembly};
 use spool::{Made, Spool};
 
-/// As for any file that a person makes; the umask takes its part.
+/// Mode of a user's file before the umask is applied.
 const FILE_MODE: u32 = 0o666;
 
-/// What to make of a directory.
+/// Options for packing a directory.
 #[derive(Debug, Clone, Default)]
 pub struct PackOptions {
     pub walk: WalkOptions,
-    /// `mtime` is also the image's time of creation.
+    /// Options of the layer. `mtime` is also the image's creation time.
     pub layer: LayerOptions,
     pub config: ConfigFlags,
-    /// What the image declares; with a base, the base's own platform counts.
+    /// Platform that the image declares. With a base, the base's platform is used instead.
     pub platform: Platform,
     pub base: Option<Base>,
-    /// Written into the archive's index.
+    /// Tag that is written into the archive's index.
     pub tag: Option<Reference>,
-    /// Adds what `docker load` looks for.
+    /// Adds the `manifest.json` that `docker load` needs.
     pub docker: bool,
-    /// File that [`Packed::write_to_file`] will be asked for: the layer is written into its place in it at
-    /// once. Nothing has that name before then.
+    /// File that will be passed to [`PackedImage::write_to_file`]. The layer is written directly to its offset in
+    /// this file, which gets its name only then.
     pub output: Option<PathBuf>,
-    /// Directory of earlier results, see [`Cache`]; none: every pack reads and compresses everything.
+    /// Directory of the [`PackCache`]. Without it, every pack reads and compresses everything.
     pub cache: Option<PathBuf>,
-    /// Where the layer is spooled if neither of these holds it; none: the system's directory for temporary
-    /// files.
+    /// Directory in which the layer is spooled if it is neither in `output` nor in `cache`. Default: the system's
+    /// directory for temporary files.
     pub spool_dir: Option<PathBuf>,
 }
 
-/// How far a pack is.
+/// Progress of a pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// The tree is listed: this much is to be read.
+    /// The tree is listed; these are the totals to be read.
     Listed { entries: u64, bytes: u64 },
-    /// So much has been read.
+    /// Number of entries and bytes that have been read.
     Read { entries: u64, bytes: u64 },
-    /// The layer is complete and has this many compressed bytes.
+    /// The layer is complete; `bytes` is its compressed size.
     Compressed { bytes: u64 },
 }
 
@@ -79,12 +79,12 @@ pub enum PackError {
     Write { path: PathBuf, source: io::Error },
 }
 
-/// An image that is ready to be written.
+/// A packed image, ready to be written.
 #[derive(Debug)]
 pub struct Packed {
     pub summary: Summary,
     pub layer: Layer,
-    /// Why the next pack of this tree will not be quicker, if it will not.
+    /// Error of the cache, if there was one: the next pack of this tree will not be faster.
     pub cache_trouble: Option<String>,
     image: Assembled,
     spool: Spool,
@@ -104,8 +104,8 @@ pub fn pack(
     complete(&assembly, &tree, Some(&tree), summary, options, progress)
 }
 
-/// Packs entries from anywhere: the same entries give the same bytes. The options of the walk and the cache
-/// play no part.
+/// Packs entries from any source: the same entries give the same bytes. The options of the walk and the cache are
+/// ignored.
 pub fn pack_source(
     source: &dyn Source,
     summary: Summary,
@@ -134,12 +134,12 @@ fn complete(
 }
 
 impl Packed {
-    /// Digest of the image.
+    /// Returns the digest of the image's manifest.
     pub fn digest(&self) -> Digest {
         self.image.layout.manifest().digest
     }
 
-    /// The image's descriptor as it stands in the index.
+    /// Returns the image's descriptor as written in the index.
     pub fn descriptor(&self) -> &Descriptor {
         self.image.layout.manifest()
     }
@@ -156,8 +156,8 @@ impl Packed {
         &self.image.parsed
     }
 
-    /// All blobs of the image, base layers first, config and manifest last: the order in which a
-    /// registry takes them.
+    /// Returns all blobs of the image, base layers first, config and manifest last: the order in which a registry
+    /// accepts them.
     pub fn blobs(&self) -> Vec<Descriptor> {
         let mut blobs = self.image.parsed.layers.clone();
         blobs.push(self.image.parsed.config.clone());
@@ -165,7 +165,7 @@ impl Packed {
         blobs
     }
 
-    /// Opens the content of one of [`Packed::blobs`].
+    /// Opens the content of one of [`PackedImage::blobs`].
     pub fn open_blob(&self, digest: &Digest) -> io::Result<Box<dyn io::Read + '_>> {
         if *digest == self.layer.digest {
             return Ok(Box::new(self.spool.range(self.layer.size)));
@@ -182,18 +182,18 @@ impl Packed {
         }
     }
 
-    /// Length of the archive in bytes.
+    /// Returns the length of the archive in bytes.
     pub fn archive_size(&self) -> u64 {
         self.image.layout.size()
     }
 
-    /// Writes the archive, [`Packed::archive_size`] bytes, the same each time.
+    /// Writes the archive: [`PackedImage::archive_size`] bytes, the same each time.
     pub fn write_archive(&self, out: &mut dyn Write) -> io::Result<()> {
         self.image.layout.write(out, &|digest| self.open_blob(digest))
     }
 
-    /// Writes the archive to a file, which appears complete or not at all. Quickest for
-    /// [`PackOptions::output`], where the layer lies in its place already.
+    /// Writes the archive to a file, which appears complete or not at all. This is fastest for
+    /// [`PackOptions::output`], which already has the layer at its offset.
     pub fn write_to_file(&self, path: &Path) -> Result<(), PackError> {
         let failed = |source| PackError::Write { path: path.to_owned(), source };
         let open: &OpenBlob<'_> = &|digest| self.open_blob(digest);
@@ -211,7 +211,7 @@ impl Packed {
     }
 }
 
-/// Puts a complete file in its place, so that it is whole there even after a power cut.
+/// Gives a complete file its name, durably even after a power failure.
 fn finish(new: &NewFile, path: &Path) -> io::Result<()> {
     new.file().sync_data()?;
     new.put(path)?;

@@ -1,8 +1,8 @@
-//! The content of a tree in pieces, as it is sent to a room that lacks some of it: small files as they are,
-//! several in a batch, large ones cut where their content says, so that a change moves few borders.
+//! Content of a tree in pieces, as it is sent to a room that lacks some of it. Small files are sent whole, several in
+//! a batch. Large files are split by content-defined chunking, so that a change affects few chunks.
 //!
 //! ```text
-//! missing entries -- cut (large ones) --> Plan --> batches, by several threads: read, verify, compress
+//! missing entries -- split (large ones) --> plan --> batches, by several threads: read, verify, compress
 //! ```
 
 use std::io;
@@ -13,19 +13,21 @@ use crate::layer::{ContentReader, Source};
 use crate::walk::{ContentError, Entry};
 use crate::workers;
 
-/// Files that are larger are cut.
+/// Size in bytes above which files are split.
 pub const LARGE: u64 = 1 << 20;
-/// What a batch holds at most; a piece of a large file may be larger, and is then alone.
+/// Maximum content of a batch, in bytes. A piece of a large file may be larger and is then alone in its batch.
 const BATCH: u64 = 1 << 20;
-/// Sizes of the pieces of large files: least, wanted, most. Part of what makes two pieces the same.
+/// Minimum, target and maximum size of the pieces of large files, in bytes. Other values give other piece boundaries,
+/// so that pieces in the room are no longer found.
 const SIZES: (usize, usize, usize) = (256 << 10, 1 << 20, 4 << 20);
 
-/// How hard content is compressed on its way.
+/// Compression effort for content that is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effort {
-    /// To a room on this machine: the line costs nothing, and the room shares the cores.
+    /// Low effort, for a room on this machine: the connection is fast, and the room shares the cores.
     Near,
-    /// More than this costs more time than it saves on any but a slow line.
+    /// Effort for a room on another machine. A higher one would cost more time than it saves except on a slow
+    /// connection.
     Far,
 }
 
@@ -38,12 +40,12 @@ impl Effort {
     }
 }
 
-/// A piece of a file's content.
+/// A piece of a file's content, or the whole content of a small file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// Index of the entry.
     pub entry: u32,
-    /// Number among the pieces of its file; 0 for a small one.
+    /// Number of the piece in its file; 0 for a small file.
     pub number: u32,
     pub offset: u64,
     pub size: u32,
@@ -54,7 +56,7 @@ pub struct Piece {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     pub pieces: Vec<Piece>,
-    /// Their content one after the other, as one zstd frame.
+    /// Concatenated content of the pieces as one zstd frame.
     pub frame: Vec<u8>,
 }
 
@@ -68,7 +70,8 @@ pub enum PieceError {
     Thread(io::Error),
 }
 
-/// Cuts a large file. `content` is the hash that it was listed with; another one now is an error.
+/// Splits a large file into pieces. `content` is the hash in the list; if the file now has another one, that is an
+/// error.
 pub fn cut(source: &dyn Source, entry: u32, content: &ContentHash) -> Result<Vec<Piece>, PieceError> {
     let listed = &source.entries()[entry as usize];
     let mut reader = source.reader();
@@ -86,12 +89,12 @@ pub fn cut(source: &dyn Source, entry: u32, content: &ContentHash) -> Result<Vec
     }
     reader.verify()?;
     if ContentHash::from_bytes(sum.finalize().into()) != *content {
-        return Err(ContentError::changed(listed, "its content is another").into());
+        return Err(ContentError::changed(listed, "its content changed").into());
     }
     Ok(pieces)
 }
 
-/// Puts pieces into batches, in the order given.
+/// Groups pieces into batches, in the given order.
 pub fn plan(pieces: Vec<Piece>) -> Vec<Vec<Piece>> {
     let mut batches: Vec<Vec<Piece>> = Vec::new();
     let mut size = BATCH;
@@ -108,8 +111,8 @@ pub fn plan(pieces: Vec<Piece>) -> Vec<Vec<Piece>> {
     batches
 }
 
-/// Reads and compresses batches with several threads and gives each to `send`, which says whether to go on.
-/// `send` is told which thread calls.
+/// Reads and compresses batches with several threads, and passes each to `send` with the number of the calling
+/// thread. A thread ends when `send` returns false.
 pub fn read(
     source: &dyn Source,
     batches: &[Vec<Piece>],
@@ -169,12 +172,12 @@ fn read_piece(
     reader.verify()?;
     if ContentHash::of(&content[start..]) != piece.hash {
         let entry = &source.entries()[piece.entry as usize];
-        return Err(ContentError::changed(entry, "its content is another").into());
+        return Err(ContentError::changed(entry, "its content changed").into());
     }
     Ok(())
 }
 
-/// Hashes the contents of `entries`, one after the other, with a key: the proof that this side has them.
+/// Computes the keyed hash over the concatenated contents of `entries`: the proof that this side has them.
 pub fn prove(source: &dyn Source, entries: &[u32], key: &[u8; 32]) -> Result<[u8; 32], PieceError> {
     let mut sum = blake3::Hasher::new_keyed(key);
     let mut reader = source.reader();
@@ -195,7 +198,7 @@ pub fn prove(source: &dyn Source, entries: &[u32], key: &[u8; 32]) -> Result<[u8
     Ok(sum.finalize().into())
 }
 
-/// An open entry as a stream.
+/// Sequential reader for an open entry.
 struct Reading<'a, 'r> {
     reader: &'a mut (dyn ContentReader + 'r),
     at: u64,
@@ -212,7 +215,7 @@ impl io::Read for Reading<'_, '_> {
     }
 }
 
-/// Takes back the error that [`Reading`] wrapped.
+/// Extracts the error that [`EntryStream`] wrapped.
 fn unread(entry: &Entry, error: io::Error) -> ContentError {
     match error.downcast::<ContentError>() {
         Ok(error) => error,

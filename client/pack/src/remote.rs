@@ -1,25 +1,23 @@
-//! Other registries: images are resolved, fetched and pushed by the OCI distribution spec 1.1.
+//! Client of other registries: resolves, fetches and pushes images by the OCI distribution spec 1.1.
 //!
-//! Unlike the rest of this crate, this part is async: it waits for networks. It lies here because it is
-//! what client (`pack --base`) and daemon (mounts, pull, push) share, and this crate is the one that both
-//! stand on. It spawns nothing; whoever calls drives it, and dropping a call ends it.
+//! Unlike the rest of this crate, this module is async, because it waits for networks. It is in this crate because
+//! both the client (`pack --base`) and the daemon (mounts, pull, push) use it. It spawns no tasks: the caller polls
+//! its futures, and dropping a future cancels the request.
 //!
 //! ```text
 //! Reference -> hosts: mirrors first, then the registry itself      host
-//!   request -> retry with back-off -> 401: one token -> redirects  transport, auth, retry
+//!   request -> retry with backoff -> 401: one token -> redirects   transport, auth, retry
 //!     manifest by platform                                         resolve
-//!     blob: streamed, summed, resumed where it was cut             blob
+//!     blob: streamed, hashed, resumed after an interruption        blob
 //!     push: HEAD, mount, upload                                    push
 //! ```
 //!
-//! `oci-client` is not used: it sends credentials to whatever realm a registry names, follows redirects
-//! by itself, knows neither retry nor resume nor variants of a platform, and takes a 202 to a mount for an
-//! error. What is left of it after all that is what is here.
+//! The crate `oci-client` is not used: it sends credentials to any realm that a registry names, follows redirects by
+//! itself, supports neither retry nor resume nor platform variants, and treats a 202 answer to a mount as an error.
 //!
-//! What a registry says is not trusted. JSON is bounded, content is checked by digest *and* size, and
-//! credentials go nowhere but to the registry they are for and to a token service of the same owner (see
-//! [`auth`]). Plain HTTP is spoken only to loopback addresses and to hosts that are their own `http://`
-//! mirror.
+//! Answers of a registry are not trusted. The size of JSON is limited, content is verified by digest *and* size, and
+//! credentials are sent only to their registry and to a token service of the same owner (see module `auth`). Plain
+//! HTTP is used only for loopback addresses and for hosts that are configured as their own `http://` mirror.
 
 mod auth;
 mod blob;
@@ -48,20 +46,20 @@ use auth::Tokens;
 use host::Host;
 use transport::Transport;
 
-/// A client of other registries with the credentials of one caller; cheap to clone.
+/// Client of other registries with the credentials of one caller. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Remote {
     transport: Arc<Transport>,
     mirrors: Arc<Mirrors>,
     credentials: Arc<Credentials>,
-    /// Registries that the operator has credentials for.
+    /// Keys of the registries that the operator has credentials for.
     known: Arc<BTreeSet<String>>,
     tokens: Arc<Tokens>,
     retry: Retry,
 }
 
 impl Remote {
-    /// Without credentials.
+    /// Creates a client without credentials.
     pub fn new(mirrors: Mirrors) -> Self {
         Self {
             transport: Arc::new(Transport::default()),
@@ -73,12 +71,13 @@ impl Remote {
         }
     }
 
-    /// The same, which connects only to addresses that the guards allow.
+    /// Creates a client without credentials that connects only to addresses that the guards allow.
     pub fn guarded(mirrors: Mirrors, guards: Guards) -> Self {
         Self { transport: Arc::new(Transport::guarded(guards)), ..Self::new(mirrors) }
     }
 
-    /// The same for an operator who has credentials for these registries, and so knows their hosts.
+    /// Marks registries for which the operator has credentials, and whose hosts are therefore configured (see
+    /// [`AddressGuards`]).
     #[must_use]
     pub fn knowing<'r>(self, registries: impl IntoIterator<Item = &'r str>) -> Self {
         let known = registries.into_iter().map(registry_key).collect();
@@ -89,7 +88,7 @@ impl Remote {
         Host { is_known: self.known.contains(&host.key), ..host }
     }
 
-    /// The same connections with other credentials; tokens that were got with the old ones are not shared.
+    /// Returns a client that shares the connections but has other credentials. Tokens are not shared.
     #[must_use]
     pub fn with_credentials(&self, credentials: Credentials) -> Self {
         Self { credentials: Arc::new(credentials), tokens: Arc::default(), ..self.clone() }

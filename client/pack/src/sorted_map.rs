@@ -1,17 +1,18 @@
-//! A map that takes little more than what is in it: one sorted list, and a small map of what came since that was last
-//! merged. A hash map takes up to twice as much for the same, and a machine has hundreds of thousands of files.
+//! Map with little memory overhead: one sorted list, and a small map of the entries since the last merge. A hash map
+//! takes up to twice the memory, and a machine has hundreds of thousands of files.
 
 use std::collections::BTreeMap;
 
-/// What came lately is merged when it is more than this, and more than a part of the list.
+/// Number of recent entries above which they are merged, if they also exceed the length of the list divided by
+/// [`RECENT_PART`].
 const MOST_RECENT: usize = 4096;
 const RECENT_PART: usize = 16;
 
 #[derive(Clone, Debug)]
 pub struct SortedMap<K, V> {
-    /// By their keys. So long a list has pages of its own, and grows without a copy.
+    /// Entries sorted by key. The allocator gives such a large vector its own pages, so it can grow without a copy.
     settled: Vec<(K, V)>,
-    /// None of them is in `settled`.
+    /// Entries since the last merge. Their keys are not in `settled`.
     recent: BTreeMap<K, V>,
 }
 
@@ -48,7 +49,7 @@ impl<K: Ord + Copy, V: Copy> SortedMap<K, V> {
         }
     }
 
-    /// Gives the value that the key had.
+    /// Inserts a value and returns the previous value of the key.
     pub fn insert(&mut self, key: K, value: V) -> Option<V> {
         if let Some(at) = self.find(&key) {
             return Some(std::mem::replace(&mut self.settled[at].1, value));
@@ -60,7 +61,7 @@ impl<K: Ord + Copy, V: Copy> SortedMap<K, V> {
         before
     }
 
-    /// From the back: each entry moves once, to its place in the longer list.
+    /// Merges the recent entries into the sorted list, from the back, so that each entry moves only once.
     fn merge(&mut self) {
         let recent = std::mem::take(&mut self.recent);
         let mut left = self.settled.len();
@@ -86,7 +87,7 @@ impl<K: Ord + Copy, V: Copy> SortedMap<K, V> {
         }
     }
 
-    /// In no order.
+    /// Iterates over the entries in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.settled.iter().map(|(key, value)| (key, value)).chain(&self.recent)
     }
@@ -100,7 +101,7 @@ impl<K: Ord + Copy, V: Copy> Extend<(K, V)> for SortedMap<K, V> {
     }
 }
 
-/// Of entries with one key, the last one counts.
+/// Collects entries. The last entry of several with the same key is kept.
 impl<K: Ord + Copy, V: Copy> FromIterator<(K, V)> for SortedMap<K, V> {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
         let mut settled: Vec<_> = entries.into_iter().collect();
@@ -118,7 +119,7 @@ mod tests {
 
     use super::*;
 
-    /// Keys in no order.
+    /// Returns keys in no particular order.
     fn key(number: u64) -> u64 {
         number.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }

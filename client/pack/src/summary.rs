@@ -1,25 +1,25 @@
-//! What a pack holds, for the person who made it.
+//! Summary of a packed tree for the user.
 
 use crate::walk::{EntryKind, Tree};
 
 /// Counts of a packed tree.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Summary {
-    /// Regular files; further names of the same file count as links.
+    /// Number of regular files. Additional names of the same file count as links.
     pub files: u64,
     pub dirs: u64,
     pub links: u64,
-    /// Content of all files.
+    /// Size of all files in bytes.
     pub bytes: u64,
-    /// So much of it was not read again: an earlier pack had made this layer.
+    /// Number of bytes that were not read again because the layer came from an earlier pack.
     pub reused_bytes: u64,
-    /// The largest files, largest first.
+    /// Paths and sizes of the largest files, largest first.
     pub largest: Vec<(Vec<u8>, u64)>,
-    /// Directories that are seldom meant to be packed.
+    /// Directories that are rarely meant to be packed.
     pub suspicious: Vec<Suspicious>,
 }
 
-/// A directory that an ignore file usually names.
+/// A directory that is usually excluded by an ignore file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Suspicious {
     pub path: Vec<u8>,
@@ -29,7 +29,7 @@ pub struct Suspicious {
 
 const LARGEST: usize = 5;
 
-/// Directories that tools fill: version control, dependencies, caches, outputs.
+/// Names of directories that tools fill: version control, dependencies, caches, build output.
 const SUSPICIOUS: [&[u8]; 16] = [
     b".git",
     b".hg",
@@ -65,7 +65,7 @@ impl Summary {
                 summary.largest.insert(at, (entry.path.clone(), entry.size));
                 summary.largest.truncate(LARGEST);
             }
-            // Only the outermost is named; what lies in it counts there.
+            // Only the outermost such directory is listed; its content counts for it.
             let inside = |dir: &Suspicious| {
                 entry.path.strip_prefix(dir.path.as_slice()).is_some_and(|r| r.starts_with(b"/"))
             };

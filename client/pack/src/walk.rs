@@ -1,10 +1,10 @@
-//! A directory as a sorted list of entries, by the ignore rules.
+//! Lists a directory as sorted entries, filtered by the ignore rules.
 //!
-//! Everything is opened relative to the directory above it and no link is ever followed, so what
-//! is listed lies inside the tree even if the tree changes meanwhile. What cannot be read is an
-//! error, and so is a socket, a fifo or a device; only what the rules exclude is left out.
+//! Everything is opened relative to its parent directory and no link is ever followed, so all listed entries are
+//! inside the tree even if the tree changes meanwhile. An entry that cannot be read is an error, and so is a socket,
+//! a fifo or a device; only excluded entries are left out.
 //!
-//! Order: each directory before its content, names in byte order.
+//! Order of the list: each directory before its content, names in byte order.
 
 mod ahead;
 mod content;
@@ -28,22 +28,21 @@ pub use content::{ContentError, DiskReader};
 pub use open::Opener;
 pub use xattr::Xattrs;
 
-/// What a walk leaves out, and what it keeps all the same.
+/// Options of a walk: excluded paths, and exceptions from that.
 #[derive(Debug, Clone, Default)]
 pub struct WalkOptions {
     pub rules: Rules,
-    /// Relative paths that are listed even where the rules exclude them: a build needs its
-    /// Dockerfile and ignore file.
+    /// Relative paths that are listed even if the rules exclude them: a build needs its Dockerfile and ignore file.
     pub keep: Vec<Vec<u8>>,
 }
 
-/// Where the ignore rules come from.
+/// Source of the ignore rules.
 #[derive(Debug, Clone)]
 pub enum Rules {
-    /// Everything is listed.
+    /// Lists everything, without rules.
     Nothing,
-    /// `<Dockerfile>.dockerignore`, else `.dockerignore`, at the root of the tree. Without the
-    /// name of a Dockerfile, `Containerfile` and then `Dockerfile` are tried.
+    /// The file `<Dockerfile>.dockerignore`, else `.dockerignore`, at the root of the tree. Without the name of a
+    /// Dockerfile, `Containerfile` and then `Dockerfile` are tried.
     IgnoreFile {
         dockerfile: Option<Vec<u8>>,
     },
@@ -69,17 +68,17 @@ pub struct Tree {
 /// One file, directory or link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Relative to the root, components joined by `/`.
+    /// Path relative to the root, components joined by `/`.
     pub path: Vec<u8>,
     pub kind: EntryKind,
     /// Permission, setuid, setgid and sticky bits.
     pub mode: u32,
-    /// Content of a file in bytes; 0 for anything else.
+    /// Size of a file in bytes; 0 for anything else.
     pub size: u64,
-    /// Which file it was, in which state, to tell at reading time that it still is. Of no meaning to a
-    /// layer that is made from another source than the disk.
+    /// Identity and state of the file when it was listed, to verify when it is read that it is unchanged. Not used if
+    /// the content does not come from the disk.
     pub stamp: FileStamp,
-    /// Whether the file has fewer blocks than bytes.
+    /// True if the file has less disk space allocated than its size.
     pub sparse: bool,
 }
 
@@ -90,7 +89,7 @@ pub enum EntryKind {
     Symlink {
         target: Vec<u8>,
     },
-    /// The same file as an earlier entry.
+    /// Additional name of the file of an earlier entry.
     Hardlink {
         to: Vec<u8>,
     },
@@ -114,7 +113,7 @@ pub enum WalkError {
     Ignore { file: String, source: IgnoreError },
 }
 
-/// Lists `path`, which may itself be a link to a directory.
+/// Walks the directory `path`, which may itself be a link to a directory.
 pub fn walk(path: &Path, options: &WalkOptions) -> Result<Tree, WalkError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| match errno {
@@ -133,22 +132,22 @@ pub fn walk(path: &Path, options: &WalkOptions) -> Result<Tree, WalkError> {
 }
 
 impl Tree {
-    /// Device and inode of the directory.
+    /// Returns the device and inode of the directory.
     pub fn id(&self) -> (u64, u64) {
         self.id
     }
 
-    /// Opens entries of this tree.
+    /// Returns an opener for entries of this tree.
     pub fn opener(&self) -> Opener<'_> {
         Opener::new(&self.root)
     }
 
-    /// Reads entries of this tree, one thread each.
+    /// Returns a reader for entries of this tree; each thread needs its own.
     pub fn reader(&self) -> DiskReader<'_> {
         DiskReader::new(self.opener())
     }
 
-    /// Sum of the sizes of all files.
+    /// Returns the sum of the sizes of all files.
     pub fn content_bytes(&self) -> u64 {
         self.entries.iter().map(|entry| entry.size).sum()
     }
@@ -164,7 +163,7 @@ impl Entry {
     }
 }
 
-/// A path for people: bytes that are not UTF-8 are replaced.
+/// Returns a path for messages: bytes that are not UTF-8 are replaced.
 pub(crate) fn shown(path: &[u8]) -> String {
     Path::new(OsStr::from_bytes(path)).display().to_string()
 }

@@ -1,4 +1,4 @@
-//! How many threads of our own work, and the one way they share.
+//! Worker threads: their number, and running work with ordered results.
 
 mod ordered;
 
@@ -7,10 +7,10 @@ use std::thread::{Scope, ScopedJoinHandle};
 
 pub(crate) use ordered::ordered;
 
-/// More threads than this outrun the reading, and each holds buffers.
+/// Maximum number of worker threads. More would be limited by reading, and each holds buffers.
 const MOST: usize = 16;
 
-/// As many as asked for, else one for each core.
+/// Returns the number of worker threads: the requested number, else one for each core, at most [`MAX_WORKERS`].
 pub(crate) fn count(asked: Option<u32>) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     asked.map_or_else(cores, |asked| asked as usize).clamp(1, MOST)
@@ -26,8 +26,8 @@ pub(crate) fn start<'scope, T: Send + 'scope>(
     std::thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, work)
 }
 
-/// Starts up to `count` threads that share `work` with the calling thread. The calling thread can do all of it:
-/// where the system refuses another thread, fewer help.
+/// Starts up to `count` threads that share `work` with the calling thread. If the system refuses a thread, fewer are
+/// started: the calling thread can do all of the work.
 pub(crate) fn start_helpers<'scope>(
     scope: &'scope Scope<'scope, '_>,
     count: usize,

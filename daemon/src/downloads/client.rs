@@ -1,4 +1,4 @@
-//! Fetches one URL: every hop is looked at, nothing is sent but the question.
+//! HTTP client that fetches one URL. It checks every redirect against the egress policy and sends no credentials.
 
 use std::net::IpAddr;
 use std::sync::OnceLock;
@@ -15,19 +15,19 @@ use crate::fetch_policy::FetchPolicy;
 use crate::model::egress::EgressPolicy;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
-/// A connection that gives no byte for so long is given up.
+/// Time limit for each response header and each chunk of a body.
 const STALL: Duration = Duration::from_secs(60);
-/// For all of one file, its redirects and further tries.
+/// Time limit for one file, including its redirects and retries.
 const TOTAL: Duration = Duration::from_secs(1800);
-/// As many as Go's client follows.
+/// Maximum number of redirects, the same as in Go's HTTP client.
 const REDIRECTS: usize = 10;
 const TRIES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(300);
-/// Bytes of one file.
+/// Maximum size of one file, in bytes.
 const MAX_FILE: u64 = 16 << 30;
 
 pub(super) enum Answer {
-    /// What is known of it still holds.
+    /// The cached record is still valid.
     Unchanged,
     Fetched(Record),
 }
@@ -45,7 +45,7 @@ impl FetchClient {
     fn client(&self, url: &Url) -> Result<&Client, DownloadError> {
         let policy = self.policy.clone();
         let made = self.client.get_or_init(|| {
-            // An error means that one is installed already.
+            // An error means that a provider is already installed.
             let _ = rustls::crypto::ring::default_provider().install_default();
             Client::builder()
                 .user_agent(concat!("hearth/", env!("CARGO_PKG_VERSION")))
@@ -58,11 +58,11 @@ impl FetchClient {
         });
         made.as_ref().map_err(|reason| DownloadError::Unreachable {
             url: shown_url(url),
-            reason: format!("a client cannot be made: {reason}"),
+            reason: format!("cannot create an HTTP client: {reason}"),
         })
     }
 
-    /// Fetches into the files, unless what is known has not changed.
+    /// Fetches a URL into `files`, unless the server reports that the cached file has not changed.
     pub(super) async fn fetch(
         &self,
         text: &str,
@@ -75,7 +75,7 @@ impl FetchClient {
             loop {
                 match self.once(&url, known, files).await {
                     Err(error) if attempt < TRIES && is_passing(&error) => {
-                        tracing::debug!(%error, attempt, "a download is tried again");
+                        tracing::debug!(%error, attempt, "retrying download");
                         tokio::time::sleep(FIRST_PAUSE * 2u32.pow(attempt)).await;
                         attempt += 1;
                     }
@@ -155,7 +155,8 @@ impl FetchClient {
         Ok(Record { digest, etag, last_modified, used: jiff::Timestamp::now() })
     }
 
-    /// Whether the host of a URL may be asked. A name is looked at again, by its addresses, when it is connected to.
+    /// Checks whether the policy allows the host of a URL. The addresses of a host name are checked later, when the
+    /// connection is made.
     fn check(&self, url: &Url) -> Result<(), DownloadError> {
         let (shown, host) = (shown_url(url), url.host_str().unwrap_or_default().to_owned());
         let Some(found) = url.host() else { return Err(DownloadError::Host { url: shown, host }) };
@@ -170,7 +171,8 @@ impl FetchClient {
         Err(DownloadError::Address { url: shown, host, address })
     }
 
-    /// Whether the builder may fetch from a host by itself: its name is allowed, and so are all its addresses now.
+    /// Checks whether the builder may fetch from a host directly: the policy must allow its name and all of its
+    /// current addresses.
     pub(super) async fn check_host(&self, host: &str) -> Result<(), DownloadError> {
         let url = parse(&format!("https://{host}/"))?;
         self.check(&url)?;
@@ -180,7 +182,7 @@ impl FetchClient {
         let addresses = match resolved {
             Ok(Ok(addresses)) => addresses,
             Ok(Err(error)) => return Err(unreachable(error.to_string())),
-            Err(_) => return Err(unreachable("its name is not resolved in time".to_owned())),
+            Err(_) => return Err(unreachable("its name was not resolved in time".to_owned())),
         };
         let refused =
             addresses.map(|address| address.ip()).find(|address| !self.policy.allows_resolved(*address));
@@ -195,17 +197,17 @@ impl FetchClient {
 
 fn parse(text: &str) -> Result<Url, DownloadError> {
     let wrong = |reason| DownloadError::Url { url: shown(text), reason };
-    let url: Url = text.parse().map_err(|_| wrong("it cannot be read"))?;
+    let url: Url = text.parse().map_err(|_| wrong("it cannot be parsed"))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(wrong("it is neither http nor https"));
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(wrong("there are credentials in it, and ADD sends none"));
+        return Err(wrong("it contains credentials, and ADD sends none"));
     }
     Ok(url)
 }
 
-/// A URL for people: no query, no user.
+/// Returns a URL for messages, without query, fragment and user information.
 pub(super) fn shown(text: &str) -> String {
     let text = text.split(['?', '#']).next().unwrap_or_default();
     let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
@@ -232,7 +234,7 @@ fn unreachable(url: &Url, error: &reqwest::Error) -> DownloadError {
         let (host, address) = (refused.host.clone(), refused.address);
         return DownloadError::Address { url: shown_url(url), host, address };
     }
-    // The innermost cause; the outer ones repeat the URL.
+    // Only the innermost cause is shown; the outer ones repeat the URL.
     let mut cause: &dyn std::error::Error = error;
     while let Some(next) = cause.source() {
         cause = next;

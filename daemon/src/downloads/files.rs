@@ -1,7 +1,7 @@
-//! Downloads on disk: content by its sha256, and for each URL what it had when it was last fetched.
+//! Downloaded files on disk: content by its sha256, and a record of the last fetch for each URL.
 //!
 //! ```text
-//! <directory>/content/<sha256>      written as a draft, renamed when whole
+//! <directory>/content/<sha256>      written as a draft, renamed when complete
 //!            /urls/<sha256 of URL>  a record as JSON
 //!            /drafts/               emptied at each start
 //! ```
@@ -23,7 +23,7 @@ use super::{DownloadError, on_disk};
 use crate::disk::FreeSpace;
 use crate::model::Digest;
 
-/// What a URL had.
+/// Result of the last fetch of a URL.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) digest: Digest,
@@ -40,14 +40,14 @@ pub(super) struct Files {
     turns: Arc<Mutex<HashMap<String, Arc<AsyncMutex<()>>>>>,
 }
 
-/// The right to fetch one URL; others wait for it.
+/// Lock on one URL while it is fetched; other requests for the same URL wait.
 pub(super) struct Turn {
     files: Files,
     url: String,
     held: Option<OwnedMutexGuard<()>>,
 }
 
-/// A file that is being written. What is dropped is removed.
+/// A file that is being written. Dropping it removes the file.
 pub(super) struct Draft {
     files: Files,
     file: tempfile::NamedTempFile,
@@ -89,7 +89,7 @@ impl Files {
         Turn { files: self.clone(), url: url.to_owned(), held: Some(held) }
     }
 
-    /// What a URL had, when that is still here.
+    /// Returns the record of a URL if its content still exists.
     pub(super) async fn known(&self, url: &str) -> Result<Option<Record>, DownloadError> {
         let (files, path) = (self.clone(), self.record(url));
         on_disk(move || {
@@ -97,14 +97,14 @@ impl Files {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 text => text?,
             };
-            // One that cannot be read is as good as none.
+            // A record that cannot be read is treated as missing.
             let record = serde_json::from_slice::<Record>(&text).ok();
             Ok(record.filter(|record| files.content(&record.digest).exists()))
         })
         .await
     }
 
-    /// Notes what a URL has, and frees what is too much.
+    /// Saves the record of a URL, and evicts content beyond the size limit.
     pub(super) async fn note(&self, url: &str, record: Record) -> Result<(), DownloadError> {
         let (files, path) = (self.clone(), self.record(url));
         on_disk(move || {
@@ -117,7 +117,7 @@ impl Files {
         .await
     }
 
-    /// The file of this content, opened: it stays readable when it is freed.
+    /// Opens the file of this content and returns it with its size. The file stays readable after eviction.
     pub(super) async fn hold(&self, digest: &Digest) -> Result<(File, u64), DownloadError> {
         let path = self.content(digest);
         on_disk(move || {
@@ -133,7 +133,7 @@ impl Files {
         Ok(Draft { files: self.clone(), file, sum: Sha256::new() })
     }
 
-    /// Frees the least recently used content beyond the limit, all but `newest`.
+    /// Removes the least recently used content beyond the size limit, except for `newest`.
     fn trim(&self, newest: &Digest) -> io::Result<()> {
         let mut last_used: HashMap<String, Timestamp> = HashMap::new();
         let mut records = Vec::new();
@@ -179,7 +179,7 @@ impl Drop for Turn {
     fn drop(&mut self) {
         let mut turns = self.files.turns.lock();
         self.held.take();
-        // A waiter has a clone of its own.
+        // Each waiting request holds a clone of its own.
         if turns.get(&self.url).is_some_and(|turn| Arc::strong_count(turn) == 1) {
             turns.remove(&self.url);
         }
@@ -187,7 +187,7 @@ impl Drop for Turn {
 }
 
 impl Draft {
-    /// Writes one more piece, unless less than the floor would stay free.
+    /// Appends a chunk. Fails if less than the minimum free disk space would remain.
     pub(super) async fn write(mut self, chunk: Bytes) -> Result<Self, DownloadError> {
         on_disk(move || {
             let space = FreeSpace::of(&self.files.directory, self.files.min_free)?;
@@ -201,7 +201,7 @@ impl Draft {
         .await?
     }
 
-    /// Keeps what was written, by its sha256.
+    /// Stores the written file under its sha256 and returns that.
     pub(super) async fn keep(self) -> Result<Digest, DownloadError> {
         on_disk(move || {
             let digest = Digest::from_sha256(self.sum.finalize().into());

@@ -1,4 +1,5 @@
-//! The builder's way to a download: a path that only its build knows, for as long as that runs.
+//! HTTP endpoint from which the builder gets a download: a path with a random name that only its build knows, valid
+//! for as long as the build runs.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -19,12 +20,12 @@ use parking_lot::Mutex;
 use super::Downloads;
 use crate::task;
 
-/// Read at once.
+/// Size of one read, in bytes.
 const CHUNK: usize = 256 << 10;
 
 pub(super) const PATH: &str = "/downloads/";
 
-/// What is on offer now, by name.
+/// Files that are currently served, by random name.
 #[derive(Clone, Default)]
 pub(super) struct Offers(Arc<Mutex<HashMap<String, Offered>>>);
 
@@ -33,7 +34,7 @@ struct Offered {
     last_modified: Option<String>,
 }
 
-/// Dropping it ends the offer.
+/// Guard for a served file. Dropping it stops serving the file.
 pub(super) struct Offer {
     offers: Offers,
     name: String,
@@ -59,7 +60,7 @@ impl Drop for Offer {
     }
 }
 
-/// Serves what is on offer. The name in the path is all that is asked for.
+/// Returns the router that serves the offered files. The random name in the path is the only credential.
 pub fn router(downloads: Downloads) -> Router {
     Router::new().route("/downloads/{name}", get(download)).with_state(downloads)
 }
@@ -71,11 +72,11 @@ async fn download(State(downloads): State<Downloads>, Path(name): Path<String>) 
     let size = match file.metadata() {
         Ok(metadata) => metadata.len(),
         Err(error) => {
-            tracing::error!(%error, "a download cannot be read");
+            tracing::error!(%error, "failed to read a download");
             return StatusCode::INTERNAL_SERVER_ERROR.into_response();
         }
     };
-    // Several may read it at once: each has a position of its own.
+    // Several requests may read the file at once: each has a position of its own.
     let chunks = futures::stream::try_unfold((file, 0), |(file, position)| async move {
         let read = move || {
             let mut chunk = vec![0; CHUNK];

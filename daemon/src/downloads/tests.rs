@@ -62,7 +62,7 @@ async fn a_checksum_that_is_known_of_the_url_asks_nobody_and_the_oldest_content_
         "{}",
         got.url
     );
-    // Another URL does not get it by the sum alone.
+    // The checksum alone does not give another URL access to the file.
     assert!(downloads.download(request("http://127.0.0.1:1/b", &first)).await.is_err());
     keep(&downloads, "http://127.0.0.1:1/large", &vec![7; 1 << 20]).await;
     assert!(downloads.shared.files.known("http://127.0.0.1:1/a").await.unwrap().is_none());
@@ -101,7 +101,7 @@ async fn a_download_leaves_the_floor_of_free_space_with_each_piece() {
     let directory = tempfile::tempdir().unwrap();
     let place = directory.path().join("downloads");
     let free = crate::disk::FreeSpace::of(directory.path(), 0).unwrap().free;
-    // Half of what is free is to stay so: small pieces are taken, and one that is larger than the other half is not.
+    // Half of the free space must stay free: a small chunk is accepted, one larger than the other half is refused.
     let files = Files::open(place.clone(), 1 << 20, free / 2).unwrap();
     let draft = files.draft().unwrap().write(vec![1; 1000].into()).await.unwrap();
     drop(draft);

@@ -1,4 +1,5 @@
-//! The end of an upload: everything is there, verified and durable; then the tree is kept; then it gets a name.
+//! Commit of an upload: first all content is verified and made durable, then the tree is stored, and at last it gets
+//! its tag or pack id.
 
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use super::{Destination, PackError, Packs, Shared, image};
 use crate::task;
 
 impl Packs {
-    /// Makes the image of a tree that is kept, where one was asked for.
+    /// Builds the image of a stored tree if one is wanted.
     pub(super) async fn make(&self, listing: Listing, destination: &Destination) -> Result<Ready, PackError> {
         let tree = listing.digest();
         let mut image = None;
@@ -29,7 +30,7 @@ impl Packs {
         Ok(Ready { tree, destination: destination.clone(), image })
     }
 
-    /// The image that was made of a tree before, in the way that is asked for, where that is still there.
+    /// Finds an image that was built earlier from this tree with the same options, if it still exists.
     pub(super) async fn made_before(
         &self,
         tree: TreeDigest,
@@ -48,7 +49,7 @@ impl Packs {
         Ok(Some(Ready { tree, destination: destination.clone(), image }))
     }
 
-    /// Gives the image its tag, or the tree the id of a pack.
+    /// Gives the image its tag, or the tree its pack id.
     pub async fn name(&self, ready: Ready) -> Result<Committed, PackError> {
         let Ready { tree, destination, image: made } = ready;
         let (mut pack, mut image) = (None, None);
@@ -72,7 +73,7 @@ impl Packs {
 }
 
 impl Shared {
-    /// Verifies that all content is there and this participant's, and keeps the tree.
+    /// Verifies that all content is present and owned by this participant, and stores the tree.
     pub(super) fn keep_tree(&self, upload: &Upload, proof: Option<[u8; 32]>) -> Result<Arc<List>, PackError> {
         let list = upload.list()?;
         let proven = proof.is_some() && !list.prove.is_empty();
@@ -84,7 +85,8 @@ impl Shared {
             self.check_proof(&upload.owner, &list, proof)?;
         }
         self.store.sync()?;
-        // No sweep comes between this look and the tree, which says from then on that all of it is needed.
+        // The lock keeps sweeps out between this check and the write of the tree. Once written, the tree marks its
+        // content as needed.
         let _keeping = self.keeping.read();
         let gone = self.look(&upload.owner, &list.listing)?;
         if let Some((entry, _)) = gone.iter().find(|(_, presence)| *presence != Presence::Own) {
@@ -94,7 +96,7 @@ impl Shared {
         Ok(list)
     }
 
-    /// A large file is what its pieces are one after the other, or it is refused.
+    /// Verifies that the pieces of a large file add up to its content hash, and stores its recipe.
     fn keep_whole(&self, owner: &OwnerKey, list: &List, whole: &Whole) -> Result<(), PackError> {
         let mut sum = blake3::Hasher::new();
         let reader = self.store.reader();
@@ -123,7 +125,7 @@ impl Shared {
                 proven.push(piece.hash);
             }
         }
-        // The comparison of these takes the same time wherever they differ.
+        // Comparing `blake3::Hash` values takes constant time.
         if sum.finalize() != blake3::Hash::from_bytes(proof) {
             return Err(PackError::Proof);
         }

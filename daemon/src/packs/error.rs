@@ -3,36 +3,36 @@ use hearth_pack::listing::ListingError;
 use super::store::AppendError;
 use crate::image::ImageError;
 
-/// Why an upload does not become a pack.
+/// Error of an upload or of a pack.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
     #[error("there is no upload `{id}`: it has ended, expired, or was never begun")]
     NoUpload { id: String },
-    #[error("this participant has {limit} uploads under way, which is the most")]
+    #[error("this participant already has {limit} uploads in progress, the maximum")]
     TooManyUploads { limit: usize },
-    #[error("the lists of all uploads take the memory that there is for them")]
+    #[error("the file lists of all uploads have reached their memory limit")]
     Busy,
-    #[error("the upload has its list already")]
+    #[error("the upload already has a file list")]
     SecondList,
-    #[error("the upload has no list yet")]
+    #[error("the upload has no file list yet")]
     NoList,
-    #[error("the list: {0}")]
+    #[error("invalid file list: {0}")]
     List(#[from] ListingError),
-    #[error("the tree has digest {actual} by its list, not {claimed}")]
+    #[error("the file list has tree digest {actual}, not {claimed}")]
     TreeMismatch { claimed: String, actual: String },
     #[error("entry {entry} was not asked for")]
     NotAskedFor { entry: u32 },
-    #[error("the chunks of `{path}`: {reason}")]
+    #[error("invalid chunks of `{path}`: {reason}")]
     Chunks { path: String, reason: &'static str },
-    #[error("a piece of `{path}`: {reason}")]
+    #[error("invalid piece of `{path}`: {reason}")]
     Piece { path: String, reason: &'static str },
     #[error("the content of `{path}` is not what the list says")]
     ContentMismatch { path: String },
-    #[error("the data of the pieces: {0}")]
+    #[error("invalid data of the pieces: {0}")]
     Data(&'static str),
     #[error("the content of {count} entries is still missing, `{path}` first")]
     Incomplete { count: usize, path: String },
-    #[error("the proof is not right: the contents to prove are others on this side")]
+    #[error("the proof is wrong: the room has other content for the entries to prove")]
     Proof,
     #[error("content of `{path}` was removed from the room meanwhile")]
     ContentGone { path: String },
@@ -64,7 +64,7 @@ impl PackError {
         Self::NoUpload { id: id.chars().take(64).collect() }
     }
 
-    /// Stable word for the cause.
+    /// Returns the stable error code.
     pub fn code(&self) -> &'static str {
         match self {
             Self::NoUpload { .. } => "upload_not_found",
@@ -90,7 +90,7 @@ impl PackError {
         }
     }
 
-    /// What to do next.
+    /// Returns a hint for the caller's next step.
     pub const fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NoUpload { .. } | Self::ContentGone { .. } | Self::Incomplete { .. } => {
@@ -109,7 +109,7 @@ impl PackError {
         }
     }
 
-    /// Whether the same upload may succeed later.
+    /// Reports whether the same upload may succeed later.
     pub const fn retryable(&self) -> bool {
         matches!(
             self,

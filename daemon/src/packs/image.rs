@@ -1,4 +1,4 @@
-//! A kept tree as an image: the bytes that `hearth pack` makes of the directory it came from.
+//! Builds an image from a stored tree: the same bytes that `hearth pack` produces from the original directory.
 
 use std::io;
 use std::path::Path;
@@ -16,7 +16,7 @@ use super::store::ContentStore;
 use super::{Destination, PackError};
 use crate::image::ImageError;
 
-/// How a tree becomes an image.
+/// Options for building an image from a tree.
 #[derive(Clone, Debug, Default)]
 pub struct ImageOptions {
     pub layer: LayerOptions,
@@ -26,13 +26,13 @@ pub struct ImageOptions {
 }
 
 impl ImageOptions {
-    /// Names the way in which a tree becomes an image: equal trees become equal images in it. An archive is
-    /// not the image; what is said of it here does not count.
+    /// Returns a hash over all options that affect the image: equal trees and equal hashes give equal images. Options
+    /// that affect only the archive are not included.
     pub(super) fn way(&self) -> ContentHash {
         let Self { layer, config, platform, docker: _ } = self;
         let LayerOptions { compression, mtime, workers: _ } = layer;
         let ConfigFlags { entrypoint, cmd, env, workdir, user, labels, expose, volumes } = config;
-        // Another release may compress to other bytes.
+        // Another release of the compressor may produce other bytes.
         let way = serde_json::json!([
             env!("CARGO_PKG_VERSION"),
             [compression.name()],
@@ -46,7 +46,7 @@ impl ImageOptions {
     }
 }
 
-/// Blocking. The layer is spooled to an unnamed file in `directory`.
+/// Builds the image of `listing`. The layer is spooled to an unnamed file in `directory`. This call blocks.
 pub(super) fn assemble(
     listing: Listing,
     store: &ContentStore,
@@ -83,7 +83,7 @@ impl StoredSource {
                 NodeKind::File { size, .. } => (EntryKind::File, size),
                 NodeKind::Symlink { target } => (EntryKind::Symlink { target: target.to_vec() }, 0),
                 NodeKind::HardLink { to } => (EntryKind::Hardlink { to: to.to_vec() }, 0),
-                // A list has nothing else.
+                // A listing has no other kinds.
                 _ => (EntryKind::Dir, 0),
             };
             let (path, stamp) = (listed.path.to_vec(), FileStamp::default());

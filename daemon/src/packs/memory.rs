@@ -1,4 +1,4 @@
-//! Bounds what the lists of all uploads take of the memory.
+//! Memory budget for the file lists of all uploads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +11,7 @@ pub(super) struct Memory {
     limit: usize,
 }
 
-/// A part that is given back when this is dropped.
+/// Reserved part of the budget, released on drop.
 #[derive(Debug)]
 pub(super) struct Share {
     memory: Memory,
@@ -29,7 +29,7 @@ impl Memory {
 }
 
 impl Share {
-    /// Makes this share `bytes` large, if it grows by that.
+    /// Grows this reservation to `bytes`; a smaller number has no effect.
     pub(super) fn grow_to(&mut self, bytes: usize) -> Result<(), PackError> {
         let more = bytes.saturating_sub(self.bytes);
         let taken = self.memory.taken.fetch_add(more, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! What the build context sees of a pack: its tree, and content by hash.
+//! Interface of packs to the build context: a tree, and its content by hash.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -10,15 +10,15 @@ use hearth_pack::listing::Listing;
 
 pub use super::store::Piece;
 
-/// Content that can be read. The real one is the content store.
+/// Source of content by hash. The content store implements it.
 pub trait Contents: Send + Sync + 'static {
-    /// Pieces of a content in their order; none when it is not there.
+    /// Returns the pieces of a content in order, or `None` if the content is missing.
     fn pieces(&self, content: &ContentHash) -> io::Result<Option<Vec<Piece>>>;
-    /// One piece, whole and verified.
+    /// Returns one whole, verified piece, or `None` if it is missing.
     fn piece(&self, piece: &ContentHash) -> io::Result<Option<Bytes>>;
 }
 
-/// A tree that was committed, and its content.
+/// A committed tree with access to its content.
 pub struct PackTree {
     pub listing: Listing,
     contents: Arc<dyn Contents>,
@@ -35,12 +35,12 @@ impl PackTree {
         Self { listing, contents }
     }
 
-    /// Opens content of the tree. One piece of it is in memory at a time.
+    /// Opens content of the tree for reading. One piece of it is in memory at a time.
     pub fn open(&self, content: &ContentHash, size: u64) -> io::Result<Content> {
         self.open_at(content, size, 0)
     }
 
-    /// The same from `offset` on; pieces before it are not read.
+    /// Opens content from `offset` on; pieces before it are not read.
     pub fn open_at(&self, content: &ContentHash, size: u64, offset: u64) -> io::Result<Content> {
         let mut pieces = self.contents.pieces(content)?.ok_or_else(|| gone(content))?;
         let (mut skip, mut before) = (offset, 0);
@@ -59,12 +59,12 @@ impl PackTree {
     }
 }
 
-/// Content from its beginning to its end: exactly its size, or an error.
+/// Reader for one content. It yields exactly the expected size or fails.
 pub struct Content {
     contents: Arc<dyn Contents>,
     pieces: std::vec::IntoIter<Piece>,
     piece: Bytes,
-    /// Of the first piece.
+    /// Number of bytes to skip at the start of the first piece.
     skip: u64,
     left: u64,
 }
@@ -79,7 +79,7 @@ impl Read for Content {
             if self.piece.len() as u64 > self.left {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
-                    "a content is larger than its entry says",
+                    "stored content is larger than its entry says",
                 ));
             }
         }
@@ -91,8 +91,5 @@ impl Read for Content {
 }
 
 fn gone(content: &ContentHash) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::NotFound,
-        format!("content {content} of a pack is not in the room any more"),
-    )
+    io::Error::new(io::ErrorKind::NotFound, format!("content {content} of a pack is no longer in the room"))
 }

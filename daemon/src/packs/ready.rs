@@ -1,4 +1,4 @@
-//! What an upload came to: a tree that is kept, and its image, assembled now or stored before.
+//! Results of an upload: the stored tree, and its image, assembled now or found in the image store.
 
 use std::fs::File;
 use std::io::{self, Seek as _, Write};
@@ -15,31 +15,31 @@ use crate::model::id::PackId;
 use crate::model::image::{TaggedImage, VerifiedImage};
 use crate::model::{Digest, Reference};
 
-/// What an upload became.
+/// Result of a committed upload.
 #[derive(Debug)]
 pub struct Committed {
-    /// Of a pack for builds.
+    /// Id of the pack, if the tree became a pack for builds.
     pub pack: Option<PackId>,
-    /// Of an image.
+    /// The tagged image, if a tag was given.
     pub image: Option<TaggedImage>,
-    /// The image, where one was asked for.
+    /// Digests and size of the image, if an image or an archive was wanted.
     pub made: Option<Made>,
 }
 
-/// An image of a tree.
+/// Digests and size of the image built from a tree.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Made {
-    /// Of its manifest.
+    /// Digest of the manifest.
     pub digest: Digest,
-    /// Of its layer's compressed bytes.
+    /// Digest of the compressed layer.
     pub layer: Digest,
-    /// Of the tar in it.
+    /// Digest of the uncompressed layer tar.
     pub diff_id: Digest,
     pub archive_bytes: u64,
 }
 
-/// A tree that is kept, and its image where one is wanted. It has no name yet: whoever asked for an
-/// archive stores that first.
+/// A stored tree, and its image if one is wanted. It has no tag or pack id yet: the caller stores a requested archive
+/// first.
 #[derive(Debug)]
 pub struct Ready {
     pub(super) tree: TreeDigest,
@@ -53,7 +53,7 @@ pub enum ReadyImage {
     Stored(Arc<StoredImage>),
 }
 
-/// An image of the room that is what a tree becomes.
+/// An image that was built earlier from the same tree in the same way, read from the image store.
 #[derive(Debug)]
 pub struct StoredImage {
     image: VerifiedImage,
@@ -63,7 +63,7 @@ pub struct StoredImage {
 }
 
 impl Ready {
-    /// The image, where its archive is wanted, and the file that it goes to.
+    /// Returns the image and the path of its archive in room storage, if an archive is wanted.
     pub fn archive(&self) -> Option<(ReadyImage, &str)> {
         let path = self.destination.archive.as_deref()?;
         self.image.clone().map(|image| (image, path))
@@ -76,7 +76,7 @@ impl ReadyImage {
         match self {
             Self::Assembled(packed) => packed.write_archive(out),
             Self::Stored(stored) => stored.layout.write(out, &|_| {
-                // It has one layer, which is read once.
+                // The image has one layer, which is read once.
                 let mut file = &stored.layer.1;
                 file.rewind()?;
                 Ok(Box::new(file))
@@ -103,7 +103,7 @@ impl ReadyImage {
 }
 
 impl StoredImage {
-    /// None when it is not what a tree becomes: an image with one layer.
+    /// Returns `None` unless the image has exactly one layer, as every image built from a tree does.
     pub(super) fn of(found: FoundImage, destination: &Destination) -> Option<Self> {
         let FoundImage { image, manifest_json, config_json, layers } = found;
         let layer = <[_; 1]>::try_from(layers).ok().map(|[layer]| layer)?;

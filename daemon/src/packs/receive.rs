@@ -1,4 +1,4 @@
-//! Content as it arrives: decompressed, verified against the list, stored.
+//! Receives the content of an upload: decompresses it, verifies it against the list, and stores it.
 
 use std::borrow::Cow;
 
@@ -10,10 +10,10 @@ use super::upload::{Call, path};
 use super::{PackError, Packs};
 use crate::task;
 
-/// Of what is sent uncompressed.
+/// Zstd level for content that arrives uncompressed.
 const LEVEL: i32 = 1;
 
-/// A piece of a message: which one it claims to be.
+/// Position that a piece in a message claims: its entry in the list, its chunk number, and its size in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct SentPiece {
     pub entry: u32,
@@ -21,14 +21,14 @@ pub struct SentPiece {
     pub size: u32,
 }
 
-/// The pieces of a message, one after the other.
+/// Concatenated bytes of the pieces in one message.
 #[derive(Clone, Debug)]
 pub enum PieceData {
     Plain(Bytes),
     Zstd(Bytes),
 }
 
-/// Takes content of one upload. What it has taken is durable after [`finish`](Self::finish).
+/// Receives the content of one upload. Received content is durable after [`finish`](Self::finish).
 pub struct Receiver {
     packs: Packs,
     call: Call,
@@ -41,7 +41,7 @@ impl Receiver {
         Self { packs, call, pieces: 0, bytes: 0 }
     }
 
-    /// Verifies and stores a message's content; all of it, or nothing.
+    /// Verifies and stores the content of one message: all of it or none.
     pub async fn take(&mut self, pieces: Vec<SentPiece>, data: PieceData) -> Result<(), PackError> {
         let total: u64 = pieces.iter().map(|piece| u64::from(piece.size)).sum();
         let count = pieces.len() as u64;
@@ -69,7 +69,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// Makes what has arrived durable, whatever ended the stream.
+    /// Makes the received content durable. Called however the stream ended.
     pub async fn finish(&self) -> Result<(), PackError> {
         self.packs.blocking("sync packs", |shared| Ok(shared.store.sync()?)).await
     }
@@ -83,18 +83,20 @@ const fn is_full(error: &AppendError) -> bool {
 fn take(packs: &Packs, upload: &Call, sent: &[SentPiece], data: &PieceData) -> Result<(), PackError> {
     let total: u64 = sent.iter().map(|piece| u64::from(piece.size)).sum();
     if total > u64::from(MAX_PIECE) {
-        return Err(PackError::Data("they are more than 4 MiB in one message"));
+        return Err(PackError::Data("a message has more than 4 MiB"));
     }
     let total = usize::try_from(total).unwrap_or(usize::MAX);
     let plain = match data {
         PieceData::Plain(bytes) => Cow::Borrowed(bytes.as_ref()),
         PieceData::Zstd(bytes) => match zstd::bulk::decompress(bytes, total) {
             Ok(plain) => Cow::Owned(plain),
-            Err(_) => return Err(PackError::Data("they are no zstd frame, or more than the pieces' sizes")),
+            Err(_) => {
+                return Err(PackError::Data("it is not a zstd frame, or larger than the sizes of the pieces"));
+            }
         },
     };
     if plain.len() != total {
-        return Err(PackError::Data("they have another length than the pieces together"));
+        return Err(PackError::Data("its length differs from the total size of the pieces"));
     }
     let mut pieces = Vec::with_capacity(sent.len());
     let mut rest = plain.as_ref();
@@ -109,7 +111,7 @@ fn take(packs: &Packs, upload: &Call, sent: &[SentPiece], data: &PieceData) -> R
         pieces.push(Piece { hash: expected.hash, size: piece.size });
     }
     let frame = match data {
-        // Stored as it came: small, and one frame.
+        // The data is stored as it arrived: it is one small frame.
         PieceData::Zstd(bytes) => Cow::Borrowed(bytes.as_ref()),
         PieceData::Plain(bytes) => Cow::Owned(zstd::bulk::compress(bytes, LEVEL)?),
     };

@@ -1,20 +1,20 @@
-//! Contents by BLAKE3 hash, many small ones in few files.
+//! Content-addressed store by BLAKE3 hash that packs many small contents into few files.
 //!
 //! ```text
-//! <root>/<number>.content    zstd frames, one after the other; contents lie inside them
-//! <root>/<number>.rows       where each content lies, and who sent it
+//! <root>/<number>.content    concatenated zstd frames that hold the contents
+//! <root>/<number>.rows       the location and the owner of each content
 //!
-//! append --> written, readable, not yet trusted after a crash
+//! append --> written, readable, discarded after a crash
 //!   sync --> content durable --> rows written --> rows durable
 //! ```
 //!
-//! What a row does not point to does not exist for the next daemon: one that was killed leaves content
-//! that is there and right, or none. Every content is verified once more when it is read.
+//! At startup, content that no row points to is discarded. After a crash each content is therefore either complete or
+//! missing. Every content is verified again when it is read.
 //!
-//! A file larger than a piece is stored as a *recipe*: the list of its pieces, under the hash of the whole.
+//! A file larger than a piece is stored as a *recipe*: the list of its pieces, under the hash of the whole file.
 //!
-//! Content has *owners*: the participants who have sent it or proven to have it. A content's hash alone
-//! opens nothing for anybody else.
+//! Content has *owners*: the participants who have sent it or proven that they have it. A content's hash alone gives
+//! nobody else access.
 
 mod append;
 mod frames;
@@ -44,10 +44,10 @@ use table::Key;
 pub use append::{AppendError, Batch, StoreLimits};
 pub use sweep::Swept;
 
-/// A piece is at most this large, and so is what one frame holds.
+/// Maximum size of a piece, and of the decompressed content of one frame, in bytes.
 pub const MAX_PIECE: u32 = 4 << 20;
 
-/// A participant, as the store knows one.
+/// Key of a participant in the store: the first 16 bytes of the BLAKE3 hash of the participant's name.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct OwnerKey([u8; 16]);
 
@@ -63,23 +63,23 @@ impl OwnerKey {
     }
 }
 
-/// A piece of a large file.
+/// Hash and size of one piece of a file. A small file is its own only piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
     pub hash: ContentHash,
     pub size: u32,
 }
 
-/// What the store has of a content.
+/// Presence of a content in the store from one participant's view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
     Missing,
-    /// There, from other participants only.
+    /// Present, but owned only by other participants.
     Foreign,
     Own,
 }
 
-/// A handle on the store; cheap to clone. Everything blocks.
+/// Handle to the store; cheap to clone. All methods block.
 #[derive(Clone, Debug)]
 pub struct ContentStore(Arc<Inner>);
 
@@ -88,12 +88,12 @@ struct Inner {
     directory: PathBuf,
     limits: StoreLimits,
     opened: Instant,
-    /// Taken before `index` where both are needed.
+    /// Segment that is being appended to. Lock order: this before `index`.
     writer: Mutex<Option<Writer>>,
     index: Mutex<Index>,
 }
 
-/// Reads contents one after the other. It keeps the latest few frames: neighbours in a tree mostly lie in one.
+/// Reader of contents with a cache of the latest few frames: neighbours in a tree are mostly in the same frame.
 #[derive(Debug)]
 pub struct Reader {
     store: ContentStore,
@@ -101,7 +101,7 @@ pub struct Reader {
 }
 
 impl ContentStore {
-    /// Opens the store at `directory`, makes it where there is none.
+    /// Opens the store at `directory`, or creates it.
     pub fn open(directory: &Path, limits: StoreLimits) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         let mut numbers = Vec::new();
@@ -129,7 +129,8 @@ impl ContentStore {
         })))
     }
 
-    /// What is there of these contents for `owner`. What is there is kept from the sweep for its grace period.
+    /// Reports the presence of these contents for `owner`, in order. Present contents are protected from sweeps for
+    /// the grace period.
     pub fn look<'a>(
         &self,
         owner: &OwnerKey,
@@ -163,12 +164,12 @@ impl ContentStore {
         Ok(found)
     }
 
-    /// Reads contents from now on.
+    /// Returns a reader with a frame cache of its own.
     pub fn reader(&self) -> Reader {
         Reader { store: self.clone(), frames: Frames::default() }
     }
 
-    /// The pieces of a content; a small one is its own only piece. None when it is not there.
+    /// Returns the pieces of a content, or `None` if it is missing. A small content is its own only piece.
     pub fn pieces(&self, hash: &ContentHash) -> io::Result<Option<Vec<Piece>>> {
         let Some(lying) = self.0.lying(hash) else { return Ok(None) };
         if !lying.recipe {
@@ -189,17 +190,17 @@ impl ContentStore {
         self.0.limits
     }
 
-    /// What `owner` sends counts for the quota of `share` from now on.
+    /// Counts content of `owner` against the quota of `share` from now on.
     pub fn count_as(&self, owner: OwnerKey, share: OwnerKey) {
         self.0.index().count_as(owner, share);
     }
 
-    /// Bytes on disk that a participant has sent.
+    /// Returns the number of bytes on disk that a participant has sent.
     pub fn sent_by(&self, owner: &OwnerKey) -> u64 {
         self.0.index().sent.get(owner).copied().unwrap_or_default()
     }
 
-    /// Bytes on disk.
+    /// Returns the number of bytes on disk.
     pub fn used(&self) -> u64 {
         self.0.index().used()
     }
@@ -211,7 +212,7 @@ impl Inner {
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {
-        // Every change under the lock is one insertion or removal: a panic leaves it whole.
+        // Every change under the lock is one insertion or removal, so the index stays consistent after a panic.
         self.index.lock()
     }
 
@@ -225,7 +226,7 @@ impl Inner {
 }
 
 impl Reader {
-    /// A content that is one piece; none when it is not there.
+    /// Returns a verified content that is one piece, or `None` if it is missing.
     pub fn piece(&self, hash: &ContentHash) -> io::Result<Option<Bytes>> {
         let Some(lying) = self.store.0.lying(hash).filter(|lying| !lying.recipe) else { return Ok(None) };
         let content = part(&self.frames.get(&lying)?, &lying.place)?;
@@ -236,7 +237,7 @@ impl Reader {
         Ok(Some(content))
     }
 
-    /// See [`ContentStore::pieces`].
+    /// Returns the pieces of a content. See [`ContentStore::pieces`].
     pub fn pieces(&self, hash: &ContentHash) -> io::Result<Option<Vec<Piece>>> {
         self.store.pieces(hash)
     }
@@ -246,12 +247,16 @@ fn part(frame: &Bytes, place: &Place) -> io::Result<Bytes> {
     let Place { inside, size, .. } = *place;
     let (start, end) = (inside as usize, inside as usize + size as usize);
     if end > frame.len() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame is shorter than its row says"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a stored frame is shorter than its index row says",
+        ));
     }
     Ok(frame.slice(start..end))
 }
 
-/// As seconds of the store's own clock; what is longer ago than the store was opened is its opening.
+/// Returns the time `age` before `now` in seconds of the store's own clock, at least 0, which is when the store was
+/// opened.
 fn seconds_before(now: u32, age: Duration) -> u32 {
     now.saturating_sub(u32::try_from(age.as_secs()).unwrap_or(u32::MAX))
 }

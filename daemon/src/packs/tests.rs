@@ -1,4 +1,4 @@
-//! Uploads against a real store and real names of images, without any wire.
+//! Tests of uploads with a real content store and a real image store, without the network API.
 
 mod images;
 mod sweeps;
@@ -21,7 +21,7 @@ use crate::store::Store;
 
 const LIMITS: StoreLimits = StoreLimits { total: 1 << 30, per_owner: 1 << 30, min_free: 0 };
 
-/// Whatever is not in use is old.
+/// Sweep without any retention time: removes everything that is not in use.
 const EVERYTHING_OLD: Sweep =
     Sweep { keep: Duration::ZERO, hurried: None, grace: Duration::ZERO, ended: None };
 
@@ -58,20 +58,20 @@ fn room() -> Room {
 }
 
 impl Room {
-    /// As after kill -9: nothing is said to what was open.
+    /// Opens the packs again without closing the open handles, as after kill -9.
     fn restart(self) -> Self {
         open(self.directory, LIMITS)
     }
 }
 
-/// Content that does not compress.
+/// Returns content that does not compress.
 fn noise(seed: u8, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     blake3::Hasher::new_keyed(&[seed; 32]).finalize_xof().fill(&mut bytes);
     bytes
 }
 
-/// A directory, hashed as a client does it.
+/// A directory that is hashed in the same way as by a client.
 struct Local {
     directory: tempfile::TempDir,
     tree: Tree,
@@ -111,7 +111,7 @@ impl Local {
         lister.finish().await.unwrap()
     }
 
-    /// Sends these entries; gives the number of pieces and their bytes.
+    /// Sends these entries. Returns the number of sent pieces and bytes.
     async fn send(
         &self,
         packs: &Packs,
@@ -156,7 +156,7 @@ impl Local {
         packs.begin(self.hashed.digest, destination(owner, None)).await.unwrap()
     }
 
-    /// The whole way; gives what was committed and the pieces that were sent.
+    /// Runs a whole upload. Returns the result and the number of sent pieces.
     async fn upload(&self, packs: &Packs, to: Destination) -> Result<(Committed, u64), PackError> {
         let owner = to.owner.clone();
         let id = match packs.begin(self.hashed.digest, to).await? {
@@ -225,7 +225,7 @@ async fn a_tree_that_was_sent_is_there_whole_and_the_next_time_at_once() {
     let local = sample();
     let (committed, sent) = local.upload(&room.packs, destination("ann", None)).await.unwrap();
     assert!(committed.pack.is_some() && committed.made.is_none());
-    // `a` and `d/same` are one content, and the large file is several.
+    // `a` and `d/same` have the same content, and the large file consists of several pieces.
     assert!(sent > 6, "{sent}");
     let tree = tree_of(&room.packs, "ann", &local).await;
     assert_eq!(tree.listing.len(), local.tree.entries.len());
@@ -270,12 +270,12 @@ async fn an_upload_that_was_cut_off_goes_on_where_it_was_even_after_a_kill() {
     let list = local.list(&room.packs, "ann", &id).await;
     assert_eq!(list.missing, rest);
     local.send(&room.packs, "ann", &id, rest).await.unwrap();
-    // Everything is there, and the daemon is killed before the commit.
+    // All content has been received, and the daemon is killed before the commit.
     let room = room.restart();
     let id = upload_id(local.begin(&room.packs, "ann").await);
     let list = local.list(&room.packs, "ann", &id).await;
     let large = local.tree.entries.iter().position(|entry| entry.path == b"large").unwrap() as u32;
-    // Of a large file, the pieces: it is whole only after a commit.
+    // The store has only the pieces of the large file: its recipe is stored by the commit.
     assert_eq!(list.missing, [large]);
     assert_eq!(local.send(&room.packs, "ann", &id, &list.missing).await.unwrap(), (0, 0));
     room.packs.commit("ann", &id, None).await.unwrap();
@@ -382,26 +382,26 @@ async fn content_of_another_participant_is_not_to_be_had_by_its_hash() {
     let room = room();
     let files = local(&[("a", b"secret of ann"), ("large", &noise(1, 5_000_000))]);
     let (committed, _) = files.upload(&room.packs, destination("ann", None)).await.unwrap();
-    // The same files in other hands: nothing is sent, and the proof is asked for.
+    // Another participant has the same files: nothing is sent, and a proof is required.
     let id = upload_id(files.begin(&room.packs, "bob").await);
     let list = files.list(&room.packs, "bob", &id).await;
     assert_eq!((list.missing.len(), list.prove.len()), (0, 2));
-    // Without them: no proof, a wrong one, one with another key.
+    // A participant without the files: no proof, a wrong proof, a proof with another key.
     assert!(matches!(room.packs.commit("bob", &id, None).await, Err(PackError::Incomplete { count: 2, .. })));
     let stale = pieces::prove(&files.tree, &list.prove, &[0; 32]).unwrap();
     for proof in [[0; 32], stale] {
         assert!(matches!(room.packs.commit("bob", &id, Some(proof)).await, Err(PackError::Proof)));
     }
     assert!(matches!(room.packs.tree("bob", files.hashed.digest).await, Err(PackError::TreeGone { .. })));
-    // Nor by another's pack, tree or upload.
+    // The pack, tree or upload of another participant gives no access either.
     let pack: PackId = committed.pack.unwrap();
     assert!(matches!(room.images.pack(&pack, "bob").await, Err(ImageError::PackNotFound { .. })));
     assert!(matches!(room.packs.receiver("eve", &id), Err(PackError::NoUpload { .. })));
-    // And with them all is well.
+    // With the files the proof succeeds.
     let proof = pieces::prove(&files.tree, &list.prove, &list.proof_key).unwrap();
     room.packs.commit("bob", &id, Some(proof)).await.unwrap();
     assert_eq!(content_of(&tree_of(&room.packs, "bob", &files).await, "a"), b"secret of ann");
-    // Pieces of a large file of others are sent, not taken for there.
+    // Pieces of another participant's large file have to be sent.
     let id = upload_id(files.begin(&room.packs, "eve").await);
     let list = files.list(&room.packs, "eve", &id).await;
     let (sent, _) = files.send(&room.packs, "eve", &id, &list.prove).await.unwrap();
@@ -420,7 +420,7 @@ async fn a_quota_that_is_hit_is_an_error_and_gives_the_space_back() {
     assert!(matches!(error, PackError::Store(AppendError::OwnerQuota { .. })), "{error}");
     assert!(room.packs.0.store.used() < 600_000, "{}", room.packs.0.store.used());
     assert_eq!(content_of(&tree_of(&room.packs, "ann", &small).await, "a"), noise(1, 500_000));
-    // Others have a quota of their own.
+    // Other participants have a quota of their own.
     let bob = local(&[("a", &noise(5, 2_000_000))]);
     bob.upload(&room.packs, destination("bob", None)).await.unwrap();
 }
@@ -441,7 +441,7 @@ async fn what_services_send_counts_for_whoever_deployed_them() {
         assert!(matches!(error, PackError::Store(AppendError::OwnerQuota { .. })), "{sender}: {error}");
     }
     third.upload(&room.packs, destination("service:bobs", None)).await.unwrap();
-    // It is a quota that they share, and nothing else: content of one is another's only with a proof.
+    // They share only the quota: access to each other's content still needs a proof.
     let theirs = local(&[("a", &noise(1, 1_200_000))]);
     let known = theirs.begin(&room.packs, "service:1").await;
     assert!(matches!(known, Begun::Upload(_)));

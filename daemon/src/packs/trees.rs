@@ -1,11 +1,11 @@
-//! Trees that were committed, one file each, by owner and digest.
+//! Committed trees: one file for each, by owner and digest.
 //!
 //! ```text
-//! <root>/<owner>/<64 digits>      the list, sealed (`hearth_pack::listing`); its mtime is its last use
-//! <root>/<owner>/new-<random>     being written
+//! <root>/<owner>/<64 digits>      the sealed listing (`hearth_pack::listing`); its mtime is the time of its last use
+//! <root>/<owner>/new-<random>     a file that is still being written
 //! ```
 //!
-//! A file whose list has another digest than its name counts as not there.
+//! A file whose listing does not have the digest in its name is treated as missing.
 
 use std::collections::HashSet;
 use std::fs::{self, File, FileTimes, OpenOptions};
@@ -19,9 +19,9 @@ use hearth_pack::listing::{Listing, ListingLimits};
 
 use super::store::{AppendError, OwnerKey};
 
-/// Lists of one owner together; one of 58,000 entries has about 8 MB.
+/// Maximum size of all listings of one owner, in bytes. A listing of 58,000 entries has about 8 MB.
 const OWNER_BYTES: u64 = 2 << 30;
-/// Trees of one owner that no build uses.
+/// Maximum number of trees of one owner that no build uses.
 const KEPT: usize = 32;
 
 #[derive(Clone, Debug)]
@@ -48,7 +48,7 @@ impl Trees {
         self.directory.join(owner.hex()).join(hex(tree))
     }
 
-    /// Keeps a tree; durable when this returns.
+    /// Stores a tree. It is durable when this call returns.
     pub(super) fn put(&self, owner: &OwnerKey, listing: &Listing) -> Result<(), AppendError> {
         let path = self.path(owner, &listing.digest());
         let directory = self.directory.join(owner.hex());
@@ -70,7 +70,7 @@ impl Trees {
         Ok(File::open(&self.directory)?.sync_all()?)
     }
 
-    /// Counts a tree as used now, where it is there.
+    /// Sets the time of a tree's last use to now, if the tree exists.
     pub(super) fn touch(&self, owner: &OwnerKey, tree: &TreeDigest) -> io::Result<()> {
         match File::open(self.path(owner, tree)) {
             Ok(file) => file.set_times(FileTimes::new().set_modified(SystemTime::now())),
@@ -79,7 +79,7 @@ impl Trees {
         }
     }
 
-    /// A tree of this owner; it counts as used now.
+    /// Returns a tree of this owner and sets the time of its last use to now.
     pub(super) fn get(&self, owner: &OwnerKey, tree: &TreeDigest) -> io::Result<Option<Listing>> {
         let mut file = match File::open(self.path(owner, tree)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -95,19 +95,20 @@ impl Trees {
         match self.read(bytes) {
             Some(listing) if listing.digest() == *tree => Ok(Some(listing)),
             _ => {
-                tracing::warn!(%tree, "the list of a tree is damaged; it counts as not there");
+                tracing::warn!(tree.digest = %tree, "the listing of a tree is damaged and treated as missing");
                 Ok(None)
             }
         }
     }
 
-    /// Lists that an earlier release has written have no seal.
+    /// Reads a listing with or without a seal: earlier releases wrote none.
     fn read(&self, bytes: Vec<u8>) -> Option<Listing> {
         Listing::unseal(bytes).or_else(|bytes| Listing::parse(&bytes, self.limits)).ok()
     }
 
-    /// Removes trees that are not in use and were not for as long as `keep` says of their owner's directory, and of
-    /// one owner's trees that are not in use all but the latest ones; gives the contents of those that stay.
+    /// Removes trees that are not in use: those last used longer ago than `keep` returns for the name of their
+    /// owner's directory, and all but the latest [`MAX_IDLE_TREES`] of one owner. Returns the content hashes of the
+    /// remaining trees and the number of removed trees.
     pub(super) fn sweep(
         &self,
         in_use: &HashSet<(OwnerKey, TreeDigest)>,
@@ -132,7 +133,7 @@ impl Trees {
                     fs::remove_file(&path)?;
                     removed += 1;
                 } else if !is_unfinished(&path) {
-                    // A tree that cannot be read keeps nothing, and counts as not there.
+                    // A tree that cannot be read is treated as missing, so it retains no content.
                     if let Some(listing) = self.read(fs::read(&path)?) {
                         live.extend(listing.entries().filter_map(|entry| Some(entry.content()?.0)));
                     }
@@ -185,7 +186,7 @@ mod tests {
         assert_eq!(trees.get(&ann, &tree.digest()).unwrap().unwrap().digest(), tree.digest());
         assert!(trees.get(&bob, &tree.digest()).unwrap().is_none());
         let path = trees.path(&ann, &tree.digest());
-        // Without a seal it is looked at as a whole.
+        // A listing without a seal is parsed and verified as a whole.
         fs::write(&path, tree.bytes()).unwrap();
         assert!(trees.get(&ann, &tree.digest()).unwrap().is_some());
         let other = listing("b");

@@ -1,10 +1,11 @@
-//! One upload: what its list asks for, and what of that has arrived.
+//! One upload: the content that its file list asks for, and how much of it has been received.
 //!
 //! ```text
 //! begun --list--> listed --(chunks | pieces)*--> complete --commit--> gone
 //! ```
 //!
-//! Lives in memory only: after a restart the client begins anew, and content that arrived is there.
+//! An upload exists in memory only. After a restart of the daemon the client begins a new upload; the content
+//! received before is still in the store.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::store::{MAX_PIECE, OwnerKey, Piece, Presence};
 use super::{Destination, PackError};
 
-/// Chunks of all files of one upload: 72 MB of memory.
+/// Maximum number of chunks in all files of one upload: 72 MB of memory.
 const MAX_CHUNKS: usize = 2_000_000;
 
 #[derive(Debug)]
@@ -37,7 +38,7 @@ pub(super) struct Upload {
 pub struct UnfinishedPack {
     pub caller: String,
     pub tree: TreeDigest,
-    /// What has arrived.
+    /// Number of bytes received so far.
     pub bytes: u64,
     pub age: Duration,
 }
@@ -49,33 +50,34 @@ struct State {
     chunks: usize,
 }
 
-/// What the caller was answered to its list.
+/// Received file list of an upload, and the entries whose content the client has to send or prove.
 #[derive(Debug)]
 pub struct List {
     pub listing: Listing,
     pub missing: Vec<u32>,
     pub prove: Vec<u32>,
     pub proof_key: [u8; 32],
-    /// Counted against the memory for lists until this goes.
+    /// Share of the memory for lists, released on drop.
     pub(super) _memory: super::memory::Share,
 }
 
-/// Content that is asked for, or may be sent instead of a proof.
+/// Content of one entry that the client has to send, or may send instead of a proof.
 #[derive(Debug)]
 struct Wanted {
-    /// Of more than one piece when the file was cut up.
+    /// Pieces of the content, each with a flag that says whether it has been received. A file that was not split into
+    /// chunks is one piece.
     pieces: Vec<(Piece, bool)>,
     cut: bool,
 }
 
-/// A large file whose pieces are all there: to be verified as a whole.
+/// A large file whose pieces have all been received; the content as a whole is still to be verified.
 pub(super) struct Whole {
     pub entry: u32,
     pub content: ContentHash,
     pub pieces: Vec<Piece>,
 }
 
-/// A call on an upload that is under way: it is not idle meanwhile.
+/// Guard for a request that works on an upload. The upload is not idle while a guard exists.
 #[derive(Debug)]
 pub(super) struct Call(Arc<Upload>);
 
@@ -119,7 +121,7 @@ impl Upload {
         UnfinishedPack { caller, tree: self.tree, bytes, age: self.begun.elapsed() }
     }
 
-    /// For how long nobody has spoken to it.
+    /// Returns the time since the last request for this upload, or zero while a request is running.
     pub(super) fn idle(&self) -> Duration {
         if self.calls.load(Ordering::Relaxed) > 0 {
             return Duration::ZERO;
@@ -128,7 +130,7 @@ impl Upload {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Whatever panicked, what has arrived lies in the store.
+        // The received content is in the store, so the state is usable even after a panic.
         self.state.lock()
     }
 
@@ -140,7 +142,8 @@ impl Upload {
         self.state().list.clone().ok_or(PackError::NoList)
     }
 
-    /// Takes the list: `firsts` are the entries that are the first with their content, and what is there of it.
+    /// Sets the file list. `firsts` holds, for each distinct content, the first entry that has it; `presence` says in
+    /// the same order whether the store has that content.
     pub(super) fn take_list(
         &self,
         listing: Listing,
@@ -172,7 +175,7 @@ impl Upload {
         Ok(list)
     }
 
-    /// Says what a large file is made of.
+    /// Sets the pieces that a large file consists of.
     pub(super) fn cut(&self, entry: u32, pieces: &[Piece]) -> Result<(), PackError> {
         let list = self.list()?;
         let mut state = self.state();
@@ -184,7 +187,7 @@ impl Upload {
         let count = state.chunks + pieces.len();
         let wanted = state.wanted.get_mut(&entry).ok_or(PackError::NotAskedFor { entry })?;
         if wanted.cut {
-            return Err(wrong("the file was cut up before"));
+            return Err(wrong("the file was split into chunks before"));
         }
         if pieces.iter().any(|piece| piece.size == 0 || piece.size > MAX_PIECE) {
             return Err(wrong("a chunk has from 1 byte to 4 MiB"));
@@ -201,13 +204,13 @@ impl Upload {
         Ok(())
     }
 
-    /// Notes which pieces of a file need not be sent; gives the numbers of the others.
+    /// Marks the pieces of a file that need not be sent. Returns the numbers of the others.
     pub(super) fn cut_presence(&self, entry: u32, presence: &[Presence]) -> Vec<u32> {
         let mut state = self.state();
         let Some(wanted) = state.wanted.get_mut(&entry) else { return Vec::new() };
         let mut missing = Vec::new();
         for (number, ((_, here), presence)) in (0..).zip(wanted.pieces.iter_mut().zip(presence)) {
-            // Content of others is proven by the file as a whole or not at all.
+            // A proof covers whole files only, so a single piece that only other participants own has to be sent.
             if *presence == Presence::Own {
                 *here = true;
             } else {
@@ -217,7 +220,7 @@ impl Upload {
         missing
     }
 
-    /// What a piece must be.
+    /// Returns the hash and size that a piece must have.
     pub(super) fn expected(&self, entry: u32, chunk: u32, size: u32) -> Result<Piece, PackError> {
         let state = self.state();
         let list = state.list.as_ref().ok_or(PackError::NoList)?;
@@ -225,7 +228,7 @@ impl Upload {
         let wanted = state.wanted.get(&entry).ok_or(PackError::NotAskedFor { entry })?;
         let (piece, _) = wanted.pieces.get(chunk as usize).ok_or_else(|| wrong("there is no such chunk"))?;
         if piece.size > MAX_PIECE {
-            return Err(wrong("a file of more than 4 MiB is cut up with Chunks first"));
+            return Err(wrong("a file of more than 4 MiB must be split with Chunks first"));
         }
         if piece.size != size {
             return Err(wrong("its size is not the listed one"));
@@ -241,7 +244,8 @@ impl Upload {
         }
     }
 
-    /// Checks that all that is missing has come. `proven` says whether a proof stands for the rest.
+    /// Checks that all missing content has been received. `proven` says whether the client proves possession of the
+    /// content in `prove`; otherwise that content must have been received, too.
     pub(super) fn check_complete(&self, proven: bool) -> Result<(), PackError> {
         let state = self.state();
         let list = state.list.as_ref().ok_or(PackError::NoList)?;
@@ -258,7 +262,7 @@ impl Upload {
         }
     }
 
-    /// All that it has been told to be there, or has sent, or may still send.
+    /// Returns the hashes of all content of this upload: present before, received, or still to be sent.
     pub(super) fn contents(&self) -> Vec<ContentHash> {
         let state = self.state();
         let Some(list) = &state.list else { return Vec::new() };
@@ -267,7 +271,7 @@ impl Upload {
         listed.chain(pieces).collect()
     }
 
-    /// Files that were cut up and are complete.
+    /// Returns the files that were split into chunks and are complete.
     pub(super) fn wholes(&self) -> Vec<Whole> {
         let state = self.state();
         let Some(list) = &state.list else { return Vec::new() };
@@ -281,14 +285,14 @@ impl Upload {
     }
 }
 
-/// A content of any size.
+/// Hash and size of content of any size.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Piece64 {
     pub hash: ContentHash,
     pub size: u64,
 }
 
-/// The path of an entry as people read it.
+/// Returns the path of an entry for messages.
 pub(super) fn path(listing: &Listing, entry: u32) -> String {
     match (entry as usize) < listing.len() {
         true => String::from_utf8_lossy(listing.path(entry as usize)).into_owned(),

@@ -1,3 +1,5 @@
+//! An OCI archive in a file: verified once when it is opened, then read by position.
+
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -11,7 +13,7 @@ use super::read::{ReadArchive, read_error, scan};
 use super::{ArchiveError, BlobSource, JSON_LIMIT};
 use crate::image::{Descriptor, Index, Manifest, Platform};
 
-/// Indexes inside indexes are followed this far.
+/// Maximum nesting depth of indexes.
 const DEPTH: usize = 4;
 
 /// An archive in a file, all of whose blobs have been verified.
@@ -45,7 +47,7 @@ impl ImageFile {
         &self.index
     }
 
-    /// The manifest for `platform`. A descriptor that names no platform is judged by its config.
+    /// Returns the manifest for `platform`. If a descriptor names no platform, the one in its config is used.
     pub fn manifest(&self, platform: &Platform) -> Result<(Descriptor, Manifest), ArchiveError> {
         let mut found = Vec::new();
         let mut best: Option<(Descriptor, Manifest, bool)> = None;
@@ -71,7 +73,7 @@ impl ImageFile {
         &self,
         index: &Index,
         depth: usize,
-        // Each blob is looked at once, else a few wide indexes make for endless work.
+        // Each blob is visited once; otherwise a few wide indexes could cause endless work.
         seen: &mut HashSet<Digest>,
         offer: &mut dyn FnMut(Descriptor, Manifest, Platform),
     ) -> Result<(), ArchiveError> {
@@ -84,8 +86,8 @@ impl ImageFile {
                 continue;
             }
             let declared = descriptor.platform.clone();
-            // Attestations stand beside images as manifests for an unknown platform. A platform
-            // left out on purpose has no blobs here.
+            // Attestations are manifests for an unknown platform beside the images. A platform that was left out on
+            // purpose has no blobs in the archive.
             let unknown = declared.as_ref().is_some_and(|platform| platform.os == "unknown");
             if unknown || !descriptor.is_manifest() || !self.blobs.contains_key(&descriptor.digest) {
                 continue;
@@ -100,7 +102,7 @@ impl ImageFile {
         Ok(())
     }
 
-    /// A small blob.
+    /// Reads a whole blob of at most [`JSON_LIMIT`] bytes.
     pub fn bytes(&self, digest: &Digest) -> Result<Vec<u8>, ArchiveError> {
         let (_, size) = self.place(digest)?;
         if size > JSON_LIMIT {

@@ -1,8 +1,7 @@
-//! Tar members from a stream that may be hostile: nothing is held in memory but bounded headers.
+//! Reader for tar members from an untrusted stream: only headers of bounded size are held in memory.
 //!
-//! PAX (`path`, `size`, `linkpath`) and GNU long names are understood, for other writers use
-//! them. An archive must end with an empty block: one cut off between two members is told from a
-//! whole one.
+//! PAX records (`path`, `size`, `linkpath`) and GNU long names are supported, because other writers use them. An
+//! archive must end with an empty block, so that one that is truncated between two members is detected.
 
 use std::io::{self, Read};
 
@@ -12,13 +11,13 @@ use super::ArchiveError;
 use crate::layer::header::{BLOCK, padding};
 use crate::walk::shown;
 
-/// Largest extension header; names and the few PAX records of an image archive are far smaller.
+/// Maximum size of an extension header, in bytes. Names and the few PAX records of an image archive are far smaller.
 const EXTENSION_LIMIT: u64 = 64 * 1024;
 
 pub(crate) struct RawTar<R> {
     inner: R,
     position: u64,
-    /// Content and padding of the last member that nobody read.
+    /// Number of unread content bytes of the current member.
     left: u64,
     padding: u64,
 }
@@ -26,7 +25,7 @@ pub(crate) struct RawTar<R> {
 /// The header of a member; its content is read from the archive next.
 #[derive(Debug)]
 pub(crate) struct Member {
-    /// Without leading `./`, and not checked otherwise.
+    /// Name without leading `./`, otherwise unchecked.
     pub(crate) name: Vec<u8>,
     pub(crate) kind: EntryType,
     pub(crate) size: u64,
@@ -37,12 +36,13 @@ impl<R: Read> RawTar<R> {
         Self { inner, position: 0, left: 0, padding: 0 }
     }
 
-    /// Where the content of the current member starts, until it is read.
+    /// Offset of the next byte in the archive. Before its content is read, this is where the current member's content
+    /// starts.
     pub(crate) fn position(&self) -> u64 {
         self.position
     }
 
-    /// The next member; what is left of the last one is skipped.
+    /// Returns the next member, or `None` at the end of the archive. Unread content of the last member is skipped.
     pub(crate) fn next(&mut self) -> Result<Option<Member>, ArchiveError> {
         let (mut name, mut size) = (None, None);
         loop {
@@ -91,7 +91,7 @@ impl<R: Read> RawTar<R> {
     }
 
     fn expect(&mut self, size: u64) -> Result<(), ArchiveError> {
-        // Sizes near the end of the range are nonsense and must not overflow the sums.
+        // Sizes near the end of the range are invalid and must not overflow the sums.
         if size > i64::MAX as u64 - BLOCK as u64 {
             return Err(ArchiveError::Header { what: "size" });
         }
@@ -113,7 +113,7 @@ impl<R: Read> RawTar<R> {
         Ok(content)
     }
 
-    /// Reads on over what is left of the member.
+    /// Skips the unread content and the padding of the member.
     fn skip(&mut self) -> Result<(), ArchiveError> {
         let mut left = self.left + self.padding;
         let mut scratch = vec![0u8; left.min(64 * 1024) as usize];
@@ -144,7 +144,7 @@ impl<R: Read> RawTar<R> {
     }
 }
 
-/// The content of the current member. The end of the archive before it is an `UnexpectedEof`.
+/// Reads the content of the current member. An archive that ends inside it gives `UnexpectedEof`.
 impl<R: Read> Read for RawTar<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let room = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
@@ -181,10 +181,10 @@ fn check(header: &Header, first: bool) -> Result<(), ArchiveError> {
     }
 }
 
-/// Key and value.
+/// Key and value of a PAX record.
 pub(crate) type PaxRecord<'a> = (&'a [u8], &'a [u8]);
 
-/// PAX records, `length key=value\n` each.
+/// Parses PAX records of the form `length key=value\n`.
 pub(crate) fn pax(mut records: &[u8]) -> Result<Vec<PaxRecord<'_>>, ArchiveError> {
     const BAD: ArchiveError = ArchiveError::Header { what: "PAX record" };
     let mut list = Vec::new();

@@ -1,3 +1,5 @@
+//! Reads an OCI archive from a stream: checks the name and kind of each member and the digest of each blob.
+
 use std::io::{self, Read};
 
 use hearth_proto::value::Digest;
@@ -9,14 +11,14 @@ use super::raw::{Member, RawTar};
 use super::{ArchiveError, JSON_LIMIT};
 use crate::image::Index;
 
-/// Where the blobs of an archive go.
+/// Receiver for the blobs of an archive.
 pub trait ArchiveSink {
-    /// Takes one blob. `content` gives exactly `size` bytes, and an error instead of the last of
-    /// them if they do not have `digest`: what was read to its end is verified.
+    /// Receives one blob. `content` yields exactly `size` bytes. If they do not have `digest`, it fails instead of
+    /// yielding the last of them, so content that was read to its end is verified.
     fn blob(&mut self, digest: &Digest, size: u64, content: &mut dyn Read) -> io::Result<()>;
 }
 
-/// What an archive holds, after all its blobs went to the sink.
+/// Index and blob counts of an archive whose blobs have all been passed to the sink.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadArchive {
     pub index: Index,
@@ -24,14 +26,13 @@ pub struct ReadArchive {
     pub blob_bytes: u64,
 }
 
-/// Reads an archive from its start to its end. Members that do not belong to an image layout are
-/// skipped. Memory is bounded whatever the archive says; how much the sink takes is its own
-/// affair.
+/// Reads an archive from its start to its end. Members that do not belong to an image layout are skipped. The memory
+/// use of the reader is bounded for any archive; limits on what the sink stores are the sink's own.
 pub fn read(archive: impl Read, sink: &mut dyn ArchiveSink) -> Result<ReadArchive, ArchiveError> {
     scan(&mut RawTar::new(archive), &mut |digest, size, _, content| sink.blob(digest, size, content))
 }
 
-/// Takes a blob with its position in the archive.
+/// Callback for a blob: digest, size, position in the archive, content.
 pub(super) type TakeBlob<'a> = dyn FnMut(&Digest, u64, u64, &mut dyn Read) -> io::Result<()> + 'a;
 
 pub(super) fn scan<R: Read>(
@@ -54,12 +55,12 @@ pub(super) fn scan<R: Read>(
             Place::Layout => {
                 let layout: LayoutFile = json(tar, &member)?;
                 if !layout.image_layout_version.starts_with("1.") {
-                    return Err(named(&member, "is of an unknown version"));
+                    return Err(named(&member, "has an unknown version"));
                 }
             }
             Place::Index => {
                 if index.replace(json(tar, &member)?).is_some() {
-                    return Err(named(&member, "is there twice"));
+                    return Err(named(&member, "occurs twice"));
                 }
             }
             Place::Blob(digest) => {
@@ -83,7 +84,7 @@ struct LayoutFile {
     image_layout_version: String,
 }
 
-/// What a member is, by its name.
+/// Role of an archive member, determined by its name.
 enum Place {
     Layout,
     Index,
@@ -96,7 +97,7 @@ fn place(member: &Member) -> Result<Place, ArchiveError> {
     if name.starts_with(b"/") || name.split(|&byte| byte == b'/').any(|part| part == b"..") {
         return Err(named(member, "has a name that leads out of the archive"));
     }
-    // Old writers keep sparse files in a form of their own, with blocks that only they expect.
+    // Old writers store sparse files in their own format, with extra blocks that other readers do not expect.
     if member.kind == EntryType::GNUSparse {
         return Err(named(member, "is a sparse file"));
     }
@@ -142,7 +143,7 @@ fn blob<R: Read>(
         Ok(()) => take(digest, size, position, &mut content),
         Err(error) => Err(error),
     };
-    // A fault of the archive comes before what the sink made of it.
+    // A fault of the archive takes precedence over the sink's error.
     let taken = taken.and_then(|()| io::copy(&mut content, &mut io::sink()).map(drop));
     match content.fault {
         Some(fault) => Err(fault),
@@ -157,13 +158,13 @@ pub(super) fn read_error(source: io::Error) -> ArchiveError {
     }
 }
 
-/// Content that gives an error in place of its last bytes if its digest is not the declared one.
+/// Reader that fails instead of yielding its last bytes if the content does not have the declared digest.
 pub(crate) struct Verified<R> {
     inner: R,
     declared: Digest,
     sum: Sha256,
     left: u64,
-    /// Why reading failed, for whoever gets only an I/O error through someone else's hands.
+    /// Cause of a failed read, for callers that only get an I/O error through another reader or writer.
     pub(crate) fault: Option<ArchiveError>,
 }
 
@@ -172,7 +173,7 @@ impl<R: Read> Verified<R> {
         Self { inner, declared, sum: Sha256::new(), left: size, fault: None }
     }
 
-    /// A blob without content has no last bytes to hold back.
+    /// Verifies an empty blob before it is read, because it has no last bytes to hold back.
     fn check_empty(&mut self) -> io::Result<()> {
         if self.left == 0 { self.check() } else { Ok(()) }
     }

@@ -7,18 +7,18 @@ use super::write::sha256;
 use super::*;
 use crate::image::{CONFIG, Descriptor, Index, MANIFEST, Manifest, Platform};
 
-/// Keeps digests, and fails if it ever sees a whole blob that is not its own.
+/// Sink that collects digests, and fails if it ever gets a complete blob with a wrong digest.
 #[derive(Default)]
 struct Sink {
     kept: Vec<Digest>,
-    /// Reads nothing, as a sink may that has the blob already.
+    /// Makes the sink read nothing, as a sink may do that already has the blob.
     lazy: bool,
 }
 
 impl ArchiveSink for Sink {
     fn blob(&mut self, digest: &Digest, size: u64, content: &mut dyn Read) -> io::Result<()> {
         if !self.lazy {
-            // Exactly the size, without asking for the end.
+            // Exactly the size is read, without reading the end.
             let mut bytes = Vec::new();
             content.take(size).read_to_end(&mut bytes)?;
             assert_eq!(bytes.len() as u64, size);
@@ -155,7 +155,7 @@ fn pax_and_long_names_are_understood_and_bad_ones_refused() {
     let name = format!("blobs/sha256/{}", sha256(b"abc").hex());
     let pax = |text: &[u8]| member_of(EntryType::XHeader, "x", text.len() as u64, text);
     let path = format!("{} path={name}\n", name.len() + 9);
-    // The header's own size is wrong; the record's counts.
+    // The size in the header is wrong; the one in the PAX record is used.
     let sized = member_of(EntryType::Regular, "short", 0, b"abc");
     let bytes = archive(&[pax(path.as_bytes()), pax(b"9 size=3\n"), sized, index()]);
     assert_eq!(read_all(&bytes).unwrap().blobs, 1);
@@ -206,7 +206,7 @@ fn a_sink_that_fails_is_told_from_a_bad_archive() {
     assert!(matches!(error, ArchiveError::Sink { digest, .. } if digest == sha256(b"x")), "{error}");
 }
 
-/// An archive in a file with the given index and blobs.
+/// Creates an archive in a file with the given index and blobs.
 fn image_file(index: &Index, blobs: &[Vec<u8>]) -> Result<ImageFile, ArchiveError> {
     let mut file = tempfile::tempfile().unwrap();
     let mut members: Vec<_> = blobs.iter().map(|content| blob(content)).collect();
@@ -221,7 +221,7 @@ fn described(media_type: &str, content: &[u8], platform: Option<&str>) -> Descri
     descriptor
 }
 
-/// A config and its manifest for a platform.
+/// Returns a config and its manifest for a platform.
 fn image(architecture: &str, variant: Option<&str>) -> (Vec<u8>, Vec<u8>) {
     let platform = Platform::linux(architecture, variant);
     let config = serde_json::to_vec(&crate::image::ImageConfig::new(platform)).unwrap();
@@ -236,9 +236,9 @@ fn the_image_for_a_platform_is_found_through_nested_indexes_and_configs() {
     let (v7, v7_manifest) = image("arm", Some("v7"));
     let inner = serde_json::to_vec(&Index::new(vec![
         described(MANIFEST, &v6_manifest, Some("arm/v6")),
-        // Says nothing of its platform: the config does.
+        // This descriptor has no platform, but its config has.
         described(MANIFEST, &v7_manifest, None),
-        // Left out of the archive.
+        // This manifest is left out of the archive.
         described(MANIFEST, b"gone", Some("s390x")),
     ]))
     .unwrap();
@@ -282,7 +282,7 @@ proptest::proptest! {
             bytes[at] = value;
         }
         if refresh {
-            // Damage that a checksum does not show.
+            // The header's checksum does not cover this damage.
             for at in (0..bytes.len()).step_by(512) {
                 let mut header = Header::new_ustar();
                 header.as_mut_bytes().copy_from_slice(&bytes[at..at + 512]);

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use crate::new_file::{self, NewFile};
 
-/// As for any file that a person makes; the umask takes its part.
+/// Mode of a user's file before the umask is applied.
 const FILE_MODE: u32 = 0o666;
 
-/// Writes a file, which appears complete or not at all.
+/// Writes a file atomically: it appears complete or not at all.
 pub fn write_whole(path: &Path, write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let dir = new_file::parent(path);
     let new = NewFile::create(dir, FILE_MODE)?;

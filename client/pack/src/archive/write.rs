@@ -1,3 +1,5 @@
+//! Writes an OCI archive. The layout is computed first, so that its length and the offset of each blob are known.
+
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, Write};
 
@@ -10,18 +12,19 @@ use crate::layer::header::{END, Record, encode, padding};
 
 const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
-/// Where the content of blobs comes from when an archive is written.
+/// Source of blob content when an archive is written.
 pub trait BlobSource: std::fmt::Debug + Send + Sync {
     fn open(&self, digest: &Digest) -> io::Result<Box<dyn Read + '_>>;
 }
 
-/// Opens any blob of a layout.
+/// Callback that opens any blob of a layout.
 pub type OpenBlob<'a> = dyn Fn(&Digest) -> io::Result<Box<dyn Read + 'a>> + 'a;
 
-/// Passes over the place of a blob of that size, or declines.
+/// Callback that may skip the space of a blob of the given size instead of having it written. Returns whether it
+/// skipped.
 type PassOver<'a, W> = dyn FnMut(&mut W, (&Digest, u64)) -> io::Result<bool> + 'a;
 
-/// The members of an archive in their order, with their sizes: small ones here, layers by digest.
+/// Members of an archive in order, with their sizes. Small members are held in memory, layers by digest.
 #[derive(Debug, Clone)]
 pub struct Layout {
     members: Vec<Planned>,
@@ -41,7 +44,7 @@ enum Content {
     Blob { digest: Digest, size: u64 },
 }
 
-/// Writes an image's name where readers of an index look for it.
+/// Adds the annotations in which readers of an index look for an image's name.
 fn name(descriptor: &mut Descriptor, tag: Option<&str>) {
     if let Some(tag) = tag {
         for key in [REF_NAME, IMAGE_NAME] {
@@ -51,8 +54,8 @@ fn name(descriptor: &mut Descriptor, tag: Option<&str>) {
 }
 
 impl Layout {
-    /// Lays out one image. `config` and `manifest` are the exact bytes, `parsed` is the manifest's
-    /// value; `tag` is the whole reference; `docker` adds what `docker load` looks for.
+    /// Lays out one image. `config` and `manifest` are the exact bytes, `parsed` is the parsed manifest; `tag` is the
+    /// whole reference; `docker` adds the `manifest.json` that `docker load` needs.
     pub fn new(
         config: &[u8],
         manifest: &[u8],
@@ -81,7 +84,7 @@ impl Layout {
         members.push(bytes(&blob_path(&parsed.config.digest), config));
         for layer in &parsed.layers {
             let path = blob_path(&layer.digest);
-            // A layer that an image holds twice is one blob.
+            // A layer that occurs twice in an image is stored once.
             if members.iter().all(|member| member.path != path) {
                 let content = Content::Blob { digest: layer.digest, size: layer.size };
                 members.push(Planned { path, content });
@@ -90,8 +93,8 @@ impl Layout {
         Ok(Self { members, manifest: descriptor })
     }
 
-    /// Lays out an image or a whole index as it is stored: `top` is what the archive holds, `blobs` is
-    /// everything below it, manifests first. Equal lists give equal bytes.
+    /// Lays out a stored image or a whole index: `top` is its descriptor, `blobs` are all blobs below it, manifests
+    /// first. Equal lists give equal bytes.
     pub fn of_stored(top: Descriptor, blobs: &[Descriptor], tag: Option<&str>) -> serde_json::Result<Self> {
         let mut descriptor = top;
         name(&mut descriptor, tag);
@@ -113,12 +116,12 @@ impl Layout {
         Ok(Self { members, manifest: descriptor })
     }
 
-    /// The image's descriptor as it stands in the index.
+    /// Returns the image's descriptor as written in the index.
     pub fn manifest(&self) -> &Descriptor {
         &self.manifest
     }
 
-    /// Length of the whole archive in bytes.
+    /// Returns the length of the whole archive in bytes.
     pub fn size(&self) -> u64 {
         let member = |member: &Planned| {
             let size = member.content.size();
@@ -127,7 +130,7 @@ impl Layout {
         self.members.iter().map(member).sum::<u64>() + END.len() as u64
     }
 
-    /// Where in the archive the content of a blob starts.
+    /// Returns the offset of a blob's content in the archive.
     pub(crate) fn blob_position(&self, wanted: &Digest) -> Option<u64> {
         let mut position = 0;
         for member in &self.members {
@@ -140,12 +143,12 @@ impl Layout {
         None
     }
 
-    /// Writes the archive. Each blob is verified once more on its way.
+    /// Writes the archive. Each blob is verified again while it is written.
     pub fn write(&self, out: &mut dyn Write, open: &OpenBlob<'_>) -> io::Result<()> {
         self.write_members(out, open, &mut |_, _| Ok(false))
     }
 
-    /// Completes an archive in a file in which the blob `present` lies in its place.
+    /// Completes an archive in a file that already contains the blob `present` at its offset.
     pub(crate) fn write_around(&self, file: &File, present: &Digest, open: &OpenBlob<'_>) -> io::Result<()> {
         let mut out = BufWriter::with_capacity(256 * 1024, file);
         out.rewind()?;
@@ -158,7 +161,7 @@ impl Layout {
         })
     }
 
-    /// `skip` may pass over the place of a blob instead of writing it.
+    /// Writes all members. `skip` may skip the space of a blob instead of having it written.
     fn write_members<W: Write + ?Sized>(
         &self,
         out: &mut W,
@@ -212,7 +215,7 @@ impl Planned {
     }
 }
 
-/// The digest of small content.
+/// Returns the digest of content in memory.
 pub fn sha256(bytes: &[u8]) -> Digest {
     Digest::from_sha256(<sha2::Sha256 as sha2::Digest>::digest(bytes).into())
 }

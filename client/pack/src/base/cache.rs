@@ -1,8 +1,8 @@
-//! Blobs of base images, kept between runs: `<dir>/sha256/<digits>`, and beside it `<digits>.diff`, the
-//! DiffID of a layer whose content was once looked through.
+//! Cache of base image blobs between runs: `<dir>/sha256/<digits>`, and beside it `<digits>.diff`, the DiffID of a
+//! layer that was once decompressed.
 //!
-//! Nothing that lies there is believed: a blob is summed again each time it is used. The DiffID is, for it
-//! follows from the digest; both are the user's own files.
+//! Cached blobs are not trusted: the digest of a blob is computed again each time it is used. The cached DiffID is
+//! trusted, because it follows from the digest, and both files belong to the user.
 
 use std::fs::{self, File, FileTimes};
 use std::io::{self, Read, Write as _};
@@ -15,18 +15,18 @@ use sha2::{Digest as _, Sha256};
 use crate::image::Descriptor;
 
 const CHUNK: usize = 256 * 1024;
-/// A download that was left this long ago was left for good.
+/// Age after which an unfinished download is considered abandoned.
 const STALE: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
 const INCOMING: &str = ".incoming-";
 
-/// A directory of blobs; the user's own, and safe to delete at any time.
+/// Directory of cached blobs. It belongs to the user and can be deleted at any time.
 #[derive(Clone, Debug)]
 pub struct BlobCache {
     dir: PathBuf,
 }
 
 impl BlobCache {
-    /// Makes the directory where it is missing.
+    /// Opens the cache and creates its directory if it is missing.
     pub fn open(dir: &Path) -> io::Result<Self> {
         let dir = dir.join("sha256");
         let mut builder = fs::DirBuilder::new();
@@ -35,7 +35,7 @@ impl BlobCache {
         Ok(Self { dir })
     }
 
-    /// A blob that is there and right. A damaged one is removed.
+    /// Returns a cached blob after verifying it. A damaged blob is removed.
     pub fn get(&self, blob: &Descriptor) -> io::Result<Option<File>> {
         let path = self.dir.join(blob.digest.hex());
         let mut file = match File::open(&path) {
@@ -52,12 +52,12 @@ impl BlobCache {
             fs::remove_file(&path)?;
             return Ok(None);
         }
-        // So that the least used goes first; a cache that may only be read serves all the same.
+        // The time orders eviction. A read-only cache works, too, so an error is ignored.
         let _ = file.set_times(FileTimes::new().set_modified(SystemTime::now()));
         Ok(Some(file))
     }
 
-    /// Keeps a blob, complete or not at all.
+    /// Stores a blob atomically, after verifying it.
     pub fn put(&self, blob: &Descriptor, content: &mut dyn Read) -> io::Result<File> {
         let mut incoming = tempfile::Builder::new().prefix(INCOMING).tempfile_in(&self.dir)?;
         let mut sum = Sha256::new();
@@ -67,22 +67,22 @@ impl BlobCache {
         })?;
         if size != blob.size || Digest::from_sha256(sum.finalize().into()) != blob.digest {
             let reason = format!(
-                "content of {} is not what its digest says ({size} of {} bytes)",
+                "content of {} does not have this digest ({size} of {} bytes)",
                 blob.digest, blob.size
             );
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
         }
         incoming.persist(self.dir.join(blob.digest.hex())).map_err(|error| error.error)?;
-        // Opened again: what is handed on can only be read.
+        // The file is opened again so that the caller gets a read-only handle.
         File::open(self.dir.join(blob.digest.hex()))
     }
 
-    /// What the tar in a layer has been found to sum up to.
+    /// Returns the cached DiffID of a layer.
     pub fn diff_id(&self, layer: &Digest) -> Option<Digest> {
         fs::read_to_string(self.diff_path(layer)).ok()?.trim().parse().ok()
     }
 
-    /// Remembers it. That this fails costs time, and nothing else.
+    /// Caches the DiffID of a layer. A failure only costs time later.
     pub fn set_diff_id(&self, layer: &Digest, diff_id: &Digest) {
         let write = || -> io::Result<()> {
             let mut file = tempfile::Builder::new().prefix(INCOMING).tempfile_in(&self.dir)?;
@@ -90,7 +90,7 @@ impl BlobCache {
             file.persist(self.diff_path(layer)).map(drop).map_err(|error| error.error)
         };
         if let Err(error) = write() {
-            tracing::debug!(%error, %layer, "a DiffID was not remembered");
+            tracing::debug!(%error, %layer, "failed to cache a DiffID");
         }
     }
 
@@ -98,8 +98,8 @@ impl BlobCache {
         self.dir.join(format!("{}.diff", layer.hex()))
     }
 
-    /// Removes the least used blobs until at most `keep` bytes are left, and what broken runs left. What is
-    /// open stays readable.
+    /// Removes the least recently used blobs until at most `keep` bytes are left, and the abandoned downloads of
+    /// interrupted runs. Open files stay readable.
     pub fn trim(&self, keep: u64) -> io::Result<()> {
         let mut blobs = Vec::new();
         let mut total = 0;
@@ -129,7 +129,7 @@ impl BlobCache {
     }
 }
 
-/// Another run may have been faster.
+/// Removes a file, which another run may have removed already.
 fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

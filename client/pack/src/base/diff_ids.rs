@@ -1,4 +1,4 @@
-//! Whether layers are what their image's config says: the sum of each tar is its DiffID.
+//! Checks layers against their image's config: the digest of each uncompressed tar must be the declared DiffID.
 
 use std::io::{self, Read};
 
@@ -9,10 +9,10 @@ use super::{BaseError, BlobCache};
 use crate::archive::BlobSource;
 use crate::image::Descriptor;
 
-/// A layer that unpacks to more is not looked through.
+/// Maximum uncompressed size of a layer, in bytes.
 const MAX_TAR: u64 = 1 << 40;
 
-/// Checks every layer once; what was found before is taken from `known`.
+/// Checks every layer. DiffIDs that were computed before are taken from `known`.
 pub(super) fn check(
     layers: &[Descriptor],
     diff_ids: &[Digest],
@@ -40,7 +40,7 @@ pub(super) fn check(
 }
 
 fn diff_id(layer: &Descriptor, blobs: &dyn BlobSource) -> io::Result<Digest> {
-    // The blob itself was verified before; this reads it once more.
+    // The blob itself was verified before; this reads it a second time.
     let blob = io::BufReader::with_capacity(256 * 1024, blobs.open(&layer.digest)?);
     let tar: Box<dyn Read + '_> = match layer.media_type.rsplit_once('+').map(|(_, kind)| kind) {
         Some("gzip") => Box::new(flate2::bufread::MultiGzDecoder::new(blob)),
@@ -65,7 +65,7 @@ fn diff_id(layer: &Descriptor, blobs: &dyn BlobSource) -> io::Result<Digest> {
     if size > MAX_TAR {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            format!("it unpacks to more than {MAX_TAR} bytes"),
+            format!("its uncompressed size is more than {MAX_TAR} bytes"),
         ));
     }
     Ok(Digest::from_sha256(sum.finalize().into()))

@@ -63,7 +63,7 @@ fn a_layer_that_is_not_what_the_config_says_is_refused() {
 
     config.rootfs.diff_ids = vec![layer.digest];
     let bytes = serde_json::to_vec(&config).unwrap();
-    // Seen before or not.
+    // The result is the same with and without a cached DiffID.
     for known in [None, Some(&cache)] {
         let error = Base::from_files(&bytes, vec![layer.clone()], file(), known).unwrap_err();
         assert!(matches!(error, BaseError::DiffId { .. }), "{error}");

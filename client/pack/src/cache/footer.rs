@@ -1,5 +1,5 @@
-//! What stands behind a kept layer, or alone where the layer lies in an archive: its key, digests and sizes, with a
-//! checksum over them.
+//! Footer of a cached layer: its key, digests and sizes, with a checksum over them. It follows the layer, or is a
+//! file of its own if the layer is in an archive.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::layer::{Compression, Layer};
 
-/// Text and numbers, so that another version may read it and find it foreign.
+/// JSON content of the footer. JSON, so that another version can read it and recognize it as foreign.
 #[derive(Serialize, Deserialize)]
 struct Footer {
     key: String,
@@ -17,12 +17,12 @@ struct Footer {
     diff_id: Digest,
     size: u64,
     uncompressed_size: u64,
-    /// Where in an archive it starts, if that is where it lies.
+    /// Offset of the layer in the archive, if it is in one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     in_archive: Option<u64>,
 }
 
-/// The last bytes: length of the JSON, its BLAKE3 hash, and this.
+/// Magic number at the end of the file, after the length of the JSON and its BLAKE3 hash.
 const MAGIC: &[u8; 16] = b"hearth-layer-1\n\0";
 const TAIL: usize = 4 + 32 + MAGIC.len();
 const JSON_LIMIT: usize = 4096;
@@ -45,7 +45,8 @@ pub(super) fn encode(key: &str, layer: &Layer, in_archive: Option<u64>) -> Vec<u
     bytes
 }
 
-/// The layer that the file holds, or where in its archive it lies; none for anything but a whole one of this key.
+/// Reads the footer of a file. Returns the layer and, if it is in an archive, its offset there. Returns `None` unless
+/// the footer is intact and has this key.
 pub(super) fn read(file: &File, key: &str, compression: Compression) -> Option<(Layer, Option<u64>)> {
     let length = file.metadata().ok()?.len();
     let mut tail = [0; TAIL];

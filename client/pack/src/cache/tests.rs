@@ -15,7 +15,7 @@ impl Bench {
         for number in 0..40u32 {
             fs::write(bench.tree().join(format!("sub/f{number}")), number.to_string().repeat(200)).unwrap();
         }
-        // Longer than a frame, and beginning in the middle of one.
+        // The file is longer than a frame and begins in the middle of one.
         fs::write(bench.tree().join("t-large"), vec![7; 3_000_000]).unwrap();
         std::thread::sleep(Duration::from_millis(60));
         bench
@@ -65,13 +65,13 @@ fn an_unchanged_tree_is_packed_once_and_a_changed_one_again() {
     let bench = Bench::new();
     assert!(!reused(&bench.pack()));
     assert!(reused(&bench.pack()));
-    // Equal size and time.
+    // The size and the modification time are the same.
     let path = bench.tree().join("sub/f1");
     let time = fs::metadata(&path).unwrap().modified().unwrap();
     fs::write(&path, "2".repeat(200)).unwrap();
     File::open(&path).unwrap().set_modified(time).unwrap();
     assert!(!reused(&bench.pack()));
-    // What no longer differs is found again, once the file is old enough to be trusted.
+    // With the old content, the layer is found again once the file is old enough to be trusted.
     fs::write(&path, "1".repeat(200)).unwrap();
     assert!(reused(&bench.pack()));
     assert_eq!(bench.layers().len(), 2);
@@ -104,7 +104,7 @@ fn the_archive_is_the_same_from_the_cache_and_in_its_own_place() {
         assert_eq!(reused(&packed), round > 0);
         packed.write_to_file(&out).unwrap();
         assert!(fs::read(&out).unwrap() == expected);
-        // Elsewhere, or once more, it is a copy.
+        // For another path, or a second time, the archive is a copy.
         packed.write_to_file(&bench.work.path().join("copy.tar")).unwrap();
         packed.write_to_file(&out).unwrap();
         assert!(fs::read(bench.work.path().join("copy.tar")).unwrap() == expected);
@@ -114,7 +114,7 @@ fn the_archive_is_the_same_from_the_cache_and_in_its_own_place() {
     }
 }
 
-/// As [`Bench::pack`], into a file.
+/// Same as [`Bench::pack`], into a file.
 fn pack_into(bench: &Bench, out: &Path) -> Packed {
     let options = PackOptions { output: Some(out.to_owned()), ..bench.options() };
     let packed = pack(&bench.tree(), &options, &mut |_| {}).unwrap();
@@ -149,7 +149,7 @@ fn an_archive_that_was_written_into_is_not_packed_from() {
     let bench = Bench::new();
     let out = bench.work.path().join("out.tar");
     let expected = archive(&pack_into(&bench, &out));
-    // Inside the layer, which starts as every zstd frame does.
+    // The damage is inside the layer, which starts like every zstd frame.
     let start = expected.windows(4).position(|bytes| bytes == [0x28, 0xb5, 0x2f, 0xfd]).unwrap();
     let middle = start as u64 + 20;
     let damages: [&dyn Fn(&File); 2] =
@@ -221,7 +221,7 @@ fn a_damaged_layer_is_made_again() {
         damage(&File::options().write(true).open(&path).unwrap());
         assert!(!reused(&bench.pack()));
     }
-    // A layer under another's name is not taken for it.
+    // A layer that is stored under another key is not used.
     let mut options = bench.options();
     options.layer.mtime = 9;
     pack(&bench.tree(), &options, &mut |_| {}).unwrap();
@@ -236,7 +236,7 @@ fn damaged_hashes_are_made_again() {
     bench.pack();
     let hashes = fs::read_dir(bench.cache().join("hashes")).unwrap().next().unwrap().unwrap().path();
     fs::write(&hashes, "nonsense").unwrap();
-    // Nothing is known of the files, so they are read as for a first pack.
+    // There are no cached hashes of the files, so they are read as for a first pack.
     assert!(!reused(&bench.pack()));
     assert!(reused(&bench.pack()));
 }
@@ -265,7 +265,7 @@ fn what_was_used_least_recently_goes_first() {
     assert!(!dir.path().join("old").exists() && dir.path().join("new").exists());
     prune(dir.path(), 100).unwrap();
     assert!(dir.path().join("used").exists() && !dir.path().join("new").exists());
-    // An archive counts with its footer, and goes with it; what is being written belongs to its writer.
+    // An archive is counted and removed together with its footer; a file that is being written belongs to its writer.
     for name in ["used.archive", ".hearth-new-x"] {
         File::create(dir.path().join(name)).unwrap().set_len(100).unwrap();
     }

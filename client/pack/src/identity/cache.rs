@@ -1,9 +1,9 @@
-//! Content hashes, remembered by what `stat` says of their files.
+//! Cache of content hashes, keyed by the result of `stat`.
 //!
-//! A write moves a file's change time, which nobody sets at will; but time stamps are coarse, so a write
-//! soon after another may leave the same one. As git does with its index, a hash is remembered only when
-//! the file's change time was older than that grain when the content began to be read: any later write
-//! then shows. Younger files are simply hashed again next time.
+//! A write updates a file's change time, which cannot be set at will. But time stamps are coarse, so a second write
+//! soon after the first may leave the same time. As git does with its index, a hash is cached only if the file's
+//! change time was older than that granularity when the read began: any later write then changes the time. Younger
+//! files are hashed again next time.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -12,25 +12,25 @@ use std::path::{Path, PathBuf};
 use super::ContentHash;
 use crate::sorted_map::SortedMap;
 
-/// Coarsest step of change times on file systems that keep fractions of seconds.
+/// Coarsest granularity of change times on file systems that store fractions of seconds, in nanoseconds.
 const STEP: i64 = 20_000_000;
-/// The same where only whole seconds are kept.
+/// Granularity on file systems that store whole seconds only, in nanoseconds.
 const COARSE_STEP: i64 = 2_000_000_000;
 
-/// Whether a file with this change time, seen at `now`, would get another one by a later write.
-/// Both are nanoseconds since 1970.
+/// Reports whether a write after `now` is certain to give a file with this change time another one. Both are
+/// nanoseconds since 1970.
 pub const fn is_settled(changed: i64, now: i64) -> bool {
     settles_in(changed, now) == 0
 }
 
-/// Nanoseconds from `now` until that is so; 0 when it is.
+/// Returns the nanoseconds from `now` until [`is_settled`] holds, 0 if it already does.
 pub const fn settles_in(changed: i64, now: i64) -> u64 {
     let step = if changed % 1_000_000_000 == 0 { COARSE_STEP } else { STEP };
     let age = now.saturating_sub(changed);
     if age > step { 0 } else { step.saturating_sub(age).saturating_add(1).cast_unsigned() }
 }
 
-/// What tells one state of a file from another without reading it. Times are nanoseconds since 1970.
+/// Metadata that identifies a file and its state without reading it. Times are nanoseconds since 1970.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FileStamp {
     pub device: u64,
@@ -63,21 +63,21 @@ struct Known {
     changed: i64,
     hash: ContentHash,
     bare: bool,
-    /// Round in which it was last asked for.
+    /// Round in which the file was last looked up.
     round: u32,
 }
 
-/// What is remembered of a file in one state. A change of its attributes is another state: it shows in the
-/// change time.
+/// Cached result for a file or directory in one state. A change of its attributes is another state, because it
+/// updates the change time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Remembered {
-    /// Of a directory, that of nothing.
+    /// Hash of the content; for a directory, the hash of empty content.
     pub hash: ContentHash,
-    /// It has none of the attributes that an image keeps. Otherwise that is not known.
+    /// True if the file has none of the attributes that an image keeps. False means unknown.
     pub bare: bool,
 }
 
-/// Hashes by file. 80 bytes a file.
+/// Content hashes by device and inode: 80 bytes for each file.
 #[derive(Debug, Default)]
 pub struct HashCache {
     files: SortedMap<(u64, u64), Known>,
@@ -89,26 +89,26 @@ pub struct HashCache {
 pub enum CacheError {
     #[error("{}: {source}", .path.display())]
     Io { path: PathBuf, source: io::Error },
-    /// It is rebuilt by hashing again.
+    /// The file is damaged or of another version. The cache is rebuilt by hashing again.
     #[error("{}: not a hash cache of this version, or damaged", .path.display())]
     Damaged { path: PathBuf },
 }
 
 const MAGIC: &[u8; 16] = b"hearth-hashes-2\n";
-/// Five numbers, the hash, and whether the file is bare.
+/// Size of a record in bytes: five numbers, the hash, and the `bare` flag.
 const RECORD: usize = 5 * 8 + 32 + 1;
-/// Records that are read or written at a time.
+/// Number of records that are read or written at a time.
 const PIECE: usize = 4096;
-/// More files than this are not remembered: 160 MB of memory.
+/// Maximum number of cached files: 160 MB of memory.
 const MOST: usize = 2_000_000;
 
 impl HashCache {
-    /// The hash of a file in just this state.
+    /// Returns the hash of a file in exactly this state.
     pub fn get(&mut self, stamp: &FileStamp) -> Option<ContentHash> {
         self.remembered(stamp).map(|remembered| remembered.hash)
     }
 
-    /// All that is known of a file in just this state.
+    /// Returns the cached result for a file in exactly this state.
     pub fn remembered(&mut self, stamp: &FileStamp) -> Option<Remembered> {
         let known = self.files.get_mut(&(stamp.device, stamp.inode))?;
         let same = (known.size, known.modified, known.changed) == (stamp.size, stamp.modified, stamp.changed);
@@ -116,13 +116,13 @@ impl HashCache {
         same.then_some(Remembered { hash: known.hash, bare: known.bare })
     }
 
-    /// Remembers the hash of content that was read whole while the file was in this state, beginning at
-    /// `read_at` (nanoseconds since 1970). Does nothing when the file was too young then.
+    /// Caches the hash of content that was completely read while the file was in this state, beginning at `read_at`
+    /// (nanoseconds since 1970). Does nothing if the file was too young then.
     pub fn put(&mut self, stamp: &FileStamp, read_at: i64, hash: ContentHash) {
         self.remember(stamp, read_at, Remembered { hash, bare: false });
     }
 
-    /// The same with what its attributes were found to be in that time.
+    /// Caches the hash and whether the file has attributes. Conditions as for [`put`](Self::put).
     pub fn remember(&mut self, stamp: &FileStamp, read_at: i64, found: Remembered) {
         if !is_settled(stamp.changed, read_at) || self.files.len() >= MOST {
             return;
@@ -142,12 +142,12 @@ impl HashCache {
         self.files.is_empty()
     }
 
-    /// Whether there is something that [`save`](Self::save) has not written.
+    /// Reports whether there are changes that [`save`](Self::save) has not written.
     pub fn is_changed(&self) -> bool {
         self.changed
     }
 
-    /// Begins a new round; what was not asked for in the last `rounds` ones is forgotten.
+    /// Begins a new round, and drops files that were not looked up in the last `rounds` rounds.
     pub fn next_round(&mut self, rounds: u32) {
         let oldest = self.round.saturating_sub(rounds.saturating_sub(1));
         let before = self.files.len();
@@ -156,7 +156,7 @@ impl HashCache {
         self.round = self.round.saturating_add(1);
     }
 
-    /// Reads what [`save`](Self::save) wrote; a file that is not there is an empty cache.
+    /// Reads a file that [`save`](Self::save) wrote. A missing file gives an empty cache.
     pub fn load(path: &Path) -> Result<Self, CacheError> {
         let failed = |source| CacheError::Io { path: path.to_owned(), source };
         let damaged = || CacheError::Damaged { path: path.to_owned() };
@@ -195,7 +195,7 @@ impl HashCache {
         Ok(Self { files: files.into_iter().collect(), round: 1, changed: false })
     }
 
-    /// Writes the cache; the file appears complete or not at all.
+    /// Writes the cache atomically.
     pub fn save(&mut self, path: &Path) -> Result<(), CacheError> {
         let failed = |source| CacheError::Io { path: path.to_owned(), source };
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));

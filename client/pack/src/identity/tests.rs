@@ -35,7 +35,7 @@ fn every_part_of_a_node_counts() {
     assert_eq!(distinct.len(), all.len());
 }
 
-/// A change of this value gives every tree another identity: packs and contexts are sent anew.
+/// Pinned digest. Changing it gives every tree another identity, so that packs and contexts are sent again.
 #[test]
 fn the_encoding_stays_what_it_is() {
     let file = NodeKind::File { size: 5, content: ContentHash::of(b"hello") };

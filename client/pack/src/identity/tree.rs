@@ -1,4 +1,4 @@
-//! The identity of a walked directory: its files hashed by several threads, or known from the cache.
+//! Identity of a walked directory: its files are hashed by several threads, or their hashes come from the cache.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,26 +10,26 @@ use crate::layer::has_xattrs;
 use crate::walk::{ContentError, DiskReader, Entry, EntryKind, Tree, Xattrs};
 use crate::workers;
 
-/// A tree with the identity of all that is in it.
+/// Digest of a tree, and the hashes of its entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HashedTree {
     pub digest: TreeDigest,
-    /// One for each entry of the tree, in its order.
+    /// One item for each entry of the tree, in the same order.
     pub entries: Vec<HashedEntry>,
 }
 
-/// What a list of names and sizes does not say of an entry.
+/// Content hash and attributes of an entry, which a walk alone does not provide.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HashedEntry {
-    /// Of a regular file.
+    /// Hash of the content; `None` for anything but a regular file.
     pub content: Option<ContentHash>,
-    /// Of a regular file or directory; an image keeps those of no other.
+    /// Extended attributes of a regular file or directory. An image keeps none of other entries.
     pub xattrs: Xattrs,
 }
 
-/// Hashes `tree`. What `cache` knows in its present state is not looked at; what is read is put into the
-/// cache. `workers` is the number of threads, none: one for each core; `progress` is told of bytes that were
-/// read or need not be, in no order.
+/// Hashes `tree`. Entries that `cache` has in their present state are not read; entries that are read are added to
+/// the cache. `workers` is the number of threads, by default one for each core. `progress` is called, in no
+/// particular order, with the number of bytes that were read or need not be read.
 pub fn hash_tree(
     tree: &Tree,
     cache: &mut HashCache,
@@ -61,10 +61,11 @@ pub fn hash_tree(
     Ok(HashedTree::new(&tree.entries, entries))
 }
 
-/// Puts into the cache what was found of an entry in the time since `read_at`.
+/// Adds to the cache the hash and attributes of an entry that were read since `read_at`.
 ///
-/// A file was verified when it was read. Of another entry, or of attributes alone, it is not certain that it
-/// was the listed one; but then that one was renamed after `read_at`, and has another change time for it.
+/// A file was verified when it was read. If only attributes were read, or the entry is no file, another entry may
+/// have taken the place of the listed one. But in that case the listed one was renamed after `read_at`, which changed
+/// its change time, so the cached result is never used for it.
 pub(crate) fn remember(cache: &mut HashCache, entry: &Entry, read_at: i64, found: &HashedEntry) {
     let bare = found.xattrs.is_empty();
     match (&entry.kind, found.content) {
@@ -76,14 +77,14 @@ pub(crate) fn remember(cache: &mut HashCache, entry: &Entry, read_at: i64, found
     }
 }
 
-/// The clock that files are dated by, in nanoseconds since 1970.
+/// Returns the current time of the clock that file times use, in nanoseconds since 1970.
 pub(crate) fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 impl HashedTree {
-    /// The tree of `entries`, in walk order, each with its hash.
+    /// Creates the tree of `entries`, which are in walk order, with the hash of each.
     pub fn new(entries: &[Entry], hashed: Vec<HashedEntry>) -> Self {
         let mut digest = TreeHasher::default();
         for (entry, hashed) in entries.iter().zip(&hashed) {
@@ -97,18 +98,18 @@ fn node<'a>(entry: &'a Entry, hashed: &'a HashedEntry) -> Node<'a> {
     let (kind, mode) = match (&entry.kind, hashed.content) {
         (EntryKind::Dir, _) => (NodeKind::Directory, entry.mode),
         (EntryKind::File, content) => {
-            // A file always has its hash; an empty one's stands in for a caller's mistake.
+            // A file always has its hash; the hash of empty content is a fallback for a mistake of the caller.
             let content = content.unwrap_or_else(|| ContentHash::of(b""));
             (NodeKind::File { size: entry.size, content }, entry.mode)
         }
-        // A link has no mode of its own; file systems differ in what they report.
+        // A symbolic link has no mode of its own; file systems report different ones.
         (EntryKind::Symlink { target }, _) => (NodeKind::Symlink { target }, 0o777),
         (EntryKind::Hardlink { to }, _) => (NodeKind::HardLink { to }, entry.mode),
     };
     Node { path: &entry.path, mode, kind, xattrs: &hashed.xattrs }
 }
 
-/// Entries that a thread takes at a time: neighbours share the directories that are open.
+/// Number of entries that a thread takes at a time: neighbours share open directories.
 const CHUNK: usize = 64;
 const BUFFER: usize = 256 * 1024;
 
@@ -118,7 +119,7 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Completes what is known of the entries of `missing`, which are in rising order.
+    /// Reads the missing hashes and attributes of the entries in `missing`, which are in ascending order.
     fn run(
         &self,
         tree: &Tree,
@@ -127,7 +128,8 @@ impl Work<'_> {
     ) -> Result<(), ContentError> {
         let count = missing.len().div_ceil(CHUNK);
         let stop = AtomicBool::new(false);
-        // The error of the first entry in order, so that it does not depend on the threads' luck.
+        // The error of the first entry in order is kept, so that the result does not depend on the timing of the
+        // threads.
         let failed: Mutex<Option<(usize, ContentError)>> = Mutex::new(None);
         let chunks = Mutex::new(missing.chunks_mut(CHUNK));
         let work = || {

@@ -1,8 +1,8 @@
 use std::iter::Peekable;
 use std::str::Chars;
 
-/// The shortest lexical form of a slash-separated path, by the rules of Go's `path.Clean`: the
-/// patterns of an ignore file are written against these rules.
+/// Returns the shortest lexical form of a slash-separated path, by the rules of Go's `path.Clean`, which ignore files
+/// rely on.
 pub fn clean(path: &str) -> String {
     let rooted = path.starts_with('/');
     let mut parts: Vec<&str> = Vec::new();
@@ -27,9 +27,9 @@ pub fn clean(path: &str) -> String {
     }
 }
 
-/// Checks the syntax of `pattern` as far as Docker does, which asks Go's `filepath.Match` whether
-/// it matches `.` and looks only at the error. `Match` stops at the first part between stars that
-/// does not match, so what comes after is not checked.
+/// Checks the syntax of `pattern` to the same extent as Docker, which matches it against `.` with Go's
+/// `filepath.Match` and looks only at the error. `Match` stops at the first part between stars that does not match,
+/// so the rest is not checked.
 pub(super) fn check_glob(pattern: &str) -> Result<(), &'static str> {
     let (part, rest) = split_part(pattern);
     if part_is_dot(part)? {
@@ -38,7 +38,7 @@ pub(super) fn check_glob(pattern: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Cuts leading stars off, and the pattern at the next one that is not inside `[...]`.
+/// Removes leading stars, and splits the pattern at the next star that is not inside `[...]`.
 fn split_part(pattern: &str) -> (&str, &str) {
     let pattern = pattern.trim_start_matches('*');
     let mut in_class = false;
@@ -55,7 +55,7 @@ fn split_part(pattern: &str) -> (&str, &str) {
     (pattern, "")
 }
 
-/// Checks all of a part; true if it is one element that matches `.`.
+/// Checks a whole part. Returns true if it is one element that matches `.`.
 fn part_is_dot(part: &str) -> Result<bool, &'static str> {
     let mut rest = part.chars().peekable();
     let (mut elements, mut dot) = (0, false);

@@ -1,12 +1,12 @@
-//! The lines of an ignore file.
+//! Parser for the lines of an ignore file.
 
 use super::IgnoreError;
 use super::clean::clean;
 
-/// A line as long as this is refused; it is the buffer of the scanner that Docker reads with.
+/// Length in bytes from which on a line is refused: the buffer size of the scanner that Docker uses.
 const LINE_LIMIT: usize = 64 * 1024;
 
-/// The patterns of an ignore file with the numbers of their lines.
+/// Returns the patterns of an ignore file with their line numbers.
 pub(super) fn lines(text: &[u8]) -> impl Iterator<Item = Result<(usize, String), IgnoreError>> {
     let mut lines: Vec<&[u8]> = text.split(|&byte| byte == b'\n').collect();
     if lines.last().is_some_and(|last| last.is_empty()) {
@@ -21,14 +21,14 @@ pub(super) fn lines(text: &[u8]) -> impl Iterator<Item = Result<(usize, String),
                 reason: "the line is 64 KiB or longer",
             }));
         }
-        // The mark is stripped before anything is looked at, so a comment may follow it.
+        // The byte order mark is stripped first, so a comment may follow it.
         let line = if index == 0 { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line) } else { line };
         pattern(line).map(|pattern| Ok((index + 1, pattern)))
     })
 }
 
-/// The pattern on a line, cleaned; none for a comment or a blank line. A `#` after blanks is no
-/// comment.
+/// Returns the cleaned pattern of a line, or `None` for a comment or a blank line. A `#` after blanks does not start
+/// a comment.
 fn pattern(line: &[u8]) -> Option<String> {
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     if line.starts_with(b"#") {
@@ -54,7 +54,8 @@ fn pattern(line: &[u8]) -> Option<String> {
     Some(format!("{mark}{relative}"))
 }
 
-/// Patterns travel to BuildKit as JSON, where each byte that is not UTF-8 becomes U+FFFD.
+/// Decodes a pattern with U+FFFD for each byte that is not UTF-8, as happens when patterns are sent to BuildKit as
+/// JSON.
 pub(super) fn text(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {

@@ -1,4 +1,4 @@
-//! Which entries of a tree a file sync shows: exclude and include patterns over a sorted list.
+//! Filter for the entries of a tree in a file sync: exclude and include patterns over a sorted list.
 
 use super::{IgnoreError, ParentMatch, Patterns};
 
@@ -11,15 +11,15 @@ pub struct Filter {
     plain_exceptions: bool,
 }
 
-/// What a walk does with an entry.
+/// Decision about an entry in a walk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Visit<T> {
-    /// The entry is shown. Before it come these directories above it, outermost first: they were
-    /// hidden so far, and something below one of them is shown now.
+    /// The entry is shown. `late` holds the directories above it that were hidden so far, outermost first; they must
+    /// be shown before it.
     Keep { late: Vec<T> },
-    /// The entry is not shown; a directory must be looked into, for something in it may be.
+    /// The entry is not shown. A directory must be walked all the same, because entries in it may be shown.
     Hide,
-    /// A directory that holds nothing to show.
+    /// The directory has no entries to show.
     Prune,
 }
 
@@ -29,24 +29,24 @@ impl<T> Visit<T> {
     }
 }
 
-/// What the patterns say of an entry by itself.
+/// Decision about an entry without regard to other entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Show,
-    /// As [`Visit::Hide`].
+    /// Same as [`VisitOutcome::Hide`].
     Hide,
-    /// As [`Visit::Prune`].
+    /// Same as [`VisitOutcome::Prune`].
     Prune,
 }
 
-/// What a directory matched, for the entries in it. The default stands above the top.
+/// Matches of a directory, passed to the entries in it. The default is the one above the top level.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Matched {
     include: ParentMatch,
     exclude: ParentMatch,
 }
 
-/// A walk under way: entries come parents first, each directory's content together.
+/// Filter state during a walk. Entries must come parents first, with each directory's content together.
 #[derive(Debug)]
 pub struct FilterWalk<'a, T> {
     filter: &'a Filter,
@@ -55,15 +55,15 @@ pub struct FilterWalk<'a, T> {
 
 #[derive(Debug)]
 struct Above<T> {
-    /// Path of the directory with a final `/`.
+    /// Path of the directory with a trailing `/`.
     prefix: Vec<u8>,
     matched: Matched,
-    /// Taken when the directory is shown.
+    /// Caller's token of the directory until it is shown, then `None`.
     token: Option<T>,
 }
 
 impl Filter {
-    /// Empty lists filter nothing.
+    /// Creates a filter. An empty list has no effect.
     pub fn new<I, E>(includes: I, excludes: E) -> Result<Self, IgnoreError>
     where
         I: IntoIterator,
@@ -73,7 +73,7 @@ impl Filter {
     {
         let mut includes = includes.into_iter().peekable();
         let mut excludes = excludes.into_iter().peekable();
-        // A list of blank patterns is still a list: as includes it shows nothing.
+        // A list of blank patterns is not an empty list: as include patterns it shows nothing.
         let includes = includes.peek().is_some().then(|| Patterns::from_list(includes)).transpose()?;
         let excludes = excludes.peek().is_some().then(|| Patterns::from_list(excludes)).transpose()?;
         Ok(Self::from_patterns(includes, excludes))
@@ -95,21 +95,20 @@ impl Filter {
         self.includes.is_none() && self.excludes.is_none()
     }
 
-    /// Starts a walk. `T` is whatever the caller needs to find a directory again that is shown
-    /// only once something in it is.
+    /// Starts a walk. `T` is the caller's token for a directory that is shown only when something in it is shown.
     pub fn walk<T>(&self) -> FilterWalk<'_, T> {
         FilterWalk { filter: self, above: Vec::new() }
     }
 
-    /// Whether a directory may hold something that the include patterns show. Never wrongly no.
+    /// Reports whether a directory may have entries that the include patterns show. There are no false negatives.
     pub fn may_show_below(&self, directory: &[u8]) -> bool {
         self.includes
             .as_ref()
             .is_none_or(|list| list.iter().any(|pattern| pattern.may_match_below(directory)))
     }
 
-    /// Decides about an entry by what the directory that it is in matched: no other entry plays a part, so a
-    /// tree may be gone through in any order.
+    /// Decides about an entry from the matches of its directory. No other entry affects the decision, so a tree can
+    /// be walked in any order.
     pub(crate) fn judge(&self, path: &[u8], is_dir: bool, above: &Matched) -> (Verdict, Matched) {
         let mut own = Matched::default();
         let mut verdict = Verdict::Show;
@@ -136,7 +135,7 @@ impl Filter {
         (verdict, own)
     }
 
-    /// Whether a single path may be opened, by the same patterns.
+    /// Reports whether the patterns allow a single path to be opened.
     pub fn allows(&self, path: &[u8]) -> bool {
         self.includes.as_ref().is_none_or(|list| list.matches(path))
             && !self.excludes.as_ref().is_some_and(|list| list.matches(path))
@@ -144,7 +143,7 @@ impl Filter {
 }
 
 impl<T> FilterWalk<'_, T> {
-    /// Decides about the next entry. `path` is relative and clean.
+    /// Decides about the next entry. `path` is relative and cleaned.
     pub fn visit(&mut self, path: &[u8], is_dir: bool, token: T) -> Visit<T> {
         while self.above.last().is_some_and(|dir| !path.starts_with(&dir.prefix)) {
             self.above.pop();
@@ -164,14 +163,14 @@ impl<T> FilterWalk<'_, T> {
         if hidden { Visit::Hide } else { Visit::Keep { late } }
     }
 
-    /// Takes the directories above the last visited entry that are still hidden: for a caller
-    /// that shows an entry which the patterns hide.
+    /// Takes the tokens of the hidden directories above the last visited entry, for a caller that shows an entry
+    /// although the patterns hide it.
     pub fn show_above(&mut self) -> Vec<T> {
         self.above.iter_mut().filter_map(|dir| dir.token.take()).collect()
     }
 }
 
-/// Whether a pattern of the given kind could match something below the directory `path`.
+/// Reports whether a pattern of the given kind could match something below the directory `path`.
 fn leads_to(list: &Patterns, negated: bool, path: &[u8]) -> bool {
     list.iter().filter(|pattern| pattern.negated() == negated).any(|pattern| {
         let stem = pattern.stem().as_bytes();

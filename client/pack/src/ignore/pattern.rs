@@ -1,7 +1,7 @@
 use super::clean::{check_glob, clean};
 use super::regex::Regex;
 
-/// One pattern, ready to match.
+/// One parsed pattern.
 #[derive(Debug, Clone)]
 pub(super) struct Pattern {
     text: String,
@@ -9,8 +9,8 @@ pub(super) struct Pattern {
     form: Form,
 }
 
-/// How a pattern is compared. The three plain forms look at the bytes of the pattern as they
-/// stand, so that `^` is an anchor only where something else made a regular expression of it.
+/// Matching method of a pattern. The three plain forms compare the literal bytes of the pattern, so `^` is an anchor
+/// only if something else turned the pattern into a regular expression.
 #[derive(Debug, Clone)]
 enum Form {
     Exact,
@@ -22,7 +22,7 @@ enum Form {
 }
 
 impl Pattern {
-    /// `None` for a blank pattern.
+    /// Parses a pattern. Returns `None` for a blank one.
     pub(super) fn parse(text: &str) -> Result<Option<Self>, &'static str> {
         let trimmed = text.trim();
         if trimmed.is_empty() {
@@ -39,7 +39,7 @@ impl Pattern {
         Ok(Some(Self { text, negated, form }))
     }
 
-    /// As it was cleaned, without its `!`.
+    /// Returns the cleaned pattern without its `!`.
     pub(super) fn text(&self) -> &str {
         &self.text
     }
@@ -48,7 +48,7 @@ impl Pattern {
         self.negated
     }
 
-    /// What repeats such as `a{1000}` make of it beyond what is written.
+    /// Returns the number of steps that repeats such as `a{1000}` add beyond the length of the text.
     pub(super) fn expansion(&self) -> usize {
         match &self.form {
             Form::Regex(regex) => regex.steps().saturating_sub(self.text.len() + 2),
@@ -69,23 +69,23 @@ impl Pattern {
         }
     }
 
-    /// Whether the pattern matches `path` or any directory above it.
+    /// Reports whether the pattern matches `path` or any directory above it.
     pub(super) fn matches_at_or_above(&self, path: &[u8]) -> bool {
         self.matches(path)
             || path.iter().enumerate().any(|(index, &byte)| byte == b'/' && self.matches(&path[..index]))
     }
 
-    /// The directory a pattern starts with, without a final `/**` or `/*`.
+    /// Returns the pattern without a trailing `/**` or `/*`.
     pub(super) fn stem(&self) -> &str {
         let stem = self.text.strip_suffix("/**").unwrap_or(&self.text);
         stem.strip_suffix("/*").unwrap_or(stem)
     }
 
-    /// Whether something below a directory may match, or that directory itself. Never wrongly no: it looks at the
-    /// components before the first that is not plain letters.
+    /// Reports whether a directory itself or something below it may match. There are no false negatives: only the
+    /// components before the first one with special characters are compared.
     pub(super) fn may_match_below(&self, directory: &[u8]) -> bool {
         let is_letter = |c: char| c.is_alphanumeric() || matches!(c, '/' | '.' | '-' | '_' | ' ');
-        // Syntax of regular expressions shows through, alternatives among it.
+        // Syntax of regular expressions works in patterns, including alternatives.
         if self.text.contains(['|', '(', ')', '{', '}', '+']) {
             return true;
         }
@@ -99,7 +99,7 @@ impl Pattern {
         plain.is_empty() || leads(plain.as_bytes(), directory) || leads(directory, plain.as_bytes())
     }
 
-    /// Whether the stem is a plain path, so that it tells which directories can hold a match.
+    /// Reports whether the stem is a plain path, so that it tells which directories can contain a match.
     pub(super) fn is_plain(&self) -> bool {
         !self.stem().contains(['*', '[', ']', '?', '^', '\\'])
     }
@@ -115,7 +115,7 @@ fn form(text: &str) -> Result<Form, &'static str> {
     }
     let mut seen = Seen::Exact;
     let mut source = String::new();
-    // The scanner that Docker reads patterns with drops a byte order mark at the start.
+    // The scanner that Docker uses drops a byte order mark at the start.
     let mut rest = text.strip_prefix('\u{feff}').unwrap_or(text).chars().peekable();
     let mut first = true;
     while let Some(c) = rest.next() {
@@ -143,7 +143,7 @@ fn form(text: &str) -> Result<Form, &'static str> {
                 source.push_str("[^/]");
                 seen = Seen::Regex;
             }
-            // `|`, `{` and `}` belong here too, but the matcher's table has no room for them: they
+            // `|`, `{` and `}` should be escaped, too, but the table of Docker's matcher does not include them: they
             // keep their meaning in an expression.
             '.' | '+' | '(' | ')' | '$' => {
                 source.push('\\');

@@ -1,10 +1,10 @@
-//! The part of Go's regular expression syntax that an ignore pattern can reach.
+//! Matcher for the part of Go's regular expression syntax that an ignore pattern can use.
 //!
-//! Patterns are rewritten into an expression (`*` to `[^/]*`, `**/` to `(.*/)?`), and what stands
-//! in them between `[` and `]`, after `\`, or as `^`, `|` and `{2}` keeps its meaning there.
-//! Groups cannot be reached: their characters are escaped on the way. An expression is therefore
-//! a choice of flat lists of steps, run over the path as a set of states: time is linear in the
-//! path, whatever the pattern. Unicode classes (`\pL`) are refused.
+//! Docker rewrites a pattern into an expression (`*` to `[^/]*`, `**/` to `(.*/)?`). Characters between `[` and `]`
+//! or after `\`, and `^`, `|` and `{2}` keep their meaning in the expression. Groups cannot occur, because their
+//! characters are escaped. An expression is therefore a choice of flat lists of steps. It is run over the path as a
+//! set of states, so the time is linear in the length of the path for any pattern. Unicode classes (`\pL`) are
+//! refused.
 
 mod class;
 mod repeat;
@@ -16,8 +16,8 @@ use class::Class;
 
 #[derive(Debug, Clone)]
 pub(super) struct Regex {
-    /// The lists between `|`. Only the first starts at the start of the path, and only the last
-    /// ends at its end.
+    /// Alternatives separated by `|`. Only the first is anchored at the start of the path, and only the last at its
+    /// end.
     branches: Vec<Vec<Step>>,
 }
 
@@ -38,7 +38,7 @@ enum Step {
 const BAD_ESCAPE: &str = "a `\\` before a letter or digit that has no meaning there";
 const TOO_LONG: &str = "it repeats too much";
 
-/// Most steps of an expression: more than any path has characters. Repeats are written out.
+/// Maximum number of steps of an expression, more than any path has characters. Repeats are expanded.
 const STEPS: usize = 5_000;
 
 impl Regex {
@@ -47,7 +47,7 @@ impl Regex {
         let mut branches = vec![vec![Step::Start]];
         let mut closed = true;
         let mut rest = source.chars().peekable();
-        // Whether what came last is repeated already.
+        // True if the last element is already repeated.
         let mut repeated = false;
         while let Some(c) = rest.next() {
             let steps = branches.last_mut().ok_or(TOO_LONG)?;
@@ -64,7 +64,7 @@ impl Regex {
             match c {
                 '|' => branches.push(Vec::new()),
                 '(' => {
-                    // Only `(.*/)?` is ever written.
+                    // The only group that occurs is `(.*/)?`.
                     rest.by_ref().take(5).for_each(drop);
                     steps.push(Step::Directories);
                     repeated = true;
@@ -91,12 +91,12 @@ impl Regex {
         Ok(Self { branches })
     }
 
-    /// Every one of them may have to be looked at for every character of a path.
+    /// Returns the number of steps. A match may visit each of them for every character of a path.
     pub(super) fn steps(&self) -> usize {
         self.branches.iter().map(Vec::len).sum()
     }
 
-    /// Whether `path` matches. A byte that is not UTF-8 counts as U+FFFD.
+    /// Reports whether `path` matches. A byte that is not UTF-8 counts as U+FFFD.
     pub(super) fn matches(&self, path: &[u8]) -> bool {
         self.branches.iter().any(|steps| found(steps, path))
     }
@@ -126,7 +126,7 @@ fn found(steps: &[Step], path: &[u8]) -> bool {
     }
 }
 
-/// The steps that may come next, and the `(.*/)?` that are under way.
+/// Set of states: the steps that may come next, and the `(.*/)?` steps that have begun.
 struct States {
     at: Vec<bool>,
     inside: Vec<bool>,
@@ -142,7 +142,7 @@ impl States {
         self.at.iter().chain(&self.inside).any(|&state| state)
     }
 
-    /// Follows the steps that take no character. They only lead onwards, so one pass is enough.
+    /// Follows the steps that consume no character. They only lead forward, so one pass is enough.
     fn close(&mut self, steps: &[Step], before: Option<char>, next: Option<char>) {
         let word = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
         for (index, step) in steps.iter().enumerate() {
@@ -183,7 +183,8 @@ impl States {
     }
 }
 
-/// What follows a `\` outside a class. False if it took the end of the pattern with it.
+/// Parses the characters after a `\` outside of a class. Returns false if the escape swallowed the end of the
+/// pattern.
 fn escape(rest: &mut Peekable<Chars<'_>>, steps: &mut Vec<Step>) -> Result<bool, &'static str> {
     let step = match rest.peek() {
         Some('A') => Step::Start,
@@ -194,7 +195,7 @@ fn escape(rest: &mut Peekable<Chars<'_>>, steps: &mut Vec<Step>) -> Result<bool,
             rest.next();
             return Ok(quoted(rest, steps));
         }
-        // It escapes the final `$`.
+        // The `\` escapes the implied final `$`.
         None => {
             steps.push(Step::One(Class::one('$')));
             return Ok(false);
@@ -209,7 +210,7 @@ fn escape(rest: &mut Peekable<Chars<'_>>, steps: &mut Vec<Step>) -> Result<bool,
     Ok(true)
 }
 
-/// `\Q...\E`; left open, it reaches over the end of the pattern and takes the final `$` with it.
+/// Parses `\Q...\E`. Without `\E` it extends over the end of the pattern and includes the implied final `$`.
 fn quoted(rest: &mut Peekable<Chars<'_>>, steps: &mut Vec<Step>) -> bool {
     let mut literal = |c| steps.push(Step::One(Class::one(c)));
     while let Some(c) = rest.next() {

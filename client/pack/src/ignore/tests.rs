@@ -16,7 +16,7 @@ struct Answer {
     walk: Vec<String>,
 }
 
-/// The cases, and what moby/patternmatcher 0.6 answers: see `integration-tests/patternmatcher`.
+/// Test cases with the results of moby/patternmatcher 0.6: see `integration-tests/patternmatcher`.
 fn cases() -> (Vec<String>, Vec<Answer>) {
     let cases = include_str!("../../../../integration-tests/patternmatcher/cases.json");
     let expected = include_str!("../../../../integration-tests/patternmatcher/expected.jsonl");
@@ -96,7 +96,7 @@ fn a_hostile_pattern_is_matched_in_linear_time() {
     assert!(Patterns::parse_file(format!("*{}", "a{1000}".repeat(1000)).as_bytes()).is_err());
 }
 
-/// Paths in walk order, a final `/` marks a directory.
+/// Paths in walk order; a trailing `/` marks a directory.
 fn shown(includes: &[&str], excludes: &[&str], tree: &[&str]) -> Vec<String> {
     let filter = Filter::new(includes, excludes).unwrap();
     let mut walk = filter.walk();
@@ -149,7 +149,7 @@ fn no_patterns_show_everything() {
     assert!(filter.allows(b"anything"));
 }
 
-/// 3,000 steps in 40 bytes: a few such lines are still quick, many are not taken.
+/// Pattern with 3,000 steps in 40 bytes: a few such lines are still fast, many are refused.
 #[test]
 fn repeats_of_many_patterns_together_are_bounded() {
     let line = "*a{1000}b{1000}c{1000}\n";

@@ -1,14 +1,14 @@
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
-    #[error("`{given}` starts like a JSON list but is none of strings: {reason}")]
+    #[error("`{given}` starts like a JSON list but is not a list of strings: {reason}")]
     Json { given: String, reason: String },
     #[error("`{given}`: a {quote} is not closed")]
     Open { given: String, quote: &'static str },
 }
 
-/// Reads an entrypoint or command: a JSON list of strings is taken as it is; anything else is
-/// split into words as a POSIX shell would, with quotes and backslashes, and without running one.
-/// Nothing is expanded: `$HOME`, `*`, `&&` and `>` stay words. An empty text is an empty command.
+/// Parses an entrypoint or command. A JSON list of strings is used as it is. Any other text is split into words like
+/// in a POSIX shell, with quotes and backslashes but without any expansion: `$HOME`, `*`, `&&` and `>` stay words. An
+/// empty text is an empty command.
 pub fn parse_command(text: &str) -> Result<Vec<String>, CommandError> {
     if text.trim_start().starts_with('[') {
         return serde_json::from_str(text)

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::{Platform, or_null};
 
-/// An image config. What a base declares beyond these fields is kept.
+/// An image config. Other fields of a base image's config are kept in `other`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ImageConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -45,7 +45,7 @@ pub struct History {
     pub empty_layer: bool,
 }
 
-/// How a container of the image runs (the field `config`).
+/// Runtime defaults for containers of the image (the field `config`).
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct RunConfig {
@@ -69,21 +69,21 @@ pub struct RunConfig {
     pub other: BTreeMap<String, Value>,
 }
 
-/// What a pack is told to declare. Lists hold what the user wrote; [`ConfigFlags::apply`] checks.
+/// Config values from the user's flags. Lists hold the text that the user wrote; [`ConfigFlags::apply`] checks it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ConfigFlags {
-    /// Already split, see [`super::parse_command`].
+    /// Words of the entrypoint, see [`super::parse_command`].
     pub entrypoint: Option<Vec<String>>,
     pub cmd: Option<Vec<String>>,
-    /// `NAME=value`
+    /// Environment variables, `NAME=value`.
     pub env: Vec<String>,
     pub workdir: Option<String>,
     pub user: Option<String>,
-    /// `key=value`, or `key` for an empty value.
+    /// Labels, `key=value`, or `key` for an empty value.
     pub labels: Vec<String>,
-    /// `port[/tcp|udp|sctp]`
+    /// Exposed ports, `port[/tcp|udp|sctp]`.
     pub expose: Vec<String>,
-    /// Absolute paths.
+    /// Volumes as absolute paths.
     pub volumes: Vec<String>,
 }
 
@@ -96,7 +96,7 @@ pub struct ConfigError {
 }
 
 impl ImageConfig {
-    /// The config of an image without layers.
+    /// Creates the config of an image without layers.
     pub fn new(platform: Platform) -> Self {
         Self {
             created: None,
@@ -111,7 +111,7 @@ impl ImageConfig {
     /// Adds a layer on top.
     pub fn add_layer(&mut self, diff_id: Digest, created: &str, created_by: &str) {
         self.created = Some(created.to_owned());
-        // A base may come without history; a partial one would belong to the wrong layers.
+        // A base may have no history. Without padding, the new entry would be attributed to the wrong layer.
         let recorded = self.history.iter().filter(|entry| !entry.empty_layer).count();
         let missing = self.rootfs.diff_ids.len().saturating_sub(recorded);
         self.history.extend((0..missing).map(|_| History::default()));
@@ -125,8 +125,8 @@ impl ImageConfig {
 }
 
 impl ConfigFlags {
-    /// Writes what was given over `config`. As in a Dockerfile, a new entrypoint drops the base's
-    /// command, and environment variables and labels are replaced by name.
+    /// Applies the flags to `config`. As in a Dockerfile, a new entrypoint drops the base's command, and environment
+    /// variables and labels are replaced by name.
     pub fn apply(&self, config: &mut RunConfig) -> Result<(), ConfigError> {
         let wrong = |flag, given: &str, reason| Err(ConfigError { flag, given: given.to_owned(), reason });
         if let Some(entrypoint) = &self.entrypoint {
@@ -178,7 +178,7 @@ impl ConfigFlags {
             }
             config.volumes.insert(crate::ignore::clean(volume), Value::Object(Map::new()));
         }
-        // The map of JSON keeps its order only in some builds.
+        // `serde_json::Map` keeps insertion order only with a feature, so the keys are sorted explicitly.
         config.exposed_ports.sort_keys();
         config.volumes.sort_keys();
         Ok(())

@@ -3,7 +3,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// What an image runs on, in Go's words: `linux`, `arm64`, `v8`.
+/// Platform of an image, with Go's names: `linux`, `arm64`, `v8`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Platform {
     #[serde(default)]
@@ -15,7 +15,7 @@ pub struct Platform {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{given}` is no platform; write an architecture such as amd64, arm64 or arm/v7")]
+#[error("`{given}` is not a platform; write an architecture such as amd64, arm64 or arm/v7")]
 pub struct PlatformError {
     given: String,
 }
@@ -29,8 +29,8 @@ impl Platform {
         }
     }
 
-    /// Whether an image for `self` serves where `wanted` was asked for. A variant that was not
-    /// asked for, or is not declared, or is the usual one of its architecture, does not matter.
+    /// Reports whether an image for `self` can be used where `wanted` was requested. A variant is ignored if it was
+    /// not requested, is not declared, or is the usual one of its architecture.
     pub fn serves(&self, wanted: &Self) -> bool {
         let usual = |platform: &Self| match (platform.architecture.as_str(), platform.variant.as_deref()) {
             ("arm64", Some("v8")) | ("amd64", Some("v1")) => None,
@@ -42,8 +42,8 @@ impl Platform {
             && (have == want || have.is_none() || want.is_none())
     }
 
-    /// The best of `candidates` for this platform: the same variant first, then the usual one where none
-    /// was asked for, then whichever serves, in their order.
+    /// Returns the best of `candidates` for this platform: first the same variant, or the usual one if none was
+    /// requested; then one that declares no variant; then any usable one, in their order.
     pub fn best<T>(
         &self,
         candidates: impl IntoIterator<Item = T>,
@@ -51,7 +51,7 @@ impl Platform {
     ) -> Option<T> {
         let rank = |own: &Self| match (own.variant.as_deref(), self.variant.as_deref()) {
             (own, wanted) if own == wanted => 0,
-            // What machines of this architecture are, where nobody says more.
+            // These are the usual variants of machines of the architecture.
             (Some("v7"), None) if self.architecture == "arm" => 0,
             (Some("v8"), None) if self.architecture == "arm64" => 0,
             (None, _) => 1,
@@ -69,15 +69,15 @@ impl Platform {
     }
 }
 
-/// What a pack declares where nothing is asked: one answer on every machine, for the digest must
-/// not depend on where a pack is made.
+/// The default platform of a pack is the same on every machine, because the digest must not depend on where a pack is
+/// made.
 impl Default for Platform {
     fn default() -> Self {
         Self::linux("amd64", None)
     }
 }
 
-/// `[linux/]architecture[/variant]`; `x86_64` and `aarch64` are understood.
+/// Parses `[linux/]architecture[/variant]`; `x86_64` and `aarch64` are accepted.
 impl FromStr for Platform {
     type Err = PlatformError;
 

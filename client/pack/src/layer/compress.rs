@@ -1,24 +1,24 @@
-//! Compression of a layer frame by frame, so that several threads share the work and the bytes do not
-//! depend on how many they are.
+//! Compression of a layer frame by frame, so that several threads share the work and the bytes do not depend on the
+//! number of threads.
 //!
 //! - zstd: each frame is a zstd frame of its own. A seek table follows in a skippable frame, which every
-//!   decoder passes over (zstd's `contrib/seekable_format`, version 0.1.0): a reader that knows it starts
+//!   decoder ignores (zstd's `contrib/seekable_format`, version 0.1.0). A reader that supports it can start
 //!   at any frame.
-//! - gzip: one member. Each frame is a run of deflate blocks that refers to nothing before it and ends on
-//!   a byte (as a sync flush does, and as pigz joins its blocks); the checksum is put together at the end.
+//! - gzip: one member. Each frame is a run of deflate blocks that does not refer to earlier data and ends at
+//!   a byte boundary (as a sync flush does, and as pigz joins its blocks). The checksums are combined at the end.
 
 use std::io;
 use std::str::FromStr;
 
 use flate2::{Compress, Crc, FlushCompress, Status};
 
-/// How a layer is compressed.
+/// Compression format of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Compression {
-    /// Level 3.
+    /// Zstd at level 3.
     #[default]
     Zstd,
-    /// Level 6, for readers that know no zstd.
+    /// Gzip at level 6, for readers without zstd support.
     Gzip,
     None,
 }
@@ -27,7 +27,7 @@ const ZSTD_LEVEL: i32 = 3;
 const GZIP_LEVEL: u32 = 6;
 
 impl Compression {
-    /// Media type of a layer (OCI image spec, "Layer").
+    /// Returns the media type of a layer (OCI image spec, "Layer").
     pub const fn media_type(self) -> &'static str {
         match self {
             Self::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
@@ -53,12 +53,12 @@ impl FromStr for Compression {
             "zstd" => Ok(Self::Zstd),
             "gzip" => Ok(Self::Gzip),
             "none" => Ok(Self::None),
-            other => Err(format!("`{other}` is no compression; use zstd, gzip or none")),
+            other => Err(format!("`{other}` is not a compression; use zstd, gzip or none")),
         }
     }
 }
 
-/// Compresses frames, one thread's worth.
+/// Compressor for frames, one for each thread.
 pub(super) enum Compressor {
     Zstd(zstd::bulk::Compressor<'static>),
     Gzip(Box<Compress>),
@@ -76,8 +76,8 @@ impl Compressor {
         })
     }
 
-    /// Puts the compressed frame into `out`, replacing what is in it, and answers with its checksum where
-    /// the format has one. Without compression nothing is put there: the frame itself is the output.
+    /// Replaces the content of `out` with the compressed frame, and returns the checksum for formats that have one.
+    /// Without compression `out` stays empty: the frame itself is the output.
     pub(super) fn frame(&mut self, tar: &[u8], out: &mut Vec<u8>) -> io::Result<Crc> {
         out.clear();
         let mut crc = Crc::new();
@@ -89,10 +89,10 @@ impl Compressor {
             Self::Gzip(deflate) => {
                 crc.update(tar);
                 deflate.reset();
-                // Deflate may make stored blocks of what does not shrink: 5 bytes for each 64 KiB at most.
+                // Deflate may emit stored blocks for incompressible data: at most 5 bytes for each 64 KiB.
                 out.reserve(tar.len() + tar.len() / 1000 + 1024);
                 let mut taken = 0;
-                // A flush is complete when it leaves room in the output.
+                // A flush is complete when it leaves free space in the output.
                 while taken < tar.len() || out.len() == out.capacity() {
                     out.reserve(4096);
                     let before = deflate.total_in();
@@ -114,21 +114,21 @@ impl Compressor {
     }
 }
 
-/// What surrounds the frames.
+/// Bytes before and after the frames, as the format requires.
 pub(super) enum Envelope {
     Zstd { sizes: Vec<(u32, u32)> },
     Gzip { crc: Crc },
     None,
 }
 
-/// The fixed fields of a gzip header: deflate, no flags, no time, no system.
+/// Fixed fields of a gzip header: deflate, no flags, no time, no operating system.
 const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
-/// A last deflate block without content.
+/// Final deflate block without content.
 const DEFLATE_END: [u8; 2] = [3, 0];
 
 const SKIPPABLE_MAGIC: u32 = 0x184D_2A5E;
 const SEEKABLE_MAGIC: u32 = 0x8F92_EAB1;
-/// No checksums: the layer's digest covers them, and frames are decoded from verified blobs.
+/// Seek table without checksums: the layer's digest covers the frames, and frames are decoded from verified blobs.
 const SEEK_TABLE_DESCRIPTOR: u8 = 0;
 
 impl Envelope {
@@ -140,7 +140,7 @@ impl Envelope {
         }
     }
 
-    /// What comes before the first frame.
+    /// Returns the bytes before the first frame.
     pub(super) fn start(&self) -> &'static [u8] {
         match self {
             Self::Gzip { .. } => &GZIP_HEADER,
@@ -148,7 +148,7 @@ impl Envelope {
         }
     }
 
-    /// Takes note of a frame that was written.
+    /// Records a frame that was written.
     pub(super) fn add(&mut self, compressed: usize, tar: usize, frame_crc: &Crc) -> io::Result<()> {
         match self {
             Self::Zstd { sizes } => {
@@ -161,7 +161,7 @@ impl Envelope {
         Ok(())
     }
 
-    /// What comes behind the last frame of a tar of `length` bytes.
+    /// Returns the bytes after the last frame of a tar of `length` bytes.
     pub(super) fn end(self, length: u64) -> io::Result<Vec<u8>> {
         let mut end = Vec::new();
         match self {
@@ -180,7 +180,7 @@ impl Envelope {
             Self::Gzip { crc } => {
                 end.extend_from_slice(&DEFLATE_END);
                 end.extend_from_slice(&crc.sum().to_le_bytes());
-                // The length modulo 2^32.
+                // Gzip stores the length modulo 2^32.
                 end.extend_from_slice(&(length as u32).to_le_bytes());
             }
             Self::None => {}

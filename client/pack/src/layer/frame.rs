@@ -1,5 +1,5 @@
-//! One frame of a layer: its entries opened, read, hashed and compressed by one thread, while their
-//! content is still in that core's cache.
+//! One frame of a layer. One thread opens, reads, hashes and compresses its entries, while their content is still in
+//! that core's cache.
 
 use std::ops::Range;
 
@@ -14,25 +14,25 @@ use super::{ContentReader, LayerError, LayerOptions, Source};
 use crate::identity::{ContentHash, HashedEntry};
 use crate::walk::{EntryKind, Xattrs};
 
-/// A finished frame. Frames are used again, for the sake of their buffers.
+/// A finished frame. Frames are reused to keep their buffers.
 #[derive(Default)]
 pub(super) struct Frame {
-    /// As long as the longest frame so far; `used` says what counts.
+    /// Tar bytes of the frame, of which the first `used` are valid. It is as long as the longest frame so far.
     buffer: Vec<u8>,
     used: usize,
     pub(super) compressed: Vec<u8>,
     pub(super) crc: Crc,
-    /// Identity of the entries that begin in this frame, where asked for; without the content of files
-    /// that are cut.
+    /// Hashes and attributes of the entries that begin in this frame, if requested. The hashes of files that span
+    /// several frames are not included.
     pub(super) hashed: Vec<(usize, HashedEntry)>,
     pub(super) pieces: Vec<Piece>,
-    /// Entries that end in this frame.
+    /// Number of entries that end in this frame.
     pub(super) entries: u64,
-    /// Bytes of content.
+    /// Number of content bytes.
     pub(super) bytes: u64,
 }
 
-/// Content of a file that spans several frames.
+/// Part of a file that spans several frames.
 pub(super) struct Piece {
     pub(super) index: usize,
     pub(super) range: Range<usize>,
@@ -52,11 +52,11 @@ impl Frame {
         (self.entries, self.bytes) = (0, 0);
     }
 
-    /// Room for `count` more bytes, whose content is whatever was there.
+    /// Extends the frame by `count` bytes with unspecified content.
     fn extend(&mut self, count: usize) -> Range<usize> {
         let range = self.used..self.used + count;
         if self.buffer.len() < range.end {
-            // Once for most: a frame seldom holds more than a full one and a file of that size.
+            // Most frames are resized once: one seldom exceeds a full frame plus a file of that size.
             self.buffer.resize(range.end.max(2 * FRAME as usize + FRAME as usize / 8), 0);
         }
         self.used = range.end;
@@ -69,14 +69,14 @@ impl Frame {
     }
 }
 
-/// Fills and compresses frames, one thread's worth.
+/// Builder that fills and compresses frames, one for each thread.
 pub(super) struct Filler<'a> {
     source: &'a dyn Source,
     reader: Box<dyn ContentReader + 'a>,
     compressor: Compressor,
     mtime: u64,
     hash: bool,
-    /// The entry that the reader is at.
+    /// Index of the entry that the reader has opened.
     open: Option<usize>,
 }
 
@@ -108,8 +108,8 @@ impl<'a> Filler<'a> {
         Ok(frame)
     }
 
-    /// Writes an entry as far as it lies in the frame: its content from `begin`, or its header and its
-    /// content, up to `end`.
+    /// Writes the part of an entry that belongs to the frame: its content from `begin` to `end`, or without `begin`
+    /// its header and its content up to `end`.
     fn entry(
         &mut self,
         index: usize,
@@ -148,7 +148,7 @@ impl<'a> Filler<'a> {
     }
 
     fn content(&mut self, from: u64, end: u64, frame: &mut Frame) -> Result<Range<usize>, LayerError> {
-        // Never more than a frame.
+        // The range is never larger than a frame.
         let range = frame.extend(usize::try_from(end - from).unwrap_or(usize::MAX));
         self.reader.read(from, &mut frame.buffer[range.clone()])?;
         self.reader.verify()?;

@@ -1,4 +1,4 @@
-//! Tar headers: POSIX ustar, with PAX records for what does not fit.
+//! Tar headers: POSIX ustar, with PAX records for values that do not fit.
 
 use tar::{EntryType, Header};
 
@@ -9,10 +9,10 @@ pub(crate) const BLOCK: usize = 512;
 /// The two empty blocks that end an archive.
 pub(crate) const END: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
 
-/// Largest size that eleven octal digits hold.
+/// Maximum size that fits into eleven octal digits.
 const OCTAL_SIZE: u64 = (1 << 33) - 1;
 
-/// The fields of a header that differ from entry to entry.
+/// Header fields that differ from entry to entry.
 pub(crate) struct Record<'a> {
     pub(crate) path: Vec<u8>,
     pub(crate) link: &'a [u8],
@@ -31,7 +31,7 @@ impl<'a> Record<'a> {
                 (EntryType::Directory, b"", entry.mode)
             }
             EntryKind::File => (EntryType::Regular, b"", entry.mode),
-            // A link has no mode of its own; file systems differ in what they report.
+            // A symbolic link has no mode of its own; file systems report different ones.
             EntryKind::Symlink { target } => (EntryType::Symlink, target, 0o777),
             EntryKind::Hardlink { to } => (EntryType::Link, to, entry.mode),
         };
@@ -39,7 +39,7 @@ impl<'a> Record<'a> {
     }
 }
 
-/// The blocks of a header, PAX records first.
+/// Returns the blocks of a header, PAX records first.
 pub(crate) fn encode(record: &Record<'_>, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
     let mut pax = Vec::new();
     let mut header = Header::new_ustar();
@@ -71,7 +71,7 @@ pub(crate) fn encode(record: &Record<'_>, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Vec<
     blocks
 }
 
-/// How many zeros follow content of `size` bytes.
+/// Returns the number of zero bytes that follow content of `size` bytes.
 pub(crate) const fn padding(size: u64) -> usize {
     (BLOCK - (size % BLOCK as u64) as usize) % BLOCK
 }
@@ -81,20 +81,20 @@ fn complete(header: &mut Header, kind: EntryType, mode: u32, size: u64, mtime: u
     header.set_mode(mode);
     header.set_uid(0);
     header.set_gid(0);
-    // Past eleven digits this is a base-256 number, for readers that know no PAX size.
+    // A size of more than eleven digits is written as a base-256 number, for readers without support for PAX sizes.
     header.set_size(size);
     header.set_mtime(mtime);
     header.set_cksum();
 }
 
-/// Copies as much of `text` as fits; false if that is not all of it.
+/// Copies as much of `text` as fits. Returns false if it does not fit completely.
 fn fit(field: &mut [u8; 100], text: &[u8]) -> bool {
     let count = text.len().min(field.len());
     field[..count].copy_from_slice(&text[..count]);
     count == text.len()
 }
 
-/// `length key=value\n`, where the length counts its own digits.
+/// Appends a record `length key=value\n`, where the length includes its own digits.
 fn pax_record(pax: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let rest = key.len() + value.len() + 3;
     let mut length = rest + 1;

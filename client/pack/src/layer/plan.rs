@@ -1,32 +1,33 @@
-//! Where a layer is cut into frames, each read and compressed for itself. The cuts depend on the entries
-//! alone, never on threads or time, for they show in the compressed bytes.
+//! Division of a layer into frames that are read and compressed separately. It affects the compressed bytes, so it
+//! depends only on the entries and never on threads or time.
 //!
-//! A frame ends when it holds about [`FRAME`] bytes. Files of up to that size are never cut, so that each
-//! is opened once and a reader finds it whole in one frame; larger ones are cut to fill frames exactly.
+//! A frame ends when it has about [`FRAME_SIZE`] bytes. Files of up to that size are never split, so that each is
+//! opened once and is in a single frame for readers. Larger files are split to fill frames exactly.
 
 use crate::layer::header::{BLOCK, padding};
 use crate::walk::{Entry, EntryKind};
 
-/// Bytes of tar in a frame. Smaller frames cost ratio, larger ones more to read a file from the middle.
+/// Tar bytes in a frame. Smaller frames compress less well; larger ones make it more expensive to read a file from
+/// the middle.
 pub(super) const FRAME: u64 = 1 << 20;
 
-/// A place in the list of entries: before the header of an entry, or behind some of its content.
+/// Position in the list of entries: before the header of an entry, or `inside` bytes into its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(super) struct Place {
     pub(super) index: usize,
     pub(super) inside: Option<u64>,
 }
 
-/// What one frame holds: from one place up to another.
+/// Range of the list of entries that one frame contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cut {
     pub(super) from: Place,
     pub(super) to: Place,
-    /// Whether the end of the archive follows.
+    /// True for the last frame, which is followed by the end of the archive.
     pub(super) last: bool,
 }
 
-/// The cuts of a list of entries; at least one.
+/// Iterator over the frames of a list of entries. There is at least one.
 pub(super) struct Cuts<'a> {
     entries: &'a [Entry],
     at: Place,
@@ -58,7 +59,7 @@ impl Iterator for Cuts<'_> {
             };
             let left = entry.size - before;
             let room = FRAME.saturating_sub(used);
-            // A frame that is full with the header alone would make no progress inside the file.
+            // If the header alone fills the frame, the content of the file begins in the next one.
             if entry.size > FRAME && left > room && room > 0 {
                 self.at.inside = Some(before + room);
                 used = FRAME;
@@ -74,7 +75,7 @@ impl Iterator for Cuts<'_> {
     }
 }
 
-/// About what the header takes; attributes are not known before the file is opened.
+/// Returns the approximate size of the header: attributes are not known before the file is opened.
 fn header_size(entry: &Entry) -> u64 {
     let long = |text: &[u8]| if text.len() > 100 { 2 * BLOCK + text.len() } else { 0 };
     let link: &[u8] = match &entry.kind {

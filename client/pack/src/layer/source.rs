@@ -1,28 +1,27 @@
-//! Where the entries of a layer come from: a walked directory, or a list with content from elsewhere. The
-//! same entries with the same content give the same bytes.
+//! Source of a layer's entries: a walked directory, or a list with content from another place. The same entries with
+//! the same content give the same bytes.
 
 use crate::walk::{ContentError, DiskReader, Entry, EntryKind, Tree, Xattrs};
 
 /// Entries of a layer and access to their content.
 pub trait Source: Sync {
-    /// In walk order: each directory before what is in it, names sorted by their bytes.
+    /// Returns the entries in walk order: each directory before its content, names sorted by their bytes.
     fn entries(&self) -> &[Entry];
 
-    /// A reader for one thread; several are at work at a time, on different entries.
+    /// Returns a reader for one thread. Several readers work at the same time, on different entries.
     fn reader(&self) -> Box<dyn ContentReader + '_>;
 }
 
-/// Reads regular files and directories of a [`Source`], in rising order of their index.
+/// Reader for regular files and directories of a [`LayerSource`], in ascending order of their index.
 pub trait ContentReader {
-    /// Goes to the file or directory at `index` of the entries; answers with its attributes, sorted by
-    /// name.
+    /// Opens the file or directory at `index` of the entries. Returns its attributes, sorted by name.
     fn open(&mut self, index: usize) -> Result<Xattrs, ContentError>;
 
-    /// Fills `buffer` with content of the open file, which starts at `offset`. Never asked for more than
-    /// the entry's size; a file that turns out to be shorter is an error.
+    /// Fills `buffer` with content of the open file from `offset` on. The caller never reads beyond the entry's size;
+    /// a file that turns out to be shorter is an error.
     fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), ContentError>;
 
-    /// Called after the last read of a file: whether what was read is what was listed.
+    /// Verifies that the file that was read is the listed one, unchanged. Called after the last read of a file.
     fn verify(&mut self) -> Result<(), ContentError>;
 }
 
@@ -55,7 +54,7 @@ impl ContentReader for TreeReader<'_> {
     }
 }
 
-/// Whether an image keeps attributes of such an entry.
+/// Reports whether an image keeps attributes of such an entry.
 pub(crate) fn has_xattrs(entry: &Entry) -> bool {
     matches!(entry.kind, EntryKind::File | EntryKind::Dir)
 }

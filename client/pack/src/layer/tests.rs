@@ -48,7 +48,7 @@ fn digests_and_sizes_are_those_of_the_bytes() {
 
 #[test]
 fn the_number_of_workers_does_not_show_in_a_layer_of_many_blocks() {
-    // More than one block of a zstd worker, and not all alike.
+    // The content is larger than one block of a zstd worker and not uniform.
     let content: Vec<u8> =
         (0..20_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8 & 0x1f).collect();
     let (_dir, tree) = tree(|dir| fs::write(dir.join("f"), &content).unwrap());
@@ -59,8 +59,8 @@ fn the_number_of_workers_does_not_show_in_a_layer_of_many_blocks() {
     assert_eq!([digest(0), digest(2), digest(3), digest(7)], [one; 4]);
 }
 
-/// Pins the bytes: a room and a laptop, this version and the next, make one layer of one tree. Where they must
-/// become others, so must `LAYER_FORMAT` of the cache.
+/// Pins the bytes: every machine and version must make the same layer of the same tree. If they have to change,
+/// `LAYER_FORMAT` of the cache must change, too.
 #[test]
 fn a_small_tree_is_the_layer_that_it_always_was() {
     let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
@@ -130,7 +130,7 @@ fn a_file_that_changes_while_it_is_read_is_named() {
         let (dir, tree) = tree(|dir| fs::write(dir.join("log"), vec![0; 40 << 20]).unwrap());
         let path = dir.path().join("log");
         let mut changed = false;
-        // Few threads are no more than some frames ahead of the first report.
+        // With few threads, at most some frames are read before the first report.
         let options = LayerOptions { workers: Some(1), ..Default::default() };
         let error = write(&tree, &options, &mut io::sink(), &mut |_| {
             if !std::mem::replace(&mut changed, true) {
@@ -275,7 +275,7 @@ fn a_sparse_file_of_many_gibibytes_is_read_through_its_holes() {
     });
     let mut out = Sum(0);
     let layer = write(&tree, &LayerOptions::default(), &mut out, &mut |_| {}).unwrap();
-    // PAX for the size, then the file in whole blocks, then the end.
+    // The PAX record for the size, the file in whole blocks, and the end follow each other.
     assert_eq!(layer.uncompressed_size, 3 * 512 + size.next_multiple_of(512) + 1024);
     assert!(out.0 == layer.size && layer.size < 2 << 20, "{} bytes", layer.size);
 }

@@ -1,18 +1,22 @@
+//! Validation of the entries of a list, which come from an untrusted sender.
+
 use super::{ListingError, path_order};
 use crate::identity::{Node, NodeKind};
 
-/// Paths and targets of links. File systems stop at 4096, but not on the way down step by step.
+/// Maximum length of a path or link target, in bytes. System calls accept 4096, but longer paths can be created
+/// directory by directory.
 const MAX_PATH: usize = 32 << 10;
 const MAX_NAME: usize = 255;
-/// The system's limits for one value, and more names than it can list.
+/// Maximum size of an attribute value in bytes, the same as in Linux.
 const MAX_XATTR_VALUE: usize = 64 << 10;
+/// Maximum number of attributes: more names than Linux can list.
 const MAX_XATTRS: usize = 4096;
 
-/// Looks at entries as they come, each by itself and against those before.
+/// Validator of entries, each on its own and against the entries before it.
 #[derive(Debug, Default)]
 pub(super) struct Checker {
     last: Vec<u8>,
-    /// The directories that the last entry lies in, and itself if it is one.
+    /// Directories that contain the last entry, and the entry itself if it is a directory.
     open: Vec<Box<[u8]>>,
 }
 
@@ -31,7 +35,7 @@ impl Checker {
             NodeKind::File { .. } => (false, true),
             NodeKind::Symlink { target } => {
                 if target.is_empty() || target.len() > MAX_PATH || target.contains(&0) {
-                    return wrong("is no possible link");
+                    return wrong("is not a valid link");
                 }
                 (false, false)
             }
@@ -81,21 +85,21 @@ impl Checker {
 
 fn bad_path(path: &[u8]) -> Option<&'static str> {
     if path.is_empty() {
-        return Some("is no path");
+        return Some("is not a path");
     }
     if path.len() > MAX_PATH {
-        return Some("is too long a path");
+        return Some("is too long");
     }
     if path.contains(&0) {
-        return Some("has a NUL in it");
+        return Some("contains a NUL byte");
     }
     if path[0] == b'/' {
         return Some("is absolute");
     }
     for name in path.split(|&byte| byte == b'/') {
         match name {
-            b"" => return Some("has an empty name in it"),
-            b"." | b".." => return Some("leads elsewhere: it has `.` or `..` in it"),
+            b"" => return Some("contains an empty name"),
+            b"." | b".." => return Some("contains `.` or `..`"),
             name if name.len() > MAX_NAME => return Some("has a name of more than 255 bytes"),
             _ => {}
         }
@@ -108,7 +112,7 @@ fn bad_xattrs(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Option<&'static str> {
         return Some("has too many attributes");
     }
     if xattrs.windows(2).any(|pair| pair[0].0 >= pair[1].0) {
-        return Some("has attributes that are not sorted, or one twice");
+        return Some("has attributes that are unsorted or repeated");
     }
     for (name, value) in xattrs {
         let kept = name == b"security.capability" || (name.starts_with(b"user.") && name.len() > 5);
@@ -122,7 +126,7 @@ fn bad_xattrs(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Option<&'static str> {
     None
 }
 
-/// A path for people, of a bounded length.
+/// Returns a path for messages, with a limited length.
 pub(super) fn shown(path: &[u8]) -> String {
     let text = String::from_utf8_lossy(&path[..path.len().min(300)]).into_owned();
     if path.len() > 300 { text + "..." } else { text }

@@ -1,5 +1,5 @@
-//! A list as a file of its own keeper: behind its bytes, its digest and a checksum over both, so that a list that
-//! was found sound once need not be looked at entry by entry again.
+//! Sealed form of a list in a file: its bytes, its digest, and a checksum over both. A list that was validated once
+//! need not be validated entry by entry again.
 //!
 //! ```text
 //! sealed := list digest:32 sum:32
@@ -12,7 +12,7 @@ const DIGEST: usize = 32;
 const SUM: usize = 32;
 
 impl Listing {
-    /// What stands behind [`bytes`](Self::bytes) in a sealed list.
+    /// Returns the bytes that follow [`bytes`](Self::bytes) in a sealed list.
     pub fn seal(&self) -> [u8; DIGEST + SUM] {
         let mut seal = [0; DIGEST + SUM];
         let digest = self.digest.as_bytes();
@@ -22,8 +22,8 @@ impl Listing {
         seal
     }
 
-    /// Reads a sealed list; gives the bytes back when they are damaged or not sealed. Whoever can write the file can
-    /// seal it, too: not for what comes from elsewhere.
+    /// Reads a sealed list. Returns the bytes unchanged if they are damaged or not sealed. The seal does not
+    /// authenticate: anybody who can write the file can seal it, so do not use this for lists from untrusted senders.
     pub fn unseal(mut bytes: Vec<u8>) -> Result<Self, Vec<u8>> {
         match opened(&bytes) {
             Some((digest, starts)) => {

@@ -1,4 +1,4 @@
-//! The JSON around a layer: config, manifest, and the layout of the archive.
+//! Assembles an image around its layer: config, manifest, and the layout of the archive.
 
 use hearth_proto::value::{Digest, Reference};
 
@@ -9,7 +9,7 @@ use crate::layer::{Compression, Layer};
 
 const CREATED_BY: &str = "hearth pack";
 
-/// What is known of the image before its layer is made.
+/// Parts of the image that are known before its layer is made.
 pub(super) struct Assembly<'a> {
     options: &'a PackOptions,
     config: ImageConfig,
@@ -17,7 +17,7 @@ pub(super) struct Assembly<'a> {
     created: String,
 }
 
-/// All of an image but the content of its layers.
+/// An image without the content of its layers.
 #[derive(Debug)]
 pub(super) struct Assembled {
     pub(super) config: ImageConfig,
@@ -62,8 +62,8 @@ impl<'a> Assembly<'a> {
         Ok(Assembled { config, config_bytes, config_digest, manifest, parsed, layout })
     }
 
-    /// Where the layer will lie in the archive: what is before it depends on nothing of the layer but how
-    /// many digits its size has, and seldom on that.
+    /// Predicts the offset of the layer in the archive. The bytes before it depend only on the number of digits of
+    /// the layer's size, and rarely on that.
     pub(super) fn layer_position(&self, content_bytes: u64) -> Result<Option<u64>, PackError> {
         let none = Digest::from_sha256([0; 32]);
         let compression = self.options.layer.compression;

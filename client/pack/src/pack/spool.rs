@@ -1,11 +1,11 @@
-//! Where a layer goes before its digest is known, and where it comes from when an earlier pack made it.
+//! Storage of a layer before its digest is known, or the cached layer of an earlier pack.
 //!
 //! ```text
-//!                    output asked for            no output
-//! layer kept         copied into the archive     read where it is kept
-//! layer not kept     written into the archive,   written to the cache, or to a temporary file
-//!                    which the cache keeps by
-//!                    another name; or to both
+//!                    with an output file         without an output file
+//! layer cached       copied into the archive     read from the cache
+//! layer not cached   written into the archive,   written to the cache, or to a temporary file
+//!                    which gets a hard link in
+//!                    the cache; or to both
 //! ```
 
 use std::fs::File;
@@ -25,35 +25,36 @@ use crate::layer::{self, Layer, LayerError, LayerProgress, Source};
 use crate::new_file::{self, NewFile, SpareName};
 use crate::walk::{EntryKind, Tree};
 
-/// Files of which the hashes are not known may hold a quarter of all bytes: hashing them first is little
-/// against a pack, and spares one when they turn out to be as they were.
+/// Fraction (one in this number) of all bytes that may be in files without a cached hash for the tree to be hashed
+/// first. Hashing those is cheap compared to a pack, and saves one if they turn out to be unchanged.
 const WORTH_HASHING: u64 = 4;
 
-/// What an archive may have before its layer whatever that takes: manifest, config and index are there in any case.
+/// Bytes before the layer, such as manifest, config and index, up to which an archive is cached for a layer of any
+/// size.
 const SMALL_BEFORE: u64 = 1 << 20;
 
-/// The bytes of a layer, in a file of their own or in the archive to be.
+/// File with the bytes of a layer: a file of its own or the future archive.
 #[derive(Debug)]
 pub(super) struct Spool {
     place: Place,
-    /// Where in the file they start.
+    /// Offset of the layer in the file.
     position: u64,
 }
 
 #[derive(Debug)]
 enum Place {
-    /// In the archive-to-be for this path.
+    /// The future archive at `path`.
     Archive {
         new: NewFile,
         path: PathBuf,
         taken: Mutex<bool>,
-        /// In the cache.
+        /// Hard link to the archive in the cache.
         spare: Option<SpareName>,
     },
-    /// In a file that the cache may keep.
+    /// A new file in the cache's directory, which may become a cached layer.
     Cache(NewFile),
     Temporary(NewFile),
-    /// In a file that the cache has kept.
+    /// A file with a cached layer of an earlier pack.
     Kept {
         file: File,
         dir: PathBuf,
@@ -65,8 +66,8 @@ impl Spool {
         Self { place, position: 0 }
     }
 
-    /// Gives an archive a name in the cache; whether it has one then. Not one that is mostly the layers of its base, which
-    /// would be kept with each pack that stands on it.
+    /// Creates a hard link to an archive in the cache. Returns whether it has one then. An archive that mostly
+    /// consists of the layers of its base gets none, because those would be cached again with each pack on that base.
     fn name_in(&mut self, cache: &Cache, most_bytes: u64) -> bool {
         let Place::Archive { new, spare, .. } = &mut self.place else { return false };
         let before = self.position;
@@ -83,12 +84,13 @@ impl Spool {
         }
     }
 
-    /// The bytes of a layer of `size` bytes.
+    /// Returns a reader for the bytes of a layer of `size` bytes.
     pub(super) fn range(&self, size: u64) -> FileRange<'_> {
         FileRange { file: self.file(), position: self.position, left: size }
     }
 
-    /// The archive-to-be if it is for `path`, and the layer lies where it belongs; only once.
+    /// Returns the future archive if it is for the `wanted` path and the layer is at the right offset. Works only
+    /// once.
     pub(super) fn take_archive(&self, wanted: &Path, position: Option<u64>) -> Option<&NewFile> {
         let Place::Archive { new, path, taken, .. } = &self.place else { return None };
         let fits = path == wanted && position == Some(self.position);
@@ -96,7 +98,7 @@ impl Spool {
     }
 
     fn out(&self) -> At<'_> {
-        // Only an archive is synced at its end.
+        // Only an archive is synced at the end.
         let begun = matches!(self.place, Place::Archive { .. }).then_some(self.position);
         At { file: self.file(), position: self.position, begun }
     }
@@ -112,14 +114,14 @@ impl Spool {
     }
 }
 
-/// The disk is given so much at a time, so that the sync at the end finds little to wait for.
+/// Number of bytes after which writeback to disk is started, so that the final sync has little to wait for.
 const BEHIND: u64 = 16 << 20;
 
-/// Writes to a place in a file. The layer comes in large pieces; no buffer is needed.
+/// Writer at an offset in a file. The layer is written in large pieces, so no buffer is needed.
 struct At<'a> {
     file: &'a File,
     position: u64,
-    /// Up to where the disk was given the bytes; none where that can take its time.
+    /// Offset up to which writeback was started; `None` if early writeback is not needed.
     begun: Option<u64>,
 }
 
@@ -128,8 +130,8 @@ impl At<'_> {
         let Some(begun) = &mut self.begun else { return };
         let length = NonZeroU64::new(self.position - *begun);
         if let Some(length) = length.filter(|length| length.get() >= BEHIND) {
-            // What is not needed in memory is written out at once, without a wait; unwritten bytes stay in
-            // memory all the same. Where that is refused, the sync does all of it.
+            // This advice starts writeback without waiting for it; unwritten pages stay in memory. If the advice is
+            // refused, the final sync writes everything.
             let _ = rustix::fs::fadvise(self.file, *begun, Some(length), Advice::DontNeed);
             *begun = self.position;
         }
@@ -149,7 +151,7 @@ impl Write for At<'_> {
     }
 }
 
-/// Writes the layer, and a second one for the cache, which may fail without harm.
+/// Writer of the layer and of a second copy for the cache. An error of the copy is only recorded.
 struct Both<'a> {
     out: At<'a>,
     copy: Option<At<'a>>,
@@ -172,18 +174,18 @@ impl Write for Both<'_> {
     }
 }
 
-/// A layer and how it came about.
+/// A layer, its storage, and whether it came from the cache.
 pub(super) struct Made {
     pub(super) layer: Layer,
     pub(super) spool: Spool,
-    /// An earlier pack made it.
+    /// True if the layer comes from an earlier pack.
     pub(super) reused: bool,
-    /// Why the next pack will not find it.
+    /// Reason why the layer is not cached for the next pack.
     pub(super) cache_trouble: Option<String>,
 }
 
-/// Makes the layer of `source`. `tree` is the same, if it is a walked directory; only that is looked up in
-/// the cache. `position`: where the layer will lie in the archive.
+/// Makes the layer of `source`. `tree` is the same source if it is a walked directory; only a walked directory uses
+/// the cache. `position` is the predicted offset of the layer in the archive.
 pub(super) fn make(
     source: &dyn Source,
     tree: Option<&Tree>,
@@ -222,7 +224,7 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    /// A cache that fails costs the next pack time, and this one nothing.
+    /// Records an error of the cache. It only makes the next pack slower, so this pack continues.
     fn note(&mut self, outcome: io::Result<()>) {
         if let Err(error) = outcome {
             self.trouble.get_or_insert_with(|| error.to_string());
@@ -239,8 +241,8 @@ impl Maker<'_> {
             }
         }
         let (spool, copy) = self.spool_and_copy(cache, tree.content_bytes())?;
-        // Hashed again: the key is that of the very bytes in the layer, whatever happened to a file since
-        // it was hashed above.
+        // The content is hashed again while it is read for the layer, so that the key fits the bytes in the layer
+        // even if a file has changed since it was hashed above.
         let (layer, hashed) = self.write(&spool, copy.as_ref(), true)?;
         let key = hashed.map(|hashed| LayerKey::new(&hashed.digest, options));
         if let (Some(key), None) = (&key, &self.trouble) {
@@ -256,7 +258,8 @@ impl Maker<'_> {
         Ok((layer, spool, false))
     }
 
-    /// Where a layer of a tree with so many bytes is written, and where besides for the cache.
+    /// Returns the spool for a layer of a tree with `bytes` bytes, and an additional file for the cache if the spool
+    /// does not serve as the cache entry.
     fn spool_and_copy(&mut self, cache: &Cache, bytes: u64) -> Result<(Spool, Option<NewFile>), PackError> {
         let mut archive = self.archive()?;
         if let Some(spool) = archive.take_if(|spool| spool.name_in(cache, bytes)) {
@@ -265,7 +268,7 @@ impl Maker<'_> {
         let copy = match cache.new_layer(bytes) {
             Ok(Some(copy)) => Some(copy),
             Ok(None) => {
-                self.note(Err(io::Error::other("too little room to keep the layer")));
+                self.note(Err(io::Error::other("there is too little space to cache the layer")));
                 None
             }
             Err(error) => {
@@ -289,7 +292,7 @@ impl Maker<'_> {
         !self.hashes.is_empty() && unknown <= tree.content_bytes() / WORTH_HASHING
     }
 
-    /// A layer of an earlier pack, verified.
+    /// Finds and verifies a cached layer of an earlier pack.
     fn kept(&mut self, cache: &Cache, key: &LayerKey) -> Result<Option<(Layer, Spool)>, PackError> {
         let Some(kept) = cache.layer(key, self.options.layer.compression) else { return Ok(None) };
         let (whole, layer, spool) = if self.options.output.is_some() {
@@ -307,7 +310,7 @@ impl Maker<'_> {
         Ok(None)
     }
 
-    /// Where a layer is written that the cache does not keep.
+    /// Returns the spool for a layer that is not cached.
     fn spool(&self) -> Result<Spool, PackError> {
         match self.archive()? {
             Some(archive) => Ok(archive),
@@ -315,7 +318,7 @@ impl Maker<'_> {
         }
     }
 
-    /// The archive-to-be, where one was asked for.
+    /// Creates the future archive if an output file is wanted.
     fn archive(&self) -> Result<Option<Spool>, PackError> {
         let (Some(path), Some(position)) = (&self.options.output, self.position) else { return Ok(None) };
         let new = NewFile::create(new_file::parent(path), FILE_MODE)
@@ -324,7 +327,7 @@ impl Maker<'_> {
         Ok(Some(Spool { place, position }))
     }
 
-    /// In the cache's own file, if there is one.
+    /// Returns a spool in `cached`, a file of the cache, or else in a temporary file.
     fn without_archive(&self, cached: Option<NewFile>) -> Result<Spool, PackError> {
         if let Some(cached) = cached {
             return Ok(Spool::new(Place::Cache(cached)));
@@ -334,7 +337,7 @@ impl Maker<'_> {
         Ok(Spool::new(Place::Temporary(new)))
     }
 
-    /// Writes the layer; answers with the tree's identity where that is wanted.
+    /// Writes the layer. Returns the tree's hashes, too, if `hash` is set.
     fn write(
         &mut self,
         spool: &Spool,

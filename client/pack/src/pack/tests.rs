@@ -13,7 +13,7 @@ use crate::base::{Base, BaseError};
 use crate::layer::Compression;
 use crate::walk::Rules;
 
-/// What a layer holds under one name, as another tar reader sees it.
+/// Content of a layer under one name, read by another tar implementation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
     kind: tar::EntryType,
@@ -320,7 +320,7 @@ fn the_summary_counts_and_points_at_what_is_seldom_meant() {
     assert_eq!((found.path.as_slice(), found.files, found.bytes), (&b"app/node_modules"[..], 1, 3));
 }
 
-/// A random tree: path to content, or none for a directory.
+/// Random tree: path and content, `None` for a directory.
 fn trees() -> impl Strategy<Value = BTreeMap<Vec<Vec<u8>>, Option<Vec<u8>>>> {
     let byte = prop_oneof![Just(b'a'), Just(b'-'), Just(b'.'), Just(b' '), Just(0xff), Just(b'z')];
     let name = prop::collection::vec(byte, 1..6)
@@ -367,7 +367,7 @@ proptest! {
             let path = two.path().join(OsStr::from_bytes(&entry.path));
             let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(u64::from(time));
             File::open(&path).unwrap().set_modified(time).unwrap();
-            // Without the privilege the owner stays; with it, it must not matter.
+            // Without privileges the owner does not change; with them, the owner must not matter.
             let _ = std::os::unix::fs::chown(&path, Some(12345), Some(54321));
         }
         options.layer.workers = Some(workers);
@@ -393,8 +393,8 @@ proptest! {
         }
     }
 
-    // The other reader takes a newline for the end of a PAX record; ours is asked about those in the tests of
-    // headers.
+    // The other implementation treats a newline as the end of a PAX record; the tests of headers cover names with
+    // newlines.
     #[test]
     fn modes_links_and_attributes_read_back_as_they_were(
         tree in trees(), mode in 0u32..0o10000, target in prop::collection::vec(11u8..255, 1..200),
@@ -402,12 +402,12 @@ proptest! {
     ) {
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         make(dir.path(), &tree, false);
-        // Names that the random ones never have.
+        // These names never occur in a random tree.
         fs::write(dir.path().join("FILE"), "content").unwrap();
         fs::hard_link(dir.path().join("FILE"), dir.path().join("OTHER")).unwrap();
         symlink(OsStr::from_bytes(&target), dir.path().join("LINK")).unwrap();
         xattr::set(dir.path().join("FILE"), "user.value", &value).unwrap();
-        // The owner must be able to read it also where the test is not run as root.
+        // The owner must be able to read the file if the test does not run as root.
         let mode = mode | 0o400;
         fs::set_permissions(dir.path().join("FILE"), Permissions::from_mode(mode)).unwrap();
         let mut options = options();

@@ -8,7 +8,7 @@ use super::*;
 use crate::identity::{HashCache, HashedTree, hash_tree};
 use crate::walk::{Tree, WalkOptions, walk};
 
-/// Content that does not compress and has no pattern.
+/// Returns content that does not compress and has no pattern.
 fn noise(seed: u8, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     blake3::Hasher::new_keyed(&[seed; 32]).finalize_xof().fill(&mut bytes);

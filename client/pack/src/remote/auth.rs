@@ -1,15 +1,15 @@
-//! Who we are, as far as a registry may know.
+//! Authentication at registries and their token services.
 //!
-//! A registry that asks for a Bearer token names a token service, its *realm*, and credentials are sent
-//! there. A hostile one names a realm of its own choice. So a realm gets credentials only when
+//! A registry that asks for a Bearer token names a token service, its *realm*, and credentials are sent there. A
+//! malicious registry could name any realm. Therefore credentials are sent to a realm only if
 //!
 //! - it is on the registry's own host, or
-//! - both hosts belong to one owner: they are in the same registrable domain, by the list of public
-//!   suffixes, or are Docker Hub's known pair,
+//! - both hosts have the same owner: they are in the same registrable domain by the public suffix list, or are
+//!   Docker Hub's known pair,
 //!
-//! and only over HTTPS, unless the registry itself is spoken to over plain HTTP and the realm is on its
-//! host. Any other realm is asked without credentials when there are none, and refused when there are:
-//! an anonymous token that does not open the image would only hide the cause.
+//! and only over HTTPS, unless the registry itself uses plain HTTP and the realm is on its host. Any other realm is
+//! used only if there are no credentials, for an anonymous token. With credentials it is refused, because an
+//! anonymous token without access to the image would only hide the cause.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -27,7 +27,7 @@ use super::error::RemoteError;
 use super::host::{DOCKER_HUB, Host, is_loopback, shown};
 use super::transport::{Call, JSON_ANSWER, answer_json};
 
-/// Headers that opened a registry before, by host and scope.
+/// Cache of authorization headers, by host and scope.
 #[derive(Debug, Default)]
 pub(super) struct Tokens(Mutex<HashMap<(String, String), HeaderValue>>);
 
@@ -45,7 +45,7 @@ impl Tokens {
     }
 }
 
-/// What a 401 asks for.
+/// Authentication challenge of a 401 answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Challenge {
     Basic,
@@ -54,7 +54,7 @@ pub(super) enum Challenge {
 }
 
 impl Challenge {
-    /// The strongest challenge that is understood; none where the answer names none at all.
+    /// Returns the preferred challenge of an answer: Bearer, then Basic, then others. `None` if it has none.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let all = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
         let mut found: Vec<Self> = all.map(parse).collect();
@@ -67,7 +67,7 @@ impl Challenge {
     }
 }
 
-/// `Scheme key="value", key=value` (RFC 9110, section 11.6.1).
+/// Parses `Scheme key="value", key=value` (RFC 9110, section 11.6.1).
 fn parse(text: &str) -> Challenge {
     let (scheme, rest) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
     if scheme.eq_ignore_ascii_case("basic") {
@@ -122,7 +122,8 @@ struct TokenAnswer {
 }
 
 impl Remote {
-    /// Makes the header that answers a challenge, and keeps it for `scope`.
+    /// Creates the authorization header for a challenge and caches it for `scope`. Returns `None` if there is no
+    /// suitable credential.
     pub(super) async fn authorize(
         &self,
         host: &Host,
@@ -169,7 +170,7 @@ impl Remote {
         match (judge(host, &target), credential) {
             (Trust::Same, _) | (Trust::Anonymous, None) => {}
             (Trust::Anonymous, Some(_)) => {
-                return Err(wrong("credentials are not sent there: it is another owner's host"));
+                return Err(wrong("credentials are not sent there, because the host has another owner"));
             }
             (Trust::Never(reason), _) => return Err(wrong(reason)),
         }
@@ -207,7 +208,7 @@ impl Remote {
                 call
             }
         };
-        // A token service that redirects is not followed: the credentials were for it alone.
+        // Redirects of a token service are not followed: the credentials are only for that service.
         let answer = self.send_plain(host, &call).await?;
         let answer: TokenAnswer = answer_json(answer, JSON_ANSWER, self.retry.stall).await?;
         let token = answer.token.filter(|token| !token.is_empty()).or(answer.access_token);
@@ -229,7 +230,7 @@ fn realm_shown(realm: &str) -> String {
     format!("{scheme}://{rest}").chars().take(200).collect()
 }
 
-/// Scopes of both, each once.
+/// Merges two lists of scopes without duplicates.
 fn union(own: &str, asked: Option<&str>) -> String {
     let mut all: Vec<&str> = own.split(' ').filter(|scope| !scope.is_empty()).collect();
     for scope in asked.unwrap_or_default().split(' ').filter(|scope| !scope.is_empty()) {
@@ -242,10 +243,11 @@ fn union(own: &str, asked: Option<&str>) -> String {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Trust {
-    /// The registry's owner's.
+    /// The realm belongs to the owner of the registry.
     Same,
-    /// Somebody's, who may know that an image is asked for, and no more.
+    /// The realm belongs to another owner. It may learn which image is requested, but gets no credentials.
     Anonymous,
+    /// The realm is not used at all, for this reason.
     Never(&'static str),
 }
 
@@ -265,7 +267,7 @@ fn judge(host: &Host, realm: &Url) -> Trust {
     if own == other || same_owner(own, other) {
         return Trust::Same;
     }
-    // A name of this network is nobody's business to have asked by us.
+    // A registry must not make this process send requests to hosts of the internal network.
     let internal = is_loopback(other)
         || !other.contains('.')
         || other.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
@@ -285,7 +287,7 @@ fn same_owner(registry: &str, realm: &str) -> bool {
     }
     let domain = |host: &str| {
         let domain = psl::domain(host.as_bytes())?;
-        // A suffix that is on no list is no proof of anything.
+        // A suffix that is not on the list does not prove a common owner.
         domain.suffix().is_known().then(|| domain.as_bytes().to_vec())
     };
     domain(registry).is_some_and(|own| Some(own) == domain(realm))

@@ -1,7 +1,7 @@
-//! Content by digest: streamed, summed on its way, taken up again where it was cut.
+//! Downloads blobs by digest: streams and hashes them, and resumes after an interruption.
 //!
-//! What is handed on is verified: the last bytes are held back until the sum of all is right, so that
-//! nobody ever holds the whole of a wrong blob.
+//! The last bytes are held back until the digest of the whole content is verified, so that the receiver never gets
+//! all bytes of a wrong blob.
 
 use std::io::{self, Read};
 
@@ -20,22 +20,22 @@ use super::transport::{Call, next_chunk};
 use crate::archive::JSON_LIMIT;
 use crate::image::Descriptor;
 
-/// Chunks between the connection and whoever takes them.
+/// Number of chunks that are buffered between the connection and the receiver.
 pub const CHUNKS_AHEAD: usize = 16;
 
-/// How far a blob has come.
+/// State of a blob's download.
 struct Progress<'a> {
     blob: &'a Descriptor,
     received: u64,
     sum: Sha256,
-    /// Not yet handed on: all of it is there, but not yet known to be right.
+    /// Last received chunk, held back until more data arrives or the digest is verified.
     held: Bytes,
     to: &'a mpsc::Sender<Bytes>,
 }
 
 impl Remote {
-    /// Fetches a blob into a channel, from `source`'s hosts in turn. Content that has been sent before the
-    /// channel closes is whole and right only if this returns no error.
+    /// Fetches a blob into a channel, from `source`'s hosts in turn. The content sent to the channel is complete and
+    /// verified only if this returns no error.
     pub async fn blob(
         &self,
         source: &Source,
@@ -47,7 +47,7 @@ impl Remote {
         for host in &source.hosts {
             match self.blob_at(host, source, &mut progress).await {
                 Ok(()) => return Ok(()),
-                // What came so far may be what is wrong: another host cannot go on from there.
+                // The bytes received so far may be wrong, so another host cannot continue from there.
                 Err(error @ (RemoteError::Mismatch { .. } | RemoteError::Size { .. })) => return Err(error),
                 Err(error) if error.is_of_this_host() => last = Some(error),
                 Err(error) => return Err(error),
@@ -78,12 +78,13 @@ impl Remote {
                 Err(error) if error.retryable() => error,
                 Err(error) => return Err(error),
             };
-            // A connection that brings something each time may be cut any number of times.
+            // Attempts are only counted without progress: a transfer that progresses may be interrupted any number of
+            // times.
             attempt = if progress.received > before { 1 } else { attempt + 1 };
             if attempt > self.retry.attempts {
                 return Err(error);
             }
-            tracing::debug!(%error, digest = %progress.blob.digest, at = progress.received, "a blob is taken up again");
+            tracing::debug!(%error, blob.digest = %progress.blob.digest, offset = progress.received, "resuming blob download");
             tokio::time::sleep(self.retry.pause(attempt, None)).await;
         }
     }
@@ -93,15 +94,15 @@ impl Remote {
         let mut skip = match answer.status() {
             StatusCode::PARTIAL_CONTENT if range_start(&answer) == Some(progress.received) => 0,
             StatusCode::PARTIAL_CONTENT => {
-                let reason = "it is another range than was asked for".to_owned();
+                let reason = "it has another range than requested".to_owned();
                 return Err(RemoteError::Answer { url: shown(&url), reason });
             }
-            // Ranges are not for everyone: what is known is read over.
+            // Some registries ignore ranges: the bytes that were already received are skipped.
             _ => progress.received,
         };
         loop {
             let chunk = match next_chunk(&mut answer, &url, self.retry.stall).await {
-                // All of it came: how the connection ended does not matter.
+                // The content is complete: an error at the end of the connection does not matter.
                 Err(_) if progress.received == progress.blob.size => None,
                 chunk => chunk?,
             };
@@ -126,7 +127,7 @@ impl Remote {
         }
     }
 
-    /// A small blob: a config.
+    /// Fetches a whole small blob, such as a config.
     pub async fn bytes(&self, source: &Source, blob: &Descriptor) -> Result<Vec<u8>, RemoteError> {
         if blob.size > JSON_LIMIT {
             return Err(RemoteError::TooLarge { url: source.reference.clone(), limit: JSON_LIMIT as usize });
@@ -197,8 +198,8 @@ impl Progress<'_> {
     }
 }
 
-/// The chunks of a blob for a thread that may block. Its end is the end of what was sent, whether or not
-/// that is all: the size and the digest tell.
+/// Blocking reader for the chunks of a blob. It ends with the channel, even if the content is incomplete: the reader
+/// must check the size and the digest.
 #[derive(Debug)]
 pub struct BlobReader {
     chunks: mpsc::Receiver<Bytes>,

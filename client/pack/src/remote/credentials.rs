@@ -1,3 +1,5 @@
+//! Credentials for registries, from the caller or from the configuration of Docker.
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -5,14 +7,14 @@ use docker_credential::{CredentialRetrievalError, DockerCredential};
 
 use super::host::DOCKER_HUB;
 
-/// What opens one registry. Shown nowhere: `Debug` prints a placeholder.
+/// Credential for one registry. `Debug` prints a placeholder, so it never appears in logs.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credential {
     Password {
         username: String,
         password: String,
     },
-    /// A refresh token of OAuth 2, as `docker login` keeps for some registries.
+    /// OAuth 2 refresh token, as `docker login` stores it for some registries.
     IdentityToken(String),
 }
 
@@ -27,14 +29,14 @@ impl fmt::Debug for Credential {
 pub struct Credentials(BTreeMap<String, Credential>);
 
 impl Credentials {
-    /// Adds one; the last for a registry counts.
+    /// Adds a credential and replaces an earlier one for the same registry.
     #[must_use]
     pub fn with(mut self, registry: &str, credential: Credential) -> Self {
         self.0.insert(registry_key(registry), credential);
         self
     }
 
-    /// Adds those of `others` for registries that have none here.
+    /// Adds the credentials of `others` for registries without one here.
     #[must_use]
     pub fn or(mut self, others: Self) -> Self {
         for (registry, credential) in others.0 {
@@ -52,7 +54,7 @@ impl Credentials {
     }
 }
 
-/// One spelling for each registry; Docker Hub has many.
+/// Returns the canonical name of a registry: lower-case `host[:port]`, and `docker.io` for all names of Docker Hub.
 pub fn registry_key(registry: &str) -> String {
     let host = registry.trim().trim_start_matches("https://").trim_start_matches("http://");
     let host = host.split('/').next().unwrap_or_default().to_ascii_lowercase();
@@ -64,8 +66,9 @@ pub fn registry_key(registry: &str) -> String {
     }
 }
 
-/// The credential that `docker login` keeps for a registry: in `config.json`, or with a helper that it
-/// names. Blocking, and a helper may ask a person: give it a thread and a limit.
+/// Returns the credential that `docker login` stored for a registry: in `config.json`, or in the credential helper
+/// that is configured there. This call blocks, and a helper may prompt the user, so run it in a thread with a time
+/// limit.
 pub fn docker_config(registry: &str) -> Result<Option<Credential>, String> {
     let key = registry_key(registry);
     let server = if key == DOCKER_HUB { "https://index.docker.io/v1/" } else { key.as_str() };
@@ -77,7 +80,7 @@ pub fn docker_config(registry: &str) -> Result<Option<Credential>, String> {
         Err(
             CredentialRetrievalError::NoCredentialConfigured
             | CredentialRetrievalError::ConfigNotFound
-            // What a helper says where it has nothing: the protocol has no other word for it.
+            // A helper also fails like this when it has no credential: the protocol has no other answer for that.
             | CredentialRetrievalError::HelperFailure { .. },
         ) => Ok(None),
         Err(CredentialRetrievalError::ConfigReadError) if !config_exists() => Ok(None),

@@ -1,10 +1,13 @@
+//! Errors of the registry client, with their stable codes and hints.
+
 use hearth_proto::value::Digest;
 
-/// Why another registry did not give or take what it was asked for. URLs are shown without queries and
-/// user names: those may hold signatures and passwords.
+/// Error of a request to another registry. URLs are shown without queries and user names, which may contain
+/// signatures and passwords.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
-    /// The registry said no. `code` is the distribution spec's, such as `MANIFEST_UNKNOWN`.
+    /// The registry answered with an error status. `code` is the code of the distribution spec, such as
+    /// `MANIFEST_UNKNOWN`.
     #[error(
         "{url} answered {status}{}{}",
         .code.as_ref().map(|code| format!(" {code}")).unwrap_or_default(),
@@ -21,20 +24,20 @@ pub enum RemoteError {
     Silent { url: String, seconds: u64 },
     #[error("{url} names {realm} as its token service: {reason}")]
     Realm { url: String, realm: String, reason: &'static str },
-    #[error("{url} asks for `{scheme}` authentication, which is not spoken here")]
+    #[error("{url} asks for `{scheme}` authentication, which is not supported")]
     Challenge { url: String, scheme: String },
     #[error("{url} redirects to {to}: {reason}")]
     Redirect { url: String, to: String, reason: &'static str },
-    #[error("{url} is where the registry leads, and `{host}` is at {address}: an internal address")]
+    #[error("the registry redirects to {url}, but `{host}` is at {address}: an internal address")]
     Internal { url: String, host: String, address: std::net::IpAddr },
     #[error("registry `{registry}`: `{host}` is at {address}, which is no public address")]
     InternalRegistry { registry: String, host: String, address: std::net::IpAddr },
-    /// Neither the mirrors of a registry gave what was asked for, nor the registry itself.
+    /// The request failed at the mirrors of a registry and at the registry itself.
     #[error("{}; {registry} itself: {error}", .mirrors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Mirrored { mirrors: Vec<MirrorFailure>, registry: String, error: Box<RemoteError> },
     #[error("{url}: its answer has more than {limit} bytes")]
     TooLarge { url: String, limit: usize },
-    #[error("{url}: its answer is not what it should be: {reason}")]
+    #[error("{url}: invalid answer: {reason}")]
     Answer { url: String, reason: String },
     #[error("{what} is of type `{media_type}`, which is not supported")]
     MediaType { what: String, media_type: String },
@@ -42,28 +45,28 @@ pub enum RemoteError {
     NoPlatform { reference: String, wanted: String, found: String },
     #[error("{url}: content of {declared} has digest {actual}")]
     Mismatch { url: String, declared: Digest, actual: Digest },
-    #[error("{url}: {digest} should have {declared} bytes, and {actual} came")]
+    #[error("{url}: {digest} should have {declared} bytes but has {actual}")]
     Size { url: String, digest: Digest, declared: u64, actual: u64 },
     #[error("content of {digest} cannot be read: {source}")]
     Content { digest: Digest, source: std::io::Error },
-    #[error("a client for TLS cannot be made: {0}")]
+    #[error("cannot create a TLS client: {0}")]
     Tls(String),
-    /// Whoever takes the content has stopped; it knows why.
-    #[error("the content of {digest} is not taken any more")]
+    /// The receiver of the content has stopped, for a reason that it reports itself.
+    #[error("the receiver of {digest} has stopped")]
     NotTaken { digest: Digest },
 }
 
-/// The failed answer of one mirror, for the error that names every mirror that was tried.
+/// Failure of one mirror, part of [`RemoteError::Mirrored`].
 #[derive(Debug, thiserror::Error)]
 #[error("mirror {mirror}: {error}")]
 pub struct MirrorFailure {
-    /// `host[:port]`.
+    /// Mirror as `host[:port]`.
     pub mirror: String,
     pub error: RemoteError,
 }
 
 impl RemoteError {
-    /// The error of the registry itself, without the failures of its mirrors.
+    /// Returns the error of the registry itself, without the failures of its mirrors.
     pub fn of_registry(&self) -> &Self {
         match self {
             Self::Mirrored { error, .. } => error.of_registry(),
@@ -71,7 +74,7 @@ impl RemoteError {
         }
     }
 
-    /// This error of a registry, after those of its mirrors.
+    /// Combines this error of a registry with the preceding failures of its mirrors.
     pub(super) fn after(self, mirrors: Vec<MirrorFailure>, registry: &str) -> Self {
         if mirrors.is_empty() {
             return self;
@@ -79,7 +82,7 @@ impl RemoteError {
         Self::Mirrored { mirrors, registry: registry.to_owned(), error: Box::new(self) }
     }
 
-    /// Stable word for the cause.
+    /// Returns the stable error code.
     pub fn code(&self) -> &'static str {
         match self.of_registry() {
             Self::Refused { status: 401 | 403, .. } => "registry_denied",
@@ -95,12 +98,12 @@ impl RemoteError {
             Self::MediaType { .. } => "media_type_unsupported",
             Self::NoPlatform { .. } => "platform_missing",
             Self::Mismatch { .. } | Self::Size { .. } => "blob_mismatch",
-            // The registry's own error is no other one.
+            // `of_registry` never returns `Mirrored`.
             Self::Mirrored { .. } | Self::Content { .. } | Self::Tls(_) | Self::NotTaken { .. } => "internal",
         }
     }
 
-    /// The code of the distribution spec, where the registry gave one.
+    /// Returns the error code of the distribution spec, if the registry gave one.
     pub fn spec_code(&self) -> Option<&str> {
         match self.of_registry() {
             Self::Refused { code, .. } => code.as_deref(),
@@ -108,7 +111,7 @@ impl RemoteError {
         }
     }
 
-    /// Whether the same request may go through later. Decided by type and status, never by text.
+    /// Reports whether the same request may succeed later. This depends on type and status, never on text.
     pub const fn retryable(&self) -> bool {
         match self {
             Self::Mirrored { error, .. } => error.retryable(),
@@ -118,7 +121,7 @@ impl RemoteError {
         }
     }
 
-    /// What to do next.
+    /// Returns a hint for the user's next step.
     pub const fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Mirrored { error, .. } => error.hint(),
@@ -149,7 +152,7 @@ impl RemoteError {
         }
     }
 
-    /// Whether another host may have what this one does not give.
+    /// Reports whether another host may succeed where this one failed.
     pub(super) const fn is_of_this_host(&self) -> bool {
         !matches!(self, Self::NotTaken { .. } | Self::Content { .. } | Self::Tls(_))
     }

@@ -1,18 +1,19 @@
-//! Which addresses a client may connect to: a registry's own, and where it redirects to or has its tokens made.
+//! Restriction of the addresses that a client may connect to: those of a registry, of its redirects and of its token
+//! service.
 //!
-//! Whoever names an image chooses the registry, and the registry answers with redirects and with the address of
-//! its token service. A client that goes wherever it is sent reaches what only it can reach: services of its own
-//! machine and network, the metadata address of its cloud. So a client with [`Guards`] connects only to addresses
-//! that these allow. They are looked at when the connection is made, not when the name is read, so that a name
-//! cannot change its meaning in between.
+//! The user who names an image chooses the registry, and the registry answers with redirects and with the address of
+//! its token service. A client without restrictions could be directed to services that only it can reach: services on
+//! its own machine and network, or the metadata address of its cloud (server-side request forgery). Therefore a
+//! client with [`AddressGuards`] connects only to addresses that these allow. Addresses are checked when the
+//! connection is made, not when the name is parsed, so that a changed DNS record cannot bypass the check.
 //!
-//! | registry                                  | its own host | where it leads |
-//! |-------------------------------------------|--------------|----------------|
-//! | a mirror, or its own mirror               | `configured` | `configured`   |
-//! | one that the operator has credentials for | `configured` | `unconfigured` |
-//! | any other                                 | `unconfigured` | `unconfigured` |
+//! | registry                                  | its own host | redirects, token service |
+//! |-------------------------------------------|--------------|--------------------------|
+//! | a mirror, or its own mirror               | `configured` | `configured`             |
+//! | one that the operator has credentials for | `configured` | `unconfigured`           |
+//! | any other                                 | `unconfigured` | `unconfigured`         |
 //!
-//! An address that is itself written in the configuration is always allowed.
+//! An address that is written literally in the configuration is always allowed.
 
 use std::fmt;
 use std::io;
@@ -24,18 +25,18 @@ use url::{Host as UrlHost, Url};
 
 use super::host::is_loopback;
 
-/// Says which addresses may be connected to.
+/// Predicate for addresses that may be connected to. It is also a DNS resolver that filters its results.
 #[derive(Clone)]
 pub struct AddressGuard(Arc<dyn Fn(IpAddr) -> bool + Send + Sync>);
 
-/// The guards of a client, by what the operator says of a registry.
+/// Guards of a client, for registries with and without configuration by the operator.
 #[derive(Clone, Debug)]
 pub struct Guards {
     pub configured: AddressGuard,
     pub unconfigured: AddressGuard,
 }
 
-/// Every address of a host was refused.
+/// Error: every address of a host was refused.
 #[derive(Debug, thiserror::Error)]
 #[error("`{host}` is at {address}, an address that may not be connected to from here")]
 pub struct AddressRefused {
@@ -49,12 +50,11 @@ impl AddressGuard {
     }
 
     pub fn allows(&self, address: IpAddr) -> bool {
-        // The same address in another spelling.
+        // The canonical form covers IPv4 addresses that are mapped into IPv6.
         (self.0)(address.to_canonical())
     }
 
-    /// Looks at a host that is written as an address or is this machine by its name. Any other name is looked at when
-    /// it is resolved.
+    /// Checks a host that is an IP address or a loopback name. Any other name is checked when it is resolved.
     pub fn check(&self, url: &Url) -> Result<(), AddressRefused> {
         let address: IpAddr = match url.host() {
             Some(UrlHost::Ipv4(address)) => address.into(),
@@ -75,12 +75,12 @@ impl fmt::Debug for AddressGuard {
     }
 }
 
-/// The refusal that an error of a client was caused by.
+/// Finds the [`AddressRefused`] that caused an error of an HTTP client.
 pub fn refused_address<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e AddressRefused> {
     if let Some(refused) = error.downcast_ref::<AddressRefused>() {
         return Some(refused);
     }
-    // What an error of this kind wraps is not its source.
+    // `io::Error::source` does not return the wrapped error itself.
     if let Some(wrapped) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
         return refused_address(wrapped);
     }
@@ -106,8 +106,8 @@ impl Resolve for AddressGuard {
     }
 }
 
-/// Whether a name is that of a proxy that this process is told to use: what the proxy may reach is decided
-/// there.
+/// Reports whether a name is that of a proxy configured for this process. The proxy itself decides which hosts may be
+/// reached through it.
 fn is_proxy(name: &str) -> bool {
     let variables = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
     variables.iter().filter_map(|variable| std::env::var(variable).ok()).any(|proxy| {

@@ -1,4 +1,4 @@
-//! Which hosts serve a reference: its mirrors, then the registry itself.
+//! Hosts for a reference: the mirrors of its registry, then the registry itself.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,14 +9,14 @@ use url::Url;
 
 use super::credentials::registry_key;
 
-/// Docker Hub goes by this name, and answers under another.
+/// Name of Docker Hub in references. Its API is at [`DOCKER_HUB_HOST`].
 pub(super) const DOCKER_HUB: &str = "docker.io";
 const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
 
-/// `HOST=URL`: what is asked before the registry `HOST`.
+/// Mirror `HOST=URL`: the URL is tried before the registry `HOST`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mirror {
-    /// As it stands in references, one spelling for each registry.
+    /// Canonical name of the registry, see [`registry_key`].
     pub registry: String,
     pub url: Url,
 }
@@ -28,14 +28,14 @@ pub struct MirrorError {
     reason: &'static str,
 }
 
-/// Mirrors in the order in which they are asked.
+/// Mirrors in the order in which they are tried.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mirrors(Vec<Mirror>);
 
 impl Mirror {
     pub fn new(registry: &str, url: &str) -> Result<Self, MirrorError> {
         let error = |reason| {
-            // A password in the URL is not repeated.
+            // A password in the URL must not appear in the error.
             let url = url.rsplit_once('@').map_or(url, |(_, host)| host);
             MirrorError { given: format!("{registry}={url}").chars().take(200).collect(), reason }
         };
@@ -59,7 +59,7 @@ impl Mirror {
         Ok(Self { registry: registry_key(registry), url })
     }
 
-    /// `host[:port]`.
+    /// Returns `host[:port]` of the URL.
     pub fn authority(&self) -> String {
         authority(&self.url)
     }
@@ -99,14 +99,14 @@ impl Mirrors {
         self.0.is_empty()
     }
 
-    /// The hosts that `reference` is asked of, in order; the registry itself last.
+    /// Returns the hosts for `reference` in the order in which they are tried, the registry itself last.
     pub(super) fn hosts(&self, reference: &Reference) -> Vec<Host> {
         let own = self.own(reference);
         let named = self.0.iter().filter(|mirror| mirror.registry == own.key && mirror.url != own.base);
         named.map(|mirror| Host::mirror(mirror, &own.key)).chain([own.clone()]).collect()
     }
 
-    /// The registry itself: what is pushed goes nowhere else.
+    /// Returns the host of the registry itself, which is also the only target of a push.
     pub(super) fn own(&self, reference: &Reference) -> Host {
         let key = registry_key(reference.registry.as_ref().map_or(DOCKER_HUB, |registry| registry.as_str()));
         let itself = self.0.iter().find(|mirror| mirror.registry == key && mirror.authority() == key);
@@ -114,13 +114,13 @@ impl Mirrors {
         Host { is_configured: itself.is_some(), ..host }
     }
 
-    /// Hosts whose credentials a reference may need.
+    /// Returns the keys of the hosts whose credentials a reference may need.
     pub fn authorities(&self, reference: &Reference) -> Vec<String> {
         self.hosts(reference).into_iter().map(|host| host.key).collect()
     }
 }
 
-/// Path of a reference's repository at its registry: Docker Hub's own images have a directory.
+/// Returns the repository path of a reference at its registry. Official images of Docker Hub are below `library/`.
 pub(super) fn repository(reference: &Reference) -> String {
     let path = reference.repository.as_str();
     let registry = reference.registry.as_ref().map_or(DOCKER_HUB, |registry| registry.as_str());
@@ -131,24 +131,24 @@ pub(super) fn repository(reference: &Reference) -> String {
     }
 }
 
-/// `registry/repository` of a reference, one spelling for each: `docker.io/library/python`.
+/// Returns the canonical `registry/repository` of a reference, such as `docker.io/library/python`.
 pub fn full_name(reference: &Reference) -> String {
     let registry = reference.registry.as_ref().map_or(DOCKER_HUB, |registry| registry.as_str());
     format!("{}/{}", registry_key(registry), repository(reference))
 }
 
-/// One host that speaks `/v2/`.
+/// One host with a registry API (`/v2/`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Host {
-    /// What credentials go by: `host[:port]`, or `docker.io`.
+    /// Key for credentials: `host[:port]`, or `docker.io`.
     pub(super) key: String,
-    /// Ends with a slash; `v2/` comes after it.
+    /// Base URL with a trailing slash, to which `v2/` is appended.
     pub(super) base: Url,
-    /// Set for a mirror: the registry that it stands for.
+    /// Key of the mirrored registry, if the host is a mirror.
     pub(super) mirror_of: Option<String>,
-    /// It stands in the configuration, as a mirror of another registry or of itself.
+    /// True if the host is configured as a mirror of another registry or of itself.
     pub(super) is_configured: bool,
-    /// The operator has credentials for it.
+    /// True if the operator has credentials for the host.
     pub(super) is_known: bool,
 }
 
@@ -167,23 +167,23 @@ impl Host {
         let host = if key == DOCKER_HUB { DOCKER_HUB_HOST } else { key.as_str() };
         let scheme = if plain_http || is_loopback(host_part(host)) { "http" } else { "https" };
         let base = Url::parse(&format!("{scheme}://{host}/"));
-        // The parts of a reference are such that this is a URL.
+        // A valid reference always gives a valid URL.
         let base = base.unwrap_or_else(|_| unusable());
         Self { key, base, mirror_of: None, is_configured: false, is_known: false }
     }
 
-    /// URL of something below `/v2/<repository>/`.
+    /// Returns a URL below `/v2/<repository>/`.
     pub(super) fn url(&self, repository: &str, rest: &str) -> Url {
         let mut url = self.base.clone();
         url.set_path(&format!("{}v2/{repository}/{rest}", self.base.path()));
         if let Some(registry) = &self.mirror_of {
-            // A mirror for several registries tells them apart by this.
+            // A mirror of several registries distinguishes them by this parameter.
             url.query_pairs_mut().append_pair("ns", registry);
         }
         url
     }
 
-    /// Whether `url` is on this very host, so that it may see what this host may see.
+    /// Reports whether `url` has the origin of this host, and may get the host's credentials.
     pub(super) fn owns(&self, url: &Url) -> bool {
         self.base.origin() == url.origin()
     }
@@ -210,13 +210,13 @@ fn host_part(authority: &str) -> &str {
     }
 }
 
-/// Whether a host is this machine by its very name; nothing is looked up.
+/// Reports whether a host name or address is loopback, without a DNS lookup.
 pub(super) fn is_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// A URL for people: no query, no user.
+/// Returns a URL for messages, without query and user information.
 pub(super) fn shown(url: &Url) -> String {
     format!("{}://{}{}", url.scheme(), authority(url), url.path())
 }

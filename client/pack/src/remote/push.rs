@@ -1,10 +1,10 @@
-//! Images go out: what the registry has is not sent, the rest is, and the name comes last.
+//! Pushes images: blobs that the registry lacks are uploaded, and the manifest follows last.
 //!
 //! ```text
-//! blob: HEAD -> there
+//! blob: HEAD -> 200 already present
 //!       POST ?mount&from -> 201 mounted
-//!                        -> 202 a session: PUT it, streamed -> 201
-//!       a failure: all of that again, a few times, for each blob on its own
+//!                        -> 202 upload session: PUT, streamed -> 201
+//!       on failure, all of this is retried a few times, for each blob separately
 //! ```
 
 use std::fs::File;
@@ -23,7 +23,7 @@ use super::host::{Host, repository, shown};
 use super::transport::{Call, elsewhere};
 use crate::image::Descriptor;
 
-/// Opens a blob's content, at its start; once for each try.
+/// Opens a blob's content at its start, once for each attempt.
 #[derive(Clone)]
 pub struct OpenContent {
     digest: Digest,
@@ -40,7 +40,7 @@ impl OpenContent {
     }
 }
 
-/// A repository that is pushed to.
+/// Repository that is pushed to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     host: Host,
@@ -48,12 +48,12 @@ pub struct Target {
 }
 
 impl Target {
-    /// `docker.io/library/python`
+    /// Returns the full name, such as `docker.io/library/python`.
     pub fn name(&self) -> String {
         format!("{}/{}", self.host.key, self.repository)
     }
 
-    /// Whether blobs can be mounted from `other`.
+    /// Reports whether blobs can be mounted from `other`.
     pub fn is_beside(&self, other: &Self) -> bool {
         self.host == other.host && self.repository != other.repository
     }
@@ -67,23 +67,25 @@ impl Target {
     }
 }
 
-/// What became of a blob.
+/// Outcome of pushing a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pushed {
-    /// It was there.
+    /// The repository already had the blob.
     There,
-    /// It was in another repository of the same registry.
+    /// The blob was mounted from another repository of the same registry.
     Mounted,
+    /// The blob was uploaded.
     Sent,
 }
 
 impl Remote {
-    /// Where a reference is pushed: to its registry itself, never to a mirror.
+    /// Returns the push target of a reference: its registry itself, never a mirror.
     pub fn target(&self, reference: &Reference) -> Target {
         Target { host: self.known(self.mirrors.own(reference)), repository: repository(reference) }
     }
 
-    /// Brings a blob to a repository. `from` is one of the same registry that has it.
+    /// Pushes a blob to a repository. `from` is a repository that has the blob; it is used if it is in the same
+    /// registry.
     pub async fn push_blob(
         &self,
         target: &Target,
@@ -98,12 +100,12 @@ impl Remote {
                 Ok(pushed) => return Ok(pushed),
                 Err(error) => error,
             };
-            // An upload session that went away answers 404, and a new one may do.
+            // An expired upload session answers 404 or 416, and a new session may work.
             let lost = matches!(error, RemoteError::Refused { status: 404 | 416, .. });
             if attempt >= self.retry.attempts || !(error.retryable() || lost) {
                 return Err(error);
             }
-            tracing::debug!(%error, digest = %blob.digest, attempt, "a blob is pushed again");
+            tracing::debug!(%error, blob.digest = %blob.digest, attempt, "retrying blob push");
             tokio::time::sleep(self.retry.pause(attempt, None)).await;
             attempt += 1;
         }
@@ -139,7 +141,7 @@ impl Remote {
         let put = Call::new(Method::PUT, session)
             .header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
             .content(content.clone(), blob.size);
-        // Once for each session: what it took of a failed try is not known.
+        // A session is used once: after a failure it is unknown how much of the content it has stored.
         self.once().send(&target.host, &scope, &put).await?;
         Ok(Pushed::Sent)
     }
@@ -149,7 +151,7 @@ impl Remote {
         Self { retry, ..self.clone() }
     }
 
-    /// Sets a manifest whose blobs are there; `name` is a tag or its own digest.
+    /// Pushes a manifest whose blobs are present. `name` is a tag or the manifest's digest.
     pub async fn push_manifest(
         &self,
         target: &Target,
@@ -167,12 +169,12 @@ impl Remote {
     }
 }
 
-/// Where an upload goes on.
+/// Returns the URL of an upload session from the answer that began it.
 fn session(host: &Host, begun: &Response) -> Result<Url, RemoteError> {
     let url = begun.url();
     let location = begun.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     let Some(next) = location.and_then(|location| url.join(location).ok()) else {
-        let reason = "an upload was begun without a place to go on".to_owned();
+        let reason = "it began an upload without a valid location".to_owned();
         return Err(RemoteError::Answer { url: shown(url), reason });
     };
     match elsewhere(host, &next) {

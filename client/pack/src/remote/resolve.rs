@@ -1,4 +1,4 @@
-//! From a reference to the manifest of one platform.
+//! Resolves a reference to the manifest of one platform.
 
 use std::collections::HashSet;
 
@@ -17,29 +17,29 @@ use crate::image::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, INDEX, Index, MANIF
 
 const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
-/// In which registries say the digest of a manifest.
+/// Response header with the digest of a manifest.
 const DIGEST: &str = "docker-content-digest";
-/// Indexes inside indexes are followed this far.
+/// Maximum nesting depth of indexes.
 const DEPTH: usize = 4;
-/// Manifests below one index.
+/// Maximum number of manifests in one index.
 const MAX_CHILDREN: usize = 256;
 
-/// Where an image was found: its repository, and the hosts that are asked for it in turn.
+/// Source of an image: its repository, and the hosts that are tried in turn.
 #[derive(Clone, Debug)]
 pub struct Source {
     pub(super) hosts: Vec<Host>,
     pub(super) repository: String,
-    /// For messages.
+    /// Original reference, for messages.
     pub(super) reference: String,
 }
 
 impl Source {
-    /// `docker.io/library/python`, whichever host it came from.
+    /// Returns the full name, such as `docker.io/library/python`, also for an image from a mirror.
     pub fn name(&self) -> String {
         format!("{}/{}", self.registry(), self.repository)
     }
 
-    /// The registry that was meant, whichever host stands in for it.
+    /// Returns the key of the referenced registry, also for an image from a mirror.
     fn registry(&self) -> &str {
         self.hosts.first().map_or("", |host| host.mirror_of.as_deref().unwrap_or(&host.key))
     }
@@ -49,7 +49,7 @@ impl Source {
     }
 }
 
-/// A manifest or index as a registry has it; its bytes have its digest.
+/// A manifest or index of a registry. Its bytes have the descriptor's digest.
 #[derive(Clone, Debug)]
 pub struct Found {
     pub source: Source,
@@ -57,7 +57,7 @@ pub struct Found {
     pub bytes: Vec<u8>,
 }
 
-/// The image of one platform.
+/// A resolved image for one platform.
 #[derive(Clone, Debug)]
 pub struct RemoteImage {
     pub source: Source,
@@ -68,7 +68,7 @@ pub struct RemoteImage {
 }
 
 impl Remote {
-    /// What a reference names: an image, or an index of images. Mirrors are asked first.
+    /// Resolves a reference to a manifest or an index. Mirrors are tried first.
     pub async fn manifest(&self, reference: &Reference) -> Result<Found, RemoteError> {
         let (mut source, name) = self.source(reference);
         let (at, (descriptor, bytes)) = {
@@ -76,12 +76,13 @@ impl Remote {
             let ask = |host| self.manifest_at(host, asked, name, reference.digest.as_ref()).boxed();
             self.first(asked, ask).await?
         };
-        // The rest is asked for where this came from.
+        // Further requests go first to the host that answered.
         source.hosts[..=at].rotate_right(1);
         Ok(Found { source, descriptor, bytes })
     }
 
-    /// The digest of what a reference names now. Nothing is fetched where the registry says it in a header.
+    /// Returns the current digest of a reference. The manifest is fetched only if the registry does not send the
+    /// digest in a header.
     pub async fn digest(&self, reference: &Reference) -> Result<Digest, RemoteError> {
         let (source, name) = self.source(reference);
         let (asked, name) = (&source, name.as_str());
@@ -112,7 +113,7 @@ impl Remote {
         }
     }
 
-    /// The repository and hosts where a reference is looked up, and its tag or digest there.
+    /// Returns the repository and hosts for a reference, and its tag or digest.
     fn source(&self, reference: &Reference) -> (Source, String) {
         let hosts = self.mirrors.hosts(reference).into_iter().map(|host| self.known(host)).collect();
         let source = Source { repository: repository(reference), reference: reference.to_string(), hosts };
@@ -123,7 +124,7 @@ impl Remote {
         (source, name)
     }
 
-    /// Asks the hosts of a source in turn, until one answers. Says which one did.
+    /// Tries the hosts of a source in turn until one succeeds. Returns the index of that host and its result.
     async fn first<'a, T>(
         &self,
         source: &'a Source,
@@ -136,7 +137,7 @@ impl Remote {
                 Ok(answer) => return Ok((at, answer)),
                 Err(error) => match &host.mirror_of {
                     Some(registry) => {
-                        tracing::warn!(mirror = host.key, registry, %error, "a mirror did not give an image");
+                        tracing::warn!(mirror = host.key, registry, %error, "mirror request failed");
                         mirrors.push(MirrorFailure { mirror: host.key.clone(), error });
                     }
                     None => last = Some(error),
@@ -147,7 +148,7 @@ impl Remote {
         Err(own.after(mirrors, source.registry()))
     }
 
-    /// A manifest below an index of `source`.
+    /// Fetches a manifest that is listed in an index of `source`.
     pub async fn child(&self, source: &Source, child: &Descriptor) -> Result<Vec<u8>, RemoteError> {
         let name = child.digest.to_string();
         let name = name.as_str();
@@ -180,7 +181,7 @@ impl Remote {
         Ok((descriptor, bytes))
     }
 
-    /// The image that `reference` names for `platform`, its variant included.
+    /// Resolves `reference` to an image for `platform`, including its variant.
     pub async fn image(
         &self,
         reference: &Reference,
@@ -190,7 +191,7 @@ impl Remote {
         self.image_of(source, descriptor, bytes, platform).await
     }
 
-    /// The image for `platform` in something that was found before.
+    /// Resolves a manifest or index that was fetched before to the image for `platform`.
     pub async fn image_of(
         &self,
         source: Source,
@@ -207,7 +208,7 @@ impl Remote {
             let index: Index = parsed(&source, &bytes)?;
             let child = pick(&source, &index, platform)?;
             if !seen.insert(child.digest) {
-                return Err(answer(&source, "its index is in itself"));
+                return Err(answer(&source, "its index contains itself"));
             }
             bytes = self.child(&source, &child).await?;
             descriptor = child;
@@ -232,7 +233,7 @@ impl Remote {
 
 fn pick(source: &Source, index: &Index, platform: &Platform) -> Result<Descriptor, RemoteError> {
     if index.manifests.len() > MAX_CHILDREN {
-        return Err(answer(source, "its index has more images than are looked at"));
+        return Err(answer(source, "its index has too many images"));
     }
     index.for_platform(platform).cloned().map_err(|found| RemoteError::NoPlatform {
         reference: source.reference.clone(),
@@ -241,7 +242,8 @@ fn pick(source: &Source, index: &Index, platform: &Platform) -> Result<Descripto
     })
 }
 
-/// What a manifest is: by its own word first, as far as that is one we know.
+/// Returns the media type of a manifest: its own field, or else the declared content type. Unknown types are an
+/// error.
 fn media_type(declared: &str, bytes: &[u8], url: &str) -> Result<String, RemoteError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]

@@ -1,14 +1,14 @@
-//! When to try again, and when not before.
+//! Retry policy of requests to registries.
 
 use std::time::Duration;
 
-/// Tries of one request, with a pause between them that doubles.
+/// Policy for retrying a request, with a pause that doubles after each attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retry {
     pub attempts: u32,
     pub first_pause: Duration,
     pub longest_pause: Duration,
-    /// A connection that gives no byte for so long is given up.
+    /// Time without any received data after which a connection fails.
     pub stall: Duration,
 }
 
@@ -24,8 +24,9 @@ impl Default for Retry {
 }
 
 impl Retry {
-    /// Before try `attempt + 1`, counted from 1. What the registry asks for is heard, within bounds; the
-    /// rest is spread, so that many clients do not come back together.
+    /// Returns the pause after attempt number `attempt`, counted from 1. A pause that the registry asked for is
+    /// honoured up to `longest_pause`. The default pause has random jitter, so that many clients do not retry at the
+    /// same time.
     pub(super) fn pause(&self, attempt: u32, asked: Option<Duration>) -> Duration {
         let doubled = self.first_pause.saturating_mul(1 << attempt.saturating_sub(1).min(16));
         let spread = doubled.mul_f64(rand::random_range(0.75..1.25));
@@ -33,7 +34,7 @@ impl Retry {
     }
 }
 
-/// Whether an answer with this status may be another one a moment later.
+/// Reports whether an HTTP status is transient, so that a retry may succeed.
 pub(super) const fn passing(status: u16) -> bool {
     matches!(status, 408 | 429 | 500 | 502 | 503 | 504)
 }

@@ -1,4 +1,5 @@
-//! Against a scripted registry: what is asked, what is believed, and what is told to whom.
+//! Tests with a scripted registry: which requests are sent, which answers are accepted, and who gets which
+//! credentials.
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use scripted::{Answer, Registry, Request};
 
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-/// An image of one layer.
+/// An image with one layer.
 struct Sample {
     layer: Vec<u8>,
     config: Vec<u8>,
@@ -154,7 +155,7 @@ async fn a_token_that_expired_is_refreshed_once_and_one_that_never_opens_is_deni
         if request.path.starts_with("/token") {
             return Answer::new(200, format!("{{\"access_token\":\"t{before}\"}}"));
         }
-        // The first token opens the manifest only.
+        // The first token gives access to the manifest only.
         let manifest = request.path.contains("/manifests/");
         match request.authorization() {
             Some("Bearer t0") if manifest && !request.path.contains("closed") => image.serve(request),
@@ -179,7 +180,7 @@ async fn a_token_that_expired_is_refreshed_once_and_one_that_never_opens_is_deni
 #[tokio::test]
 async fn a_realm_on_another_host_never_sees_credentials() {
     let thief = Registry::start(|_, _| Answer::new(200, r#"{"token":"t"}"#));
-    // The same machine under another name is another host.
+    // The same machine under another name counts as another host.
     let realm = format!("http://localhost:{}/token", thief.host().rsplit_once(':').unwrap().1);
     let registry = Registry::start(move |_, _| {
         Answer::new(401, "").header("www-authenticate", &format!("Bearer realm=\"{realm}\""))
@@ -276,7 +277,7 @@ async fn content_with_another_digest_or_size_is_refused_and_never_handed_out_who
         let error = fetched.unwrap_err();
         match is_size {
             false => assert!(matches!(error, RemoteError::Mismatch { .. }), "{error}"),
-            // Too few bytes are first taken for a cut connection.
+            // Too few bytes are first treated as an interrupted connection.
             true => assert!(
                 matches!(error, RemoteError::Size { .. } | RemoteError::Unreachable { .. }),
                 "{error}"
@@ -420,7 +421,7 @@ async fn a_registry_at_an_internal_address_is_asked_only_when_its_operator_knows
         assert_eq!(error.code(), "registry_address_refused", "{error}");
         assert!(error.to_string().contains("127.0.0."), "{error}");
     }
-    // A name that the configuration has may not be where the operator did not say.
+    // A configured name must not resolve to an address that the guard refuses.
     let localhost = format!("localhost:{port}");
     let named = format!("{localhost}/team/app:1").parse().unwrap();
     let itself = [format!("{localhost}=http://{localhost}")];
@@ -430,7 +431,7 @@ async fn a_registry_at_an_internal_address_is_asked_only_when_its_operator_knows
 
     with(&itself, true).image(&named, &amd64()).await.unwrap();
     with(&[], true).knowing([host.as_str()]).image(&reference(&registry), &amd64()).await.unwrap();
-    // An address that is written in the configuration is meant.
+    // An address that is configured literally is allowed.
     let itself = [format!("{host}=http://{host}")];
     with(&itself, false).image(&reference(&registry), &amd64()).await.unwrap();
 }
@@ -482,7 +483,7 @@ async fn pushing_sends_what_is_missing_and_mounts_what_lies_beside() {
     file.as_file().write_all(&image.layer).unwrap();
     let path = file.path().to_owned();
     let content = OpenContent::new(layer.digest, move || std::fs::File::open(&path));
-    // 202 to a mount is a session for an ordinary upload; the first try of it fails.
+    // A 202 answer to a mount is a session for an ordinary upload, whose first attempt fails.
     let registry = Registry::start(move |request, before| {
         let path = request.path.as_str();
         match request.method.as_str() {

@@ -1,7 +1,7 @@
-//! One request: tried again where that may help, authorized once, redirected with care.
+//! Sends one request: with retries, one authorization, and checked redirects.
 //!
-//! Redirects are followed here and not by the HTTP client: what authorizes us goes to the registry's own
-//! host and to no other, and nothing goes from HTTPS to plain HTTP.
+//! This module follows redirects itself instead of the HTTP client: the authorization header is only sent to the
+//! registry's own host, and HTTPS is never redirected to plain HTTP.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,37 +26,38 @@ use super::host::{Host, is_loopback, shown};
 use super::push::OpenContent;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
-/// Tokens, errors and other small answers.
+/// Maximum size of small JSON answers such as tokens, in bytes.
 pub(super) const JSON_ANSWER: usize = 1024 * 1024;
 const ERROR_ANSWER: usize = 64 * 1024;
 const REDIRECTS: usize = 5;
-/// How much of a file goes into an upload at once.
+/// Size of the chunks of an upload, in bytes.
 const UPLOAD_CHUNK: usize = 256 * 1024;
 
-/// Connections, shared by everything that this process asks of registries.
+/// HTTP clients with their connection pools, shared by all requests to registries.
 #[derive(Debug, Default)]
 pub(super) struct Transport {
-    /// To this machine: no proxy stands in between, and no certificates are needed.
+    /// Client for plain HTTP to this machine, without proxy and certificates.
     direct: OnceLock<Result<Client, String>>,
+    /// Client for all other requests.
     outward: OnceLock<Result<Client, String>>,
-    /// To registries that the configuration does not name, and to where they lead.
+    /// Client for registries that are not configured, and for the redirects and token services of others.
     unconfigured: OnceLock<Result<Client, String>>,
     guards: Option<Guards>,
 }
 
 impl Transport {
-    /// One that connects only to addresses that the guards allow.
+    /// Creates a transport that connects only to addresses that the guards allow.
     pub(super) fn guarded(guards: Guards) -> Self {
         Self { guards: Some(guards), ..Self::default() }
     }
 
-    /// A client for a URL that `host` has us ask for.
+    /// Returns the client for a URL that belongs to a request to `host`.
     fn client(&self, host: &Host, url: &Url) -> Result<&Client, RemoteError> {
         let own = host.owns(url);
         let configured = host.is_configured || (host.is_known && own);
         let guard = self.guards.as_ref();
         let guard = guard.map(|guards| if configured { &guards.configured } else { &guards.unconfigured });
-        // An operator who writes an address means that one.
+        // An address that the operator has configured literally is always allowed.
         let written = configured && own;
         if let Some(guard) = guard.filter(|_| !written) {
             guard.check(url).map_err(|refused| internal(host, url, &refused))?;
@@ -72,7 +73,7 @@ impl Transport {
             None => builder,
         };
         let made = cell.get_or_init(|| {
-            // An error means that one is installed already.
+            // An error means that a provider is already installed.
             let _ = rustls::crypto::ring::default_provider().install_default();
             builder
                 .user_agent(concat!("hearth/", env!("CARGO_PKG_VERSION")))
@@ -86,7 +87,7 @@ impl Transport {
     }
 }
 
-/// A request that can be made more than once.
+/// A request that can be sent more than once.
 #[derive(Clone)]
 pub(super) struct Call {
     method: Method,
@@ -127,14 +128,14 @@ impl Call {
         self
     }
 
-    /// For a token service; a registry's own header is put there by [`Remote::send`].
+    /// Sets the authorization header for a token service. [`RegistryClient::send`] adds the header for a registry.
     pub(super) fn authorization(self, value: &str) -> Self {
         match HeaderValue::from_str(value) {
             Ok(mut value) => {
                 value.set_sensitive(true);
                 self.header(AUTHORIZATION, value)
             }
-            // Base64 is always a header value.
+            // Base64 is always a valid header value.
             Err(_) => self,
         }
     }
@@ -151,16 +152,16 @@ impl Call {
         self
     }
 
-    /// Whether the request may be sent elsewhere as it is.
+    /// Reports whether redirects of this request are followed.
     fn follows_redirects(&self) -> bool {
         matches!(self.method, Method::GET | Method::HEAD)
     }
 }
 
-/// Why one try failed.
+/// Failure of one attempt.
 struct Failed {
     error: RemoteError,
-    /// How long the registry asks us to wait.
+    /// Pause that the registry asked for.
     asked: Option<Duration>,
     again: bool,
 }
@@ -173,17 +174,18 @@ impl From<RemoteError> for Failed {
 }
 
 impl Remote {
-    /// Sends a request to `host` until it has an answer that is a success; any other is an error.
+    /// Sends a request to `host`, with retries, authorization and redirects. Any answer without a success status is
+    /// an error.
     pub(super) async fn send(&self, host: &Host, scope: &str, call: &Call) -> Result<Response, RemoteError> {
         self.again(|| self.authorized(host, scope, call)).await
     }
 
-    /// The same without a registry's authorization, and without redirects.
+    /// Sends a request with retries, but without a registry's authorization and without redirects.
     pub(super) async fn send_plain(&self, host: &Host, call: &Call) -> Result<Response, RemoteError> {
         self.again(|| async {
             let answer = self.execute(host, call, &call.url, None).await?;
             if answer.status().is_redirection() {
-                let reason = "a token service is not followed elsewhere";
+                let reason = "redirects of a token service are not followed";
                 return Err(redirect_error(host, &answer, reason).into());
             }
             success(answer, self.retry.stall).await
@@ -205,7 +207,7 @@ impl Remote {
                 return Err(failed.error);
             }
             let pause = self.retry.pause(attempt, failed.asked);
-            tracing::debug!(error = %failed.error, attempt, ?pause, "a request to a registry is tried again");
+            tracing::debug!(error = %failed.error, attempt, ?pause, "retrying registry request");
             tokio::time::sleep(pause).await;
             attempt += 1;
         }
@@ -221,11 +223,11 @@ impl Remote {
             let answer = self.execute(host, call, &url, header).await?;
             let status = answer.status();
             if status == StatusCode::UNAUTHORIZED && own && !authorized {
-                // Once: a token that was just made and does not open is no token for this.
+                // Authorization is tried once: a new token that is refused does not give access.
                 authorized = true;
                 self.tokens.forget(host, scope);
                 let challenge = Challenge::of(answer.headers());
-                // A token service has tries of its own.
+                // Requests to a token service have their own retries.
                 let made = self.authorize(host, &url, scope, challenge).await;
                 let made = made.map_err(|error| Failed { error, asked: None, again: false })?;
                 if made.is_some() {
@@ -269,7 +271,7 @@ impl Remote {
             let before = sent.load(Ordering::Relaxed);
             match tokio::time::timeout(stall, &mut answer).await {
                 Ok(answer) => return answer.map_err(|error| unreachable(host, url, &error)),
-                // What is still being taken is no silence.
+                // An upload that still progresses has not stalled.
                 Err(_) if sent.load(Ordering::Relaxed) > before => {}
                 Err(_) => return Err(RemoteError::Silent { url: shown(url), seconds: stall.as_secs() }),
             }
@@ -290,14 +292,14 @@ fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-/// Where a redirect leads, when we may go there.
+/// Returns the target of a redirect if it is allowed.
 fn followed(host: &Host, url: &Url, answer: &Response, count: usize) -> Result<Url, RemoteError> {
     if count > REDIRECTS {
-        return Err(redirect_error(host, answer, "that is one redirect too many"));
+        return Err(redirect_error(host, answer, "there are too many redirects"));
     }
     let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     let Some(next) = location.and_then(|location| url.join(location).ok()) else {
-        return Err(redirect_error(host, answer, "that is no place to go to"));
+        return Err(redirect_error(host, answer, "the location is not valid"));
     };
     match elsewhere(host, &next) {
         Ok(()) => Ok(next),
@@ -305,19 +307,19 @@ fn followed(host: &Host, url: &Url, answer: &Response, count: usize) -> Result<U
     }
 }
 
-/// Whether a registry may send us to this URL.
+/// Checks whether a registry may redirect to this URL.
 pub(super) fn elsewhere(host: &Host, next: &Url) -> Result<(), &'static str> {
     match next.scheme() {
         "https" => Ok(()),
         "http" if host.is_plain_http() => Ok(()),
-        "http" => Err("from https to plain http"),
+        "http" => Err("it leads from https to plain http"),
         _ => Err("it is neither http nor https"),
     }
 }
 
 fn redirect_error(host: &Host, answer: &Response, reason: &'static str) -> RemoteError {
     let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let to = host.base.join(location).map_or_else(|_| "an unreadable place".to_owned(), |to| shown(&to));
+    let to = host.base.join(location).map_or_else(|_| "an invalid location".to_owned(), |to| shown(&to));
     RemoteError::Redirect { url: shown(answer.url()), to, reason }
 }
 
@@ -331,7 +333,7 @@ async fn success(answer: Response, stall: Duration) -> Result<Response, Failed> 
     Err(Failed { asked, ..Failed::from(error) })
 }
 
-/// An answer that is no success, with the code of the distribution spec where it has one.
+/// Converts an error answer, with the code of the distribution spec if it has one.
 async fn refused(answer: Response, stall: Duration) -> RemoteError {
     #[derive(Deserialize)]
     struct Errors {
@@ -354,7 +356,7 @@ async fn refused(answer: Response, stall: Duration) -> RemoteError {
     RemoteError::Refused { url, status, code, message }
 }
 
-/// A whole answer, up to a limit.
+/// Reads a whole answer, up to a limit.
 pub(super) async fn answer_bytes(
     mut answer: Response,
     limit: usize,
@@ -417,12 +419,12 @@ fn interrupted(url: &Url, error: &reqwest::Error) -> RemoteError {
     }
 }
 
-/// Whether it ended at the certificate of the other side.
+/// Reports whether an error was caused by an untrusted certificate.
 fn is_untrusted(error: &(dyn std::error::Error + 'static)) -> bool {
     if let Some(error) = error.downcast_ref::<rustls::Error>() {
         return matches!(error, rustls::Error::InvalidCertificate(_));
     }
-    // What an error of this kind wraps is not its source.
+    // `io::Error::source` does not return the wrapped error itself.
     let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     match wrapped {
         Some(wrapped) => is_untrusted(wrapped),
@@ -430,7 +432,7 @@ fn is_untrusted(error: &(dyn std::error::Error + 'static)) -> bool {
     }
 }
 
-/// The innermost causes; the outer ones repeat the URL, which may hold a signature.
+/// Returns the innermost causes of an error. The outer ones repeat the URL, which may contain a signature.
 fn reason(error: &reqwest::Error) -> String {
     let mut causes = Vec::new();
     let mut next = std::error::Error::source(error);
@@ -476,7 +478,7 @@ mod tests {
         assert!(matches!(error, RemoteError::Untrusted { .. }) && !error.retryable(), "{error}");
         assert!(error.to_string().contains("UnknownIssuer"), "{error}");
         server.join().unwrap();
-        // Nobody listens there any more.
+        // Nothing listens on that port any more.
         let error = unreachable(&host, &url, &client.get(url.clone()).send().await.unwrap_err());
         assert!(matches!(error, RemoteError::Unreachable { .. }), "{error}");
     }

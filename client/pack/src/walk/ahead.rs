@@ -1,4 +1,4 @@
-//! Directories listed ahead of the walk, see [`crate::ahead`].
+//! Lists directories in advance of the walk, see [`crate::prefetch`].
 
 use std::mem;
 
@@ -7,13 +7,13 @@ use rustix::io::Errno;
 use super::directory::{Child, Content, Selection, Wish};
 use crate::ahead::{Ahead, Work};
 
-/// Names that may wait.
+/// Maximum weight of waiting listings: each name has weight 1.
 pub(super) const AHEAD: usize = 8_000;
-/// A listing counts as so many names more, for a directory may be open for its sake: it stays open only as long as
-/// those in it are to be opened.
+/// Additional weight of each listing, because it may keep a directory open: a directory stays open while the
+/// directories in it are still to be opened.
 const DIRECTORY: usize = 40;
 
-/// Content of a directory; what it wished for has been asked.
+/// Children of a directory, after the directories among them have been requested.
 pub(super) type Listed = rustix::io::Result<Vec<Child>>;
 
 impl Work for Selection<'_> {
@@ -40,7 +40,7 @@ impl Work for Selection<'_> {
     }
 
     fn lost() -> Listed {
-        // The thread's panic goes on when it is joined.
+        // The panic is propagated when the thread is joined.
         Err(Errno::CANCELED)
     }
 }

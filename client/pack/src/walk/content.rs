@@ -1,5 +1,5 @@
-//! Content and attributes of listed files, read with care: a file that is no longer the listed one, or
-//! that changes meanwhile, is an error and never half of one state and half of another.
+//! Reads content and attributes of listed files. A file that is no longer the listed one or that changes during the
+//! read is an error; a mix of two states is never returned.
 
 use std::fs::File;
 use std::io;
@@ -12,7 +12,7 @@ use super::xattr::{self, Xattrs};
 use super::{Entry, EntryKind, Opener, shown};
 use crate::identity::FileStamp;
 
-/// Why an entry that was listed cannot be read.
+/// Error of reading a listed entry.
 #[derive(Debug, thiserror::Error)]
 pub enum ContentError {
     #[error("{path}: cannot read: {source}")]
@@ -31,12 +31,12 @@ impl ContentError {
     }
 }
 
-/// Reads entries of a walked tree; quick when asked in the order of the list.
+/// Reader for entries of a walked tree. It is fastest in the order of the list.
 #[derive(Debug)]
 pub struct DiskReader<'a> {
     opener: Opener<'a>,
     file: Option<(File, &'a Entry)>,
-    /// From where on the open file is known to be a hole, and up to where.
+    /// Start and end offset of a known hole in the open file.
     hole: (u64, u64),
 }
 
@@ -45,7 +45,7 @@ impl<'a> DiskReader<'a> {
         Self { opener, file: None, hole: (0, 0) }
     }
 
-    /// Goes to a file or directory.
+    /// Opens a file or directory and returns its attributes.
     pub fn open(&mut self, entry: &'a Entry) -> Result<Xattrs, ContentError> {
         let unreadable = |source| ContentError::read(entry, source);
         self.file = None;
@@ -60,7 +60,7 @@ impl<'a> DiskReader<'a> {
         Ok(xattrs)
     }
 
-    /// Attributes of an entry that need not be read otherwise.
+    /// Returns the attributes of an entry whose content is not read.
     pub fn xattrs(&mut self, entry: &'a Entry) -> Result<Xattrs, ContentError> {
         match self.opener.xattrs(&entry.path) {
             Some(found) => found.map_err(|errno| ContentError::read(entry, errno.into())),
@@ -68,7 +68,7 @@ impl<'a> DiskReader<'a> {
         }
     }
 
-    /// Fills `buffer` from `offset` on; the file was opened and is that long.
+    /// Fills `buffer` from `offset` on. The file must be open and long enough.
     pub fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), ContentError> {
         let Some((file, entry)) = &self.file else { return Ok(()) };
         let mut filled = 0;
@@ -91,7 +91,7 @@ impl<'a> DiskReader<'a> {
         Ok(())
     }
 
-    /// Whether what was read is the listed file in its listed state.
+    /// Verifies that the open file is the listed file in its listed state.
     pub fn verify(&mut self) -> Result<(), ContentError> {
         let Some((file, entry)) = &self.file else { return Ok(()) };
         let stat = rustix::fs::fstat(file).map_err(|errno| ContentError::read(entry, errno.into()))?;
@@ -103,7 +103,7 @@ impl<'a> DiskReader<'a> {
             return Err(ContentError::changed(entry, "another file took its place"));
         }
         if now.size != was.size {
-            return Err(ContentError::changed(entry, "its size is another"));
+            return Err(ContentError::changed(entry, "its size changed"));
         }
         if now != was {
             return Err(ContentError::changed(entry, "it was written to, or its attributes changed"));
@@ -112,10 +112,10 @@ impl<'a> DiskReader<'a> {
     }
 }
 
-/// Files with fewer blocks than bytes have holes; asking where costs a call for each piece of data.
+/// Minimum size of files, in bytes, for which holes are looked up: that costs a system call for each piece of data.
 const SPARSE_FROM: u64 = 1 << 20;
 
-/// How many zeros come at `at` without any data of the file behind them.
+/// Returns the length of the hole at offset `at`, or `None` if there is data.
 fn hole(file: &File, entry: &Entry, known: &mut (u64, u64), at: u64) -> Option<u64> {
     if entry.size < SPARSE_FROM || !entry.sparse {
         return None;
@@ -125,7 +125,7 @@ fn hole(file: &File, entry: &Entry, known: &mut (u64, u64), at: u64) -> Option<u
     }
     let end = match rustix::fs::seek(file, SeekFrom::Data(at)) {
         Ok(data) => data,
-        // No data up to the end; a file that became shorter is found by `verify`.
+        // There is no data up to the end. A file that became shorter is detected by `verify`.
         Err(Errno::NXIO) => entry.size,
         Err(_) => return None,
     };

@@ -1,3 +1,5 @@
+//! Walks a tree: takes directory listings in walk order, and keeps the chain of directories that are being walked.
+
 use std::collections::HashMap;
 use std::collections::hash_map;
 use std::os::fd::OwnedFd;
@@ -13,14 +15,14 @@ use crate::ahead::Ahead;
 use crate::ignore::{Filter, Matched, Patterns};
 use crate::workers;
 
-/// A directory whose names are being gone through.
+/// A directory that is being walked.
 struct Level {
     names: std::vec::IntoIter<Child>,
-    /// This directory's own entry, as long as it is not listed.
+    /// Entry of this directory while it is not listed.
     pending: Option<Entry>,
 }
 
-/// Lists everything below `root` that `patterns` do not exclude, and all of `keep`.
+/// Lists everything below `root` that `patterns` do not exclude, and all paths of `keep`.
 pub(super) fn list(
     root: &OwnedFd,
     patterns: Option<Patterns>,
@@ -28,7 +30,7 @@ pub(super) fn list(
 ) -> Result<Vec<Entry>, WalkError> {
     let filter = Filter::from_patterns(None, patterns.filter(|list| !list.is_empty()));
     let selection = Selection { filter, keep };
-    // The position belongs to the open file, and an earlier walk may have moved it.
+    // The read position belongs to the open file, and an earlier walk may have moved it.
     rustix::fs::seek(root, SeekFrom::Start(0)).map_err(failed("cannot list the directory", b"."))?;
     let above = root.try_clone().map_err(|source| WalkError::Read {
         path: ".".to_owned(),
@@ -40,7 +42,7 @@ pub(super) fn list(
     let root = listings.ask(wish);
     std::thread::scope(|scope| {
         let _end = listings.ends();
-        // This thread lists too.
+        // This thread runs requests, too, hence one helper less.
         workers::start_helpers(scope, workers::count(None) - 1, "walk", || listings.help());
         let mut lister = Lister { listings: &listings, entries: Vec::new(), linked: HashMap::new() };
         lister.run(root)?;
@@ -51,7 +53,7 @@ pub(super) fn list(
 struct Lister<'a> {
     listings: &'a Ahead<'a, Selection<'a>>,
     entries: Vec<Entry>,
-    /// First path of each file that has several names.
+    /// First path of each file that has several names, by device and inode.
     linked: HashMap<(u64, u64), Vec<u8>>,
 }
 
@@ -74,7 +76,7 @@ impl Lister<'_> {
         Ok(())
     }
 
-    /// Lists one name of the innermost directory; answers with the directory to go into next.
+    /// Lists one name of the innermost directory. Returns the directory to walk next, if the name is one.
     fn visit(&mut self, levels: &mut [Level], child: Child) -> Result<Option<Level>, WalkError> {
         let Child { path, found, shown, content } = child;
         let found = found.map_err(failed("cannot read its metadata", &path))?;
@@ -87,7 +89,7 @@ impl Lister<'_> {
             stamp: found.stamp,
             sparse: found.sparse,
         };
-        // A directory that is not listed now will be when something below it is.
+        // A directory that is not listed now is listed as soon as something below it is.
         let mut pending = None;
         let asked = match content {
             Content::Asked { slot, pruned } => Some((slot, pruned, entry.path.clone())),
@@ -106,7 +108,7 @@ impl Lister<'_> {
         let Some((slot, pruned, dir)) = asked else { return Ok(None) };
         match self.listings.take(slot) {
             Ok(names) => Ok(Some(Level { names: names.into_iter(), pending })),
-            // Nothing was asked of a directory that the rules exclude.
+            // An excluded directory that cannot be read is no error.
             Err(Errno::ACCESS) if !shown && !pruned => Ok(None),
             Err(errno) => Err(failed("cannot list the directory", &dir)(errno)),
         }

@@ -1,4 +1,4 @@
-//! One directory as it is found: the names in it, what each of them is, and what the rules say of it.
+//! Lists one directory: its names, the metadata of each, and the decision of the ignore rules.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -8,20 +8,20 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
 use crate::identity::FileStamp;
 use crate::ignore::{Filter, Matched, Verdict};
 
-/// What is left out, and what is listed all the same.
+/// Filter of a walk, and paths that are listed even if it excludes them.
 pub(super) struct Selection<'a> {
     pub(super) filter: Filter,
     pub(super) keep: &'a [Vec<u8>],
 }
 
-/// A directory to list.
+/// Request to list a directory.
 pub(super) struct Wish {
-    /// The directory that it is in; of the root, itself.
+    /// Parent directory; for the root, the root itself.
     pub(super) above: Arc<OwnedFd>,
-    /// Empty for the root.
+    /// Path of the directory, empty for the root.
     pub(super) path: Vec<u8>,
     pub(super) matched: Matched,
-    /// Excluded as a whole; listed only for the sake of paths that are kept all the same.
+    /// True if the directory is excluded as a whole, and is only listed to find paths that are kept.
     pub(super) pruned: bool,
 }
 
@@ -33,27 +33,27 @@ pub(super) struct Child {
     pub(super) content: Content,
 }
 
-/// What is in a [`Child`].
+/// Listing of a child directory.
 pub(super) enum Content {
-    /// Nothing, or nothing that is to be listed.
+    /// The child is no directory, or is not to be listed.
     None,
     Wish(Box<Wish>),
-    /// The wish was asked, and has this number.
+    /// The request was added to the queue and has this slot.
     Asked {
         slot: usize,
         pruned: bool,
     },
 }
 
-/// What lies under a name.
+/// Metadata of a name.
 pub(super) struct Found {
     pub(super) file_type: FileType,
     pub(super) mode: u32,
     pub(super) stamp: FileStamp,
     pub(super) sparse: bool,
-    /// Whether it may have other names.
+    /// True if the file may have other names.
     pub(super) is_linked: bool,
-    /// Of a symbolic link.
+    /// Target of a symbolic link.
     pub(super) target: Option<rustix::io::Result<Vec<u8>>>,
 }
 
@@ -103,7 +103,7 @@ impl Wish {
     ) -> Child {
         let found = match look(dir.as_fd(), name) {
             Ok(found) => found,
-            // Whatever the rules say of it: what it is, is not known.
+            // The kind of the file is unknown, so the rules cannot be applied. The error is reported.
             Err(errno) => return Child { path, found: Err(errno), shown: true, content: Content::None },
         };
         let is_dir = found.file_type == FileType::Directory;

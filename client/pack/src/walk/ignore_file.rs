@@ -1,4 +1,4 @@
-//! Which ignore file applies, read with care: it is content of the tree like any other.
+//! Finds and reads the ignore file of a tree. It is untrusted content like the rest of the tree.
 
 use std::fs::File;
 use std::io::Read;
@@ -12,7 +12,7 @@ use crate::ignore::Patterns;
 
 const SIZE_LIMIT: u64 = 4 * 1024 * 1024;
 
-/// The first ignore file there is, with its rules.
+/// Returns the name and the rules of the first ignore file that exists.
 pub(super) fn find(
     root: &OwnedFd,
     dockerfile: Option<&[u8]>,
@@ -31,7 +31,7 @@ pub(super) fn find(
         .map(|name| [name.as_slice(), b".dockerignore"].concat())
         .chain([b".dockerignore".to_vec()]);
     for name in names {
-        // An empty file counts, so that `Dockerfile.dockerignore` can lift `.dockerignore`.
+        // An empty file counts, so that an empty `Dockerfile.dockerignore` disables `.dockerignore`.
         if let Some(text) = read(root, &name)? {
             let patterns = Patterns::parse_file(&text)
                 .map_err(|source| WalkError::Ignore { file: shown(&name), source })?;
@@ -41,10 +41,10 @@ pub(super) fn find(
     Ok(None)
 }
 
-/// The content of a file of the tree; `None` if there is none, or a directory. A link is followed
-/// as long as it stays inside the tree.
+/// Reads a file of the tree. Returns `None` if it does not exist or is a directory. A link is followed as long as it
+/// stays inside the tree.
 fn read(root: &OwnedFd, name: &[u8]) -> Result<Option<Vec<u8>>, WalkError> {
-    // A fifo must not hang us before its kind is known.
+    // NONBLOCK: opening a fifo must not block before the file type is known.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     let opened = match rustix::fs::openat2(root, name, flags, Mode::empty(), resolve) {

@@ -1,3 +1,5 @@
+//! Opens entries of a tree relative to its root.
+
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -10,9 +12,8 @@ use rustix::io::Errno;
 use super::directory::open_dir;
 use super::xattr::{self, Xattrs};
 
-/// Opens the entries of a tree, component by component and never through a link. Paths may be
-/// longer than the system's limit. Quick when asked in the order of the list: the directories on
-/// the way stay open.
+/// Opener for entries of a tree, which resolves paths component by component and never through a link. Paths may be
+/// longer than the system's limit. It is fastest in the order of the list, because the parent directories stay open.
 #[derive(Debug)]
 pub struct Opener<'a> {
     root: &'a OwnedFd,
@@ -37,7 +38,7 @@ impl<'a> Opener<'a> {
         self.enter(path.split(|&byte| byte == b'/'))
     }
 
-    /// Attributes of an entry without opening it; none where the system has no way to that.
+    /// Returns the attributes of an entry without opening it, or `None` if the system does not allow that.
     pub(super) fn xattrs(&mut self, path: &[u8]) -> Option<rustix::io::Result<Xattrs>> {
         let (dir, name) = self.parent(path).ok()?;
         let mut through = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();

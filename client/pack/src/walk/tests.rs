@@ -30,7 +30,7 @@ fn each_directory_comes_before_its_content_in_byte_order() {
         }
     });
     let paths = listed(dir.path(), &WalkOptions::default());
-    // All of `a` before `a-b`, although `-` sorts before `/`.
+    // All of `a` comes before `a-b`, although `-` sorts before `/`.
     assert_eq!(paths, ["B", "a", "a/b", "a/b/c", "a/z", "a-b", "a.b"]);
 }
 

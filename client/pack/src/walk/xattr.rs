@@ -1,21 +1,21 @@
-//! The attributes that an image keeps: file capabilities and what users set. Others (ACLs, labels)
-//! belong to the machine.
+//! Extended attributes that an image keeps: file capabilities and user attributes. Others (ACLs, labels) belong to
+//! the machine.
 
 use std::os::fd::AsFd;
 use std::path::Path;
 
 use rustix::io::Errno;
 
-/// Names and values, sorted by name.
+/// Names and values of extended attributes, sorted by name.
 pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// The kept attributes of an open file or directory.
+/// Returns the kept attributes of an open file or directory.
 pub(super) fn of(fd: impl AsFd) -> rustix::io::Result<Xattrs> {
     let fd = fd.as_fd();
     kept(|buffer| rustix::fs::flistxattr(fd, buffer), |name, buffer| rustix::fs::fgetxattr(fd, name, buffer))
 }
 
-/// The same of what lies at `path`, without following it.
+/// Returns the kept attributes of the file at `path`, without following a link.
 pub(super) fn at(path: &Path) -> rustix::io::Result<Xattrs> {
     kept(
         |buffer| rustix::fs::llistxattr(path, buffer),
@@ -51,7 +51,7 @@ fn kept(
     Ok(kept)
 }
 
-/// The system's limit for a list and for a value.
+/// Maximum size of a list of names and of a value in Linux, in bytes.
 const LIMIT: usize = 64 * 1024;
 
 fn grown(call: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<u8>> {

@@ -1,20 +1,19 @@
-//! Work done by several threads, its results taken in the order of the work.
+//! Runs work on several threads and takes the results in the order of the work.
 //!
-//! The calling thread takes results, and works on pieces itself while the next result is not there, so that
-//! nobody waits for a thread to wake up. No piece is drawn that is more than a window ahead of the result
-//! taken last, which bounds what lies in memory whatever the speeds are. The first failure in order is the
-//! one that is seen.
+//! The calling thread takes the results, and works on pieces itself while the next result is missing, so that no time
+//! is lost waiting for a thread to wake up. No piece is started that is more than a window ahead of the last result
+//! taken, which bounds the memory at any speed. The first failure in order is the one that is returned.
 
 use std::collections::VecDeque;
 
 use parking_lot::{Condvar, Mutex};
 
-/// Results that may wait beyond those in work: enough to go on for while the calling thread is held up.
+/// Number of results that may wait in addition to those in progress, so that the workers can continue while the
+/// calling thread is busy.
 const SLACK: usize = 12;
 
-/// Draws pieces from `pieces`, each worked on by one of the workers made by `worker`, `threads` of them
-/// besides the calling thread's own, and gives the results to `take` in order, until it fails or all are
-/// taken.
+/// Processes all items of `pieces` with workers created by `worker`: one in each of `threads` threads and one in the
+/// calling thread. Passes the results to `take` in order, until it fails or all are taken.
 pub(crate) fn ordered<P, R, W, E>(
     threads: usize,
     pieces: impl Iterator<Item = P> + Send,
@@ -49,7 +48,7 @@ where
     })
 }
 
-/// What the calling thread does next.
+/// Next step of the calling thread.
 enum Next<P, R> {
     Result(R),
     Piece(u64, P),
@@ -60,7 +59,7 @@ struct State<I, R> {
     pieces: I,
     drawn: u64,
     taken: u64,
-    /// Results from `taken` on; those that are not there yet are none.
+    /// Results from number `taken` on; `None` for those still missing.
     results: VecDeque<Option<R>>,
     ended: bool,
     stopped: bool,
@@ -69,14 +68,14 @@ struct State<I, R> {
 struct Desk<I, R> {
     state: Mutex<State<I, R>>,
     window: u64,
-    /// The window moved on.
+    /// Signalled when the window has advanced.
     room: Condvar,
-    /// The next result was put down, or there will be no more.
+    /// Signalled when the next result is available, or there will be no more.
     result: Condvar,
 }
 
 impl<P, I: Iterator<Item = P>, R> State<I, R> {
-    /// The next piece; none at the end of them.
+    /// Returns the next piece, or `None` at the end.
     fn draw(&mut self) -> Option<(u64, P)> {
         let Some(piece) = self.pieces.next() else {
             self.ended = true;
@@ -90,7 +89,7 @@ impl<P, I: Iterator<Item = P>, R> State<I, R> {
 }
 
 impl<P, I: Iterator<Item = P>, R> Desk<I, R> {
-    /// The next piece for a helper, once there is room for its result.
+    /// Returns the next piece for a worker thread, once it is within the window.
     fn draw(&self) -> Option<(u64, P)> {
         let mut state = self.state.lock();
         while !state.stopped && !state.ended && state.drawn - state.taken >= self.window {
@@ -151,7 +150,8 @@ impl<I, R> Desk<I, R> {
     }
 }
 
-/// A worker that panics must not leave the others waiting for its result; the scope panics then.
+/// Guard that stops all workers if one panics, so that none waits for its result. The scope then propagates the
+/// panic.
 struct StopOnPanic<'a, I, R>(&'a Desk<I, R>);
 
 impl<I, R> Drop for StopOnPanic<'_, I, R> {

@@ -1,3 +1,5 @@
+//! Appends content to the store: adds it to the index and to the segment that is being written, within the limits.
+
 use std::io;
 use std::sync::Arc;
 
@@ -9,14 +11,14 @@ use super::segment::Writer;
 use super::table::Key;
 use super::{ContentStore, Inner, OwnerKey, Piece};
 
-/// What the store may take of the disk.
+/// Disk space limits of the store.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreLimits {
-    /// Bytes of all segments.
+    /// Maximum size of all segments, in bytes.
     pub total: u64,
-    /// Bytes that one participant and its services have sent and that are still there.
+    /// Maximum number of stored bytes that one participant and its services have sent.
     pub per_owner: u64,
-    /// What stays free on the file system.
+    /// Minimum free space on the file system, in bytes.
     pub min_free: u64,
 }
 
@@ -41,7 +43,8 @@ impl From<io::Error> for AppendError {
     }
 }
 
-/// Contents that came together: a zstd frame, and what lies in it, one after the other from its beginning.
+/// Contents that were sent together: a zstd frame, and the pieces in its decompressed data, in order and without
+/// gaps.
 #[derive(Debug)]
 pub struct Batch<'a> {
     pub frame: &'a [u8],
@@ -49,8 +52,8 @@ pub struct Batch<'a> {
 }
 
 impl ContentStore {
-    /// Stores contents that were verified. What is there already is not stored again, and is
-    /// its sender's from now on too. Durable after [`sync`](Self::sync).
+    /// Stores verified contents. Contents that are already present are not stored again, and `owner` becomes an
+    /// additional owner of them. The contents are durable after [`sync`](Self::sync).
     pub fn append(&self, owner: &OwnerKey, batch: &Batch<'_>) -> Result<(), AppendError> {
         let mut inside = 0;
         let mut rows = Vec::with_capacity(batch.pieces.len());
@@ -61,7 +64,7 @@ impl ContentStore {
         self.0.store(owner, batch.frame, rows, Kind::Piece)
     }
 
-    /// Stores what a large content is made of; that it is just that was verified.
+    /// Stores the recipe of a large content. The caller has verified that the pieces add up to `hash`.
     pub fn put_recipe(
         &self,
         owner: &OwnerKey,
@@ -78,7 +81,7 @@ impl ContentStore {
         self.0.store(owner, &frame, vec![(*hash, place)], Kind::Recipe)
     }
 
-    /// Notes that `owner` has these contents: it has proven that.
+    /// Makes `owner` an additional owner of these contents, after it has proven that it has them.
     pub fn add_owner(&self, owner: &OwnerKey, contents: &[ContentHash]) -> Result<(), AppendError> {
         let mut writer = self.0.writer();
         let writer = self.0.open_writer(&mut writer)?;
@@ -89,7 +92,7 @@ impl ContentStore {
         Ok(())
     }
 
-    /// Makes all that was appended durable.
+    /// Makes all appended contents durable.
     pub fn sync(&self) -> Result<(), AppendError> {
         match self.0.writer().as_mut() {
             Some(writer) => Ok(writer.sync()?),
@@ -178,7 +181,7 @@ impl Inner {
 }
 
 impl Index {
-    /// Makes known content `owner`'s too.
+    /// Makes `owner` an additional owner of a content if it is present.
     fn share(&mut self, writer: &mut Writer, hash: &ContentHash, owner: &OwnerKey) {
         let key = Key::of(hash);
         let Some(known) = self.contents.get(&key) else { return };

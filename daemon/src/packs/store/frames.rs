@@ -1,4 +1,4 @@
-//! Decompressed frames, the latest few.
+//! Cache of the latest few decompressed frames.
 
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -9,13 +9,13 @@ use parking_lot::Mutex;
 use super::MAX_PIECE;
 use super::index::Lying;
 
-/// 32 MiB at worst.
+/// Number of cached frames; they take at most 32 MiB.
 const KEPT: usize = 8;
 
 #[derive(Debug, Default)]
 pub(super) struct Frames(Mutex<Vec<(Key, Bytes)>>);
 
-/// Segment and where the frame begins. Segments are never written over and their numbers never used again.
+/// Segment number and offset of a frame. Segments are never overwritten and their numbers never reused.
 type Key = (u32, u32);
 
 impl Frames {
@@ -40,7 +40,7 @@ impl Frames {
     }
 }
 
-/// The frame that a content lies in.
+/// Reads and decompresses the frame that holds a content.
 pub(super) fn read(lying: &Lying) -> io::Result<Bytes> {
     let mut frame = vec![0; lying.place.length as usize];
     lying.file.read_exact_at(&mut frame, lying.place.frame.into())?;

@@ -1,4 +1,4 @@
-//! What the store knows of its contents, in memory: 32 to 34 bytes for each.
+//! In-memory index of the store's contents: 32 to 34 bytes for each content.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
@@ -8,32 +8,32 @@ use super::OwnerKey;
 use super::rows::{Kind, Place, Row};
 use super::table::{Key, Known, Table};
 
-/// Owners that count for another; beyond these, those of whom nothing is there are forgotten.
+/// Number of owners with a shared quota above which those without stored content are dropped.
 const MAX_SHARES: usize = 4096;
 
 #[derive(Debug, Default)]
 pub(super) struct Index {
     pub contents: Table,
-    /// By the number that contents know them by.
+    /// Frames by frame number: [`IndexedContent::frame`] is an index into this vector.
     frames: Vec<Frame>,
-    /// Numbers that no content has.
+    /// Frame numbers that are not in use.
     free: Vec<u32>,
-    /// Owners beside the first.
+    /// Additional owners of contents; the first owner is in the frame.
     pub owners: HashSet<(Key, OwnerKey)>,
     pub segments: BTreeMap<u32, Segment>,
-    /// Bytes of frames, by who sent them.
+    /// Bytes of frames, by the owner who sent them.
     pub sent: HashMap<OwnerKey, u64>,
-    /// Whose quota an owner's bytes count for, where it is not its own.
+    /// Owner whose quota another owner's bytes count against. Owners with a quota of their own have no entry.
     share_of: HashMap<OwnerKey, OwnerKey>,
     /// Number of the next segment.
     pub next: u32,
 }
 
-/// Contents that came together.
+/// Location and first owner of a zstd frame, which holds contents that were sent together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Frame {
     pub segment: u32,
-    /// Where it begins in its segment.
+    /// Offset in the segment.
     pub start: u32,
     pub length: u32,
     pub owner: OwnerKey,
@@ -45,7 +45,7 @@ pub(super) struct Segment {
     pub length: u32,
 }
 
-/// Where a content can be read.
+/// Location of a content: the file and the frame in it.
 pub(super) struct Lying {
     pub file: Arc<File>,
     pub segment: u32,
@@ -70,7 +70,7 @@ impl Index {
         Some(Lying { file, segment, place, recipe: known.is_recipe() })
     }
 
-    /// Takes note of a frame; gives its number.
+    /// Adds a frame and returns its number.
     pub(super) fn add_frame(&mut self, frame: Frame) -> u32 {
         match self.free.pop() {
             Some(number) => {
@@ -84,7 +84,7 @@ impl Index {
         }
     }
 
-    /// Takes the rows of a segment of an earlier run.
+    /// Adds the rows of a segment from an earlier run.
     pub(super) fn reopen(&mut self, segment: u32, rows: &[Row]) {
         let mut numbers = HashMap::new();
         for row in rows {
@@ -99,11 +99,11 @@ impl Index {
         }
     }
 
-    /// Takes a content that lies in the frame with this number.
+    /// Adds a content that is in the frame with this number.
     pub(super) fn take(&mut self, row: &Row, frame: u32, touched: u32) {
         let (key, Place { inside, size, .. }) = (Key::of(&row.hash), row.place);
         let known = Known::new(frame, inside, size, row.kind == Kind::Recipe, touched);
-        // A place in a later segment is a move there.
+        // A second location in a later segment means that the content was moved there.
         if let Some(before) = self.contents.insert(key, known) {
             let first = self.frame(&before).owner;
             if first != row.owner {
@@ -112,7 +112,7 @@ impl Index {
         }
     }
 
-    /// Forgets the contents of which `stays` says so; gives their number.
+    /// Removes the contents for which `stays` returns false. Returns the number of removed contents.
     pub(super) fn retain(&mut self, mut stays: impl FnMut(&Key, &Known) -> bool) -> u64 {
         let before = self.contents.len();
         self.contents.retain(|key, known| stays(key, known));
@@ -122,7 +122,7 @@ impl Index {
         (before - self.contents.len()) as u64
     }
 
-    /// Lets the numbers of frames that hold nothing be given again.
+    /// Makes the numbers of empty frames available again.
     fn free_frames(&mut self) {
         let mut used = vec![false; self.frames.len()];
         self.contents.iter().for_each(|(_, known)| used[known.frame as usize] = true);
@@ -132,13 +132,13 @@ impl Index {
         self.free = (0..).zip(&used[..last]).filter_map(|(number, used)| (!used).then_some(number)).collect();
     }
 
-    /// The frames that hold something, with their numbers.
+    /// Returns the frames that hold content, with their numbers.
     pub(super) fn frames(&self) -> impl Iterator<Item = (u32, &Frame)> {
         let free: HashSet<u32> = self.free.iter().copied().collect();
         (0..).zip(&self.frames).filter(move |(number, _)| !free.contains(number))
     }
 
-    /// Says that a frame lies elsewhere now.
+    /// Records the new location of a moved frame.
     pub(super) fn move_frame(&mut self, number: u32, segment: u32, start: u32) {
         if let Some(frame) = self.frames.get_mut(number as usize) {
             frame.segment = segment;
@@ -150,7 +150,7 @@ impl Index {
         self.segments.values().map(|segment| u64::from(segment.length)).sum()
     }
 
-    /// Bytes that are there of all owners who share the quota of this one.
+    /// Returns the stored bytes of all owners who share the quota of `owner`.
     pub(super) fn sent_within_share(&self, owner: &OwnerKey) -> u64 {
         let share = |owner: &OwnerKey| *self.share_of.get(owner).unwrap_or(owner);
         let of = share(owner);

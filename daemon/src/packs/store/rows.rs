@@ -1,5 +1,5 @@
-//! The index file of a segment: rows that say where content lies, each written after the content itself was
-//! made durable. A row that is not whole ends the file.
+//! Format of the index file of a segment: rows with the location of each content, each written after the content
+//! itself was made durable. An incomplete or damaged row ends the file.
 //!
 //! ```text
 //! row := hash:32 owner:16 frame:u32 length:u32 inside:u32 size:u32 kind:u32 sum:8        (76 bytes)
@@ -11,24 +11,24 @@ use super::OwnerKey;
 
 pub(super) const ROW: usize = 76;
 
-/// Where content lies: a part of what a zstd frame of a segment decompresses to.
+/// Location of a content: a byte range of the decompressed data of a zstd frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Place {
-    /// Where the frame begins in its segment, and its length.
+    /// Offset of the frame in its segment; `length` is its compressed size. Both are in bytes.
     pub frame: u32,
     pub length: u32,
-    /// Where the content begins in the decompressed frame, and its length.
+    /// Offset of the content in the decompressed frame; `size` is the size of the content. Both are in bytes.
     pub inside: u32,
     pub size: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The content itself.
+    /// Location of a content that is one piece.
     Piece,
-    /// The list of the pieces that it is made of; verified when it was stored.
+    /// Location of a recipe: the list of the pieces of a content, verified when it was stored.
     Recipe,
-    /// Says only that this owner has sent, or proven to have, content whose place another row says.
+    /// Additional owner of a content whose location is in another row.
     Owner,
 }
 

@@ -1,4 +1,4 @@
-//! The two files of a segment: frames one after the other, and the rows that point into them.
+//! The two files of a segment: the concatenated frames, and the rows that point into them.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::rows::{Kind, ROW, Row};
 
-/// A segment that is this long takes no more.
+/// Size in bytes from which on a segment is full.
 pub(super) const FULL: u32 = 64 << 20;
 
 pub(super) fn content_path(directory: &Path, number: u32) -> PathBuf {
@@ -19,11 +19,11 @@ fn rows_path(directory: &Path, number: u32) -> PathBuf {
     directory.join(format!("{number:08}.rows"))
 }
 
-/// A segment's content, where that ends, and its rows.
+/// Content file of a segment, the length of its content in bytes, and its rows.
 pub(super) type Reopened = (Arc<File>, u32, Vec<Row>);
 
-/// Opens a segment of an earlier run, cuts off what no row points to, and gives its rows. None when
-/// it has none: then its files are gone.
+/// Opens a segment of an earlier run, truncates content that no row points to, and returns its rows. If the segment
+/// has no rows or no content file, removes its files and returns `None`.
 pub(super) fn reopen(directory: &Path, number: u32) -> io::Result<Option<Reopened>> {
     let rows = rows(directory, number)?;
     let content = content_path(directory, number);
@@ -41,11 +41,11 @@ pub(super) fn reopen(directory: &Path, number: u32) -> io::Result<Option<Reopene
     if length > u64::from(end) {
         file.set_len(end.into())?;
     }
-    // Rows past the end of the file cannot be of ours; reading them fails, and their content is then sent again.
+    // This store never writes rows past the end of the file. Reading such content fails, and it is then sent again.
     Ok(Some((Arc::new(file), end, rows)))
 }
 
-/// The rows of a segment as they are on disk.
+/// Reads the rows of a segment from disk, up to the first damaged one.
 pub(super) fn rows(directory: &Path, number: u32) -> io::Result<Vec<Row>> {
     let mut bytes = Vec::new();
     match File::open(rows_path(directory, number)) {
@@ -58,7 +58,7 @@ pub(super) fn rows(directory: &Path, number: u32) -> io::Result<Vec<Row>> {
 }
 
 pub(super) fn remove(directory: &Path, number: u32) -> io::Result<()> {
-    // Rows first: content without rows is cut off at the next start.
+    // The rows are removed first: content without rows is removed at the next start.
     for path in [rows_path(directory, number), content_path(directory, number)] {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -68,17 +68,17 @@ pub(super) fn remove(directory: &Path, number: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// The segment that is written to.
+/// Writer of the segment that is being appended to.
 #[derive(Debug)]
 pub(super) struct Writer {
     pub number: u32,
     pub content: Arc<File>,
-    /// Where the next frame goes.
+    /// Offset of the next frame in the content file.
     pub end: u32,
     rows: File,
-    /// Rows whose content is written but perhaps not durable.
+    /// Rows whose content is written but may not be durable yet.
     waiting: Vec<Row>,
-    /// Whether content was written since it was last made durable.
+    /// True if content was written since the last sync.
     written: bool,
 }
 
@@ -95,13 +95,13 @@ impl Writer {
         self.end >= FULL
     }
 
-    /// Appends a frame; gives where it begins. After an error the segment is as it was before.
+    /// Appends a frame and returns its offset. After an error the segment is unchanged.
     pub(super) fn frame(&mut self, frame: &[u8]) -> io::Result<u32> {
         let start = self.end;
         let length = u32::try_from(frame.len()).map_err(io::Error::other)?;
         let end = start.checked_add(length).ok_or(io::ErrorKind::FileTooLarge)?;
         if let Err(error) = self.content.write_all_at(frame, start.into()) {
-            // What was written of it frees its space again.
+            // Truncating frees the space of a partly written frame.
             let _ = self.content.set_len(start.into());
             return Err(error);
         }
@@ -114,7 +114,7 @@ impl Writer {
         self.waiting.push(row);
     }
 
-    /// Makes durable what was written: content, then rows.
+    /// Makes written content and then its rows durable.
     pub(super) fn sync(&mut self) -> io::Result<()> {
         if self.written {
             self.content.sync_data()?;
@@ -126,13 +126,13 @@ impl Writer {
         let bytes: Vec<u8> = self.waiting.iter().flat_map(Row::encode).collect();
         let before = self.rows.metadata()?.len();
         if let Err(error) = self.rows.write_all(&bytes) {
-            // A row that is cut off would hide those after it.
+            // A truncated row would hide the rows after it.
             self.rows.set_len(before)?;
             io::Seek::seek(&mut self.rows, io::SeekFrom::Start(before))?;
             return Err(error);
         }
         self.rows.sync_data()?;
-        // Not cleared: the room of many rows is not needed between uploads.
+        // A new vector instead of `clear` frees the memory between uploads.
         self.waiting = Vec::new();
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! Frees what nothing needs: content that no tree names and nobody has asked for lately. Segments without
-//! needed content are removed; those with little of it are moved together.
+//! Frees content that no tree references and that nobody has asked for within the grace period. Segments without
+//! needed content are removed; the content of sparse segments is moved to a new segment.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -23,9 +23,10 @@ pub struct Swept {
 }
 
 impl ContentStore {
-    /// Removes all content that is neither in `live`, nor a piece of what is, nor asked for within `grace`; contents
-    /// in `ended` have no grace, where nobody but their owner has them. What is being written to is closed first then,
-    /// so that its space is freed too.
+    /// Removes all content that is neither in `live`, nor a piece of live content, nor asked for within `grace`.
+    /// Contents in `ended` (of an abandoned upload) have no grace period if they have no other owner. With `ended` or
+    /// without a grace period, the segment that is being written is closed first, so that its space can be freed,
+    /// too.
     pub fn sweep(
         &self,
         live: &HashSet<ContentHash>,
@@ -69,10 +70,10 @@ impl ContentStore {
 }
 
 impl Inner {
-    /// Removes segments that hold nothing, and moves what little others hold. Who else has content is said
-    /// in rows that may lie in a segment that goes; at worst they are asked for a proof again.
+    /// Removes empty segments, and moves the content of sparse ones. Rows that name additional owners may be lost
+    /// with a removed segment; at worst such an owner is asked for a proof again.
     fn compact(&self) -> io::Result<()> {
-        // Nothing is appended meanwhile; reading goes on.
+        // The lock blocks appends meanwhile; reads continue.
         let mut held = self.writer();
         let current = held.as_ref().map(|writer| writer.number);
         let (sparse, frames) = {
@@ -81,13 +82,13 @@ impl Inner {
             let frames = index.frames_of(&sparse);
             (sparse, frames)
         };
-        // Those that hold nothing first: what is moved needs space.
+        // Empty segments are removed first, because moving content needs space.
         let (moving, empty): (Vec<u32>, Vec<u32>) =
             sparse.into_iter().partition(|number| frames.contains_key(number));
         self.remove_segments(&empty)?;
         let mut moved = HashMap::new();
         for (number, frames) in &frames {
-            // The whole hashes are in the rows alone.
+            // The complete hashes are only in the rows: the index has half of each.
             let mut rows: HashMap<u32, Vec<Row>> = HashMap::new();
             for row in segment::rows(&self.directory, *number)? {
                 if row.kind != Kind::Owner && self.lies_at(&row, *number) {
@@ -112,7 +113,7 @@ impl Inner {
         self.remove_segments(&moving)
     }
 
-    /// Whether a row says where its content lies now.
+    /// Reports whether a row gives the current location of its content.
     fn lies_at(&self, row: &Row, segment: u32) -> bool {
         let index = self.index();
         index.contents.get(&Key::of(&row.hash)).is_some_and(|known| {
@@ -147,7 +148,7 @@ impl Inner {
 }
 
 impl Index {
-    /// Those of these contents that are there and no other participant's.
+    /// Returns the keys of those contents that are present and owned by `owner` only.
     fn of_owner_alone(&self, owner: &OwnerKey, contents: &[ContentHash]) -> HashSet<Key> {
         let is_alone =
             |key: &Key| self.contents.get(key).is_some_and(|known| self.frame(known).owner == *owner);
@@ -156,7 +157,7 @@ impl Index {
         alone
     }
 
-    /// Segments of which less than half is needed, the one that is written to aside.
+    /// Returns the segments of which less than half is needed, except for the one that is being written.
     fn sparse_segments(&self, current: Option<u32>) -> HashSet<u32> {
         let mut needed: HashMap<u32, u64> = HashMap::new();
         for (_, frame) in self.frames() {
@@ -169,7 +170,7 @@ impl Index {
         self.segments.iter().filter_map(is_sparse).collect()
     }
 
-    /// What of these segments is needed, by segment.
+    /// Returns the needed frames of these segments, by segment.
     fn frames_of(&self, segments: &HashSet<u32>) -> HashMap<u32, Vec<(u32, Frame)>> {
         let mut frames: HashMap<u32, Vec<(u32, Frame)>> = HashMap::new();
         for (number, frame) in self.frames().filter(|(_, frame)| segments.contains(&frame.segment)) {

@@ -1,12 +1,12 @@
-//! What is known of the contents that a room has, of which there are hundreds of thousands: 32 bytes each.
+//! Compact in-memory table of stored contents: 32 bytes each, because a room has hundreds of thousands.
 
 use hearth_pack::identity::ContentHash;
 use hearth_pack::sorted_map::SortedMap;
 
 pub(super) type Table = SortedMap<Key, Known>;
 
-/// Half of a content's hash. No two contents that differ are found to have the same one; what is read is
-/// compared with the whole hash all the same.
+/// First half of a content's hash. Finding two different contents with the same half is infeasible; content that is
+/// read is nevertheless compared with the complete hash.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(super) struct Key([u8; 16]);
 
@@ -18,15 +18,15 @@ impl Key {
     }
 }
 
-/// What is known of a content.
+/// Table entry of one stored content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Known {
-    /// Number of the frame that it lies in.
+    /// Number of the frame that holds the content.
     pub frame: u32,
-    /// Where it begins in the decompressed frame; the highest bit says that it is a recipe.
+    /// Offset in the decompressed frame. The highest bit marks a recipe.
     inside: u32,
     pub size: u32,
-    /// Seconds since the store was opened when it was last asked for.
+    /// Time when the content was last asked for, in seconds since the store was opened.
     pub touched: u32,
 }
 

@@ -19,12 +19,12 @@ impl Fixture {
         Self { directory, store }
     }
 
-    /// Lets time pass.
+    /// Moves the store's clock forward.
     fn wait(&mut self, time: Duration) {
         Arc::get_mut(&mut self.store.0).unwrap().opened -= time;
     }
 
-    /// As after a crash: nothing is said to the old store.
+    /// Opens the directory again without closing the old store, as after a crash.
     fn reopened(&self) -> ContentStore {
         ContentStore::open(self.directory.path(), LIMITS).unwrap()
     }
@@ -48,7 +48,7 @@ fn read(store: &ContentStore, content: &[u8]) -> Option<Bytes> {
     store.reader().piece(&ContentHash::of(content)).unwrap()
 }
 
-/// Content that does not compress.
+/// Returns content that does not compress.
 fn noise(seed: u8, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     blake3::Hasher::new_keyed(&[seed; 32]).finalize_xof().fill(&mut bytes);
@@ -79,7 +79,7 @@ fn what_was_not_synced_when_the_daemon_was_killed_is_gone_and_what_was_is_whole(
     assert_eq!(read(&again, b"durable").unwrap(), &b"durable"[..]);
     assert_eq!(read(&again, b"not yet"), None);
     assert_eq!(again.used(), fs::metadata(fixture.directory.path().join("00000000.content")).unwrap().len());
-    // And it can be stored now.
+    // The content can be stored now.
     put(&again, "ann", &[b"not yet"]).unwrap();
     assert_eq!(read(&again, b"not yet").unwrap(), &b"not yet"[..]);
 }
@@ -163,7 +163,7 @@ fn limits_are_kept_and_say_which() {
     assert!(matches!(refused, AppendError::OwnerQuota { limit: 6000 }), "{refused}");
     let refused = put(&fixture.store, "bob", &[&noise(3, 5500)]).unwrap_err();
     assert!(matches!(refused, AppendError::Quota { limit: 10_000 }), "{refused}");
-    // What is there costs nothing.
+    // Content that is already present does not count again.
     put(&fixture.store, "bob", &[&noise(1, 5000)]).unwrap();
     let full = Fixture::new(StoreLimits { min_free: u64::MAX / 2, ..LIMITS });
     assert!(matches!(put(&full.store, "ann", &[b"x"]), Err(AppendError::NoSpace)));
@@ -254,7 +254,7 @@ fn who_reads_during_a_sweep_reads_on_wherever_the_content_goes() {
     }
     let hash = ContentHash::of(&large[3]);
     let reader = fixture.store.reader();
-    // Found before the sweep, read after it.
+    // The content is located before the sweep and read after it.
     let lying = fixture.store.0.lying(&hash).unwrap();
     assert_eq!(reader.piece(&hash).unwrap().unwrap(), large[3]);
     fixture.store.sweep(&HashSet::from([hash]), Duration::ZERO, None).unwrap();

@@ -146,7 +146,7 @@ async fn an_image_answers_only_who_made_it_and_only_in_its_own_way() {
     }
 }
 
-/// Ways that differ from the usual one, and each from each other.
+/// Returns image options that differ from the default and from each other.
 fn ways() -> Vec<ImageOptions> {
     let config = |config: ConfigFlags| ImageOptions { config, ..Default::default() };
     let layer = |compression, mtime| ImageOptions {

@@ -1,4 +1,4 @@
-//! Sweeps while uploads are open: their own ones, and those that another's pack brings about.
+//! Tests of sweeps while uploads are open: regular sweeps, and sweeps that another participant's pack triggers.
 
 use std::fs::{self, File, FileTimes};
 use std::sync::mpsc;
@@ -7,16 +7,16 @@ use std::time::{Instant, SystemTime};
 use super::*;
 
 const HOUR: Duration = Duration::from_secs(3600);
-/// How long something that must wait is watched.
+/// Time for which a thread that must be blocked is watched.
 const WATCHED: Duration = Duration::from_millis(200);
 
 impl Room {
-    /// As when their clients have gone, and the daemon has noticed.
+    /// Drops all open uploads, as when their clients have disconnected and become idle.
     fn forget_uploads(&self) {
         self.packs.0.uploads().clear();
     }
 
-    /// A tree that is kept for the next pack only.
+    /// Stores a tree that no build uses, kept only for the next pack.
     async fn keep_tree(&self, local: &Local, owner: &str) {
         let (committed, _) = local.upload(&self.packs, destination(owner, None)).await.unwrap();
         let id = committed.pack.unwrap();
@@ -33,7 +33,7 @@ impl Room {
         }
     }
 
-    /// Sends two of three files, and gives up.
+    /// Sends two of three files and then stops.
     async fn send_half(&self, local: &Local, owner: &str) {
         let id = upload_id(local.begin(&self.packs, owner).await);
         let list = local.list(&self.packs, owner, &id).await;
@@ -41,7 +41,7 @@ impl Room {
     }
 }
 
-/// Is refused after two of its files arrived, for the quota of a participant.
+/// Runs an upload that the owner quota refuses after two of its files were received.
 async fn find_no_room(room: &Room, owner: &str) {
     let large: Vec<Vec<u8>> = (100..104).map(|seed| noise(seed, 1_000_000)).collect();
     let files: Vec<(&str, &[u8])> =
@@ -58,7 +58,7 @@ async fn an_upload_that_is_open_keeps_what_it_was_told_to_be_there() {
     let list = local.list(&room.packs, "ann", &id).await;
     local.send(&room.packs, "ann", &id, &list.missing).await.unwrap();
     room.forget_uploads();
-    // The next one sends nothing: all of it is there, and no tree says that it is needed.
+    // The next upload sends nothing: its content is present, although no tree references it.
     let id = upload_id(local.begin(&room.packs, "ann").await);
     let list = local.list(&room.packs, "ann", &id).await;
     let sent = local.send(&room.packs, "ann", &id, &list.missing).await.unwrap();
@@ -111,14 +111,14 @@ fn sample_of(length: usize) -> Local {
     local(&[("a", &noise(1, length)), ("b", b"2")])
 }
 
-/// What holds `keeping` until it is told to end.
+/// A thread that holds the tree lock until it is told to end.
 struct Held {
     end: mpsc::Sender<()>,
     thread: std::thread::JoinHandle<()>,
 }
 
 impl Held {
-    /// As a sweep that is about to `act`, or as a commit that has looked.
+    /// Starts a thread that stands for a sweep before `act`, or for a commit after its presence check.
     fn new(packs: &Packs, is_sweep: bool, act: impl FnOnce(&Shared) + Send + 'static) -> Self {
         let shared = Arc::clone(&packs.0);
         let ((held, is_held), (end, ends)) = (mpsc::channel(), mpsc::channel());
@@ -142,7 +142,7 @@ impl Held {
     }
 }
 
-/// Whether it has ended after it was watched for a while.
+/// Reports whether the thread has ended after [`WATCHED`].
 async fn ends_soon<T>(task: &tokio::task::JoinHandle<T>) -> bool {
     let begun = Instant::now();
     while begun.elapsed() < WATCHED && !task.is_finished() {
@@ -158,7 +158,7 @@ async fn no_sweep_comes_between_the_last_look_of_a_commit_and_its_tree() {
     let id = upload_id(local.begin(&room.packs, "ann").await);
     let list = local.list(&room.packs, "ann", &id).await;
     local.send(&room.packs, "ann", &id, &list.missing).await.unwrap();
-    // A sweep that has seen neither the upload nor its tree, and is about to remove its contents.
+    // A sweep that has seen neither the upload nor its tree is about to remove the contents.
     let sweep = Held::new(&room.packs, true, |shared| {
         shared.store.sweep(&HashSet::new(), Duration::ZERO, None).unwrap();
     });
@@ -200,7 +200,7 @@ async fn an_upload_is_idle_only_while_nobody_speaks_to_it() {
     assert_eq!([&idle, &busy, &recent].map(|id| is_there(id)), [false, true, true]);
     drop(call);
 
-    // One that is silent makes room for a new one of the same participant, the longest silent first.
+    // A new upload replaces a stale one of the same participant, the longest idle first.
     sit(&recent, Duration::ZERO);
     for number in 3..=MOST_UPLOADS {
         begin(number as u8 + 1).await.unwrap();

@@ -36,7 +36,7 @@ fn threads_and_the_cache_do_not_show_in_the_result() {
     settle();
     let mut cache = HashCache::default();
     let first = hashed(dir.path(), &mut cache, 1);
-    // With the two directories.
+    // The count includes the two directories.
     assert_eq!(cache.len(), 303);
     for workers in [1, 2, 5] {
         assert_eq!(hashed(dir.path(), &mut cache, workers), first);
@@ -91,7 +91,7 @@ fn a_change_of_equal_size_and_time_is_seen_through_the_cache() {
     fs::write(&path, "2").unwrap();
     fs::File::open(&path).unwrap().set_modified(time).unwrap();
     assert_ne!(hashed(dir.path(), &mut cache, 2).digest, before);
-    // The file is too young to be remembered: the next change is seen as well.
+    // The file is too young to be cached, so the next change is detected, too.
     fs::write(&path, "1").unwrap();
     fs::File::open(&path).unwrap().set_modified(time).unwrap();
     assert_eq!(hashed(dir.path(), &mut cache, 2).digest, before);

@@ -26,7 +26,7 @@ impl Class {
         self.ranges.iter().any(|&(low, high)| (low..=high).contains(&c)) != self.negated
     }
 
-    /// Parses what follows a `[`.
+    /// Parses the characters after a `[`.
     pub(super) fn parse(rest: &mut Peekable<Chars<'_>>) -> Result<Self, &'static str> {
         let negated = rest.next_if_eq(&'^').is_some();
         let mut ranges = Vec::new();
@@ -60,7 +60,7 @@ impl Class {
     }
 }
 
-/// What follows a `\` outside a class, where it stands for characters.
+/// Parses the characters after a `\` outside of a class as a set of characters.
 pub(super) fn escaped(rest: &mut Peekable<Chars<'_>>) -> Result<Class, &'static str> {
     if let Some(ranges) = rest.peek().copied().and_then(perl) {
         rest.next();
@@ -103,7 +103,7 @@ fn escaped_char(rest: &mut Peekable<Chars<'_>>) -> Result<char, &'static str> {
             let mut digit = || rest.next().and_then(|c| c.to_digit(16)).ok_or(BAD_ESCAPE);
             digit()? * 16 + digit()?
         }
-        // A single digit other than 0 would be a back reference.
+        // A single digit other than 0 would be a back-reference.
         c @ '0'..='7' if c == '0' || rest.peek().is_some_and(|c| c.is_digit(8)) => {
             let mut code = c.to_digit(8).unwrap_or_default();
             for _ in 0..2 {
@@ -137,7 +137,8 @@ fn perl(letter: char) -> Option<Vec<(char, char)>> {
     Some(if letter.is_ascii_uppercase() { complement(positive) } else { positive.to_vec() })
 }
 
-/// `[:alpha:]` and its like, `[:^alpha:]` for all others; `None` if no such thing comes next.
+/// Parses a named class such as `[:alpha:]`, or its complement such as `[:^alpha:]`. Returns `None` if no named class
+/// comes next.
 fn named(rest: &mut Peekable<Chars<'_>>) -> Result<Option<Vec<(char, char)>>, &'static str> {
     let ahead: String = rest.clone().collect();
     let Some(end) = ahead.strip_prefix("[:").and_then(|after| after.find(":]")) else {
@@ -166,7 +167,7 @@ fn named(rest: &mut Peekable<Chars<'_>>) -> Result<Option<Vec<(char, char)>>, &'
     Ok(Some(if negated { complement(positive) } else { positive.to_vec() }))
 }
 
-/// All characters outside `ranges`, which are sorted ASCII.
+/// Returns all characters outside of `ranges`, which are sorted and ASCII only.
 fn complement(ranges: &[(char, char)]) -> Vec<(char, char)> {
     let beside = |c: char, step: i32| char::from_u32((c as u32).wrapping_add_signed(step));
     let mut from = Some('\0');

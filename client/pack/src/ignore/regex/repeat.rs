@@ -1,14 +1,14 @@
-//! Counted repeats, `x{2}`, `x{2,}`, `x{2,5}`.
+//! Counted repeats: `x{2}`, `x{2,}`, `x{2,5}`.
 
 use std::iter::Peekable;
 use std::str::Chars;
 
 use super::{Step, TOO_LONG};
 
-/// Go refuses more.
+/// Maximum count of a repeat, the same as in Go.
 const MOST: u32 = 1000;
 
-/// The bounds after a `{`; `None` if it is no repeat, and the `{` stands for itself.
+/// Parses the bounds after a `{`. Returns `None` if it is no repeat and the `{` is literal.
 pub(super) fn bounds(rest: &mut Peekable<Chars<'_>>) -> Result<Option<(u32, Option<u32>)>, &'static str> {
     let mut ahead = rest.clone();
     let Some(least) = number(&mut ahead) else { return Ok(None) };
@@ -32,7 +32,7 @@ pub(super) fn bounds(rest: &mut Peekable<Chars<'_>>) -> Result<Option<(u32, Opti
     Ok(Some((least, most)))
 }
 
-/// Digits without a leading zero.
+/// Parses digits without a leading zero.
 fn number(rest: &mut Peekable<Chars<'_>>) -> Option<u32> {
     let zero = rest.peek() == Some(&'0');
     let mut number = rest.next().and_then(|c| c.to_digit(10))?;
@@ -50,7 +50,7 @@ fn number(rest: &mut Peekable<Chars<'_>>) -> Option<u32> {
 pub(super) fn last(steps: &mut Vec<Step>, least: u32, most: Option<u32>) -> Result<(), &'static str> {
     let step = steps.pop().ok_or("a repeat has nothing to repeat")?;
     let Step::One(class) = step else {
-        // Anything else that can stand here takes no character: once is as good as often.
+        // Any other step here consumes no character: once is the same as many times.
         steps.extend((least > 0).then_some(step));
         return Ok(());
     };

@@ -1,5 +1,5 @@
-//! A registry on a loopback port that answers by a script and remembers what it was asked. It speaks just
-//! enough HTTP/1.1, one request for each connection, so that it can also misbehave.
+//! Registry on a loopback port that answers by a script and records the requests. It implements just enough HTTP/1.1,
+//! with one request for each connection, so that it can also misbehave.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 #[derive(Clone, Debug)]
 pub(super) struct Request {
     pub(super) method: String,
-    /// With its query.
+    /// Path with the query.
     pub(super) path: String,
     headers: Vec<(String, String)>,
     pub(super) body: Vec<u8>,
@@ -33,7 +33,7 @@ pub(super) struct Answer {
     status: u16,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
-    /// Hang up after so many bytes of the body.
+    /// Number of bytes of the body after which the connection is closed.
     cut: Option<usize>,
 }
 
@@ -63,7 +63,7 @@ pub(super) struct Registry {
 }
 
 impl Registry {
-    /// `script` gets a request, and how many of the same method and path came before it.
+    /// Starts the registry. `script` gets a request and the number of earlier ones with the same method and path.
     pub(super) fn start(script: impl Fn(&Request, usize) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -74,14 +74,14 @@ impl Registry {
                 if stopped.load(Ordering::SeqCst) {
                     return;
                 }
-                // A client that hangs up is no fault of the script.
+                // A client that closes the connection is no error of the script.
                 let _ = answer(&connection.unwrap(), &remember, &script);
             }
         });
         Self { address, asked, stop, server: Some(server) }
     }
 
-    /// `host:port`.
+    /// Returns `host:port`.
     pub(super) fn host(&self) -> String {
         self.address.to_string()
     }
@@ -90,7 +90,7 @@ impl Registry {
         self.asked.lock().clone()
     }
 
-    /// `METHOD path` of all requests.
+    /// Returns `METHOD path` of all requests.
     pub(super) fn log(&self) -> Vec<String> {
         self.asked().iter().map(|request| format!("{} {}", request.method, request.path)).collect()
     }
