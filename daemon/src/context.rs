@@ -21,13 +21,13 @@ pub mod lineage;
 pub mod mounts;
 pub mod port;
 pub mod prepare;
+mod session_ids;
 pub mod storage;
 pub mod tree;
 pub mod union;
-mod versions;
 
 pub use error::ContextError;
 pub use prepare::{
-    ContextMount, ContextOptions, ContextRequest, Contexts, MAX_DOCKERFILE, MemoryTree, OpenedImage,
-    OpenedPack, Prepared,
+    ContextMount, ContextOptions, ContextPreparer, ContextRequest, MAX_DOCKERFILE, MemoryTree, OpenedImage,
+    OpenedPack, ScannedContext,
 };

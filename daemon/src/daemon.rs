@@ -35,9 +35,9 @@ use crate::buildkit::{Address, managed};
 use crate::config::Config;
 use crate::connections::Connections;
 use crate::context::layers::LayerInspection;
-use crate::context::mounts::Mounts;
-use crate::context::storage::{Root, Storage};
-use crate::context::{ContextOptions, Contexts};
+use crate::context::mounts::MountedContexts;
+use crate::context::storage::{StorageRoot, StorageRoots};
+use crate::context::{ContextOptions, ContextPreparer};
 use crate::control_group::machine_memory;
 use crate::deploy::mounts::{self, InstanceMounts, MountedImages};
 use crate::deploy::{self, LogFiles, RoomServiceImages};
@@ -91,7 +91,7 @@ pub struct Daemon {
     metrics: PrometheusHandle,
     listeners: Listeners,
     tls: Option<Arc<Tls>>,
-    storage: Storage,
+    storage: StorageRoots,
     store: Store,
     blobs: BlobStore,
     disk: DiskShares,
@@ -117,7 +117,7 @@ impl Daemon {
             tracing::error!(%error, "failed to remove the builders of an earlier run");
         }
         listeners::forget_addresses(state)?;
-        let storage = Storage {
+        let storage = StorageRoots {
             room: open_storage(&config.room_storage())?,
             project: open_storage(&config.project_storage())?,
         };
@@ -187,7 +187,7 @@ impl Daemon {
         let kept = KeptFiles { blobs: blobs.clone(), storage: storage.clone(), disk: disk.clone() };
         let registry =
             Registry::new(limits, blobs, Arc::new(store.clone())).telling(Arc::new(images.clone()));
-        let contexts = Contexts::new(ContextOptions {
+        let contexts = ContextPreparer::new(ContextOptions {
             room: config.room.clone(),
             storage: storage.clone(),
             state_dir: config.state_dir.clone(),
@@ -204,7 +204,7 @@ impl Daemon {
             packs: packs.clone(),
         };
         let files = [storage.room.path(), storage.project.path()];
-        let mounts = Mounts::open(&config.state_dir, &files).context("records of mounts")?;
+        let mounts = MountedContexts::open(&config.state_dir, &files).context("records of mounts")?;
         mounts.clear_stale().await;
         let downloads = Downloads::open(downloads::Options {
             directory: config.state_dir.join("downloads"),
@@ -337,7 +337,7 @@ impl Daemon {
         uploads.abort();
         calls.abort();
         services.end().await;
-        mounts.end().await;
+        mounts.unmount_all().await;
         builders.end().await;
         if let Some(network) = step_network {
             steps::close(network).await;
@@ -372,9 +372,9 @@ fn lock(state: &Path) -> Result<File> {
 
 /// Opens a storage directory. A directory that the daemon creates can be written only by its user; an existing one
 /// keeps its mode.
-fn open_storage(path: &Path) -> Result<Root> {
+fn open_storage(path: &Path) -> Result<StorageRoot> {
     let made = !path.exists();
-    let root = Root::open_or_create(path).with_context(|| format!("storage {}", path.display()))?;
+    let root = StorageRoot::open_or_create(path).with_context(|| format!("storage {}", path.display()))?;
     if made {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
     }

@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use hearth_pack::archive::{self, ArchiveSink};
 use hearth_pack::ignore::Patterns;
 use hearth_proto::value::{Digest, MountKind, MountSource, MountSpec, Reference};
-use hearthd::context::layers::{ImageTree, LayerBlob, LayerCache, LayerLimits, NodeKind};
+use hearthd::context::layers::{ImageNodeKind, ImageTree, LayerBlob, LayerCache, LayerLimits};
 use hearthd::model::manifest::{self, ImageConfig, Manifest};
 use sha2::{Digest as _, Sha256};
 
@@ -164,7 +164,7 @@ pub fn layer(bytes: &[u8]) {
     io::Seek::rewind(&mut file).expect("rewound");
     let digest = Digest::from_sha256(Sha256::digest(bytes).into());
     let blob = LayerBlob { digest, diff_id: digest, media_type: media_type.to_owned(), file };
-    if let Ok(tree) = cache.image(vec![blob]) {
+    if let Ok(tree) = cache.image_tree(vec![blob]) {
         let mut budget = 20_000;
         look(&tree, 0, 0, &mut budget);
     }
@@ -179,8 +179,8 @@ fn look(tree: &ImageTree, node: u32, depth: usize, budget: &mut usize) {
         let stat = tree.stat(child);
         assert_eq!(stat.mode & !0o7777, 0, "{:o}", stat.mode);
         match stat.kind {
-            NodeKind::Directory(_) if depth < 500 => look(tree, child, depth + 1, budget),
-            NodeKind::File { .. } => {
+            ImageNodeKind::Directory(_) if depth < 500 => look(tree, child, depth + 1, budget),
+            ImageNodeKind::File { .. } => {
                 let Some(content) = tree.open(child) else { continue };
                 let mut taken = Vec::new();
                 // A sparse file may say that it has terabytes.

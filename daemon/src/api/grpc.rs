@@ -20,7 +20,7 @@ use tonic::{Extensions, Status};
 
 use super::error::Refusal;
 use crate::access::policy::{CallerAction, decide};
-use crate::context::storage::Root;
+use crate::context::storage::StorageRoot;
 use crate::image::Images;
 use crate::model::access::{Caller, StorageVerb};
 use crate::model::id::PackId;
@@ -78,10 +78,10 @@ async fn ask_for_packs(images: &Images, caller: &Caller, mounts: &[MountSpec]) -
 fn storage_for(
     caller: &Caller,
     verb: StorageVerb,
-    root: &Root,
+    root: &StorageRoot,
     field: &str,
     path: &str,
-) -> Result<(Root, PathBuf), Status> {
+) -> Result<(StorageRoot, PathBuf), Status> {
     let path = hearth_proto::value::storage_path(path)
         .map_err(|error| Refusal::invalid(field, "invalid_path", error.to_string()))?;
     match verb {

@@ -16,7 +16,7 @@ use super::port::{
     ImageRequest, Inserted, PreparedContext, RoomImages, SolveError, SolveOutcome, SolveRequest, Solver,
     StoreError,
 };
-use crate::context::port::{ContextFiles, Entry, FileTree, SessionName, Unwatched};
+use crate::context::port::{ContextFiles, FileTree, NoTransferWatch, SessionName, TreeEntry};
 use crate::image::{SuppliedImage, SupplyOrigin};
 use crate::model::build::{BuildRecord, BuildSpec, ContextIdentity, EventKind, LogStream};
 use crate::model::fault::{Fault, Stage};
@@ -161,7 +161,7 @@ impl FileTree for Empty {
         0
     }
 
-    fn entry(&self, index: usize) -> Entry<'_> {
+    fn entry(&self, index: usize) -> TreeEntry<'_> {
         panic!("no entry {index}")
     }
 
@@ -191,7 +191,7 @@ impl PreparedContext for Prepared {
             dockerfile_name: String::from_utf8(dockerfile).unwrap(),
             context_session: SessionName { id: "c".to_owned(), shared_key: "k".to_owned() },
             dockerfile_session: SessionName { id: "d".to_owned(), shared_key: "k".to_owned() },
-            watch: Arc::new(Unwatched),
+            watch: Arc::new(NoTransferWatch),
         }
     }
 

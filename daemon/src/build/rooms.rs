@@ -10,7 +10,9 @@ use super::dockerfile;
 use super::port::{ContextSource, ImageRequest, PreparedContext, RoomImages};
 use crate::context::layers::LayerBlob;
 use crate::context::port::ContextFiles;
-use crate::context::{ContextMount, ContextRequest, Contexts, OpenedImage, OpenedPack, Prepared};
+use crate::context::{
+    ContextMount, ContextPreparer, ContextRequest, OpenedImage, OpenedPack, ScannedContext,
+};
 use crate::image::port::PackContent;
 use crate::image::{Elsewhere, ImageError, Images, SuppliedImage, Transfer, Wanted};
 use crate::model::access::PathLinks;
@@ -25,7 +27,7 @@ use crate::packs::{PackError, Packs};
 /// Combines the files of the room and the images among the mounts into one tree.
 #[derive(Clone)]
 pub struct RoomContexts {
-    pub contexts: Contexts,
+    pub contexts: ContextPreparer,
     pub images: Images,
     pub elsewhere: Elsewhere,
     pub packs: Packs,
@@ -87,7 +89,7 @@ impl RoomImages for RoomContexts {
 
     async fn release_pack(&self, id: &PackId) {
         match self.images.release_pack(id).await {
-            Ok(layers) => self.contexts.forget_layers(layers).await,
+            Ok(layers) => self.contexts.remove_layer_indexes(layers).await,
             Err(error) => {
                 tracing::warn!(%error, pack.id = %id, "failed to release a pack; it will expire unused");
             }
@@ -193,7 +195,7 @@ impl RoomContexts {
     }
 }
 
-impl PreparedContext for Prepared {
+impl PreparedContext for ScannedContext {
     fn dockerfile_path(&self) -> &MountTarget {
         &self.dockerfile_path
     }

@@ -8,14 +8,14 @@ use rustix::io::Errno;
 
 /// Time stamp of a file: seconds since 1970 and nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Time {
+pub struct FileTime {
     pub seconds: i64,
     pub nanos: u32,
 }
 
 /// Attributes of a file, whatever kind of layer it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attr {
+pub struct FileAttributes {
     pub kind: FileType,
     /// Permission, setuid, setgid and sticky bits.
     pub mode: u32,
@@ -27,25 +27,25 @@ pub struct Attr {
     pub size: u64,
     /// Allocated blocks of 512 bytes.
     pub blocks: u64,
-    pub accessed: Time,
-    pub modified: Time,
-    pub changed: Time,
+    pub accessed: FileTime,
+    pub modified: FileTime,
+    pub changed: FileTime,
     /// Major and minor number of the device that a device node stands for.
     pub device: (u32, u32),
 }
 
 /// A file on disk: its attributes and its identity.
 #[derive(Clone, Copy, Debug)]
-pub struct Stat {
-    pub attr: Attr,
+pub struct InodeStat {
+    pub attr: FileAttributes,
     pub file_system: u64,
     pub inode: u64,
     /// Creation time, which distinguishes the file from an earlier one with the same inode number. Zero where
     /// the file system does not record it.
-    pub born: Time,
+    pub birth: FileTime,
 }
 
-impl Time {
+impl FileTime {
     pub const fn from_nanos(nanos: i64) -> Self {
         Self { seconds: nanos.div_euclid(NANOS), nanos: nanos.rem_euclid(NANOS) as u32 }
     }
@@ -53,10 +53,10 @@ impl Time {
 
 const NANOS: i64 = 1_000_000_000;
 
-impl Attr {
+impl FileAttributes {
     /// Attributes of a directory that no layer contains, such as the parent of a mount target.
-    pub const MADE_DIRECTORY: Self = {
-        let time = Time { seconds: 0, nanos: 0 };
+    pub const SYNTHETIC_DIRECTORY: Self = {
+        let time = FileTime { seconds: 0, nanos: 0 };
         Self {
             kind: FileType::Directory,
             mode: 0o755,
@@ -75,14 +75,14 @@ impl Attr {
 
 /// Returns the stat of `name` in a directory, or of the descriptor itself when the name is empty. A symbolic
 /// link is not followed.
-pub fn stat_at(directory: impl AsFd, name: &CStr) -> Result<Stat, Errno> {
+pub fn stat_at(directory: impl AsFd, name: &CStr) -> Result<InodeStat, Errno> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
     let found = rustix::fs::statx(directory, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?;
-    let time = |at: rustix::fs::StatxTimestamp| Time { seconds: at.tv_sec, nanos: at.tv_nsec };
+    let time = |at: rustix::fs::StatxTimestamp| FileTime { seconds: at.tv_sec, nanos: at.tv_nsec };
     let mode = u32::from(found.stx_mode);
     let kind = FileType::from_raw_mode(mode);
-    Ok(Stat {
-        attr: Attr {
+    Ok(InodeStat {
+        attr: FileAttributes {
             kind,
             mode: mode & 0o7777,
             uid: found.stx_uid,
@@ -97,6 +97,6 @@ pub fn stat_at(directory: impl AsFd, name: &CStr) -> Result<Stat, Errno> {
         },
         file_system: u64::from(found.stx_dev_major) << 32 | u64::from(found.stx_dev_minor),
         inode: found.stx_ino,
-        born: time(found.stx_btime),
+        birth: time(found.stx_btime),
     })
 }

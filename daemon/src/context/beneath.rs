@@ -15,7 +15,7 @@ use super::port::Xattr;
 pub(super) const MAX_PATH: usize = 4095;
 
 /// Maximum size in bytes of a list of attribute names and of an attribute value in Linux.
-const MOST_XATTR: usize = 64 << 10;
+const MAX_XATTR_BYTES: usize = 64 << 10;
 
 /// Maximum number of openat2 calls: the kernel returns EAGAIN when a concurrent rename keeps it from proving
 /// that `..` stayed inside.
@@ -47,19 +47,19 @@ pub(super) fn open(
 }
 
 /// Opens a handle (`O_PATH`) to a path without opening the file. A symbolic link at the end is not followed.
-pub(super) fn hold(directory: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
+pub(super) fn open_path(directory: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW;
     open(directory, path, flags, Mode::empty(), NO_LINKS)
 }
 
 /// Opens a handle (`O_PATH`) to a directory. Symbolic links are not followed.
-pub(super) fn hold_directory(root: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
+pub(super) fn open_directory_path(root: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
     open(root, path, flags, Mode::empty(), NO_LINKS)
 }
 
 /// Opens a directory for reading. Symbolic links are not followed.
-pub(super) fn directory(root: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
+pub(super) fn open_directory(root: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
     open(root, path, flags, Mode::empty(), NO_LINKS)
 }
@@ -74,7 +74,7 @@ pub(super) fn reopen(held: &OwnedFd) -> Result<File, Errno> {
 
 /// The fields of `statx` that the context needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stat {
+pub(super) struct DiskStat {
     pub kind: FileType,
     /// Permission, setuid, setgid and sticky bits.
     pub mode: u32,
@@ -86,10 +86,10 @@ pub(super) struct Stat {
     pub modified: i64,
     pub changed: i64,
     /// Major and minor number of the device that a device node stands for.
-    pub node: (u32, u32),
+    pub device_number: (u32, u32),
 }
 
-impl Stat {
+impl DiskStat {
     /// Reports whether `other` is the same file with the same content: every write updates the change time.
     pub fn same_content(&self, other: &Self) -> bool {
         (self.kind, self.device, self.inode, self.size, self.modified, self.changed)
@@ -98,13 +98,13 @@ impl Stat {
 }
 
 /// Returns the stat of a name in a directory. A symbolic link is not followed.
-pub(super) fn stat_at(directory: impl AsFd, name: &CStr) -> Result<Stat, Errno> {
+pub(super) fn stat_at(directory: impl AsFd, name: &CStr) -> Result<DiskStat, Errno> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
     let statx = rustix::fs::statx(directory, name, flags, StatxFlags::BASIC_STATS)?;
     let time = |at: rustix::fs::StatxTimestamp| {
         at.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(at.tv_nsec))
     };
-    let stat = Stat {
+    let stat = DiskStat {
         kind: FileType::from_raw_mode(u32::from(statx.stx_mode)),
         mode: u32::from(statx.stx_mode) & 0o7777,
         links: statx.stx_nlink,
@@ -113,17 +113,17 @@ pub(super) fn stat_at(directory: impl AsFd, name: &CStr) -> Result<Stat, Errno> 
         size: statx.stx_size,
         modified: time(statx.stx_mtime),
         changed: time(statx.stx_ctime),
-        node: (statx.stx_rdev_major, statx.stx_rdev_minor),
+        device_number: (statx.stx_rdev_major, statx.stx_rdev_minor),
     };
     #[cfg(test)]
-    let stat = coarse_clock::seen(stat);
+    let stat = coarse_clock::with_frozen_time(stat);
     Ok(stat)
 }
 
 #[cfg(test)]
 pub(super) mod coarse_clock;
 
-pub(super) fn stat(fd: impl AsFd) -> Result<Stat, Errno> {
+pub(super) fn stat(fd: impl AsFd) -> Result<DiskStat, Errno> {
     stat_at(fd, c"")
 }
 
@@ -135,7 +135,7 @@ pub(super) fn link_target(directory: impl AsFd, name: &CStr) -> Result<Box<[u8]>
 
 /// Reports whether an extended attribute is transferred with a file; attributes of the system and of the
 /// machine are not.
-fn is_kept(name: &[u8]) -> bool {
+fn is_transferred(name: &[u8]) -> bool {
     name == b"security.capability" || name.starts_with(b"user.")
 }
 
@@ -149,15 +149,15 @@ pub(super) fn xattrs(fd: impl AsFd) -> Result<Vec<Xattr>, Errno> {
         Ok(length) => &names[..length],
         Err(Errno::NOTSUP | Errno::NOSYS) => &[],
         Err(Errno::RANGE) => {
-            large.resize(MOST_XATTR, 0);
+            large.resize(MAX_XATTR_BYTES, 0);
             let length = rustix::fs::flistxattr(&fd, &mut large[..])?;
             &large[..length]
         }
         Err(errno) => return Err(errno),
     };
     let mut found = Vec::new();
-    for name in names.split(|byte| *byte == 0).filter(|name| is_kept(name)) {
-        let mut value = vec![0; MOST_XATTR];
+    for name in names.split(|byte| *byte == 0).filter(|name| is_transferred(name)) {
+        let mut value = vec![0; MAX_XATTR_BYTES];
         match rustix::fs::fgetxattr(&fd, name, &mut value[..]) {
             Ok(length) => {
                 value.truncate(length);

@@ -21,7 +21,7 @@ pub enum ContextError {
     ContextPathNotFound { path: MountTarget },
     #[error("the context path `{path}` is not a directory")]
     ContextNotADirectory { path: MountTarget },
-    #[error("no Dockerfile: looked for {}", list(.looked_for))]
+    #[error("no Dockerfile: looked for {}", quoted_list(.looked_for))]
     DockerfileNotFound { looked_for: Vec<MountTarget> },
     #[error("`{path}` is a link to `{link}`, which leads out of the mounted files")]
     LinkOutOfTree { path: String, link: String },
@@ -46,13 +46,13 @@ pub enum ContextError {
     #[error("`{path}`: {source}")]
     Io { path: String, source: io::Error },
     #[error("the daemon is ending")]
-    Ending,
+    ShuttingDown,
     /// The caller is gone: the build was cancelled, or the client closed its connection.
     #[error("the reading of the context was cancelled")]
     Cancelled,
 }
 
-fn list(paths: &[MountTarget]) -> String {
+fn quoted_list(paths: &[MountTarget]) -> String {
     let quoted: Vec<String> = paths.iter().map(|path| format!("`{path}`")).collect();
     quoted.join(", ")
 }
@@ -82,7 +82,7 @@ impl ContextError {
             }
             Self::Source { .. } => "source_unusable",
             Self::SubpathNotFound { .. } => "source_not_found",
-            Self::ImageNotOpened { .. } | Self::Ending => "internal",
+            Self::ImageNotOpened { .. } | Self::ShuttingDown => "internal",
             Self::DuplicateTarget { .. } => "duplicate_mount_target",
             Self::ContextPathNotFound { .. } => "context_path_not_found",
             Self::ContextNotADirectory { .. } => "context_path_not_a_directory",
@@ -131,7 +131,7 @@ impl ContextError {
         if let Some(hint) = self.hint() {
             fault = fault.hint(hint);
         }
-        if matches!(self, Self::Changed { .. } | Self::Ending) {
+        if matches!(self, Self::Changed { .. } | Self::ShuttingDown) {
             fault = fault.retryable();
         }
         fault

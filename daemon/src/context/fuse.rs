@@ -7,13 +7,13 @@
 //! The only decisions made here are how long the kernel may cache an answer, and which files it may read by
 //! itself (passthrough). Threads of the async runtime are never used or waited for.
 
-mod ahead;
-mod ask;
-mod directories;
-mod forget;
+mod convert;
+mod filesystem;
+mod invalidation;
+mod listing_cache;
+mod negotiation;
 mod passthrough;
-mod shell;
-mod wire;
+mod prefetch;
 
 use std::ffi::CString;
 use std::io;
@@ -24,17 +24,17 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountFlags;
 
-use super::union::Union;
-use shell::Shell;
+use super::union::OverlayFs;
+use filesystem::FuseFileSystem;
 
 /// File system type of our mounts in the mount table.
 pub const FILE_SYSTEM: &str = "fuse.hearth";
 
 /// Maximum number of threads that answer the kernel.
-const MOST_THREADS: usize = 8;
+const MAX_THREADS: usize = 8;
 
 /// A mounted overlay. Dropping the session leaves it mounted until the process ends.
-pub struct Session {
+pub struct FuseSession {
     background: fuser::BackgroundSession,
 }
 
@@ -43,7 +43,7 @@ pub struct Session {
 ///
 /// Device files and setuid bits have no effect in it. If the daemon is root, other users may access it, and
 /// the kernel checks permission bits as on any disk.
-pub fn mount(union: Arc<Union>, directory: &OwnedFd, name: &str) -> io::Result<Session> {
+pub fn mount(union: Arc<OverlayFs>, directory: &OwnedFd, name: &str) -> io::Result<FuseSession> {
     let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
     let others = if uid.is_root() { ",allow_other" } else { "" };
@@ -69,21 +69,24 @@ pub fn mount(union: Arc<Union>, directory: &OwnedFd, name: &str) -> io::Result<S
     served
 }
 
-fn serve(union: Arc<Union>, device: OwnedFd) -> io::Result<Session> {
+fn serve(union: Arc<OverlayFs>, device: OwnedFd) -> io::Result<FuseSession> {
     let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let mut config = fuser::Config::default();
     config.acl = fuser::SessionACL::All;
-    config.n_threads = Some(threads.clamp(2, MOST_THREADS));
+    config.n_threads = Some(threads.clamp(2, MAX_THREADS));
     config.clone_fd = true;
-    let (forget_later, forgetting) = forget::channel();
-    let shell = Shell::new(union, forget_later);
+    let (forget_later, forgetting) = invalidation::channel();
+    let shell = FuseFileSystem::new(union, forget_later);
     let session = fuser::Session::from_fd(shell, device, fuser::SessionACL::All, config)?;
     // A listing may already be slightly older when the kernel receives it.
-    forgetting.spawn(session.notifier(), shell::CHANGING.saturating_sub(directories::AHEAD))?;
-    Ok(Session { background: session.spawn()? })
+    forgetting.spawn(
+        session.notifier(),
+        filesystem::MUTABLE_TIMEOUT.saturating_sub(listing_cache::MAX_PREFETCH_AGE),
+    )?;
+    Ok(FuseSession { background: session.spawn()? })
 }
 
-impl Session {
+impl FuseSession {
     /// Reports whether the file system was unmounted and its last file was closed.
     pub fn has_ended(&self) -> bool {
         self.background.guard.is_finished()

@@ -10,10 +10,9 @@
 //! point. Layers are untrusted: sizes, counts and names are limited, an entry that would leave the image is
 //! refused, and links are data.
 
-mod access;
-mod archive;
+mod access_points;
 mod blob;
-mod buffers;
+mod buffer_pool;
 mod cache;
 mod content;
 mod entries;
@@ -28,8 +27,9 @@ mod pax;
 pub mod probe;
 mod reader;
 mod sparse;
+mod tar_parser;
 
-mod wire;
+mod encoding;
 
 use std::fs::File;
 use std::io;
@@ -39,8 +39,8 @@ pub use crate::model::LayerLimits;
 
 pub use cache::LayerCache;
 pub use inspect::LayerInspection;
-pub use merge::{ImageTree, NodeKind, NodeStat};
-pub use pax::Xattrs;
+pub use merge::{ImageNodeKind, ImageNodeStat, ImageTree};
+pub use pax::XattrList;
 
 /// A layer blob of an image in the registry.
 #[derive(Debug)]
@@ -87,7 +87,7 @@ pub enum LayerError {
     #[error("no space is left for it in the daemon's state directory")]
     NoSpace,
     #[error(transparent)]
-    Index(#[from] wire::Damaged),
+    Index(#[from] encoding::DamagedIndex),
     #[error(transparent)]
     Io(io::Error),
 }

@@ -29,7 +29,7 @@ pub use file::LineageFileError;
 
 /// A regular file of a scan.
 #[derive(Clone, Copy, Debug)]
-pub struct Seen<'a> {
+pub struct ScannedFile<'a> {
     pub path: &'a [u8],
     pub mode: u32,
     pub size: u64,
@@ -43,23 +43,23 @@ pub struct Seen<'a> {
 pub struct LineageId(pub [u8; 32]);
 
 /// The most recently used lineages of this daemon.
-pub struct Lineages {
+pub struct LineageTable {
     /// Key of the hashes in `seen`.
     key: [u8; 32],
-    generations: HashMap<LineageId, Generation>,
-    limits: Limits,
+    generations: HashMap<LineageId, LineageGeneration>,
+    limits: LineageLimits,
     clock: u64,
 }
 
 /// Limits of the stored lineages; beyond them the least recently used lineage is dropped.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct LineageLimits {
     pub lineages: usize,
     /// Maximum number of files in all lineages together, at 16 bytes each.
     pub files: usize,
 }
 
-struct Generation {
+struct LineageGeneration {
     name: u64,
     used: u64,
     /// Version of the tree at the last scan.
@@ -70,46 +70,51 @@ struct Generation {
     files: usize,
 }
 
-impl Generation {
+impl LineageGeneration {
     fn new(used: u64) -> Self {
         Self { name: rand::random(), used, version: [0; 32], seen: SortedMap::default(), files: 0 }
     }
 }
 
-impl Lineages {
-    pub fn new(limits: Limits) -> Self {
+impl LineageTable {
+    pub fn new(limits: LineageLimits) -> Self {
         Self { key: rand::random(), generations: HashMap::new(), limits, clock: 0 }
     }
 
     /// Records a scan and returns the shared key for its transfer. `version` is equal for two scans only if
     /// everything they found is equal.
-    pub fn key<'a>(
+    pub fn shared_key<'a>(
         &mut self,
         id: LineageId,
         version: [u8; 32],
-        scan: impl Iterator<Item = Seen<'a>>,
+        scan: impl Iterator<Item = ScannedFile<'a>>,
     ) -> String {
         self.clock += 1;
         let clock = self.clock;
         match self.generations.get_mut(&id) {
             Some(known) if known.version == version => known.used = clock,
-            _ => self.take(id, version, scan),
+            _ => self.record_scan(id, version, scan),
         }
         let name = self.generations.get(&id).map_or(0, |generation| generation.name);
         format!("{}-{name:016x}", lineage_name(&id))
     }
 
-    fn take<'a>(&mut self, id: LineageId, version: [u8; 32], scan: impl Iterator<Item = Seen<'a>>) {
+    fn record_scan<'a>(
+        &mut self,
+        id: LineageId,
+        version: [u8; 32],
+        scan: impl Iterator<Item = ScannedFile<'a>>,
+    ) {
         let clock = self.clock;
         let hashes: Vec<(u64, u64)> = scan.map(|seen| hashes(&self.key, &seen)).collect();
-        let generation = self.generations.entry(id).or_insert_with(|| Generation::new(clock));
+        let generation = self.generations.entry(id).or_insert_with(|| LineageGeneration::new(clock));
         let looks_alike_but_is_not =
             |(look, content): &(u64, u64)| generation.seen.get(look).is_some_and(|known| known != content);
         generation.files = generation.files.max(hashes.len());
         // Limits what old versions of files leave behind, by starting a new generation.
         let crowded = generation.seen.len() > 3 * generation.files + 10_000;
         if crowded || hashes.iter().any(looks_alike_but_is_not) {
-            *generation = Generation::new(clock);
+            *generation = LineageGeneration::new(clock);
             generation.files = hashes.len();
         }
         generation.used = clock;
@@ -119,7 +124,8 @@ impl Lineages {
     }
 
     fn evict(&mut self, keep: &LineageId) {
-        let files = |all: &HashMap<LineageId, Generation>| all.values().map(|g| g.seen.len()).sum::<usize>();
+        let files =
+            |all: &HashMap<LineageId, LineageGeneration>| all.values().map(|g| g.seen.len()).sum::<usize>();
         while self.generations.len() > self.limits.lineages || files(&self.generations) > self.limits.files {
             let others = self.generations.iter().filter(|(id, _)| *id != keep);
             let Some(oldest) = others.min_by_key(|(_, generation)| generation.used).map(|(id, _)| *id) else {
@@ -135,7 +141,7 @@ pub fn lineage_name(id: &LineageId) -> String {
     format!("hearth-{}", hex::encode(&id.0[..12]))
 }
 
-fn hashes(key: &[u8; 32], seen: &Seen<'_>) -> (u64, u64) {
+fn hashes(key: &[u8; 32], seen: &ScannedFile<'_>) -> (u64, u64) {
     let mut look = blake3::Hasher::new_keyed(key);
     let mut fixed = [0; 20];
     fixed[..4].copy_from_slice(&seen.mode.to_le_bytes());
@@ -161,9 +167,9 @@ fn hashes(key: &[u8; 32], seen: &Seen<'_>) -> (u64, u64) {
 
 /// Hashes the parts of a lineage id, each with its length.
 #[derive(Clone, Default)]
-pub struct LineageName(blake3::Hasher);
+pub struct LineageIdBuilder(blake3::Hasher);
 
-impl LineageName {
+impl LineageIdBuilder {
     pub fn part(mut self, part: impl AsRef<[u8]>) -> Self {
         let part = part.as_ref();
         self.0.update(&(part.len() as u64).to_le_bytes()).update(part);

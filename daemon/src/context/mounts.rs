@@ -11,7 +11,7 @@
 //! automatically.
 
 mod error;
-mod place;
+mod mount_point;
 mod record;
 mod table;
 
@@ -26,36 +26,36 @@ use parking_lot::{Mutex, MutexGuard};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
-use super::fuse::{self, Session};
-use super::tree::Tree;
-use super::union::Union;
-use super::union::upper::Upper;
+use super::fuse::{self, FuseSession};
+use super::tree::ContextTree;
+use super::union::OverlayFs;
+use super::union::upper::UpperLayer;
 use crate::model::{Digest, MountSpec, MountTarget};
 use crate::task;
 
 pub use error::MountError;
-pub use record::Record;
-use record::Records;
-pub use table::points_below;
+pub use record::MountRecord;
+use record::MountRecordStore;
+pub use table::mount_points_below;
 
 /// Time limit for the end of a file system after its unmount.
-const END_LIMIT: Duration = Duration::from_secs(5);
+const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The mounted contexts of this daemon. Cheap to clone.
 #[derive(Clone)]
-pub struct Mounts(Arc<Shared>);
+pub struct MountedContexts(Arc<MountedContextsState>);
 
-struct Shared {
-    records: Records,
+struct MountedContextsState {
+    records: MountRecordStore,
     /// Directories in which nothing may be mounted: the state, and storage that would then contain itself.
     reserved: Vec<PathBuf>,
-    active: Mutex<BTreeMap<PathBuf, Active>>,
+    active: Mutex<BTreeMap<PathBuf, ActiveMount>>,
 }
 
-struct Active {
-    record: Record,
-    session: Session,
-    union: Arc<Union>,
+struct ActiveMount {
+    record: MountRecord,
+    session: FuseSession,
+    union: Arc<OverlayFs>,
 }
 
 /// The sources and directory of a new mount. `tree` is the opened tree of `mounts`.
@@ -67,25 +67,25 @@ pub struct MountRequest {
     pub context_path: MountTarget,
     pub writable: bool,
     pub caller: String,
-    pub tree: Tree,
+    pub tree: ContextTree,
 }
 
 /// A mount that is active, or whose changes are kept.
 #[derive(Debug)]
 pub struct MountState {
-    pub record: Record,
+    pub record: MountRecord,
     pub mounted: bool,
     /// True if it contains changes of an earlier mount.
     pub resumed: bool,
 }
 
-impl Mounts {
+impl MountedContexts {
     /// Opens the records. Nothing may be mounted in the `reserved` directories.
     pub fn open(state_dir: &Path, reserved: &[&Path]) -> io::Result<Self> {
-        let records = Records::open(&state_dir.join("context/mounts"))?;
+        let records = MountRecordStore::open(&state_dir.join("context/mounts"))?;
         let reserved =
             reserved.iter().chain(&[state_dir]).map(|path| path.canonicalize()).collect::<Result<_, _>>()?;
-        Ok(Self(Arc::new(Shared { records, reserved, active: Mutex::default() })))
+        Ok(Self(Arc::new(MountedContextsState { records, reserved, active: Mutex::default() })))
     }
 
     /// Removes mounts that a killed daemon with this state directory left behind.
@@ -116,14 +116,14 @@ impl Mounts {
     pub async fn owners(&self, directory: PathBuf) -> Result<Vec<String>, MountError> {
         self.blocking(move |shared| {
             let canonical = directory.canonicalize().unwrap_or_else(|_| directory.clone());
-            let here = |record: &Record| record.directory == directory || record.directory == canonical;
+            let here = |record: &MountRecord| record.directory == directory || record.directory == canonical;
             Ok(shared.records.all()?.into_iter().filter(here).map(|record| record.caller).collect())
         })
         .await
     }
 
     /// Returns the overlay that is mounted on a directory.
-    pub async fn union(&self, directory: PathBuf) -> Result<Arc<Union>, MountError> {
+    pub async fn overlay(&self, directory: PathBuf) -> Result<Arc<OverlayFs>, MountError> {
         self.blocking(move |shared| match shared.active().get(&directory) {
             Some(active) if !active.session.has_ended() => Ok(Arc::clone(&active.union)),
             _ => Err(MountError::NotMounted { directory, kept: false }),
@@ -132,9 +132,9 @@ impl Mounts {
     }
 
     /// Unmounts everything when the daemon stops. Open files in the mounts become unusable.
-    pub async fn end(&self) {
+    pub async fn unmount_all(&self) {
         self.blocking(|shared| {
-            shared.end();
+            shared.unmount_all();
             Ok(())
         })
         .await
@@ -143,20 +143,20 @@ impl Mounts {
 
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Shared) -> Result<T, MountError> + Send + 'static,
+        work: impl FnOnce(&MountedContextsState) -> Result<T, MountError> + Send + 'static,
     ) -> Result<T, MountError> {
         let shared = Arc::clone(&self.0);
-        task::blocking("context.mounts", move || work(&shared)).await.unwrap_or(Err(MountError::Ending))
+        task::blocking("context.mounts", move || work(&shared)).await.unwrap_or(Err(MountError::ShuttingDown))
     }
 }
 
-impl Shared {
-    fn active(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Active>> {
+impl MountedContextsState {
+    fn active(&self) -> MutexGuard<'_, BTreeMap<PathBuf, ActiveMount>> {
         self.active.lock()
     }
 
     fn mount(&self, request: MountRequest) -> Result<MountState, MountError> {
-        let (held, directory) = place::open(&request.directory, &self.reserved)?;
+        let (held, directory) = mount_point::open_mount_point(&request.directory, &self.reserved)?;
         // Held to the end: two mounts on one directory, or of one upper directory, would conflict.
         let mut active = self.active();
         if let Some(other) = active.get(&directory) {
@@ -167,7 +167,7 @@ impl Shared {
         }
         let MountRequest { mounts, manifests, context_path, writable, caller, tree, .. } = request;
         let top = tree.directory_at(&context_path).map_err(MountError::Context)?;
-        let record = Record {
+        let record = MountRecord {
             directory: directory.clone(),
             mounts,
             manifests,
@@ -185,33 +185,33 @@ impl Shared {
         }
         let failed = |what, source| MountError::Io { what, source };
         let upper = if writable {
-            let upper = Upper::open(&self.records.upper(&id)?);
+            let upper = UpperLayer::open(&self.records.upper(&id)?);
             Some(upper.map_err(|source| failed("the directory for changes cannot be used", source))?)
         } else {
             None
         };
-        let union = Union::new(tree, &top, upper)
+        let union = OverlayFs::new(tree, &top, upper)
             .map_err(|errno| failed("the directory for changes cannot be used", errno.into()))?;
         let union = Arc::new(union);
         self.records.write(&id, &record)?;
         match fuse::mount(Arc::clone(&union), &held, &record.source()) {
             Ok(session) => {
                 tracing::info!(directory = %directory.display(), mount.id = id, writable, "context mounted");
-                active.insert(directory, Active { record: record.clone(), session, union });
+                active.insert(directory, ActiveMount { record: record.clone(), session, union });
                 Ok(MountState { record, mounted: true, resumed })
             }
             Err(source) => {
-                self.settle(&record);
+                self.record_end(&record);
                 Err(failed("it cannot be mounted", source))
             }
         }
     }
 
     /// Updates the record of a mount that has ended: kept for a writable mount, otherwise removed.
-    fn settle(&self, record: &Record) {
+    fn record_end(&self, record: &MountRecord) {
         let id = record.id();
         let settled = if record.writable {
-            self.records.write(&id, &Record { mounted: false, ..record.clone() })
+            self.records.write(&id, &MountRecord { mounted: false, ..record.clone() })
         } else {
             self.records.remove(&id)
         };
@@ -241,22 +241,22 @@ impl Shared {
                         return Err(MountError::Io { what: "it cannot be unmounted", source: errno.into() });
                     }
                 }
-                if !lazy && !mounted.session.wait(END_LIMIT) {
+                if !lazy && !mounted.session.wait(UNMOUNT_TIMEOUT) {
                     tracing::warn!(directory = %directory.display(), "context unmounted, but still in use");
                 }
             }
             let Some(mounted) = active.remove(&directory) else { return Ok(false) };
-            self.settle(&mounted.record);
+            self.record_end(&mounted.record);
             tracing::info!(directory = %directory.display(), "context unmounted");
             if discard {
-                if !mounted.session.has_ended() && !mounted.session.wait(END_LIMIT) {
+                if !mounted.session.has_ended() && !mounted.session.wait(UNMOUNT_TIMEOUT) {
                     return Err(MountError::StillUsed { directory });
                 }
                 self.records.remove(&mounted.record.id())?;
             }
             return Ok(mounted.record.writable && !discard);
         }
-        let kept: Vec<Record> =
+        let kept: Vec<MountRecord> =
             self.records.all()?.into_iter().filter(|record| record.directory == directory).collect();
         if kept.is_empty() || !discard {
             return Err(MountError::NotMounted { directory, kept: !kept.is_empty() });
@@ -274,10 +274,10 @@ impl Shared {
             .collect();
         for directory in ended {
             if let Some(ended) = active.remove(&directory) {
-                self.settle(&ended.record);
+                self.record_end(&ended.record);
             }
         }
-        let state = |record: Record| {
+        let state = |record: MountRecord| {
             let mounted =
                 active.get(&record.directory).is_some_and(|active| active.record.id() == record.id());
             MountState { record, mounted, resumed: false }
@@ -293,7 +293,7 @@ impl Shared {
             Err(error) => return tracing::warn!(%error, "failed to look for stale mounts"),
         };
         for record in records.into_iter().filter(|record| record.mounted) {
-            if table::has(&record.directory, &record.source()) {
+            if table::is_context_mounted(&record.directory, &record.source()) {
                 // No process answers its requests any more, so it can only be detached.
                 match rustix::mount::unmount(&record.directory, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
                 {
@@ -310,11 +310,11 @@ impl Shared {
                     }
                 }
             }
-            self.settle(&record);
+            self.record_end(&record);
         }
     }
 
-    fn end(&self) {
+    fn unmount_all(&self) {
         let active = std::mem::take(&mut *self.active());
         for (directory, mounted) in active {
             if !mounted.session.has_ended() {
@@ -328,7 +328,7 @@ impl Shared {
                     continue;
                 }
             }
-            self.settle(&mounted.record);
+            self.record_end(&mounted.record);
         }
     }
 }

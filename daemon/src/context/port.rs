@@ -16,7 +16,7 @@ pub trait FileTree: Send + Sync + 'static {
     fn len(&self) -> usize;
 
     /// Returns the entry at `index`, which must be less than [`len`](Self::len).
-    fn entry(&self, index: usize) -> Entry<'_>;
+    fn entry(&self, index: usize) -> TreeEntry<'_>;
 
     /// Returns the extended attributes of an entry that are transferred with a file: `security.capability`
     /// and `user.*`.
@@ -47,7 +47,7 @@ pub trait FileTree: Send + Sync + 'static {
 }
 
 impl dyn FileTree {
-    pub fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
+    pub fn entries(&self) -> impl Iterator<Item = TreeEntry<'_>> {
         (0..self.len()).map(|index| self.entry(index))
     }
 
@@ -71,7 +71,7 @@ pub type Xattr = (Vec<u8>, Vec<u8>);
 
 /// One entry of a [`FileTree`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry<'t> {
+pub struct TreeEntry<'t> {
     /// Path relative to the root, with `/` between the names; not necessarily UTF-8.
     pub path: &'t [u8],
     pub kind: EntryKind<&'t [u8]>,
@@ -115,18 +115,18 @@ pub struct SessionName {
 /// Observer of the transfer of a tree. The methods block.
 pub trait TransferWatch: Send + Sync + 'static {
     /// Called after files were sent. Retires the session id if the tree has changed since the scan.
-    fn sent(&self);
+    fn files_sent(&self);
     /// Called when an entry was requested that is not covered, and was therefore not sent. The next build
     /// covers the whole tree.
-    fn asked_beyond(&self);
+    fn uncovered_requested(&self);
 }
 
 /// A [`TransferWatch`] that ignores every event.
-pub struct Unwatched;
+pub struct NoTransferWatch;
 
-impl TransferWatch for Unwatched {
-    fn sent(&self) {}
-    fn asked_beyond(&self) {}
+impl TransferWatch for NoTransferWatch {
+    fn files_sent(&self) {}
+    fn uncovered_requested(&self) {}
 }
 
 impl<T: AsRef<[u8]>> EntryKind<T> {

@@ -13,8 +13,8 @@
 //! A cached COPY stays cached, because its cache key does not contain times.
 
 mod dockerfile;
-mod memory;
-mod recall;
+mod records;
+mod scan_cache;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -25,12 +25,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::ContextError;
 use super::layers::{LayerBlob, LayerCache, LayerLimits};
-use super::lineage::{LineageId, LineageName, Seen, lineage_name};
+use super::lineage::{LineageId, LineageIdBuilder, ScannedFile, lineage_name};
 use super::port::{ContextFiles, FileTree, SessionName};
-use super::storage::{Root, Storage};
+use super::storage::{StorageRoot, StorageRoots};
 use super::tree::{
-    Bounds, DirectoryLayer, Identified, ImageLayer, Layer, Mounted, NamedEntry, Selection, Snapshot,
-    StoredLayer, Tree, TreeIdentity,
+    ContextTree, CopySelection, DirectoryLayer, IdentifiedTree, ImageLayer, MountedLayer, NamedEntry,
+    PackLayer, ScanBounds, TreeIdentity, TreeLayer, TreeSnapshot,
 };
 use crate::model::access::PathLinks;
 use crate::model::build::DockerfilePath;
@@ -40,9 +40,9 @@ use crate::task;
 
 pub use dockerfile::MemoryTree;
 
-use memory::Memory;
-use recall::Scope;
-use watch::Watch;
+use records::ContextRecords;
+use scan_cache::ScanScope;
+use watch::ContextTransferWatch;
 
 /// Maximum number of scans of a tree that changes while it is hashed.
 const ATTEMPTS: usize = 3;
@@ -55,7 +55,7 @@ pub const MAX_DOCKERFILE: u64 = 1 << 20;
 
 pub struct ContextOptions {
     pub room: String,
-    pub storage: Storage,
+    pub storage: StorageRoots,
     /// State directory; the persistent records of contexts are in `context` below it.
     pub state_dir: PathBuf,
     pub limits: LayerLimits,
@@ -63,17 +63,17 @@ pub struct ContextOptions {
 
 /// Prepares contexts; cheap to clone.
 #[derive(Clone)]
-pub struct Contexts(Arc<Shared>);
+pub struct ContextPreparer(Arc<PreparerState>);
 
-struct Shared {
+struct PreparerState {
     room: String,
-    storage: Storage,
+    storage: StorageRoots,
     layers: LayerCache,
-    memory: Memory,
+    records: ContextRecords,
 }
 
 /// Computes from the bytes of a Dockerfile what it copies from its context.
-pub type Selector = Box<dyn FnOnce(&[u8]) -> Selection + Send>;
+pub type DockerfileSelector = Box<dyn FnOnce(&[u8]) -> CopySelection + Send>;
 
 /// The inputs that determine the files of a build.
 pub struct ContextRequest {
@@ -84,7 +84,7 @@ pub struct ContextRequest {
     pub target: Option<String>,
     /// Returns what a Dockerfile with these bytes copies from its context. If it returns too little, the
     /// build fails with an error, and the next attempt covers everything.
-    pub selection: Selector,
+    pub selection: DockerfileSelector,
 }
 
 /// A mount, with its image if its source is one. The caller's permission to use it was checked before.
@@ -108,8 +108,8 @@ pub struct OpenedImage {
 }
 
 /// A scanned and identified context with its Dockerfile.
-pub struct Prepared {
-    pub context: Arc<Snapshot>,
+pub struct ScannedContext {
+    pub context: Arc<TreeSnapshot>,
     /// Path of the Dockerfile; symbolic links in it were followed to read the bytes.
     pub dockerfile_path: MountTarget,
     pub dockerfile: Vec<u8>,
@@ -119,8 +119,8 @@ pub struct Prepared {
     pub identity: TreeIdentity,
     session: SessionName,
     lineage: LineageId,
-    shared: Arc<Shared>,
-    watch: Arc<Watch>,
+    shared: Arc<PreparerState>,
+    watch: Arc<ContextTransferWatch>,
 }
 
 #[derive(Debug)]
@@ -131,7 +131,7 @@ pub struct OpenedPack {
     pub lineage: String,
 }
 
-impl Contexts {
+impl ContextPreparer {
     pub fn new(options: ContextOptions) -> Result<Self, ContextError> {
         let ContextOptions { room, storage, state_dir, limits } = options;
         let state = state_dir.join("context");
@@ -141,45 +141,45 @@ impl Contexts {
             move |source| ContextError::Io { path, source }
         };
         let layers = LayerCache::open(&directory, limits).map_err(failed(&directory))?;
-        let memory = Memory::open(&state).map_err(failed(&state))?;
-        Ok(Self(Arc::new(Shared { room, storage, layers, memory })))
+        let memory = ContextRecords::open(&state).map_err(failed(&state))?;
+        Ok(Self(Arc::new(PreparerState { room, storage, layers, records: memory })))
     }
 
     /// Saves the persistent records for the next run of the daemon. No context may be prepared after this.
     pub async fn save(&self) {
         let shared = Arc::clone(&self.0);
-        if task::blocking("context.save", move || shared.memory.save_all()).await.is_err() {
+        if task::blocking("context.save", move || shared.records.save_all()).await.is_err() {
             tracing::warn!("failed to save the context records; the next builds send their contexts in full");
         }
     }
 
     /// Opens the mounts, scans the context and reads the Dockerfile.
-    pub async fn prepare(&self, request: ContextRequest) -> Result<Prepared, ContextError> {
+    pub async fn prepare(&self, request: ContextRequest) -> Result<ScannedContext, ContextError> {
         let shared = Arc::clone(&self.0);
         // Cancelling the build drops the guard, which stops the reading of files.
         let stop = CancellationToken::new();
         let _stop = stop.clone().drop_guard();
         let prepare = move || shared.prepare(request, &stop);
-        task::blocking("context.prepare", prepare).await.unwrap_or(Err(ContextError::Ending))
+        task::blocking("context.prepare", prepare).await.unwrap_or(Err(ContextError::ShuttingDown))
     }
 }
 
-impl Contexts {
+impl ContextPreparer {
     /// Opens mounts as one tree, without scanning it.
-    pub async fn open_tree(&self, mounts: Vec<ContextMount>) -> Result<Tree, ContextError> {
+    pub async fn open_tree(&self, mounts: Vec<ContextMount>) -> Result<ContextTree, ContextError> {
         let shared = Arc::clone(&self.0);
         let open = move || {
             let mounted = mounts.into_iter().map(|mount| shared.open(mount)).collect::<Result<_, _>>()?;
-            Tree::new(mounted)
+            ContextTree::new(mounted)
         };
-        task::blocking("context.open", open).await.unwrap_or(Err(ContextError::Ending))
+        task::blocking("context.open", open).await.unwrap_or(Err(ContextError::ShuttingDown))
     }
 
     /// Returns the identity of everything below a directory of a tree, and the number of its regular files
     /// and their size in bytes.
     pub async fn identity(
         &self,
-        tree: Tree,
+        tree: ContextTree,
         directory: MountTarget,
     ) -> Result<(TreeIdentity, usize, u64), ContextError> {
         let shared = Arc::clone(&self.0);
@@ -187,59 +187,62 @@ impl Contexts {
         let stop = CancellationToken::new();
         let _stop = stop.clone().drop_guard();
         let identify = move || {
-            again_when_changed(|| {
-                let (selection, ignore) = (&Selection::default(), &NamedEntry::Absent);
-                let (scope, memory) = (Scope { selection, ignore, patterns: None }, &shared.memory);
-                let scan = || tree.scan(&directory, &Bounds::default());
-                let looked = recall::look(&tree, &directory, &scope, memory, scan)?;
-                let (snapshot, identified) = recall::identify(looked, scope, memory, &stop)?;
+            retry_when_changed(|| {
+                let (selection, ignore) = (&CopySelection::default(), &NamedEntry::Absent);
+                let (scope, memory) = (ScanScope { selection, ignore, patterns: None }, &shared.records);
+                let scan = || tree.scan(&directory, &ScanBounds::default());
+                let looked = scan_cache::scan_or_revalidate(&tree, &directory, &scope, memory, scan)?;
+                let (snapshot, identified) = scan_cache::identify(looked, scope, memory, &stop)?;
                 let identity = identified.identity.clone();
                 let (files, bytes) = snapshot.files();
                 Ok((identity, files, bytes))
             })
         };
-        task::blocking("context.identity", identify).await.unwrap_or(Err(ContextError::Ending))
+        task::blocking("context.identity", identify).await.unwrap_or(Err(ContextError::ShuttingDown))
     }
 
     /// Removes the indexes of layers that are not needed any more.
-    pub async fn forget_layers(&self, diff_ids: Vec<Digest>) {
+    pub async fn remove_layer_indexes(&self, diff_ids: Vec<Digest>) {
         let shared = Arc::clone(&self.0);
-        let forget = move || diff_ids.iter().for_each(|diff_id| shared.layers.forget(diff_id));
+        let forget = move || diff_ids.iter().for_each(|diff_id| shared.layers.remove_indexes(diff_id));
         if task::blocking("context.forget", forget).await.is_err() {
             tracing::warn!("failed to remove layer indexes; they remain until the quota evicts them");
         }
     }
 }
 
-impl Shared {
+impl PreparerState {
     fn prepare(
         self: Arc<Self>,
         request: ContextRequest,
         stop: &CancellationToken,
-    ) -> Result<Prepared, ContextError> {
+    ) -> Result<ScannedContext, ContextError> {
         let ContextRequest { mounts, context_path, dockerfile, target, selection } = request;
-        let mut name = LineageName::default().part(&self.room).part(context_path.as_str());
+        let mut name = LineageIdBuilder::default().part(&self.room).part(context_path.as_str());
         let mut mounted = Vec::with_capacity(mounts.len());
         for mount in mounts {
             name = name.part(mount.spec.target.as_str()).part(source_name(&mount));
             mounted.push(self.open(mount)?);
         }
-        let tree = Tree::new(mounted)?;
+        let tree = ContextTree::new(mounted)?;
         let (dockerfile_path, dockerfile) = dockerfile::read(&tree, &context_path, &dockerfile)?;
         let ignore = dockerfile::read_ignore(&tree, &dockerfile_path)?;
         let name = name.part(dockerfile_path.as_str()).part(target.unwrap_or_default());
         let origin = name.clone().id();
-        let selection =
-            if self.memory.needs_all(&origin) { Selection::default() } else { selection(&dockerfile) };
-        let view = View { tree, context_path, own_ignore: ignore.clone(), selection };
-        let (context, identified) = view.look(&self.memory, stop)?;
-        let lineage = name.part(view.selection.name()).id();
+        let selection = if self.records.needs_full_coverage(&origin) {
+            CopySelection::default()
+        } else {
+            selection(&dockerfile)
+        };
+        let view = ContextView { tree, context_path, own_ignore: ignore.clone(), selection };
+        let (context, identified) = view.scan_and_identify(&self.records, stop)?;
+        let lineage = name.part(view.selection.canonical_bytes()).id();
         let identity = identified.identity.clone();
-        let id = self.memory.session_id(&lineage, &identity);
-        let shared_key = self.memory.shared_key(lineage, &identity, seen(&context, &identified));
+        let id = self.records.session_id(&lineage, &identity);
+        let shared_key = self.records.shared_key(lineage, &identity, scanned_files(&context, &identified));
         let session = SessionName { id, shared_key };
-        let watch = Watch::new(&self, view, origin, identity.clone(), session.id.clone());
-        Ok(Prepared {
+        let watch = ContextTransferWatch::new(&self, view, origin, identity.clone(), session.id.clone());
+        Ok(ScannedContext {
             context: Arc::new(context),
             dockerfile_path,
             dockerfile,
@@ -252,11 +255,11 @@ impl Shared {
         })
     }
 
-    fn open(&self, mount: ContextMount) -> Result<Mounted, ContextError> {
+    fn open(&self, mount: ContextMount) -> Result<MountedLayer, ContextError> {
         let ContextMount { spec: MountSpec { source, target, .. }, image, pack, links } = mount;
-        let storage = |root: &Root, path: &str| {
+        let storage = |root: &StorageRoot, path: &str| {
             DirectoryLayer::open(&root.with_links(links), Path::new(path))
-                .map(Layer::Directory)
+                .map(TreeLayer::Directory)
                 .map_err(|source| ContextError::Source { target: target.clone(), source })
         };
         let layer = match &source {
@@ -264,13 +267,13 @@ impl Shared {
             MountSource::Project(path) => storage(&self.storage.project, path)?,
             MountSource::Image { subpath, .. } => self.image(&target, image, subpath)?,
             MountSource::Pack(_) => match pack {
-                Some(pack) => Layer::Stored(StoredLayer::new(pack.tree)),
+                Some(pack) => TreeLayer::Pack(PackLayer::new(pack.tree)),
                 None => self.image(&target, image, "")?,
             },
             // Only services use these sources.
-            MountSource::EmptyDir | MountSource::File(_) => Layer::Empty,
+            MountSource::EmptyDir | MountSource::File(_) => TreeLayer::Empty,
         };
-        Ok(Mounted { target, layer })
+        Ok(MountedLayer { target, layer })
     }
 
     fn image(
@@ -278,19 +281,19 @@ impl Shared {
         target: &MountTarget,
         image: Option<OpenedImage>,
         subpath: &str,
-    ) -> Result<Layer, ContextError> {
+    ) -> Result<TreeLayer, ContextError> {
         let image = image.ok_or_else(|| ContextError::ImageNotOpened { target: target.clone() })?;
-        let tree = self.layers.image(image.layers);
+        let tree = self.layers.image_tree(image.layers);
         let tree = tree.map_err(|(digest, source)| ContextError::Layer { digest, source })?;
         let layer = ImageLayer::new(Arc::new(tree), subpath);
-        layer.map(Layer::Image).ok_or_else(|| ContextError::SubpathNotFound {
+        layer.map(TreeLayer::Image).ok_or_else(|| ContextError::SubpathNotFound {
             target: target.clone(),
             subpath: subpath.to_owned(),
         })
     }
 }
 
-fn again_when_changed<T>(mut look: impl FnMut() -> Result<T, ContextError>) -> Result<T, ContextError> {
+fn retry_when_changed<T>(mut look: impl FnMut() -> Result<T, ContextError>) -> Result<T, ContextError> {
     for _ in 1..ATTEMPTS {
         match look() {
             Err(ContextError::Changed { .. }) => {}
@@ -301,29 +304,29 @@ fn again_when_changed<T>(mut look: impl FnMut() -> Result<T, ContextError>) -> R
 }
 
 /// The inputs for scanning a build's context again.
-struct View {
-    tree: Tree,
+struct ContextView {
+    tree: ContextTree,
     context_path: MountTarget,
     /// Content of the Dockerfile's own ignore file, if it has one.
     own_ignore: Option<Vec<u8>>,
-    selection: Selection,
+    selection: CopySelection,
 }
 
-impl View {
+impl ContextView {
     /// Scans and identifies the context, and repeats both when files changed meanwhile.
-    fn look(
+    fn scan_and_identify(
         &self,
-        memory: &Memory,
+        memory: &ContextRecords,
         stop: &CancellationToken,
-    ) -> Result<(Snapshot, Arc<Identified>), ContextError> {
-        again_when_changed(|| self.look_once(memory, stop))
+    ) -> Result<(TreeSnapshot, Arc<IdentifiedTree>), ContextError> {
+        retry_when_changed(|| self.scan_and_identify_once(memory, stop))
     }
 
-    fn look_once(
+    fn scan_and_identify_once(
         &self,
-        memory: &Memory,
+        memory: &ContextRecords,
         stop: &CancellationToken,
-    ) -> Result<(Snapshot, Arc<Identified>), ContextError> {
+    ) -> Result<(TreeSnapshot, Arc<IdentifiedTree>), ContextError> {
         let given = self.ignore_file()?;
         // Only BuildKit's reader can interpret a symbolic link or another kind here; it hides nothing.
         let text = match &given {
@@ -332,31 +335,31 @@ impl View {
         };
         // An ignore file that cannot be parsed hides nothing either; the frontend fails the build.
         let patterns = text.and_then(|text| Patterns::parse_file(text).ok());
-        let scope = Scope { selection: &self.selection, ignore: &given, patterns };
+        let scope = ScanScope { selection: &self.selection, ignore: &given, patterns };
         let scan = || self.scan(&scope);
-        let looked = recall::look(&self.tree, &self.context_path, &scope, memory, scan)?;
+        let looked = scan_cache::scan_or_revalidate(&self.tree, &self.context_path, &scope, memory, scan)?;
         if self.own_ignore.is_none() {
             looked.snapshot.check_readable(IGNORE, MAX_DOCKERFILE)?;
         }
         if self.ignore_file()? != given {
             return Err(ContextError::Changed { path: String::from_utf8_lossy(IGNORE).into_owned() });
         }
-        recall::identify(looked, scope, memory, stop)
+        scan_cache::identify(looked, scope, memory, stop)
     }
 
     /// Scans the selected paths, or everything if a symbolic link is on the path to one of them.
-    fn scan(&self, scope: &Scope<'_>) -> Result<Snapshot, ContextError> {
-        let everything = Selection::default();
-        let scan = |selection: &Selection| {
+    fn scan(&self, scope: &ScanScope<'_>) -> Result<TreeSnapshot, ContextError> {
+        let everything = CopySelection::default();
+        let scan = |selection: &CopySelection| {
             let bounds = match &scope.ignore {
                 // A symbolic link may lead anywhere in the context.
-                NamedEntry::Other => Bounds::default(),
-                _ => Bounds::new(selection, scope.patterns.as_ref()),
+                NamedEntry::Other => ScanBounds::default(),
+                _ => ScanBounds::new(selection, scope.patterns.as_ref()),
             };
             self.tree.scan(&self.context_path, &bounds)
         };
         let context = scan(&self.selection)?;
-        if context.is_plain(&self.selection) { Ok(context) } else { scan(&everything) }
+        if context.is_link_free(&self.selection) { Ok(context) } else { scan(&everything) }
     }
 
     fn ignore_file(&self) -> Result<NamedEntry, ContextError> {
@@ -368,11 +371,21 @@ impl View {
 }
 
 /// Returns the files that the lineage tracks: every file that may be sent.
-fn seen<'s>(context: &'s Snapshot, identified: &'s Identified) -> impl Iterator<Item = Seen<'s>> {
+fn scanned_files<'s>(
+    context: &'s TreeSnapshot,
+    identified: &'s IdentifiedTree,
+) -> impl Iterator<Item = ScannedFile<'s>> {
     identified.contents(context).map(|(index, content)| {
         let entry = context.entry(index);
         let xattrs = context.xattrs(index);
-        Seen { path: entry.path, mode: entry.mode, size: entry.size, mtime: entry.mtime, content, xattrs }
+        ScannedFile {
+            path: entry.path,
+            mode: entry.mode,
+            size: entry.size,
+            mtime: entry.mtime,
+            content,
+            xattrs,
+        }
     })
 }
 
@@ -392,7 +405,7 @@ fn source_name(mount: &ContextMount) -> String {
     }
 }
 
-impl Prepared {
+impl ScannedContext {
     /// Returns the files for a solve, with the given bytes as the Dockerfile: the original ones, or ones that
     /// the caller changed.
     pub fn into_files(self, dockerfile: Vec<u8>) -> ContextFiles {
@@ -402,7 +415,7 @@ impl Prepared {
             files.push((dockerfile::ignore_name(&name), ignore));
         }
         let dockerfile_session = SessionName {
-            id: self.shared.memory.dockerfile_id(&self.lineage, &files),
+            id: self.shared.records.dockerfile_id(&self.lineage, &files),
             // Its times derive from its content: two files that look the same are the same.
             shared_key: format!("{}-dockerfile", lineage_name(&self.lineage)),
         };

@@ -21,25 +21,25 @@ use std::sync::Arc;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::beneath::{self, LINKS_INSIDE, NO_LINKS, Stat};
+use super::beneath::{self, DiskStat, LINKS_INSIDE, NO_LINKS};
 use crate::model::access::PathLinks;
 
 pub use error::StorageError;
-pub use list::Listing;
-pub use write::{WriteOptions, Writer};
+pub use list::StorageListing;
+pub use write::{StorageWriter, WriteOptions};
 
 pub(super) use write::is_unfinished;
 
 /// The directories that hold a room's files.
 #[derive(Clone, Debug)]
-pub struct Storage {
-    pub room: Root,
-    pub project: Root,
+pub struct StorageRoots {
+    pub room: StorageRoot,
+    pub project: StorageRoot,
 }
 
 /// A storage directory, held open. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Root {
+pub struct StorageRoot {
     directory: Arc<OwnedFd>,
     path: Arc<Path>,
     links: PathLinks,
@@ -69,14 +69,14 @@ pub enum FileKind {
     Other,
 }
 
-impl Root {
+impl StorageRoot {
     /// Opens an existing directory.
     pub fn open(path: &Path) -> Result<Self, StorageError> {
         let fail = |errno| StorageError::at(path, errno);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(path, flags, Mode::empty()).map_err(fail)?;
         // If openat2 is missing (Linux before 5.6) or filtered, report it now instead of at the first build.
-        match beneath::hold(&directory, b"") {
+        match beneath::open_path(&directory, b"") {
             Err(Errno::NOSYS | Errno::PERM) => Err(StorageError::Unsupported { path: path.to_owned() }),
             Err(errno) => Err(fail(errno)),
             Ok(_) => {
@@ -117,13 +117,13 @@ impl Root {
 
     /// Opens a handle (`O_PATH`) to a directory or regular file that is to be mounted, and reports whether it
     /// is a directory. Symbolic links are never followed. With `make`, a missing directory is created.
-    pub fn hold_source(&self, path: &Path, make: bool) -> Result<(OwnedFd, bool), StorageError> {
-        let path = normal(path)?;
+    pub fn open_mount_source(&self, path: &Path, make: bool) -> Result<(OwnedFd, bool), StorageError> {
+        let path = normalized(path)?;
         let root = self.with_links(PathLinks::Refused);
-        let (held, stat) = match root.hold(&path) {
+        let (held, stat) = match root.open_path(&path) {
             Err(StorageError::NotFound { .. }) if make => {
                 root.make_directories(&path)?;
-                root.hold(&path)?
+                root.open_path(&path)?
             }
             other => other?,
         };
@@ -135,7 +135,7 @@ impl Root {
     }
 
     /// Opens a handle (`O_PATH`) to an existing path, without opening the file itself.
-    pub(super) fn hold(&self, path: &Path) -> Result<(OwnedFd, Stat), StorageError> {
+    pub(super) fn open_path(&self, path: &Path) -> Result<(OwnedFd, DiskStat), StorageError> {
         let held = self.open_inside(path, OFlags::PATH, Mode::empty())?;
         let stat = beneath::stat(&held).map_err(|errno| StorageError::at(path, errno))?;
         Ok((held, stat))
@@ -143,7 +143,7 @@ impl Root {
 }
 
 /// Normalizes a path below a root as written in a request: `/a//./b` becomes `a/b`; empty is the root.
-pub(super) fn normal(path: &Path) -> Result<PathBuf, StorageError> {
+pub(super) fn normalized(path: &Path) -> Result<PathBuf, StorageError> {
     let mut normal = PathBuf::new();
     for component in path.components() {
         match component {
@@ -165,7 +165,7 @@ fn os_path(bytes: &[u8]) -> &Path {
 impl FileStat {
     fn new(
         path: PathBuf,
-        stat: &Stat,
+        stat: &DiskStat,
         target: impl FnOnce() -> Result<Box<[u8]>, Errno>,
     ) -> Result<Self, Errno> {
         let kind = match stat.kind {

@@ -9,7 +9,6 @@
 //! directory, the tree has a synthetic parent directory with mode 0755 and time 0, which contains only the
 //! mounts below it. Symbolic links are entries like any other: a scan never follows one.
 
-mod again;
 mod bounds;
 mod browse;
 mod directory;
@@ -19,10 +18,11 @@ mod image;
 mod listing;
 mod read;
 mod resolve;
+mod revalidate;
 mod scan;
-mod show;
 mod snapshot;
 mod stored;
+mod walk;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -31,56 +31,58 @@ use super::ContextError;
 use super::port::{EntryKind, Xattr};
 use crate::model::MountTarget;
 
-pub use again::Known;
-pub use bounds::Bounds;
-pub use browse::{Content, LayerFile, Located, MAX_NAMES, Seen, Source, read_xattr};
+pub use bounds::ScanBounds;
+pub use browse::{
+    EntryStat, FileIdentity, LayerFile, LocatedEntry, MAX_DIRECTORY_ENTRIES, OpenTreeFile, read_xattr,
+};
 pub use directory::DirectoryLayer;
-pub use identify::{Covered, Identified, Selection, TreeIdentity};
+pub use identify::{CopySelection, CoveredEntries, IdentifiedTree, TreeIdentity};
 pub use image::ImageLayer;
 pub use resolve::{MAX_LINKS, NamedEntry};
-pub use show::{Reader, Shown, Walk};
-pub use snapshot::Snapshot;
-pub use stored::StoredLayer;
+pub use revalidate::ScanBaseline;
+pub use snapshot::TreeSnapshot;
+pub use stored::PackLayer;
+pub use walk::{FileReader, TreeWalk, WalkedEntry};
 
 pub(super) use entries::path_order;
 
 /// A layer and its mount target.
-pub struct Mounted {
+pub struct MountedLayer {
     pub target: MountTarget,
-    pub layer: Layer,
+    pub layer: TreeLayer,
 }
 
 /// A source of files that is mounted in a [`ContextTree`].
-pub enum Layer {
+pub enum TreeLayer {
     Directory(DirectoryLayer),
     Image(ImageLayer),
-    Stored(StoredLayer),
+    Pack(PackLayer),
     Empty,
 }
 
 /// The union of the mounted layers of a build. Cheap to clone.
 #[derive(Clone)]
-pub struct Tree {
-    mounts: Arc<[Mounted]>,
+pub struct ContextTree {
+    mounts: Arc<[MountedLayer]>,
 }
 
 /// An entry of a layer, without its path.
 #[derive(Clone, Debug)]
-struct Found {
+struct LayerEntry {
     kind: EntryKind,
     mode: u32,
     size: u64,
     mtime: i64,
     /// Number of hard links; 1 where it is unknown.
     links: u32,
-    origin: Origin,
+    origin: EntryOrigin,
 }
 
 /// Source of an entry's content; also identifies the entry within one scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Origin {
+enum EntryOrigin {
     /// A synthetic directory, which no layer contains.
-    Made,
+    Synthetic,
     Disk {
         mount: u32,
         device: u64,
@@ -92,36 +94,43 @@ enum Origin {
         node: u32,
     },
     /// Entry of a pack that was uploaded by content.
-    Stored {
+    Pack {
         mount: u32,
         entry: u32,
     },
 }
 
-struct Child {
+struct DirectoryChild {
     name: Box<[u8]>,
-    found: Found,
+    found: LayerEntry,
 }
 
 /// The content of one directory.
 #[derive(Default)]
-struct Children {
-    children: Vec<Child>,
+struct DirectoryContent {
+    children: Vec<DirectoryChild>,
     /// Extended attributes of the directory itself.
     xattrs: Vec<Xattr>,
     /// The open directory, if it is on disk.
     directory: Option<Arc<OwnedFd>>,
 }
 
-impl Found {
-    const fn made_directory() -> Self {
-        Self { kind: EntryKind::Directory, mode: 0o755, size: 0, mtime: 0, links: 1, origin: Origin::Made }
+impl LayerEntry {
+    const fn synthetic_directory() -> Self {
+        Self {
+            kind: EntryKind::Directory,
+            mode: 0o755,
+            size: 0,
+            mtime: 0,
+            links: 1,
+            origin: EntryOrigin::Synthetic,
+        }
     }
 }
 
-impl Tree {
+impl ContextTree {
     /// Builds a tree from layers; the targets must be distinct.
-    pub fn new(mut mounts: Vec<Mounted>) -> Result<Self, ContextError> {
+    pub fn new(mut mounts: Vec<MountedLayer>) -> Result<Self, ContextError> {
         mounts.sort_by(|a, b| a.target.cmp(&b.target));
         if let Some(pair) = mounts.windows(2).find(|pair| pair[0].target == pair[1].target) {
             return Err(ContextError::DuplicateTarget { target: pair[0].target.clone() });
@@ -131,15 +140,15 @@ impl Tree {
 
     /// Returns the deepest mount at or above `path`, an absolute path without the leading `/`, and the path
     /// relative to that mount.
-    fn covering<'p>(&self, path: &'p [u8]) -> Option<(u32, &'p [u8])> {
-        let covers = |(index, mounted): (usize, &Mounted)| {
+    fn deepest_mount<'p>(&self, path: &'p [u8]) -> Option<(u32, &'p [u8])> {
+        let covers = |(index, mounted): (usize, &MountedLayer)| {
             let below = below(bare(&mounted.target), path)?;
             Some((u32::try_from(index).ok()?, below))
         };
         self.mounts.iter().enumerate().filter_map(covers).min_by_key(|(_, below)| below.len())
     }
 
-    fn layer(&self, mount: u32) -> &Layer {
+    fn layer(&self, mount: u32) -> &TreeLayer {
         &self.mounts[mount as usize].layer
     }
 
@@ -147,7 +156,7 @@ impl Tree {
     fn mounts_below(&self, path: &[u8]) -> Vec<u32> {
         let indices = 0u32..;
         let strictly =
-            |mounted: &Mounted| below(path, bare(&mounted.target)).is_some_and(|rest| !rest.is_empty());
+            |mounted: &MountedLayer| below(path, bare(&mounted.target)).is_some_and(|rest| !rest.is_empty());
         indices
             .zip(self.mounts.iter())
             .filter(|(_, mounted)| strictly(mounted))

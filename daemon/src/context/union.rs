@@ -19,15 +19,15 @@
 //! Lock order: `names_lock` (write-locked while names change), then `nodes` and `open_handles` (held briefly).
 //! Content is copied up without any lock.
 
-mod change;
-mod changes;
 mod content;
 mod copy_up;
-mod look;
+mod create;
+mod diff;
+mod lookup;
 mod nodes;
 mod remove;
 mod rename;
-mod set;
+mod set_attributes;
 pub mod upper;
 mod xattrs;
 
@@ -38,14 +38,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rustix::io::Errno;
 
-use super::attr::{Attr, Time};
-use super::tree::Tree;
-use content::Handle;
-use nodes::Nodes;
-use upper::Upper;
+use super::attr::{FileAttributes, FileTime};
+use super::tree::ContextTree;
+use content::OpenHandle;
+use nodes::NodeTable;
+use upper::UpperLayer;
 
-pub use content::Opened;
-pub use look::{Listed, Listing};
+pub use content::OpenedFile;
+pub use lookup::{DirectoryListing, ListingEntry};
 pub use nodes::ROOT;
 pub(super) use upper::user_xattrs;
 
@@ -56,14 +56,14 @@ pub const MAX_NAME: usize = 255;
 
 /// A file, as returned by a lookup.
 #[derive(Clone, Copy, Debug)]
-pub struct Found {
+pub struct InodeEntry {
     pub inode: u64,
-    pub attr: Attr,
+    pub attr: FileAttributes,
 }
 
 /// Owner and permission bits of a new file.
 #[derive(Clone, Copy, Debug)]
-pub struct Maker {
+pub struct CreateAttr {
     pub uid: u32,
     pub gid: u32,
     pub mode: u32,
@@ -71,20 +71,20 @@ pub struct Maker {
 
 /// Attributes to change; `None` leaves an attribute as it is.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Change {
+pub struct SetAttr {
     pub mode: Option<u32>,
     pub uid: Option<u32>,
     pub gid: Option<u32>,
     pub size: Option<u64>,
-    pub accessed: Option<NewTime>,
-    pub modified: Option<NewTime>,
+    pub accessed: Option<SetTime>,
+    pub modified: Option<SetTime>,
 }
 
 /// A new access or modification time.
 #[derive(Clone, Copy, Debug)]
-pub enum NewTime {
+pub enum SetTime {
     Now,
-    At(Time),
+    At(FileTime),
 }
 
 /// Treatment of an existing file at the destination of a rename.
@@ -96,12 +96,12 @@ pub enum RenameMode {
 }
 
 /// The union file system.
-pub struct Union {
-    lower: Tree,
-    upper: Option<Upper>,
-    names: RwLock<()>,
-    nodes: Mutex<Nodes>,
-    open: Mutex<HashMap<u64, Arc<Handle>>>,
+pub struct OverlayFs {
+    lower: ContextTree,
+    upper: Option<UpperLayer>,
+    names_lock: RwLock<()>,
+    nodes: Mutex<NodeTable>,
+    open_handles: Mutex<HashMap<u64, Arc<OpenHandle>>>,
     next_handle: AtomicU64,
     /// Counts changes of names: a directory listing that is older than the last change is rebuilt.
     version: AtomicU64,
@@ -110,20 +110,20 @@ pub struct Union {
     after_copy: Mutex<Option<Box<dyn FnMut() + Send>>>,
 }
 
-impl Union {
+impl OverlayFs {
     /// Creates a file system that shows the lower tree at `top`, a path without a leading `/`.
-    pub fn new(lower: Tree, top: &[u8], upper: Option<Upper>) -> Result<Self> {
-        let seen = lower.look(top)?.ok_or(Errno::NOENT)?;
+    pub fn new(lower: ContextTree, top: &[u8], upper: Option<UpperLayer>) -> Result<Self> {
+        let seen = lower.stat(top)?.ok_or(Errno::NOENT)?;
         if let Some(upper) = &upper {
             upper.prepare_root(&lower, top, &seen.attr)?;
         }
-        let nodes = Mutex::new(Nodes::new(top.into(), upper.is_some()));
+        let nodes = Mutex::new(NodeTable::new(top.into(), upper.is_some()));
         Ok(Self {
             lower,
             upper,
-            names: RwLock::default(),
+            names_lock: RwLock::default(),
             nodes,
-            open: Mutex::default(),
+            open_handles: Mutex::default(),
             next_handle: AtomicU64::new(1),
             version: AtomicU64::new(0),
             #[cfg(test)]
@@ -136,16 +136,16 @@ impl Union {
     }
 
     /// Reports whether only this file system can change what it shows.
-    pub fn is_constant(&self) -> bool {
-        self.lower.is_constant()
+    pub fn is_sole_writer(&self) -> bool {
+        self.lower.is_immutable()
     }
 
     /// Number of known inodes; limited by what the kernel keeps, and their parents.
-    pub fn known(&self) -> usize {
+    pub fn node_count(&self) -> usize {
         self.nodes().len()
     }
 
-    pub fn upper(&self) -> Result<&Upper> {
+    pub fn upper(&self) -> Result<&UpperLayer> {
         self.upper.as_ref().ok_or(Errno::ROFS)
     }
 
@@ -157,27 +157,27 @@ impl Union {
     // A panic while a lock is held leaves the disk as consistent as a kill would, and memory behind by one
     // operation at most. Continuing is better than a file system that answers nothing.
 
-    fn nodes(&self) -> MutexGuard<'_, Nodes> {
+    fn nodes(&self) -> MutexGuard<'_, NodeTable> {
         self.nodes.lock()
     }
 
-    fn open_files(&self) -> MutexGuard<'_, HashMap<u64, Arc<Handle>>> {
-        self.open.lock()
+    fn open_files(&self) -> MutexGuard<'_, HashMap<u64, Arc<OpenHandle>>> {
+        self.open_handles.lock()
     }
 
     fn reading_names(&self) -> RwLockReadGuard<'_, ()> {
-        self.names.read()
+        self.names_lock.read()
     }
 
     fn changing_names(&self) -> RwLockWriteGuard<'_, ()> {
-        let guard = self.names.write();
+        let guard = self.names_lock.write();
         self.version.fetch_add(1, Ordering::Release);
         guard
     }
 }
 
 /// Checks that a file can have this name.
-fn checked(name: &[u8]) -> Result<&[u8]> {
+fn checked_name(name: &[u8]) -> Result<&[u8]> {
     match name {
         b"" | b"." | b".." => Err(Errno::INVAL),
         name if name.len() > MAX_NAME => Err(Errno::NAMETOOLONG),

@@ -4,7 +4,7 @@
 use std::io;
 use std::path::Path;
 
-use crate::context::storage::{Root, Storage, StorageError};
+use crate::context::storage::{StorageError, StorageRoot, StorageRoots};
 use crate::disk::{DiskShares, KeptContent};
 use crate::image::port::Blobs as _;
 use crate::registry::blobs::BlobStore;
@@ -12,7 +12,7 @@ use crate::task;
 
 pub(super) struct KeptFiles {
     pub(super) blobs: BlobStore,
-    pub(super) storage: Storage,
+    pub(super) storage: StorageRoots,
     pub(super) disk: DiskShares,
 }
 
@@ -33,9 +33,9 @@ impl KeptFiles {
 }
 
 /// Returns the size of a file in bytes, or `None` if there is no such regular file.
-fn size(root: &Root, path: &Path) -> io::Result<Option<u64>> {
+fn size(root: &StorageRoot, path: &Path) -> io::Result<Option<u64>> {
     use StorageError::{IsLink, NotADirectory, NotAFile, NotFound};
-    match root.hold_source(path, false) {
+    match root.open_mount_source(path, false) {
         Ok((_, true)) | Err(NotFound { .. } | NotADirectory { .. } | NotAFile { .. } | IsLink { .. }) => {
             Ok(None)
         }

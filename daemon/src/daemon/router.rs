@@ -32,8 +32,8 @@ use crate::api::grpc::{
 use crate::api::http::{self, Readiness};
 use crate::api::receive::{self, ReceiveOptions};
 use crate::audit::AuditTrail;
-use crate::context::mounts::Mounts;
-use crate::context::storage::Storage;
+use crate::context::mounts::MountedContexts;
+use crate::context::storage::StorageRoots;
 use crate::disk::{DiskShares, FreeSpace};
 use crate::image::{Elsewhere, Images};
 use crate::model::RoomRegistries;
@@ -49,11 +49,11 @@ pub(super) struct Parts {
     /// Address at which services are reached.
     pub entrance: Entrance,
     pub contexts: build::RoomContexts,
-    pub mounts: Mounts,
+    pub mounts: MountedContexts,
     pub images: Images,
     pub elsewhere: Elsewhere,
     pub packs: Packs,
-    pub storage: Storage,
+    pub storage: StorageRoots,
     pub access: Arc<Access>,
     pub trail: AuditTrail,
     pub readiness: Readiness,

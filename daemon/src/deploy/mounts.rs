@@ -41,7 +41,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use super::port::{BindMount, MountFault, MountSource};
-use crate::context::storage::Storage;
+use crate::context::storage::StorageRoots;
 use crate::model::id::InstanceId;
 use crate::model::image::PinnedImage;
 use crate::model::service::InstanceLabel;
@@ -62,7 +62,7 @@ const FILES: &str = "files";
 pub struct Options {
     /// Parent of the instance directories.
     pub directory: PathBuf,
-    pub storage: Storage,
+    pub storage: StorageRoots,
 }
 
 /// Creates and removes the mounts of instances. Cheap to clone.
@@ -72,7 +72,7 @@ pub struct InstanceMounts(Arc<Shared>);
 struct Shared {
     /// Canonical path, in the form in which the mount table has it.
     directory: PathBuf,
-    storage: Storage,
+    storage: StorageRoots,
     images: MountedImages,
     /// Held while a storage is mounted on itself or such a mount is removed.
     shields: Mutex<Shields>,

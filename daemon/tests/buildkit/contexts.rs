@@ -12,10 +12,10 @@ use std::time::{Duration, SystemTime};
 
 use hearthd::build::port::{SolveError, SolveOutcome, SolveRequest};
 use hearthd::context::layers::LayerLimits;
-use hearthd::context::port::{ContextFiles, Entry, FileTree, TransferWatch, Xattr};
-use hearthd::context::storage::{Root, Storage};
-use hearthd::context::tree::Selection;
-use hearthd::context::{ContextMount, ContextOptions, ContextRequest, Contexts};
+use hearthd::context::port::{ContextFiles, FileTree, TransferWatch, TreeEntry, Xattr};
+use hearthd::context::storage::{StorageRoot, StorageRoots};
+use hearthd::context::tree::CopySelection;
+use hearthd::context::{ContextMount, ContextOptions, ContextPreparer, ContextRequest};
 use hearthd::model::access::PathLinks;
 use hearthd::model::build::{DockerfilePath, NoCache};
 use hearthd::model::{MountMode, MountSource, MountSpec};
@@ -27,7 +27,7 @@ use super::{Fixture, kill, ready};
 /// Room storage, and the daemon's view of it.
 struct Room {
     directory: tempfile::TempDir,
-    contexts: Contexts,
+    contexts: ContextPreparer,
 }
 
 /// Content that one build transferred.
@@ -64,7 +64,7 @@ impl FileTree for Observed {
         self.files.context.len()
     }
 
-    fn entry(&self, index: usize) -> Entry<'_> {
+    fn entry(&self, index: usize) -> TreeEntry<'_> {
         self.files.context.entry(index)
     }
 
@@ -93,13 +93,13 @@ impl FileTree for Observed {
 }
 
 impl TransferWatch for Observed {
-    fn sent(&self) {
+    fn files_sent(&self) {
         self.traffic.transfers.fetch_add(1, Ordering::SeqCst);
-        self.files.watch.sent();
+        self.files.watch.files_sent();
     }
 
-    fn asked_beyond(&self) {
-        self.files.watch.asked_beyond();
+    fn uncovered_requested(&self) {
+        self.files.watch.uncovered_requested();
     }
 }
 
@@ -110,11 +110,11 @@ impl Room {
         Self { directory, contexts }
     }
 
-    fn open(directory: &tempfile::TempDir) -> Contexts {
-        let root = |name: &str| Root::open_or_create(&directory.path().join(name)).unwrap();
-        Contexts::new(ContextOptions {
+    fn open(directory: &tempfile::TempDir) -> ContextPreparer {
+        let root = |name: &str| StorageRoot::open_or_create(&directory.path().join(name)).unwrap();
+        ContextPreparer::new(ContextOptions {
             room: "default".to_owned(),
-            storage: Storage { room: root("room"), project: root("project") },
+            storage: StorageRoots { room: root("room"), project: root("project") },
             state_dir: directory.path().join("state"),
             limits: LayerLimits::default(),
         })
@@ -144,8 +144,8 @@ impl Room {
             mode: MountMode::ReadOnly,
         };
         let selection = match roots {
-            ["."] => Selection::default(),
-            roots => Selection::of(roots.iter().map(|root| root.as_bytes().to_vec())),
+            ["."] => CopySelection::default(),
+            roots => CopySelection::of(roots.iter().map(|root| root.as_bytes().to_vec())),
         };
         let prepared = self.contexts.prepare(ContextRequest {
             mounts: vec![ContextMount { spec, image: None, pack: None, links: PathLinks::Followed }],

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt as _;
 use hearthd::build::port::{Credentials, PinnedSource, SolveError, SolveOutcome, SolveRequest, Solver as _};
 use hearthd::buildkit::{BuildKit, managed};
-use hearthd::context::port::{ContextFiles, EntryKind, SessionName, Unwatched};
+use hearthd::context::port::{ContextFiles, EntryKind, NoTransferWatch, SessionName};
 use hearthd::model::build::{EventKind, LogStream, Network, NoCache};
 use hearthd::model::fault::Fault;
 use hearthd::model::id::BuildId;
@@ -77,7 +77,7 @@ impl Fixture {
                     id: format!("file-{build}"),
                     shared_key: build.to_string(),
                 },
-                watch: Arc::new(Unwatched),
+                watch: Arc::new(NoTransferWatch),
             },
             build,
             domain: TrustDomain::local(),

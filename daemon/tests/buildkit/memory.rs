@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read};
 
-use hearthd::context::port::{Entry, EntryKind, FileTree};
+use hearthd::context::port::{EntryKind, FileTree, TreeEntry};
 
 struct Item {
     path: Vec<u8>,
@@ -41,10 +41,10 @@ impl FileTree for MemoryTree {
         self.items.len()
     }
 
-    fn entry(&self, index: usize) -> Entry<'_> {
+    fn entry(&self, index: usize) -> TreeEntry<'_> {
         let Item { path, kind, mode, content } = &self.items[index];
         let size = content.len() as u64;
-        Entry { path, kind: kind.borrowed(), mode: *mode, size, mtime: 1_700_000_000_000_000_000 }
+        TreeEntry { path, kind: kind.borrowed(), mode: *mode, size, mtime: 1_700_000_000_000_000_000 }
     }
 
     fn open(&self, index: usize) -> io::Result<Box<dyn Read + Send>> {

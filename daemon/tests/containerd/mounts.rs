@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use hearth_pack::image::ConfigFlags;
 use hearthd::context::layers::{LayerInspection, LayerLimits};
-use hearthd::context::mounts::points_below;
-use hearthd::context::storage::{Root, Storage};
-use hearthd::context::{ContextOptions, Contexts};
+use hearthd::context::mounts::mount_points_below;
+use hearthd::context::storage::{StorageRoot, StorageRoots};
+use hearthd::context::{ContextOptions, ContextPreparer};
 use hearthd::deploy::mounts::{InstanceMounts, MountedImages, Options};
 use hearthd::deploy::port::MountSource as _;
 use hearthd::image::{Destination, Images};
@@ -21,8 +21,8 @@ use crate::fixture::Fixture;
 /// Room storage, and an image `assets:1` to mount.
 async fn room(fixture: &Fixture) -> (InstanceMounts, PinnedImage) {
     let path = fixture.dir.path();
-    let root = |name: &str| Root::open_or_create(&path.join("storage").join(name)).unwrap();
-    let storage = Storage { room: root("room"), project: root("project") };
+    let root = |name: &str| StorageRoot::open_or_create(&path.join("storage").join(name)).unwrap();
+    let storage = StorageRoots { room: root("room"), project: root("project") };
     let store = Store::open(&path.join("state.db")).unwrap();
     let inspection = LayerInspection::new(LayerLimits::default());
     let images = Images::new(
@@ -40,7 +40,7 @@ async fn room(fixture: &Fixture) -> (InstanceMounts, PinnedImage) {
     let tag = Destination::Tag(Reference::parse_tag("assets:1").unwrap());
     let loaded = images.load(io::Cursor::new(archive), tag, "ann").await.unwrap();
     let assets = PinnedImage { repository: "assets".parse().unwrap(), digest: loaded.manifest.digest };
-    let contexts = Contexts::new(ContextOptions {
+    let contexts = ContextPreparer::new(ContextOptions {
         room: "r".to_owned(),
         storage: storage.clone(),
         state_dir: path.to_owned(),
@@ -93,7 +93,7 @@ async fn an_instance_uses_storage_images_and_volumes_and_leaves_none_of_their_mo
         assert_eq!(lines[8..], ["new", "seed"]);
         assert_eq!(fs::read_to_string(storage.join("new")).unwrap(), "from the service\n");
         let instances = fixture.dir.path().canonicalize().unwrap().join("instances");
-        assert_eq!(points_below(&instances).unwrap().len(), 0);
+        assert_eq!(mount_points_below(&instances).unwrap().len(), 0);
         assert_eq!(fs::read_dir(&instances).unwrap().count(), 0);
         assert_eq!(fs::read_to_string(storage.join("file")).unwrap(), "of the room\n");
     })

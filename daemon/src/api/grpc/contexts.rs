@@ -14,9 +14,9 @@ use super::{ask, ask_for_packs, caller, share_owner};
 use crate::access::policy::{self, CallerAction};
 use crate::build::RoomContexts;
 use crate::context::ContextError;
-use crate::context::compare::{self, Difference};
-use crate::context::mounts::{MountError, MountRequest, MountState, Mounts};
-use crate::context::tree::{Located, Reader, Seen, Shown, Tree};
+use crate::context::compare::{self, TreeDifference};
+use crate::context::mounts::{MountError, MountRequest, MountState, MountedContexts};
+use crate::context::tree::{ContextTree, EntryStat, FileReader, LocatedEntry, WalkedEntry};
 use crate::image::Images;
 use crate::model::access::{Caller, StorageVerb};
 use crate::model::share_owner::ShareOwner;
@@ -25,7 +25,7 @@ use crate::task;
 
 pub struct ContextsService {
     pub contexts: RoomContexts,
-    pub mounts: Mounts,
+    pub mounts: MountedContexts,
     pub rooms: RoomRegistries,
     /// Looks up the owners of packs.
     pub images: Images,
@@ -34,7 +34,7 @@ pub struct ContextsService {
 
 /// An opened context that the caller may read.
 struct Open {
-    tree: Tree,
+    tree: ContextTree,
     mounts: Vec<MountSpec>,
     manifests: Vec<Digest>,
     root: MountTarget,
@@ -219,7 +219,7 @@ impl ContextsService {
         owner: &ShareOwner,
         directory: PathBuf,
     ) -> Result<Response<Answers<v1::ContextDifference>>, Status> {
-        let union = self.mounts.union(directory.clone()).await.map_err(Refusal::from)?;
+        let union = self.mounts.overlay(directory.clone()).await.map_err(Refusal::from)?;
         let changes = self.walks.begin(owner, move |told| {
             let changes =
                 union.changes(&mut |difference, path| told.tell(Ok(difference_to_wire(difference, path))));
@@ -263,9 +263,9 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Looks up a path, and returns the tree with the result.
-async fn find(tree: Tree, path: Vec<u8>) -> Result<(Tree, Located), Status> {
+async fn find(tree: ContextTree, path: Vec<u8>) -> Result<(ContextTree, LocatedEntry), Status> {
     let shown = String::from_utf8_lossy(&path).into_owned();
-    let (tree, found) = blocking(move || tree.find(&path).map(|found| (tree, found))).await?;
+    let (tree, found) = blocking(move || tree.resolve(&path).map(|found| (tree, found))).await?;
     match found {
         Some(found) => Ok((tree, found)),
         None => {
@@ -279,18 +279,18 @@ async fn find(tree: Tree, path: Vec<u8>) -> Result<(Tree, Located), Status> {
 
 /// Sends the entries of a directory, or the entry of a single file.
 fn listing(
-    tree: &Tree,
-    (path, seen): Located,
+    tree: &ContextTree,
+    (path, seen): LocatedEntry,
     recursive: bool,
     told: &Told<v1::ContextEntry>,
 ) -> Result<(), ContextError> {
-    let tell = |shown: &Shown| told.tell(Ok(entry(&shown.path, &shown.seen, shown.target.as_deref())));
+    let tell = |shown: &WalkedEntry| told.tell(Ok(entry(&shown.path, &shown.stat, shown.target.as_deref())));
     if seen.attr.kind != rustix::fs::FileType::Directory {
-        let shown = tree.shown(&path.clone(), path, seen)?;
+        let shown = tree.walked_entry(&path.clone(), path, seen)?;
         shown.iter().all(tell);
         return Ok(());
     }
-    for shown in tree.below(&path, recursive)? {
+    for shown in tree.walk_below(&path, recursive)? {
         if !tell(&shown?) {
             break;
         }
@@ -305,14 +305,14 @@ fn end<T>(told: &Told<T>, result: Result<(), ContextError>) {
     }
 }
 
-fn piece(reader: &mut Reader) -> Result<Option<Vec<u8>>, ContextError> {
+fn piece(reader: &mut FileReader) -> Result<Option<Vec<u8>>, ContextError> {
     let mut chunk = vec![0; CHUNK];
     let count = reader.read(&mut chunk)?;
     chunk.truncate(count);
     Ok(Some(chunk).filter(|chunk| !chunk.is_empty()))
 }
 
-fn entry(path: &[u8], seen: &Seen, target: Option<&[u8]>) -> v1::ContextEntry {
+fn entry(path: &[u8], seen: &EntryStat, target: Option<&[u8]>) -> v1::ContextEntry {
     use rustix::fs::FileType;
     let kind = match seen.attr.kind {
         FileType::RegularFile => v1::FileKind::File,
@@ -333,11 +333,11 @@ fn entry(path: &[u8], seen: &Seen, target: Option<&[u8]>) -> v1::ContextEntry {
     }
 }
 
-fn difference_to_wire(difference: Difference, path: &[u8]) -> v1::ContextDifference {
+fn difference_to_wire(difference: TreeDifference, path: &[u8]) -> v1::ContextDifference {
     let difference = match difference {
-        Difference::Added => v1::Difference::Added,
-        Difference::Removed => v1::Difference::Removed,
-        Difference::Changed => v1::Difference::Changed,
+        TreeDifference::Added => v1::Difference::Added,
+        TreeDifference::Removed => v1::Difference::Removed,
+        TreeDifference::Changed => v1::Difference::Changed,
     };
     v1::ContextDifference { difference: difference.into(), path: path.to_vec().into() }
 }
@@ -363,7 +363,7 @@ impl From<ContextError> for Refusal {
         let fault = error.fault();
         let status = match &error {
             ContextError::Changed { .. } => Code::Aborted,
-            ContextError::Ending => Code::Unavailable,
+            ContextError::ShuttingDown => Code::Unavailable,
             ContextError::Cancelled => Code::Cancelled,
             ContextError::ContextPathNotFound { .. } | ContextError::SubpathNotFound { .. } => Code::NotFound,
             ContextError::Io { .. } | ContextError::Layer { .. } => Code::Internal,
@@ -384,7 +384,7 @@ impl From<MountError> for Refusal {
                 Self::new(Code::NotFound, code, message)
             }
             MountError::AlreadyMounted { .. } => Self::new(Code::AlreadyExists, code, message),
-            MountError::Ending => Self::new(Code::Unavailable, code, message).retryable(None),
+            MountError::ShuttingDown => Self::new(Code::Unavailable, code, message).retryable(None),
             MountError::Io { .. } => Self::new(Code::Internal, code, message),
             MountError::NotADirectory { .. }
             | MountError::NotEmpty { .. }

@@ -10,7 +10,7 @@ use super::super::error::Refusal;
 use super::answers::{Answers, chunk_of, in_pieces};
 use super::{ask, caller, share_owner};
 use crate::access::policy::{CallerAction, decide, listed_owner};
-use crate::context::storage::Storage;
+use crate::context::storage::StorageRoots;
 use crate::disk::DiskShares;
 use crate::image::port::TagQuery;
 use crate::image::port::cached::ImageRight;
@@ -19,7 +19,7 @@ use crate::model::{Digest, Reference, Repository, Tag};
 
 pub struct ImagesService {
     pub images: Images,
-    pub storage: Storage,
+    pub storage: StorageRoots,
     pub elsewhere: Elsewhere,
     pub disk: DiskShares,
 }

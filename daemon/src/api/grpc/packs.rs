@@ -15,7 +15,7 @@ use super::super::error::Refusal;
 use super::upload::{Area, CountedWriter, FileError, NewFile};
 use super::{ask, caller, share_owner, storage_for};
 use crate::access::policy::{CallerAction, decide};
-use crate::context::storage::{Root, Storage, StorageError, WriteOptions};
+use crate::context::storage::{StorageError, StorageRoot, StorageRoots, WriteOptions};
 use crate::disk::DiskShares;
 use crate::model::Reference;
 use crate::model::access::{Caller, StorageVerb};
@@ -31,7 +31,7 @@ const MAX_LINEAGE: usize = 128;
 
 pub struct PacksService {
     pub packs: Packs,
-    pub storage: Storage,
+    pub storage: StorageRoots,
     pub rooms: crate::model::RoomRegistries,
     pub disk: DiskShares,
 }
@@ -281,7 +281,11 @@ fn push(lister: &mut Lister, entry: &v1::PackEntry) -> Result<(), Refusal> {
     Ok(lister.push(&node)?)
 }
 
-fn destination(caller: &Caller, room: &Root, request: v1::BeginPackRequest) -> Result<Destination, Status> {
+fn destination(
+    caller: &Caller,
+    room: &StorageRoot,
+    request: v1::BeginPackRequest,
+) -> Result<Destination, Status> {
     use v1::begin_pack_request::Destination as Wire;
     let tag: Option<Reference> = match &request.destination {
         Some(Wire::Tag(text)) => Some(convert::tag("tag", text)?),

@@ -9,7 +9,7 @@ use super::answers::{Answers, chunk_of, in_pieces};
 use super::upload::{Area, FileUpload, NewFile, begin_missing, checked, chunk_missing};
 use super::{ask, caller, share_owner, storage_for};
 use crate::access::policy::CallerAction;
-use crate::context::storage::{FileKind, FileStat, Root, Storage, StorageError, WriteOptions};
+use crate::context::storage::{FileKind, FileStat, StorageError, StorageRoot, StorageRoots, WriteOptions};
 use crate::disk::DiskShares;
 use crate::model::access::{Caller, StorageVerb};
 use crate::task;
@@ -18,7 +18,7 @@ use crate::task;
 const ENTRIES: usize = 256;
 
 pub struct StorageService {
-    pub storage: Storage,
+    pub storage: StorageRoots,
     pub disk: DiskShares,
 }
 
@@ -118,7 +118,7 @@ impl StorageService {
         verb: StorageVerb,
         wire: i32,
         path: &str,
-    ) -> Result<(Root, PathBuf), Status> {
+    ) -> Result<(StorageRoot, PathBuf), Status> {
         let (root, name) = match area(wire)? {
             Area::Room => (&self.storage.room, "room"),
             Area::Project => (&self.storage.project, "project"),

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tonic::{Code, Status};
 
 use super::super::error::Refusal;
-use crate::context::storage::{FileStat, Root, StorageError, WriteOptions, Writer};
+use crate::context::storage::{FileStat, StorageError, StorageRoot, StorageWriter, WriteOptions};
 use crate::disk::{DiskClaim, DiskError, DiskShares, KeptContent, UploadKind};
 use crate::model::share_owner::ShareOwner;
 use crate::task;
@@ -23,7 +23,7 @@ pub(super) struct FileUpload {
 
 /// A file to be stored, and its owner.
 pub(super) struct NewFile<'a> {
-    pub root: Root,
+    pub root: StorageRoot,
     pub path: PathBuf,
     pub options: WriteOptions,
     pub area: Area,
@@ -38,7 +38,7 @@ pub(super) enum Area {
 
 /// Writes a file within the owner's share of the disk.
 pub(super) struct CountedWriter {
-    writer: Writer,
+    writer: StorageWriter,
     claim: DiskClaim,
 }
 

@@ -3,13 +3,13 @@
 //! The estimate makes unchanged builds cheap: too many paths cost time, and a missing path is noticed when BuildKit
 //! asks for it. Anything that is not a plain path therefore selects the whole context.
 
-use crate::context::tree::Selection;
+use crate::context::tree::CopySelection;
 
 use super::lines::{self, Instruction};
 use super::words;
 
 /// Returns the paths that instructions copy or mount from the context.
-pub fn selection(dockerfile: &[u8]) -> Selection {
+pub fn selection(dockerfile: &[u8]) -> CopySelection {
     let text = String::from_utf8_lossy(dockerfile);
     let (instructions, escape) = lines::instructions(&text);
     let mut paths = Vec::new();
@@ -23,10 +23,10 @@ pub fn selection(dockerfile: &[u8]) -> Selection {
         };
         match taken {
             Some(taken) => paths.extend(taken),
-            None => return Selection::default(),
+            None => return CopySelection::default(),
         }
     }
-    Selection::of(paths)
+    CopySelection::of(paths)
 }
 
 /// Returns the source paths of a COPY or ADD, or `None` when they cannot be determined.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::super::dockerfile;
 use super::*;
 use crate::context::MemoryTree;
-use crate::context::port::{Entry, SessionName, Unwatched};
+use crate::context::port::{NoTransferWatch, SessionName, TreeEntry};
 
 /// Paths in order. A trailing `/` marks a directory, `->` a link, a leading `!` an entry that is not sent.
 struct Paths(Vec<(&'static str, bool)>);
@@ -22,14 +22,14 @@ impl FileTree for Paths {
         self.0.len()
     }
 
-    fn entry(&self, index: usize) -> Entry<'_> {
+    fn entry(&self, index: usize) -> TreeEntry<'_> {
         let path = self.0[index].0;
         let (path, kind) = match (path.split_once("->"), path.strip_suffix('/')) {
             (Some((path, target)), _) => (path, EntryKind::Symlink(target.as_bytes())),
             (None, Some(path)) => (path, EntryKind::Directory),
             (None, None) => (path, EntryKind::File),
         };
-        Entry { path: path.as_bytes(), kind, mode: 0o644, size: 0, mtime: 0 }
+        TreeEntry { path: path.as_bytes(), kind, mode: 0o644, size: 0, mtime: 0 }
     }
 
     fn is_covered(&self, index: usize) -> bool {
@@ -52,7 +52,7 @@ fn looked(paths: &[&'static str], own_ignore: Option<&str>, copied: &str) -> Opt
         dockerfile_name: "Dockerfile".to_owned(),
         context_session: session.clone(),
         dockerfile_session: session,
-        watch: Arc::new(Unwatched),
+        watch: Arc::new(NoTransferWatch),
     };
     let dockerfile = format!("FROM x\nCOPY {copied} /y/\n");
     let copied = dockerfile::sources(dockerfile.as_bytes(), &BTreeMap::new(), None);

@@ -7,7 +7,7 @@
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
-use crate::context::port::{Entry, EntryKind, FileTree};
+use crate::context::port::{EntryKind, FileTree, TreeEntry};
 
 /// Maximum number of links followed for all paths of one request; it ends a tree of links that lead to each other.
 const LINK_LIMIT: usize = 10_000;
@@ -73,7 +73,7 @@ fn walk(tree: &Tree<'_>, path: &[u8], found: &mut BTreeSet<Vec<u8>>, push: &mut 
     }
 }
 
-fn link_target(parent: &[u8], entry: &Entry<'_>) -> Option<Vec<u8>> {
+fn link_target(parent: &[u8], entry: &TreeEntry<'_>) -> Option<Vec<u8>> {
     let EntryKind::Symlink(target) = entry.kind else { return None };
     Some(if target.starts_with(b"/") { clean(target) } else { clean(&join(parent, target)) })
 }
@@ -121,11 +121,11 @@ impl<'a> Tree<'a> {
         None
     }
 
-    fn get(&self, path: &[u8]) -> Option<Entry<'a>> {
+    fn get(&self, path: &[u8]) -> Option<TreeEntry<'a>> {
         self.find(path).map(|index| self.0.entry(index))
     }
 
-    fn children(&self, dir: &[u8]) -> impl Iterator<Item = Entry<'a>> {
+    fn children(&self, dir: &[u8]) -> impl Iterator<Item = TreeEntry<'a>> {
         let start = match dir {
             [] => 0,
             dir => self.find(dir).map_or(self.0.len(), |index| index + 1),

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use super::follow;
 use super::wire::{Stat, StatXattr};
-use crate::context::port::{Entry, EntryKind, FileTree, Xattr};
+use crate::context::port::{EntryKind, FileTree, TreeEntry, Xattr};
 
 /// The three lists of one request.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -120,7 +120,7 @@ impl Stats {
     }
 }
 
-fn go_mode(entry: &Entry<'_>) -> u32 {
+fn go_mode(entry: &TreeEntry<'_>) -> u32 {
     let kind = match &entry.kind {
         EntryKind::Directory => go::DIR,
         EntryKind::Symlink(_) => go::SYMLINK,

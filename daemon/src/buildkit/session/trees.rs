@@ -25,7 +25,7 @@ use tonic::Status;
 use super::super::Address;
 use super::Session;
 use super::files::{ServedTree, Source};
-use crate::context::port::{ContextFiles, SessionName, Unwatched};
+use crate::context::port::{ContextFiles, NoTransferWatch, SessionName};
 
 /// Time for which an idle session stays open, so that the next build of the same tree finds it.
 const LINGER: Duration = Duration::from_secs(120);
@@ -72,7 +72,7 @@ impl TreeSessions {
     /// Leases the sessions that a build needs, and opens those that are not open yet.
     pub(in crate::buildkit) async fn lease(self: &Arc<Self>, files: &ContextFiles) -> Result<Lease, Status> {
         let context = Source { tree: Arc::clone(&files.context), watch: Arc::clone(&files.watch) };
-        let dockerfile = Source { tree: Arc::clone(&files.dockerfile), watch: Arc::new(Unwatched) };
+        let dockerfile = Source { tree: Arc::clone(&files.dockerfile), watch: Arc::new(NoTransferWatch) };
         let mut lease = Lease { sessions: Arc::clone(self), ids: Vec::new() };
         let context = lease.hold(&files.context_session, "context", context);
         let dockerfile = lease.hold(&files.dockerfile_session, "dockerfile", dockerfile);

@@ -8,31 +8,31 @@ use std::sync::LazyLock;
 
 use parking_lot::Mutex;
 
-use super::Stat;
+use super::DiskStat;
 
 /// Frozen change times by device (as in the metadata of the standard library) and inode.
-static STANDING: LazyLock<Mutex<BTreeMap<(u64, u64), i64>>> = LazyLock::new(Mutex::default);
+static FROZEN: LazyLock<Mutex<BTreeMap<(u64, u64), i64>>> = LazyLock::new(Mutex::default);
 
 /// Guard that keeps the change time of one file constant while it lives.
-pub struct Standing((u64, u64));
+pub struct FrozenChangeTime((u64, u64));
 
 /// Fixes the change time of the file at `path` to `changed` (nanoseconds since 1970) until the guard is
 /// dropped.
-pub fn stand(path: &Path, changed: i64) -> Standing {
+pub fn freeze_change_time(path: &Path, changed: i64) -> FrozenChangeTime {
     let metadata = std::fs::symlink_metadata(path).unwrap();
     let file = (metadata.dev(), metadata.ino());
-    STANDING.lock().insert(file, changed);
-    Standing(file)
+    FROZEN.lock().insert(file, changed);
+    FrozenChangeTime(file)
 }
 
-impl Drop for Standing {
+impl Drop for FrozenChangeTime {
     fn drop(&mut self) {
-        STANDING.lock().remove(&self.0);
+        FROZEN.lock().remove(&self.0);
     }
 }
 
-pub(super) fn seen(stat: Stat) -> Stat {
+pub(super) fn with_frozen_time(stat: DiskStat) -> DiskStat {
     let (major, minor) = ((stat.device >> 32) as u32, stat.device as u32);
-    let changed = STANDING.lock().get(&(rustix::fs::makedev(major, minor), stat.inode)).copied();
-    Stat { changed: changed.unwrap_or(stat.changed), ..stat }
+    let changed = FROZEN.lock().get(&(rustix::fs::makedev(major, minor), stat.inode)).copied();
+    DiskStat { changed: changed.unwrap_or(stat.changed), ..stat }
 }

@@ -12,15 +12,15 @@ use parking_lot::{Mutex, MutexGuard};
 
 /// Backing files of the inodes that are open with passthrough.
 #[derive(Default)]
-pub(super) struct Passthrough(Mutex<HashMap<u64, Backing>>);
+pub(super) struct PassthroughFiles(Mutex<HashMap<u64, BackingFile>>);
 
-struct Backing {
+struct BackingFile {
     id: BackingId,
     opens: u32,
 }
 
-impl Passthrough {
-    fn backings(&self) -> MutexGuard<'_, HashMap<u64, Backing>> {
+impl PassthroughFiles {
+    fn backings(&self) -> MutexGuard<'_, HashMap<u64, BackingFile>> {
         self.0.lock()
     }
 
@@ -34,7 +34,7 @@ impl Passthrough {
         }
         match reply.open_backing(file) {
             Ok(id) => {
-                let backing = backings.entry(inode).or_insert(Backing { id, opens: 1 });
+                let backing = backings.entry(inode).or_insert(BackingFile { id, opens: 1 });
                 reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), &backing.id);
             }
             Err(error) => {

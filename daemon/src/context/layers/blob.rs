@@ -9,7 +9,7 @@ use std::sync::Arc;
 const BUFFER: usize = 64 << 10;
 
 /// A byte source that is read by position.
-pub(super) trait Bytes: Send + Sync {
+pub(super) trait ByteSource: Send + Sync {
     fn length(&self) -> u64;
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
 
@@ -42,7 +42,7 @@ impl BlobFile {
     }
 }
 
-impl Bytes for BlobFile {
+impl ByteSource for BlobFile {
     fn length(&self) -> u64 {
         self.length
     }
@@ -53,7 +53,7 @@ impl Bytes for BlobFile {
 }
 
 /// Used by the entry points that take bytes in memory.
-impl Bytes for Vec<u8> {
+impl ByteSource for Vec<u8> {
     fn length(&self) -> u64 {
         self.len() as u64
     }
@@ -67,11 +67,11 @@ impl Bytes for Vec<u8> {
 }
 
 /// A blob that several readers share.
-pub(super) type Blob = Arc<dyn Bytes>;
+pub(super) type SharedBlob = Arc<dyn ByteSource>;
 
 /// Sequential reader of a range of a blob.
-pub(super) struct Input {
-    blob: Blob,
+pub(super) struct BlobInput {
+    blob: SharedBlob,
     /// Offset of the byte after the buffered ones.
     next: u64,
     end: u64,
@@ -80,8 +80,8 @@ pub(super) struct Input {
     filled: usize,
 }
 
-impl Input {
-    pub(super) fn new(blob: Blob, start: u64, end: u64) -> Self {
+impl BlobInput {
+    pub(super) fn new(blob: SharedBlob, start: u64, end: u64) -> Self {
         let end = end.min(blob.length());
         let buffer = vec![0; BUFFER].into_boxed_slice();
         Self { blob, next: start, end, buffer, used: 0, filled: 0 }

@@ -19,34 +19,34 @@ use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
-use super::access::Format;
-use super::blob::{Blob, BlobFile};
+use super::access_points::BlobFormat;
+use super::blob::{BlobFile, SharedBlob};
 use super::index::{self, LayerIndex};
-use super::pass::pass;
-use super::reader::{Decoded, LayerReader};
+use super::pass::index_layer;
+use super::reader::{DecodedCache, LayerReader};
 use super::{ImageTree, LayerBlob, LayerError};
 use crate::model::{Digest, LayerLimits};
 use crate::task;
 
 /// Prefix of the names of incomplete files, which are removed at start.
-const UNFINISHED: &str = "unfinished-";
-const INDEX: &str = "index";
+const UNFINISHED_PREFIX: &str = "unfinished-";
+const INDEX_EXTENSION: &str = "index";
 /// Extension of the decompressed layers that an earlier version stored.
-const SPOOLED: &str = "tar";
+const OBSOLETE_EXTENSION: &str = "tar";
 
 /// Opens layers for reading, and stores their indexes on disk.
 pub struct LayerCache {
     directory: PathBuf,
     limits: LayerLimits,
     /// One lock for each layer whose index is being built.
-    busy: Mutex<HashMap<Digest, Arc<Mutex<()>>>>,
-    decoded: Arc<Decoded>,
+    index_locks: Mutex<HashMap<Digest, Arc<Mutex<()>>>>,
+    decoded: Arc<DecodedCache>,
 }
 
 /// A layer that can be read at any position.
-pub(super) struct OpenLayer {
+pub(super) struct IndexedLayer {
     pub entries: Vec<u8>,
-    pub hides: bool,
+    pub has_whiteouts: bool,
     pub reader: LayerReader,
 }
 
@@ -57,15 +57,22 @@ impl LayerCache {
         for entry in fs::read_dir(directory)? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.starts_with(UNFINISHED) || path.extension().is_some_and(|end| end == SPOOLED) {
+            if name.starts_with(UNFINISHED_PREFIX)
+                || path.extension().is_some_and(|end| end == OBSOLETE_EXTENSION)
+            {
                 fs::remove_file(&path)?;
             }
         }
-        Ok(Self { directory: directory.to_owned(), limits, busy: Mutex::default(), decoded: Arc::default() })
+        Ok(Self {
+            directory: directory.to_owned(),
+            limits,
+            index_locks: Mutex::default(),
+            decoded: Arc::default(),
+        })
     }
 
     /// Returns the merged tree of an image's layers, lowest first. An error names the layer.
-    pub fn image(&self, layers: Vec<LayerBlob>) -> Result<ImageTree, (Digest, LayerError)> {
+    pub fn image_tree(&self, layers: Vec<LayerBlob>) -> Result<ImageTree, (Digest, LayerError)> {
         let mut image = ImageTree::new(self.limits);
         for (digest, layer) in self.open_all(layers) {
             let added = layer.and_then(|layer| image.add_layer(layer));
@@ -75,9 +82,9 @@ impl LayerCache {
     }
 
     /// Removes the indexes of a layer that is not needed any more.
-    pub fn forget(&self, diff_id: &Digest) {
+    pub fn remove_indexes(&self, diff_id: &Digest) {
         let prefix = format!("{}.", diff_id.hex());
-        let removed = self.kept().and_then(|kept| {
+        let removed = self.index_files().and_then(|kept| {
             let of_layer = |path: &Path| {
                 path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix))
             };
@@ -93,10 +100,10 @@ impl LayerCache {
     }
 
     /// Opens layers, several in parallel if their indexes have to be built.
-    fn open_all(&self, layers: Vec<LayerBlob>) -> Vec<(Digest, Result<OpenLayer, LayerError>)> {
+    fn open_all(&self, layers: Vec<LayerBlob>) -> Vec<(Digest, Result<IndexedLayer, LayerError>)> {
         let (next, total) = (AtomicUsize::new(0), AtomicU64::new(0));
-        let slot = |layer: LayerBlob| Slot { digest: layer.digest, layer: Some(layer), opened: None };
-        let slots: Vec<Mutex<Slot>> = layers.into_iter().map(|layer| Mutex::new(slot(layer))).collect();
+        let slot = |layer: LayerBlob| LayerSlot { digest: layer.digest, layer: Some(layer), opened: None };
+        let slots: Vec<Mutex<LayerSlot>> = layers.into_iter().map(|layer| Mutex::new(slot(layer))).collect();
         let work = || {
             while let Some(slot) = slots.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let Some(layer) = slot.lock().layer.take() else { continue };
@@ -124,38 +131,38 @@ impl LayerCache {
         slots.filter_map(|slot| Some((slot.digest, slot.opened?))).collect()
     }
 
-    fn open_layer(&self, layer: LayerBlob) -> Result<OpenLayer, LayerError> {
+    fn open_layer(&self, layer: LayerBlob) -> Result<IndexedLayer, LayerError> {
         if !is_layer(&layer.media_type) {
             return Err(LayerError::MediaType(layer.media_type));
         }
         let LayerBlob { digest, diff_id, file, .. } = layer;
-        let blob: Blob = Arc::new(BlobFile::new(file)?);
-        let busy = Arc::clone(self.busy.lock().entry(diff_id).or_default());
+        let blob: SharedBlob = Arc::new(BlobFile::new(file)?);
+        let busy = Arc::clone(self.index_locks.lock().entry(diff_id).or_default());
         let result = {
             let _turn = busy.lock();
-            match self.known(&diff_id, &digest, &blob)? {
+            match self.load_index(&diff_id, &digest, &blob)? {
                 Some(known) => Ok(known),
-                None => self.make(diff_id, digest, &blob),
+                None => self.build_index(diff_id, digest, &blob),
             }
         };
         drop(busy);
-        self.busy.lock().retain(|_, busy| Arc::strong_count(busy) > 1);
+        self.index_locks.lock().retain(|_, busy| Arc::strong_count(busy) > 1);
         let (index, file) = result?;
-        let LayerIndex { format, points, length, entries, hides, .. } = index;
+        let LayerIndex { format, points, length, entries, has_whiteouts: hides, .. } = index;
         let reader = LayerReader::new(blob, Some(file), (format, points, length), Arc::clone(&self.decoded));
-        Ok(OpenLayer { entries, hides, reader })
+        Ok(IndexedLayer { entries, has_whiteouts: hides, reader })
     }
 
     fn path(&self, diff_id: &Digest, blob: &Digest) -> PathBuf {
-        self.directory.join(format!("{}.{}.{INDEX}", diff_id.hex(), blob.hex()))
+        self.directory.join(format!("{}.{}.{INDEX_EXTENSION}", diff_id.hex(), blob.hex()))
     }
 
     /// Loads an existing index. `None` if there is none, or if it must be rebuilt.
-    fn known(
+    fn load_index(
         &self,
         diff_id: &Digest,
         digest: &Digest,
-        blob: &Blob,
+        blob: &SharedBlob,
     ) -> Result<Option<(LayerIndex, File)>, LayerError> {
         let path = self.path(diff_id, digest);
         let file = match File::open(&path) {
@@ -181,10 +188,15 @@ impl LayerCache {
         Ok(Some((index, file)))
     }
 
-    fn make(&self, diff_id: Digest, digest: Digest, blob: &Blob) -> Result<(LayerIndex, File), LayerError> {
-        let format = Format::of_blob(&**blob)?;
-        let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(&self.directory)?;
-        let passed = pass(blob, format, &self.limits, file.as_file_mut())?;
+    fn build_index(
+        &self,
+        diff_id: Digest,
+        digest: Digest,
+        blob: &SharedBlob,
+    ) -> Result<(LayerIndex, File), LayerError> {
+        let format = BlobFormat::of_blob(&**blob)?;
+        let mut file = tempfile::Builder::new().prefix(UNFINISHED_PREFIX).tempfile_in(&self.directory)?;
+        let passed = index_layer(blob, format, &self.limits, file.as_file_mut())?;
         if passed.diff_id != diff_id {
             return Err(LayerError::DiffId { expected: diff_id, actual: passed.diff_id });
         }
@@ -196,29 +208,29 @@ impl LayerCache {
             format,
             points: passed.points,
             entries: passed.entries,
-            hides: passed.hides,
+            has_whiteouts: passed.has_whiteouts,
         };
         file.as_file_mut().write_all(&index.encode())?;
         // Not synced: a crash damages the file in a way that its checksum reveals, and it is rebuilt.
         let path = self.path(&diff_id, &digest);
         let file = file.persist(&path).map_err(|error| error.error)?;
-        self.make_room(&path)?;
+        self.evict(&path)?;
         Ok((index, file))
     }
 
-    fn kept(&self) -> io::Result<Vec<Kept>> {
+    fn index_files(&self) -> io::Result<Vec<IndexFile>> {
         let mut kept = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
             let path = entry.path();
-            if path.extension().is_none_or(|end| end != INDEX) {
+            if path.extension().is_none_or(|end| end != INDEX_EXTENSION) {
                 continue;
             }
             match entry.metadata() {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
                 Ok(metadata) => {
-                    kept.push(Kept { used: metadata.modified()?, bytes: metadata.len(), path });
+                    kept.push(IndexFile { used: metadata.modified()?, bytes: metadata.len(), path });
                 }
             }
         }
@@ -226,11 +238,11 @@ impl LayerCache {
     }
 
     /// Removes the least recently used indexes except `newest` until the rest fits the quota.
-    fn make_room(&self, newest: &Path) -> io::Result<()> {
-        let mut kept = self.kept()?;
+    fn evict(&self, newest: &Path) -> io::Result<()> {
+        let mut kept = self.index_files()?;
         let mut bytes: u64 = kept.iter().map(|kept| kept.bytes).sum();
         kept.sort_by_key(|kept| kept.used);
-        for Kept { bytes: size, path, .. } in kept {
+        for IndexFile { bytes: size, path, .. } in kept {
             if bytes <= self.limits.kept_bytes {
                 break;
             }
@@ -244,13 +256,13 @@ impl LayerCache {
 }
 
 /// A layer of an image while it is opened.
-struct Slot {
+struct LayerSlot {
     digest: Digest,
     layer: Option<LayerBlob>,
-    opened: Option<Result<OpenLayer, LayerError>>,
+    opened: Option<Result<IndexedLayer, LayerError>>,
 }
 
-struct Kept {
+struct IndexFile {
     used: SystemTime,
     bytes: u64,
     path: PathBuf,

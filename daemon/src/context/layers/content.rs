@@ -2,20 +2,20 @@
 
 use hearth_pack::identity::ContentHash;
 
-use super::sparse::Piece;
+use super::sparse::SparseExtent;
 
 /// Maximum number of zeros in the holes of one layer that are hashed, which takes about a second.
-pub(super) const HASHED_HOLES: u64 = 4 << 30;
+pub(super) const MAX_HASHED_HOLES: u64 = 4 << 30;
 
 /// Key context of a separate hash for files with larger holes, which cannot equal the hash of any content.
 /// Such files are equal only if their sparse maps are. A false "changed" is the worst consequence.
-const MAPPED: &str = "hearth sparse file: size, pieces, stored bytes";
+const MAP_HASH_CONTEXT: &str = "hearth sparse file: size, pieces, stored bytes";
 
 /// Hashes the content of one file.
-pub(super) struct ContentSum {
+pub(super) struct ContentHasher {
     sum: blake3::Hasher,
     /// Remaining extents of the map in reverse order; empty if holes are not hashed.
-    pieces: Vec<Piece>,
+    pieces: Vec<SparseExtent>,
     /// Offset in the file of the next byte.
     position: u64,
     size: Option<u64>,
@@ -23,12 +23,12 @@ pub(super) struct ContentSum {
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
-impl ContentSum {
+impl ContentHasher {
     pub(super) fn plain() -> Self {
         Self { sum: blake3::Hasher::new(), pieces: Vec::new(), position: 0, size: None }
     }
 
-    pub(super) fn sparse(pieces: &[Piece], size: u64, budget: &mut u64) -> Self {
+    pub(super) fn sparse(pieces: &[SparseExtent], size: u64, budget: &mut u64) -> Self {
         let stored: u64 = pieces.iter().map(|piece| piece.length).sum();
         let holes = size.saturating_sub(stored);
         if let Some(rest) = budget.checked_sub(holes) {
@@ -36,7 +36,7 @@ impl ContentSum {
             let pieces = pieces.iter().rev().copied().collect();
             return Self { sum: blake3::Hasher::new(), pieces, position: 0, size: Some(size) };
         }
-        let mut sum = blake3::Hasher::new_derive_key(MAPPED);
+        let mut sum = blake3::Hasher::new_derive_key(MAP_HASH_CONTEXT);
         sum.update(&size.to_le_bytes());
         sum.update(&(pieces.len() as u64).to_le_bytes());
         for piece in pieces {

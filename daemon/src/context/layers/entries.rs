@@ -3,9 +3,9 @@
 
 use hearth_pack::identity::ContentHash;
 
-use super::archive::{Content, TarEntry, TarKind};
-use super::sparse::{self, MAX_PIECES, Part};
-use super::wire::{Damaged, Wire, put_bytes, put_number, put_signed};
+use super::encoding::{DamagedIndex, IndexDecoder, put_bytes, put_number, put_signed};
+use super::sparse::{self, MAX_EXTENTS, SparseRange};
+use super::tar_parser::{TarContentLocation, TarEntry, TarKind};
 
 const FILE: u8 = 0;
 const SPARSE: u8 = 1;
@@ -23,7 +23,7 @@ pub(super) struct EntryWriter {
     pub bytes: Vec<u8>,
     pub count: usize,
     /// True if any path looks like a whiteout.
-    pub hides: bool,
+    pub has_whiteouts: bool,
     path: Vec<u8>,
 }
 
@@ -32,8 +32,8 @@ impl EntryWriter {
         let TarEntry { path, kind, mode, mtime, xattrs } = entry;
         let out = &mut self.bytes;
         let tag = match &kind {
-            TarKind::File { content: Content::At(_), .. } => FILE,
-            TarKind::File { content: Content::Sparse(_), .. } => SPARSE,
+            TarKind::File { content: TarContentLocation::At(_), .. } => FILE,
+            TarKind::File { content: TarContentLocation::Sparse(_), .. } => SPARSE,
             TarKind::Directory => DIRECTORY,
             TarKind::Symlink(_) => SYMLINK,
             TarKind::HardLink(_) => HARD_LINK,
@@ -48,12 +48,12 @@ impl EntryWriter {
         put_number(out, u64::from(mode));
         put_signed(out, mtime);
         match kind {
-            TarKind::File { size, content: Content::At(at), hash } => {
+            TarKind::File { size, content: TarContentLocation::At(at), hash } => {
                 put_number(out, size);
                 put_number(out, at);
                 out.extend_from_slice(hash.as_bytes());
             }
-            TarKind::File { size, content: Content::Sparse(pieces), hash } => {
+            TarKind::File { size, content: TarContentLocation::Sparse(pieces), hash } => {
                 put_number(out, size);
                 put_number(out, pieces.first().map_or(0, |piece| piece.at));
                 out.extend_from_slice(hash.as_bytes());
@@ -77,7 +77,7 @@ impl EntryWriter {
                 put_bytes(out, value);
             }
         }
-        self.hides |= path.windows(4).any(|part| part == b".wh.");
+        self.has_whiteouts |= path.windows(4).any(|part| part == b".wh.");
         self.path = path;
         self.count += 1;
     }
@@ -85,31 +85,31 @@ impl EntryWriter {
 
 /// Decodes entries.
 pub(super) struct EntryReader<'b> {
-    wire: Wire<'b>,
+    wire: IndexDecoder<'b>,
     path: Vec<u8>,
 }
 
 impl<'b> EntryReader<'b> {
     pub(super) const fn new(bytes: &'b [u8]) -> Self {
-        Self { wire: Wire(bytes), path: Vec::new() }
+        Self { wire: IndexDecoder(bytes), path: Vec::new() }
     }
 
-    fn entry(&mut self) -> Result<TarEntry, Damaged> {
+    fn entry(&mut self) -> Result<TarEntry, DamagedIndex> {
         let [tag] = self.wire.array()?;
-        let shared = usize::try_from(self.wire.number()?).map_err(|_| Damaged)?;
+        let shared = usize::try_from(self.wire.number()?).map_err(|_| DamagedIndex)?;
         if shared > self.path.len() {
-            return Err(Damaged);
+            return Err(DamagedIndex);
         }
         self.path.truncate(shared);
         self.path.extend_from_slice(self.wire.bytes()?);
-        let mode = self.wire.small()? & 0o7777;
+        let mode = self.wire.number_u32()? & 0o7777;
         let mtime = self.wire.signed()?;
         let kind = match tag & !XATTRS {
             FILE => {
                 let (size, at) = (self.wire.number()?, self.wire.number()?);
                 let hash = ContentHash::from_bytes(self.wire.array()?);
-                at.checked_add(size).ok_or(Damaged)?;
-                TarKind::File { size, content: Content::At(at), hash }
+                at.checked_add(size).ok_or(DamagedIndex)?;
+                TarKind::File { size, content: TarContentLocation::At(at), hash }
             }
             SPARSE => self.sparse()?,
             DIRECTORY => TarKind::Directory,
@@ -117,10 +117,10 @@ impl<'b> EntryReader<'b> {
             HARD_LINK => TarKind::HardLink(self.wire.bytes()?.to_vec()),
             FIFO => TarKind::Fifo,
             kind @ (CHARACTER | BLOCK) => {
-                let (major, minor) = (self.wire.small()?, self.wire.small()?);
+                let (major, minor) = (self.wire.number_u32()?, self.wire.number_u32()?);
                 TarKind::Device { character: kind == CHARACTER, major, minor }
             }
-            _ => return Err(Damaged),
+            _ => return Err(DamagedIndex),
         };
         let mut xattrs = Vec::new();
         if tag & XATTRS != 0 {
@@ -131,27 +131,27 @@ impl<'b> EntryReader<'b> {
         Ok(TarEntry { path: self.path.clone(), kind, mode, mtime, xattrs })
     }
 
-    fn sparse(&mut self) -> Result<TarKind, Damaged> {
+    fn sparse(&mut self) -> Result<TarKind, DamagedIndex> {
         let (size, at) = (self.wire.number()?, self.wire.number()?);
         let hash = ContentHash::from_bytes(self.wire.array()?);
         let count = self.wire.count(2)?;
-        if count > MAX_PIECES {
-            return Err(Damaged);
+        if count > MAX_EXTENTS {
+            return Err(DamagedIndex);
         }
-        let mut parts: Vec<Part> = Vec::with_capacity(count);
+        let mut parts: Vec<SparseRange> = Vec::with_capacity(count);
         let mut stored = 0u64;
         for _ in 0..count {
             let part = (self.wire.number()?, self.wire.number()?);
-            stored = stored.checked_add(part.1).ok_or(Damaged)?;
+            stored = stored.checked_add(part.1).ok_or(DamagedIndex)?;
             parts.push(part);
         }
-        let pieces = sparse::pieces(&parts, size, stored, at).ok_or(Damaged)?;
-        Ok(TarKind::File { size, content: Content::Sparse(pieces), hash })
+        let pieces = sparse::locate_extents(&parts, size, stored, at).ok_or(DamagedIndex)?;
+        Ok(TarKind::File { size, content: TarContentLocation::Sparse(pieces), hash })
     }
 }
 
 impl Iterator for EntryReader<'_> {
-    type Item = Result<TarEntry, Damaged>;
+    type Item = Result<TarEntry, DamagedIndex>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.wire.0.is_empty() {

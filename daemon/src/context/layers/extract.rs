@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use hearth_pack::identity::ContentHash;
 
-use super::archive::Content;
 use super::reader::LayerReader;
+use super::tar_parser::TarContentLocation;
 
 /// Fills `buffer` from `offset` on, as far as a file of `size` bytes reaches. Returns the number of bytes.
 pub(super) fn read_at(
     layer: &LayerReader,
-    content: &Content,
+    content: &TarContentLocation,
     size: u64,
     buffer: &mut [u8],
     offset: u64,
@@ -31,7 +31,7 @@ pub(super) fn read_at(
 /// Reads at least one byte, except at the end of the file.
 fn read_some(
     layer: &LayerReader,
-    content: &Content,
+    content: &TarContentLocation,
     size: u64,
     buffer: &mut [u8],
     offset: u64,
@@ -41,8 +41,8 @@ fn read_some(
     }
     // End of the current extent or hole, and the position of the extent's bytes in the tar.
     let (until, at) = match content {
-        Content::At(at) => (size, Some(at + offset)),
-        Content::Sparse(pieces) => {
+        TarContentLocation::At(at) => (size, Some(at + offset)),
+        TarContentLocation::Sparse(pieces) => {
             let next = pieces.partition_point(|piece| piece.offset + piece.length <= offset);
             match pieces.get(next) {
                 Some(piece) if piece.offset <= offset => {
@@ -65,9 +65,9 @@ fn read_some(
 }
 
 /// Reads a file from its start to its end.
-pub(super) struct Extract {
+pub(super) struct FileExtractor {
     layer: Arc<LayerReader>,
-    content: Content,
+    content: TarContentLocation,
     size: u64,
     position: u64,
     /// Hash of the bytes read and the expected hash; `None` for sparse files, whose zeros are too expensive
@@ -75,17 +75,22 @@ pub(super) struct Extract {
     sum: Option<(Box<blake3::Hasher>, ContentHash)>,
 }
 
-impl Extract {
-    pub(super) fn new(layer: Arc<LayerReader>, content: Content, size: u64, hash: ContentHash) -> Self {
+impl FileExtractor {
+    pub(super) fn new(
+        layer: Arc<LayerReader>,
+        content: TarContentLocation,
+        size: u64,
+        hash: ContentHash,
+    ) -> Self {
         let sum = match content {
-            Content::At(_) => Some((Box::default(), hash)),
-            Content::Sparse(_) => None,
+            TarContentLocation::At(_) => Some((Box::default(), hash)),
+            TarContentLocation::Sparse(_) => None,
         };
         Self { layer, content, size, position: 0, sum }
     }
 }
 
-impl Read for Extract {
+impl Read for FileExtractor {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = read_some(&self.layer, &self.content, self.size, buffer, self.position)?;
         self.position += count as u64;
@@ -107,11 +112,11 @@ impl Read for Extract {
 }
 
 /// Stands for a sparse file that must not be copied because of its holes: every read fails.
-pub(super) struct Refused {
+pub(super) struct RefusedSparseFile {
     pub limit: u64,
 }
 
-impl Read for Refused {
+impl Read for RefusedSparseFile {
     fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
         let limit = self.limit;
         let what = format!(

@@ -11,7 +11,7 @@ use std::ops::Range;
 use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer};
 
 use super::LayerError;
-use super::blob::{Bytes, Input};
+use super::blob::{BlobInput, ByteSource};
 
 /// Maximum window that a decoder must keep of its output: 128 MiB, the default limit of `zstd`.
 const MAX_WINDOW_LOG: u32 = 27;
@@ -22,7 +22,7 @@ const UNIT_INPUT: u64 = 256 << 10;
 
 /// Consecutive frames that are decompressed together.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Unit {
+pub(super) struct FrameUnit {
     /// Range in the blob.
     pub range: Range<u64>,
     /// Largest window of the frames in bytes.
@@ -31,7 +31,7 @@ pub(super) struct Unit {
     pub content: Option<u64>,
 }
 
-struct Frame {
+struct ZstdFrame {
     end: u64,
     window: u64,
     /// Decompressed size in bytes; `None` when the frame does not declare it.
@@ -39,14 +39,14 @@ struct Frame {
 }
 
 /// Reads headers through a small buffer, because they may be close together.
-struct Headers<'b> {
-    blob: &'b dyn Bytes,
+struct FrameHeaderReader<'b> {
+    blob: &'b dyn ByteSource,
     start: u64,
     buffer: [u8; 4096],
     filled: usize,
 }
 
-impl Headers<'_> {
+impl FrameHeaderReader<'_> {
     fn read(&mut self, into: &mut [u8], at: u64) -> Result<(), LayerError> {
         let is_there = at >= self.start && at - self.start + into.len() as u64 <= self.filled as u64;
         if !is_there {
@@ -67,8 +67,8 @@ fn damaged() -> LayerError {
 }
 
 /// Returns all frames of a blob, combined into units.
-pub(super) fn units(blob: &dyn Bytes) -> Result<Vec<Unit>, LayerError> {
-    let mut headers = Headers { blob, start: 0, buffer: [0; 4096], filled: 0 };
+pub(super) fn units(blob: &dyn ByteSource) -> Result<Vec<FrameUnit>, LayerError> {
+    let mut headers = FrameHeaderReader { blob, start: 0, buffer: [0; 4096], filled: 0 };
     let mut units = Vec::new();
     let (mut at, length) = (0, blob.length());
     let mut start = 0;
@@ -80,14 +80,14 @@ pub(super) fn units(blob: &dyn Bytes) -> Result<Vec<Unit>, LayerError> {
         content = content.zip(frame.content).and_then(|(all, one)| all.checked_add(one));
         at = frame.end;
         if output >= UNIT_OUTPUT || at - start >= UNIT_INPUT || at == length {
-            units.push(Unit { range: start..at, window, content });
+            units.push(FrameUnit { range: start..at, window, content });
             (start, window, output, content) = (at, 0, 0, Some(0));
         }
     }
     Ok(units)
 }
 
-fn frame(headers: &mut Headers<'_>, at: u64) -> Result<Frame, LayerError> {
+fn frame(headers: &mut FrameHeaderReader<'_>, at: u64) -> Result<ZstdFrame, LayerError> {
     let length = headers.blob.length();
     let mut read = |buffer: &mut [u8], at: u64| headers.read(buffer, at);
     let inside = |end: u64| if end <= length { Ok(end) } else { Err(damaged()) };
@@ -97,7 +97,7 @@ fn frame(headers: &mut Headers<'_>, at: u64) -> Result<Frame, LayerError> {
         let mut size = [0; 4];
         read(&mut size, at + 4)?;
         let end = inside(at + 8 + u64::from(u32::from_le_bytes(size)))?;
-        return Ok(Frame { end, window: 0, content: Some(0) });
+        return Ok(ZstdFrame { end, window: 0, content: Some(0) });
     }
     let [0x28, 0xb5, 0x2f, 0xfd, descriptor] = head else { return Err(damaged()) };
     let single_segment = descriptor & 0x20 != 0;
@@ -149,16 +149,16 @@ fn frame(headers: &mut Headers<'_>, at: u64) -> Result<Frame, LayerError> {
         }
     }
     let end = inside(at + if descriptor & 4 != 0 { 4 } else { 0 })?;
-    Ok(Frame { end, window, content })
+    Ok(ZstdFrame { end, window, content })
 }
 
 /// Decompresses several frames in one call, which is faster than streaming.
-pub(super) struct Whole {
+pub(super) struct FrameDecompressor {
     context: DCtx<'static>,
     stored: Vec<u8>,
 }
 
-impl Whole {
+impl FrameDecompressor {
     /// Maximum size in bytes of the input and of the output.
     pub(super) const LIMIT: u64 = 6 << 20;
 
@@ -171,7 +171,7 @@ impl Whole {
     /// `out`. Returns false if the range or the content exceeds the limit.
     pub(super) fn read(
         &mut self,
-        blob: &dyn Bytes,
+        blob: &dyn ByteSource,
         range: Range<u64>,
         content: u64,
         out: &mut Vec<u8>,
@@ -195,14 +195,14 @@ impl Whole {
 }
 
 /// Decompresses frames as a stream.
-pub(super) struct Zstd {
-    input: Input,
+pub(super) struct ZstdDecoder {
+    input: BlobInput,
     context: DCtx<'static>,
     in_frame: bool,
 }
 
-impl Zstd {
-    pub(super) fn new(input: Input) -> io::Result<Self> {
+impl ZstdDecoder {
+    pub(super) fn new(input: BlobInput) -> io::Result<Self> {
         let mut context = DCtx::try_create().ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
         context.set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG)).map_err(error)?;
         Ok(Self { input, context, in_frame: false })

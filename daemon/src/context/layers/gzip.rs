@@ -11,7 +11,7 @@ use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_HAS_MORE_INPUT;
 use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
 
-use super::blob::Input;
+use super::blob::BlobInput;
 
 /// Maximum distance in bytes of a back reference.
 const WINDOW: usize = 32 << 10;
@@ -22,19 +22,19 @@ const MAX_TEXT: usize = 64 << 10;
 /// Maximum size in bytes of a saved state with its window; a state is about 20 KiB of text.
 const MAX_STATE: usize = 256 << 10;
 
-pub(super) struct Gzip {
-    input: Input,
+pub(super) struct GzipDecoder {
+    input: BlobInput,
     inflate: Box<DecompressorOxide>,
     ring: Box<[u8]>,
     /// Position in the ring buffer of the next output.
-    place: usize,
+    ring_position: usize,
     /// Number of bytes of this member's output that the window contains.
-    behind: usize,
+    window_length: usize,
     in_member: bool,
 }
 
 /// Result of one decoding step.
-pub(super) enum Step<'g> {
+pub(super) enum GzipStep<'g> {
     Output(&'g [u8]),
     End,
 }
@@ -43,15 +43,15 @@ fn damaged(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-impl Gzip {
+impl GzipDecoder {
     /// Creates a decoder at the start of a member.
-    pub(super) fn new(input: Input) -> Self {
+    pub(super) fn new(input: BlobInput) -> Self {
         let (inflate, ring) = (Box::default(), vec![0; RING].into_boxed_slice());
-        Self { input, inflate, ring, place: 0, behind: 0, in_member: false }
+        Self { input, inflate, ring, ring_position: 0, window_length: 0, in_member: false }
     }
 
     /// Restores a decoder from a saved `state`. The input must be at the position where the state was saved.
-    pub(super) fn within(input: Input, state: &[u8]) -> io::Result<Self> {
+    pub(super) fn from_state(input: BlobInput, state: &[u8]) -> io::Result<Self> {
         let state = zstd::bulk::decompress(state, MAX_STATE)?;
         let wrong = || damaged("the state of a decoder is damaged");
         let (length, rest) = state.split_first_chunk().ok_or_else(wrong)?;
@@ -63,31 +63,31 @@ impl Gzip {
         let mut gzip = Self::new(input);
         *gzip.inflate = serde_json::from_slice(inflate)?;
         gzip.ring[WINDOW - window.len()..WINDOW].copy_from_slice(window);
-        (gzip.place, gzip.behind, gzip.in_member) = (WINDOW, window.len(), true);
+        (gzip.ring_position, gzip.window_length, gzip.in_member) = (WINDOW, window.len(), true);
         Ok(gzip)
     }
 
     /// Decompresses some more bytes.
-    pub(super) fn step(&mut self) -> io::Result<Step<'_>> {
+    pub(super) fn step(&mut self) -> io::Result<GzipStep<'_>> {
         loop {
             if !self.in_member {
-                if !self.member()? {
-                    return Ok(Step::End);
+                if !self.read_member_header()? {
+                    return Ok(GzipStep::End);
                 }
                 continue;
             }
-            if self.place == RING {
-                self.place = 0;
+            if self.ring_position == RING {
+                self.ring_position = 0;
             }
             let bytes = self.input.bytes()?;
             let at_end = bytes.is_empty();
             let flags = if at_end { 0 } else { TINFL_FLAG_HAS_MORE_INPUT };
             let (status, used, made) =
-                decompress(&mut self.inflate, bytes, &mut self.ring, self.place, flags);
+                decompress(&mut self.inflate, bytes, &mut self.ring, self.ring_position, flags);
             self.input.consume(used);
-            let start = self.place;
-            self.place += made;
-            self.behind = (self.behind + made).min(WINDOW);
+            let start = self.ring_position;
+            self.ring_position += made;
+            self.window_length = (self.window_length + made).min(WINDOW);
             match status {
                 TINFLStatus::Done => self.end_member()?,
                 TINFLStatus::NeedsMoreInput | TINFLStatus::HasMoreOutput if used > 0 || made > 0 => {}
@@ -95,7 +95,7 @@ impl Gzip {
                 _ => return Err(damaged("its gzip stream is damaged")),
             }
             if made > 0 {
-                return Ok(Step::Output(&self.ring[start..start + made]));
+                return Ok(GzipStep::Output(&self.ring[start..start + made]));
             }
         }
     }
@@ -106,7 +106,7 @@ impl Gzip {
     }
 
     /// Saves the state that a decoder needs to resume here; `None` between members, where it needs nothing.
-    pub(super) fn state(&self) -> io::Result<Option<Vec<u8>>> {
+    pub(super) fn save_state(&self) -> io::Result<Option<Vec<u8>>> {
         if !self.in_member {
             return Ok(None);
         }
@@ -115,17 +115,17 @@ impl Gzip {
         let mut state = Vec::with_capacity(length.len() + inflate.len() + WINDOW);
         state.extend_from_slice(&length);
         state.extend_from_slice(&inflate);
-        if self.place < self.behind {
-            state.extend_from_slice(&self.ring[RING - (self.behind - self.place)..]);
-            state.extend_from_slice(&self.ring[..self.place]);
+        if self.ring_position < self.window_length {
+            state.extend_from_slice(&self.ring[RING - (self.window_length - self.ring_position)..]);
+            state.extend_from_slice(&self.ring[..self.ring_position]);
         } else {
-            state.extend_from_slice(&self.ring[self.place - self.behind..self.place]);
+            state.extend_from_slice(&self.ring[self.ring_position - self.window_length..self.ring_position]);
         }
         Ok(Some(zstd::bulk::compress(&state, 1)?))
     }
 
     /// Skips a member's header. Returns false at the end of the blob, which may be padded with zeros.
-    fn member(&mut self) -> io::Result<bool> {
+    fn read_member_header(&mut self) -> io::Result<bool> {
         if self.input.bytes()?.is_empty() {
             return Ok(false);
         }
@@ -163,7 +163,7 @@ impl Gzip {
             self.input.skip(2)?;
         }
         *self.inflate = DecompressorOxide::new();
-        (self.in_member, self.behind) = (true, 0);
+        (self.in_member, self.window_length) = (true, 0);
         Ok(true)
     }
 

@@ -7,8 +7,8 @@
 //! The body is small and read as a whole. A decoder state is read when a decoder starts at it, and has its
 //! own hash. An index that is damaged, of another version, or of another layer is rebuilt.
 
-use super::access::{self, Format, Point};
-use super::wire::{Damaged, Wire, put_bytes, put_number};
+use super::access_points::{self, AccessPoint, BlobFormat};
+use super::encoding::{DamagedIndex, IndexDecoder, put_bytes, put_number};
 use crate::model::Digest;
 
 /// The last characters are the version; changing them rebuilds every index.
@@ -26,12 +26,12 @@ pub(super) struct LayerIndex {
     pub blob_length: u64,
     /// Length of the tar in bytes.
     pub length: u64,
-    pub format: Format,
-    pub points: Vec<Point>,
+    pub format: BlobFormat,
+    pub points: Vec<AccessPoint>,
     /// Entries as encoded by [`EntryWriter`](super::entries::EntryWriter).
     pub entries: Vec<u8>,
     /// True if any entry may be a whiteout.
-    pub hides: bool,
+    pub has_whiteouts: bool,
 }
 
 impl LayerIndex {
@@ -42,11 +42,11 @@ impl LayerIndex {
         out.extend_from_slice(self.blob.as_bytes());
         put_number(&mut out, self.blob_length);
         put_number(&mut out, self.length);
-        access::put(&mut out, self.format, &self.points);
-        out.push(u8::from(self.hides));
+        access_points::encode(&mut out, self.format, &self.points);
+        out.push(u8::from(self.has_whiteouts));
         put_bytes(&mut out, &self.entries);
         let length = (out.len() as u64).to_le_bytes();
-        let sum = sum(&length, &out);
+        let sum = checksum(&length, &out);
         out.extend_from_slice(&length);
         out.extend_from_slice(&sum);
         out.extend_from_slice(MAGIC);
@@ -57,41 +57,41 @@ impl LayerIndex {
     pub(super) fn body_range(
         file_length: u64,
         trailer: &[u8; TRAILER],
-    ) -> Result<std::ops::Range<u64>, Damaged> {
-        let mut wire = Wire(trailer);
+    ) -> Result<std::ops::Range<u64>, DamagedIndex> {
+        let mut wire = IndexDecoder(trailer);
         let length = u64::from_le_bytes(wire.array()?);
-        let end = file_length.checked_sub(TRAILER as u64).ok_or(Damaged)?;
-        let start = end.checked_sub(length).ok_or(Damaged)?;
+        let end = file_length.checked_sub(TRAILER as u64).ok_or(DamagedIndex)?;
+        let start = end.checked_sub(length).ok_or(DamagedIndex)?;
         Ok(start..end)
     }
 
-    pub(super) fn decode(body: &[u8], trailer: &[u8; TRAILER]) -> Result<Self, Damaged> {
-        let mut wire = Wire(trailer);
+    pub(super) fn decode(body: &[u8], trailer: &[u8; TRAILER]) -> Result<Self, DamagedIndex> {
+        let mut wire = IndexDecoder(trailer);
         let (length, expected) = (wire.array::<8>()?, wire.array::<32>()?);
         let is_whole = u64::from_le_bytes(length) == body.len() as u64 && wire.0 == MAGIC;
-        if !is_whole || sum(&length, body) != expected {
-            return Err(Damaged);
+        if !is_whole || checksum(&length, body) != expected {
+            return Err(DamagedIndex);
         }
         Self::decode_body(body)
     }
 
     /// Decodes a body whose checksum was verified; inconsistent values are refused all the same.
-    pub(super) fn decode_body(body: &[u8]) -> Result<Self, Damaged> {
-        let mut wire = Wire(body);
+    pub(super) fn decode_body(body: &[u8]) -> Result<Self, DamagedIndex> {
+        let mut wire = IndexDecoder(body);
         let (diff_id, blob) = (Digest::from_sha256(wire.array()?), Digest::from_sha256(wire.array()?));
         let (blob_length, length) = (wire.number()?, wire.number()?);
-        let (format, points) = access::get(&mut wire)?;
+        let (format, points) = access_points::decode(&mut wire)?;
         let hides = wire.array()? != [0];
         let entries = wire.bytes()?.to_vec();
         let is_inside = points.iter().all(|point| point.tar <= length && point.blob <= blob_length);
         if !wire.0.is_empty() || !is_inside {
-            return Err(Damaged);
+            return Err(DamagedIndex);
         }
-        Ok(Self { diff_id, blob, blob_length, length, format, points, entries, hides })
+        Ok(Self { diff_id, blob, blob_length, length, format, points, entries, has_whiteouts: hides })
     }
 }
 
-fn sum(length: &[u8; 8], body: &[u8]) -> [u8; 32] {
+fn checksum(length: &[u8; 8], body: &[u8]) -> [u8; 32] {
     let mut sum = blake3::Hasher::new();
     sum.update(MAGIC);
     sum.update(length);
@@ -100,15 +100,15 @@ fn sum(length: &[u8; 8], body: &[u8]) -> [u8; 32] {
 }
 
 /// Reads the body at the end of an index file.
-pub(super) fn read(file: &std::fs::File) -> std::io::Result<Result<LayerIndex, Damaged>> {
+pub(super) fn read(file: &std::fs::File) -> std::io::Result<Result<LayerIndex, DamagedIndex>> {
     use std::os::unix::fs::FileExt as _;
     let file_length = file.metadata()?.len();
     let mut trailer = [0; TRAILER];
-    let Some(at) = file_length.checked_sub(TRAILER as u64) else { return Ok(Err(Damaged)) };
+    let Some(at) = file_length.checked_sub(TRAILER as u64) else { return Ok(Err(DamagedIndex)) };
     file.read_exact_at(&mut trailer, at)?;
-    let Ok(range) = LayerIndex::body_range(file_length, &trailer) else { return Ok(Err(Damaged)) };
+    let Ok(range) = LayerIndex::body_range(file_length, &trailer) else { return Ok(Err(DamagedIndex)) };
     if range.end - range.start > MAX_BODY {
-        return Ok(Err(Damaged));
+        return Ok(Err(DamagedIndex));
     }
     let mut body = vec![0; (range.end - range.start) as usize];
     file.read_exact_at(&mut body, range.start)?;

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::access::Format;
-use super::blob::{Blob, BlobFile};
-use super::pass::look_through;
+use super::access_points::BlobFormat;
+use super::blob::{BlobFile, SharedBlob};
+use super::pass::inspect_layer;
 use super::{LayerError, LayerLimits};
 use crate::image::port::{LayerCompression, LayerFacts, LayerFault, LayerInspector, LayerRefusal};
 
@@ -28,27 +28,27 @@ impl LayerInspector for LayerInspection {
     }
 
     fn inspect(&self, file: File, cancelled: &AtomicBool) -> Result<LayerFacts, LayerFault> {
-        let blob: Blob = Arc::new(BlobFile::new(file).map_err(LayerFault::Unreadable)?);
+        let blob: SharedBlob = Arc::new(BlobFile::new(file).map_err(LayerFault::Unreadable)?);
         inspect(&blob, &self.limits, cancelled).map_err(fault)
     }
 }
 
 pub(super) fn inspect(
-    blob: &Blob,
+    blob: &SharedBlob,
     limits: &LayerLimits,
     cancelled: &AtomicBool,
 ) -> Result<LayerFacts, LayerError> {
-    let format = Format::of_blob(&**blob)?;
-    let passed = look_through(blob, format, limits, cancelled)?;
+    let format = BlobFormat::of_blob(&**blob)?;
+    let passed = inspect_layer(blob, format, limits, cancelled)?;
     Ok(LayerFacts {
         diff_id: passed.diff_id,
         stored_bytes: blob.length(),
         unpacked_bytes: passed.length.saturating_add(passed.holes),
         entries: passed.entry_count as u64,
         compression: match format {
-            Format::Plain => LayerCompression::None,
-            Format::Gzip => LayerCompression::Gzip,
-            Format::Zstd => LayerCompression::Zstd,
+            BlobFormat::Plain => LayerCompression::None,
+            BlobFormat::Gzip => LayerCompression::Gzip,
+            BlobFormat::Zstd => LayerCompression::Zstd,
         },
     })
 }

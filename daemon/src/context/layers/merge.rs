@@ -13,11 +13,11 @@ use std::sync::Arc;
 
 use hearth_pack::identity::ContentHash;
 
-use super::archive::{Content, TarEntry, TarKind};
-use super::cache::OpenLayer;
+use super::cache::IndexedLayer;
 use super::entries::EntryReader;
-use super::extract::{self, Extract, Refused};
+use super::extract::{self, FileExtractor, RefusedSparseFile};
 use super::reader::LayerReader;
+use super::tar_parser::{TarContentLocation, TarEntry, TarKind};
 use super::{LayerError, LayerLimits};
 
 const MAX_COMPONENT: usize = 255;
@@ -31,7 +31,7 @@ const MAX_LINKS: usize = 40;
 /// The merged entries of an image, and the locations of their content.
 pub struct ImageTree {
     limits: LayerLimits,
-    nodes: Vec<Node>,
+    nodes: Vec<ImageNode>,
     contents: Vec<FileContent>,
     layers: Vec<Arc<LayerReader>>,
     /// The directory of the last entry, because the next entry is usually in the same one.
@@ -42,15 +42,15 @@ pub struct ImageTree {
     copied: u64,
 }
 
-struct Node {
-    kind: NodeKind,
+struct ImageNode {
+    kind: ImageNodeKind,
     mode: u32,
     mtime: i64,
     xattrs: Box<[(Vec<u8>, Vec<u8>)]>,
 }
 
 /// Kind of a node of an image.
-pub enum NodeKind {
+pub enum ImageNodeKind {
     Directory(BTreeMap<Box<[u8]>, u32>),
     /// Regular file; `content` is the index of the content that all its names share.
     File {
@@ -67,7 +67,7 @@ pub enum NodeKind {
 
 struct FileContent {
     layer: u32,
-    content: Content,
+    content: TarContentLocation,
     size: u64,
     hash: ContentHash,
     /// Number of names; not decremented when one is replaced.
@@ -75,8 +75,8 @@ struct FileContent {
 }
 
 /// Attributes of a node of an image.
-pub struct NodeStat<'t> {
-    pub kind: &'t NodeKind,
+pub struct ImageNodeStat<'t> {
+    pub kind: &'t ImageNodeKind,
     pub mode: u32,
     pub mtime: i64,
     /// Size in bytes of a regular file.
@@ -84,7 +84,7 @@ pub struct NodeStat<'t> {
 }
 
 /// Meaning of a path in a layer.
-enum Name<'p> {
+enum LayerPathKind<'p> {
     Entry,
     Whiteout(&'p [u8]),
     Opaque,
@@ -94,12 +94,12 @@ enum Name<'p> {
 
 impl ImageTree {
     pub(super) fn new(limits: LayerLimits) -> Self {
-        let nodes = vec![Node::directory()];
+        let nodes = vec![ImageNode::directory()];
         Self { limits, nodes, contents: Vec::new(), layers: Vec::new(), recent: None, holes: 0, copied: 0 }
     }
 
-    pub(super) fn add_layer(&mut self, layer: OpenLayer) -> Result<(), LayerError> {
-        let OpenLayer { entries, hides, reader } = layer;
+    pub(super) fn add_layer(&mut self, layer: IndexedLayer) -> Result<(), LayerError> {
+        let IndexedLayer { entries, has_whiteouts: hides, reader } = layer;
         let index = u32::try_from(self.layers.len()).unwrap_or(u32::MAX);
         self.layers.push(Arc::new(reader));
         // Whiteouts are applied first, whatever their position in the layer.
@@ -108,7 +108,7 @@ impl ImageTree {
         }
         for entry in EntryReader::new(&entries) {
             let entry = entry?;
-            if !hides || matches!(name(&components(&entry.path)?), Ok(Name::Entry)) {
+            if !hides || matches!(path_kind(&components(&entry.path)?), Ok(LayerPathKind::Entry)) {
                 self.add(index, entry)?;
             }
         }
@@ -120,10 +120,10 @@ impl ImageTree {
         for entry in EntryReader::new(entries) {
             let entry = entry?;
             let path = components(&entry.path)?;
-            match name(&path).map_err(|()| LayerError::Escapes { entry: lossy(&entry.path) })? {
-                Name::Entry | Name::Ignored => {}
-                Name::Opaque => self.hide(&path[..path.len() - 1], None),
-                Name::Whiteout(hidden) => self.hide(&path[..path.len() - 1], Some(hidden)),
+            match path_kind(&path).map_err(|()| LayerError::Escapes { entry: lossy(&entry.path) })? {
+                LayerPathKind::Entry | LayerPathKind::Ignored => {}
+                LayerPathKind::Opaque => self.hide(&path[..path.len() - 1], None),
+                LayerPathKind::Whiteout(hidden) => self.hide(&path[..path.len() - 1], Some(hidden)),
             }
         }
         Ok(())
@@ -132,7 +132,7 @@ impl ImageTree {
     /// Removes one name of a directory, or all names.
     fn hide(&mut self, directory: &[&[u8]], name: Option<&[u8]>) {
         let Some(node) = self.walk(ROOT, directory.iter().copied()) else { return };
-        if let NodeKind::Directory(children) = &mut self.nodes[node as usize].kind {
+        if let ImageNodeKind::Directory(children) = &mut self.nodes[node as usize].kind {
             match name {
                 Some(name) => drop(children.remove(name)),
                 None => children.clear(),
@@ -164,47 +164,49 @@ impl ImageTree {
                 let node = self.walk(ROOT, target_path.iter().copied()).ok_or_else(missing)?;
                 let linked = &self.nodes[node as usize];
                 let limit = self.limits.index_bytes;
-                self.copied += linked.copied();
+                self.copied += linked.copied_bytes();
                 if self.copied > limit {
                     return Err(LayerError::TooManyNames { limit });
                 }
                 let (mode, mtime, xattrs) = (linked.mode, linked.mtime, linked.xattrs.clone());
                 let kind = match &linked.kind {
-                    NodeKind::Directory(_) => return Err(missing()),
-                    NodeKind::File { content } => {
+                    ImageNodeKind::Directory(_) => return Err(missing()),
+                    ImageNodeKind::File { content } => {
                         let content = *content;
                         self.contents[content as usize].names += 1;
-                        NodeKind::File { content }
+                        ImageNodeKind::File { content }
                     }
-                    NodeKind::Symlink(target) => NodeKind::Symlink(target.clone()),
-                    NodeKind::Fifo => NodeKind::Fifo,
-                    &NodeKind::Device { character, major, minor } => {
-                        NodeKind::Device { character, major, minor }
+                    ImageNodeKind::Symlink(target) => ImageNodeKind::Symlink(target.clone()),
+                    ImageNodeKind::Fifo => ImageNodeKind::Fifo,
+                    &ImageNodeKind::Device { character, major, minor } => {
+                        ImageNodeKind::Device { character, major, minor }
                     }
                 };
-                Node { kind, mode, mtime, xattrs }
+                ImageNode { kind, mode, mtime, xattrs }
             }
             TarKind::File { size, content, hash } => {
-                if let Content::Sparse(pieces) = &content {
+                if let TarContentLocation::Sparse(pieces) = &content {
                     let stored: u64 = pieces.iter().map(|piece| piece.length).sum();
                     self.holes = self.holes.saturating_add(size.saturating_sub(stored));
                 }
                 let index = u32::try_from(self.contents.len()).unwrap_or(u32::MAX);
                 self.contents.push(FileContent { layer, content, size, hash, names: 1 });
-                Node { kind: NodeKind::File { content: index }, mode, mtime, xattrs }
+                ImageNode { kind: ImageNodeKind::File { content: index }, mode, mtime, xattrs }
             }
-            TarKind::Directory => Node { mode, mtime, xattrs, ..Node::directory() },
+            TarKind::Directory => ImageNode { mode, mtime, xattrs, ..ImageNode::directory() },
             TarKind::Symlink(target) if target.len() > MAX_PATH || target.contains(&0) => {
                 return Err(LayerError::Entry { entry: shown(), what: "its link target is too long" });
             }
-            TarKind::Symlink(target) => Node { kind: NodeKind::Symlink(target.into()), mode, mtime, xattrs },
-            TarKind::Fifo => Node { kind: NodeKind::Fifo, mode, mtime, xattrs },
+            TarKind::Symlink(target) => {
+                ImageNode { kind: ImageNodeKind::Symlink(target.into()), mode, mtime, xattrs }
+            }
+            TarKind::Fifo => ImageNode { kind: ImageNodeKind::Fifo, mode, mtime, xattrs },
             TarKind::Device { character, major, minor } => {
-                Node { kind: NodeKind::Device { character, major, minor }, mode, mtime, xattrs }
+                ImageNode { kind: ImageNodeKind::Device { character, major, minor }, mode, mtime, xattrs }
             }
         };
         let directory = self.directory(parents)?;
-        self.place(directory, last, kind)
+        self.insert(directory, last, kind)
     }
 
     /// Returns the directory with this path, and creates it if it is missing.
@@ -225,19 +227,19 @@ impl ImageTree {
     /// Returns the child `name` as a directory, which replaces an entry of another kind.
     fn make_directory(&mut self, parent: u32, name: &[u8]) -> Result<u32, LayerError> {
         if let Some(child) = self.child(parent, name)
-            && matches!(self.nodes[child as usize].kind, NodeKind::Directory(_))
+            && matches!(self.nodes[child as usize].kind, ImageNodeKind::Directory(_))
         {
             return Ok(child);
         }
-        self.place(parent, name, Node::directory())?;
+        self.insert(parent, name, ImageNode::directory())?;
         // `insert` has created it.
         self.child(parent, name).ok_or(LayerError::Entry { entry: lossy(name), what: "has no directory" })
     }
 
-    fn place(&mut self, parent: u32, name: &[u8], node: Node) -> Result<(), LayerError> {
-        if let (Some(child), NodeKind::Directory(_)) = (self.child(parent, name), &node.kind)
+    fn insert(&mut self, parent: u32, name: &[u8], node: ImageNode) -> Result<(), LayerError> {
+        if let (Some(child), ImageNodeKind::Directory(_)) = (self.child(parent, name), &node.kind)
             && let existing = &mut self.nodes[child as usize]
-            && matches!(existing.kind, NodeKind::Directory(_))
+            && matches!(existing.kind, ImageNodeKind::Directory(_))
         {
             (existing.mode, existing.mtime, existing.xattrs) = (node.mode, node.mtime, node.xattrs);
             return Ok(());
@@ -251,7 +253,7 @@ impl ImageTree {
         }
         let index = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
         self.nodes.push(node);
-        if let NodeKind::Directory(children) = &mut self.nodes[parent as usize].kind {
+        if let ImageNodeKind::Directory(children) = &mut self.nodes[parent as usize].kind {
             children.insert(name.into(), index);
         }
         Ok(())
@@ -259,7 +261,7 @@ impl ImageTree {
 
     fn child(&self, parent: u32, name: &[u8]) -> Option<u32> {
         match &self.nodes[parent as usize].kind {
-            NodeKind::Directory(children) => children.get(name).copied(),
+            ImageNodeKind::Directory(children) => children.get(name).copied(),
             _ => None,
         }
     }
@@ -292,7 +294,7 @@ impl ImageTree {
                 _ => {}
             }
             let child = self.child(*nodes.last()?, &name)?;
-            if let NodeKind::Symlink(target) = &self.nodes[child as usize].kind {
+            if let ImageNodeKind::Symlink(target) = &self.nodes[child as usize].kind {
                 links += 1;
                 if links > MAX_LINKS {
                     return None;
@@ -310,25 +312,25 @@ impl ImageTree {
 
     pub fn children(&self, directory: u32) -> impl Iterator<Item = (&[u8], u32)> {
         let children = match &self.nodes[directory as usize].kind {
-            NodeKind::Directory(children) => Some(children),
+            ImageNodeKind::Directory(children) => Some(children),
             _ => None,
         };
         children.into_iter().flatten().map(|(name, node)| (name.as_ref(), *node))
     }
 
-    pub fn stat(&self, node: u32) -> NodeStat<'_> {
-        let Node { kind, mode, mtime, .. } = &self.nodes[node as usize];
+    pub fn stat(&self, node: u32) -> ImageNodeStat<'_> {
+        let ImageNode { kind, mode, mtime, .. } = &self.nodes[node as usize];
         let size = match kind {
-            NodeKind::File { content } => self.contents[*content as usize].size,
+            ImageNodeKind::File { content } => self.contents[*content as usize].size,
             _ => 0,
         };
-        NodeStat { kind, mode: *mode, mtime: *mtime, size }
+        ImageNodeStat { kind, mode: *mode, mtime: *mtime, size }
     }
 
     /// Returns the number that all names of a file share; `None` for a file with one name.
     pub fn link_group(&self, node: u32) -> Option<u64> {
         match self.nodes[node as usize].kind {
-            NodeKind::File { content } if self.contents[content as usize].names > 1 => {
+            ImageNodeKind::File { content } if self.contents[content as usize].names > 1 => {
                 Some(u64::from(content))
             }
             _ => None,
@@ -338,7 +340,7 @@ impl ImageTree {
     /// Returns the hash of a file's content; the hash of empty content for any other kind.
     pub fn content_hash(&self, node: u32) -> ContentHash {
         match self.nodes[node as usize].kind {
-            NodeKind::File { content } => self.contents[content as usize].hash,
+            ImageNodeKind::File { content } => self.contents[content as usize].hash,
             _ => ContentHash::of(b""),
         }
     }
@@ -350,7 +352,7 @@ impl ImageTree {
 
     /// Fills `buffer` from `offset` on, as far as the file reaches. Blocking. Any other kind is empty.
     pub fn read_at(&self, node: u32, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let NodeKind::File { content } = self.nodes[node as usize].kind else { return Ok(0) };
+        let ImageNodeKind::File { content } = self.nodes[node as usize].kind else { return Ok(0) };
         let FileContent { layer, content, size, .. } = &self.contents[content as usize];
         extract::read_at(&self.layers[*layer as usize], content, *size, buffer, offset)
     }
@@ -359,22 +361,22 @@ impl ImageTree {
     /// index. Reading a sparse file fails if the holes of the image are so large that copies of them would
     /// fill a disk.
     pub fn open(&self, node: u32) -> Option<Box<dyn Read + Send>> {
-        let NodeKind::File { content } = self.nodes[node as usize].kind else { return None };
+        let ImageNodeKind::File { content } = self.nodes[node as usize].kind else { return None };
         let FileContent { layer, content, size, hash, .. } = &self.contents[content as usize];
         let limit = self.limits.layer_bytes;
-        if self.holes > limit && matches!(content, Content::Sparse(_)) {
-            return Some(Box::new(Refused { limit }));
+        if self.holes > limit && matches!(content, TarContentLocation::Sparse(_)) {
+            return Some(Box::new(RefusedSparseFile { limit }));
         }
         let reader = Arc::clone(&self.layers[*layer as usize]);
-        Some(Box::new(Extract::new(reader, content.clone(), *size, *hash)))
+        Some(Box::new(FileExtractor::new(reader, content.clone(), *size, *hash)))
     }
 }
 
-impl Node {
+impl ImageNode {
     /// Returns the number of bytes that another name of the node duplicates.
-    fn copied(&self) -> u64 {
+    fn copied_bytes(&self) -> u64 {
         let target = match &self.kind {
-            NodeKind::Symlink(target) => target.len(),
+            ImageNodeKind::Symlink(target) => target.len(),
             _ => 0,
         };
         let xattrs: usize = self.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
@@ -382,7 +384,12 @@ impl Node {
     }
 
     fn directory() -> Self {
-        Self { kind: NodeKind::Directory(BTreeMap::new()), mode: 0o755, mtime: 0, xattrs: Box::default() }
+        Self {
+            kind: ImageNodeKind::Directory(BTreeMap::new()),
+            mode: 0o755,
+            mtime: 0,
+            xattrs: Box::default(),
+        }
     }
 }
 
@@ -411,17 +418,17 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, LayerError> {
     Ok(components)
 }
 
-fn name<'p>(path: &[&'p [u8]]) -> Result<Name<'p>, ()> {
-    let Some(last) = path.last() else { return Ok(Name::Entry) };
+fn path_kind<'p>(path: &[&'p [u8]]) -> Result<LayerPathKind<'p>, ()> {
+    let Some(last) = path.last() else { return Ok(LayerPathKind::Entry) };
     if *last == OPAQUE {
-        return Ok(Name::Opaque);
+        return Ok(LayerPathKind::Opaque);
     }
     if path.iter().any(|component| component.starts_with(WHITEOUT_META)) {
-        return Ok(Name::Ignored);
+        return Ok(LayerPathKind::Ignored);
     }
     match last.strip_prefix(WHITEOUT) {
-        None => Ok(Name::Entry),
+        None => Ok(LayerPathKind::Entry),
         Some(b"" | b"." | b"..") => Err(()),
-        Some(hidden) => Ok(Name::Whiteout(hidden)),
+        Some(hidden) => Ok(LayerPathKind::Whiteout(hidden)),
     }
 }

@@ -16,23 +16,23 @@ use std::thread::{self, Scope};
 
 use sha2::{Digest as _, Sha256};
 
-use super::access::{Format, Point, Within};
-use super::archive::TarParser;
-use super::blob::{Blob, Input};
-use super::buffers::{self, Buffers};
+use super::access_points::{AccessPoint, BlobFormat, DecoderStateRef};
+use super::blob::{BlobInput, SharedBlob};
+use super::buffer_pool::{self, BufferPool};
 use super::entries::EntryWriter;
-use super::frames::{Unit, Whole, Zstd};
-use super::gzip::{Gzip, Step};
+use super::frames::{FrameDecompressor, FrameUnit, ZstdDecoder};
+use super::gzip::{GzipDecoder, GzipStep};
+use super::tar_parser::TarParser;
 use super::{LayerError, LayerLimits, frames};
 use crate::model::Digest;
 use crate::task;
 
 /// Target size in bytes of a chunk; one fits into a core's cache.
-const PIECE: usize = 256 << 10;
+const CHUNK_BYTES: usize = 256 << 10;
 /// Maximum size in bytes of a chunk that is a whole unit of zstd frames.
-const MAX_PIECE: u64 = 2 << 20;
+const MAX_CHUNK_BYTES: u64 = 2 << 20;
 /// Number of chunks that wait between two threads.
-const WAITING: usize = 4;
+const CHANNEL_CAPACITY: usize = 4;
 const MAX_DECODERS: usize = 8;
 /// Output in bytes between two access points of a gzip member.
 const GZIP_STEP: u64 = 4 << 20;
@@ -40,10 +40,10 @@ const GZIP_STEP: u64 = 4 << 20;
 const SMALL_WINDOW: u64 = 8 << 20;
 
 /// Message from a decoder thread.
-enum Said {
+enum DecoderEvent {
     /// The next chunk begins at an access point: its offset in the blob, and the decoder state.
-    Begin(u64, Option<Vec<u8>>),
-    Piece(Vec<u8>),
+    AccessPoint(u64, Option<Vec<u8>>),
+    Chunk(Vec<u8>),
     /// End of a zstd unit.
     UnitEnd,
     Failed(LayerError),
@@ -51,99 +51,107 @@ enum Said {
 
 /// Result of a pass.
 #[derive(Debug)]
-pub(super) struct Passed {
+pub(super) struct PassSummary {
     pub diff_id: Digest,
     pub length: u64,
     /// Total size in bytes of the holes of sparse files, which are not stored.
     pub holes: u64,
     pub entry_count: usize,
-    pub points: Vec<Point>,
+    pub points: Vec<AccessPoint>,
     pub entries: Vec<u8>,
     /// True if any entry may be a whiteout.
-    pub hides: bool,
+    pub has_whiteouts: bool,
 }
 
 /// Reads a whole blob and builds its index. States of gzip decoders are written to `states`, from its start
 /// on.
-pub(super) fn pass(
-    blob: &Blob,
-    format: Format,
+pub(super) fn index_layer(
+    blob: &SharedBlob,
+    format: BlobFormat,
     limits: &LayerLimits,
     states: &mut dyn Write,
-) -> Result<Passed, LayerError> {
-    run(blob, format, limits, Purpose::Index(states))
+) -> Result<PassSummary, LayerError> {
+    run(blob, format, limits, PassPurpose::Index(states))
 }
 
 /// Reads a whole blob and stores nothing. Setting `cancelled` ends the pass early.
-pub(super) fn look_through(
-    blob: &Blob,
-    format: Format,
+pub(super) fn inspect_layer(
+    blob: &SharedBlob,
+    format: BlobFormat,
     limits: &LayerLimits,
     cancelled: &AtomicBool,
-) -> Result<Passed, LayerError> {
-    run(blob, format, limits, Purpose::Facts(cancelled))
+) -> Result<PassSummary, LayerError> {
+    run(blob, format, limits, PassPurpose::Inspect(cancelled))
 }
 
 /// Purpose of a pass.
-enum Purpose<'p> {
+enum PassPurpose<'p> {
     /// Build an index; states of gzip decoders are written here.
     Index(&'p mut dyn Write),
     /// Inspect a layer that another program will unpack. Holes of files count as content, because the other
     /// program may write them out.
-    Facts(&'p AtomicBool),
+    Inspect(&'p AtomicBool),
 }
 
 fn run(
-    blob: &Blob,
-    format: Format,
+    blob: &SharedBlob,
+    format: BlobFormat,
     limits: &LayerLimits,
-    purpose: Purpose<'_>,
-) -> Result<Passed, LayerError> {
-    let with_states = matches!(purpose, Purpose::Index(_));
+    purpose: PassPurpose<'_>,
+) -> Result<PassSummary, LayerError> {
+    let with_states = matches!(purpose, PassPurpose::Index(_));
     let units = match format {
-        Format::Zstd => frames::units(&**blob)?,
-        Format::Plain | Format::Gzip => Vec::new(),
+        BlobFormat::Zstd => frames::units(&**blob)?,
+        BlobFormat::Plain | BlobFormat::Gzip => Vec::new(),
     };
     thread::scope(|scope| {
-        let (hashed, to_hash) = sync_channel::<Arc<buffers::Piece>>(WAITING);
+        let (hashed, to_hash) = sync_channel::<Arc<buffer_pool::PooledBuffer>>(CHANNEL_CAPACITY);
         let sum = task::scoped(scope, "layer-sum", move || {
             let mut sum = Sha256::new();
             to_hash.iter().for_each(|piece| sum.update(&**piece));
             Digest::from_sha256(sum.finalize().into())
         })?;
-        let mut taker = Taker::new(blob.length(), limits, purpose, hashed);
+        let mut taker = PassCollector::new(blob.length(), limits, purpose, hashed);
         match format {
-            Format::Zstd => decode_units(scope, blob, &units, &mut taker)?,
-            Format::Plain | Format::Gzip => {
-                let (sender, said) = sync_channel(WAITING);
-                let input = Input::new(Arc::clone(blob), 0, u64::MAX);
+            BlobFormat::Zstd => decode_units(scope, blob, &units, &mut taker)?,
+            BlobFormat::Plain | BlobFormat::Gzip => {
+                let (sender, said) = sync_channel(CHANNEL_CAPACITY);
+                let input = BlobInput::new(Arc::clone(blob), 0, u64::MAX);
                 task::scoped(scope, "layer-decode", move || match format {
-                    Format::Gzip => send_result(&sender, inflate(input, with_states, &sender)),
+                    BlobFormat::Gzip => send_result(&sender, inflate(input, with_states, &sender)),
                     _ => send_result(&sender, copy(input, &sender)),
                 })?;
-                said.iter().try_for_each(|said| taker.take(said))?;
+                said.iter().try_for_each(|said| taker.handle(said))?;
             }
         }
-        let Taker { tar, entries, points, length, holes, hashed, .. } = taker;
+        let PassCollector { tar, entries, points, length, holes, hashed, .. } = taker;
         drop(hashed);
         let diff_id = sum.join().map_err(|_| LayerError::Io(io::Error::other("a hash was not finished")))?;
         tar.finish()?;
-        let EntryWriter { bytes, count, hides, .. } = entries;
-        Ok(Passed { diff_id, length, holes, entry_count: count, points, entries: bytes, hides })
+        let EntryWriter { bytes, count, has_whiteouts: hides, .. } = entries;
+        Ok(PassSummary {
+            diff_id,
+            length,
+            holes,
+            entry_count: count,
+            points,
+            entries: bytes,
+            has_whiteouts: hides,
+        })
     })
 }
 
 /// The receiver was dropped because it failed; it reports its own error.
-struct Gone;
+struct ReceiverClosed;
 
 enum DecodeError {
-    Gone,
+    ReceiverClosed,
     Layer(LayerError),
 }
 
-impl From<Gone> for DecodeError {
-    fn from(Gone: Gone) -> Self {
-        Self::Gone
+impl From<ReceiverClosed> for DecodeError {
+    fn from(ReceiverClosed: ReceiverClosed) -> Self {
+        Self::ReceiverClosed
     }
 }
 
@@ -156,65 +164,72 @@ impl From<io::Error> for DecodeError {
     }
 }
 
-fn send(sender: &SyncSender<Said>, said: Said) -> Result<(), Gone> {
-    sender.send(said).map_err(|_| Gone)
+fn send(sender: &SyncSender<DecoderEvent>, said: DecoderEvent) -> Result<(), ReceiverClosed> {
+    sender.send(said).map_err(|_| ReceiverClosed)
 }
 
-fn send_result(sender: &SyncSender<Said>, result: Result<(), DecodeError>) {
+fn send_result(sender: &SyncSender<DecoderEvent>, result: Result<(), DecodeError>) {
     if let Err(DecodeError::Layer(error)) = result {
         // A receiver that is gone has failed already.
-        drop(sender.send(Said::Failed(error)));
+        drop(sender.send(DecoderEvent::Failed(error)));
     }
 }
 
-fn copy(mut input: Input, sender: &SyncSender<Said>) -> Result<(), DecodeError> {
+fn copy(mut input: BlobInput, sender: &SyncSender<DecoderEvent>) -> Result<(), DecodeError> {
     loop {
         let piece = input.bytes()?.to_vec();
         if piece.is_empty() {
             return Ok(());
         }
         input.consume(piece.len());
-        send(sender, Said::Piece(piece))?;
+        send(sender, DecoderEvent::Chunk(piece))?;
     }
 }
 
-fn inflate(input: Input, with_states: bool, sender: &SyncSender<Said>) -> Result<(), DecodeError> {
-    let mut gzip = Gzip::new(input);
-    send(sender, Said::Begin(0, None))?;
+fn inflate(
+    input: BlobInput,
+    with_states: bool,
+    sender: &SyncSender<DecoderEvent>,
+) -> Result<(), DecodeError> {
+    let mut gzip = GzipDecoder::new(input);
+    send(sender, DecoderEvent::AccessPoint(0, None))?;
     let mut since = 0;
-    let mut piece = Vec::with_capacity(2 * PIECE);
-    while let Step::Output(output) = gzip.step()? {
+    let mut piece = Vec::with_capacity(2 * CHUNK_BYTES);
+    while let GzipStep::Output(output) = gzip.step()? {
         since += output.len() as u64;
         piece.extend_from_slice(output);
-        if piece.len() >= PIECE {
-            send(sender, Said::Piece(std::mem::replace(&mut piece, Vec::with_capacity(2 * PIECE))))?;
+        if piece.len() >= CHUNK_BYTES {
+            send(
+                sender,
+                DecoderEvent::Chunk(std::mem::replace(&mut piece, Vec::with_capacity(2 * CHUNK_BYTES))),
+            )?;
             if with_states && since >= GZIP_STEP {
-                send(sender, Said::Begin(gzip.position(), gzip.state()?))?;
+                send(sender, DecoderEvent::AccessPoint(gzip.position(), gzip.save_state()?))?;
                 since = 0;
             }
         }
     }
-    Ok(send(sender, Said::Piece(piece))?)
+    Ok(send(sender, DecoderEvent::Chunk(piece))?)
 }
 
 /// Decodes units on `n` threads, where thread `k` has the units `k`, `k + n`, and so on; their output is
 /// received in turn.
 fn decode_units<'scope>(
     scope: &'scope Scope<'scope, '_>,
-    blob: &Blob,
-    units: &'scope [Unit],
-    taker: &mut Taker<'_>,
+    blob: &SharedBlob,
+    units: &'scope [FrameUnit],
+    taker: &mut PassCollector<'_>,
 ) -> Result<(), LayerError> {
     let is_small = units.iter().all(|unit| unit.window <= SMALL_WINDOW);
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let decoders = if is_small { cores.min(MAX_DECODERS).min(units.len()).max(1) } else { 1 };
-    let mut receivers: Vec<Receiver<Said>> = Vec::with_capacity(decoders);
+    let mut receivers: Vec<Receiver<DecoderEvent>> = Vec::with_capacity(decoders);
     for first in 0..decoders {
-        let (sender, said) = sync_channel(WAITING);
+        let (sender, said) = sync_channel(CHANNEL_CAPACITY);
         let (blob, buffers) = (Arc::clone(blob), taker.buffers.clone());
         task::scoped(scope, "layer-decode", move || {
             let mut mine = units.iter().skip(first).step_by(decoders);
-            let result = Whole::new().map_err(DecodeError::from).and_then(|mut whole| {
+            let result = FrameDecompressor::new().map_err(DecodeError::from).and_then(|mut whole| {
                 mine.try_for_each(|unit| decode_unit(&blob, unit, &mut whole, &buffers, &sender))
             });
             send_result(&sender, result);
@@ -223,74 +238,74 @@ fn decode_units<'scope>(
     }
     for index in 0..units.len() {
         for said in &receivers[index % decoders] {
-            if matches!(said, Said::UnitEnd) {
+            if matches!(said, DecoderEvent::UnitEnd) {
                 break;
             }
-            taker.take(said)?;
+            taker.handle(said)?;
         }
     }
     Ok(())
 }
 
 fn decode_unit(
-    blob: &Blob,
-    unit: &Unit,
-    whole: &mut Whole,
-    buffers: &Buffers,
-    sender: &SyncSender<Said>,
+    blob: &SharedBlob,
+    unit: &FrameUnit,
+    whole: &mut FrameDecompressor,
+    buffers: &BufferPool,
+    sender: &SyncSender<DecoderEvent>,
 ) -> Result<(), DecodeError> {
-    send(sender, Said::Begin(unit.range.start, None))?;
-    if let Some(content) = unit.content.filter(|content| *content <= MAX_PIECE) {
+    send(sender, DecoderEvent::AccessPoint(unit.range.start, None))?;
+    if let Some(content) = unit.content.filter(|content| *content <= MAX_CHUNK_BYTES) {
         let mut piece = buffers.take(content as usize);
         if whole.read(&**blob, unit.range.clone(), content, &mut piece)? {
-            send(sender, Said::Piece(piece))?;
-            return Ok(send(sender, Said::UnitEnd)?);
+            send(sender, DecoderEvent::Chunk(piece))?;
+            return Ok(send(sender, DecoderEvent::UnitEnd)?);
         }
     }
-    let mut zstd = Zstd::new(Input::new(Arc::clone(blob), unit.range.start, unit.range.end))?;
+    let mut zstd = ZstdDecoder::new(BlobInput::new(Arc::clone(blob), unit.range.start, unit.range.end))?;
     loop {
-        let mut piece = vec![0; PIECE];
+        let mut piece = vec![0; CHUNK_BYTES];
         let count = zstd.read(&mut piece)?;
         if count == 0 {
-            return Ok(send(sender, Said::UnitEnd)?);
+            return Ok(send(sender, DecoderEvent::UnitEnd)?);
         }
         piece.truncate(count);
-        send(sender, Said::Piece(piece))?;
+        send(sender, DecoderEvent::Chunk(piece))?;
     }
 }
 
 /// Processes the messages of the decoders in the order of the tar.
-struct Taker<'p> {
+struct PassCollector<'p> {
     blob_length: u64,
     limits: LayerLimits,
-    purpose: Purpose<'p>,
+    purpose: PassPurpose<'p>,
     states_length: u64,
-    buffers: Buffers,
-    hashed: SyncSender<Arc<buffers::Piece>>,
+    buffers: BufferPool,
+    hashed: SyncSender<Arc<buffer_pool::PooledBuffer>>,
     tar: TarParser,
     entries: EntryWriter,
-    points: Vec<Point>,
+    points: Vec<AccessPoint>,
     length: u64,
     holes: u64,
 }
 
-impl<'p> Taker<'p> {
+impl<'p> PassCollector<'p> {
     fn new(
         blob_length: u64,
         limits: &LayerLimits,
-        purpose: Purpose<'p>,
-        hashed: SyncSender<Arc<buffers::Piece>>,
+        purpose: PassPurpose<'p>,
+        hashed: SyncSender<Arc<buffer_pool::PooledBuffer>>,
     ) -> Self {
         Self {
             blob_length,
             limits: *limits,
             tar: match purpose {
-                Purpose::Index(_) => TarParser::new(),
-                Purpose::Facts(_) => TarParser::without_hashes(),
+                PassPurpose::Index(_) => TarParser::new(),
+                PassPurpose::Inspect(_) => TarParser::without_hashes(),
             },
             purpose,
             states_length: 0,
-            buffers: Buffers::default(),
+            buffers: BufferPool::default(),
             hashed,
             entries: EntryWriter::default(),
             points: Vec::new(),
@@ -299,17 +314,17 @@ impl<'p> Taker<'p> {
         }
     }
 
-    fn take(&mut self, said: Said) -> Result<(), LayerError> {
+    fn handle(&mut self, said: DecoderEvent) -> Result<(), LayerError> {
         match said {
-            Said::Begin(blob, state) => self.begin(blob, state),
-            Said::Piece(piece) => self.piece(piece),
-            Said::UnitEnd => Ok(()),
-            Said::Failed(error) => Err(error),
+            DecoderEvent::AccessPoint(blob, state) => self.add_access_point(blob, state),
+            DecoderEvent::Chunk(piece) => self.add_chunk(piece),
+            DecoderEvent::UnitEnd => Ok(()),
+            DecoderEvent::Failed(error) => Err(error),
         }
     }
 
-    fn begin(&mut self, blob: u64, state: Option<Vec<u8>>) -> Result<(), LayerError> {
-        let Purpose::Index(states) = &mut self.purpose else { return Ok(()) };
+    fn add_access_point(&mut self, blob: u64, state: Option<Vec<u8>>) -> Result<(), LayerError> {
+        let PassPurpose::Index(states) = &mut self.purpose else { return Ok(()) };
         let within = match state {
             None => None,
             Some(state) => {
@@ -317,10 +332,10 @@ impl<'p> Taker<'p> {
                 let at = self.states_length;
                 let length = u32::try_from(state.len()).unwrap_or(u32::MAX);
                 self.states_length += u64::from(length);
-                Some(Within { at, length, hash: blake3::hash(&state).into() })
+                Some(DecoderStateRef { at, length, hash: blake3::hash(&state).into() })
             }
         };
-        let point = Point { tar: self.length, blob, within };
+        let point = AccessPoint { tar: self.length, blob, state: within };
         // No output since the last access point: the later one is as good and nearer.
         if self.points.last().is_some_and(|last| last.tar == point.tar) {
             self.points.pop();
@@ -329,10 +344,10 @@ impl<'p> Taker<'p> {
         Ok(())
     }
 
-    fn piece(&mut self, piece: Vec<u8>) -> Result<(), LayerError> {
+    fn add_chunk(&mut self, piece: Vec<u8>) -> Result<(), LayerError> {
         let cancelled = match self.purpose {
-            Purpose::Index(_) => None,
-            Purpose::Facts(cancelled) => Some(cancelled),
+            PassPurpose::Index(_) => None,
+            PassPurpose::Inspect(cancelled) => Some(cancelled),
         };
         if cancelled.is_some_and(|cancelled| cancelled.load(Ordering::Relaxed)) {
             return Err(LayerError::Cancelled);

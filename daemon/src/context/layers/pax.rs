@@ -4,20 +4,20 @@
 //! As in Go's archive/tar, the last record of a key applies, and an empty value leaves the header's value in
 //! place. Only the extended attributes that COPY and a container can see are kept.
 
-use super::sparse::{MAX_PIECES, Part};
+use super::sparse::{MAX_EXTENTS, SparseRange};
 
 /// Names and values of extended attributes.
-pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+pub type XattrList = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// The recognized records of a PAX header.
 #[derive(Debug, Default)]
-pub(super) struct Pax {
+pub(super) struct PaxHeader {
     pub path: Option<Vec<u8>>,
     pub link: Option<Vec<u8>>,
     pub size: Option<u64>,
     pub mtime: Option<i64>,
     /// Sorted by name, one for each name.
-    pub xattrs: Xattrs,
+    pub xattrs: XattrList,
     pub sparse: Option<PaxSparse>,
 }
 
@@ -35,9 +35,9 @@ pub(super) struct PaxSparse {
 const DAMAGED: &str = "a PAX header is damaged";
 const XATTR: &[u8] = b"SCHILY.xattr.";
 
-pub(super) fn parse(data: &[u8]) -> Result<Pax, &'static str> {
-    let mut pax = Pax::default();
-    for record in Records(data) {
+pub(super) fn parse(data: &[u8]) -> Result<PaxHeader, &'static str> {
+    let mut pax = PaxHeader::default();
+    for record in PaxRecords(data) {
         let (key, value) = record?;
         match key {
             b"path" | b"linkpath" if value.contains(&0) => return Err("a PAX name has a NUL byte"),
@@ -64,7 +64,7 @@ pub(super) fn parse(data: &[u8]) -> Result<Pax, &'static str> {
 /// Checks a global header. Readers differ in whether it applies to all following entries or to none. Records
 /// that would change the boundaries or names of entries are refused; all others are ignored.
 pub(super) fn check_global(data: &[u8]) -> Result<(), &'static str> {
-    for record in Records(data) {
+    for record in PaxRecords(data) {
         let (key, _) = record?;
         if matches!(key, b"path" | b"linkpath" | b"size") || key.starts_with(b"GNU.sparse.") {
             return Err("a global PAX header sets a name or a size");
@@ -74,9 +74,9 @@ pub(super) fn check_global(data: &[u8]) -> Result<(), &'static str> {
 }
 
 /// Iterator over keys and values.
-struct Records<'d>(&'d [u8]);
+struct PaxRecords<'d>(&'d [u8]);
 
-impl<'d> Records<'d> {
+impl<'d> PaxRecords<'d> {
     fn record(&mut self) -> Option<(&'d [u8], &'d [u8])> {
         let data = self.0;
         let space = data.iter().take(20).position(|byte| *byte == b' ')?;
@@ -88,7 +88,7 @@ impl<'d> Records<'d> {
     }
 }
 
-impl<'d> Iterator for Records<'d> {
+impl<'d> Iterator for PaxRecords<'d> {
     type Item = Result<(&'d [u8], &'d [u8]), &'static str>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -118,7 +118,7 @@ fn optional(value: &[u8]) -> Result<Option<u64>, &'static str> {
     number(value).map(Some).ok_or("a PAX size is no number")
 }
 
-fn xattr(xattrs: &mut Xattrs, name: &[u8], value: &[u8]) -> Result<(), &'static str> {
+fn xattr(xattrs: &mut XattrList, name: &[u8], value: &[u8]) -> Result<(), &'static str> {
     if name != b"security.capability" && !name.starts_with(b"user.") {
         return Ok(());
     }
@@ -154,7 +154,7 @@ fn sparse(sparse: &mut PaxSparse, name: &[u8], value: &[u8]) -> Result<(), &'sta
         b"offset" | b"numbytes" => return Err(WRONG),
         _ => {}
     }
-    if sparse.numbers.len() > 2 * MAX_PIECES {
+    if sparse.numbers.len() > 2 * MAX_EXTENTS {
         return Err("a sparse map in a PAX header is too long");
     }
     Ok(())
@@ -162,11 +162,11 @@ fn sparse(sparse: &mut PaxSparse, name: &[u8], value: &[u8]) -> Result<(), &'sta
 
 impl PaxSparse {
     /// Returns the map if it is in the records.
-    pub(super) fn parts(&self) -> Option<Vec<Part>> {
+    pub(super) fn parts(&self) -> Option<Vec<SparseRange>> {
         if !self.numbers.len().is_multiple_of(2) {
             return None;
         }
-        let parts: Vec<Part> = self.numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();
+        let parts: Vec<SparseRange> = self.numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();
         self.blocks.is_none_or(|blocks| blocks == parts.len() as u64).then_some(parts)
     }
 }

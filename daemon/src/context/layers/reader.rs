@@ -14,21 +14,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::access::{Format, Point, Within};
-use super::blob::{Blob, Input};
-use super::frames::{Whole, Zstd};
-use super::gzip::{Gzip, Step};
+use super::access_points::{AccessPoint, BlobFormat, DecoderStateRef};
+use super::blob::{BlobInput, SharedBlob};
+use super::frames::{FrameDecompressor, ZstdDecoder};
+use super::gzip::{GzipDecoder, GzipStep};
 
 /// Maximum size in bytes of a stretch that is decompressed as a whole.
-const SHORT: u64 = 6 << 20;
+const MAX_SHORT_STRETCH: u64 = 6 << 20;
 /// Block size in bytes within a long stretch.
 const BLOCK: u64 = 1 << 20;
 /// Maximum number of cached decompressed bytes.
-const KEPT: usize = 64 << 20;
+const MAX_CACHED_BYTES: usize = 64 << 20;
 /// Maximum number of idle decoders within long stretches; each may hold a window.
-const DECODERS: usize = 4;
+const MAX_IDLE_DECODERS: usize = 4;
 /// Number of locks that keep several readers from decompressing the same stretch at once.
-const TURNS: usize = 16;
+const STRETCH_LOCKS: usize = 16;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // The guarded values are consistent after every single step.
@@ -36,33 +36,33 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Layer id, and offset in its tar.
-type Place = (u64, u64);
+type BlockKey = (u64, u64);
 
 /// Cache of recently decompressed blocks and idle decoders, for all layers.
 #[derive(Default)]
-pub(super) struct Decoded {
-    blocks: Mutex<Blocks>,
-    waiting: Mutex<Vec<Waiting>>,
-    turns: [Mutex<()>; TURNS],
+pub(super) struct DecodedCache {
+    blocks: Mutex<CachedBlocks>,
+    idle_decoders: Mutex<Vec<IdleDecoder>>,
+    stretch_locks: [Mutex<()>; STRETCH_LOCKS],
 }
 
 #[derive(Default)]
-struct Blocks {
-    map: HashMap<Place, (Arc<Vec<u8>>, u64)>,
+struct CachedBlocks {
+    map: HashMap<BlockKey, (Arc<Vec<u8>>, u64)>,
     bytes: usize,
     clock: u64,
 }
 
 /// An idle decoder within a long stretch.
-struct Waiting {
+struct IdleDecoder {
     layer: u64,
     /// Offset in the tar of its next byte.
     at: u64,
-    decoder: Decoder,
+    decoder: LayerDecoder,
 }
 
-impl Decoded {
-    fn get(&self, place: Place) -> Option<Arc<Vec<u8>>> {
+impl DecodedCache {
+    fn get(&self, place: BlockKey) -> Option<Arc<Vec<u8>>> {
         let mut blocks = lock(&self.blocks);
         blocks.clock += 1;
         let clock = blocks.clock;
@@ -71,7 +71,7 @@ impl Decoded {
         Some(Arc::clone(block))
     }
 
-    fn keep(&self, place: Place, block: &Arc<Vec<u8>>) {
+    fn put(&self, place: BlockKey, block: &Arc<Vec<u8>>) {
         let mut blocks = lock(&self.blocks);
         blocks.clock += 1;
         let clock = blocks.clock;
@@ -79,29 +79,29 @@ impl Decoded {
         if let Some((old, _)) = blocks.map.insert(place, (Arc::clone(block), clock)) {
             blocks.bytes -= old.capacity();
         }
-        while blocks.bytes > KEPT {
+        while blocks.bytes > MAX_CACHED_BYTES {
             let oldest = blocks.map.iter().min_by_key(|(_, (_, used))| *used).map(|(place, _)| *place);
             let Some((block, _)) = oldest.and_then(|oldest| blocks.map.remove(&oldest)) else { return };
             blocks.bytes -= block.capacity();
         }
     }
 
-    fn turn(&self, (layer, start): Place) -> MutexGuard<'_, ()> {
-        lock(&self.turns[((start / BLOCK) ^ layer.wrapping_mul(7)) as usize % TURNS])
+    fn lock_stretch(&self, (layer, start): BlockKey) -> MutexGuard<'_, ()> {
+        lock(&self.stretch_locks[((start / BLOCK) ^ layer.wrapping_mul(7)) as usize % STRETCH_LOCKS])
     }
 
     /// Takes the idle decoder that is nearest to `at` within the stretch that begins at `start`.
-    fn waiting(&self, layer: u64, start: u64, at: u64) -> Option<Waiting> {
-        let mut waiting = lock(&self.waiting);
-        let fits = |(_, one): &(usize, &Waiting)| one.layer == layer && (start..=at).contains(&one.at);
+    fn take_idle_decoder(&self, layer: u64, start: u64, at: u64) -> Option<IdleDecoder> {
+        let mut waiting = lock(&self.idle_decoders);
+        let fits = |(_, one): &(usize, &IdleDecoder)| one.layer == layer && (start..=at).contains(&one.at);
         let (index, _) = waiting.iter().enumerate().filter(fits).max_by_key(|(_, one)| one.at)?;
         Some(waiting.remove(index))
     }
 
-    fn forget(&self, layer: u64) {
-        lock(&self.waiting).retain(|one| one.layer != layer);
+    fn remove_layer(&self, layer: u64) {
+        lock(&self.idle_decoders).retain(|one| one.layer != layer);
         let mut blocks = lock(&self.blocks);
-        let Blocks { map, bytes, .. } = &mut *blocks;
+        let CachedBlocks { map, bytes, .. } = &mut *blocks;
         map.retain(|place, (block, _)| {
             let stays = place.0 != layer;
             if !stays {
@@ -111,22 +111,22 @@ impl Decoded {
         });
     }
 
-    fn wait(&self, decoder: Waiting) {
-        let mut waiting = lock(&self.waiting);
+    fn keep_decoder(&self, decoder: IdleDecoder) {
+        let mut waiting = lock(&self.idle_decoders);
         waiting.push(decoder);
-        if waiting.len() > DECODERS {
+        if waiting.len() > MAX_IDLE_DECODERS {
             waiting.remove(0);
         }
     }
 }
 
-enum Decoder {
-    Zstd(Zstd),
+enum LayerDecoder {
+    Zstd(ZstdDecoder),
     /// Decoder, and output that was not requested yet.
-    Gzip(Box<Gzip>, Vec<u8>),
+    Gzip(Box<GzipDecoder>, Vec<u8>),
 }
 
-impl Decoder {
+impl LayerDecoder {
     /// Fills `out`, or less at the end.
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         match self {
@@ -136,8 +136,8 @@ impl Decoder {
                 while filled < out.len() {
                     if left.is_empty() {
                         match gzip.step()? {
-                            Step::End => break,
-                            Step::Output(output) => {
+                            GzipStep::End => break,
+                            GzipStep::Output(output) => {
                                 let count = output.len().min(out.len() - filled);
                                 out[filled..filled + count].copy_from_slice(&output[..count]);
                                 left.extend_from_slice(&output[count..]);
@@ -160,17 +160,17 @@ impl Decoder {
 /// A layer's tar, readable at any position by any number of threads.
 pub(super) struct LayerReader {
     id: u64,
-    blob: Blob,
+    blob: SharedBlob,
     /// The index file, which contains the states of gzip decoders.
     index: Option<File>,
-    format: Format,
-    points: Vec<Point>,
+    format: BlobFormat,
+    points: Vec<AccessPoint>,
     length: u64,
-    decoded: Arc<Decoded>,
+    decoded: Arc<DecodedCache>,
 }
 
 /// A range of the tar that is decompressed in one step.
-struct Wanted {
+struct BlockRange {
     point: usize,
     /// Start of the stretch, where the decoder begins.
     stretch: u64,
@@ -183,10 +183,10 @@ static IDS: AtomicU64 = AtomicU64::new(0);
 
 impl LayerReader {
     pub(super) fn new(
-        blob: Blob,
+        blob: SharedBlob,
         index: Option<File>,
-        (format, points, length): (Format, Vec<Point>, u64),
-        decoded: Arc<Decoded>,
+        (format, points, length): (BlobFormat, Vec<AccessPoint>, u64),
+        decoded: Arc<DecodedCache>,
     ) -> Self {
         Self { id: IDS.fetch_add(1, Ordering::Relaxed), blob, index, format, points, length, decoded }
     }
@@ -196,7 +196,7 @@ impl LayerReader {
         if at >= self.length || buffer.is_empty() {
             return Ok(0);
         }
-        if self.format == Format::Plain {
+        if self.format == BlobFormat::Plain {
             return self.blob.read_at(buffer, at);
         }
         let wanted = self.block_at(at);
@@ -208,38 +208,38 @@ impl LayerReader {
     }
 
     /// Returns the block that contains `at`.
-    fn block_at(&self, at: u64) -> Wanted {
+    fn block_at(&self, at: u64) -> BlockRange {
         let point = self.points.partition_point(|point| point.tar <= at).saturating_sub(1);
         let stretch = self.points[point].tar;
         let end = self.points.get(point + 1).map_or(self.length, |next| next.tar);
-        if end - stretch <= SHORT {
-            return Wanted { point, stretch, start: stretch, end, is_short: true };
+        if end - stretch <= MAX_SHORT_STRETCH {
+            return BlockRange { point, stretch, start: stretch, end, is_short: true };
         }
         let start = stretch + (at - stretch) / BLOCK * BLOCK;
-        Wanted { point, stretch, start, end: end.min(start + BLOCK), is_short: false }
+        BlockRange { point, stretch, start, end: end.min(start + BLOCK), is_short: false }
     }
 
-    fn block(&self, wanted: &Wanted) -> io::Result<Arc<Vec<u8>>> {
-        let &Wanted { point, stretch, start, end, is_short } = wanted;
+    fn block(&self, wanted: &BlockRange) -> io::Result<Arc<Vec<u8>>> {
+        let &BlockRange { point, stretch, start, end, is_short } = wanted;
         if let Some(block) = self.decoded.get((self.id, start)) {
             return Ok(block);
         }
         // A long stretch has one decoder, which reads all its blocks.
-        let _turn = self.decoded.turn((self.id, stretch));
+        let _turn = self.decoded.lock_stretch((self.id, stretch));
         if let Some(block) = self.decoded.get((self.id, start)) {
             return Ok(block);
         }
-        if is_short && self.format == Format::Zstd {
+        if is_short && self.format == BlobFormat::Zstd {
             let next = self.points.get(point + 1).map_or(self.blob.length(), |next| next.blob);
             let range = self.points[point].blob..next;
             let mut block = Vec::new();
-            if Whole::new()?.read(&*self.blob, range, end - start, &mut block)? {
+            if FrameDecompressor::new()?.read(&*self.blob, range, end - start, &mut block)? {
                 let block = Arc::new(block);
-                self.decoded.keep((self.id, start), &block);
+                self.decoded.put((self.id, start), &block);
                 return Ok(block);
             }
         }
-        let waiting = if is_short { None } else { self.decoded.waiting(self.id, stretch, start) };
+        let waiting = if is_short { None } else { self.decoded.take_idle_decoder(self.id, stretch, start) };
         let mut decoder = match waiting {
             Some(decoder) => decoder,
             None => self.begin(point)?,
@@ -251,14 +251,14 @@ impl LayerReader {
         }
         self.fill(&mut decoder, &mut block)?;
         if !is_short {
-            self.decoded.wait(decoder);
+            self.decoded.keep_decoder(decoder);
         }
         let block = Arc::new(block);
-        self.decoded.keep((self.id, start), &block);
+        self.decoded.put((self.id, start), &block);
         Ok(block)
     }
 
-    fn fill(&self, decoder: &mut Waiting, out: &mut [u8]) -> io::Result<()> {
+    fn fill(&self, decoder: &mut IdleDecoder, out: &mut [u8]) -> io::Result<()> {
         let count = decoder.decoder.read(out)?;
         decoder.at += count as u64;
         if count < out.len() {
@@ -268,15 +268,15 @@ impl LayerReader {
     }
 
     /// Creates a decoder at an access point, or at an earlier one if its state is damaged.
-    fn begin(&self, last: usize) -> io::Result<Waiting> {
+    fn begin(&self, last: usize) -> io::Result<IdleDecoder> {
         for point in self.points[..=last].iter().rev() {
-            let input = Input::new(Arc::clone(&self.blob), point.blob, u64::MAX);
-            let decoder = match (self.format, &point.within) {
-                (Format::Zstd | Format::Plain, _) => Decoder::Zstd(Zstd::new(input)?),
-                (Format::Gzip, None) => Decoder::Gzip(Box::new(Gzip::new(input)), Vec::new()),
-                (Format::Gzip, Some(within)) => {
-                    match self.state(within).and_then(|state| Gzip::within(input, &state)) {
-                        Ok(gzip) => Decoder::Gzip(Box::new(gzip), Vec::new()),
+            let input = BlobInput::new(Arc::clone(&self.blob), point.blob, u64::MAX);
+            let decoder = match (self.format, &point.state) {
+                (BlobFormat::Zstd | BlobFormat::Plain, _) => LayerDecoder::Zstd(ZstdDecoder::new(input)?),
+                (BlobFormat::Gzip, None) => LayerDecoder::Gzip(Box::new(GzipDecoder::new(input)), Vec::new()),
+                (BlobFormat::Gzip, Some(within)) => {
+                    match self.state(within).and_then(|state| GzipDecoder::from_state(input, &state)) {
+                        Ok(gzip) => LayerDecoder::Gzip(Box::new(gzip), Vec::new()),
                         Err(error) => {
                             tracing::warn!(
                                 %error,
@@ -287,12 +287,12 @@ impl LayerReader {
                     }
                 }
             };
-            return Ok(Waiting { layer: self.id, at: point.tar, decoder });
+            return Ok(IdleDecoder { layer: self.id, at: point.tar, decoder });
         }
         Err(io::Error::new(io::ErrorKind::InvalidData, "a layer's index has no start"))
     }
 
-    fn state(&self, within: &Within) -> io::Result<Vec<u8>> {
+    fn state(&self, within: &DecoderStateRef) -> io::Result<Vec<u8>> {
         let index = self.index.as_ref().ok_or(io::ErrorKind::NotFound)?;
         let mut state = vec![0; within.length as usize];
         index.read_exact_at(&mut state, within.at)?;
@@ -305,6 +305,6 @@ impl LayerReader {
 
 impl Drop for LayerReader {
     fn drop(&mut self) {
-        self.decoded.forget(self.id);
+        self.decoded.remove_layer(self.id);
     }
 }

@@ -103,7 +103,7 @@ fn cache(limits: LayerLimits) -> (tempfile::TempDir, LayerCache) {
 fn image_within(limits: LayerLimits, tars: Vec<Vec<u8>>) -> Result<ImageTree, LayerError> {
     let (_directory, cache) = cache(limits);
     let blobs = tars.iter().map(|tar| blob(&gzip(tar), tar)).collect();
-    cache.image(blobs).map_err(|(_, error)| error)
+    cache.image_tree(blobs).map_err(|(_, error)| error)
 }
 
 fn image(tars: Vec<Tar>) -> Result<ImageTree, LayerError> {
@@ -116,15 +116,15 @@ fn lines(image: &ImageTree) -> Vec<String> {
         for (name, node) in image.children(directory) {
             let path = format!("{prefix}{}", String::from_utf8_lossy(name));
             match image.stat(node).kind {
-                NodeKind::Directory(_) => {
+                ImageNodeKind::Directory(_) => {
                     lines.push(format!("{path}/"));
                     below(image, node, &format!("{path}/"), lines);
                 }
-                NodeKind::File { .. } => lines.push(format!("{path}={}", text(image, node))),
-                NodeKind::Symlink(target) => {
+                ImageNodeKind::File { .. } => lines.push(format!("{path}={}", text(image, node))),
+                ImageNodeKind::Symlink(target) => {
                     lines.push(format!("{path}->{}", String::from_utf8_lossy(target)));
                 }
-                NodeKind::Fifo | NodeKind::Device { .. } => lines.push(format!("{path}?")),
+                ImageNodeKind::Fifo | ImageNodeKind::Device { .. } => lines.push(format!("{path}?")),
             }
         }
     }
@@ -147,7 +147,7 @@ fn layers_are_read_whatever_their_compression() {
     for stored in [gzip(&tar), zstd::encode_all(&tar[..], 3).unwrap(), tar.clone()] {
         // The first read decompresses, the second is served from the cache.
         for _ in 0..2 {
-            let image = cache.image(vec![blob(&stored, &tar)]).unwrap();
+            let image = cache.image_tree(vec![blob(&stored, &tar)]).unwrap();
             assert_eq!(lines(&image), ["d/", "d/f=one", "e="]);
             let node = image.lookup(0, b"d/f").unwrap();
             assert_eq!((image.stat(node).mode, image.stat(node).mtime), (0o644, 7_000_000_000));

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::{Generation, Limits, LineageId, Lineages};
+use super::{LineageGeneration, LineageId, LineageLimits, LineageTable};
 
 const MAGIC: &[u8; 18] = b"hearth-lineages-1\n";
 
@@ -16,10 +16,10 @@ pub enum LineageFileError {
     Damaged { path: PathBuf },
 }
 
-impl Lineages {
+impl LineageTable {
     /// Reads the file that [`save`](Self::save) wrote and deletes it, because it is outdated from here on.
     /// Without a file there are no lineages.
-    pub fn consume(path: &Path, limits: Limits) -> Result<Self, LineageFileError> {
+    pub fn consume(path: &Path, limits: LineageLimits) -> Result<Self, LineageFileError> {
         let failed = |source| LineageFileError::Io { path: path.to_owned(), source };
         let file = match File::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::new(limits)),
@@ -32,7 +32,7 @@ impl Lineages {
         }
         let length = file.metadata().map_err(failed)?.len();
         let mut from =
-            Summed { inner: BufReader::with_capacity(256 << 10, file), sum: blake3::Hasher::new() };
+            HashingStream { inner: BufReader::with_capacity(256 << 10, file), sum: blake3::Hasher::new() };
         match read(&mut from, length, limits) {
             Ok(Some(lineages)) => Ok(lineages),
             Ok(None) => Err(LineageFileError::Damaged { path: path.to_owned() }),
@@ -49,7 +49,7 @@ impl Lineages {
         let dir = path.parent().unwrap_or_else(|| Path::new("."));
         let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
         let inner = BufWriter::with_capacity(256 << 10, file.as_file_mut());
-        let mut out = Summed { inner, sum: blake3::Hasher::new() };
+        let mut out = HashingStream { inner, sum: blake3::Hasher::new() };
         self.write(&mut out).map_err(failed)?;
         let sum = out.sum.finalize();
         out.inner.write_all(sum.as_bytes()).and_then(|()| out.inner.flush()).map_err(failed)?;
@@ -65,7 +65,7 @@ impl Lineages {
             out.write_all(&number.to_le_bytes())?;
         }
         for (id, generation) in &self.generations {
-            let Generation { name, used, version, seen, files } = generation;
+            let LineageGeneration { name, used, version, seen, files } = generation;
             out.write_all(&id.0)?;
             out.write_all(version)?;
             for number in [*name, *used, *files as u64, seen.len() as u64] {
@@ -81,11 +81,15 @@ impl Lineages {
 }
 
 /// Returns `None` if the file is damaged.
-fn read<R: Read>(from: &mut Summed<R>, length: u64, limits: Limits) -> io::Result<Option<Lineages>> {
+fn read<R: Read>(
+    from: &mut HashingStream<R>,
+    length: u64,
+    limits: LineageLimits,
+) -> io::Result<Option<LineageTable>> {
     if &bytes::<18>(from)? != MAGIC {
         return Ok(None);
     }
-    let mut lineages = Lineages { key: bytes(from)?, ..Lineages::new(limits) };
+    let mut lineages = LineageTable { key: bytes(from)?, ..LineageTable::new(limits) };
     lineages.clock = number(from)?;
     let count = number(from)?;
     for _ in 0..count {
@@ -96,7 +100,7 @@ fn read<R: Read>(from: &mut Summed<R>, length: u64, limits: Limits) -> io::Resul
         if seen > length / 16 {
             return Ok(None);
         }
-        let mut generation = Generation { name, version, ..Generation::new(used) };
+        let mut generation = LineageGeneration { name, version, ..LineageGeneration::new(used) };
         generation.files = usize::try_from(files).unwrap_or_default();
         let pairs = (0..seen).map(|_| Ok((number(from)?, number(from)?)));
         generation.seen = pairs.collect::<io::Result<_>>()?;
@@ -117,12 +121,12 @@ fn number(from: &mut impl Read) -> io::Result<u64> {
 }
 
 /// Reader or writer that hashes all bytes that pass through.
-struct Summed<T> {
+struct HashingStream<T> {
     inner: T,
     sum: blake3::Hasher,
 }
 
-impl<R: Read> Read for Summed<R> {
+impl<R: Read> Read for HashingStream<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
         self.sum.update(&buffer[..count]);
@@ -130,7 +134,7 @@ impl<R: Read> Read for Summed<R> {
     }
 }
 
-impl<W: Write> Write for Summed<W> {
+impl<W: Write> Write for HashingStream<W> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         let count = self.inner.write(buffer)?;
         self.sum.update(&buffer[..count]);

@@ -8,19 +8,19 @@ fn id(n: u8) -> LineageId {
     LineageId([n; 32])
 }
 
-fn file(path: &'static str, mtime: i64, content: u64) -> Seen<'static> {
+fn file(path: &'static str, mtime: i64, content: u64) -> ScannedFile<'static> {
     let content = ContentHash::of(&content.to_le_bytes());
-    Seen { path: path.as_bytes(), mode: 0o644, size: 1, mtime, content, xattrs: &[] }
+    ScannedFile { path: path.as_bytes(), mode: 0o644, size: 1, mtime, content, xattrs: &[] }
 }
 
-fn lineages(lineages: usize) -> Lineages {
-    Lineages::new(Limits { lineages, files: 1_000_000 })
+fn lineages(lineages: usize) -> LineageTable {
+    LineageTable::new(LineageLimits { lineages, files: 1_000_000 })
 }
 
-impl Lineages {
+impl LineageTable {
     /// Uses a version that differs from the previous one.
-    fn next<'a>(&mut self, id: LineageId, scan: impl Iterator<Item = Seen<'a>>) -> String {
-        self.key(id, rand::random(), scan)
+    fn next<'a>(&mut self, id: LineageId, scan: impl Iterator<Item = ScannedFile<'a>>) -> String {
+        self.shared_key(id, rand::random(), scan)
     }
 }
 
@@ -53,7 +53,7 @@ fn a_file_that_was_away_for_a_scan_is_not_forgotten() {
 #[test]
 fn a_change_of_attributes_alone_begins_a_new_generation() {
     let attributes = [(b"user.a".to_vec(), b"1".to_vec())];
-    let with = Seen { xattrs: &attributes, ..file("a", 1, 10) };
+    let with = ScannedFile { xattrs: &attributes, ..file("a", 1, 10) };
     let mut lineages = lineages(4);
     let first = lineages.next(id(1), [file("a", 1, 10)].into_iter());
     assert_ne!(lineages.next(id(1), [with].into_iter()), first);
@@ -62,16 +62,16 @@ fn a_change_of_attributes_alone_begins_a_new_generation() {
 #[test]
 fn a_version_that_was_looked_at_last_is_not_looked_at_again() {
     let mut lineages = lineages(4);
-    let first = lineages.key(id(1), [1; 32], [file("a", 1, 10)].into_iter());
-    let unread = std::iter::from_fn(|| -> Option<Seen<'static>> { panic!("read") });
-    assert_eq!(lineages.key(id(1), [1; 32], unread), first);
-    assert_ne!(lineages.key(id(1), [2; 32], [file("a", 1, 11)].into_iter()), first);
+    let first = lineages.shared_key(id(1), [1; 32], [file("a", 1, 10)].into_iter());
+    let unread = std::iter::from_fn(|| -> Option<ScannedFile<'static>> { panic!("read") });
+    assert_eq!(lineages.shared_key(id(1), [1; 32], unread), first);
+    assert_ne!(lineages.shared_key(id(1), [2; 32], [file("a", 1, 11)].into_iter()), first);
 }
 
 #[test]
 fn the_files_of_all_lineages_together_are_bounded() {
     const NAMES: [&str; 4] = ["a", "b", "c", "d"];
-    let mut lineages = Lineages::new(Limits { lineages: 100, files: 10 });
+    let mut lineages = LineageTable::new(LineageLimits { lineages: 100, files: 10 });
     for n in 0..20 {
         lineages.next(id(n), NAMES.iter().map(|name| file(name, 1, 1)));
         assert!(lineages.generations.values().map(|g| g.seen.len()).sum::<usize>() <= 10);
@@ -83,15 +83,15 @@ fn the_files_of_all_lineages_together_are_bounded() {
 fn a_file_of_lineages_serves_one_run() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("lineages");
-    let limits = Limits { lineages: 4, files: 1000 };
+    let limits = LineageLimits { lineages: 4, files: 1000 };
     let mut before = lineages(4);
     let first = before.next(id(1), [file("a", 1, 10)].into_iter());
     before.save(&path).unwrap();
-    let mut after = Lineages::consume(&path, limits).unwrap();
+    let mut after = LineageTable::consume(&path, limits).unwrap();
     assert!(!path.exists(), "a run that ends without saving leaves nothing behind");
     assert_eq!(after.next(id(1), [file("a", 1, 10), file("b", 1, 1)].into_iter()), first);
     assert_ne!(after.next(id(1), [file("a", 1, 11)].into_iter()), first, "what was seen before still counts");
-    let mut killed = Lineages::consume(&path, limits).unwrap();
+    let mut killed = LineageTable::consume(&path, limits).unwrap();
     assert_ne!(killed.next(id(1), [file("a", 1, 10)].into_iter()), first);
 }
 
@@ -99,7 +99,7 @@ fn a_file_of_lineages_serves_one_run() {
 fn a_damaged_file_of_lineages_is_told_and_gone() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("lineages");
-    let limits = Limits { lineages: 4, files: 1000 };
+    let limits = LineageLimits { lineages: 4, files: 1000 };
     let mut before = lineages(4);
     before.next(id(1), [file("a", 1, 10), file("b", 1, 10)].into_iter());
     before.save(&path).unwrap();
@@ -111,7 +111,7 @@ fn a_damaged_file_of_lineages_is_told_and_gone() {
     huge[18 + 32 + 16 + 64 + 24..][..8].fill(0xff);
     for damaged in [&whole[..whole.len() - 1], &flipped, &huge, b"x", b""] {
         std::fs::write(&path, damaged).unwrap();
-        let result = Lineages::consume(&path, limits);
+        let result = LineageTable::consume(&path, limits);
         assert!(matches!(result, Err(LineageFileError::Damaged { .. })));
         assert!(!path.exists());
     }
@@ -192,13 +192,13 @@ proptest! {
                     if saved {
                         lineages.save(&path).unwrap();
                     }
-                    lineages = Lineages::consume(&path, Limits { lineages: 4, files: 1000 }).unwrap();
+                    lineages = LineageTable::consume(&path, LineageLimits { lineages: 4, files: 1000 }).unwrap();
                 }
                 Step::Build { transferred, complete } => {
                     let scan = disk.iter().map(|(index, (mtime, content))| file(PATHS[*index], *mtime, *content));
                     let mut version = [0; 32];
                     version[..8].copy_from_slice(&std::hash::BuildHasher::hash_one(&hasher, &disk).to_le_bytes());
-                    let key = lineages.key(id(1), version, scan);
+                    let key = lineages.shared_key(id(1), version, scan);
                     let copy = received.entry(key).or_default();
                     if complete {
                         copy.retain(|index, _| disk.contains_key(index));

@@ -31,7 +31,7 @@ pub enum MountError {
     #[error("{what}: {source}")]
     Io { what: &'static str, source: io::Error },
     #[error("the daemon is ending")]
-    Ending,
+    ShuttingDown,
 }
 
 impl MountError {
@@ -49,7 +49,7 @@ impl MountError {
             Self::OtherImages { .. } => "changes_of_other_images",
             Self::Context(error) => error.code(),
             Self::Io { .. } => "mount_failed",
-            Self::Ending => "draining",
+            Self::ShuttingDown => "draining",
         }
     }
 
@@ -67,7 +67,7 @@ impl MountError {
             Self::Busy { .. } => "close the files and shells that are in it, or add --lazy",
             Self::StillUsed { .. } => "try `hearth context unmount --discard` again later",
             Self::OtherImages { .. } => "`hearth context unmount --discard` throws the changes away",
-            Self::Context(_) | Self::Io { .. } | Self::Ending => return None,
+            Self::Context(_) | Self::Io { .. } | Self::ShuttingDown => return None,
         })
     }
 }

@@ -15,7 +15,7 @@ use crate::model::{Digest, MountSpec, MountTarget};
 
 /// The persistent record of one mount; stored as `record.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct MountRecord {
     /// Canonical path, without symbolic links.
     pub directory: PathBuf,
     pub mounts: Vec<MountSpec>,
@@ -27,7 +27,7 @@ pub struct Record {
     pub caller: String,
 }
 
-impl Record {
+impl MountRecord {
     /// Returns the id, a hash of the directory and of what is mounted there.
     pub fn id(&self) -> String {
         let mut text = self.directory.as_os_str().as_bytes().to_vec();
@@ -44,14 +44,14 @@ impl Record {
     }
 }
 
-pub(super) struct Records {
+pub(super) struct MountRecordStore {
     directory: PathBuf,
 }
 
 const RECORD: &str = "record.json";
 const UPPER: &str = "upper";
 
-impl Records {
+impl MountRecordStore {
     pub fn open(directory: &Path) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         Ok(Self { directory: directory.to_owned() })
@@ -63,7 +63,7 @@ impl Records {
         Ok(path)
     }
 
-    pub fn read(&self, id: &str) -> Result<Option<Record>, MountError> {
+    pub fn read(&self, id: &str) -> Result<Option<MountRecord>, MountError> {
         let bytes = match fs::read(self.directory.join(id).join(RECORD)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(unusable)?,
@@ -72,7 +72,7 @@ impl Records {
     }
 
     /// Writes a record atomically.
-    pub fn write(&self, id: &str, record: &Record) -> Result<(), MountError> {
+    pub fn write(&self, id: &str, record: &MountRecord) -> Result<(), MountError> {
         let directory = self.directory.join(id);
         let write = || {
             DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
@@ -94,7 +94,7 @@ impl Records {
     }
 
     /// Returns all records. An unreadable record is logged and skipped.
-    pub fn all(&self) -> Result<Vec<Record>, MountError> {
+    pub fn all(&self) -> Result<Vec<MountRecord>, MountError> {
         let mut records = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(unusable)? {
             let name = entry.map_err(unusable)?.file_name();

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::context::fuse::FILE_SYSTEM;
 
 /// Returns the mount points at or below a directory, in the order of mounting.
-pub fn points_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
+pub fn mount_points_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let table = fs::read("/proc/self/mountinfo")?;
     let points =
         table.split(|&byte| byte == b'\n').filter_map(|line| line.split(|&byte| byte == b' ').nth(4));
@@ -18,7 +18,7 @@ pub fn points_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Reports whether a context with this source is mounted on the directory. Other mounts must not be touched.
-pub(super) fn has(directory: &Path, source: &str) -> bool {
+pub(super) fn is_context_mounted(directory: &Path, source: &str) -> bool {
     // The directory itself cannot be queried: a dead mount does not answer.
     let table = match fs::read("/proc/self/mountinfo") {
         Ok(table) => table,

@@ -4,8 +4,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::MAX_DOCKERFILE;
 use crate::context::ContextError;
-use crate::context::port::{Entry, EntryKind, FileTree};
-use crate::context::tree::{Tree, path_order};
+use crate::context::port::{EntryKind, FileTree, TreeEntry};
+use crate::context::tree::{ContextTree, path_order};
 use crate::model::MountTarget;
 use crate::model::build::DockerfilePath;
 
@@ -13,7 +13,7 @@ const NAMES: [&str; 2] = ["Containerfile", "Dockerfile"];
 
 /// Finds and reads the Dockerfile. It may lie in another mount than the context.
 pub(super) fn read(
-    tree: &Tree,
+    tree: &ContextTree,
     context_path: &MountTarget,
     path: &DockerfilePath,
 ) -> Result<(MountTarget, Vec<u8>), ContextError> {
@@ -30,7 +30,10 @@ pub(super) fn read(
 }
 
 /// Reads the Dockerfile's own ignore file, which lies beside it. A directory with that name counts as absent.
-pub(super) fn read_ignore(tree: &Tree, dockerfile: &MountTarget) -> Result<Option<Vec<u8>>, ContextError> {
+pub(super) fn read_ignore(
+    tree: &ContextTree,
+    dockerfile: &MountTarget,
+) -> Result<Option<Vec<u8>>, ContextError> {
     let Ok(path) = ignore_name(dockerfile.as_str()).parse::<MountTarget>() else { return Ok(None) };
     if tree.is_directory(&path)? {
         return Ok(None);
@@ -75,9 +78,9 @@ impl FileTree for MemoryTree {
         self.files.len()
     }
 
-    fn entry(&self, index: usize) -> Entry<'_> {
+    fn entry(&self, index: usize) -> TreeEntry<'_> {
         let (name, content) = &self.files[index];
-        Entry {
+        TreeEntry {
             path: name.as_bytes(),
             kind: EntryKind::File,
             mode: 0o644,

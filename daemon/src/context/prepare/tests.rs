@@ -8,13 +8,13 @@ use sha2::{Digest as _, Sha256};
 
 use super::*;
 use crate::context::port::EntryKind;
-use crate::context::storage::{Root, StorageError};
+use crate::context::storage::{StorageError, StorageRoot};
 use crate::model::access::PathLinks;
 use crate::model::{MountMode, Reference};
 
 struct Daemon {
     directory: tempfile::TempDir,
-    contexts: Contexts,
+    contexts: ContextPreparer,
 }
 
 impl Daemon {
@@ -25,11 +25,11 @@ impl Daemon {
         Self { directory, contexts }
     }
 
-    fn start(directory: &tempfile::TempDir) -> Contexts {
-        let root = |name: &str| Root::open_or_create(&directory.path().join(name)).unwrap();
-        Contexts::new(ContextOptions {
+    fn start(directory: &tempfile::TempDir) -> ContextPreparer {
+        let root = |name: &str| StorageRoot::open_or_create(&directory.path().join(name)).unwrap();
+        ContextPreparer::new(ContextOptions {
             room: "default".to_owned(),
-            storage: Storage { room: root("room"), project: root("project") },
+            storage: StorageRoots { room: root("room"), project: root("project") },
             state_dir: directory.path().join("state"),
             limits: LayerLimits::default(),
         })
@@ -51,7 +51,7 @@ impl Daemon {
         rustix::fs::mknodat(rustix::fs::CWD, self.at(path), rustix::fs::FileType::Fifo, mode, 0).unwrap();
     }
 
-    async fn prepare(&self, request: ContextRequest) -> Result<Prepared, ContextError> {
+    async fn prepare(&self, request: ContextRequest) -> Result<ScannedContext, ContextError> {
         self.contexts.prepare(request).await
     }
 }
@@ -79,7 +79,7 @@ fn request(mounts: Vec<ContextMount>) -> ContextRequest {
         context_path: target("/context"),
         dockerfile: DockerfilePath::Search,
         target: None,
-        selection: Box::new(|_| Selection::default()),
+        selection: Box::new(|_| CopySelection::default()),
     }
 }
 
@@ -337,10 +337,10 @@ async fn a_context_that_changed_under_its_transfer_never_has_that_name_again() {
     let first = prepared().await;
     let (id, identity) = (first.session.id.clone(), first.identity.clone());
     let files = first.into_files(Vec::new());
-    files.watch.sent();
+    files.watch.files_sent();
     let unchanged = prepared().await.session.id;
     fs::write(daemon.at("app/f"), "2").unwrap();
-    files.watch.sent();
+    files.watch.files_sent();
     fs::write(daemon.at("app/f"), "1").unwrap();
     let time = fs::metadata(daemon.at("app/Dockerfile")).unwrap().modified().unwrap();
     fs::File::options().write(true).open(daemon.at("app/f")).unwrap().set_modified(time).unwrap();
@@ -379,7 +379,7 @@ async fn the_id_of_a_context_is_that_of_what_can_be_copied() {
     daemon.file("app/Dockerfile", "FROM x").file("app/src/f", "1").file("app/.git/index", "1");
     daemon.file("app/.dockerignore", ".git\n");
     let id = async |roots: Option<&[u8]>| {
-        let selection = roots.map_or_else(Selection::default, |root| Selection::of([root.to_vec()]));
+        let selection = roots.map_or_else(CopySelection::default, |root| CopySelection::of([root.to_vec()]));
         let request = ContextRequest { selection: Box::new(move |_| selection), ..app() };
         daemon.prepare(request).await.unwrap().session.id
     };
@@ -396,15 +396,15 @@ async fn the_id_of_a_context_is_that_of_what_can_be_copied() {
 
 /// Waits until a later write certainly gets another time stamp, then prepares until the scan cache has a
 /// result.
-async fn looked_at_until_known(daemon: &Daemon, request: impl Fn() -> ContextRequest) -> Prepared {
+async fn looked_at_until_known(daemon: &Daemon, request: impl Fn() -> ContextRequest) -> ScannedContext {
     tokio::time::sleep(std::time::Duration::from_millis(60)).await;
     daemon.prepare(request()).await.unwrap();
     daemon.prepare(request()).await.unwrap();
-    let recall = daemon.contexts.0.memory.recall();
-    let (known, again) = (recall.found(), recall.again());
+    let recall = daemon.contexts.0.records.scan_cache();
+    let (known, again) = (recall.found(), recall.revalidated());
     let prepared = daemon.prepare(request()).await.unwrap();
     assert_eq!(recall.found(), known + 1, "the look was not known again");
-    assert_eq!(recall.again(), again + 1, "the files were scanned");
+    assert_eq!(recall.revalidated(), again + 1, "the files were scanned");
     prepared
 }
 
@@ -417,7 +417,7 @@ async fn a_tree_that_is_known_again_is_the_same_and_any_change_is_seen() {
     let scanned = daemon.prepare(app()).await.unwrap();
     let known = looked_at_until_known(&daemon, app).await;
     assert_eq!((&known.identity, &known.session), (&scanned.identity, &scanned.session));
-    let covered = |prepared: &Prepared| {
+    let covered = |prepared: &ScannedContext| {
         let tree = &prepared.context;
         (0..tree.len()).map(|index| tree.is_covered(index)).collect::<Vec<_>>()
     };
@@ -462,7 +462,7 @@ async fn a_tree_that_is_known_again_is_the_same_and_any_change_is_seen() {
         assert_eq!(last.identity, now.identity, "{what}");
     }
     // The ignore file determines which directories a scan reads.
-    assert_eq!(daemon.contexts.0.memory.recall().kept(), 2, "one version for each ignore file");
+    assert_eq!(daemon.contexts.0.records.scan_cache().kept(), 2, "one version for each ignore file");
 }
 
 #[tokio::test]
@@ -471,7 +471,7 @@ async fn the_same_files_with_another_selection_or_mount_are_not_the_known_ones()
     daemon.file("app/Dockerfile", "FROM a").file("app/lib/one", "1").file("app/src/two", "2");
     let selected = |path: &'static str| {
         move || {
-            let selection = Box::new(move |_: &[u8]| Selection::of([path.as_bytes().to_vec()]));
+            let selection = Box::new(move |_: &[u8]| CopySelection::of([path.as_bytes().to_vec()]));
             ContextRequest { selection, ..app() }
         }
     };

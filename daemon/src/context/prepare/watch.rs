@@ -2,25 +2,25 @@ use std::sync::{Arc, Weak};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, View};
+use super::{ContextView, PreparerState};
 use crate::context::lineage::LineageId;
 use crate::context::port::TransferWatch;
 use crate::context::tree::TreeIdentity;
 
 /// Checks one version of a context while it is sent.
-pub(super) struct Watch {
-    shared: Weak<Shared>,
-    view: View,
+pub(super) struct ContextTransferWatch {
+    shared: Weak<PreparerState>,
+    view: ContextView,
     /// Lineage id without the selection.
     origin: LineageId,
     identity: TreeIdentity,
     session: String,
 }
 
-impl Watch {
+impl ContextTransferWatch {
     pub(super) fn new(
-        shared: &Arc<Shared>,
-        view: View,
+        shared: &Arc<PreparerState>,
+        view: ContextView,
         origin: LineageId,
         identity: TreeIdentity,
         session: String,
@@ -28,8 +28,8 @@ impl Watch {
         Self { shared: Arc::downgrade(shared), view, origin, identity, session }
     }
 
-    fn retire(&self, shared: &Shared) {
-        if let Err(error) = shared.memory.retire(&self.session) {
+    fn retire(&self, shared: &PreparerState) {
+        if let Err(error) = shared.records.retire(&self.session) {
             tracing::error!(
                 %error,
                 "failed to retire the session id of a changed context; BuildKit may reuse stale files",
@@ -38,10 +38,10 @@ impl Watch {
     }
 }
 
-impl TransferWatch for Watch {
-    fn sent(&self) {
+impl TransferWatch for ContextTransferWatch {
+    fn files_sent(&self) {
         let Some(shared) = self.shared.upgrade() else { return };
-        match self.view.look(&shared.memory, &CancellationToken::new()) {
+        match self.view.scan_and_identify(&shared.records, &CancellationToken::new()) {
             Ok((_, now)) if now.identity == self.identity => {}
             Ok(_) => {
                 tracing::debug!("context changed during or after its transfer");
@@ -52,11 +52,11 @@ impl TransferWatch for Watch {
                 self.retire(&shared);
             }
         }
-        shared.memory.save_now_and_then();
+        shared.records.save_if_due();
     }
 
-    fn asked_beyond(&self) {
+    fn uncovered_requested(&self) {
         let Some(shared) = self.shared.upgrade() else { return };
-        shared.memory.cover_all(self.origin);
+        shared.records.require_full_coverage(self.origin);
     }
 }

@@ -7,7 +7,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::write::is_unfinished;
-use super::{FileStat, Root, StorageError, normal, os_path};
+use super::{FileStat, StorageError, StorageRoot, normalized, os_path};
 use crate::context::beneath;
 
 /// Iterator over the entries of a directory, depth first, names sorted by their bytes. Directories are read
@@ -15,18 +15,18 @@ use crate::context::beneath;
 ///
 /// Symbolic links below the directory are listed and not followed. Entries that vanish during the listing are
 /// omitted.
-pub struct Listing {
+pub struct StorageListing {
     anchor: OwnedFd,
     /// Path of the anchor from the root; prefix of all returned paths.
     prefix: PathBuf,
     recursive: bool,
     /// Directories from the anchor down to the current one, each with its remaining names in reverse order.
-    levels: Vec<Level>,
+    levels: Vec<ListingLevel>,
     /// The only entry, when the path is a file.
     single: Option<FileStat>,
 }
 
-struct Level {
+struct ListingLevel {
     /// Path from the anchor.
     path: PathBuf,
     /// Open only while this is the deepest level, so that depth costs memory and not file descriptors.
@@ -34,15 +34,15 @@ struct Level {
     names: Vec<CString>,
 }
 
-impl Root {
+impl StorageRoot {
     /// Lists what is below a directory, or the one file at `path`. Symbolic links in `path` itself are
     /// followed inside the storage.
-    pub fn list(&self, path: &Path, recursive: bool) -> Result<Listing, StorageError> {
-        let path = normal(path)?;
+    pub fn list(&self, path: &Path, recursive: bool) -> Result<StorageListing, StorageError> {
+        let path = normalized(path)?;
         let fail = |errno| StorageError::at(&path, errno);
-        let (anchor, stat) = self.hold(&path)?;
+        let (anchor, stat) = self.open_path(&path)?;
         let mut listing =
-            Listing { anchor, prefix: path.clone(), recursive, levels: Vec::new(), single: None };
+            StorageListing { anchor, prefix: path.clone(), recursive, levels: Vec::new(), single: None };
         if stat.kind == FileType::Directory {
             listing.enter(PathBuf::new()).map_err(fail)?;
         } else {
@@ -56,9 +56,9 @@ impl Root {
     }
 }
 
-impl Listing {
+impl StorageListing {
     fn enter(&mut self, path: PathBuf) -> Result<(), Errno> {
-        let directory = beneath::directory(&self.anchor, path.as_os_str().as_bytes())?;
+        let directory = beneath::open_directory(&self.anchor, path.as_os_str().as_bytes())?;
         let mut names: Vec<CString> = Vec::new();
         beneath::for_each_name(&directory, |name| {
             if !is_unfinished(name.to_bytes()) {
@@ -70,7 +70,7 @@ impl Listing {
         if let Some(parent) = self.levels.last_mut() {
             parent.directory = None;
         }
-        self.levels.push(Level { path, directory: Some(directory), names });
+        self.levels.push(ListingLevel { path, directory: Some(directory), names });
         Ok(())
     }
 
@@ -78,7 +78,7 @@ impl Listing {
         let Some(level) = self.levels.last_mut() else { return Err(Errno::NOENT) };
         let directory = match level.directory.take() {
             Some(directory) => directory,
-            None => beneath::directory(&self.anchor, level.path.as_os_str().as_bytes())?,
+            None => beneath::open_directory(&self.anchor, level.path.as_os_str().as_bytes())?,
         };
         let directory = level.directory.insert(directory);
         let stat = beneath::stat_at(&*directory, name)?;
@@ -87,7 +87,7 @@ impl Listing {
     }
 }
 
-impl Iterator for Listing {
+impl Iterator for StorageListing {
     type Item = Result<FileStat, StorageError>;
 
     fn next(&mut self) -> Option<Self::Item> {

@@ -3,16 +3,16 @@ use std::path::Path;
 
 use rustix::fs::FileType;
 
-use super::{FileStat, Root, StorageError, normal};
+use super::{FileStat, StorageError, StorageRoot, normalized};
 use crate::context::beneath;
 
-impl Root {
+impl StorageRoot {
     /// Opens a regular file at its start. Symbolic links are followed inside the storage. A FIFO, socket or
     /// device is never opened.
     pub fn read(&self, path: &Path) -> Result<(FileStat, File), StorageError> {
-        let path = normal(path)?;
+        let path = normalized(path)?;
         let fail = |errno| StorageError::at(&path, errno);
-        let (held, stat) = self.hold(&path)?;
+        let (held, stat) = self.open_path(&path)?;
         match stat.kind {
             FileType::RegularFile => {}
             FileType::Directory => return Err(StorageError::IsADirectory { path }),
@@ -25,7 +25,7 @@ impl Root {
 
     /// Returns the stat of a path. A symbolic link at its end is not followed.
     pub fn stat(&self, path: &Path) -> Result<FileStat, StorageError> {
-        let path = normal(path)?;
+        let path = normalized(path)?;
         let fail = |errno| StorageError::at(&path, errno);
         let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW;
         let held = self.open_inside(&path, flags, rustix::fs::Mode::empty())?;

@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType};
 use rustix::io::Errno;
 
-use super::{Root, StorageError, normal, os_path};
+use super::{StorageError, StorageRoot, normalized, os_path};
 use crate::context::beneath;
 
-impl Root {
+impl StorageRoot {
     /// Removes a file or a symbolic link, or with `recursive` a directory and everything below it.
     ///
     /// A symbolic link at `path` or below it is removed itself. The storage's root cannot be removed.
     pub fn remove(&self, path: &Path, recursive: bool) -> Result<(), StorageError> {
-        let path = normal(path)?;
+        let path = normalized(path)?;
         let fail = |errno| StorageError::at(&path, errno);
         let Some(name) = path.file_name() else {
             return Err(StorageError::IsTheRoot { path });
@@ -43,11 +43,11 @@ fn remove_below(parent: &OwnedFd, name: &[u8], shown: &Path) -> Result<(), Stora
         let fail = |errno| StorageError::at(&shown.join(&path), errno);
         if emptied {
             let (above, last) = (path.parent().unwrap_or(Path::new("")), path.file_name());
-            let above = beneath::directory(parent, above.as_os_str().as_bytes()).map_err(fail)?;
+            let above = beneath::open_directory(parent, above.as_os_str().as_bytes()).map_err(fail)?;
             unlink(&above, last.unwrap_or(OsStr::new("")), AtFlags::REMOVEDIR).map_err(fail)?;
             continue;
         }
-        let directory = match beneath::directory(parent, path.as_os_str().as_bytes()) {
+        let directory = match beneath::open_directory(parent, path.as_os_str().as_bytes()) {
             Err(Errno::NOENT) => continue,
             // The directory was replaced by something else, which the caller's own removal then refuses.
             Err(Errno::LOOP | Errno::NOTDIR) => {

@@ -8,14 +8,14 @@ use super::*;
 /// A storage in its own directory, beside a secret that no operation may reach.
 struct Room {
     directory: tempfile::TempDir,
-    root: Root,
+    root: StorageRoot,
 }
 
 impl Room {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("secret"), "canary").unwrap();
-        let root = Root::open_or_create(&directory.path().join("room")).unwrap();
+        let root = StorageRoot::open_or_create(&directory.path().join("room")).unwrap();
         Self { directory, root }
     }
 
@@ -115,7 +115,7 @@ fn where_links_are_refused_none_on_the_way_is_followed() {
     assert!(is_link(room.put("mine/to-theirs/deep/new", "x").unwrap_err()));
     assert!(is_link(room.root.remove(Path::new("mine/to-theirs/secret"), false).unwrap_err()));
     for make in [false, true] {
-        assert!(is_link(room.root.hold_source(Path::new("mine/to-theirs/deep"), make).unwrap_err()));
+        assert!(is_link(room.root.open_mount_source(Path::new("mine/to-theirs/deep"), make).unwrap_err()));
     }
     assert!(!room.at("theirs/deep").exists() && !room.at("theirs/new").exists());
     // A path without a symbolic link behaves as always; a link itself can be listed and removed.
@@ -210,8 +210,8 @@ fn wrong_kinds_have_their_own_errors() {
     assert!(matches!(room.put("", "x"), Err(StorageError::IsTheRoot { .. })));
     assert!(matches!(room.put("a\0b", "x"), Err(StorageError::BadPath { .. })));
     assert!(matches!(room.put(&"n".repeat(300), "x"), Err(StorageError::BadPath { .. })));
-    assert!(matches!(Root::open(&room.at("dir/file")), Err(StorageError::NotADirectory { .. })));
-    assert!(matches!(Root::open(&room.at("none")), Err(StorageError::NotFound { .. })));
+    assert!(matches!(StorageRoot::open(&room.at("dir/file")), Err(StorageError::NotADirectory { .. })));
+    assert!(matches!(StorageRoot::open(&room.at("none")), Err(StorageError::NotFound { .. })));
 }
 
 #[test]

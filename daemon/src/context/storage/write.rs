@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{FileStat, Root, StorageError, normal};
+use super::{FileStat, StorageError, StorageRoot, normalized};
 use crate::context::beneath;
 
 const UNFINISHED_PREFIX: &[u8] = b".hearth-unfinished-";
@@ -44,7 +44,7 @@ impl Default for WriteOptions {
 }
 
 /// A file being written. Dropping it before [`finish`](Self::finish) discards the content.
-pub struct Writer {
+pub struct StorageWriter {
     path: PathBuf,
     directory: OwnedFd,
     name: CString,
@@ -55,11 +55,11 @@ pub struct Writer {
     size: Option<u64>,
 }
 
-impl Root {
+impl StorageRoot {
     /// Starts to write a file and creates missing parent directories. A symbolic link at `path` is replaced,
     /// not followed; links in the parent directories are followed inside the storage.
-    pub fn write(&self, path: &Path, options: WriteOptions) -> Result<Writer, StorageError> {
-        let path = normal(path)?;
+    pub fn write(&self, path: &Path, options: WriteOptions) -> Result<StorageWriter, StorageError> {
+        let path = normalized(path)?;
         let fail = |errno| StorageError::at(&path, errno);
         let Some(name) = path.file_name() else {
             return Err(StorageError::IsTheRoot { path });
@@ -71,8 +71,15 @@ impl Root {
         let directory = self.make_directories(path.parent().unwrap_or(Path::new("")))?;
         refuse_directory(&directory, &name, &path)?;
         let (file, hidden) = unnamed_file(&directory).map_err(fail)?;
-        let writer =
-            Writer { path, directory, name, file: file.into(), hidden, written: 0, size: options.size };
+        let writer = StorageWriter {
+            path,
+            directory,
+            name,
+            file: file.into(),
+            hidden,
+            written: 0,
+            size: options.size,
+        };
         rustix::fs::fchmod(&writer.file, Mode::from_raw_mode(options.mode & 0o777))
             .map_err(|errno| StorageError::at(&writer.path, errno))?;
         Ok(writer)
@@ -133,7 +140,7 @@ fn unnamed_file(directory: &OwnedFd) -> Result<(OwnedFd, Option<String>), Errno>
     Ok((file, Some(hidden)))
 }
 
-impl Writer {
+impl StorageWriter {
     /// Appends to the content. Fails as soon as the content exceeds the expected size.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), StorageError> {
         let actual = self.written.saturating_add(bytes.len() as u64);
@@ -188,7 +195,7 @@ impl Writer {
     }
 }
 
-impl Drop for Writer {
+impl Drop for StorageWriter {
     fn drop(&mut self) {
         if let Some(hidden) = &self.hidden
             && let Err(errno) = rustix::fs::unlinkat(&self.directory, hidden, AtFlags::empty())

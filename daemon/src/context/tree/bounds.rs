@@ -8,24 +8,24 @@
 use hearth_pack::ignore::Patterns;
 
 use super::below;
-use super::identify::Selection;
+use super::identify::CopySelection;
 
 /// Limits of a scan; the default reads everything.
 #[derive(Clone, Default)]
-pub struct Bounds<'a> {
-    selection: Option<&'a Selection>,
+pub struct ScanBounds<'a> {
+    selection: Option<&'a CopySelection>,
     ignore: Option<&'a Patterns>,
 }
 
-impl<'a> Bounds<'a> {
-    pub fn new(selection: &'a Selection, ignore: Option<&'a Patterns>) -> Self {
+impl<'a> ScanBounds<'a> {
+    pub fn new(selection: &'a CopySelection, ignore: Option<&'a Patterns>) -> Self {
         // An exception can include a path at any depth again, so such an ignore file prunes nothing.
         Self { selection: Some(selection), ignore: ignore.filter(|ignore| !ignore.has_negation()) }
     }
 
     /// Reports whether a directory below the context is scanned. Directories above the context always are.
-    pub(super) fn hold(&self, path: &[u8]) -> bool {
-        let selected = |selection: &Selection| match &selection.roots {
+    pub(super) fn includes(&self, path: &[u8]) -> bool {
+        let selected = |selection: &CopySelection| match &selection.roots {
             None => true,
             Some(roots) => {
                 roots.iter().any(|root| below(root, path).is_some() || below(path, root).is_some())
@@ -41,18 +41,18 @@ mod tests {
 
     #[test]
     fn directories_are_held_that_lead_to_what_is_copied_and_are_not_hidden_for_good() {
-        let selection = Selection::of([b"src/app".to_vec(), b"lib".to_vec()]);
+        let selection = CopySelection::of([b"src/app".to_vec(), b"lib".to_vec()]);
         let hold = |ignore: &str| {
             let ignore = Patterns::parse_file(ignore.as_bytes()).unwrap();
-            let bounds = Bounds::new(&selection, Some(&ignore));
+            let bounds = ScanBounds::new(&selection, Some(&ignore));
             ["src", "src/app", "src/app/deep", "src/other", "lib", "lib/x", "libs"]
                 .into_iter()
-                .filter(|path| bounds.hold(path.as_bytes()))
+                .filter(|path| bounds.includes(path.as_bytes()))
                 .collect::<Vec<_>>()
         };
         assert_eq!(hold(""), ["src", "src/app", "src/app/deep", "lib", "lib/x"]);
         assert_eq!(hold("lib\n**/deep"), ["src", "src/app"]);
         assert_eq!(hold("lib\n!lib/x"), ["src", "src/app", "src/app/deep", "lib", "lib/x"]);
-        assert!(Bounds::default().hold(b"anything"));
+        assert!(ScanBounds::default().includes(b"anything"));
     }
 }

@@ -13,9 +13,12 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::directory::child_path;
-use super::{DirectoryLayer, Found, ImageLayer, Layer, Origin, StoredLayer, Tree, bare, below, joined};
+use super::{
+    ContextTree, DirectoryLayer, EntryOrigin, ImageLayer, LayerEntry, PackLayer, TreeLayer, bare, below,
+    joined,
+};
 use crate::context::ContextError;
-use crate::context::attr::{Attr, Stat, Time, stat_at};
+use crate::context::attr::{FileAttributes, FileTime, InodeStat, stat_at};
 use crate::context::beneath;
 use crate::context::port::{EntryKind, Xattr};
 use crate::context::storage::is_unfinished;
@@ -23,24 +26,24 @@ use crate::model::MountTarget;
 
 /// Attributes and identity of an entry.
 #[derive(Clone, Debug)]
-pub struct Seen {
-    pub attr: Attr,
-    pub source: Source,
+pub struct EntryStat {
+    pub attr: FileAttributes,
+    pub identity: FileIdentity,
 }
 
 /// A path without symbolic links, and its entry.
-pub type Located = (Box<[u8]>, Seen);
+pub type LocatedEntry = (Box<[u8]>, EntryStat);
 
 /// Identity of a file while the tree is open. All hard links of a file have the same one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Source {
+pub enum FileIdentity {
     /// A synthetic directory, which no layer contains.
-    Made,
+    Synthetic,
     Disk {
         mount: u32,
         file_system: u64,
         inode: u64,
-        born: (i64, u32),
+        birth: (i64, u32),
     },
     /// Entry of an image or a pack. The hard links of a file share a number in `links` and have no `node`.
     Image {
@@ -51,69 +54,69 @@ pub enum Source {
 }
 
 /// A regular file of the tree, open for reading at any offset.
-pub enum Content {
+pub enum OpenTreeFile {
     File(File),
     Layer(LayerFile),
 }
 
 /// A file of an image, or of a pack that was uploaded by content.
 pub struct LayerFile {
-    tree: Tree,
+    tree: ContextTree,
     mount: u32,
-    place: Place,
+    place: LayerFileRef,
 }
 
 #[derive(Clone, Copy)]
-enum Place {
+enum LayerFileRef {
     Node(u32),
-    Stored { entry: u32, size: u64 },
+    Pack { entry: u32, size: u64 },
 }
 
 /// Maximum number of names in one directory listing.
-pub const MAX_NAMES: usize = super::scan::MAX_FILES;
+pub const MAX_DIRECTORY_ENTRIES: usize = super::scan::MAX_FILES;
 
-impl Tree {
+impl ContextTree {
     /// Returns the entry at `path`, which has no leading `/`. `None` when there is none, or when a symbolic
     /// link is on the path.
-    pub fn look(&self, path: &[u8]) -> Result<Option<Seen>, Errno> {
-        let found = match self.covering(path) {
-            Some((mount, inside)) => self.look_in(mount, inside)?,
+    pub fn stat(&self, path: &[u8]) -> Result<Option<EntryStat>, Errno> {
+        let found = match self.deepest_mount(path) {
+            Some((mount, inside)) => self.stat_in(mount, inside)?,
             None => None,
         };
         let is_directory = found.as_ref().is_some_and(|seen| seen.attr.kind == FileType::Directory);
         if !is_directory && (path.is_empty() || !self.mounts_below(path).is_empty()) {
-            return Ok(Some(made()));
+            return Ok(Some(synthetic()));
         }
         Ok(found)
     }
 
-    fn look_in(&self, mount: u32, inside: &[u8]) -> Result<Option<Seen>, Errno> {
+    fn stat_in(&self, mount: u32, inside: &[u8]) -> Result<Option<EntryStat>, Errno> {
         Ok(match self.layer(mount) {
-            Layer::Directory(layer) => layer.look(mount, inside)?,
-            Layer::Image(layer) => layer.lookup(mount, inside).map(|found| from_image(layer, &found)),
-            Layer::Stored(layer) => layer.lookup(mount, inside).map(|found| from_stored(layer, &found)),
-            Layer::Empty => inside.is_empty().then(made),
+            TreeLayer::Directory(layer) => layer.look(mount, inside)?,
+            TreeLayer::Image(layer) => layer.lookup(mount, inside).map(|found| from_image(layer, &found)),
+            TreeLayer::Pack(layer) => layer.lookup(mount, inside).map(|found| from_stored(layer, &found)),
+            TreeLayer::Empty => inside.is_empty().then(synthetic),
         })
     }
 
     /// Lists the directory at `path`, sorted by name. A missing directory is empty.
-    pub fn names(&self, path: &[u8]) -> Result<BTreeMap<Box<[u8]>, Seen>, Errno> {
-        let mut children = match self.covering(path) {
+    pub fn list_directory(&self, path: &[u8]) -> Result<BTreeMap<Box<[u8]>, EntryStat>, Errno> {
+        let mut children = match self.deepest_mount(path) {
             Some((mount, inside)) => match self.layer(mount) {
-                Layer::Directory(layer) => layer.list(mount, inside)?,
-                Layer::Image(layer) => layer
+                TreeLayer::Directory(layer) => layer.list(mount, inside)?,
+                TreeLayer::Image(layer) => layer
                     .children(mount, inside)
                     .children
                     .into_iter()
                     .map(|child| (child.name, from_image(layer, &child.found)))
                     .collect(),
-                Layer::Stored(layer) => layer
+                TreeLayer::Pack(layer) => layer
                     .children(mount, inside)
                     .children
                     .into_iter()
                     .map(|child| (child.name, from_stored(layer, &child.found)))
                     .collect(),
-                Layer::Empty => BTreeMap::new(),
+                TreeLayer::Empty => BTreeMap::new(),
             },
             None => BTreeMap::new(),
         };
@@ -121,7 +124,7 @@ impl Tree {
             let target = bare(&self.mounts[mount as usize].target);
             let rest = below(path, target).unwrap_or_default();
             let name = rest.split(|&byte| byte == b'/').next().unwrap_or_default();
-            match self.look(&joined(path, name))? {
+            match self.stat(&joined(path, name))? {
                 Some(seen) => children.insert(name.into(), seen),
                 None => children.remove(name),
             };
@@ -131,34 +134,36 @@ impl Tree {
 
     /// Returns the target of the symbolic link at `path`.
     pub fn link_target(&self, path: &[u8]) -> Result<Box<[u8]>, Errno> {
-        let (mount, inside) = self.covering(path).ok_or(Errno::NOENT)?;
+        let (mount, inside) = self.deepest_mount(path).ok_or(Errno::NOENT)?;
         match self.layer(mount) {
-            Layer::Directory(layer) => beneath::link_target(layer.hold(inside)?, c""),
-            Layer::Image(layer) => target_of(layer.lookup(mount, inside)),
-            Layer::Stored(layer) => target_of(layer.lookup(mount, inside)),
-            Layer::Empty => Err(Errno::NOENT),
+            TreeLayer::Directory(layer) => beneath::link_target(layer.open_path(inside)?, c""),
+            TreeLayer::Image(layer) => target_of(layer.lookup(mount, inside)),
+            TreeLayer::Pack(layer) => target_of(layer.lookup(mount, inside)),
+            TreeLayer::Empty => Err(Errno::NOENT),
         }
     }
 
     /// Opens the regular file at `path`; no other kind of file is ever opened.
-    pub fn content(&self, path: &[u8]) -> Result<Content, Errno> {
-        let (mount, inside) = self.covering(path).ok_or(Errno::NOENT)?;
+    pub fn open_content(&self, path: &[u8]) -> Result<OpenTreeFile, Errno> {
+        let (mount, inside) = self.deepest_mount(path).ok_or(Errno::NOENT)?;
         match self.layer(mount) {
-            Layer::Directory(layer) => layer.open_file(inside).map(|(file, _)| Content::File(file)),
-            Layer::Image(layer) => self.layer_file(mount, layer.lookup(mount, inside)),
-            Layer::Stored(layer) => self.layer_file(mount, layer.lookup(mount, inside)),
-            Layer::Empty => Err(Errno::NOENT),
+            TreeLayer::Directory(layer) => layer.open_file(inside).map(|(file, _)| OpenTreeFile::File(file)),
+            TreeLayer::Image(layer) => self.layer_file(mount, layer.lookup(mount, inside)),
+            TreeLayer::Pack(layer) => self.layer_file(mount, layer.lookup(mount, inside)),
+            TreeLayer::Empty => Err(Errno::NOENT),
         }
     }
 
-    fn layer_file(&self, mount: u32, found: Option<Found>) -> Result<Content, Errno> {
+    fn layer_file(&self, mount: u32, found: Option<LayerEntry>) -> Result<OpenTreeFile, Errno> {
         let found = found.ok_or(Errno::NOENT)?;
         let place = match (found.kind, found.origin) {
-            (EntryKind::File, Origin::Image { node, .. }) => Place::Node(node),
-            (EntryKind::File, Origin::Stored { entry, .. }) => Place::Stored { entry, size: found.size },
+            (EntryKind::File, EntryOrigin::Image { node, .. }) => LayerFileRef::Node(node),
+            (EntryKind::File, EntryOrigin::Pack { entry, .. }) => {
+                LayerFileRef::Pack { entry, size: found.size }
+            }
             _ => return Err(Errno::ISDIR),
         };
-        Ok(Content::Layer(LayerFile { tree: self.clone(), mount, place }))
+        Ok(OpenTreeFile::Layer(LayerFile { tree: self.clone(), mount, place }))
     }
 
     /// Returns the value of an extended attribute.
@@ -167,7 +172,7 @@ impl Tree {
             let found = known.iter().find(|(known, _)| known == name);
             return found.map(|(_, value)| value.clone()).ok_or(Errno::NODATA);
         }
-        let Some(held) = self.held(path)? else { return Err(Errno::NODATA) };
+        let Some(held) = self.open_for_xattrs(path)? else { return Err(Errno::NODATA) };
         read_xattr(|buffer| rustix::fs::getxattr(proc_path(&held), name, buffer))
     }
 
@@ -176,31 +181,31 @@ impl Tree {
         if let Some(known) = self.layer_xattrs(path) {
             return Ok(known.iter().flat_map(|(name, _)| [name, &b"\0"[..]].concat()).collect());
         }
-        let Some(held) = self.held(path)? else { return Ok(Vec::new()) };
+        let Some(held) = self.open_for_xattrs(path)? else { return Ok(Vec::new()) };
         read_xattr(|buffer| rustix::fs::listxattr(proc_path(&held), buffer))
     }
 
     /// Returns `None` when the entry at `path` is on disk.
     fn layer_xattrs(&self, path: &[u8]) -> Option<Vec<Xattr>> {
-        let (mount, inside) = self.covering(path)?;
+        let (mount, inside) = self.deepest_mount(path)?;
         match self.layer(mount) {
-            Layer::Image(layer) => match layer.lookup(mount, inside)?.origin {
-                Origin::Image { node, .. } => Some(layer.xattrs(node).to_vec()),
+            TreeLayer::Image(layer) => match layer.lookup(mount, inside)?.origin {
+                EntryOrigin::Image { node, .. } => Some(layer.xattrs(node).to_vec()),
                 _ => None,
             },
-            Layer::Stored(layer) => match layer.lookup(mount, inside)?.origin {
-                Origin::Stored { entry, .. } => Some(layer.xattrs(entry)),
+            TreeLayer::Pack(layer) => match layer.lookup(mount, inside)?.origin {
+                EntryOrigin::Pack { entry, .. } => Some(layer.xattrs(entry)),
                 _ => None,
             },
-            Layer::Directory(_) | Layer::Empty => None,
+            TreeLayer::Directory(_) | TreeLayer::Empty => None,
         }
     }
 
     /// Opens a handle to an entry on disk that can have extended attributes: a regular file or a directory.
-    fn held(&self, path: &[u8]) -> Result<Option<OwnedFd>, Errno> {
-        let Some((mount, inside)) = self.covering(path) else { return Ok(None) };
-        let Layer::Directory(layer) = self.layer(mount) else { return Ok(None) };
-        let held = match layer.hold(inside) {
+    fn open_for_xattrs(&self, path: &[u8]) -> Result<Option<OwnedFd>, Errno> {
+        let Some((mount, inside)) = self.deepest_mount(path) else { return Ok(None) };
+        let TreeLayer::Directory(layer) = self.layer(mount) else { return Ok(None) };
+        let held = match layer.open_path(inside) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
             other => other?,
         };
@@ -210,9 +215,9 @@ impl Tree {
 
     /// Resolves `path`, following symbolic links inside the tree, and returns the resolved path and its
     /// entry.
-    pub fn find(&self, path: &[u8]) -> Result<Option<Located>, ContextError> {
+    pub fn resolve(&self, path: &[u8]) -> Result<Option<LocatedEntry>, ContextError> {
         let Some((canonical, _)) = super::resolve::resolve(self, path)? else { return Ok(None) };
-        let seen = self.look(&canonical).map_err(|errno| ContextError::at(&canonical, errno))?;
+        let seen = self.stat(&canonical).map_err(|errno| ContextError::at(&canonical, errno))?;
         Ok(seen.map(|seen| (canonical.into(), seen)))
     }
 
@@ -222,13 +227,13 @@ impl Tree {
     }
 
     /// Returns the target of a mount, by the mount number of a [`FileIdentity`].
-    pub fn target(&self, mount: u32) -> &MountTarget {
+    pub fn mount_target(&self, mount: u32) -> &MountTarget {
         &self.mounts[mount as usize].target
     }
 
     /// Reports whether all files come from images and packs, and therefore never change.
-    pub fn is_constant(&self) -> bool {
-        !self.mounts.iter().any(|mounted| matches!(mounted.layer, Layer::Directory(_)))
+    pub fn is_immutable(&self) -> bool {
+        !self.mounts.iter().any(|mounted| matches!(mounted.layer, TreeLayer::Directory(_)))
     }
 
     /// Returns the path of a child, or ENAMETOOLONG if it is too long for a system call.
@@ -238,19 +243,19 @@ impl Tree {
 }
 
 impl DirectoryLayer {
-    fn look(&self, mount: u32, path: &[u8]) -> Result<Option<Seen>, Errno> {
-        match self.hold(path) {
+    fn look(&self, mount: u32, path: &[u8]) -> Result<Option<EntryStat>, Errno> {
+        match self.open_path(path) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
             held => Ok(Some(from_disk(mount, &stat_at(held?, c"")?))),
         }
     }
 
-    fn list(&self, mount: u32, path: &[u8]) -> Result<BTreeMap<Box<[u8]>, Seen>, Errno> {
+    fn list(&self, mount: u32, path: &[u8]) -> Result<BTreeMap<Box<[u8]>, EntryStat>, Errno> {
         let directory = match self.open_directory(path) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(BTreeMap::new()),
             other => other?,
         };
-        let mut names: Vec<(Box<[u8]>, Seen)> = Vec::new();
+        let mut names: Vec<(Box<[u8]>, EntryStat)> = Vec::new();
         let mut failed = None;
         beneath::for_each_name(&directory, |name| {
             if is_unfinished(name.to_bytes()) {
@@ -261,7 +266,7 @@ impl DirectoryLayer {
                 Err(Errno::NOENT) => {}
                 Err(errno) => failed = Some(errno),
             }
-            if names.len() > MAX_NAMES {
+            if names.len() > MAX_DIRECTORY_ENTRIES {
                 failed = Some(Errno::OVERFLOW);
             }
             failed.is_none()
@@ -271,36 +276,39 @@ impl DirectoryLayer {
     }
 }
 
-fn from_disk(mount: u32, stat: &Stat) -> Seen {
-    let &Stat { attr, file_system, inode, born } = stat;
-    Seen { attr, source: Source::Disk { mount, file_system, inode, born: (born.seconds, born.nanos) } }
+fn from_disk(mount: u32, stat: &InodeStat) -> EntryStat {
+    let &InodeStat { attr, file_system, inode, birth: born } = stat;
+    EntryStat {
+        attr,
+        identity: FileIdentity::Disk { mount, file_system, inode, birth: (born.seconds, born.nanos) },
+    }
 }
 
-fn target_of(found: Option<Found>) -> Result<Box<[u8]>, Errno> {
+fn target_of(found: Option<LayerEntry>) -> Result<Box<[u8]>, Errno> {
     match found.ok_or(Errno::NOENT)?.kind {
         EntryKind::Symlink(target) => Ok(target),
         _ => Err(Errno::INVAL),
     }
 }
 
-fn from_image(layer: &ImageLayer, found: &Found) -> Seen {
+fn from_image(layer: &ImageLayer, found: &LayerEntry) -> EntryStat {
     let links = match found.origin {
-        Origin::Image { node, .. } => layer.link_group(node),
+        EntryOrigin::Image { node, .. } => layer.link_group(node),
         _ => None,
     };
     from_layer(found, links)
 }
 
-fn from_stored(layer: &StoredLayer, found: &Found) -> Seen {
+fn from_stored(layer: &PackLayer, found: &LayerEntry) -> EntryStat {
     let links = match found.origin {
-        Origin::Stored { entry, .. } => layer.link_group(entry),
+        EntryOrigin::Pack { entry, .. } => layer.link_group(entry),
         _ => None,
     };
     from_layer(found, links)
 }
 
 /// Builds an entry of an image or a pack. `links` is the number that the hard links of one file share.
-fn from_layer(found: &Found, links: Option<u64>) -> Seen {
+fn from_layer(found: &LayerEntry, links: Option<u64>) -> EntryStat {
     let (kind, device) = match &found.kind {
         EntryKind::Directory => (FileType::Directory, (0, 0)),
         EntryKind::File | EntryKind::HardLink(_) => (FileType::RegularFile, (0, 0)),
@@ -315,15 +323,15 @@ fn from_layer(found: &Found, links: Option<u64>) -> Seen {
         _ => found.size,
     };
     let (source, links) = match found.origin {
-        Origin::Image { mount, node } | Origin::Stored { mount, entry: node } => {
+        EntryOrigin::Image { mount, node } | EntryOrigin::Pack { mount, entry: node } => {
             let node = if links.is_some() { u32::MAX } else { node };
             // The exact number of hard links is unknown; 2 says that there are others.
-            (Source::Image { mount, node, links }, if links.is_some() { 2 } else { 1 })
+            (FileIdentity::Image { mount, node, links }, if links.is_some() { 2 } else { 1 })
         }
-        _ => (Source::Made, 1),
+        _ => (FileIdentity::Synthetic, 1),
     };
-    let time = Time::from_nanos(found.mtime);
-    let attr = Attr {
+    let time = FileTime::from_nanos(found.mtime);
+    let attr = FileAttributes {
         kind,
         mode: found.mode,
         uid: 0,
@@ -336,11 +344,11 @@ fn from_layer(found: &Found, links: Option<u64>) -> Seen {
         changed: time,
         device,
     };
-    Seen { attr, source }
+    EntryStat { attr, identity: source }
 }
 
-const fn made() -> Seen {
-    Seen { attr: Attr::MADE_DIRECTORY, source: Source::Made }
+const fn synthetic() -> EntryStat {
+    EntryStat { attr: FileAttributes::SYNTHETIC_DIRECTORY, identity: FileIdentity::Synthetic }
 }
 
 fn proc_path(held: &OwnedFd) -> String {
@@ -369,9 +377,9 @@ impl LayerFile {
     /// Fills `buffer` from `offset` on, as far as the file reaches. Returns the number of bytes.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         match (self.tree.layer(self.mount), self.place) {
-            (Layer::Image(layer), Place::Node(node)) => layer.read_at(node, buffer, offset),
-            (Layer::Stored(_), Place::Stored { size, .. }) if offset >= size => Ok(0),
-            (Layer::Stored(layer), Place::Stored { entry, size }) => {
+            (TreeLayer::Image(layer), LayerFileRef::Node(node)) => layer.read_at(node, buffer, offset),
+            (TreeLayer::Pack(_), LayerFileRef::Pack { size, .. }) if offset >= size => Ok(0),
+            (TreeLayer::Pack(layer), LayerFileRef::Pack { entry, size }) => {
                 let room = usize::try_from(size - offset).unwrap_or(usize::MAX).min(buffer.len());
                 layer.open_at(entry, offset)?.read_exact(&mut buffer[..room])?;
                 Ok(room)

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use super::{Child, Children, Found, Origin, joined};
-use crate::context::beneath::{self, Stat};
+use super::{DirectoryChild, DirectoryContent, EntryOrigin, LayerEntry, joined};
+use crate::context::beneath::{self, DiskStat};
 use crate::context::port::EntryKind;
-use crate::context::storage::{Root, StorageError, is_unfinished, normal};
+use crate::context::storage::{StorageError, StorageRoot, is_unfinished, normalized};
 
 pub struct DirectoryLayer {
     /// Handle (`O_PATH`) to the source.
@@ -25,9 +25,9 @@ pub struct DirectoryLayer {
 impl DirectoryLayer {
     /// Opens a directory or a regular file of a storage. The root's policy applies to symbolic links in
     /// `path`.
-    pub fn open(root: &Root, path: &Path) -> Result<Self, StorageError> {
-        let path = normal(path)?;
-        let (source, stat) = root.hold(&path)?;
+    pub fn open(root: &StorageRoot, path: &Path) -> Result<Self, StorageError> {
+        let path = normalized(path)?;
+        let (source, stat) = root.open_path(&path)?;
         match stat.kind {
             FileType::Directory => Ok(Self { source, is_directory: true }),
             FileType::RegularFile => Ok(Self { source, is_directory: false }),
@@ -35,25 +35,25 @@ impl DirectoryLayer {
         }
     }
 
-    pub(super) fn hold(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+    pub(super) fn open_path(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         if path.is_empty() {
             return rustix::io::fcntl_dupfd_cloexec(&self.source, 0);
         }
-        if self.is_directory { beneath::hold(&self.source, path) } else { Err(Errno::NOTDIR) }
+        if self.is_directory { beneath::open_path(&self.source, path) } else { Err(Errno::NOTDIR) }
     }
 
     pub(super) fn open_directory(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
-        if self.is_directory { beneath::directory(&self.source, path) } else { Err(Errno::NOTDIR) }
+        if self.is_directory { beneath::open_directory(&self.source, path) } else { Err(Errno::NOTDIR) }
     }
 
     /// Returns the entry at `path`; `None` when there is none, or when a symbolic link is on the path.
-    pub(super) fn lookup(&self, mount: u32, path: &[u8]) -> Result<Option<Found>, Errno> {
-        let held = match self.hold(path) {
+    pub(super) fn lookup(&self, mount: u32, path: &[u8]) -> Result<Option<LayerEntry>, Errno> {
+        let held = match self.open_path(path) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
             other => other?,
         };
         let stat = beneath::stat(&held)?;
-        found(mount, &stat, || beneath::link_target(&held, c"")).map(Some)
+        layer_entry(mount, &stat, || beneath::link_target(&held, c"")).map(Some)
     }
 
     /// Returns the content of a directory, unsorted. Entries that vanish meanwhile are omitted. The result
@@ -64,11 +64,11 @@ impl DirectoryLayer {
         path: &[u8],
         above: Option<&OwnedFd>,
         limit: usize,
-    ) -> Result<Children, Errno> {
+    ) -> Result<DirectoryContent, Errno> {
         let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or(path);
         let directory = match above {
-            Some(above) if !name.is_empty() => beneath::directory(above, name)?,
-            _ => beneath::directory(&self.source, path)?,
+            Some(above) if !name.is_empty() => beneath::open_directory(above, name)?,
+            _ => beneath::open_directory(&self.source, path)?,
         };
         let xattrs = beneath::xattrs(&directory)?;
         let mut children = Vec::new();
@@ -78,8 +78,8 @@ impl DirectoryLayer {
                 return true;
             }
             let stat = beneath::stat_at(&directory, name);
-            match stat.and_then(|stat| found(mount, &stat, || beneath::link_target(&directory, name))) {
-                Ok(found) => children.push(Child { name: name.to_bytes().into(), found }),
+            match stat.and_then(|stat| layer_entry(mount, &stat, || beneath::link_target(&directory, name))) {
+                Ok(found) => children.push(DirectoryChild { name: name.to_bytes().into(), found }),
                 // Gone since the name was read. A symbolic link that was replaced by another kind counts as
                 // gone, too.
                 Err(Errno::NOENT | Errno::INVAL) => {}
@@ -89,13 +89,13 @@ impl DirectoryLayer {
         })?;
         match failed {
             Some((errno, _)) => Err(errno),
-            None => Ok(Children { children, xattrs, directory: Some(Arc::new(directory)) }),
+            None => Ok(DirectoryContent { children, xattrs, directory: Some(Arc::new(directory)) }),
         }
     }
 
     /// Opens the regular file at `path`, and returns its stat at that moment.
-    pub(super) fn open_file(&self, path: &[u8]) -> Result<(File, Stat), Errno> {
-        let held = self.hold(path)?;
+    pub(super) fn open_file(&self, path: &[u8]) -> Result<(File, DiskStat), Errno> {
+        let held = self.open_path(path)?;
         let stat = beneath::stat(&held)?;
         if stat.kind != FileType::RegularFile {
             return Err(Errno::ISDIR);
@@ -104,8 +104,13 @@ impl DirectoryLayer {
     }
 }
 
-fn found(mount: u32, stat: &Stat, target: impl FnOnce() -> Result<Box<[u8]>, Errno>) -> Result<Found, Errno> {
-    let device = |character| EntryKind::Device { character, major: stat.node.0, minor: stat.node.1 };
+fn layer_entry(
+    mount: u32,
+    stat: &DiskStat,
+    target: impl FnOnce() -> Result<Box<[u8]>, Errno>,
+) -> Result<LayerEntry, Errno> {
+    let device =
+        |character| EntryKind::Device { character, major: stat.device_number.0, minor: stat.device_number.1 };
     let kind = match stat.kind {
         FileType::RegularFile => EntryKind::File,
         FileType::Directory => EntryKind::Directory,
@@ -117,8 +122,8 @@ fn found(mount: u32, stat: &Stat, target: impl FnOnce() -> Result<Box<[u8]>, Err
         FileType::Unknown => return Err(Errno::IO),
     };
     let size = if kind == EntryKind::File { stat.size } else { 0 };
-    let origin = Origin::Disk { mount, device: stat.device, inode: stat.inode, changed: stat.changed };
-    Ok(Found { kind, mode: stat.mode, size, mtime: stat.modified, links: stat.links, origin })
+    let origin = EntryOrigin::Disk { mount, device: stat.device, inode: stat.inode, changed: stat.changed };
+    Ok(LayerEntry { kind, mode: stat.mode, size, mtime: stat.modified, links: stat.links, origin })
 }
 
 /// Returns the path of a child, or ENAMETOOLONG if it is too long for a system call.

@@ -7,19 +7,19 @@ use std::collections::{HashMap, HashSet};
 
 use rustix::fs::FileType;
 
-use super::{Found, Origin};
-use crate::context::beneath::Stat;
-use crate::context::port::{Entry, EntryKind, Xattr};
+use super::{EntryOrigin, LayerEntry};
+use crate::context::beneath::DiskStat;
+use crate::context::port::{EntryKind, TreeEntry, Xattr};
 
 /// Number of entries whose stats are hashed in one call.
-const STATS: usize = 1024;
+const STATS_PER_CHUNK: usize = 1024;
 
 /// Entries in the order of their paths, which are relative to the root. The root itself is not an entry.
 #[derive(Clone, Default)]
-pub(super) struct Entries {
+pub(super) struct ScannedEntries {
     /// Path of every entry; the target of a symbolic link follows its path.
     text: Vec<u8>,
-    nodes: Vec<Node>,
+    nodes: Vec<PackedEntry>,
     /// Device numbers, to which the entries refer by index.
     devices: Vec<u64>,
     xattrs: HashMap<u32, Vec<Xattr>>,
@@ -31,7 +31,7 @@ pub(super) struct Entries {
 
 /// One entry in 48 bytes.
 #[derive(Clone)]
-struct Node {
+struct PackedEntry {
     mtime: i64,
     /// Size of a file; index of the first name for a hard link; length of a symbolic link's target; device
     /// numbers.
@@ -45,11 +45,11 @@ struct Node {
     path_length: u16,
     mode: u16,
     device: u16,
-    kind: Kind,
-    origin: From,
+    kind: PackedKind,
+    origin: PackedOrigin,
 }
 
-impl Node {
+impl PackedEntry {
     const BYTES: usize = 48;
 
     /// Encodes every field but the offset of the path, which follows from the lengths of the other paths.
@@ -72,7 +72,7 @@ impl Node {
 }
 
 #[derive(Clone, Copy)]
-enum Kind {
+enum PackedKind {
     Directory,
     File,
     Symlink,
@@ -84,11 +84,11 @@ enum Kind {
 }
 
 #[derive(Clone, Copy)]
-enum From {
-    Made,
+enum PackedOrigin {
+    Synthetic,
     Disk,
     Image,
-    Stored,
+    Pack,
 }
 
 /// Orders paths as BuildKit's file sync does: `/` sorts before every other byte.
@@ -97,34 +97,34 @@ pub(in crate::context) fn path_order(a: &[u8], b: &[u8]) -> Ordering {
     a.iter().map(rank).cmp(b.iter().map(rank))
 }
 
-impl Entries {
+impl ScannedEntries {
     /// Appends an entry; `path` must be the next one in order. `None` when a field would overflow.
-    pub fn push(&mut self, path: &[u8], found: &Found) -> Option<usize> {
+    pub fn push(&mut self, path: &[u8], found: &LayerEntry) -> Option<usize> {
         let index = self.nodes.len();
         let (kind, value, target): (_, u64, &[u8]) = match &found.kind {
-            EntryKind::Directory => (Kind::Directory, 0, &[]),
-            EntryKind::File => (Kind::File, found.size, &[]),
-            EntryKind::Symlink(target) => (Kind::Symlink, target.len() as u64, target),
+            EntryKind::Directory => (PackedKind::Directory, 0, &[]),
+            EntryKind::File => (PackedKind::File, found.size, &[]),
+            EntryKind::Symlink(target) => (PackedKind::Symlink, target.len() as u64, target),
             EntryKind::HardLink(first) => {
                 self.linked.insert(*first as u32);
-                (Kind::HardLink, *first as u64, &[])
+                (PackedKind::HardLink, *first as u64, &[])
             }
-            EntryKind::Fifo => (Kind::Fifo, 0, &[]),
-            EntryKind::Socket => (Kind::Socket, 0, &[]),
+            EntryKind::Fifo => (PackedKind::Fifo, 0, &[]),
+            EntryKind::Socket => (PackedKind::Socket, 0, &[]),
             &EntryKind::Device { character, major, minor } => {
-                let kind = if character { Kind::CharacterDevice } else { Kind::BlockDevice };
+                let kind = if character { PackedKind::CharacterDevice } else { PackedKind::BlockDevice };
                 (kind, u64::from(major) << 32 | u64::from(minor), &[])
             }
         };
         let (origin, mount, source, device, changed) = match found.origin {
-            Origin::Made => (From::Made, 0, 0, 0, 0),
-            Origin::Disk { mount, device, inode, changed } => {
-                (From::Disk, mount, inode, self.device(device)?, changed)
+            EntryOrigin::Synthetic => (PackedOrigin::Synthetic, 0, 0, 0, 0),
+            EntryOrigin::Disk { mount, device, inode, changed } => {
+                (PackedOrigin::Disk, mount, inode, self.device(device)?, changed)
             }
-            Origin::Image { mount, node } => (From::Image, mount, u64::from(node), 0, 0),
-            Origin::Stored { mount, entry } => (From::Stored, mount, u64::from(entry), 0, 0),
+            EntryOrigin::Image { mount, node } => (PackedOrigin::Image, mount, u64::from(node), 0, 0),
+            EntryOrigin::Pack { mount, entry } => (PackedOrigin::Pack, mount, u64::from(entry), 0, 0),
         };
-        let node = Node {
+        let node = PackedEntry {
             mtime: found.mtime,
             value,
             source,
@@ -180,19 +180,19 @@ impl Entries {
     /// Returns the number of the regular files and their size in bytes; a file with several hard links counts
     /// once.
     pub fn files(&self) -> (usize, u64) {
-        let regular = self.nodes.iter().filter(|node| matches!(node.kind, Kind::File));
+        let regular = self.nodes.iter().filter(|node| matches!(node.kind, PackedKind::File));
         regular.fold((0, 0), |(files, bytes), node| (files + 1, bytes + node.value))
     }
 
-    pub fn origin(&self, index: usize) -> Origin {
-        let &Node { mount, source, changed, device, ref origin, .. } = &self.nodes[index];
+    pub fn origin(&self, index: usize) -> EntryOrigin {
+        let &PackedEntry { mount, source, changed, device, ref origin, .. } = &self.nodes[index];
         match origin {
-            From::Made => Origin::Made,
-            From::Disk => {
-                Origin::Disk { mount, device: self.devices[usize::from(device)], inode: source, changed }
+            PackedOrigin::Synthetic => EntryOrigin::Synthetic,
+            PackedOrigin::Disk => {
+                EntryOrigin::Disk { mount, device: self.devices[usize::from(device)], inode: source, changed }
             }
-            From::Image => Origin::Image { mount, node: source as u32 },
-            From::Stored => Origin::Stored { mount, entry: source as u32 },
+            PackedOrigin::Image => EntryOrigin::Image { mount, node: source as u32 },
+            PackedOrigin::Pack => EntryOrigin::Pack { mount, entry: source as u32 },
         }
     }
 
@@ -201,39 +201,39 @@ impl Entries {
         !self.linked.is_empty() && self.linked.contains(&(index as u32))
     }
 
-    fn path_of(&self, node: &Node) -> &[u8] {
+    fn path_of(&self, node: &PackedEntry) -> &[u8] {
         let start = node.path as usize;
         &self.text[start..start + usize::from(node.path_length)]
     }
 
-    pub fn entry(&self, index: usize) -> Entry<'_> {
+    pub fn entry(&self, index: usize) -> TreeEntry<'_> {
         let node = &self.nodes[index];
-        let &Node { mtime, value, mode, .. } = node;
+        let &PackedEntry { mtime, value, mode, .. } = node;
         let mut size = 0;
         let device = |character| {
             let (major, minor) = ((value >> 32) as u32, value as u32);
             EntryKind::Device { character, major, minor }
         };
         let kind = match node.kind {
-            Kind::Directory => EntryKind::Directory,
-            Kind::File => {
+            PackedKind::Directory => EntryKind::Directory,
+            PackedKind::File => {
                 size = value;
                 EntryKind::File
             }
-            Kind::Symlink => {
+            PackedKind::Symlink => {
                 let start = node.path as usize + usize::from(node.path_length);
                 EntryKind::Symlink(&self.text[start..start + value as usize])
             }
-            Kind::HardLink => {
+            PackedKind::HardLink => {
                 size = self.nodes[value as usize].value;
                 EntryKind::HardLink(value as usize)
             }
-            Kind::Fifo => EntryKind::Fifo,
-            Kind::Socket => EntryKind::Socket,
-            Kind::CharacterDevice => device(true),
-            Kind::BlockDevice => device(false),
+            PackedKind::Fifo => EntryKind::Fifo,
+            PackedKind::Socket => EntryKind::Socket,
+            PackedKind::CharacterDevice => device(true),
+            PackedKind::BlockDevice => device(false),
         };
-        Entry { path: self.path_of(node), kind, mode: u32::from(mode), size, mtime }
+        TreeEntry { path: self.path_of(node), kind, mode: u32::from(mode), size, mtime }
     }
 
     pub fn xattrs(&self, index: usize) -> &[Xattr] {
@@ -241,7 +241,7 @@ impl Entries {
             return &[];
         }
         let index = match self.nodes[index].kind {
-            Kind::HardLink => self.nodes[index].value as u32,
+            PackedKind::HardLink => self.nodes[index].value as u32,
             _ => index as u32,
         };
         self.xattrs.get(&index).map(Vec::as_slice).unwrap_or_default()
@@ -254,19 +254,19 @@ impl Entries {
     /// Reports whether all entries are on disk or synthetic. Only then do equal stats mean equal content:
     /// entries of images and packs have no change time.
     pub fn are_on_disk(&self) -> bool {
-        self.nodes.iter().all(|node| matches!(node.origin, From::Disk | From::Made))
+        self.nodes.iter().all(|node| matches!(node.origin, PackedOrigin::Disk | PackedOrigin::Synthetic))
     }
 
     /// Adds all entries to a hash, so that only equal entries give an equal hash.
-    pub fn sum(&self, sum: &mut blake3::Hasher) {
+    pub fn hash_into(&self, sum: &mut blake3::Hasher) {
         sum.update(&(self.nodes.len() as u64).to_le_bytes());
-        let mut stats = Vec::with_capacity(STATS * Node::BYTES);
-        for nodes in self.nodes.chunks(STATS) {
+        let mut stats = Vec::with_capacity(STATS_PER_CHUNK * PackedEntry::BYTES);
+        for nodes in self.nodes.chunks(STATS_PER_CHUNK) {
             stats.clear();
             nodes.iter().for_each(|node| stats.extend_from_slice(&node.bytes()));
             sum.update(&stats);
         }
-        sum_part(sum, &self.text);
+        hash_part(sum, &self.text);
         self.devices.iter().for_each(|device| _ = sum.update(&device.to_le_bytes()));
         let mut unlisted: Vec<u32> = self.unlisted.iter().copied().collect();
         unlisted.sort_unstable();
@@ -276,14 +276,14 @@ impl Entries {
         xattrs.sort_unstable_by_key(|(index, _)| **index);
         for (index, xattrs) in xattrs {
             sum.update(&index.to_le_bytes()).update(&(xattrs.len() as u64).to_le_bytes());
-            xattrs.iter().flat_map(|(name, value)| [name, value]).for_each(|text| sum_part(sum, text));
+            xattrs.iter().flat_map(|(name, value)| [name, value]).for_each(|text| hash_part(sum, text));
         }
     }
 
     /// Memory in bytes of the paths and stats.
     #[cfg(test)]
     pub fn bytes(&self) -> usize {
-        self.nodes.capacity() * size_of::<Node>() + self.text.capacity()
+        self.nodes.capacity() * size_of::<PackedEntry>() + self.text.capacity()
     }
 
     pub fn path(&self, index: usize) -> &[u8] {
@@ -291,23 +291,23 @@ impl Entries {
     }
 
     pub fn is_directory(&self, index: usize) -> bool {
-        matches!(self.nodes[index].kind, Kind::Directory)
+        matches!(self.nodes[index].kind, PackedKind::Directory)
     }
 
     /// Reports whether an entry on disk still has the same stat.
-    pub fn is_same(&self, index: usize, stat: &Stat) -> bool {
-        let &Node { mtime, value, source, changed, mode, device, kind, .. } = &self.nodes[index];
+    pub fn is_same(&self, index: usize, stat: &DiskStat) -> bool {
+        let &PackedEntry { mtime, value, source, changed, mode, device, kind, .. } = &self.nodes[index];
         let is_kind = match kind {
-            Kind::Directory => stat.kind == FileType::Directory,
-            Kind::File => stat.kind == FileType::RegularFile && stat.size == value,
-            Kind::HardLink => {
+            PackedKind::Directory => stat.kind == FileType::Directory,
+            PackedKind::File => stat.kind == FileType::RegularFile && stat.size == value,
+            PackedKind::HardLink => {
                 stat.kind == FileType::RegularFile && stat.size == self.nodes[value as usize].value
             }
-            Kind::Symlink => stat.kind == FileType::Symlink,
-            Kind::Fifo => stat.kind == FileType::Fifo,
-            Kind::Socket => stat.kind == FileType::Socket,
-            Kind::CharacterDevice => stat.kind == FileType::CharacterDevice,
-            Kind::BlockDevice => stat.kind == FileType::BlockDevice,
+            PackedKind::Symlink => stat.kind == FileType::Symlink,
+            PackedKind::Fifo => stat.kind == FileType::Fifo,
+            PackedKind::Socket => stat.kind == FileType::Socket,
+            PackedKind::CharacterDevice => stat.kind == FileType::CharacterDevice,
+            PackedKind::BlockDevice => stat.kind == FileType::BlockDevice,
         };
         is_kind
             && (stat.mode, stat.modified, stat.changed) == (u32::from(mode), mtime, changed)
@@ -316,6 +316,6 @@ impl Entries {
 }
 
 /// Adds one part to a hash, prefixed with its length.
-pub(super) fn sum_part(sum: &mut blake3::Hasher, part: &[u8]) {
+pub(super) fn hash_part(sum: &mut blake3::Hasher, part: &[u8]) {
     sum.update(&(part.len() as u64).to_le_bytes()).update(part);
 }

@@ -25,10 +25,10 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::scan::{since_epoch, threads};
-use super::{Layer, Origin, Snapshot, bare, below};
+use super::{EntryOrigin, TreeLayer, TreeSnapshot, bare, below};
 use crate::context::ContextError;
 use crate::context::beneath;
-use crate::context::port::{Entry, EntryKind, FileTree as _, Xattr};
+use crate::context::port::{EntryKind, FileTree as _, TreeEntry, Xattr};
 use crate::model::MountTarget;
 use crate::task;
 
@@ -39,13 +39,13 @@ const FLUSH: usize = 256;
 
 /// The parts of a tree that a build copies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Selection {
+pub struct CopySelection {
     /// Paths that are copied with everything below them, relative and normalized; `None` when they are
     /// unknown, or when everything is copied.
     pub roots: Option<Vec<Vec<u8>>>,
 }
 
-impl Selection {
+impl CopySelection {
     /// Selects everything at and below the given paths, which are relative to the root and normalized.
     pub fn of(paths: impl IntoIterator<Item = Vec<u8>>) -> Self {
         let sorted: BTreeSet<Vec<u8>> = paths.into_iter().collect();
@@ -62,7 +62,7 @@ impl Selection {
     }
 
     /// Returns bytes that are equal for equal selections only.
-    pub fn name(&self) -> Vec<u8> {
+    pub fn canonical_bytes(&self) -> Vec<u8> {
         match &self.roots {
             None => b"all".to_vec(),
             // A path contains no NUL.
@@ -73,7 +73,7 @@ impl Selection {
 
 /// The covered entries of a snapshot: one flag for each entry.
 #[derive(Clone)]
-pub struct Covered(Arc<[bool]>);
+pub struct CoveredEntries(Arc<[bool]>);
 
 /// Identity of a tree: its digest, and the times that BuildKit transfers with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,7 +87,7 @@ pub struct TreeIdentity {
 }
 
 /// A tree's identity, and the content hash of each entry that has content.
-pub struct Identified {
+pub struct IdentifiedTree {
     pub identity: TreeIdentity,
     contents: Vec<ContentHash>,
     /// True if every hash came from the cache and no file was read.
@@ -97,10 +97,10 @@ pub struct Identified {
 /// Placeholder for the content of entries that are not covered.
 const UNREAD: ContentHash = ContentHash::from_bytes([0; 32]);
 
-impl Snapshot {
+impl TreeSnapshot {
     /// Returns the entries that a selection and an ignore file leave. `.dockerignore` is always covered.
-    pub fn covered(&self, selection: &Selection, ignore: Option<Patterns>) -> Covered {
-        let roots = selection.roots.as_ref().filter(|_| self.is_plain(selection));
+    pub fn covered(&self, selection: &CopySelection, ignore: Option<Patterns>) -> CoveredEntries {
+        let roots = selection.roots.as_ref().filter(|_| self.is_link_free(selection));
         let filter = Filter::from_patterns(None, ignore.filter(|ignore| !ignore.is_empty()));
         let mut covered = vec![false; self.len()];
         let mut walk = filter.walk();
@@ -131,16 +131,16 @@ impl Snapshot {
                 Visit::Prune => pruned = Some(entry.path),
             }
         }
-        Covered(covered.into())
+        CoveredEntries(covered.into())
     }
 
     /// Reports whether no symbolic link is on the path to a selected root: each selected path then means
     /// exactly that path.
-    pub fn is_plain(&self, selection: &Selection) -> bool {
-        selection.roots.iter().flatten().all(|root| self.is_plain_path(root))
+    pub fn is_link_free(&self, selection: &CopySelection) -> bool {
+        selection.roots.iter().flatten().all(|root| self.is_link_free_path(root))
     }
 
-    fn is_plain_path(&self, path: &[u8]) -> bool {
+    fn is_link_free_path(&self, path: &[u8]) -> bool {
         let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
         ends.chain([path.len()]).all(|end| match self.find(&path[..end]) {
             Some(index) => !matches!(self.entry(index).kind, EntryKind::Symlink(_)),
@@ -152,22 +152,22 @@ impl Snapshot {
     /// error soon after `stop` is cancelled.
     pub fn identify(
         &mut self,
-        covered: Covered,
+        covered: CoveredEntries,
         hashes: &Mutex<HashCache>,
         stop: &CancellationToken,
-    ) -> Result<Identified, ContextError> {
-        let (mut contents, missing) = self.known(&covered, hashes);
+    ) -> Result<IdentifiedTree, ContextError> {
+        let (mut contents, missing) = self.cached_hashes(&covered, hashes);
         let from_cache = missing.is_empty();
-        for Hashed { index, hash, xattrs } in self.hash_all(&missing, hashes, stop)? {
+        for HashedFile { index, hash, xattrs } in self.hash_all(&missing, hashes, stop)? {
             contents[index as usize] = hash;
             self.set_xattrs(index as usize, xattrs);
         }
         let read =
             |index: &u32| Some((*index, contents[*index as usize])).filter(|(_, hash)| *hash != UNREAD);
-        self.unsure_contents = self.unsure().iter().filter_map(read).collect();
-        let identity = self.sum(&covered, &contents);
+        self.unsettled_contents = self.unsettled().iter().filter_map(read).collect();
+        let identity = self.tree_identity(&covered, &contents);
         self.covered = Some(covered);
-        Ok(Identified { identity, contents, from_cache })
+        Ok(IdentifiedTree { identity, contents, from_cache })
     }
 
     /// Returns the entry that holds the content of `index`: itself, or the first name for a hard link.
@@ -179,7 +179,11 @@ impl Snapshot {
         }
     }
 
-    fn known(&self, covered: &Covered, hashes: &Mutex<HashCache>) -> (Vec<ContentHash>, Vec<u32>) {
+    fn cached_hashes(
+        &self,
+        covered: &CoveredEntries,
+        hashes: &Mutex<HashCache>,
+    ) -> (Vec<ContentHash>, Vec<u32>) {
         let mut contents = vec![UNREAD; self.len()];
         let mut missing = Vec::new();
         let mut hashes = hashes.lock();
@@ -206,9 +210,9 @@ impl Snapshot {
         missing: &[u32],
         hashes: &Mutex<HashCache>,
         stop: &CancellationToken,
-    ) -> Result<Vec<Hashed>, ContextError> {
+    ) -> Result<Vec<HashedFile>, ContextError> {
         let next = AtomicUsize::new(0);
-        let done: Mutex<Vec<Hashed>> = Mutex::default();
+        let done: Mutex<Vec<HashedFile>> = Mutex::default();
         let failed: Mutex<Option<(u32, ContextError)>> = Mutex::default();
         let work = |_| {
             let mut buffer = vec![0; BUFFER];
@@ -223,7 +227,7 @@ impl Snapshot {
                         {
                             fresh.push((stamp, read_at, hash));
                         }
-                        own.push(Hashed { index, hash, xattrs });
+                        own.push(HashedFile { index, hash, xattrs });
                     }
                     Err(error) => {
                         let mut failed = failed.lock();
@@ -234,10 +238,10 @@ impl Snapshot {
                     }
                 }
                 if fresh.len() >= FLUSH {
-                    remember(&mut fresh, hashes);
+                    store_hashes(&mut fresh, hashes);
                 }
             }
-            remember(&mut fresh, hashes);
+            store_hashes(&mut fresh, hashes);
             done.lock().append(&mut own);
         };
         match missing {
@@ -261,15 +265,15 @@ impl Snapshot {
             Ok(error) => error,
             Err(source) => ContextError::Io { path: self.shown(index), source },
         };
-        if let Origin::Image { mount, node } = self.origin(index) {
+        if let EntryOrigin::Image { mount, node } = self.origin(index) {
             return match self.tree.layer(mount) {
-                Layer::Image(layer) => Ok((layer.content_hash(node), layer.xattrs(node).to_vec())),
+                TreeLayer::Image(layer) => Ok((layer.content_hash(node), layer.xattrs(node).to_vec())),
                 _ => Err(ContextError::Changed { path: self.shown(index) }),
             };
         }
-        if let Origin::Stored { mount, entry } = self.origin(index) {
+        if let EntryOrigin::Pack { mount, entry } = self.origin(index) {
             return match self.tree.layer(mount) {
-                Layer::Stored(layer) => {
+                TreeLayer::Pack(layer) => {
                     layer.content(entry).ok_or_else(|| ContextError::Changed { path: self.shown(index) })
                 }
                 _ => Err(ContextError::Changed { path: self.shown(index) }),
@@ -291,11 +295,11 @@ impl Snapshot {
         }
     }
 
-    fn sum(&self, covered: &Covered, contents: &[ContentHash]) -> TreeIdentity {
-        let mut whole = Sum::default();
+    fn tree_identity(&self, covered: &CoveredEntries, contents: &[ContentHash]) -> TreeIdentity {
+        let mut whole = TreeDigestBuilder::default();
         let mut times = blake3::Hasher::new();
         let mut pending = Vec::with_capacity(16 << 10);
-        let mut mounts: BTreeMap<u32, Sum> = BTreeMap::new();
+        let mut mounts: BTreeMap<u32, TreeDigestBuilder> = BTreeMap::new();
         // A single mount at or above the context covers all entries, so its digest is that of the tree.
         let is_whole = match &*self.tree.mounts {
             [mounted] => below(bare(&mounted.target), self.top()).is_some(),
@@ -312,10 +316,10 @@ impl Snapshot {
             }
             whole.add(self, index, 0, contents);
             let mount = match self.origin(index) {
-                Origin::Made => continue,
-                Origin::Disk { mount, .. } | Origin::Image { mount, .. } | Origin::Stored { mount, .. } => {
-                    mount
-                }
+                EntryOrigin::Synthetic => continue,
+                EntryOrigin::Disk { mount, .. }
+                | EntryOrigin::Image { mount, .. }
+                | EntryOrigin::Pack { mount, .. } => mount,
             };
             let sum = mounts.entry(mount).or_default();
             if !is_whole && let Some(skip) = self.below_mount(mount, &entry) {
@@ -333,7 +337,7 @@ impl Snapshot {
 
     /// Returns the length of the part of an entry's path that leads to the mount's target; `None` for a
     /// directory that is the target itself.
-    fn below_mount(&self, mount: u32, entry: &Entry<'_>) -> Option<usize> {
+    fn below_mount(&self, mount: u32, entry: &TreeEntry<'_>) -> Option<usize> {
         let target = bare(&self.tree.mounts[mount as usize].target);
         match below(self.top(), target) {
             // The target is at or above the context, so its paths start at the context.
@@ -347,14 +351,14 @@ impl Snapshot {
     }
 }
 
-fn remember(fresh: &mut Vec<(FileStamp, i64, ContentHash)>, hashes: &Mutex<HashCache>) {
+fn store_hashes(fresh: &mut Vec<(FileStamp, i64, ContentHash)>, hashes: &Mutex<HashCache>) {
     let mut hashes = hashes.lock();
     for (stamp, read_at, hash) in fresh.drain(..) {
         hashes.put(&stamp, read_at, hash);
     }
 }
 
-struct Hashed {
+struct HashedFile {
     index: u32,
     hash: ContentHash,
     xattrs: Vec<Xattr>,
@@ -362,14 +366,14 @@ struct Hashed {
 
 /// Digest computation in progress. The first added name of a file represents it.
 #[derive(Default)]
-struct Sum {
+struct TreeDigestBuilder {
     hasher: TreeHasher,
     names: HashMap<usize, usize>,
 }
 
-impl Sum {
+impl TreeDigestBuilder {
     /// Adds an entry, omitting the first `skip` bytes of its path.
-    fn add(&mut self, snapshot: &Snapshot, index: usize, skip: usize, contents: &[ContentHash]) {
+    fn add(&mut self, snapshot: &TreeSnapshot, index: usize, skip: usize, contents: &[ContentHash]) {
         let entry = snapshot.entry(index);
         let mut file = |file: usize, linked: bool| {
             // Only hard link entries and the first names of linked files can have other names.
@@ -393,7 +397,7 @@ impl Sum {
     }
 }
 
-impl Covered {
+impl CoveredEntries {
     pub fn has(&self, index: usize) -> bool {
         self.0.get(index).copied().unwrap_or_default()
     }
@@ -403,10 +407,13 @@ impl Covered {
     }
 }
 
-impl Identified {
+impl IdentifiedTree {
     /// Returns the content hash of each covered regular file, by index.
-    pub fn contents<'s>(&'s self, snapshot: &'s Snapshot) -> impl Iterator<Item = (usize, ContentHash)> + 's {
-        let covered = snapshot.covered.as_ref().into_iter().flat_map(Covered::indices);
+    pub fn contents<'s>(
+        &'s self,
+        snapshot: &'s TreeSnapshot,
+    ) -> impl Iterator<Item = (usize, ContentHash)> + 's {
+        let covered = snapshot.covered.as_ref().into_iter().flat_map(CoveredEntries::indices);
         covered.filter_map(|index| Some((index, self.contents[snapshot.file(index)?])))
     }
 }

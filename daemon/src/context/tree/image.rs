@@ -3,8 +3,8 @@ use std::sync::Arc;
 
 use hearth_pack::identity::ContentHash;
 
-use super::{Child, Children, Found, Origin};
-use crate::context::layers::{ImageTree, NodeKind};
+use super::{DirectoryChild, DirectoryContent, EntryOrigin, LayerEntry};
+use crate::context::layers::{ImageNodeKind, ImageTree};
 use crate::context::port::EntryKind;
 
 /// An image, or the part of it below a path, as a layer.
@@ -21,38 +21,43 @@ impl ImageLayer {
         Some(Self { image, top })
     }
 
-    fn found(&self, mount: u32, node: u32) -> Found {
+    fn layer_entry(&self, mount: u32, node: u32) -> LayerEntry {
         let stat = self.image.stat(node);
         let mut size = 0;
         let kind = match stat.kind {
-            NodeKind::Directory(_) => EntryKind::Directory,
-            NodeKind::File { .. } => {
+            ImageNodeKind::Directory(_) => EntryKind::Directory,
+            ImageNodeKind::File { .. } => {
                 size = stat.size;
                 EntryKind::File
             }
-            NodeKind::Symlink(target) => EntryKind::Symlink(target.clone()),
-            NodeKind::Fifo => EntryKind::Fifo,
-            &NodeKind::Device { character, major, minor } => EntryKind::Device { character, major, minor },
+            ImageNodeKind::Symlink(target) => EntryKind::Symlink(target.clone()),
+            ImageNodeKind::Fifo => EntryKind::Fifo,
+            &ImageNodeKind::Device { character, major, minor } => {
+                EntryKind::Device { character, major, minor }
+            }
         };
-        Found {
+        LayerEntry {
             kind,
             mode: stat.mode,
             size,
             mtime: stat.mtime,
             links: 1,
-            origin: Origin::Image { mount, node },
+            origin: EntryOrigin::Image { mount, node },
         }
     }
 
-    pub(super) fn lookup(&self, mount: u32, path: &[u8]) -> Option<Found> {
-        self.image.lookup(self.top, path).map(|node| self.found(mount, node))
+    pub(super) fn lookup(&self, mount: u32, path: &[u8]) -> Option<LayerEntry> {
+        self.image.lookup(self.top, path).map(|node| self.layer_entry(mount, node))
     }
 
-    pub(super) fn children(&self, mount: u32, path: &[u8]) -> Children {
-        let Some(directory) = self.image.lookup(self.top, path) else { return Children::default() };
-        let child = |(name, node): (&[u8], u32)| Child { name: name.into(), found: self.found(mount, node) };
+    pub(super) fn children(&self, mount: u32, path: &[u8]) -> DirectoryContent {
+        let Some(directory) = self.image.lookup(self.top, path) else { return DirectoryContent::default() };
+        let child = |(name, node): (&[u8], u32)| DirectoryChild {
+            name: name.into(),
+            found: self.layer_entry(mount, node),
+        };
         let children = self.image.children(directory).map(child).collect();
-        Children { children, xattrs: self.image.xattrs(directory).to_vec(), directory: None }
+        DirectoryContent { children, xattrs: self.image.xattrs(directory).to_vec(), directory: None }
     }
 
     pub(super) fn link_group(&self, node: u32) -> Option<u64> {

@@ -6,22 +6,22 @@ use std::sync::Arc;
 
 use hearth_pack::ahead::{Ahead, Work};
 
-use super::bounds::Bounds;
+use super::bounds::ScanBounds;
 use super::directory::child_path;
-use super::{Child, Children, Found, Origin, Tree, bare, below};
+use super::{ContextTree, DirectoryChild, DirectoryContent, EntryOrigin, LayerEntry, bare, below};
 use crate::context::ContextError;
 use crate::context::port::{EntryKind, Xattr};
 
 /// Maximum weight of the listings that wait for the walk, counted in entries.
-pub(super) const AHEAD: usize = 8_000;
+pub(super) const MAX_QUEUED_ENTRIES: usize = 8_000;
 /// Weight of a waiting directory in addition to its entries.
-const DIRECTORY: usize = 8;
+const DIRECTORY_WEIGHT: usize = 8;
 /// Depth down to which a directory stays open for listing its subdirectories. About as many directories are
 /// open at once as the tree is deep.
-const HELD_DEPTH: usize = 64;
+const MAX_OPEN_DEPTH: usize = 64;
 
 /// A directory to list.
-pub(super) struct Wish {
+pub(super) struct ListingRequest {
     /// Absolute path without the leading `/`.
     pub path: Vec<u8>,
     /// True if a layer contains the directory.
@@ -33,8 +33,8 @@ pub(super) struct Wish {
 }
 
 /// A listed directory, sorted by name.
-pub(super) struct Listed {
-    pub children: Vec<Child>,
+pub(super) struct ListedDirectory {
+    pub children: Vec<DirectoryChild>,
     /// Ticket for the listing of each directory among the children, in order. `None` for a directory that is
     /// not scanned, or whose path is too long.
     pub directories: Vec<Option<usize>>,
@@ -43,70 +43,77 @@ pub(super) struct Listed {
 }
 
 /// Lists directories for one scan.
-pub(super) struct Listings<'t> {
-    pub tree: &'t Tree,
+pub(super) struct DirectoryLister<'t> {
+    pub tree: &'t ContextTree,
     /// Absolute path of the context, without the leading `/`.
     pub top: &'t [u8],
-    pub bounds: &'t Bounds<'t>,
+    pub bounds: &'t ScanBounds<'t>,
 }
 
-impl Work for Listings<'_> {
-    type Wish = Wish;
-    type Done = Result<Listed, ContextError>;
+impl Work for DirectoryLister<'_> {
+    type Wish = ListingRequest;
+    type Done = Result<ListedDirectory, ContextError>;
 
-    fn work(&self, wish: &Wish, ahead: &Ahead<'_, Self>) -> Self::Done {
-        let Children { children, xattrs, directory } = self.tree.list(wish)?;
-        let wishes = self.wishes(wish, &children, directory.as_ref());
+    fn work(&self, wish: &ListingRequest, ahead: &Ahead<'_, Self>) -> Self::Done {
+        let DirectoryContent { children, xattrs, directory } = self.tree.list_for_scan(wish)?;
+        let wishes = self.child_requests(wish, &children, directory.as_ref());
         let asked: Vec<bool> = wishes.iter().map(Option::is_some).collect();
         let mut slots = ahead.ask_all(wishes.into_iter().flatten().collect()).into_iter();
         let directories = asked.into_iter().map(|asked| if asked { slots.next() } else { None }).collect();
-        Ok(Listed { children, directories, xattrs })
+        Ok(ListedDirectory { children, directories, xattrs })
     }
 
     fn weight(listed: &Self::Done) -> usize {
-        DIRECTORY + listed.as_ref().map_or(0, |listed| listed.children.len())
+        DIRECTORY_WEIGHT + listed.as_ref().map_or(0, |listed| listed.children.len())
     }
 
     fn lost() -> Self::Done {
-        Err(ContextError::Ending)
+        Err(ContextError::ShuttingDown)
     }
 }
 
-impl Listings<'_> {
+impl DirectoryLister<'_> {
     /// Returns one request for each directory among the children; `None` for a directory that is not scanned.
-    fn wishes(&self, wish: &Wish, children: &[Child], directory: Option<&Arc<OwnedFd>>) -> Vec<Option<Wish>> {
-        let is_deep = wish.path.iter().filter(|&&byte| byte == b'/').count() >= HELD_DEPTH;
+    fn child_requests(
+        &self,
+        wish: &ListingRequest,
+        children: &[DirectoryChild],
+        directory: Option<&Arc<OwnedFd>>,
+    ) -> Vec<Option<ListingRequest>> {
+        let is_deep = wish.path.iter().filter(|&&byte| byte == b'/').count() >= MAX_OPEN_DEPTH;
         let directory = directory.filter(|_| !is_deep);
         let directories = children.iter().filter(|child| child.found.kind == EntryKind::Directory);
         directories
             .map(|child| {
                 let path = child_path(&wish.path, &child.name).ok()?;
-                if below(self.top, &path).is_some_and(|inside| !self.bounds.hold(inside)) {
+                if below(self.top, &path).is_some_and(|inside| !self.bounds.includes(inside)) {
                     return None;
                 }
                 let mounts = if wish.mounts.is_empty() { Vec::new() } else { self.tree.mounts_below(&path) };
-                let backed = child.found.origin != Origin::Made || self.tree.is_mounted(&path);
+                let backed = child.found.origin != EntryOrigin::Synthetic || self.tree.is_mounted(&path);
                 let above = match child.found.origin {
-                    Origin::Disk { mount, .. } => directory.map(|directory| (mount, Arc::clone(directory))),
+                    EntryOrigin::Disk { mount, .. } => {
+                        directory.map(|directory| (mount, Arc::clone(directory)))
+                    }
                     _ => None,
                 };
-                Some(Wish { path, backed, mounts, above })
+                Some(ListingRequest { path, backed, mounts, above })
             })
             .collect()
     }
 }
 
-impl Tree {
+impl ContextTree {
     /// Lists a directory of the tree, in order.
-    fn list(&self, wish: &Wish) -> Result<Children, ContextError> {
-        let mut listed = match self.covering(&wish.path) {
+    fn list_for_scan(&self, wish: &ListingRequest) -> Result<DirectoryContent, ContextError> {
+        let mut listed = match self.deepest_mount(&wish.path) {
             Some((mount, inside)) if wish.backed => {
                 // The parent directory helps only if it is of the same mount: the root of a mount has no name
                 // in it.
                 let above = wish.above.as_ref().filter(|(of, _)| *of == mount);
                 self.children(mount, inside, above.map(|(_, directory)| &**directory), &wish.path)?
             }
-            _ => Children::default(),
+            _ => DirectoryContent::default(),
         };
         let children = &mut listed.children;
         children.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -122,12 +129,12 @@ impl Tree {
                     // Parent of a mount target: a directory stays as it is; any other kind is replaced by a
                     // synthetic directory.
                     Ok(index) if children[index].found.kind == EntryKind::Directory => continue,
-                    _ => Found::made_directory(),
+                    _ => LayerEntry::synthetic_directory(),
                 }
             };
             match place {
                 Ok(index) => children[index].found = found,
-                Err(index) => children.insert(index, Child { name: name.into(), found }),
+                Err(index) => children.insert(index, DirectoryChild { name: name.into(), found }),
             }
         }
         Ok(listed)

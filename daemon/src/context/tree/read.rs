@@ -4,21 +4,21 @@ use std::io::{self, Read};
 use hearth_pack::identity::ContentHash;
 
 use crate::context::ContextError;
-use crate::context::beneath::{self, Stat};
+use crate::context::beneath::{self, DiskStat};
 
 /// Reader of a file that must match its stat until its last byte is read.
-pub(super) struct Verified {
+pub(super) struct VerifiedFile {
     file: File,
-    stat: Stat,
-    left: u64,
+    stat: DiskStat,
+    remaining: u64,
     path: String,
     /// Expected content hash, and the hash of the bytes read so far.
     content: Option<Box<(ContentHash, blake3::Hasher)>>,
 }
 
-impl Verified {
-    pub(super) const fn new(file: File, stat: Stat, path: String) -> Self {
-        Self { file, left: stat.size, stat, path, content: None }
+impl VerifiedFile {
+    pub(super) const fn new(file: File, stat: DiskStat, path: String) -> Self {
+        Self { file, remaining: stat.size, stat, path, content: None }
     }
 
     /// Additionally compares the content with a hash.
@@ -35,7 +35,7 @@ impl Verified {
         io::Error::other(ContextError::Changed { path: self.path.clone() })
     }
 
-    fn is_what_it_was(&self) -> io::Result<bool> {
+    fn is_unchanged(&self) -> io::Result<bool> {
         let content = self.content.as_ref().is_none_or(|content| {
             let (hash, sum) = &**content;
             sum.finalize().as_bytes() == hash.as_bytes()
@@ -44,9 +44,9 @@ impl Verified {
     }
 }
 
-impl Read for Verified {
+impl Read for VerifiedFile {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let most = usize::try_from(self.remaining).unwrap_or(usize::MAX).min(buffer.len());
         if most == 0 {
             return Ok(0);
         }
@@ -54,13 +54,13 @@ impl Read for Verified {
         if count == 0 {
             return Err(self.changed());
         }
-        self.left -= count as u64;
+        self.remaining -= count as u64;
         if let Some(content) = &mut self.content {
             content.1.update(&buffer[..count]);
         }
         // Checked before the last bytes are returned: a caller that has all bytes has a consistent file.
-        if self.left == 0 && !self.is_what_it_was()? {
-            self.left = self.stat.size;
+        if self.remaining == 0 && !self.is_unchanged()? {
+            self.remaining = self.stat.size;
             return Err(self.changed());
         }
         Ok(count)

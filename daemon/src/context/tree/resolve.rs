@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::io::Read as _;
 use std::sync::Arc;
 
-use super::entries::Entries;
+use super::entries::ScannedEntries;
 use super::scan::absolute;
 use super::snapshot::kind_name;
-use super::{Found, Origin, Snapshot, Tree, bare, joined};
+use super::{ContextTree, EntryOrigin, LayerEntry, TreeSnapshot, bare, joined};
 use crate::context::ContextError;
 use crate::context::error::text;
 use crate::context::port::{EntryKind, FileTree as _};
@@ -18,7 +18,7 @@ pub const MAX_LINKS: usize = 40;
 
 /// A tree that [`resolve`] can walk. Paths are relative to its root, which is also the root for symbolic
 /// links.
-pub(super) trait Names {
+pub(super) trait PathLookup {
     type Node: Clone;
     fn root(&self) -> Result<Self::Node, ContextError>;
     fn child(
@@ -45,10 +45,13 @@ pub enum NamedEntry {
 }
 
 /// A path without symbolic links, and its node.
-pub(super) type Resolved<N> = (Vec<u8>, N);
+pub(super) type ResolvedPath<N> = (Vec<u8>, N);
 
 /// Resolves `path`. `None` when nothing is there and no symbolic link was on the path.
-pub(super) fn resolve<N: Names>(names: &N, path: &[u8]) -> Result<Option<Resolved<N::Node>>, ContextError> {
+pub(super) fn resolve<N: PathLookup>(
+    names: &N,
+    path: &[u8],
+) -> Result<Option<ResolvedPath<N::Node>>, ContextError> {
     let split = |path: &[u8]| -> Vec<Box<[u8]>> { path.split(|&byte| byte == b'/').map(Box::from).collect() };
     let mut pending: VecDeque<Box<[u8]>> = split(path).into();
     let mut nodes = vec![names.root()?];
@@ -107,41 +110,46 @@ pub(super) fn resolve<N: Names>(names: &N, path: &[u8]) -> Result<Option<Resolve
     Ok(nodes.pop().map(|node| (current, node)))
 }
 
-impl Names for Tree {
-    type Node = Found;
+impl PathLookup for ContextTree {
+    type Node = LayerEntry;
 
-    fn root(&self) -> Result<Found, ContextError> {
+    fn root(&self) -> Result<LayerEntry, ContextError> {
         match self.mounts.iter().position(|mounted| bare(&mounted.target).is_empty()) {
             Some(mount) => self.mount_root(u32::try_from(mount).unwrap_or(u32::MAX)),
-            None => Ok(Found::made_directory()),
+            None => Ok(LayerEntry::synthetic_directory()),
         }
     }
 
-    fn child(&self, directory: &[u8], node: &Found, name: &[u8]) -> Result<Option<Found>, ContextError> {
+    fn child(
+        &self,
+        directory: &[u8],
+        node: &LayerEntry,
+        name: &[u8],
+    ) -> Result<Option<LayerEntry>, ContextError> {
         let path = joined(directory, name);
         let exact = self.mounts.iter().position(|mounted| bare(&mounted.target) == path);
         if let Some(mount) = exact {
             return self.mount_root(u32::try_from(mount).unwrap_or(u32::MAX)).map(Some);
         }
-        let found = match self.covering(&path) {
-            Some((mount, inside)) if node.origin != Origin::Made => {
+        let found = match self.deepest_mount(&path) {
+            Some((mount, inside)) if node.origin != EntryOrigin::Synthetic => {
                 self.lookup_in(mount, inside).map_err(|errno| ContextError::at(&absolute(&path), errno))?
             }
             _ => None,
         };
         let is_directory = found.as_ref().is_some_and(|found| found.kind == EntryKind::Directory);
         if !is_directory && !self.mounts_below(&path).is_empty() {
-            return Ok(Some(Found::made_directory()));
+            return Ok(Some(LayerEntry::synthetic_directory()));
         }
         Ok(found)
     }
 
-    fn kind<'n>(&'n self, node: &'n Found) -> EntryKind<&'n [u8]> {
+    fn kind<'n>(&'n self, node: &'n LayerEntry) -> EntryKind<&'n [u8]> {
         node.kind.borrowed()
     }
 
     fn is_inside(&self, path: &[u8]) -> bool {
-        self.covering(path).is_some()
+        self.deepest_mount(path).is_some()
     }
 
     fn shown(&self, path: &[u8]) -> String {
@@ -150,7 +158,7 @@ impl Names for Tree {
 }
 
 /// The node is the index of an entry; `None` is the root.
-impl Names for Snapshot {
+impl PathLookup for TreeSnapshot {
     type Node = Option<usize>;
 
     fn root(&self) -> Result<Option<usize>, ContextError> {
@@ -179,7 +187,7 @@ impl Names for Snapshot {
     }
 }
 
-impl Tree {
+impl ContextTree {
     /// Returns the directory that a context path names, and whether a layer contains it.
     pub(super) fn context_directory(&self, path: &MountTarget) -> Result<(Vec<u8>, bool), ContextError> {
         let Some((canonical, found)) = resolve(self, bare(path))? else {
@@ -188,7 +196,8 @@ impl Tree {
         if found.kind != EntryKind::Directory {
             return Err(ContextError::ContextNotADirectory { path: path.clone() });
         }
-        let backed = found.origin != Origin::Made || self.mounts.iter().any(|m| bare(&m.target) == canonical);
+        let backed = found.origin != EntryOrigin::Synthetic
+            || self.mounts.iter().any(|m| bare(&m.target) == canonical);
         // `/` above all mounts is synthetic; without a mount below it, it does not exist.
         if !backed && self.mounts_below(&canonical).is_empty() {
             return Err(ContextError::ContextPathNotFound { path: path.clone() });
@@ -246,14 +255,18 @@ impl Tree {
         Ok(resolve(self, bare(path))?.is_some_and(|(_, found)| found.kind == EntryKind::Directory))
     }
 
-    fn open_found(&self, path: &[u8], found: &Found) -> Result<Box<dyn std::io::Read + Send>, ContextError> {
+    fn open_found(
+        &self,
+        path: &[u8],
+        found: &LayerEntry,
+    ) -> Result<Box<dyn std::io::Read + Send>, ContextError> {
         let (top, name) = match path.iter().rposition(|&byte| byte == b'/') {
             Some(slash) => (&path[..slash], &path[slash + 1..]),
             None => (&[][..], path),
         };
-        let mut single = Entries::default();
+        let mut single = ScannedEntries::default();
         single.push(name, found);
-        let single = Snapshot::new(self.clone(), top.to_vec(), Arc::new(single));
+        let single = TreeSnapshot::new(self.clone(), top.to_vec(), Arc::new(single));
         single.open(0).map_err(|error| read_error(error, text(&absolute(path))))
     }
 }
@@ -266,7 +279,7 @@ fn read_error(error: std::io::Error, path: String) -> ContextError {
     }
 }
 
-impl Snapshot {
+impl TreeSnapshot {
     /// Fails if reading `path` is harmful for a reader that follows symbolic links inside this tree: a link
     /// that leads out, a FIFO, a device. A directory and a missing file are accepted: both count as absent.
     pub fn check_readable(&self, path: &[u8], limit: u64) -> Result<(), ContextError> {

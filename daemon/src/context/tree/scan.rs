@@ -13,12 +13,14 @@ use hearth_pack::identity::{is_settled, settles_in};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use super::bounds::Bounds;
+use super::bounds::ScanBounds;
 use super::directory::child_path;
-use super::entries::Entries;
-use super::listing::{AHEAD, Listed, Listings, Wish};
-use super::snapshot::Snapshot;
-use super::{Child, Children, Found, Layer, Origin, Tree, bare, below, joined};
+use super::entries::ScannedEntries;
+use super::listing::{DirectoryLister, ListedDirectory, ListingRequest, MAX_QUEUED_ENTRIES};
+use super::snapshot::TreeSnapshot;
+use super::{
+    ContextTree, DirectoryChild, DirectoryContent, EntryOrigin, LayerEntry, TreeLayer, bare, below, joined,
+};
 use crate::context::ContextError;
 use crate::context::port::{EntryKind, FileTree as _};
 use crate::model::MountTarget;
@@ -40,34 +42,38 @@ pub(super) fn threads() -> usize {
 const ATTEMPTS: usize = 4;
 
 /// Maximum wait for recently written files to settle.
-const SETTLE: Duration = Duration::from_millis(25);
+const MAX_SETTLE_WAIT: Duration = Duration::from_millis(25);
 
 /// A directory on the path to the current entry.
-struct Level {
+struct ScanLevel {
     /// Length of the directory's path.
     path: usize,
-    children: IntoIter<Child>,
+    children: IntoIter<DirectoryChild>,
     directories: IntoIter<Option<usize>>,
 }
 
-struct Walk<'t> {
-    tree: &'t Tree,
-    listings: &'t Ahead<'t, Listings<'t>>,
+struct ScanWalk<'t> {
+    tree: &'t ContextTree,
+    listings: &'t Ahead<'t, DirectoryLister<'t>>,
     /// Absolute path of the context directory, without the leading `/`.
     top: Vec<u8>,
-    entries: Entries,
+    entries: ScannedEntries,
     /// Index of the first name of every regular file with several hard links.
     links: HashMap<(u32, u64, u64), usize>,
 }
 
-impl Tree {
+impl ContextTree {
     /// Scans the tree below `context_path`, which may lie above, at or below mount targets.
     ///
     /// Files that were written within the last 20 ms are checked twice, so that a later write cannot hide
     /// behind an equal time stamp. A tree that keeps changing is an error that names a changed path.
     ///
     /// Directories outside `bounds` are not read.
-    pub fn scan(&self, context_path: &MountTarget, bounds: &Bounds<'_>) -> Result<Snapshot, ContextError> {
+    pub fn scan(
+        &self,
+        context_path: &MountTarget,
+        bounds: &ScanBounds<'_>,
+    ) -> Result<TreeSnapshot, ContextError> {
         for _ in 1..ATTEMPTS {
             match self.walk(context_path, bounds) {
                 Err(ContextError::Changed { .. }) => {}
@@ -82,28 +88,32 @@ impl Tree {
         self.walk(context_path, bounds)
     }
 
-    fn walk(&self, context_path: &MountTarget, bounds: &Bounds<'_>) -> Result<Snapshot, ContextError> {
+    fn walk(
+        &self,
+        context_path: &MountTarget,
+        bounds: &ScanBounds<'_>,
+    ) -> Result<TreeSnapshot, ContextError> {
         let (top, backed) = self.context_directory(context_path)?;
-        let root = self.root(&top);
-        let listing = Listings { tree: self, top: &top, bounds };
-        let listings = Ahead::new(&listing, AHEAD);
-        let walked = Mutex::new(Err(ContextError::Ending));
+        let root = self.top_directory(&top);
+        let listing = DirectoryLister { tree: self, top: &top, bounds };
+        let listings = Ahead::new(&listing, MAX_QUEUED_ENTRIES);
+        let walked = Mutex::new(Err(ContextError::ShuttingDown));
         task::in_parallel("context.scan", threads() - 1, |number| {
             if number > 0 {
                 return listings.help();
             }
             let _end = listings.ends();
-            let walk = Walk {
+            let walk = ScanWalk {
                 tree: self,
                 listings: &listings,
                 top: top.clone(),
-                entries: Entries::default(),
+                entries: ScannedEntries::default(),
                 links: HashMap::new(),
             };
             *walked.lock() = walk.run(backed);
         });
         let entries = walked.into_inner()?;
-        let mut snapshot = Snapshot::new(self.clone(), top.clone(), Arc::new(entries));
+        let mut snapshot = TreeSnapshot::new(self.clone(), top.clone(), Arc::new(entries));
         snapshot.root = root;
         let now = since_epoch();
         // Only content can be unsettled: names, modes and link targets are sent as the scan read them.
@@ -112,23 +122,23 @@ impl Tree {
             None => false,
         };
         let unsure = (0..snapshot.len() as u32).filter(is_unsure).collect();
-        snapshot.set_unsure(unsure);
+        snapshot.set_unsettled(unsure);
         Ok(snapshot)
     }
 
     /// Waits until the youngest files are older than the resolution of time stamps. Returns false when one of
     /// them changed meanwhile. Files that stay unsettled (times in the future, coarse clocks) remain marked.
-    fn settle(&self, snapshot: &mut Snapshot) -> Result<bool, ContextError> {
-        if snapshot.unsure().is_empty() {
+    fn settle(&self, snapshot: &mut TreeSnapshot) -> Result<bool, ContextError> {
+        if snapshot.unsettled().is_empty() {
             return Ok(true);
         }
-        std::thread::sleep(snapshot.unsure().iter().fold(Duration::ZERO, |wait, &index| {
+        std::thread::sleep(snapshot.unsettled().iter().fold(Duration::ZERO, |wait, &index| {
             let changed = snapshot.stamp(index as usize).map_or(0, |stamp| stamp.changed);
-            wait.max(Duration::from_nanos(settles_in(changed, since_epoch())).min(SETTLE))
+            wait.max(Duration::from_nanos(settles_in(changed, since_epoch())).min(MAX_SETTLE_WAIT))
         }));
         let now = since_epoch();
         let mut unsure = Vec::new();
-        for &index in snapshot.unsure() {
+        for &index in snapshot.unsettled() {
             if !snapshot.is_unchanged(index as usize)? {
                 return Ok(false);
             }
@@ -136,7 +146,7 @@ impl Tree {
                 unsure.push(index);
             }
         }
-        snapshot.set_unsure(unsure);
+        snapshot.set_unsettled(unsure);
         Ok(true)
     }
 }
@@ -146,15 +156,15 @@ pub(super) fn since_epoch() -> i64 {
     i64::try_from(elapsed.as_nanos()).unwrap_or(i64::MAX)
 }
 
-impl Walk<'_> {
-    fn run(mut self, backed: bool) -> Result<Entries, ContextError> {
+impl ScanWalk<'_> {
+    fn run(mut self, backed: bool) -> Result<ScannedEntries, ContextError> {
         let mut path = self.top.clone();
         let mounts = self.tree.mounts_below(&path);
-        let top = self.listings.ask(Wish { path: path.clone(), backed, mounts, above: None });
-        let mut levels = vec![Level::new(path.len(), self.listings.take(top)?)];
+        let top = self.listings.ask(ListingRequest { path: path.clone(), backed, mounts, above: None });
+        let mut levels = vec![ScanLevel::new(path.len(), self.listings.take(top)?)];
         while let Some(level) = levels.last_mut() {
             path.truncate(level.path);
-            let Some(Child { name, found }) = level.children.next() else {
+            let Some(DirectoryChild { name, found }) = level.children.next() else {
                 levels.pop();
                 continue;
             };
@@ -169,7 +179,7 @@ impl Walk<'_> {
             if let Some(directory) = directory {
                 let mut listed = self.listings.take(directory)?;
                 self.entries.set_xattrs(index, std::mem::take(&mut listed.xattrs));
-                levels.push(Level::new(path.len(), listed));
+                levels.push(ScanLevel::new(path.len(), listed));
             } else if is_directory {
                 self.entries.set_unlisted(index);
             }
@@ -179,7 +189,7 @@ impl Walk<'_> {
     }
 
     /// Appends an entry.
-    fn push(&mut self, path: &[u8], mut found: Found) -> Result<usize, ContextError> {
+    fn push(&mut self, path: &[u8], mut found: LayerEntry) -> Result<usize, ContextError> {
         let full = || ContextError::TooManyFiles { limit: MAX_FILES };
         let index = self.entries.len();
         if index >= MAX_FILES {
@@ -197,9 +207,9 @@ impl Walk<'_> {
     }
 }
 
-impl Level {
-    fn new(path: usize, listed: Listed) -> Self {
-        let Listed { children, directories, .. } = listed;
+impl ScanLevel {
+    fn new(path: usize, listed: ListedDirectory) -> Self {
+        let ListedDirectory { children, directories, .. } = listed;
         Self { path, children: children.into_iter(), directories: directories.into_iter() }
     }
 }
@@ -209,13 +219,13 @@ pub(super) fn absolute(path: &[u8]) -> Vec<u8> {
     [b"/", path].concat()
 }
 
-impl Tree {
+impl ContextTree {
     pub(super) fn is_mounted(&self, path: &[u8]) -> bool {
         self.mounts.iter().any(|mounted| bare(&mounted.target) == path)
     }
 
     /// Returns the root of a mount, as an entry at its target.
-    pub(super) fn mount_root(&self, mount: u32) -> Result<Found, ContextError> {
+    pub(super) fn mount_root(&self, mount: u32) -> Result<LayerEntry, ContextError> {
         let target = &self.mounts[mount as usize].target;
         let gone = || ContextError::Changed { path: target.to_string() };
         self.lookup_in(mount, b"")
@@ -223,12 +233,12 @@ impl Tree {
             .ok_or_else(gone)
     }
 
-    pub(super) fn lookup_in(&self, mount: u32, inside: &[u8]) -> Result<Option<Found>, Errno> {
+    pub(super) fn lookup_in(&self, mount: u32, inside: &[u8]) -> Result<Option<LayerEntry>, Errno> {
         match self.layer(mount) {
-            Layer::Directory(layer) => layer.lookup(mount, inside),
-            Layer::Image(layer) => Ok(layer.lookup(mount, inside)),
-            Layer::Stored(layer) => Ok(layer.lookup(mount, inside)),
-            Layer::Empty => Ok(inside.is_empty().then(Found::made_directory)),
+            TreeLayer::Directory(layer) => layer.lookup(mount, inside),
+            TreeLayer::Image(layer) => Ok(layer.lookup(mount, inside)),
+            TreeLayer::Pack(layer) => Ok(layer.lookup(mount, inside)),
+            TreeLayer::Empty => Ok(inside.is_empty().then(LayerEntry::synthetic_directory)),
         }
     }
 
@@ -238,28 +248,28 @@ impl Tree {
         inside: &[u8],
         above: Option<&OwnedFd>,
         shown: &[u8],
-    ) -> Result<Children, ContextError> {
+    ) -> Result<DirectoryContent, ContextError> {
         let children = match self.layer(mount) {
-            Layer::Directory(layer) => layer
+            TreeLayer::Directory(layer) => layer
                 .children(mount, inside, above, MAX_FILES)
                 .map_err(|errno| ContextError::at(&absolute(shown), errno))?,
-            Layer::Image(layer) => layer.children(mount, inside),
-            Layer::Stored(layer) => layer.children(mount, inside),
-            Layer::Empty => Children::default(),
+            TreeLayer::Image(layer) => layer.children(mount, inside),
+            TreeLayer::Pack(layer) => layer.children(mount, inside),
+            TreeLayer::Empty => DirectoryContent::default(),
         };
         Ok(children)
     }
 
     /// Returns the key that all hard links of one regular file share; `None` for a file with one name.
-    fn link_key(&self, found: &Found) -> Option<(u32, u64, u64)> {
+    fn link_key(&self, found: &LayerEntry) -> Option<(u32, u64, u64)> {
         match found.origin {
-            Origin::Disk { mount, device, inode, .. } if found.links > 1 => Some((mount, device, inode)),
-            Origin::Image { mount, node } => match self.layer(mount) {
-                Layer::Image(layer) => layer.link_group(node).map(|group| (mount, u64::MAX, group)),
+            EntryOrigin::Disk { mount, device, inode, .. } if found.links > 1 => Some((mount, device, inode)),
+            EntryOrigin::Image { mount, node } => match self.layer(mount) {
+                TreeLayer::Image(layer) => layer.link_group(node).map(|group| (mount, u64::MAX, group)),
                 _ => None,
             },
-            Origin::Stored { mount, entry } => match self.layer(mount) {
-                Layer::Stored(layer) => layer.link_group(entry).map(|group| (mount, u64::MAX, group)),
+            EntryOrigin::Pack { mount, entry } => match self.layer(mount) {
+                TreeLayer::Pack(layer) => layer.link_group(entry).map(|group| (mount, u64::MAX, group)),
                 _ => None,
             },
             _ => None,

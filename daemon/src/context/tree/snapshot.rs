@@ -4,42 +4,42 @@ use std::sync::Arc;
 
 use hearth_pack::identity::{ContentHash, FileStamp};
 
-use super::again::TopDirectory;
-use super::entries::{Entries, sum_part};
-use super::identify::Covered;
-use super::read::Verified;
+use super::entries::{ScannedEntries, hash_part};
+use super::identify::CoveredEntries;
+use super::read::VerifiedFile;
+use super::revalidate::TopDirectory;
 use super::scan::absolute;
-use super::{Layer, Origin, Tree, joined};
+use super::{ContextTree, EntryOrigin, TreeLayer, joined};
 use crate::context::ContextError;
-use crate::context::beneath::Stat;
+use crate::context::beneath::DiskStat;
 use crate::context::error::text;
-use crate::context::port::{Entry, EntryKind, FileTree, Xattr};
+use crate::context::port::{EntryKind, FileTree, TreeEntry, Xattr};
 
 /// The tree below a context path at one moment: the stat of every entry, and content on demand.
-pub struct Snapshot {
-    pub(super) tree: Tree,
+pub struct TreeSnapshot {
+    pub(super) tree: ContextTree,
     /// Absolute path of the context directory, without the leading `/`.
     top: Vec<u8>,
-    pub(super) entries: Arc<Entries>,
+    pub(super) entries: Arc<ScannedEntries>,
     /// The context directory before the scan; present if the scan can be revalidated later.
     pub(super) root: Option<TopDirectory>,
     /// Files that could still change without a change of their times, in order.
-    unsure: Vec<u32>,
+    unsettled: Vec<u32>,
     /// Content hashes of the unsettled files, once they are known.
-    pub(super) unsure_contents: HashMap<u32, ContentHash>,
+    pub(super) unsettled_contents: HashMap<u32, ContentHash>,
     /// The entries that may be sent; `None` until they are known.
-    pub(super) covered: Option<Covered>,
+    pub(super) covered: Option<CoveredEntries>,
 }
 
-impl Snapshot {
-    pub(super) fn new(tree: Tree, top: Vec<u8>, entries: Arc<Entries>) -> Self {
+impl TreeSnapshot {
+    pub(super) fn new(tree: ContextTree, top: Vec<u8>, entries: Arc<ScannedEntries>) -> Self {
         Self {
             tree,
             top,
             entries,
             root: None,
-            unsure: Vec::new(),
-            unsure_contents: HashMap::new(),
+            unsettled: Vec::new(),
+            unsettled_contents: HashMap::new(),
             covered: None,
         }
     }
@@ -48,20 +48,20 @@ impl Snapshot {
     /// in the same mounts. `scope` is additional input that must be equal, too. `None` where equal stats do
     /// not mean equal content.
     pub fn fingerprint(&self, scope: &[&[u8]]) -> Option<[u8; 32]> {
-        if !self.unsure.is_empty() || !self.entries.are_on_disk() {
+        if !self.unsettled.is_empty() || !self.entries.are_on_disk() {
             return None;
         }
         let mut sum = blake3::Hasher::new();
-        sum_part(&mut sum, &self.top);
+        hash_part(&mut sum, &self.top);
         sum.update(&(self.tree.mounts.len() as u64).to_le_bytes());
-        self.tree.mounts.iter().for_each(|mounted| sum_part(&mut sum, mounted.target.as_str().as_bytes()));
-        scope.iter().for_each(|scope| sum_part(&mut sum, scope));
-        self.entries.sum(&mut sum);
+        self.tree.mounts.iter().for_each(|mounted| hash_part(&mut sum, mounted.target.as_str().as_bytes()));
+        scope.iter().for_each(|scope| hash_part(&mut sum, scope));
+        self.entries.hash_into(&mut sum);
         Some(sum.finalize().into())
     }
 
     /// Sets the entries that may be sent, known from a scan with the same fingerprint.
-    pub fn set_covered(&mut self, covered: Covered) {
+    pub fn set_covered(&mut self, covered: CoveredEntries) {
         self.covered = Some(covered);
     }
 
@@ -82,7 +82,7 @@ impl Snapshot {
         self.entries.files()
     }
 
-    pub(super) fn origin(&self, index: usize) -> Origin {
+    pub(super) fn origin(&self, index: usize) -> EntryOrigin {
         self.entries.origin(index)
     }
 
@@ -95,12 +95,12 @@ impl Snapshot {
         &self.top
     }
 
-    pub(super) fn unsure(&self) -> &[u32] {
-        &self.unsure
+    pub(super) fn unsettled(&self) -> &[u32] {
+        &self.unsettled
     }
 
-    pub(super) fn set_unsure(&mut self, unsure: Vec<u32>) {
-        self.unsure = unsure;
+    pub(super) fn set_unsettled(&mut self, unsure: Vec<u32>) {
+        self.unsettled = unsure;
     }
 
     /// Returns the path of an entry from the root of the tree.
@@ -114,11 +114,11 @@ impl Snapshot {
 
     /// Returns the key of a file on disk in the hash cache.
     pub(super) fn stamp(&self, index: usize) -> Option<FileStamp> {
-        let Entry { kind: EntryKind::File, size, mtime: modified, .. } = self.entry(index) else {
+        let TreeEntry { kind: EntryKind::File, size, mtime: modified, .. } = self.entry(index) else {
             return None;
         };
         match self.origin(index) {
-            Origin::Disk { device, inode, changed, .. } => {
+            EntryOrigin::Disk { device, inode, changed, .. } => {
                 Some(FileStamp { device, inode, size, modified, changed })
             }
             _ => None,
@@ -128,7 +128,7 @@ impl Snapshot {
     /// Reports whether an entry is still as the scan found it.
     pub(super) fn is_unchanged(&self, index: usize) -> Result<bool, ContextError> {
         let (entry, path) = (self.entry(index), self.path(index));
-        let Some((mount, inside)) = self.tree.covering(&path) else { return Ok(false) };
+        let Some((mount, inside)) = self.tree.deepest_mount(&path) else { return Ok(false) };
         let found =
             self.tree.lookup_in(mount, inside).map_err(|errno| ContextError::at(&absolute(&path), errno))?;
         Ok(found.is_some_and(|found| {
@@ -138,7 +138,7 @@ impl Snapshot {
     }
 
     /// Opens a file on disk, or fails if it changed since the scan.
-    pub(super) fn open_on_disk(&self, index: usize) -> Result<Verified, ContextError> {
+    pub(super) fn open_on_disk(&self, index: usize) -> Result<VerifiedFile, ContextError> {
         let path = self.path(index);
         let shown = || text(&absolute(&path));
         let changed = || ContextError::Changed { path: shown() };
@@ -146,36 +146,36 @@ impl Snapshot {
         else {
             return Err(changed());
         };
-        let Some((mount, inside)) = self.tree.covering(&path) else { return Err(changed()) };
-        let Layer::Directory(layer) = self.tree.layer(mount) else { return Err(changed()) };
+        let Some((mount, inside)) = self.tree.deepest_mount(&path) else { return Err(changed()) };
+        let TreeLayer::Directory(layer) = self.tree.layer(mount) else { return Err(changed()) };
         let (file, stat) =
             layer.open_file(inside).map_err(|errno| ContextError::at(&absolute(&path), errno))?;
-        let expected = Stat { device, inode, changed: change_time, size, modified, ..stat };
+        let expected = DiskStat { device, inode, changed: change_time, size, modified, ..stat };
         if !stat.same_content(&expected) {
             return Err(changed());
         }
-        Ok(Verified::new(file, stat, shown()))
+        Ok(VerifiedFile::new(file, stat, shown()))
     }
 
     fn open_content(&self, index: usize) -> Result<Box<dyn Read + Send>, ContextError> {
         let changed = || ContextError::Changed { path: self.shown(index) };
         match (self.entry(index).kind, self.origin(index)) {
             (EntryKind::HardLink(first), _) => self.open_content(first),
-            (EntryKind::File, Origin::Disk { .. }) => {
+            (EntryKind::File, EntryOrigin::Disk { .. }) => {
                 let verified = self.open_on_disk(index)?;
-                Ok(match self.unsure_contents.get(&(index as u32)) {
+                Ok(match self.unsettled_contents.get(&(index as u32)) {
                     // The stat does not reveal a write in the same clock tick, so the content itself is
                     // compared.
                     Some(hash) => Box::new(verified.with_content(*hash)),
                     None => Box::new(verified),
                 })
             }
-            (EntryKind::File, Origin::Image { mount, node }) => match self.tree.layer(mount) {
-                Layer::Image(layer) => layer.open(node).ok_or_else(changed),
+            (EntryKind::File, EntryOrigin::Image { mount, node }) => match self.tree.layer(mount) {
+                TreeLayer::Image(layer) => layer.open(node).ok_or_else(changed),
                 _ => Err(changed()),
             },
-            (EntryKind::File, Origin::Stored { mount, entry }) => match self.tree.layer(mount) {
-                Layer::Stored(layer) => {
+            (EntryKind::File, EntryOrigin::Pack { mount, entry }) => match self.tree.layer(mount) {
+                TreeLayer::Pack(layer) => {
                     layer.open(entry).map_err(|source| ContextError::Io { path: self.shown(index), source })
                 }
                 _ => Err(changed()),
@@ -185,12 +185,12 @@ impl Snapshot {
     }
 }
 
-impl FileTree for Snapshot {
+impl FileTree for TreeSnapshot {
     fn len(&self) -> usize {
         self.entries.len()
     }
 
-    fn entry(&self, index: usize) -> Entry<'_> {
+    fn entry(&self, index: usize) -> TreeEntry<'_> {
         self.entries.entry(index)
     }
 

@@ -7,17 +7,17 @@ use std::sync::Arc;
 use hearth_pack::identity::{ContentHash, NodeKind};
 use hearth_pack::listing::Listed;
 
-use super::{Child, Children, Found, Origin};
+use super::{DirectoryChild, DirectoryContent, EntryOrigin, LayerEntry};
 use crate::context::port::{EntryKind, Xattr};
 use crate::packs::port::PackTree;
 
-pub struct StoredLayer {
+pub struct PackLayer {
     pack: Arc<PackTree>,
     /// Entries of files with several hard links.
     linked: HashSet<u32>,
 }
 
-impl StoredLayer {
+impl PackLayer {
     pub fn new(pack: Arc<PackTree>) -> Self {
         let first = |entry: Listed<'_>| match entry.kind {
             NodeKind::HardLink { to } => pack.listing.find(to).and_then(|first| u32::try_from(first).ok()),
@@ -44,7 +44,7 @@ impl StoredLayer {
         }
     }
 
-    fn found(&self, mount: u32, entry: u32) -> Found {
+    fn layer_entry(&self, mount: u32, entry: u32) -> LayerEntry {
         let first = self.first_name(entry);
         let listed = self.entry(first);
         let (kind, size) = match listed.kind {
@@ -54,37 +54,37 @@ impl StoredLayer {
             _ => (EntryKind::Directory, 0),
         };
         // The hard links of one file have one origin. All times of a pack are 0.
-        let origin = Origin::Stored { mount, entry: first };
-        Found { kind, mode: listed.mode, size, mtime: 0, links: 1, origin }
+        let origin = EntryOrigin::Pack { mount, entry: first };
+        LayerEntry { kind, mode: listed.mode, size, mtime: 0, links: 1, origin }
     }
 
-    pub(super) fn lookup(&self, mount: u32, path: &[u8]) -> Option<Found> {
+    pub(super) fn lookup(&self, mount: u32, path: &[u8]) -> Option<LayerEntry> {
         if path.is_empty() {
             // The root is not in the listing; it has the mode of a synthetic directory.
-            let origin = Origin::Stored { mount, entry: u32::MAX };
-            return Some(Found { origin, ..Found::made_directory() });
+            let origin = EntryOrigin::Pack { mount, entry: u32::MAX };
+            return Some(LayerEntry { origin, ..LayerEntry::synthetic_directory() });
         }
-        self.find(path).map(|entry| self.found(mount, entry))
+        self.find(path).map(|entry| self.layer_entry(mount, entry))
     }
 
-    pub(super) fn children(&self, mount: u32, path: &[u8]) -> Children {
+    pub(super) fn children(&self, mount: u32, path: &[u8]) -> DirectoryContent {
         let listing = &self.pack.listing;
         let mut xattrs = Vec::new();
         let (mut at, end, skip) = if path.is_empty() {
             (0, listing.len(), 0)
         } else {
-            let Some(directory) = listing.find(path) else { return Children::default() };
+            let Some(directory) = listing.find(path) else { return DirectoryContent::default() };
             xattrs = listing.entry(directory).xattrs;
             (directory + 1, listing.end_of(directory), path.len() + 1)
         };
         let mut children = Vec::new();
         while at < end {
             let name = listing.path(at).get(skip..).unwrap_or_default().into();
-            let found = self.found(mount, u32::try_from(at).unwrap_or(u32::MAX));
+            let found = self.layer_entry(mount, u32::try_from(at).unwrap_or(u32::MAX));
             at = if found.kind == EntryKind::Directory { listing.end_of(at) } else { at + 1 };
-            children.push(Child { name, found });
+            children.push(DirectoryChild { name, found });
         }
-        Children { children, xattrs, directory: None }
+        DirectoryContent { children, xattrs, directory: None }
     }
 
     /// Returns the number that the hard links of one file share.

@@ -13,18 +13,18 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::context::port::FileTree;
-use crate::context::storage::{Root, StorageError};
+use crate::context::storage::{StorageError, StorageRoot};
 
 struct Room {
     directory: tempfile::TempDir,
-    root: Root,
+    root: StorageRoot,
 }
 
 impl Room {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("secret"), "canary").unwrap();
-        let root = Root::open_or_create(&directory.path().join("room")).unwrap();
+        let root = StorageRoot::open_or_create(&directory.path().join("room")).unwrap();
         Self { directory, root }
     }
 
@@ -50,13 +50,14 @@ impl Room {
         self
     }
 
-    fn layer(&self, source: &str) -> Layer {
-        Layer::Directory(DirectoryLayer::open(&self.root, Path::new(source)).unwrap())
+    fn layer(&self, source: &str) -> TreeLayer {
+        TreeLayer::Directory(DirectoryLayer::open(&self.root, Path::new(source)).unwrap())
     }
 
-    fn tree(&self, mounts: &[(&str, &str)]) -> Tree {
-        let mounted = |(source, at): &(&str, &str)| Mounted { target: target(at), layer: self.layer(source) };
-        Tree::new(mounts.iter().map(mounted).collect()).unwrap()
+    fn tree(&self, mounts: &[(&str, &str)]) -> ContextTree {
+        let mounted =
+            |(source, at): &(&str, &str)| MountedLayer { target: target(at), layer: self.layer(source) };
+        ContextTree::new(mounts.iter().map(mounted).collect()).unwrap()
     }
 }
 
@@ -65,7 +66,7 @@ fn target(path: &str) -> MountTarget {
 }
 
 /// Returns each entry as one line: path, then `/`, `=content`, `->target`, `~other name` or `?`.
-fn lines(snapshot: &Snapshot) -> Vec<String> {
+fn lines(snapshot: &TreeSnapshot) -> Vec<String> {
     let line = |index: usize| {
         let entry = snapshot.entry(index);
         let path = String::from_utf8_lossy(entry.path);
@@ -82,7 +83,7 @@ fn lines(snapshot: &Snapshot) -> Vec<String> {
     (0..snapshot.len()).map(line).collect()
 }
 
-fn content(snapshot: &Snapshot, index: usize) -> String {
+fn content(snapshot: &TreeSnapshot, index: usize) -> String {
     let mut text = String::new();
     snapshot.open(index).unwrap().read_to_string(&mut text).unwrap();
     text
@@ -95,10 +96,10 @@ fn a_directory_is_scanned_in_the_order_of_file_sync() {
     fs::hard_link(room.at("a/x"), room.at("z")).unwrap();
     room.fifo("fifo");
     fs::set_permissions(room.at("b"), fs::Permissions::from_mode(0o4711)).unwrap();
-    let snapshot = room.tree(&[("", "/context")]).scan(&target("/context"), &Bounds::default()).unwrap();
+    let snapshot = room.tree(&[("", "/context")]).scan(&target("/context"), &ScanBounds::default()).unwrap();
     let expected = ["a/", "a/to->/etc/passwd", "a/x=1", "a-b=2", "a.c=3", "b=4", "fifo?", "z~a/x"];
     assert_eq!(lines(&snapshot), expected);
-    let entries: Vec<crate::context::port::Entry<'_>> = (&snapshot as &dyn FileTree).entries().collect();
+    let entries: Vec<crate::context::port::TreeEntry<'_>> = (&snapshot as &dyn FileTree).entries().collect();
     assert!(entries.is_sorted_by(|a, b| path_order(a.path, b.path).is_lt()));
     assert_eq!(entries[snapshot.find(b"b").unwrap()].mode, 0o4711);
     assert_eq!(content(&snapshot, snapshot.find(b"z").unwrap()), "1");
@@ -119,7 +120,7 @@ fn the_deeper_mount_wins_over_files_links_directories_and_nothing() {
         ("lib", "/context/not/there/yet"),
         ("app/main", "/context/single"),
     ]);
-    let snapshot = tree.scan(&target("/context"), &Bounds::default()).unwrap();
+    let snapshot = tree.scan(&target("/context"), &ScanBounds::default()).unwrap();
     let expected = [
         "link/",
         "link/below/",
@@ -145,7 +146,7 @@ fn the_context_path_may_be_anywhere_in_the_union() {
     let room = Room::new();
     room.file("app/src/deep/f", "1").file("lib/g", "2").link("app/current", "src");
     let tree = room.tree(&[("app", "/a/b"), ("lib", "/a/b/src/deep/lib"), ("lib", "/a/c/d")]);
-    let scan = |path: &str| tree.scan(&target(path), &Bounds::default()).map(|snapshot| lines(&snapshot));
+    let scan = |path: &str| tree.scan(&target(path), &ScanBounds::default()).map(|snapshot| lines(&snapshot));
     assert_eq!(scan("/a/b/src/deep").unwrap(), ["f=1", "lib/", "lib/g=2"]);
     assert_eq!(scan("/a/b/current/deep").unwrap(), ["f=1", "lib/", "lib/g=2"]);
     assert_eq!(scan("/a/c").unwrap(), ["d/", "d/g=2"]);
@@ -175,27 +176,30 @@ fn the_context_may_be_a_parent_that_the_union_made() {
     let room = Room::new();
     room.file("app/f", "1").file("lib/g", "2");
     let tree = room.tree(&[("app", "/context"), ("lib", "/context/made/lib")]);
-    assert_eq!(lines(&tree.scan(&target("/context/made"), &Bounds::default()).unwrap()), ["lib/", "lib/g=2"]);
+    assert_eq!(
+        lines(&tree.scan(&target("/context/made"), &ScanBounds::default()).unwrap()),
+        ["lib/", "lib/g=2"]
+    );
 }
 
 #[test]
 fn an_empty_mount_is_an_empty_directory() {
     let room = Room::new();
     room.file("app/cache/f", "1").file("lib/g", "2");
-    let tree = Tree::new(vec![
-        Mounted { target: target("/context"), layer: room.layer("app") },
-        Mounted { target: target("/context/cache"), layer: Layer::Empty },
-        Mounted { target: target("/context/cache/lib"), layer: room.layer("lib") },
+    let tree = ContextTree::new(vec![
+        MountedLayer { target: target("/context"), layer: room.layer("app") },
+        MountedLayer { target: target("/context/cache"), layer: TreeLayer::Empty },
+        MountedLayer { target: target("/context/cache/lib"), layer: room.layer("lib") },
     ])
     .unwrap();
     assert_eq!(
-        lines(&tree.scan(&target("/context"), &Bounds::default()).unwrap()),
+        lines(&tree.scan(&target("/context"), &ScanBounds::default()).unwrap()),
         ["cache/", "cache/lib/", "cache/lib/g=2"]
     );
     assert!(matches!(
-        Tree::new(vec![
-            Mounted { target: target("/x"), layer: Layer::Empty },
-            Mounted { target: target("/x"), layer: Layer::Empty },
+        ContextTree::new(vec![
+            MountedLayer { target: target("/x"), layer: TreeLayer::Empty },
+            MountedLayer { target: target("/x"), layer: TreeLayer::Empty },
         ]),
         Err(ContextError::DuplicateTarget { .. })
     ));
@@ -247,7 +251,7 @@ fn a_link_is_followed_inside_the_tree_only() {
 fn a_file_that_changed_since_the_scan_is_an_error_that_names_it() {
     let room = Room::new();
     room.file("a", "11").file("b", "22").file("c", "33").file("d", "44").file("dir/e", "55");
-    let snapshot = room.tree(&[("", "/context")]).scan(&target("/context"), &Bounds::default()).unwrap();
+    let snapshot = room.tree(&[("", "/context")]).scan(&target("/context"), &ScanBounds::default()).unwrap();
     let of = |path: &str| {
         let mut text = String::new();
         let reader = snapshot.open(snapshot.find(path.as_bytes()).unwrap());
@@ -277,7 +281,7 @@ fn a_file_that_changed_since_the_scan_is_an_error_that_names_it() {
 fn a_file_that_changes_under_the_reader_is_never_taken_for_whole() {
     let room = Room::new();
     room.file("a", &"x".repeat(100_000));
-    let snapshot = room.tree(&[("", "/context")]).scan(&target("/context"), &Bounds::default()).unwrap();
+    let snapshot = room.tree(&[("", "/context")]).scan(&target("/context"), &ScanBounds::default()).unwrap();
     let mut reader = snapshot.open(0).unwrap();
     let mut half = vec![0; 50_000];
     reader.read_exact(&mut half).unwrap();
@@ -313,7 +317,7 @@ fn a_scan_and_its_reads_never_leave_while_directories_and_links_swap() {
             }
         });
         for _ in 0..150 {
-            let snapshot = match tree.scan(&target("/context"), &Bounds::default()) {
+            let snapshot = match tree.scan(&target("/context"), &ScanBounds::default()) {
                 Ok(snapshot) => snapshot,
                 Err(ContextError::Changed { .. }) => continue,
                 Err(error) => panic!("{error}"),
@@ -345,7 +349,8 @@ fn unreadable_files_are_errors_and_never_left_out() {
         // Applies to this thread only, and is undone even if the scan fails.
         let before = rustix::thread::Uid::from_raw(0);
         rustix::thread::set_thread_res_uid(before, rustix::thread::Uid::from_raw(65534), before).unwrap();
-        let result = room.tree(&[("", "/context")]).scan(&target("/context"), &Bounds::default()).map(|_| ());
+        let result =
+            room.tree(&[("", "/context")]).scan(&target("/context"), &ScanBounds::default()).map(|_| ());
         rustix::thread::set_thread_res_uid(before, before, before).unwrap();
         result
     };
@@ -364,7 +369,7 @@ fn odd_names_are_kept_and_depth_is_no_limit() {
     let odd: &[u8] = b"new\nline \xff\xfe";
     fs::write(room.at("").join(std::ffi::OsStr::from_bytes(odd)), "odd").unwrap();
     room.file(&format!("{}/f", vec!["d"; 1400].join("/")), "deep").file(&"n".repeat(255), "long");
-    let snapshot = room.tree(&[("", "/context")]).scan(&target("/context"), &Bounds::default()).unwrap();
+    let snapshot = room.tree(&[("", "/context")]).scan(&target("/context"), &ScanBounds::default()).unwrap();
     assert_eq!(snapshot.len(), 1403);
     assert_eq!(content(&snapshot, snapshot.find(odd).unwrap()), "odd");
     assert_eq!(content(&snapshot, 1400), "deep");
@@ -374,7 +379,7 @@ fn odd_names_are_kept_and_depth_is_no_limit() {
 fn files_of_an_unfinished_put_are_no_part_of_a_context() {
     let room = Room::new();
     room.file(".hearth-unfinished-0123456789abcdef", "x").file("a", "1");
-    assert_eq!(lines(&room.tree(&[("", "/")]).scan(&target("/"), &Bounds::default()).unwrap()), ["a=1"]);
+    assert_eq!(lines(&room.tree(&[("", "/")]).scan(&target("/"), &ScanBounds::default()).unwrap()), ["a=1"]);
 }
 
 /// Files of a directory, by relative path.
@@ -416,8 +421,8 @@ proptest! {
             let target = at.as_ref().filter(|_| index > 0).map_or("/c".to_owned(), |at| format!("/c/{at}"));
             mounts.entry(target).or_insert(index);
         }
-        let mounted = |(at, index): (&String, &usize)| Mounted { target: target(at), layer: room.layer(&format!("l{index}")) };
-        let snapshot = Tree::new(mounts.iter().map(mounted).collect()).unwrap().scan(&target("/c"), &Bounds::default()).unwrap();
+        let mounted = |(at, index): (&String, &usize)| MountedLayer { target: target(at), layer: room.layer(&format!("l{index}")) };
+        let snapshot = ContextTree::new(mounts.iter().map(mounted).collect()).unwrap().scan(&target("/c"), &ScanBounds::default()).unwrap();
 
         // `mounts` is in path order, so a shallower target comes before those below it.
         let mut merged = Model::new();
@@ -454,7 +459,7 @@ fn a_large_tree_is_scanned_fast_and_kept_small() {
     std::thread::sleep(std::time::Duration::from_millis(30));
     let tree = room.tree(&[("", "/context")]);
     let start = std::time::Instant::now();
-    let snapshot = tree.scan(&target("/context"), &Bounds::default()).unwrap();
+    let snapshot = tree.scan(&target("/context"), &ScanBounds::default()).unwrap();
     let elapsed = start.elapsed();
     assert_eq!(snapshot.len(), 6060);
     // The two cores are shared with other processes, so only a wrong algorithm exceeds this limit.

@@ -10,33 +10,33 @@ use rustix::fs::{FallocateFlags, FileType, OFlags};
 use rustix::io::Errno;
 
 use super::copy_up::errno;
-use super::nodes::{Key, Place};
-use super::{Result, Union, upper};
+use super::nodes::{NodeKey, NodeLocation};
+use super::{OverlayFs, Result, upper};
 use crate::context::attr::stat_at;
-use crate::context::tree::{Content, LayerFile, Source};
+use crate::context::tree::{FileIdentity, LayerFile, OpenTreeFile};
 
-pub(super) struct Handle {
+pub(super) struct OpenHandle {
     inode: u64,
-    source: Mutex<From>,
+    source: Mutex<ContentSource>,
 }
 
 #[derive(Clone)]
-enum From {
+enum ContentSource {
     Lower(Arc<File>),
     Image(Arc<LayerFile>),
     Upper(Arc<File>),
 }
 
 /// A file that was opened.
-pub struct Opened {
+pub struct OpenedFile {
     pub handle: u64,
     /// The backing file, if one has the complete content as long as the handle is open.
     pub file: Option<Arc<File>>,
 }
 
-impl Union {
+impl OverlayFs {
     /// Opens a regular file. Opening it for writing copies it up.
-    pub fn open(&self, inode: u64, write: bool) -> Result<Opened> {
+    pub fn open(&self, inode: u64, write: bool) -> Result<OpenedFile> {
         let kind = self.nodes().get(inode)?.kind;
         match kind {
             FileType::RegularFile => {}
@@ -44,44 +44,44 @@ impl Union {
             _ => return Err(Errno::NXIO),
         }
         if write {
-            self.lift(inode, None)?;
+            self.copy_up(inode, None)?;
         }
         let source = {
             let _reading = self.reading_names();
             self.open_source(inode, write)?
         };
         let file = match &source {
-            From::Upper(file) => Some(Arc::clone(file)),
+            ContentSource::Upper(file) => Some(Arc::clone(file)),
             // A file of the lower tree may be copied up later.
-            From::Lower(file) if self.is_read_only() => Some(Arc::clone(file)),
-            From::Lower(_) | From::Image(_) => None,
+            ContentSource::Lower(file) if self.is_read_only() => Some(Arc::clone(file)),
+            ContentSource::Lower(_) | ContentSource::Image(_) => None,
         };
-        self.nodes().opened(inode)?;
+        self.nodes().count_open(inode)?;
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        self.open_files().insert(handle, Arc::new(Handle { inode, source: Mutex::new(source) }));
-        Ok(Opened { handle, file })
+        self.open_files().insert(handle, Arc::new(OpenHandle { inode, source: Mutex::new(source) }));
+        Ok(OpenedFile { handle, file })
     }
 
-    fn open_source(&self, inode: u64, write: bool) -> Result<From> {
+    fn open_source(&self, inode: u64, write: bool) -> Result<ContentSource> {
         let node = self.nodes().get(inode)?.clone();
-        if node.place != Place::Lower {
+        if node.location != NodeLocation::Lower {
             let (directory, name) = self.locate(inode, &node)?;
             let flags = if write { OFlags::RDWR } else { OFlags::RDONLY };
             let file = upper::open_at(directory, &name, flags | OFlags::NONBLOCK)?;
-            return Ok(From::Upper(Arc::new(file.into())));
+            return Ok(ContentSource::Upper(Arc::new(file.into())));
         }
         if write {
             return Err(Errno::STALE);
         }
-        match self.lower.content(node.lower.as_deref().ok_or(Errno::NOENT)?)? {
-            Content::Layer(file) => Ok(From::Image(Arc::new(file))),
-            Content::File(file) => {
+        match self.lower.open_content(node.lower.as_deref().ok_or(Errno::NOENT)?)? {
+            OpenTreeFile::Layer(file) => Ok(ContentSource::Image(Arc::new(file))),
+            OpenTreeFile::File(file) => {
                 let stat = stat_at(&file, c"")?;
                 match node.key {
-                    Key::Lower(Source::Disk { file_system, inode, .. })
+                    NodeKey::Lower(FileIdentity::Disk { file_system, inode, .. })
                         if (file_system, inode) == (stat.file_system, stat.inode) =>
                     {
-                        Ok(From::Lower(Arc::new(file)))
+                        Ok(ContentSource::Lower(Arc::new(file)))
                     }
                     // The file was replaced since the lookup.
                     _ => Err(Errno::STALE),
@@ -90,16 +90,16 @@ impl Union {
         }
     }
 
-    fn handle(&self, handle: u64) -> Result<Arc<Handle>> {
+    fn handle(&self, handle: u64) -> Result<Arc<OpenHandle>> {
         self.open_files().get(&handle).cloned().ok_or(Errno::BADF)
     }
 
     /// Returns the current content source of a handle; after a copy-up, that is the copy.
-    fn source(&self, handle: &Handle) -> Result<From> {
+    fn source(&self, handle: &OpenHandle) -> Result<ContentSource> {
         let mut source = handle.source.lock();
-        if !matches!(*source, From::Upper(_)) && !self.is_read_only() {
+        if !matches!(*source, ContentSource::Upper(_)) && !self.is_read_only() {
             let _reading = self.reading_names();
-            if self.nodes().get(handle.inode)?.place != Place::Lower {
+            if self.nodes().get(handle.inode)?.location != NodeLocation::Lower {
                 *source = self.open_source(handle.inode, false)?;
             }
         }
@@ -110,8 +110,8 @@ impl Union {
     pub fn read(&self, handle: u64, buffer: &mut [u8], offset: u64) -> Result<usize> {
         let handle = self.handle(handle)?;
         let file = match self.source(&handle)? {
-            From::Lower(file) | From::Upper(file) => file,
-            From::Image(file) => return file.read_at(buffer, offset).map_err(|error| errno(&error)),
+            ContentSource::Lower(file) | ContentSource::Upper(file) => file,
+            ContentSource::Image(file) => return file.read_at(buffer, offset).map_err(|error| errno(&error)),
         };
         let mut done = 0;
         while done < buffer.len() {
@@ -141,15 +141,15 @@ impl Union {
 
     fn writable(&self, handle: u64) -> Result<Arc<File>> {
         match self.source(&*self.handle(handle)?)? {
-            From::Upper(file) => Ok(file),
-            From::Lower(_) | From::Image(_) => Err(Errno::BADF),
+            ContentSource::Upper(file) => Ok(file),
+            ContentSource::Lower(_) | ContentSource::Image(_) => Err(Errno::BADF),
         }
     }
 
     pub fn release(&self, handle: u64) {
         let Some(handle) = self.open_files().remove(&handle) else { return };
         let mut orphans = Vec::new();
-        self.nodes().closed(handle.inode, &mut orphans);
-        self.drop_orphans(&orphans);
+        self.nodes().count_close(handle.inode, &mut orphans);
+        self.remove_orphans(&orphans);
     }
 }

@@ -12,61 +12,62 @@ use std::os::unix::fs::FileExt as _;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Uid};
 use rustix::io::Errno;
 
-use super::nodes::{Key, Node, Place};
-use super::upper::{self, Merge, Upper};
-use super::{ROOT, Result, Union};
-use crate::context::attr::{Attr, stat_at};
-use crate::context::tree::{Content, Seen, Source};
+use super::nodes::{NodeKey, NodeLocation, OverlayNode};
+use super::upper::{self, MergeTarget, UpperLayer};
+use super::{OverlayFs, ROOT, Result};
+use crate::context::attr::{FileAttributes, stat_at};
+use crate::context::tree::{EntryStat, FileIdentity, OpenTreeFile};
 
 /// Maximum number of copies of a lower file that changes while it is copied.
 const ATTEMPTS: usize = 4;
 
 const BLOCK: usize = 128 * 1024;
 
-impl Union {
+impl OverlayFs {
     /// Ensures that the upper directory contains a node. If `limit` is given, only that many bytes of a
     /// file's content are copied. The caller must not hold any lock.
-    pub(super) fn lift(&self, inode: u64, limit: Option<u64>) -> Result<()> {
+    pub(super) fn copy_up(&self, inode: u64, limit: Option<u64>) -> Result<()> {
         let upper = self.upper()?;
         for _ in 0..ATTEMPTS {
             let node = self.nodes().get(inode)?.clone();
-            if node.place != Place::Lower {
+            if node.location != NodeLocation::Lower {
                 return Ok(());
             }
             if node.kind == FileType::Directory {
                 let _changing = self.changing_names();
-                return self.lift_directories(inode);
+                return self.copy_up_directories(inode);
             }
             let path = node.lower.as_deref().ok_or(Errno::STALE)?;
-            let seen = self.look_same(&node, path)?;
-            let (work, ()) = upper.make(|work, name| self.copy(upper, work, name, path, &seen, limit))?;
+            let seen = self.stat_unchanged(&node, path)?;
+            let (work, ()) =
+                upper.make_in_work(|work, name| self.copy(upper, work, name, path, &seen, limit))?;
             #[cfg(test)]
-            self.tell_copied();
-            let after = self.look_same(&node, path);
+            self.run_after_copy_hook();
+            let after = self.stat_unchanged(&node, path);
             if !after.is_ok_and(|after| same_content(&after.attr, &seen.attr)) {
-                upper.drop_work(&work);
+                upper.remove_work(&work);
                 continue;
             }
             let _changing = self.changing_names();
             let now = self.nodes().get(inode)?.clone();
-            if now.key != node.key || now.lower != node.lower || now.place != Place::Lower {
-                upper.drop_work(&work);
+            if now.key != node.key || now.lower != node.lower || now.location != NodeLocation::Lower {
+                upper.remove_work(&work);
                 continue;
             }
             let committed = self.commit(upper, inode, &now, &work, &seen);
             if committed.is_err() {
-                upper.drop_work(&work);
+                upper.remove_work(&work);
             }
             return committed;
         }
-        match self.nodes().get(inode)?.place {
-            Place::Lower => Err(Errno::STALE),
-            Place::Upper | Place::Linked(_) => Ok(()),
+        match self.nodes().get(inode)?.location {
+            NodeLocation::Lower => Err(Errno::STALE),
+            NodeLocation::Upper | NodeLocation::Linked(_) => Ok(()),
         }
     }
 
     #[cfg(test)]
-    fn tell_copied(&self) {
+    fn run_after_copy_hook(&self) {
         // Taken out of the mutex, because the hook itself may copy.
         let act = self.after_copy.lock().take();
         if let Some(mut act) = act {
@@ -77,11 +78,11 @@ impl Union {
 
     /// Returns the stat of the lower file at `path` if it still is the file of the node; else fails with
     /// ESTALE.
-    pub(super) fn look_same(&self, node: &Node, path: &[u8]) -> Result<Seen> {
-        let seen = self.lower.look(path)?.ok_or(Errno::STALE)?;
-        let same = match (&node.key, &seen.source) {
-            (Key::Made(made), Source::Made) => **made == *path,
-            (Key::Lower(known), found) => known == found,
+    pub(super) fn stat_unchanged(&self, node: &OverlayNode, path: &[u8]) -> Result<EntryStat> {
+        let seen = self.lower.stat(path)?.ok_or(Errno::STALE)?;
+        let same = match (&node.key, &seen.identity) {
+            (NodeKey::Synthetic(made), FileIdentity::Synthetic) => **made == *path,
+            (NodeKey::Lower(known), found) => known == found,
             _ => false,
         };
         if same { Ok(seen) } else { Err(Errno::STALE) }
@@ -89,11 +90,11 @@ impl Union {
 
     fn copy(
         &self,
-        upper: &Upper,
+        upper: &UpperLayer,
         work: &OwnedFd,
         name: &[u8],
         path: &[u8],
-        seen: &Seen,
+        seen: &EntryStat,
         limit: Option<u64>,
     ) -> Result<()> {
         let attr = &seen.attr;
@@ -102,62 +103,81 @@ impl Union {
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let file = File::from(rustix::fs::openat(work, name, flags, Mode::from_raw_mode(0o600))?);
                 let bytes = limit.unwrap_or(u64::MAX).min(attr.size);
-                copy_content(self.lower.content(path)?, &file, bytes).map_err(|error| errno(&error))?;
-                upper.dress(&file, attr, &upper::user_xattrs(&self.lower, path)?)?;
+                copy_content(self.lower.open_content(path)?, &file, bytes).map_err(|error| errno(&error))?;
+                upper.set_attributes(&file, attr, &upper::user_xattrs(&self.lower, path)?)?;
             }
             FileType::Symlink => {
                 rustix::fs::symlinkat(&*self.lower.link_target(path)?, work, name)?;
-                own(work, name, attr)?;
+                set_owner(work, name, attr)?;
             }
             kind @ (FileType::Fifo | FileType::Socket) => {
                 rustix::fs::mknodat(work, name, kind, Mode::from_raw_mode(0o600), 0)?;
-                own(work, name, attr)?;
+                set_owner(work, name, attr)?;
                 rustix::fs::chmodat(work, name, Mode::from_raw_mode(attr.mode), AtFlags::empty())?;
             }
             // A copied device would be a real device on the daemon's disk.
             _ => return Err(Errno::PERM),
         }
         if self.link_key(seen).is_some() {
-            upper.keep_names(name, attr.links)?;
+            upper.record_name_count(name, attr.links)?;
         }
         let name = std::ffi::CString::new(name).map_err(|_| Errno::INVAL)?;
-        upper.stamp(work, &name, attr)
+        upper.set_times(work, &name, attr)
     }
 
-    fn commit(&self, upper: &Upper, inode: u64, node: &Node, work: &[u8], seen: &Seen) -> Result<()> {
-        let copy = upper::stat(upper.work(), work)?.ok_or(Errno::IO)?;
+    fn commit(
+        &self,
+        upper: &UpperLayer,
+        inode: u64,
+        node: &OverlayNode,
+        work: &[u8],
+        seen: &EntryStat,
+    ) -> Result<()> {
+        let copy = upper::stat(upper.work_directory(), work)?.ok_or(Errno::IO)?;
         let place = if let Some(key) = self.link_key(seen) {
-            upper::rename(upper.work(), work, upper.links(), key.as_bytes(), RenameFlags::NOREPLACE)?;
+            upper::rename(
+                upper.work_directory(),
+                work,
+                upper.links_directory(),
+                key.as_bytes(),
+                RenameFlags::NOREPLACE,
+            )?;
             let mut linked = upper.linked();
             let entry = linked.entry(key.clone()).or_default();
-            (entry.inode, entry.names) = (Some(copy.inode), seen.attr.links);
-            Place::Linked(key)
+            (entry.inode, entry.lower_names) = (Some(copy.inode), seen.attr.links);
+            NodeLocation::Linked(key)
         } else if let Some((parent, name)) = node.names.last() {
-            self.lift_directories(*parent)?;
+            self.copy_up_directories(*parent)?;
             let path = self.nodes().path(*parent)?;
-            self.put_quietly(upper, work, &path, name)?;
-            Place::Upper
+            self.publish_keeping_times(upper, work, &path, name)?;
+            NodeLocation::Upper
         } else {
             self.nodes().get_mut(inode)?.orphan = Some(work.into());
-            Place::Upper
+            NodeLocation::Upper
         };
         let mut nodes = self.nodes();
-        nodes.rekey(inode, Key::Upper(copy.inode), place);
+        nodes.rekey(inode, NodeKey::Upper(copy.inode), place);
         nodes.get_mut(inode)?.lower = None;
         Ok(())
     }
 
     /// Moves an entry from `work/` to its place and restores the times of the directory.
-    fn put_quietly(&self, upper: &Upper, work: &[u8], directory: &[u8], name: &[u8]) -> Result<()> {
-        let held = upper.hold(directory)?;
+    fn publish_keeping_times(
+        &self,
+        upper: &UpperLayer,
+        work: &[u8],
+        directory: &[u8],
+        name: &[u8],
+    ) -> Result<()> {
+        let held = upper.open_path(directory)?;
         let before = stat_at(&held, c"")?.attr;
-        upper::rename(upper.work(), work, &held, name, RenameFlags::NOREPLACE)?;
-        upper.stamp(&held, c".", &before)
+        upper::rename(upper.work_directory(), work, &held, name, RenameFlags::NOREPLACE)?;
+        upper.set_times(&held, c".", &before)
     }
 
     /// Ensures that the upper directory contains a directory and all its parents. The caller must hold the
     /// names lock.
-    pub(super) fn lift_directories(&self, inode: u64) -> Result<()> {
+    pub(super) fn copy_up_directories(&self, inode: u64) -> Result<()> {
         let upper = self.upper()?;
         let mut missing = Vec::new();
         let mut current = inode;
@@ -165,7 +185,7 @@ impl Union {
             let nodes = self.nodes();
             loop {
                 let node = nodes.get(current)?;
-                if node.place != Place::Lower {
+                if node.location != NodeLocation::Lower {
                     break;
                 }
                 let (parent, name) = node.names.last().ok_or(Errno::NOENT)?;
@@ -178,33 +198,33 @@ impl Union {
         }
         while let Some((inode, parent, name, node)) = missing.pop() {
             let path = node.lower.as_deref().ok_or(Errno::STALE)?;
-            let seen = self.look_same(&node, path)?;
+            let seen = self.stat_unchanged(&node, path)?;
             let xattrs = upper::user_xattrs(&self.lower, path)?;
-            let (work, copy) = upper.make(|work, made| {
+            let (work, copy) = upper.make_in_work(|work, made| {
                 rustix::fs::mkdirat(work, made, Mode::from_raw_mode(0o700))?;
                 let directory = upper::open_at(work, made, OFlags::RDONLY | OFlags::DIRECTORY)?;
-                upper.dress(&directory, &seen.attr, &xattrs)?;
-                upper::set_merge(directory.as_fd(), &Merge::Same)?;
-                upper.stamp(&directory, c".", &seen.attr)?;
+                upper.set_attributes(&directory, &seen.attr, &xattrs)?;
+                upper::set_merge_target(directory.as_fd(), &MergeTarget::Same)?;
+                upper.set_times(&directory, c".", &seen.attr)?;
                 stat_at(&directory, c"")
             })?;
             let above = self.nodes().path(parent)?;
-            if let Err(errno) = self.put_quietly(upper, &work, &above, &name) {
-                upper.drop_work(&work);
+            if let Err(errno) = self.publish_keeping_times(upper, &work, &above, &name) {
+                upper.remove_work(&work);
                 return Err(errno);
             }
-            self.nodes().rekey(inode, Key::Upper(copy.inode), Place::Upper);
+            self.nodes().rekey(inode, NodeKey::Upper(copy.inode), NodeLocation::Upper);
         }
         Ok(())
     }
 }
 
-fn own(directory: &OwnedFd, name: &[u8], attr: &Attr) -> Result<()> {
+fn set_owner(directory: &OwnedFd, name: &[u8], attr: &FileAttributes) -> Result<()> {
     let (uid, gid) = (Uid::from_raw(attr.uid), Gid::from_raw(attr.gid));
     rustix::fs::chownat(directory, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
 }
 
-fn same_content(a: &Attr, b: &Attr) -> bool {
+fn same_content(a: &FileAttributes, b: &FileAttributes) -> bool {
     (a.size, a.modified, a.changed) == (b.size, b.modified, b.changed)
 }
 
@@ -213,9 +233,9 @@ pub(super) fn errno(error: &io::Error) -> Errno {
 }
 
 /// Copies the first `bytes` bytes and preserves holes.
-fn copy_content(from: Content, to: &File, bytes: u64) -> io::Result<()> {
+fn copy_content(from: OpenTreeFile, to: &File, bytes: u64) -> io::Result<()> {
     match from {
-        Content::File(from) => {
+        OpenTreeFile::File(from) => {
             let mut at = 0;
             while at < bytes {
                 let start = match rustix::fs::seek(&from, rustix::fs::SeekFrom::Data(at)) {
@@ -232,7 +252,7 @@ fn copy_content(from: Content, to: &File, bytes: u64) -> io::Result<()> {
                 at = end;
             }
         }
-        Content::Layer(from) => {
+        OpenTreeFile::Layer(from) => {
             let mut buffer = vec![0; BLOCK];
             let mut at = 0;
             while at < bytes {

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::Result;
 use super::upper::LinkKey;
-use crate::context::tree::Source;
+use crate::context::tree::FileIdentity;
 
 /// Inode number of the root directory.
 pub const ROOT: u64 = 1;
@@ -22,16 +22,16 @@ const MAX_NAMES: usize = 32;
 
 /// Identity of a file, by which a later lookup finds its node again.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Key {
+pub(super) enum NodeKey {
     Upper(u64),
-    Lower(Source),
+    Lower(FileIdentity),
     /// A synthetic directory of the lower tree, by its path.
-    Made(Box<[u8]>),
+    Synthetic(Box<[u8]>),
 }
 
 /// Location of a node's content.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum NodeLocation {
     Lower,
     /// The content is at the node's name in the upper directory's `tree/`, or in `work/` when it is an
     /// orphan.
@@ -42,12 +42,12 @@ pub(super) enum Place {
 
 /// An inode that the kernel knows.
 #[derive(Clone, Debug)]
-pub(super) struct Node {
+pub(super) struct OverlayNode {
     pub kind: FileType,
-    pub key: Key,
+    pub key: NodeKey,
     /// True while a lookup that finds this key means this file, and not a later one with the same key.
-    has_key: bool,
-    pub place: Place,
+    owns_key: bool,
+    pub location: NodeLocation,
     /// Path in the lower tree: the merged directory for a directory; the file's path for any other kind that
     /// is not copied up.
     pub lower: Option<Box<[u8]>>,
@@ -62,33 +62,33 @@ pub(super) struct Node {
 
 /// The result of a lookup that has not been registered as a node yet.
 #[derive(Clone, Debug)]
-pub(super) struct Sight {
-    pub attr: crate::context::attr::Attr,
-    pub key: Key,
-    pub place: Place,
+pub(super) struct LookupResult {
+    pub attr: crate::context::attr::FileAttributes,
+    pub key: NodeKey,
+    pub location: NodeLocation,
     pub lower: Option<Box<[u8]>>,
 }
 
 /// The known nodes. Nearly all of them have the number derived from their key, so they are found by it.
-pub(super) struct Nodes {
-    by_number: IntMap<u64, Node>,
+pub(super) struct NodeTable {
+    by_number: IntMap<u64, OverlayNode>,
     /// Numbers of the nodes whose derived number was taken.
-    elsewhere: HashMap<Key, u64>,
+    displaced: HashMap<NodeKey, u64>,
 }
 
 /// Returns the number derived from a key. A file gets the same number again after it was forgotten, unless
 /// another node has it.
-fn own_number(key: &Key) -> u64 {
+fn derived_number(key: &NodeKey) -> u64 {
     (BuildHasherDefault::<DefaultHasher>::default().hash_one(key) >> 1).max(ROOT + 1)
 }
 
-impl Nodes {
+impl NodeTable {
     pub fn new(top: Box<[u8]>, has_upper: bool) -> Self {
-        let root = Node {
+        let root = OverlayNode {
             kind: FileType::Directory,
-            key: Key::Made(Box::default()),
-            has_key: false,
-            place: if has_upper { Place::Upper } else { Place::Lower },
+            key: NodeKey::Synthetic(Box::default()),
+            owns_key: false,
+            location: if has_upper { NodeLocation::Upper } else { NodeLocation::Lower },
             lower: Some(top),
             names: Vec::new(),
             orphan: None,
@@ -96,23 +96,23 @@ impl Nodes {
             opens: 0,
             children: 0,
         };
-        Self { by_number: std::iter::once((ROOT, root)).collect(), elsewhere: HashMap::new() }
+        Self { by_number: std::iter::once((ROOT, root)).collect(), displaced: HashMap::new() }
     }
 
     pub fn len(&self) -> usize {
         self.by_number.len()
     }
 
-    pub fn get(&self, inode: u64) -> Result<&Node> {
+    pub fn get(&self, inode: u64) -> Result<&OverlayNode> {
         self.by_number.get(&inode).ok_or(Errno::STALE)
     }
 
-    pub fn get_mut(&mut self, inode: u64) -> Result<&mut Node> {
+    pub fn get_mut(&mut self, inode: u64) -> Result<&mut OverlayNode> {
         self.by_number.get_mut(&inode).ok_or(Errno::STALE)
     }
 
     /// Returns the number that a file has, or would get.
-    pub fn number(&self, key: &Key) -> u64 {
+    pub fn number(&self, key: &NodeKey) -> u64 {
         let mut number = match self.find(key) {
             Ok(number) => return number,
             Err(own) => own,
@@ -123,21 +123,21 @@ impl Nodes {
         number
     }
 
-    pub fn known(&self, key: &Key) -> Option<u64> {
+    pub fn inode_of(&self, key: &NodeKey) -> Option<u64> {
         self.find(key).ok()
     }
 
     /// Returns the number of a node, or the derived number as an error if there is none.
-    fn find(&self, key: &Key) -> std::result::Result<u64, u64> {
-        let own = own_number(key);
+    fn find(&self, key: &NodeKey) -> std::result::Result<u64, u64> {
+        let own = derived_number(key);
         match self.by_number.get(&own) {
-            Some(node) if node.has_key && node.key == *key => Ok(own),
-            _ => self.elsewhere.get(key).copied().ok_or(own),
+            Some(node) if node.owns_key && node.key == *key => Ok(own),
+            _ => self.displaced.get(key).copied().ok_or(own),
         }
     }
 
     /// Registers a lookup of `name` in `parent`: updates the node, or creates it.
-    pub fn meet(&mut self, sight: &Sight, parent: u64, name: &[u8]) -> Result<u64> {
+    pub fn register(&mut self, sight: &LookupResult, parent: u64, name: &[u8]) -> Result<u64> {
         let number = self.number(&sight.key);
         let only = sight.attr.links <= 1;
         if !self.by_number.contains_key(&parent) {
@@ -147,7 +147,7 @@ impl Nodes {
             let here = |known: &(u64, Box<[u8]>)| known.0 == parent && *known.1 == *name;
             let place = node.names.iter().position(here);
             // A lower file may be renamed during use: the location of the latest lookup counts.
-            node.place = sight.place.clone();
+            node.location = sight.location.clone();
             node.lower.clone_from(&sight.lower);
             node.lookups += 1;
             let mut dropped = Vec::new();
@@ -169,11 +169,11 @@ impl Nodes {
             }
             return Ok(number);
         }
-        let node = Node {
+        let node = OverlayNode {
             kind: sight.attr.kind,
             key: sight.key.clone(),
-            has_key: false,
-            place: sight.place.clone(),
+            owns_key: false,
+            location: sight.location.clone(),
             lower: sight.lower.clone(),
             names: vec![(parent, name.into())],
             orphan: None,
@@ -201,7 +201,7 @@ impl Nodes {
     }
 
     /// Removes a name that no longer belongs to this file.
-    pub fn lose_name(&mut self, inode: u64, parent: u64, name: &[u8]) {
+    pub fn remove_name(&mut self, inode: u64, parent: u64, name: &[u8]) {
         let Some(node) = self.by_number.get_mut(&inode) else { return };
         let before = node.names.len();
         node.names.retain(|known| !(known.0 == parent && *known.1 == *name));
@@ -210,29 +210,29 @@ impl Nodes {
         }
     }
 
-    pub fn gain_name(&mut self, inode: u64, parent: u64, name: &[u8]) {
+    pub fn add_name(&mut self, inode: u64, parent: u64, name: &[u8]) {
         let Some(node) = self.by_number.get_mut(&inode) else { return };
         node.names.push((parent, name.into()));
         self.count_child(parent);
     }
 
     /// Gives a node another key and location, after its content was copied.
-    pub fn rekey(&mut self, inode: u64, key: Key, place: Place) {
+    pub fn rekey(&mut self, inode: u64, key: NodeKey, place: NodeLocation) {
         self.detach(inode);
-        if let Some(other) = self.known(&key) {
+        if let Some(other) = self.inode_of(&key) {
             self.detach(other);
         }
         let Some(node) = self.by_number.get_mut(&inode) else { return };
         node.key = key;
-        node.place = place;
+        node.location = place;
         self.attach(inode);
     }
 
     fn attach(&mut self, inode: u64) {
         let Some(node) = self.by_number.get_mut(&inode) else { return };
-        node.has_key = true;
-        if own_number(&node.key) != inode {
-            self.elsewhere.insert(node.key.clone(), inode);
+        node.owns_key = true;
+        if derived_number(&node.key) != inode {
+            self.displaced.insert(node.key.clone(), inode);
         }
     }
 
@@ -240,18 +240,18 @@ impl Nodes {
     /// one.
     pub fn detach(&mut self, inode: u64) {
         let Some(node) = self.by_number.get_mut(&inode) else { return };
-        if std::mem::take(&mut node.has_key) {
-            self.elsewhere.remove(&node.key);
+        if std::mem::take(&mut node.owns_key) {
+            self.displaced.remove(&node.key);
         }
     }
 
-    pub fn opened(&mut self, inode: u64) -> Result<()> {
+    pub fn count_open(&mut self, inode: u64) -> Result<()> {
         self.get_mut(inode)?.opens += 1;
         Ok(())
     }
 
     /// Ends one open of a node. Names in `work/` that are not needed any more are added to `orphans`.
-    pub fn closed(&mut self, inode: u64, orphans: &mut Vec<Box<[u8]>>) {
+    pub fn count_close(&mut self, inode: u64, orphans: &mut Vec<Box<[u8]>>) {
         if let Some(node) = self.by_number.get_mut(&inode) {
             node.opens = node.opens.saturating_sub(1);
             self.drop_unused(inode, orphans);
@@ -322,59 +322,59 @@ impl Nodes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::context::attr::Attr;
+    use crate::context::attr::FileAttributes;
 
-    fn nodes() -> Nodes {
-        Nodes::new(Box::default(), true)
+    fn nodes() -> NodeTable {
+        NodeTable::new(Box::default(), true)
     }
 
-    fn meet(nodes: &mut Nodes, key: &Key, name: &[u8]) -> u64 {
-        let attr = Attr { kind: FileType::RegularFile, ..Attr::MADE_DIRECTORY };
-        let sight = Sight { attr, key: key.clone(), place: Place::Lower, lower: None };
-        nodes.meet(&sight, ROOT, name).unwrap()
+    fn meet(nodes: &mut NodeTable, key: &NodeKey, name: &[u8]) -> u64 {
+        let attr = FileAttributes { kind: FileType::RegularFile, ..FileAttributes::SYNTHETIC_DIRECTORY };
+        let sight = LookupResult { attr, key: key.clone(), location: NodeLocation::Lower, lower: None };
+        nodes.register(&sight, ROOT, name).unwrap()
     }
 
     #[test]
     fn a_file_keeps_its_number_until_another_has_it() {
         let mut nodes = nodes();
-        let key = Key::Upper(7);
+        let key = NodeKey::Upper(7);
         let number = meet(&mut nodes, &key, b"a");
         assert_eq!(meet(&mut nodes, &key, b"a"), number);
         nodes.forget(number, 2, &mut Vec::new());
-        assert_eq!((nodes.len(), nodes.known(&key)), (1, None));
+        assert_eq!((nodes.len(), nodes.inode_of(&key)), (1, None));
         assert_eq!(meet(&mut nodes, &key, b"b"), number);
 
         // Removed while it is known: the next file with the same upper inode is another one.
         nodes.detach(number);
-        assert_eq!(nodes.known(&key), None);
+        assert_eq!(nodes.inode_of(&key), None);
         let other = meet(&mut nodes, &key, b"c");
         assert_ne!(other, number);
-        assert_eq!((nodes.known(&key), nodes.number(&key)), (Some(other), other));
+        assert_eq!((nodes.inode_of(&key), nodes.number(&key)), (Some(other), other));
         nodes.forget(number, 1, &mut Vec::new());
-        assert_eq!(nodes.known(&key), Some(other), "the forgotten node no longer owned the key");
+        assert_eq!(nodes.inode_of(&key), Some(other), "the forgotten node no longer owned the key");
         nodes.forget(other, 1, &mut Vec::new());
-        assert_eq!((nodes.known(&key), nodes.number(&key)), (None, number));
-        assert!(nodes.elsewhere.is_empty());
+        assert_eq!((nodes.inode_of(&key), nodes.number(&key)), (None, number));
+        assert!(nodes.displaced.is_empty());
     }
 
     #[test]
     fn a_file_with_other_content_is_known_by_that_and_keeps_its_number() {
         let mut nodes = nodes();
-        let (below, above) = (Key::Made(b"f".as_slice().into()), Key::Upper(8));
+        let (below, above) = (NodeKey::Synthetic(b"f".as_slice().into()), NodeKey::Upper(8));
         let number = meet(&mut nodes, &below, b"f");
-        nodes.rekey(number, above.clone(), Place::Upper);
-        assert_eq!((nodes.known(&below), nodes.known(&above)), (None, Some(number)));
+        nodes.rekey(number, above.clone(), NodeLocation::Upper);
+        assert_eq!((nodes.inode_of(&below), nodes.inode_of(&above)), (None, Some(number)));
         assert_eq!(meet(&mut nodes, &above, b"f"), number);
         assert_ne!(meet(&mut nodes, &below, b"g"), number);
 
         // A node that has the new key already loses it.
-        let (one, other) = (Key::Upper(9), Key::Upper(10));
+        let (one, other) = (NodeKey::Upper(9), NodeKey::Upper(10));
         let (first, second) = (meet(&mut nodes, &one, b"h"), meet(&mut nodes, &other, b"i"));
-        nodes.rekey(first, other.clone(), Place::Upper);
-        assert_eq!((nodes.known(&one), nodes.known(&other)), (None, Some(first)));
+        nodes.rekey(first, other.clone(), NodeLocation::Upper);
+        assert_eq!((nodes.inode_of(&one), nodes.inode_of(&other)), (None, Some(first)));
         nodes.forget(second, 1, &mut Vec::new());
-        assert_eq!(nodes.known(&other), Some(first));
+        assert_eq!(nodes.inode_of(&other), Some(first));
         nodes.forget(first, 1, &mut Vec::new());
-        assert_eq!(nodes.known(&other), None);
+        assert_eq!(nodes.inode_of(&other), None);
     }
 }

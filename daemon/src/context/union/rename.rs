@@ -8,22 +8,22 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::look::Directory;
-use super::nodes::{Place, Sight};
-use super::upper::{self, Merge, Upper};
-use super::{RenameMode, Result, Union, checked};
+use super::lookup::MergedDirectory;
+use super::nodes::{LookupResult, NodeLocation};
+use super::upper::{self, MergeTarget, UpperLayer};
+use super::{OverlayFs, RenameMode, Result, checked_name};
 
 /// Maximum number of attempts when names change between copy-up and rename.
 const ATTEMPTS: usize = 16;
 
 /// Source or destination of a rename: a directory, and a name in it.
 #[derive(Clone, Copy)]
-struct End<'n> {
+struct RenameEnd<'n> {
     parent: u64,
     name: &'n [u8],
 }
 
-impl Union {
+impl OverlayFs {
     pub fn rename(
         &self,
         parent: u64,
@@ -32,19 +32,19 @@ impl Union {
         new_name: &[u8],
         mode: RenameMode,
     ) -> Result<()> {
-        let old = End { parent, name: checked(name)? };
-        let new = End { parent: new_parent, name: checked(new_name)? };
+        let old = RenameEnd { parent, name: checked_name(name)? };
+        let new = RenameEnd { parent: new_parent, name: checked_name(new_name)? };
         self.upper()?;
-        self.may_rename(old, new, mode)?;
+        self.check_before_copy_up(old, new, mode)?;
         for _ in 0..ATTEMPTS {
             let mut held = Vec::new();
-            let mut lifted = self.lift_end(old, &mut held);
+            let mut lifted = self.copy_up_end(old, &mut held);
             if mode == RenameMode::Exchange && lifted.is_ok() {
-                lifted = self.lift_end(new, &mut held);
+                lifted = self.copy_up_end(new, &mut held);
             }
             let done = lifted.and_then(|()| {
                 let _changing = self.changing_names();
-                self.rename_lifted(old, new, mode)
+                self.rename_copied_up(old, new, mode)
             });
             held.into_iter().for_each(|inode| self.forget(inode, 1));
             match done {
@@ -57,26 +57,26 @@ impl Union {
     }
 
     /// Checks the rename before anything is copied up in vain.
-    fn may_rename(&self, old: End<'_>, new: End<'_>, mode: RenameMode) -> Result<()> {
+    fn check_before_copy_up(&self, old: RenameEnd<'_>, new: RenameEnd<'_>, mode: RenameMode) -> Result<()> {
         let _reading = self.reading_names();
-        let from = self.sight(&self.directory(old.parent)?, old.name)?.ok_or(Errno::NOENT)?;
-        let to = self.sight(&self.directory(new.parent)?, new.name)?;
-        self.check(old, &from, new, to.as_ref(), mode).map(|_| ())
+        let from = self.lookup_entry(&self.directory(old.parent)?, old.name)?.ok_or(Errno::NOENT)?;
+        let to = self.lookup_entry(&self.directory(new.parent)?, new.name)?;
+        self.check_rename(old, &from, new, to.as_ref(), mode).map(|_| ())
     }
 
-    fn lift_end(&self, end: End<'_>, held: &mut Vec<u64>) -> Result<()> {
-        let inode = self.look_up(end.parent, end.name)?.inode;
+    fn copy_up_end(&self, end: RenameEnd<'_>, held: &mut Vec<u64>) -> Result<()> {
+        let inode = self.lookup(end.parent, end.name)?.inode;
         held.push(inode);
-        self.lift(inode, None)
+        self.copy_up(inode, None)
     }
 
     /// Applies the rules of rename(2). Returns true when there is nothing to do.
-    fn check(
+    fn check_rename(
         &self,
-        old: End<'_>,
-        from: &Sight,
-        new: End<'_>,
-        to: Option<&Sight>,
+        old: RenameEnd<'_>,
+        from: &LookupResult,
+        new: RenameEnd<'_>,
+        to: Option<&LookupResult>,
         mode: RenameMode,
     ) -> Result<bool> {
         match (mode, to) {
@@ -85,9 +85,10 @@ impl Union {
             _ => {}
         }
         let nodes = self.nodes();
-        let is_directory = |sight: &Sight| sight.attr.kind == FileType::Directory;
-        let above = |sight: &Sight, place: u64| {
-            is_directory(sight) && nodes.known(&sight.key).is_some_and(|inode| nodes.is_below(place, inode))
+        let is_directory = |sight: &LookupResult| sight.attr.kind == FileType::Directory;
+        let above = |sight: &LookupResult, place: u64| {
+            is_directory(sight)
+                && nodes.inode_of(&sight.key).is_some_and(|inode| nodes.is_below(place, inode))
         };
         if above(from, new.parent) {
             return Err(Errno::INVAL);
@@ -107,44 +108,44 @@ impl Union {
     }
 
     /// Performs the rename. Returns false when something must be copied up first.
-    fn rename_lifted(&self, old: End<'_>, new: End<'_>, mode: RenameMode) -> Result<bool> {
+    fn rename_copied_up(&self, old: RenameEnd<'_>, new: RenameEnd<'_>, mode: RenameMode) -> Result<bool> {
         let upper = self.upper()?;
         let (from_directory, to_directory) = (self.directory(old.parent)?, self.directory(new.parent)?);
-        let from = self.sight(&from_directory, old.name)?.ok_or(Errno::NOENT)?;
-        let to = self.sight(&to_directory, new.name)?;
-        if self.check(old, &from, new, to.as_ref(), mode)? {
+        let from = self.lookup_entry(&from_directory, old.name)?.ok_or(Errno::NOENT)?;
+        let to = self.lookup_entry(&to_directory, new.name)?;
+        if self.check_rename(old, &from, new, to.as_ref(), mode)? {
             return Ok(true);
         }
-        if from.place == Place::Lower {
+        if from.location == NodeLocation::Lower {
             return Ok(false);
         }
         if let Some(to) = &to {
             if mode == RenameMode::Exchange {
-                if to.place == Place::Lower {
+                if to.location == NodeLocation::Lower {
                     return Ok(false);
                 }
             } else if to.attr.kind == FileType::Directory && !self.is_empty(&to_directory, new.name, to)? {
                 return Err(Errno::NOTEMPTY);
             }
         }
-        self.lift_directories(old.parent)?;
-        self.lift_directories(new.parent)?;
+        self.copy_up_directories(old.parent)?;
+        self.copy_up_directories(new.parent)?;
         let (from_directory, to_directory) = (self.directory(old.parent)?, self.directory(new.parent)?);
-        let source = self.ready_to_move(upper, &from_directory, old.name, &from)?;
+        let source = self.prepare_move(upper, &from_directory, old.name, &from)?;
         match (mode, &to) {
             (RenameMode::Exchange, Some(to)) => {
-                let target = self.ready_to_move(upper, &to_directory, new.name, to)?;
+                let target = self.prepare_move(upper, &to_directory, new.name, to)?;
                 upper::rename(&source, old.name, &target, new.name, RenameFlags::EXCHANGE)?;
                 let mut nodes = self.nodes();
-                let (one, other) = (nodes.known(&from.key), nodes.known(&to.key));
+                let (one, other) = (nodes.inode_of(&from.key), nodes.inode_of(&to.key));
                 for (inode, was, is) in [(one, old, new), (other, new, old)] {
                     if let Some(inode) = inode {
-                        nodes.lose_name(inode, was.parent, was.name);
-                        nodes.gain_name(inode, is.parent, is.name);
+                        nodes.remove_name(inode, was.parent, was.name);
+                        nodes.add_name(inode, is.parent, is.name);
                     }
                 }
             }
-            _ => self.move_over(
+            _ => self.move_entry(
                 upper,
                 &source,
                 (old, &from_directory, &from),
@@ -154,29 +155,29 @@ impl Union {
         Ok(true)
     }
 
-    fn move_over(
+    fn move_entry(
         &self,
-        upper: &Upper,
+        upper: &UpperLayer,
         source: &OwnedFd,
-        (old, from_directory, from): (End<'_>, &Directory, &Sight),
-        (new, to_directory, to): (End<'_>, &Directory, Option<&Sight>),
+        (old, from_directory, from): (RenameEnd<'_>, &MergedDirectory, &LookupResult),
+        (new, to_directory, to): (RenameEnd<'_>, &MergedDirectory, Option<&LookupResult>),
     ) -> Result<()> {
-        let target = upper.hold(to_directory.upper.as_deref().ok_or(Errno::STALE)?)?;
-        let covers = self.lower_sight(from_directory, old.name)?.is_some();
-        let hidden = self.hides(to_directory, new.name)?;
+        let target = upper.open_path(to_directory.upper.as_deref().ok_or(Errno::STALE)?)?;
+        let covers = self.lookup_lower(from_directory, old.name)?.is_some();
+        let hidden = self.hidden_link_key(to_directory, new.name)?;
         let there = upper::stat(&target, new.name)?;
-        let replaced = to.and_then(|to| self.nodes().known(&to.key).map(|inode| (inode, to)));
+        let replaced = to.and_then(|to| self.nodes().inode_of(&to.key).map(|inode| (inode, to)));
         let mut orphan = None;
         match (&there, to) {
             (Some(_), Some(to)) if to.attr.kind == FileType::Directory => {
-                self.empty_for_good(upper, &target, new.name, to)?;
+                self.replace_with_empty_directory(upper, &target, new.name, to)?;
             }
             (Some(_), Some(_)) => {
                 if let Some((inode, to)) = replaced
-                    && self.loses_all(inode, to)
+                    && self.is_last_known_name(inode, to)
                 {
                     let name = upper.work_name();
-                    rustix::fs::linkat(&target, new.name, upper.work(), &*name, AtFlags::empty())?;
+                    rustix::fs::linkat(&target, new.name, upper.work_directory(), &*name, AtFlags::empty())?;
                     orphan = Some(name);
                 }
             }
@@ -192,63 +193,72 @@ impl Union {
             upper::rename(source, old.name, &target, new.name, flags)
         };
         if let Err(errno) = moved {
-            orphan.iter().for_each(|name| upper.drop_work(name));
+            orphan.iter().for_each(|name| upper.remove_work(name));
             return Err(errno);
         }
         if let Some((inode, to)) = replaced {
             if to.attr.kind == FileType::Directory {
-                self.lose_directory(to, new.parent, new.name);
+                self.detach_directory(to, new.parent, new.name);
             } else {
                 let mut nodes = self.nodes();
                 if orphan.is_some() {
                     nodes.get_mut(inode)?.orphan = orphan;
                 }
-                nodes.lose_name(inode, new.parent, new.name);
+                nodes.remove_name(inode, new.parent, new.name);
             }
         }
         let mut nodes = self.nodes();
-        if let Some(inode) = nodes.known(&from.key) {
-            nodes.lose_name(inode, old.parent, old.name);
-            nodes.gain_name(inode, new.parent, new.name);
+        if let Some(inode) = nodes.inode_of(&from.key) {
+            nodes.remove_name(inode, old.parent, old.name);
+            nodes.add_name(inode, new.parent, new.name);
         }
         drop(nodes);
-        self.count_hidden(upper, hidden)
+        self.count_hidden_name(upper, hidden)
     }
 
     /// Makes an upper entry independent of its current place, and returns a handle to its directory.
-    fn ready_to_move(
+    fn prepare_move(
         &self,
-        upper: &Upper,
-        directory: &Directory,
+        upper: &UpperLayer,
+        directory: &MergedDirectory,
         name: &[u8],
-        sight: &Sight,
+        sight: &LookupResult,
     ) -> Result<OwnedFd> {
-        let held = upper.hold(directory.upper.as_deref().ok_or(Errno::STALE)?)?;
-        if let Place::Linked(key) = &sight.place
+        let held = upper.open_path(directory.upper.as_deref().ok_or(Errno::STALE)?)?;
+        if let NodeLocation::Linked(key) = &sight.location
             && upper::stat(&held, name)?.is_none()
         {
             // Until now only the lower tree had this name.
-            let hidden = self.hides(directory, name)?;
-            rustix::fs::linkat(upper.links(), key.as_bytes(), &held, name, AtFlags::empty())?;
-            self.count_hidden(upper, hidden)?;
+            let hidden = self.hidden_link_key(directory, name)?;
+            rustix::fs::linkat(upper.links_directory(), key.as_bytes(), &held, name, AtFlags::empty())?;
+            self.count_hidden_name(upper, hidden)?;
         }
-        if sight.attr.kind == FileType::Directory && upper::merge_of(&held, name)? == Merge::Same {
-            let merge = sight.lower.clone().map_or(Merge::Opaque, Merge::Other);
-            upper::set_merge(upper::open_at(&held, name, OFlags::RDONLY | OFlags::DIRECTORY)?, &merge)?;
+        if sight.attr.kind == FileType::Directory && upper::merge_target(&held, name)? == MergeTarget::Same {
+            let merge = sight.lower.clone().map_or(MergeTarget::Opaque, MergeTarget::Other);
+            upper::set_merge_target(
+                upper::open_at(&held, name, OFlags::RDONLY | OFlags::DIRECTORY)?,
+                &merge,
+            )?;
         }
         Ok(held)
     }
 
     /// Replaces a directory that contains only hidden entries by a really empty one.
-    fn empty_for_good(&self, upper: &Upper, held: &OwnedFd, name: &[u8], sight: &Sight) -> Result<()> {
-        let (work, ()) = upper.make(|work, made| {
+    fn replace_with_empty_directory(
+        &self,
+        upper: &UpperLayer,
+        held: &OwnedFd,
+        name: &[u8],
+        sight: &LookupResult,
+    ) -> Result<()> {
+        let (work, ()) = upper.make_in_work(|work, made| {
             rustix::fs::mkdirat(work, made, Mode::from_raw_mode(0o700))?;
             let directory = upper::open_at(work, made, OFlags::RDONLY | OFlags::DIRECTORY)?;
-            upper.dress(&directory, &sight.attr, &[])?;
-            upper.stamp(&directory, c".", &sight.attr)
+            upper.set_attributes(&directory, &sight.attr, &[])?;
+            upper.set_times(&directory, c".", &sight.attr)
         })?;
-        let swapped = upper::rename(upper.work(), &work, held, name, RenameFlags::EXCHANGE);
-        upper.drop_work(&work);
+        let swapped = upper::rename(upper.work_directory(), &work, held, name, RenameFlags::EXCHANGE);
+        upper.remove_work(&work);
         swapped
     }
 }

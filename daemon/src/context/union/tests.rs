@@ -14,10 +14,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Union;
-use super::upper::Upper;
-use crate::context::storage::Root;
-use crate::context::tree::{DirectoryLayer, Layer, Mounted, Tree};
+use super::OverlayFs;
+use super::upper::UpperLayer;
+use crate::context::storage::StorageRoot;
+use crate::context::tree::{ContextTree, DirectoryLayer, MountedLayer, TreeLayer};
 
 /// A directory that contains a lower and an upper directory.
 struct Place {
@@ -41,23 +41,23 @@ impl Place {
         self.path("lower")
     }
 
-    fn tree(&self) -> Tree {
+    fn tree(&self) -> ContextTree {
         tree_of(&self.lower())
     }
 
     /// Opens the overlay as a daemon does, also after an earlier daemon used it.
-    fn union(&self) -> Arc<Union> {
-        let upper = Upper::open(&self.path("upper")).unwrap();
-        Arc::new(Union::new(self.tree(), b"", Some(upper)).unwrap())
+    fn union(&self) -> Arc<OverlayFs> {
+        let upper = UpperLayer::open(&self.path("upper")).unwrap();
+        Arc::new(OverlayFs::new(self.tree(), b"", Some(upper)).unwrap())
     }
 
-    fn read_only(&self) -> Arc<Union> {
-        Arc::new(Union::new(self.tree(), b"", None).unwrap())
+    fn read_only(&self) -> Arc<OverlayFs> {
+        Arc::new(OverlayFs::new(self.tree(), b"", None).unwrap())
     }
 }
 
-fn tree_of(directory: &Path) -> Tree {
-    let root = Root::open(directory).unwrap();
-    let layer = Layer::Directory(DirectoryLayer::open(&root, Path::new("")).unwrap());
-    Tree::new(vec![Mounted { target: "/".parse().unwrap(), layer }]).unwrap()
+fn tree_of(directory: &Path) -> ContextTree {
+    let root = StorageRoot::open(directory).unwrap();
+    let layer = TreeLayer::Directory(DirectoryLayer::open(&root, Path::new("")).unwrap());
+    ContextTree::new(vec![MountedLayer { target: "/".parse().unwrap(), layer }]).unwrap()
 }

@@ -30,23 +30,23 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Ti
 use rustix::io::Errno;
 
 use super::Result;
-use crate::context::attr::{Attr, Stat, Time, stat_at};
+use crate::context::attr::{FileAttributes, FileTime, InodeStat, stat_at};
 use crate::context::beneath;
-use crate::context::tree::{Tree, read_xattr};
+use crate::context::tree::{ContextTree, read_xattr};
 
 /// Extended attribute of a merged directory.
-const LOWER: &str = "trusted.hearth.lower";
+const LOWER_XATTR: &str = "trusted.hearth.lower";
 /// Extended attribute of a file in `links/`: the number of names that the lower tree had for it.
-const NAMES: &str = "trusted.hearth.names";
+const NAMES_XATTR: &str = "trusted.hearth.names";
 
 /// The upper directory of an overlay, which receives every change.
-pub struct Upper {
+pub struct UpperLayer {
     directory: PathBuf,
     tree: OwnedFd,
     work: OwnedFd,
     links: OwnedFd,
-    next: AtomicU64,
-    linked: Mutex<HashMap<LinkKey, Linked>>,
+    next_work_name: AtomicU64,
+    linked: Mutex<HashMap<LinkKey, LinkedFile>>,
 }
 
 /// Identifies a lower file that has several names.
@@ -54,25 +54,25 @@ pub type LinkKey = Box<str>;
 
 /// State of a lower file that has several names.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Linked {
+pub struct LinkedFile {
     /// Inode number of its content in `links/`, once it was copied up.
     pub inode: Option<u64>,
     /// Number of names that the lower tree had at the copy-up.
-    pub names: u32,
+    pub lower_names: u32,
     /// Number of these names that were removed since.
-    pub gone: u32,
+    pub removed_names: u32,
 }
 
 /// The lower directory with which an upper directory is merged.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Merge {
+pub enum MergeTarget {
     Opaque,
     /// The directory with the same name in the lower directory of the parent.
     Same,
     Other(Box<[u8]>),
 }
 
-impl Upper {
+impl UpperLayer {
     /// Opens an upper directory, or creates an empty one, and removes unfinished entries of an earlier run.
     pub fn open(directory: &Path) -> io::Result<Self> {
         let make = |name: &str| {
@@ -102,7 +102,7 @@ impl Upper {
             tree,
             work,
             links,
-            next: AtomicU64::new(0),
+            next_work_name: AtomicU64::new(0),
             linked: Mutex::default(),
         };
         upper.read_links()?;
@@ -117,14 +117,15 @@ impl Upper {
             match name.strip_suffix(".gone") {
                 Some(key) => {
                     let gone = u32::try_from(entry.metadata()?.len()).unwrap_or(u32::MAX);
-                    linked.entry(key.into()).or_default().gone = gone;
+                    linked.entry(key.into()).or_default().removed_names = gone;
                 }
                 None => {
-                    let names = read_xattr(|buffer| rustix::fs::lgetxattr(entry.path(), NAMES, buffer))?;
+                    let names =
+                        read_xattr(|buffer| rustix::fs::lgetxattr(entry.path(), NAMES_XATTR, buffer))?;
                     let names = String::from_utf8_lossy(&names).parse().unwrap_or(2);
                     let inode = stat(&self.links, name.as_bytes())?.map(|stat| stat.inode);
                     let entry = linked.entry(name.into()).or_default();
-                    (entry.inode, entry.names) = (inode, names);
+                    (entry.inode, entry.lower_names) = (inode, names);
                 }
             }
         }
@@ -132,14 +133,14 @@ impl Upper {
     }
 
     /// Gives the root of a new upper directory the attributes of the lower one, and publishes it.
-    pub(super) fn prepare_root(&self, lower: &Tree, top: &[u8], attr: &Attr) -> Result<()> {
+    pub(super) fn prepare_root(&self, lower: &ContextTree, top: &[u8], attr: &FileAttributes) -> Result<()> {
         let made = self.directory.join("tree");
         if made.exists() {
             return Ok(());
         }
-        self.dress(&self.tree, attr, &user_xattrs(lower, top)?)?;
-        set_merge(&self.tree, &Merge::Same)?;
-        self.stamp(&self.work, c"tree", attr)?;
+        self.set_attributes(&self.tree, attr, &user_xattrs(lower, top)?)?;
+        set_merge_target(&self.tree, &MergeTarget::Same)?;
+        self.set_times(&self.work, c"tree", attr)?;
         let above = open_directory(&self.directory).map_err(|error| super::copy_up::errno(&error))?;
         rename(&self.work, b"tree", above, b"tree", RenameFlags::NOREPLACE)
     }
@@ -148,41 +149,44 @@ impl Upper {
         &self.directory
     }
 
-    pub(super) const fn work(&self) -> &OwnedFd {
+    pub(super) const fn work_directory(&self) -> &OwnedFd {
         &self.work
     }
 
-    pub(super) const fn links(&self) -> &OwnedFd {
+    pub(super) const fn links_directory(&self) -> &OwnedFd {
         &self.links
     }
 
-    pub(super) fn linked(&self) -> MutexGuard<'_, HashMap<LinkKey, Linked>> {
+    pub(super) fn linked(&self) -> MutexGuard<'_, HashMap<LinkKey, LinkedFile>> {
         self.linked.lock()
     }
 
     /// Returns an unused name in `work/`.
     pub(super) fn work_name(&self) -> Box<[u8]> {
-        format!("{}", self.next.fetch_add(1, Ordering::Relaxed)).into_bytes().into()
+        format!("{}", self.next_work_name.fetch_add(1, Ordering::Relaxed)).into_bytes().into()
     }
 
     /// Opens a handle (`O_PATH`) to a directory of the upper tree.
-    pub(super) fn hold(&self, path: &[u8]) -> Result<OwnedFd> {
+    pub(super) fn open_path(&self, path: &[u8]) -> Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
         beneath::open(&self.tree, path, flags, Mode::empty(), beneath::NO_LINKS)
     }
 
     /// Opens a directory of the upper tree, to list or sync it.
-    pub(super) fn read_directory(&self, path: &[u8]) -> Result<OwnedFd> {
-        beneath::directory(&self.tree, path)
+    pub(super) fn open_tree_directory(&self, path: &[u8]) -> Result<OwnedFd> {
+        beneath::open_directory(&self.tree, path)
     }
 
     /// Creates an entry in `work/` with `make`, and removes it again if that fails.
-    pub(super) fn make<T>(&self, make: impl FnOnce(&OwnedFd, &[u8]) -> Result<T>) -> Result<(Box<[u8]>, T)> {
+    pub(super) fn make_in_work<T>(
+        &self,
+        make: impl FnOnce(&OwnedFd, &[u8]) -> Result<T>,
+    ) -> Result<(Box<[u8]>, T)> {
         let name = self.work_name();
         match make(&self.work, &name) {
             Ok(made) => Ok((name, made)),
             Err(errno) => {
-                self.drop_work(&name);
+                self.remove_work(&name);
                 Err(errno)
             }
         }
@@ -190,7 +194,7 @@ impl Upper {
 
     /// Removes an entry of `work/` with everything below it. What cannot be removed is removed at the next
     /// start.
-    pub(super) fn drop_work(&self, name: &[u8]) {
+    pub(super) fn remove_work(&self, name: &[u8]) {
         let Ok(text) = std::str::from_utf8(name) else { return };
         let path = self.directory.join("work").join(text);
         let removed = match fs::symlink_metadata(&path) {
@@ -211,13 +215,18 @@ impl Upper {
     }
 
     /// Creates a whiteout in `work/`.
-    pub(super) fn whiteout(&self) -> Result<Box<[u8]>> {
-        self.make(|work, name| make_whiteout(work, name)).map(|(name, ())| name)
+    pub(super) fn make_work_whiteout(&self) -> Result<Box<[u8]>> {
+        self.make_in_work(|work, name| make_whiteout(work, name)).map(|(name, ())| name)
     }
 
     /// Sets owner, extended attributes and mode of an open file or directory, in the order in which no step
     /// undoes an earlier one.
-    pub(super) fn dress(&self, fd: impl AsFd, attr: &Attr, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
+    pub(super) fn set_attributes(
+        &self,
+        fd: impl AsFd,
+        attr: &FileAttributes,
+        xattrs: &[(Vec<u8>, Vec<u8>)],
+    ) -> Result<()> {
         rustix::fs::fchown(&fd, Some(Uid::from_raw(attr.uid)), Some(Gid::from_raw(attr.gid)))?;
         for (name, value) in xattrs {
             rustix::fs::fsetxattr(&fd, name.as_slice(), value, XattrFlags::empty())?;
@@ -225,31 +234,37 @@ impl Upper {
         rustix::fs::fchmod(&fd, Mode::from_raw_mode(attr.mode))
     }
 
-    pub(super) fn stamp(&self, directory: impl AsFd, name: &std::ffi::CStr, attr: &Attr) -> Result<()> {
-        let times = Timestamps { last_access: spec(attr.accessed), last_modification: spec(attr.modified) };
+    pub(super) fn set_times(
+        &self,
+        directory: impl AsFd,
+        name: &std::ffi::CStr,
+        attr: &FileAttributes,
+    ) -> Result<()> {
+        let times =
+            Timestamps { last_access: timespec(attr.accessed), last_modification: timespec(attr.modified) };
         rustix::fs::utimensat(directory, name, &times, AtFlags::SYMLINK_NOFOLLOW)
     }
 
     /// Counts a removed name of a lower file that has several.
-    pub(super) fn count_gone(&self, key: &LinkKey) -> Result<()> {
+    pub(super) fn count_removed_name(&self, key: &LinkKey) -> Result<()> {
         let mut linked = self.linked();
         let entry = linked.entry(key.clone()).or_default();
         let name = format!("{key}.gone");
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::openat(&self.links, name, flags, Mode::from_raw_mode(0o600))?;
-        rustix::fs::ftruncate(&file, u64::from(entry.gone) + 1)?;
-        entry.gone += 1;
+        rustix::fs::ftruncate(&file, u64::from(entry.removed_names) + 1)?;
+        entry.removed_names += 1;
         Ok(())
     }
 
     /// Records the number of lower names for the copy `name` in `work/`.
-    pub(super) fn keep_names(&self, name: &[u8], names: u32) -> Result<()> {
+    pub(super) fn record_name_count(&self, name: &[u8], names: u32) -> Result<()> {
         let path = [format!("/proc/self/fd/{}/", self.work.as_raw_fd()).as_bytes(), name].concat();
-        rustix::fs::lsetxattr(path, NAMES, names.to_string().as_bytes(), XattrFlags::empty())
+        rustix::fs::lsetxattr(path, NAMES_XATTR, names.to_string().as_bytes(), XattrFlags::empty())
     }
 
     /// Returns the key and state of the file in `links/` with this inode number.
-    pub(super) fn key_of(&self, inode: u64) -> Option<(LinkKey, Linked)> {
+    pub(super) fn key_of(&self, inode: u64) -> Option<(LinkKey, LinkedFile)> {
         let linked = self.linked();
         let entry = linked.iter().find(|(_, linked)| linked.inode == Some(inode))?;
         Some((entry.0.clone(), *entry.1))
@@ -264,7 +279,7 @@ pub(super) fn make_whiteout(directory: impl AsFd, name: &[u8]) -> Result<()> {
     rustix::fs::mknodat(directory, name, FileType::CharacterDevice, Mode::empty(), 0)
 }
 
-pub(super) fn is_whiteout(stat: &Stat) -> bool {
+pub(super) fn is_whiteout(stat: &InodeStat) -> bool {
     stat.attr.kind == FileType::CharacterDevice && stat.attr.device == (0, 0)
 }
 
@@ -283,7 +298,7 @@ pub(super) fn unlink(directory: impl AsFd, name: &[u8]) -> Result<()> {
 }
 
 /// Returns the upper entry with a name, including whiteouts.
-pub(super) fn stat(directory: impl AsFd, name: &[u8]) -> Result<Option<Stat>> {
+pub(super) fn stat(directory: impl AsFd, name: &[u8]) -> Result<Option<InodeStat>> {
     let name = CString::new(name).map_err(|_| Errno::INVAL)?;
     match stat_at(directory, &name) {
         Err(Errno::NOENT) => Ok(None),
@@ -295,36 +310,36 @@ pub(super) fn open_at(directory: impl AsFd, name: &[u8], flags: OFlags) -> Resul
     rustix::fs::openat(directory, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
-pub(super) fn set_merge(directory: impl AsFd, merge: &Merge) -> Result<()> {
+pub(super) fn set_merge_target(directory: impl AsFd, merge: &MergeTarget) -> Result<()> {
     match merge {
-        Merge::Opaque => match rustix::fs::fremovexattr(directory, LOWER) {
+        MergeTarget::Opaque => match rustix::fs::fremovexattr(directory, LOWER_XATTR) {
             Err(Errno::NODATA) => Ok(()),
             other => other,
         },
-        Merge::Same => rustix::fs::fsetxattr(directory, LOWER, b".", XattrFlags::empty()),
-        Merge::Other(path) => {
-            rustix::fs::fsetxattr(directory, LOWER, &[b"/", &path[..]].concat(), XattrFlags::empty())
+        MergeTarget::Same => rustix::fs::fsetxattr(directory, LOWER_XATTR, b".", XattrFlags::empty()),
+        MergeTarget::Other(path) => {
+            rustix::fs::fsetxattr(directory, LOWER_XATTR, &[b"/", &path[..]].concat(), XattrFlags::empty())
         }
     }
 }
 
 /// Returns the merge target of the directory `name`.
-pub(super) fn merge_of(directory: &OwnedFd, name: &[u8]) -> Result<Merge> {
+pub(super) fn merge_target(directory: &OwnedFd, name: &[u8]) -> Result<MergeTarget> {
     let held = open_at(directory, name, OFlags::PATH | OFlags::DIRECTORY)?;
     let path = format!("/proc/self/fd/{}", held.as_raw_fd());
-    match read_xattr(|buffer| rustix::fs::getxattr(path.as_str(), LOWER, buffer)) {
-        Err(Errno::NODATA) => Ok(Merge::Opaque),
+    match read_xattr(|buffer| rustix::fs::getxattr(path.as_str(), LOWER_XATTR, buffer)) {
+        Err(Errno::NODATA) => Ok(MergeTarget::Opaque),
         Err(errno) => Err(errno),
-        Ok(value) if value == b"." => Ok(Merge::Same),
+        Ok(value) if value == b"." => Ok(MergeTarget::Same),
         Ok(value) => match value.strip_prefix(b"/") {
-            Some(path) => Ok(Merge::Other(path.into())),
+            Some(path) => Ok(MergeTarget::Other(path.into())),
             None => Err(Errno::IO),
         },
     }
 }
 
 /// Returns the extended attributes that a copy-up preserves.
-pub(in crate::context) fn user_xattrs(lower: &Tree, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+pub(in crate::context) fn user_xattrs(lower: &ContextTree, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let mut kept = Vec::new();
     for name in lower.xattrs(path)?.split(|&byte| byte == 0).filter(|name| super::xattrs::is_shown(name)) {
         match lower.xattr(path, name) {
@@ -337,7 +352,7 @@ pub(in crate::context) fn user_xattrs(lower: &Tree, path: &[u8]) -> Result<Vec<(
     Ok(kept)
 }
 
-pub(super) fn spec(time: Time) -> Timespec {
+pub(super) fn timespec(time: FileTime) -> Timespec {
     Timespec { tv_sec: time.seconds, tv_nsec: i64::from(time.nanos) }
 }
 

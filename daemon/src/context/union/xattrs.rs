@@ -6,24 +6,24 @@ use std::sync::atomic::Ordering;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
-use super::nodes::Place;
-use super::{Result, Union};
+use super::nodes::NodeLocation;
+use super::{OverlayFs, Result};
 use crate::context::tree::read_xattr;
 
 pub(super) fn is_shown(name: &[u8]) -> bool {
     name.len() > 5 && name.starts_with(b"user.") || name == b"security.capability"
 }
 
-impl Union {
+impl OverlayFs {
     pub fn xattr(&self, inode: u64, name: &[u8]) -> Result<Vec<u8>> {
         if !is_shown(name) {
             return Err(if name.starts_with(b"security.") { Errno::NODATA } else { Errno::OPNOTSUPP });
         }
         let _reading = self.reading_names();
         let node = self.nodes().get(inode)?.clone();
-        match node.place {
-            Place::Lower => self.lower.xattr(node.lower.as_deref().ok_or(Errno::NOENT)?, name),
-            Place::Upper | Place::Linked(_) => {
+        match node.location {
+            NodeLocation::Lower => self.lower.xattr(node.lower.as_deref().ok_or(Errno::NOENT)?, name),
+            NodeLocation::Upper | NodeLocation::Linked(_) => {
                 let place = self.locate(inode, &node)?;
                 read_xattr(|buffer| rustix::fs::lgetxattr(path(&place), name, buffer))
             }
@@ -34,9 +34,9 @@ impl Union {
     pub fn xattr_names(&self, inode: u64) -> Result<Vec<u8>> {
         let _reading = self.reading_names();
         let node = self.nodes().get(inode)?.clone();
-        let names = match node.place {
-            Place::Lower => self.lower.xattrs(node.lower.as_deref().ok_or(Errno::NOENT)?)?,
-            Place::Upper | Place::Linked(_) => {
+        let names = match node.location {
+            NodeLocation::Lower => self.lower.xattrs(node.lower.as_deref().ok_or(Errno::NOENT)?)?,
+            NodeLocation::Upper | NodeLocation::Linked(_) => {
                 let place = self.locate(inode, &node)?;
                 read_xattr(|buffer| rustix::fs::llistxattr(path(&place), buffer))?
             }
@@ -50,24 +50,19 @@ impl Union {
     }
 
     pub fn set_xattr(&self, inode: u64, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
-        self.with_attributes(inode, name, |path| rustix::fs::lsetxattr(path, name, value, flags))
+        self.change_xattrs(inode, name, |path| rustix::fs::lsetxattr(path, name, value, flags))
     }
 
     pub fn remove_xattr(&self, inode: u64, name: &[u8]) -> Result<()> {
-        self.with_attributes(inode, name, |path| rustix::fs::lremovexattr(path, name))
+        self.change_xattrs(inode, name, |path| rustix::fs::lremovexattr(path, name))
     }
 
-    fn with_attributes(
-        &self,
-        inode: u64,
-        name: &[u8],
-        change: impl FnOnce(&[u8]) -> Result<()>,
-    ) -> Result<()> {
+    fn change_xattrs(&self, inode: u64, name: &[u8], change: impl FnOnce(&[u8]) -> Result<()>) -> Result<()> {
         self.upper()?;
         if !is_shown(name) {
             return Err(Errno::OPNOTSUPP);
         }
-        self.lift(inode, None)?;
+        self.copy_up(inode, None)?;
         let _reading = self.reading_names();
         let node = self.nodes().get(inode)?.clone();
         let place = self.locate(inode, &node)?;

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use super::{EMPTY, FILES, STORAGE, UPPER, VIEWS, Views};
-use crate::context::mounts::points_below;
+use crate::context::mounts::mount_points_below;
 
 /// Maximum number of passes over the mount table: mounts are stacked only if somebody else put them there.
 const ATTEMPTS: usize = 16;
@@ -34,7 +34,7 @@ pub(super) fn clear(directory: &Path, views: &mut Views) -> io::Result<()> {
 /// Unmounts everything below a directory. Processes outside the instance keep the files that they have open.
 fn unmount_below(directory: &Path) -> io::Result<()> {
     for _ in 0..ATTEMPTS {
-        let points = points_below(directory)?;
+        let points = mount_points_below(directory)?;
         if points.is_empty() {
             return Ok(());
         }

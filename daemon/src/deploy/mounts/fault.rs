@@ -72,7 +72,7 @@ pub(super) fn of_context(target: &MountTarget, error: &ContextError) -> MountFau
             kind_of_io(source)
         }
         ContextError::Changed { .. } => MountFaultKind::Passing,
-        ContextError::Ending => MountFaultKind::Away,
+        ContextError::ShuttingDown => MountFaultKind::Away,
         _ => MountFaultKind::Lasting,
     };
     new(target, code, reason, kind)

@@ -2,8 +2,8 @@
 
 use super::fault;
 use crate::context::layers::LayerBlob;
-use crate::context::tree::Tree;
-use crate::context::{ContextMount, Contexts, OpenedImage};
+use crate::context::tree::ContextTree;
+use crate::context::{ContextMount, ContextPreparer, OpenedImage};
 use crate::deploy::port::MountFault;
 use crate::image::{ImageError, Images, OpenLayer};
 use crate::model::access::PathLinks;
@@ -15,7 +15,7 @@ pub(super) const SOURCE: &str = "source";
 
 pub struct MountedImages {
     pub images: Images,
-    pub contexts: Contexts,
+    pub contexts: ContextPreparer,
 }
 
 impl MountedImages {
@@ -24,7 +24,7 @@ impl MountedImages {
         &self,
         mount: &MountSpec,
         pinned: Option<&PinnedImage>,
-    ) -> Result<Option<Tree>, MountFault> {
+    ) -> Result<Option<ContextTree>, MountFault> {
         let MountSource::Image { reference, .. } = &mount.source else { return Ok(None) };
         let Some(pinned) = pinned else {
             let reason = format!("the deploy did not record the digest of `{reference}`");

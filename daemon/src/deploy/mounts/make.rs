@@ -11,8 +11,8 @@ use super::{
     EMPTY, FILES, STORAGE, Shared, UPPER, VIEWS, Views, clear, fault, images, make_directory, storage,
     unpoisoned, view,
 };
-use crate::context::storage::Root;
-use crate::context::tree::Tree;
+use crate::context::storage::StorageRoot;
+use crate::context::tree::ContextTree;
 use crate::deploy::port::{BindMount, MountFault};
 use crate::model::id::InstanceId;
 use crate::model::{MountMode, MountSource, MountSpec};
@@ -22,7 +22,7 @@ impl Shared {
     pub(super) fn make(
         &self,
         instance: &InstanceId,
-        mounts: Vec<(MountSpec, Option<Tree>)>,
+        mounts: Vec<(MountSpec, Option<ContextTree>)>,
         given_up: &CancellationToken,
     ) -> Result<Vec<BindMount>, MountFault> {
         let views = self.views_of(instance);
@@ -57,7 +57,7 @@ impl Shared {
         instance: &InstanceId,
         number: usize,
         mount: &MountSpec,
-        tree: Option<Tree>,
+        tree: Option<ContextTree>,
         views: &mut Views,
     ) -> Result<BindMount, MountFault> {
         let target = &mount.target;
@@ -67,8 +67,8 @@ impl Shared {
             Ok::<_, MountFault>(directory.join(kind).join(number.to_string()))
         };
         let read_only = mount.mode == MountMode::ReadOnly;
-        let bind = |root: &Root, name: &str, path: &str| {
-            let held = root.hold_source(Path::new(path), !read_only);
+        let bind = |root: &StorageRoot, name: &str, path: &str| {
+            let held = root.open_mount_source(Path::new(path), !read_only);
             let (held, is_directory) = held.map_err(|error| fault::of_storage(target, name, &error))?;
             if !read_only {
                 unpoisoned(&self.shields).ensure(root).map_err(failed)?;

@@ -20,7 +20,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 
 use super::attributes;
-use crate::context::storage::Root;
+use crate::context::storage::StorageRoot;
 
 /// `STATX_MNT_ID_UNIQUE`: requests a mount id that is never reused. Kernels before 6.8 return one that may be.
 const UNIQUE_MOUNT_ID: u32 = 0x4000;
@@ -52,9 +52,9 @@ impl Shields {
     }
 
     /// Mounts a storage on itself, before a service gets write access to any of it. Callers must serialize calls.
-    pub(super) fn ensure(&self, storage: &Root) -> io::Result<()> {
+    pub(super) fn ensure(&self, storage: &StorageRoot) -> io::Result<()> {
         let path = storage.path();
-        let (held, _) = storage.hold_source(Path::new(""), false).map_err(io::Error::other)?;
+        let (held, _) = storage.open_mount_source(Path::new(""), false).map_err(io::Error::other)?;
         let point = open(path)?;
         let flags = rustix::fs::fstatvfs(&point)?.f_flag;
         if flags.contains(StatVfsMountFlags::NOSUID | StatVfsMountFlags::NODEV) {
@@ -177,7 +177,7 @@ mod tests {
         }
         fs::write(storage.join("file"), "kept").unwrap();
         rustix::mount::mount_bind(&storage, storage.join("below")).unwrap();
-        let root = Root::open(&storage).unwrap();
+        let root = StorageRoot::open(&storage).unwrap();
         let shields = Shields::recorded_in(dir.path().join("shields.json"));
         for _ in 0..2 {
             shields.ensure(&root).unwrap();
@@ -202,7 +202,7 @@ mod tests {
         let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV;
         rustix::mount::mount(c"tmpfs", &storage, c"tmpfs", flags, c"size=64k").unwrap();
         let shields = Shields::recorded_in(dir.path().join("shields.json"));
-        shields.ensure(&Root::open(&storage).unwrap()).unwrap();
+        shields.ensure(&StorageRoot::open(&storage).unwrap()).unwrap();
         assert!(!shields.record.exists());
         // The record names a removed mount, and another mount has its path.
         let boot = fs::read_to_string(BOOT_ID).unwrap().trim().to_owned();

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::*;
 use crate::context::layers::{LayerInspection, LayerLimits};
-use crate::context::mounts::points_below;
-use crate::context::storage::Root;
-use crate::context::{ContextOptions, Contexts};
+use crate::context::mounts::mount_points_below;
+use crate::context::storage::StorageRoot;
+use crate::context::{ContextOptions, ContextPreparer};
 use crate::deploy::port::MountFaultKind;
 use crate::image::{Destination, Images};
 use crate::model::id::ServiceId;
@@ -19,7 +19,7 @@ use crate::store::Store;
 struct Room {
     directory: tempfile::TempDir,
     images: Images,
-    contexts: Contexts,
+    contexts: ContextPreparer,
     mounts: InstanceMounts,
 }
 
@@ -32,7 +32,7 @@ impl Room {
         let inspection = LayerInspection::new(LayerLimits::default());
         let images =
             Images::new(RoomRegistries::default(), Arc::new(blobs), Arc::new(store), Arc::new(inspection));
-        let contexts = Contexts::new(ContextOptions {
+        let contexts = ContextPreparer::new(ContextOptions {
             room: "r".to_owned(),
             storage: storage(path),
             state_dir: path.to_owned(),
@@ -106,7 +106,7 @@ impl Room {
     fn is_clean(&self) {
         unpoisoned(&self.mounts.0.shields).release().unwrap();
         let directory = self.directory.path().canonicalize().unwrap();
-        assert_eq!(points_below(&directory).unwrap(), Vec::<PathBuf>::new());
+        assert_eq!(mount_points_below(&directory).unwrap(), Vec::<PathBuf>::new());
         assert_eq!(fs::read_dir(self.instances()).unwrap().count(), 0);
     }
 }
@@ -115,18 +115,18 @@ impl Drop for Room {
     /// Removes the mounts of a failed test.
     fn drop(&mut self) {
         let Ok(directory) = self.directory.path().canonicalize() else { return };
-        for point in points_below(&directory).unwrap_or_default().iter().rev() {
+        for point in mount_points_below(&directory).unwrap_or_default().iter().rev() {
             let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
         }
     }
 }
 
-fn storage(path: &Path) -> Storage {
-    let root = |name: &str| Root::open_or_create(&path.join(name)).unwrap();
-    Storage { room: root("room"), project: root("project") }
+fn storage(path: &Path) -> StorageRoots {
+    let root = |name: &str| StorageRoot::open_or_create(&path.join(name)).unwrap();
+    StorageRoots { room: root("room"), project: root("project") }
 }
 
-fn open(path: &Path, images: &Images, contexts: &Contexts) -> InstanceMounts {
+fn open(path: &Path, images: &Images, contexts: &ContextPreparer) -> InstanceMounts {
     let options = Options { directory: path.join("instances"), storage: storage(path) };
     let images = MountedImages { images: images.clone(), contexts: contexts.clone() };
     InstanceMounts::open(options, images).unwrap()

@@ -10,31 +10,31 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
-use crate::context::fuse::{self, Session};
-use crate::context::tree::Tree;
-use crate::context::union::Union;
-use crate::context::union::upper::Upper;
+use crate::context::fuse::{self, FuseSession};
+use crate::context::tree::ContextTree;
+use crate::context::union::OverlayFs;
+use crate::context::union::upper::UpperLayer;
 
 /// Time limit for a FUSE session to end after its unmount, before its connection is aborted.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// A FUSE mount of an image, with its session.
 pub(super) struct View {
-    session: Session,
+    session: FuseSession,
     /// Number of the connection in the kernel's list of FUSE connections.
     connection: u32,
 }
 
 /// Mounts a tree on a new directory. With `upper`, a directory for the changes, the tree is writable.
-pub(super) fn mount(tree: Tree, point: &Path, upper: Option<&Path>, name: &str) -> io::Result<View> {
+pub(super) fn mount(tree: ContextTree, point: &Path, upper: Option<&Path>, name: &str) -> io::Result<View> {
     let upper = match upper {
         Some(path) => {
             DirBuilder::new().mode(0o700).create(path)?;
-            Some(Upper::open(path)?)
+            Some(UpperLayer::open(path)?)
         }
         None => None,
     };
-    let union = Union::new(tree, b"", upper)?;
+    let union = OverlayFs::new(tree, b"", upper)?;
     DirBuilder::new().mode(0o700).create(point)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let held = rustix::fs::open(point, flags, Mode::empty())?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::*;
-use crate::context::port::{Entry, EntryKind};
+use crate::context::port::{EntryKind, TreeEntry};
 
 /// Tree of files with the given contents, which may be shorter than their entries say.
 struct Contents {
@@ -31,9 +31,9 @@ impl FileTree for Contents {
         self.entries.len()
     }
 
-    fn entry(&self, index: usize) -> Entry<'_> {
+    fn entry(&self, index: usize) -> TreeEntry<'_> {
         let (path, size) = &self.entries[index];
-        Entry { path, kind: EntryKind::File, mode: 0o644, size: *size, mtime: 0 }
+        TreeEntry { path, kind: EntryKind::File, mode: 0o644, size: *size, mtime: 0 }
     }
 
     fn is_covered(&self, index: usize) -> bool {
@@ -63,11 +63,11 @@ struct Watched {
 }
 
 impl TransferWatch for Watched {
-    fn sent(&self) {
+    fn files_sent(&self) {
         self.sent.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn asked_beyond(&self) {
+    fn uncovered_requested(&self) {
         self.beyond.fetch_add(1, Ordering::SeqCst);
     }
 }

@@ -1,14 +1,14 @@
 use super::*;
 
 /// A tree without content. Directories named `unlisted` are not listed.
-pub(in super::super) struct Listed(Vec<Entry<'static>>);
+pub(in super::super) struct Listed(Vec<TreeEntry<'static>>);
 
 impl FileTree for Listed {
     fn len(&self) -> usize {
         self.0.len()
     }
 
-    fn entry(&self, index: usize) -> Entry<'_> {
+    fn entry(&self, index: usize) -> TreeEntry<'_> {
         self.0[index].clone()
     }
 
@@ -27,24 +27,24 @@ impl FileTree for Listed {
     }
 }
 
-pub(in super::super) fn tree(mut entries: Vec<Entry<'static>>) -> Listed {
+pub(in super::super) fn tree(mut entries: Vec<TreeEntry<'static>>) -> Listed {
     entries.sort_by(|a, b| follow::order(a.path, b.path));
     Listed(entries)
 }
 
-fn entry(path: &'static str, kind: EntryKind<&'static [u8]>, mode: u32) -> Entry<'static> {
-    Entry { path: path.as_bytes(), kind, mode, size: 0, mtime: 1 }
+fn entry(path: &'static str, kind: EntryKind<&'static [u8]>, mode: u32) -> TreeEntry<'static> {
+    TreeEntry { path: path.as_bytes(), kind, mode, size: 0, mtime: 1 }
 }
 
-pub(in super::super) fn dir(path: &'static str) -> Entry<'static> {
+pub(in super::super) fn dir(path: &'static str) -> TreeEntry<'static> {
     entry(path, EntryKind::Directory, 0o755)
 }
 
-pub(in super::super) fn file(path: &'static str) -> Entry<'static> {
+pub(in super::super) fn file(path: &'static str) -> TreeEntry<'static> {
     entry(path, EntryKind::File, 0o644)
 }
 
-pub(in super::super) fn link(path: &'static str, target: &'static str) -> Entry<'static> {
+pub(in super::super) fn link(path: &'static str, target: &'static str) -> TreeEntry<'static> {
     entry(path, EntryKind::Symlink(target.as_bytes()), 0o777)
 }
 
@@ -94,7 +94,7 @@ fn a_hard_link_names_the_first_shown_name_of_its_file() {
     first.size = 5;
     let mut second = entry("b", EntryKind::HardLink(0), 0o644);
     second.size = 5;
-    let third = Entry { path: b"c", ..second.clone() };
+    let third = TreeEntry { path: b"c", ..second.clone() };
     let tree = tree(vec![first, second, third]);
     let mut stats = Stats::default();
     let (stat, content) = stats.of(&tree, 0);
@@ -121,7 +121,7 @@ fn what_is_large_or_odd_crosses_the_wire_as_it_is() {
     let long: &'static str = Box::leak("n".repeat(255).into_boxed_str());
     let mut huge = file("attributed");
     huge.size = 9 << 30;
-    let odd = Entry { path: b"a\nb\xff", ..file("x") };
+    let odd = TreeEntry { path: b"a\nb\xff", ..file("x") };
     let tree = Listed(vec![odd, huge, file(long)]);
     let mut stats = Stats::default();
     let mut stat = |index| stats.of(&tree, index).0;

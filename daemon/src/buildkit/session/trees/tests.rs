@@ -7,7 +7,7 @@ fn name(id: &str) -> SessionName {
 }
 
 fn source(tree: &Arc<MemoryTree>) -> Source {
-    Source { tree: Arc::clone(tree) as Arc<dyn FileTree>, watch: Arc::new(Unwatched) }
+    Source { tree: Arc::clone(tree) as Arc<dyn FileTree>, watch: Arc::new(NoTransferWatch) }
 }
 
 fn tree() -> Arc<MemoryTree> {

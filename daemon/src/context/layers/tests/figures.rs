@@ -68,14 +68,14 @@ fn a_gibibyte_is_indexed_and_read() {
         let (directory, cache) = cache(LayerLimits::default());
         let layer = || LayerBlob { diff_id, ..blob(&stored, b"") };
         let (one, another) = (layer(), layer());
-        let (image, made) = timed(|| cache.image(vec![one]).unwrap());
+        let (image, made) = timed(|| cache.image_tree(vec![one]).unwrap());
         let first = image.lookup(0, b"d0/f1").unwrap();
         let middle = image.lookup(0, b"d25/f2510").unwrap();
         let mut bytes = [0; 4096];
         let (_, first) = timed(|| image.read_at(first, &mut bytes, 0).unwrap());
         let (_, random) = timed(|| image.read_at(middle, &mut bytes, 0).unwrap());
         drop(image);
-        let (image, again) = timed(|| cache.image(vec![another]).unwrap());
+        let (image, again) = timed(|| cache.image_tree(vec![another]).unwrap());
         let (total, all) = timed(|| {
             let mut total = 0;
             for number in 0..5000 {
@@ -111,10 +111,10 @@ fn a_million_entries_are_indexed_and_merged() {
     let (directory, cache) = cache(LayerLimits::default());
     let (one, another) = (layer(), layer());
     let before = resident();
-    let (image, made) = timed(|| cache.image(vec![one]).unwrap());
+    let (image, made) = timed(|| cache.image_tree(vec![one]).unwrap());
     let memory = resident() - before;
     drop(image);
-    let (image, again) = timed(|| cache.image(vec![another]).unwrap());
+    let (image, again) = timed(|| cache.image_tree(vec![another]).unwrap());
     assert!(image.lookup(0, b"directory-989/some/file-989999").is_some());
     let index = fs::read_dir(directory.path().join("layers")).unwrap().next().unwrap().unwrap();
     println!(

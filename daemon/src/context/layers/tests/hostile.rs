@@ -74,7 +74,8 @@ fn devices_and_fifos_are_entries_and_never_made() {
     let fifo = Tar::header(EntryType::Fifo, b"fifo", 0);
     let image = image(vec![Tar::default().raw(&device, b"").raw(&fifo, b"")]).unwrap();
     let node = image.lookup(0, b"sda").unwrap();
-    let expected = matches!(image.stat(node).kind, NodeKind::Device { character: false, major: 8, minor: 1 });
+    let expected =
+        matches!(image.stat(node).kind, ImageNodeKind::Device { character: false, major: 8, minor: 1 });
     assert!(expected && image.open(node).is_none());
 }
 
@@ -203,10 +204,10 @@ fn sizes_beyond_eight_gibibytes_are_understood() {
     let size = SIZE.to_string();
     let tars = [Tar::default().raw(&encoded, b""), Tar::default().pax(&[("size", &size)]).raw(&zero, b"")];
     for tar in tars {
-        let mut parser = super::super::archive::TarParser::new();
+        let mut parser = super::super::tar_parser::TarParser::new();
         let mut sizes = Vec::new();
-        let mut note = |entry: super::super::archive::TarEntry| {
-            if let super::super::archive::TarKind::File { size, .. } = entry.kind {
+        let mut note = |entry: super::super::tar_parser::TarEntry| {
+            if let super::super::tar_parser::TarKind::File { size, .. } = entry.kind {
                 sizes.push(size);
             }
             Ok(())
@@ -232,10 +233,10 @@ fn a_frame_that_asks_for_a_huge_window_is_refused_before_it_gets_it() {
     stored.extend_from_slice(&block.to_le_bytes()[..3]);
     stored.extend_from_slice(&tar);
     let (_directory, cache) = cache(LayerLimits::default());
-    let error = cache.image(vec![blob(&stored, &tar)]).map(|_| ()).unwrap_err().1;
+    let error = cache.image_tree(vec![blob(&stored, &tar)]).map(|_| ()).unwrap_err().1;
     assert!(matches!(error, LayerError::Window { window, .. } if window == 1 << 30), "{error}");
     stored[5] = 10 << 3;
-    assert_eq!(lines(&cache.image(vec![blob(&stored, &tar)]).unwrap()), ["x=1"]);
+    assert_eq!(lines(&cache.image_tree(vec![blob(&stored, &tar)]).unwrap()), ["x=1"]);
 }
 
 #[test]
@@ -246,7 +247,7 @@ fn compression_bombs_are_refused_by_ratio_and_by_size() {
     for stored in stored {
         let by = |limits: LayerLimits| {
             let (directory, cache) = cache(limits);
-            let result = cache.image(vec![blob(&stored, &tar)]).map(|_| ()).map_err(|(_, error)| error);
+            let result = cache.image_tree(vec![blob(&stored, &tar)]).map(|_| ()).map_err(|(_, error)| error);
             // No index of it was stored.
             assert_eq!(
                 fs::read_dir(directory.path().join("layers")).unwrap().count(),

@@ -5,13 +5,13 @@ use std::sync::atomic::AtomicBool;
 
 use proptest::prelude::*;
 
-use super::super::blob::Blob;
+use super::super::blob::SharedBlob;
 use super::super::inspect::inspect;
 use super::*;
 use crate::image::port::{LayerCompression, LayerFacts};
 
 fn looked_through(stored: &[u8], limits: &LayerLimits) -> Result<LayerFacts, LayerError> {
-    let blob: Blob = Arc::new(stored.to_vec());
+    let blob: SharedBlob = Arc::new(stored.to_vec());
     inspect(&blob, limits, &AtomicBool::new(false))
 }
 
@@ -147,7 +147,7 @@ fn limits_end_a_pass_while_it_decompresses() {
 fn a_cancelled_pass_ends() {
     let tar = Tar::default().file("a", &"x".repeat(1 << 20)).end();
     for stored in [gzip(&tar), zstd::bulk::compress(&tar, 1).unwrap(), tar.clone()] {
-        let blob: Blob = Arc::new(stored);
+        let blob: SharedBlob = Arc::new(stored);
         let cancelled = inspect(&blob, &LayerLimits::default(), &AtomicBool::new(true));
         assert!(matches!(cancelled, Err(LayerError::Cancelled)), "{cancelled:?}");
     }

@@ -7,16 +7,16 @@ fn a_layer_that_is_not_what_the_config_says_leaves_nothing_behind() {
     let (directory, cache) = cache(LayerLimits::default());
     let tar = Tar::default().file("x", "1").end();
     let lying = LayerBlob { diff_id: digest(b"other"), ..blob(&gzip(&tar), &tar) };
-    let (at, error) = cache.image(vec![lying]).map(|_| ()).unwrap_err();
+    let (at, error) = cache.image_tree(vec![lying]).map(|_| ()).unwrap_err();
     assert!(matches!(error, LayerError::DiffId { .. }), "{error}");
     assert_eq!(at, digest(&gzip(&tar)));
     let mut damaged = gzip(&tar);
     damaged.truncate(damaged.len() / 2);
-    let error = cache.image(vec![blob(&damaged, &tar)]).map(|_| ()).unwrap_err().1;
+    let error = cache.image_tree(vec![blob(&damaged, &tar)]).map(|_| ()).unwrap_err().1;
     assert!(matches!(error, LayerError::Decompress(_)), "{error}");
     let config =
         LayerBlob { media_type: "application/vnd.oci.image.config.v1+json".to_owned(), ..blob(&tar, &tar) };
-    assert!(matches!(cache.image(vec![config]).map(|_| ()), Err((_, LayerError::MediaType(_)))));
+    assert!(matches!(cache.image_tree(vec![config]).map(|_| ()), Err((_, LayerError::MediaType(_)))));
     assert_eq!(fs::read_dir(directory.path().join("layers")).unwrap().count(), 0);
 }
 
@@ -27,7 +27,7 @@ fn the_layers_used_longest_ago_go_first_and_leftovers_go_at_start() {
     let (directory, cache) = cache(limits);
     let use_it = |tar: &Vec<u8>| {
         std::thread::sleep(std::time::Duration::from_millis(15));
-        cache.image(vec![blob(&gzip(tar), tar)]).unwrap()
+        cache.image_tree(vec![blob(&gzip(tar), tar)]).unwrap()
     };
     let first = use_it(&tars[0]);
     let second = use_it(&tars[1]);
@@ -54,7 +54,7 @@ fn the_same_layer_asked_for_at_once_is_indexed_once_and_right() {
     std::thread::scope(|scope| {
         for _ in 0..6 {
             scope.spawn(|| {
-                let image = cache.image(vec![blob(&gzip(&tar), &tar)]).unwrap();
+                let image = cache.image_tree(vec![blob(&gzip(&tar), &tar)]).unwrap();
                 assert_eq!(text(&image, image.lookup(0, b"x").unwrap()).len(), 800_000);
             });
         }
@@ -74,36 +74,36 @@ fn an_index_that_was_tampered_with_is_made_again() {
     let tar = Tar::default().directory("d").file("d/f", "one").symlink("l", "d").end();
     let stored = gzip(&tar);
     let (directory, cache) = cache(LayerLimits::default());
-    let expected = lines(&cache.image(vec![blob(&stored, &tar)]).unwrap());
+    let expected = lines(&cache.image_tree(vec![blob(&stored, &tar)]).unwrap());
     let path = index_file(&directory);
     let good = fs::read(&path).unwrap();
     for at in 0..good.len() {
         let mut bad = good.clone();
         bad[at] ^= 0x41;
         fs::write(&path, &bad).unwrap();
-        assert_eq!(lines(&cache.image(vec![blob(&stored, &tar)]).unwrap()), expected, "byte {at}");
+        assert_eq!(lines(&cache.image_tree(vec![blob(&stored, &tar)]).unwrap()), expected, "byte {at}");
         assert!(fs::read(&path).unwrap() == good, "byte {at}");
     }
     for length in [0, 1, 50, good.len() - 1] {
         fs::write(&path, &good[..length]).unwrap();
-        assert_eq!(lines(&cache.image(vec![blob(&stored, &tar)]).unwrap()), expected, "{length} bytes");
+        assert_eq!(lines(&cache.image_tree(vec![blob(&stored, &tar)]).unwrap()), expected, "{length} bytes");
     }
     let longer = [&good[..], b"more"].concat();
     fs::write(&path, longer).unwrap();
-    assert_eq!(lines(&cache.image(vec![blob(&stored, &tar)]).unwrap()), expected);
+    assert_eq!(lines(&cache.image_tree(vec![blob(&stored, &tar)]).unwrap()), expected);
 }
 
 #[test]
 fn the_index_of_another_layer_is_not_taken_for_this_one() {
     let (directory, cache) = cache(LayerLimits::default());
     let other = Tar::default().file("other", "x").end();
-    drop(cache.image(vec![blob(&gzip(&other), &other)]).unwrap());
+    drop(cache.image_tree(vec![blob(&gzip(&other), &other)]).unwrap());
     let taken = index_file(&directory);
     let tar = Tar::default().file("mine", "y").end();
     let stored = gzip(&tar);
     let place = taken.with_file_name(format!("{}.{}.index", digest(&tar).hex(), digest(&stored).hex()));
     fs::rename(taken, &place).unwrap();
-    assert_eq!(lines(&cache.image(vec![blob(&stored, &tar)]).unwrap()), ["mine=y"]);
+    assert_eq!(lines(&cache.image_tree(vec![blob(&stored, &tar)]).unwrap()), ["mine=y"]);
 }
 
 #[test]
@@ -111,18 +111,18 @@ fn an_index_outlives_the_daemon_and_goes_with_its_layer() {
     let tar = Tar::default().file("x", &"content ".repeat(1_500_000)).end();
     let stored = gzip(&tar);
     let (directory, cache) = cache(LayerLimits::default());
-    drop(cache.image(vec![blob(&stored, &tar)]).unwrap());
+    drop(cache.image_tree(vec![blob(&stored, &tar)]).unwrap());
     let path = index_file(&directory);
     assert!(fs::metadata(&path).unwrap().len() < 60_000);
     fs::write(directory.path().join("layers").join(format!("{}.tar", digest(&tar).hex())), "old").unwrap();
     let again = LayerCache::open(&directory.path().join("layers"), LayerLimits::default()).unwrap();
     let before = fs::metadata(&path).unwrap();
-    let image = again.image(vec![blob(&stored, &tar)]).unwrap();
+    let image = again.image_tree(vec![blob(&stored, &tar)]).unwrap();
     use std::os::unix::fs::MetadataExt as _;
     assert_eq!(fs::metadata(index_file(&directory)).unwrap().ino(), before.ino());
-    again.forget(&digest(b"another"));
+    again.remove_indexes(&digest(b"another"));
     assert!(path.exists());
-    again.forget(&digest(&tar));
+    again.remove_indexes(&digest(&tar));
     assert!(!path.exists());
     // An open reader continues to work.
     assert_eq!(text(&image, image.lookup(0, b"x").unwrap()).len(), 12_000_000);
@@ -134,7 +134,7 @@ fn layers_in_another_order_than_the_config_says_are_refused() {
     let tars = ["a", "b"].map(|name| Tar::default().file(name, name).end());
     let swapped =
         [0, 1].map(|n| LayerBlob { diff_id: digest(&tars[1 - n]), ..blob(&gzip(&tars[n]), &tars[n]) });
-    let (at, error) = cache.image(swapped.into()).map(|_| ()).unwrap_err();
+    let (at, error) = cache.image_tree(swapped.into()).map(|_| ()).unwrap_err();
     assert!(matches!(error, LayerError::DiffId { .. }), "{error}");
     assert_eq!(at, digest(&gzip(&tars[0])));
     assert_eq!(fs::read_dir(directory.path().join("layers")).unwrap().count(), 0);

@@ -187,7 +187,7 @@ proptest! {
         layer in prop::collection::vec(item(), 0..8),
         cuts in prop::collection::vec(1..1500usize, 1..12),
     ) {
-        use super::super::archive::TarParser;
+        use super::super::tar_parser::TarParser;
         use super::super::entries::{EntryReader, EntryWriter};
         let bytes = tar(&layer).pax(&[("SCHILY.xattr.user.a", "b"), ("mtime", "-1.5")]).file("last", "x").end();
         let parse = |pieces: Vec<&[u8]>| {

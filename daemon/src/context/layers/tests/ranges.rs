@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rand::rngs::StdRng;
 use rand::{RngCore as _, SeedableRng as _};
 
-use super::super::access::Format;
-use super::super::blob::{Blob, Bytes};
-use super::super::pass::{Passed, pass};
-use super::super::reader::{Decoded, LayerReader};
+use super::super::access_points::BlobFormat;
+use super::super::blob::{ByteSource, SharedBlob};
+use super::super::pass::{PassSummary, index_layer};
+use super::super::reader::{DecodedCache, LayerReader};
 use super::*;
 
 /// Counts the bytes read from a blob.
@@ -18,7 +18,7 @@ struct Counted {
     read: AtomicU64,
 }
 
-impl Bytes for Counted {
+impl ByteSource for Counted {
     fn length(&self) -> u64 {
         self.bytes.len() as u64
     }
@@ -113,18 +113,19 @@ fn ways(tar: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-fn passed(stored: &[u8]) -> (Arc<Counted>, Passed, tempfile::NamedTempFile) {
+fn passed(stored: &[u8]) -> (Arc<Counted>, PassSummary, tempfile::NamedTempFile) {
     let counted = Arc::new(Counted { bytes: stored.to_vec(), read: AtomicU64::new(0) });
     let mut windows = tempfile::NamedTempFile::new().unwrap();
-    let blob: Blob = Arc::clone(&counted) as Blob;
-    let passed = pass(&blob, Format::of(stored), &LayerLimits::default(), windows.as_file_mut()).unwrap();
+    let blob: SharedBlob = Arc::clone(&counted) as SharedBlob;
+    let passed =
+        index_layer(&blob, BlobFormat::of(stored), &LayerLimits::default(), windows.as_file_mut()).unwrap();
     (counted, passed, windows)
 }
 
-fn reader(counted: &Arc<Counted>, passed: &Passed, windows: &tempfile::NamedTempFile) -> LayerReader {
-    let access = (Format::of(&counted.bytes), passed.points.clone(), passed.length);
+fn reader(counted: &Arc<Counted>, passed: &PassSummary, windows: &tempfile::NamedTempFile) -> LayerReader {
+    let access = (BlobFormat::of(&counted.bytes), passed.points.clone(), passed.length);
     let index = Some(windows.reopen().unwrap());
-    LayerReader::new(Arc::clone(counted) as Blob, index, access, Arc::<Decoded>::default())
+    LayerReader::new(Arc::clone(counted) as SharedBlob, index, access, Arc::<DecodedCache>::default())
 }
 
 fn read(reader: &LayerReader, at: u64, length: usize) -> Vec<u8> {
@@ -247,11 +248,11 @@ fn a_blob_that_changes_after_it_was_indexed_is_an_error_and_never_content() {
     let stored = frames(&tar, usize::MAX, true);
     let (_directory, cache) = cache(LayerLimits::default());
     let other = Tar::default().file("x", &"CONTENT ".repeat(100_000)).end();
-    drop(cache.image(vec![blob(&stored, &tar)]).unwrap());
+    drop(cache.image_tree(vec![blob(&stored, &tar)]).unwrap());
     let mut swapped = frames(&other, usize::MAX, true);
     swapped.resize(stored.len(), 0);
     let lying = LayerBlob { digest: digest(&stored), ..blob(&swapped, &tar) };
-    let image = cache.image(vec![lying]).unwrap();
+    let image = cache.image_tree(vec![lying]).unwrap();
     let mut bytes = Vec::new();
     let error = image.open(image.lookup(0, b"x").unwrap()).unwrap().read_to_end(&mut bytes).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);

@@ -9,7 +9,7 @@ use hearth_pack::identity::{ContentHash, Node, NodeKind};
 use hearth_pack::listing::{ListingLimits, ListingWriter};
 
 use super::*;
-use crate::context::beneath::coarse_clock::stand;
+use crate::context::beneath::coarse_clock::freeze_change_time;
 use crate::packs::port::{Contents, Piece};
 
 /// Ids of a build's two sessions, and their shared keys.
@@ -123,14 +123,15 @@ async fn a_change_under_the_transfer_that_no_stat_shows_retires_the_name() {
     };
     write("1");
     // A clock that was set back leaves such a time: the next write may get the very same one.
-    let _standing = stand(&path, jiff::Timestamp::now().as_second().saturating_add(3600) * 1_000_000_000);
+    let _standing =
+        freeze_change_time(&path, jiff::Timestamp::now().as_second().saturating_add(3600) * 1_000_000_000);
     let first = daemon.prepare(app()).await.unwrap();
     let id = first.session.id.clone();
     let files = first.into_files(Vec::new());
-    files.watch.sent();
+    files.watch.files_sent();
     assert_eq!(daemon.prepare(app()).await.unwrap().session.id, id, "nothing has changed yet");
     write("2");
-    files.watch.sent();
+    files.watch.files_sent();
     write("1");
     assert_ne!(daemon.prepare(app()).await.unwrap().session.id, id);
 }

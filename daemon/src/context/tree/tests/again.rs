@@ -9,21 +9,21 @@ fn settle() {
     std::thread::sleep(Duration::from_millis(40));
 }
 
-fn scanned(tree: &Tree) -> Snapshot {
-    tree.scan(&target("/context"), &Bounds::default()).unwrap()
+fn scanned(tree: &ContextTree) -> TreeSnapshot {
+    tree.scan(&target("/context"), &ScanBounds::default()).unwrap()
 }
 
-fn fingerprint(snapshot: &Snapshot) -> [u8; 32] {
+fn fingerprint(snapshot: &TreeSnapshot) -> [u8; 32] {
     snapshot.fingerprint(&[]).unwrap()
 }
 
-fn known(tree: &Tree) -> Known {
+fn known(tree: &ContextTree) -> ScanBaseline {
     settle();
-    scanned(tree).as_known().unwrap()
+    scanned(tree).baseline().unwrap()
 }
 
-fn again(tree: &Tree, known: &Known) -> Option<Snapshot> {
-    tree.again(&target("/context"), known)
+fn again(tree: &ContextTree, known: &ScanBaseline) -> Option<TreeSnapshot> {
+    tree.revalidate(&target("/context"), known)
 }
 
 /// Creates a directory deeper than the number of open directories, and files at all levels above it.
@@ -51,13 +51,13 @@ fn what_nobody_touched_is_what_a_scan_finds() {
     let (found, scanned) = (again(&tree, &known).unwrap(), scanned(&tree));
     assert_eq!(lines(&found), lines(&scanned));
     assert_eq!(fingerprint(&found), fingerprint(&scanned));
-    assert!(again(&tree, &found.as_known().unwrap()).is_some(), "it stays known");
+    assert!(again(&tree, &found.baseline().unwrap()).is_some(), "it stays known");
 
-    let below = tree.scan(&target("/context/deep/d"), &Bounds::default()).unwrap().as_known().unwrap();
-    let found = tree.again(&target("/context/deep/d"), &below).unwrap();
+    let below = tree.scan(&target("/context/deep/d"), &ScanBounds::default()).unwrap().baseline().unwrap();
+    let found = tree.revalidate(&target("/context/deep/d"), &below).unwrap();
     assert_eq!(found.find(b"d/z").map(|index| content(&found, index)), Some("2".to_owned()));
     assert!(again(&tree, &below).is_none(), "another context path");
-    assert!(tree.again(&target("/context/deep/d"), &known).is_none(), "another context path");
+    assert!(tree.revalidate(&target("/context/deep/d"), &known).is_none(), "another context path");
 }
 
 #[test]
@@ -121,15 +121,15 @@ fn a_directory_that_changed_as_the_scan_began_is_not_known() {
     room.file("app/lib/a", "1").file("app/b", "2");
     settle();
     let mut snapshot = scanned(&room.tree(&[("app", "/context")]));
-    assert!(snapshot.as_known().is_some());
-    let Origin::Disk { changed, .. } = snapshot.origin(snapshot.find(b"lib").unwrap()) else {
+    assert!(snapshot.baseline().is_some());
+    let EntryOrigin::Disk { changed, .. } = snapshot.origin(snapshot.find(b"lib").unwrap()) else {
         panic!("on disk");
     };
     // A name created immediately after this scan would have given the directory the same time.
-    snapshot.root.as_mut().unwrap().looked_at = changed + 5_000_000;
-    assert!(snapshot.as_known().is_none());
-    snapshot.root.as_mut().unwrap().looked_at = changed - 1;
-    assert!(snapshot.as_known().is_none(), "a time in the future");
+    snapshot.root.as_mut().unwrap().observed_at = changed + 5_000_000;
+    assert!(snapshot.baseline().is_none());
+    snapshot.root.as_mut().unwrap().observed_at = changed - 1;
+    assert!(snapshot.baseline().is_none(), "a time in the future");
 }
 
 #[test]
@@ -138,20 +138,20 @@ fn only_one_directory_of_a_file_system_that_keeps_times_is_known() {
     room.file("app/lib/a", "1").file("other/b", "2");
     settle();
     let is_known = |mounts: &[(&str, &str)], path: &str| {
-        room.tree(mounts).scan(&target(path), &Bounds::default()).unwrap().as_known().is_some()
+        room.tree(mounts).scan(&target(path), &ScanBounds::default()).unwrap().baseline().is_some()
     };
     assert!(is_known(&[("app", "/context")], "/context/lib"));
     assert!(!is_known(&[("app", "/context"), ("other", "/context/lib/b")], "/context"));
     assert!(!is_known(&[("app", "/context/app")], "/context"), "the union's own directory");
     // The change times of its directories stay as old as the machine, whatever is created and removed in
     // them.
-    let root = Root::open_or_create(Path::new("/sys/kernel")).unwrap();
-    let layer = Layer::Directory(DirectoryLayer::open(&root, Path::new("mm")).unwrap());
-    let tree = Tree::new(vec![Mounted { target: target("/context"), layer }]).unwrap();
-    let mut snapshot = tree.scan(&target("/context"), &Bounds::default()).unwrap();
-    snapshot.set_unsure(Vec::new());
-    snapshot.root.as_mut().unwrap().looked_at = i64::MAX;
-    assert!(snapshot.as_known().is_none());
+    let root = StorageRoot::open_or_create(Path::new("/sys/kernel")).unwrap();
+    let layer = TreeLayer::Directory(DirectoryLayer::open(&root, Path::new("mm")).unwrap());
+    let tree = ContextTree::new(vec![MountedLayer { target: target("/context"), layer }]).unwrap();
+    let mut snapshot = tree.scan(&target("/context"), &ScanBounds::default()).unwrap();
+    snapshot.set_unsettled(Vec::new());
+    snapshot.root.as_mut().unwrap().observed_at = i64::MAX;
+    assert!(snapshot.baseline().is_none());
 }
 
 #[derive(Clone, Debug)]
@@ -217,11 +217,11 @@ proptest! {
                 // A file that changed just now may change once more.
                 None => prop_assert!(!matches!(step, Step::Nothing), "nothing changed"),
             }
-            if let Some(next) = scanned.as_known() {
+            if let Some(next) = scanned.baseline() {
                 known = next;
             } else if found.is_none() {
                 settle();
-                known = super::again::scanned(&tree).as_known().unwrap();
+                known = super::again::scanned(&tree).baseline().unwrap();
             }
         }
     }

@@ -6,7 +6,7 @@ use hearth_pack::identity::{HashCache, TreeDigest};
 use parking_lot::Mutex;
 
 use super::*;
-use crate::context::beneath::coarse_clock::{Standing, stand};
+use crate::context::beneath::coarse_clock::{FrozenChangeTime, freeze_change_time};
 use crate::context::tree::scan::since_epoch;
 
 const SECOND: i64 = 1_000_000_000;
@@ -20,7 +20,7 @@ fn write_unseen(path: &Path, content: &str) {
 }
 
 /// Creates a file whose change time never differs from that of the next write, in each of the known ways.
-fn never_sure(room: &Room, way: &str) -> Standing {
+fn never_sure(room: &Room, way: &str) -> FrozenChangeTime {
     room.file("f", "one").file("other", "x");
     let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
     fs::File::options().write(true).open(room.at("f")).unwrap().set_modified(long_ago).unwrap();
@@ -30,16 +30,16 @@ fn never_sure(room: &Room, way: &str) -> Standing {
         "whole seconds" => (since_epoch() / SECOND + 1) * SECOND,
         _ => unreachable!(),
     };
-    stand(&room.at("f"), changed)
+    freeze_change_time(&room.at("f"), changed)
 }
 
-fn scanned(room: &Room) -> Snapshot {
-    room.tree(&[("", "/context")]).scan(&target("/context"), &Bounds::default()).unwrap()
+fn scanned(room: &Room) -> TreeSnapshot {
+    room.tree(&[("", "/context")]).scan(&target("/context"), &ScanBounds::default()).unwrap()
 }
 
-fn identified(room: &Room, hashes: &Mutex<HashCache>) -> (Snapshot, TreeDigest) {
+fn identified(room: &Room, hashes: &Mutex<HashCache>) -> (TreeSnapshot, TreeDigest) {
     let mut snapshot = scanned(room);
-    let all = snapshot.covered(&Selection::default(), None);
+    let all = snapshot.covered(&CopySelection::default(), None);
     let digest =
         snapshot.identify(all, hashes, &tokio_util::sync::CancellationToken::new()).unwrap().identity.digest;
     (snapshot, digest)
@@ -85,13 +85,13 @@ fn a_tree_with_a_file_that_cannot_be_told_from_its_next_version_is_never_known_a
         // Its directory is old enough, so only the file is unsettled.
         std::thread::sleep(Duration::from_millis(40));
         let snapshot = scanned(&room);
-        assert_eq!(snapshot.unsure(), [snapshot.find(b"f").unwrap() as u32], "{way}");
-        assert!(snapshot.fingerprint(&[]).is_none() && snapshot.as_known().is_none(), "{way}");
+        assert_eq!(snapshot.unsettled(), [snapshot.find(b"f").unwrap() as u32], "{way}");
+        assert!(snapshot.fingerprint(&[]).is_none() && snapshot.baseline().is_none(), "{way}");
         drop(standing);
         std::thread::sleep(Duration::from_millis(40));
         let snapshot = scanned(&room);
         assert!(
-            snapshot.fingerprint(&[]).is_some() && snapshot.as_known().is_some(),
+            snapshot.fingerprint(&[]).is_some() && snapshot.baseline().is_some(),
             "on a clock as it should be"
         );
     }
@@ -103,10 +103,10 @@ fn a_directory_whose_time_may_be_that_of_its_next_name_is_never_known_again() {
     room.file("lib/a", "1");
     std::thread::sleep(Duration::from_millis(40));
     for directory in ["", "lib"] {
-        let standing = stand(&room.at(directory), (since_epoch() / SECOND + 1) * SECOND);
-        assert!(scanned(&room).as_known().is_none(), "`{directory}`");
+        let standing = freeze_change_time(&room.at(directory), (since_epoch() / SECOND + 1) * SECOND);
+        assert!(scanned(&room).baseline().is_none(), "`{directory}`");
         drop(standing);
-        assert!(scanned(&room).as_known().is_some(), "`{directory}`");
+        assert!(scanned(&room).baseline().is_some(), "`{directory}`");
     }
 }
 
@@ -117,7 +117,7 @@ fn a_scan_outlasts_the_step_of_the_clock_that_its_youngest_file_was_written_in()
         let room = Room::new();
         room.file("f", "one");
         let (path, written) = (room.at("f"), since_epoch());
-        let _standing = stand(&path, written);
+        let _standing = freeze_change_time(&path, written);
         let writer = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(8));
             write_unseen(&path, "two");

@@ -11,12 +11,17 @@ fn settle() {
     std::thread::sleep(Duration::from_millis(40));
 }
 
-fn identify(tree: &Tree, hashes: &Mutex<HashCache>) -> TreeIdentity {
-    covered(tree, hashes, &Selection::default(), "")
+fn identify(tree: &ContextTree, hashes: &Mutex<HashCache>) -> TreeIdentity {
+    covered(tree, hashes, &CopySelection::default(), "")
 }
 
-fn covered(tree: &Tree, hashes: &Mutex<HashCache>, selection: &Selection, ignore: &str) -> TreeIdentity {
-    let mut snapshot = tree.scan(&target("/context"), &Bounds::default()).unwrap();
+fn covered(
+    tree: &ContextTree,
+    hashes: &Mutex<HashCache>,
+    selection: &CopySelection,
+    ignore: &str,
+) -> TreeIdentity {
+    let mut snapshot = tree.scan(&target("/context"), &ScanBounds::default()).unwrap();
     let covered = snapshot.covered(selection, Some(Patterns::parse_file(ignore.as_bytes()).unwrap()));
     snapshot.identify(covered, hashes, &tokio_util::sync::CancellationToken::new()).unwrap().identity
 }
@@ -111,8 +116,8 @@ fn files_with_attributes_are_looked_at_each_time() {
     assert_eq!(hashes.lock().len(), 1);
     xattr::set(room.at("b"), "user.k", b"v").unwrap();
     assert_ne!(identify(&tree, &hashes).digest, before.digest, "the change time told");
-    let mut snapshot = tree.scan(&target("/context"), &Bounds::default()).unwrap();
-    let all = snapshot.covered(&Selection::default(), None);
+    let mut snapshot = tree.scan(&target("/context"), &ScanBounds::default()).unwrap();
+    let all = snapshot.covered(&CopySelection::default(), None);
     snapshot.identify(all, &hashes, &tokio_util::sync::CancellationToken::new()).unwrap();
     assert_eq!(snapshot.xattrs(snapshot.find(b"a").unwrap()), [(b"user.k".to_vec(), b"v".to_vec())]);
 }
@@ -123,7 +128,7 @@ fn what_is_ignored_or_not_copied_is_neither_read_nor_counted() {
     room.file("src/a", "1").file("src/x.tmp", "2").file("other/b", "3").file(".dockerignore", "*.tmp");
     settle();
     let (tree, hashes) = (room.tree(&[("", "/context")]), Mutex::default());
-    let selection = Selection::of([b"src".to_vec(), b"src/deep".to_vec()]);
+    let selection = CopySelection::of([b"src".to_vec(), b"src/deep".to_vec()]);
     assert_eq!(selection.roots.as_deref().unwrap(), [b"src".to_vec()]);
     let before = covered(&tree, &hashes, &selection, "**/*.tmp\n");
     assert_eq!(hashes.lock().len(), 2, "`src/a` and the ignore file");
@@ -134,7 +139,7 @@ fn what_is_ignored_or_not_copied_is_neither_read_nor_counted() {
     assert_ne!(covered(&tree, &hashes, &selection, "**/*.tmp\n").digest, before.digest);
     // With a symbolic link on the path, the copied files are elsewhere, so everything is covered.
     room.link("ln", "other");
-    let through = Selection::of([b"ln/b".to_vec()]);
+    let through = CopySelection::of([b"ln/b".to_vec()]);
     let before = covered(&tree, &hashes, &through, "");
     room.file("src/a", "10");
     assert_ne!(covered(&tree, &hashes, &through, "").digest, before.digest);
@@ -144,9 +149,10 @@ fn what_is_ignored_or_not_copied_is_neither_read_nor_counted() {
 fn only_what_is_covered_may_be_sent() {
     let room = Room::new();
     room.file("src/keep", "1").file("src/no/deep", "2").file("src/no/back", "3").file("x", "4");
-    let mut snapshot = room.tree(&[("", "/context")]).scan(&target("/context"), &Bounds::default()).unwrap();
+    let mut snapshot =
+        room.tree(&[("", "/context")]).scan(&target("/context"), &ScanBounds::default()).unwrap();
     let ignore = Patterns::parse_file(b"src/no\n!src/no/back\n").unwrap();
-    let covered = snapshot.covered(&Selection::of([b"src".to_vec()]), Some(ignore));
+    let covered = snapshot.covered(&CopySelection::of([b"src".to_vec()]), Some(ignore));
     assert!(snapshot.is_covered(snapshot.find(b"x").unwrap()), "before anything is known");
     snapshot.identify(covered, &Mutex::default(), &tokio_util::sync::CancellationToken::new()).unwrap();
     let shown = (0..snapshot.len()).filter(|index| snapshot.is_covered(*index));
@@ -169,11 +175,11 @@ fn a_scan_within_bounds_finds_the_same_as_a_whole_one() {
     {
         for ignore in ["", "**/.git\nnode_modules\n", "src\n!src/app/deep\n"] {
             let selection = match &roots {
-                None => Selection::default(),
-                Some(roots) => Selection::of(roots.iter().map(|root| root.as_bytes().to_vec())),
+                None => CopySelection::default(),
+                Some(roots) => CopySelection::of(roots.iter().map(|root| root.as_bytes().to_vec())),
             };
             let patterns = Patterns::parse_file(ignore.as_bytes()).unwrap();
-            let look = |bounds: &Bounds<'_>| {
+            let look = |bounds: &ScanBounds<'_>| {
                 let mut snapshot = tree.scan(&target("/context"), bounds).unwrap();
                 let covered = snapshot.covered(&selection, Some(patterns.clone()));
                 let identity = snapshot
@@ -182,8 +188,8 @@ fn a_scan_within_bounds_finds_the_same_as_a_whole_one() {
                     .identity;
                 (identity, snapshot.len())
             };
-            let (whole, all) = look(&Bounds::default());
-            let (bounded, fewer) = look(&Bounds::new(&selection, Some(&patterns)));
+            let (whole, all) = look(&ScanBounds::default());
+            let (bounded, fewer) = look(&ScanBounds::new(&selection, Some(&patterns)));
             assert_eq!(bounded, whole, "{roots:?} {ignore:?}");
             assert!(fewer <= all);
             if roots.as_ref().is_some_and(Vec::is_empty) {
@@ -222,12 +228,12 @@ fn a_hard_link_whose_first_name_is_not_covered_is_the_file() {
     let hashes = Mutex::default();
     let through = |source: &str| {
         let tree = room.tree(&[(source, "/context/x"), ("a", "/context/b")]);
-        covered(&tree, &hashes, &Selection::of([b"x".to_vec()]), "").digest
+        covered(&tree, &hashes, &CopySelection::of([b"x".to_vec()]), "").digest
     };
     let tree = room.tree(&[("", "/context")]);
-    let beside = covered(&tree, &hashes, &Selection::of([b"b".to_vec()]), "").mounts[0].1;
+    let beside = covered(&tree, &hashes, &CopySelection::of([b"b".to_vec()]), "").mounts[0].1;
     room.file("a/unrelated", "");
-    assert_eq!(covered(&tree, &hashes, &Selection::of([b"b".to_vec()]), "").mounts[0].1, beside);
+    assert_eq!(covered(&tree, &hashes, &CopySelection::of([b"b".to_vec()]), "").mounts[0].1, beside);
     assert_eq!(through("b"), through("one"), "the same two names of one content");
 }
 
@@ -236,12 +242,13 @@ fn a_file_that_cannot_be_told_from_a_later_write_is_compared_by_content() {
     let room = Room::new();
     room.file("a", "1111");
     // A clock that was set back leaves a change time in the future.
-    let mut snapshot = room.tree(&[("", "/context")]).scan(&target("/context"), &Bounds::default()).unwrap();
-    snapshot.set_unsure(vec![0]);
-    let all = snapshot.covered(&Selection::default(), None);
+    let mut snapshot =
+        room.tree(&[("", "/context")]).scan(&target("/context"), &ScanBounds::default()).unwrap();
+    snapshot.set_unsettled(vec![0]);
+    let all = snapshot.covered(&CopySelection::default(), None);
     snapshot.identify(all, &Mutex::default(), &tokio_util::sync::CancellationToken::new()).unwrap();
     assert_eq!(content(&snapshot, 0), "1111");
-    snapshot.unsure_contents.insert(0, hearth_pack::identity::ContentHash::of(b"2222"));
+    snapshot.unsettled_contents.insert(0, hearth_pack::identity::ContentHash::of(b"2222"));
     let mut read = Vec::new();
     let error = snapshot.open(0).unwrap().read_to_end(&mut read).unwrap_err();
     assert!(error.to_string().contains("/context/a") && read.is_empty(), "{error}");
@@ -253,11 +260,12 @@ fn an_error_of_hashing_names_the_first_file() {
     for n in 0..300 {
         room.file(&format!("f{n:03}"), "1");
     }
-    let mut snapshot = room.tree(&[("", "/context")]).scan(&target("/context"), &Bounds::default()).unwrap();
+    let mut snapshot =
+        room.tree(&[("", "/context")]).scan(&target("/context"), &ScanBounds::default()).unwrap();
     for n in [17, 250] {
         room.file(&format!("f{n:03}"), "other");
     }
-    let all = snapshot.covered(&Selection::default(), None);
+    let all = snapshot.covered(&CopySelection::default(), None);
     match snapshot.identify(all, &Mutex::default(), &tokio_util::sync::CancellationToken::new()).map(|_| ()) {
         Err(ContextError::Changed { path }) => assert_eq!(path, "/context/f017"),
         other => panic!("{other:?}"),
@@ -271,8 +279,8 @@ fn the_reading_of_files_ends_when_nobody_waits_for_it() {
     // A sparse file takes long to read, and no space.
     fs::File::options().write(true).open(room.at("r/large")).unwrap().set_len(1 << 40).unwrap();
     let tree = room.tree(&[("r", "/context")]);
-    let mut snapshot = tree.scan(&target("/context"), &Bounds::default()).unwrap();
-    let all = snapshot.covered(&Selection::default(), None);
+    let mut snapshot = tree.scan(&target("/context"), &ScanBounds::default()).unwrap();
+    let all = snapshot.covered(&CopySelection::default(), None);
     let stop = tokio_util::sync::CancellationToken::new();
     let later = stop.clone();
     let canceller = std::thread::spawn(move || {

@@ -8,25 +8,25 @@ use rustix::io::Errno;
 
 use super::Place;
 use super::operation::{Entry, Operation, Outcome, Path, Target, xattr_name};
-use crate::context::union::{Change, Found, Maker, ROOT, Union};
+use crate::context::union::{CreateAttr, InodeEntry, OverlayFs, ROOT, SetAttr};
 
 pub struct Core<'p> {
     place: &'p Place,
-    pub union: Arc<Union>,
+    pub union: Arc<OverlayFs>,
     held: BTreeMap<u8, (u64, u64)>,
     /// Inodes that were looked up for the current operation.
     looked_up: Vec<u64>,
 }
 
-const ROOT_USER: Maker = Maker { uid: 0, gid: 0, mode: 0 };
+const ROOT_USER: CreateAttr = CreateAttr { uid: 0, gid: 0, mode: 0 };
 
 impl<'p> Core<'p> {
     pub fn new(place: &'p Place) -> Self {
         Self { place, union: place.union(), held: BTreeMap::new(), looked_up: Vec::new() }
     }
 
-    fn find_in(&mut self, parent: u64, name: &[u8]) -> Result<Found, Errno> {
-        let found = self.union.look_up(parent, name)?;
+    fn find_in(&mut self, parent: u64, name: &[u8]) -> Result<InodeEntry, Errno> {
+        let found = self.union.lookup(parent, name)?;
         self.looked_up.push(found.inode);
         Ok(found)
     }
@@ -49,7 +49,7 @@ impl<'p> Core<'p> {
         Ok((self.directory(above)?, name))
     }
 
-    fn find(&mut self, path: &Path) -> Result<Found, Errno> {
+    fn find(&mut self, path: &Path) -> Result<InodeEntry, Errno> {
         let (parent, name) = self.place(path)?;
         self.find_in(parent, name)
     }
@@ -64,7 +64,7 @@ impl<'p> Core<'p> {
         }
     }
 
-    fn made(&mut self, found: Result<Found, Errno>) -> Outcome {
+    fn made(&mut self, found: Result<InodeEntry, Errno>) -> Outcome {
         found.map(|found| {
             self.looked_up.push(found.inode);
             Vec::new()
@@ -93,12 +93,12 @@ impl<'p> Core<'p> {
         match operation {
             Operation::MakeDirectory(path, mode) => {
                 let (parent, name) = self.place(path)?;
-                let made = union.make_directory(parent, name, &Maker { mode: *mode, ..ROOT_USER });
+                let made = union.make_directory(parent, name, &CreateAttr { mode: *mode, ..ROOT_USER });
                 self.made(made)
             }
             Operation::Create(path, mode, content) => {
                 let (parent, name) = self.place(path)?;
-                let maker = Maker { mode: *mode, ..ROOT_USER };
+                let maker = CreateAttr { mode: *mode, ..ROOT_USER };
                 let made = union.make_node(parent, name, FileType::RegularFile, &maker)?;
                 self.looked_up.push(made.inode);
                 let handle = union.open(made.inode, true)?.handle;
@@ -108,12 +108,13 @@ impl<'p> Core<'p> {
             }
             Operation::Fifo(path) => {
                 let (parent, name) = self.place(path)?;
-                let made = union.make_node(parent, name, FileType::Fifo, &Maker { mode: 0o644, ..ROOT_USER });
+                let made =
+                    union.make_node(parent, name, FileType::Fifo, &CreateAttr { mode: 0o644, ..ROOT_USER });
                 self.made(made)
             }
             Operation::Symlink(path, target) => {
                 let (parent, name) = self.place(path)?;
-                let made = union.make_link(parent, name, target, &ROOT_USER);
+                let made = union.make_symlink(parent, name, target, &ROOT_USER);
                 self.made(made)
             }
             Operation::Link(from, to) => {
@@ -131,7 +132,9 @@ impl<'p> Core<'p> {
             }
             Operation::Truncate(path, size) => {
                 let inode = self.regular(path)?;
-                union.set_attr(inode, &Change { size: Some(*size), ..Change::default() }).map(|_| Vec::new())
+                union
+                    .set_attr(inode, &SetAttr { size: Some(*size), ..SetAttr::default() })
+                    .map(|_| Vec::new())
             }
             Operation::Unlink(path) => {
                 let (parent, name) = self.place(path)?;
@@ -153,11 +156,13 @@ impl<'p> Core<'p> {
             }
             Operation::Mode(path, mode) => {
                 let inode = self.find(path)?.inode;
-                union.set_attr(inode, &Change { mode: Some(*mode), ..Change::default() }).map(|_| Vec::new())
+                union
+                    .set_attr(inode, &SetAttr { mode: Some(*mode), ..SetAttr::default() })
+                    .map(|_| Vec::new())
             }
             Operation::Owner(path, uid, gid) => {
                 let inode = self.find(path)?.inode;
-                let change = Change { uid: Some(*uid), gid: Some(*gid), ..Change::default() };
+                let change = SetAttr { uid: Some(*uid), gid: Some(*gid), ..SetAttr::default() };
                 union.set_attr(inode, &change).map(|_| Vec::new())
             }
             Operation::SetXattr(path, number, value) => {
@@ -206,7 +211,7 @@ impl<'p> Core<'p> {
         for slot in 0..3 {
             self.drop_held(slot);
         }
-        assert_eq!(self.union.known(), 1, "nodes that nobody knows stay");
+        assert_eq!(self.union.node_count(), 1, "nodes that nobody knows stay");
         let left = std::fs::read_dir(self.place.path("upper/work")).unwrap().count();
         assert_eq!(left, 0, "something is left in work/");
     }
@@ -233,9 +238,9 @@ impl Target for Core<'_> {
             for (index, listed) in listing.entries().iter().enumerate() {
                 let name = &listed.name;
                 let child = if path.is_empty() { name.to_vec() } else { [&path[..], b"/", name].concat() };
-                let found = union.look_up_listed(&listing, index).unwrap().unwrap();
+                let found = union.lookup_listed(&listing, index).unwrap().unwrap();
                 known.push(found.inode);
-                assert_eq!(union.number(listed), found.inode, "{}", child.escape_ascii());
+                assert_eq!(union.inode_number(listed), found.inode, "{}", child.escape_ascii());
                 let mut asked = union.attr(found.inode).unwrap();
                 // The file was read by another name since it was listed.
                 asked.accessed = found.attr.accessed;

@@ -12,17 +12,17 @@ use rustix::io::Errno;
 
 use super::mounted::Point;
 use super::{Place, tree_of};
-use crate::context::union::{Change, Maker, ROOT, RenameMode, Union};
+use crate::context::union::{CreateAttr, OverlayFs, ROOT, RenameMode, SetAttr};
 
-const MAKER: Maker = Maker { uid: 0, gid: 0, mode: 0o644 };
+const MAKER: CreateAttr = CreateAttr { uid: 0, gid: 0, mode: 0o644 };
 
-fn write(union: &Union, inode: u64, content: &[u8]) {
+fn write(union: &OverlayFs, inode: u64, content: &[u8]) {
     let handle = union.open(inode, true).unwrap().handle;
     union.write(handle, content, 0).unwrap();
     union.release(handle);
 }
 
-fn read(union: &Union, inode: u64) -> Result<Vec<u8>, Errno> {
+fn read(union: &OverlayFs, inode: u64) -> Result<Vec<u8>, Errno> {
     let handle = union.open(inode, false)?.handle;
     let mut content = vec![0; 4096];
     let count = union.read(handle, &mut content, 0);
@@ -53,8 +53,8 @@ fn a_copy_keeps_everything_and_leaves_no_trace_in_its_directory() {
     age(&file, 1000);
     age(&directory, 2000);
     let union = place.union();
-    let d = union.look_up(ROOT, b"d").unwrap();
-    let f = union.look_up(d.inode, b"f").unwrap();
+    let d = union.lookup(ROOT, b"d").unwrap();
+    let f = union.lookup(d.inode, b"f").unwrap();
     // A change without a visible effect, which copies the file up.
     union.set_xattr(f.inode, b"user.b", b"2", rustix::fs::XattrFlags::empty()).unwrap();
     let copied = union.attr(f.inode).unwrap();
@@ -73,12 +73,12 @@ fn the_number_of_a_file_outlives_its_copy_rename_and_removal() {
     let place = Place::new();
     fs::write(place.lower().join("f"), "below").unwrap();
     let union = place.union();
-    let found = union.look_up(ROOT, b"f").unwrap();
+    let found = union.lookup(ROOT, b"f").unwrap();
     let reader = union.open(found.inode, false).unwrap().handle;
     write(&union, found.inode, b"above");
-    assert_eq!(union.look_up(ROOT, b"f").unwrap().inode, found.inode);
+    assert_eq!(union.lookup(ROOT, b"f").unwrap().inode, found.inode);
     union.rename(ROOT, b"f", ROOT, b"g", RenameMode::Replace).unwrap();
-    assert_eq!(union.look_up(ROOT, b"g").unwrap().inode, found.inode);
+    assert_eq!(union.lookup(ROOT, b"g").unwrap().inode, found.inode);
     union.unlink(ROOT, b"g").unwrap();
     assert_eq!(union.attr(found.inode).unwrap().links, 0);
     let mut content = [0; 5];
@@ -86,9 +86,9 @@ fn the_number_of_a_file_outlives_its_copy_rename_and_removal() {
     assert_eq!(union.read(reader, &mut content, 0), Ok(5));
     assert_eq!(&content, b"above");
     union.release(reader);
-    assert_eq!(union.look_up(ROOT, b"f").unwrap_err(), Errno::NOENT);
+    assert_eq!(union.lookup(ROOT, b"f").unwrap_err(), Errno::NOENT);
     union.forget(found.inode, 3);
-    assert_eq!(union.known(), 1);
+    assert_eq!(union.node_count(), 1);
 }
 
 #[test]
@@ -96,9 +96,9 @@ fn a_removed_lower_file_that_is_open_can_still_be_changed() {
     let place = Place::new();
     fs::write(place.lower().join("f"), "below").unwrap();
     let union = place.union();
-    let found = union.look_up(ROOT, b"f").unwrap();
+    let found = union.lookup(ROOT, b"f").unwrap();
     union.unlink(ROOT, b"f").unwrap();
-    let attr = union.set_attr(found.inode, &Change { mode: Some(0o600), ..Change::default() }).unwrap();
+    let attr = union.set_attr(found.inode, &SetAttr { mode: Some(0o600), ..SetAttr::default() }).unwrap();
     assert_eq!((attr.mode, attr.links), (0o600, 0));
     assert_eq!(read(&union, found.inode).unwrap(), b"below");
     assert_eq!(union.make_hard_link(found.inode, ROOT, b"again").unwrap_err(), Errno::NOENT);
@@ -113,7 +113,7 @@ fn devices_are_refused_so_nobody_makes_a_whiteout() {
     for kind in [FileType::CharacterDevice, FileType::BlockDevice] {
         assert_eq!(union.make_node(ROOT, b"null", kind, &MAKER).unwrap_err(), Errno::PERM);
     }
-    assert_eq!(union.look_up(ROOT, b"null").unwrap_err(), Errno::NOENT);
+    assert_eq!(union.lookup(ROOT, b"null").unwrap_err(), Errno::NOENT);
 }
 
 #[test]
@@ -121,13 +121,13 @@ fn without_an_upper_everything_that_changes_is_refused() {
     let place = Place::new();
     fs::write(place.lower().join("f"), "below").unwrap();
     let union = place.read_only();
-    let f = union.look_up(ROOT, b"f").unwrap().inode;
+    let f = union.lookup(ROOT, b"f").unwrap().inode;
     let refused = [
         union.unlink(ROOT, b"f"),
         union.open(f, true).map(|_| ()),
         union.make_directory(ROOT, b"d", &MAKER).map(|_| ()),
         union.make_node(ROOT, b"d", FileType::CharacterDevice, &MAKER).map(|_| ()),
-        union.set_attr(f, &Change::default()).map(|_| ()),
+        union.set_attr(f, &SetAttr::default()).map(|_| ()),
         union.rename(ROOT, b"f", ROOT, b"g", RenameMode::Replace),
         union.make_hard_link(f, ROOT, b"g").map(|_| ()),
         union.set_xattr(f, b"user.a", b"", rustix::fs::XattrFlags::empty()),
@@ -143,7 +143,7 @@ fn names_are_what_file_systems_take_and_nothing_more() {
     let longest = [b'x'; 255];
     for name in [&b"a\nb"[..], b"\xff\xfe", &longest, b".wh..wh..opq", b" "] {
         let made = union.make_node(ROOT, name, FileType::RegularFile, &MAKER).unwrap();
-        assert_eq!(union.look_up(ROOT, name).unwrap().inode, made.inode);
+        assert_eq!(union.lookup(ROOT, name).unwrap().inode, made.inode);
     }
     assert_eq!(place.union().list(ROOT).unwrap().entries().len(), 5);
     let cases: [(&[u8], Errno); 6] = [
@@ -156,7 +156,7 @@ fn names_are_what_file_systems_take_and_nothing_more() {
     ];
     for (name, errno) in cases {
         assert_eq!(union.make_directory(ROOT, name, &MAKER).unwrap_err(), errno);
-        assert_eq!(union.look_up(ROOT, name).unwrap_err(), errno);
+        assert_eq!(union.lookup(ROOT, name).unwrap_err(), errno);
     }
 }
 
@@ -167,7 +167,7 @@ fn a_tree_may_be_as_deep_as_a_path_is_long() {
     let mut parent = ROOT;
     let mut depth = 0;
     let errno = loop {
-        match union.make_directory(parent, &[b'd'; 100], &Maker { mode: 0o755, ..MAKER }) {
+        match union.make_directory(parent, &[b'd'; 100], &CreateAttr { mode: 0o755, ..MAKER }) {
             Ok(found) => (parent, depth) = (found.inode, depth + 1),
             Err(errno) => break errno,
         }
@@ -191,10 +191,10 @@ fn a_listing_is_what_was_there_and_never_brings_back_what_is_gone() {
     let listing = union.list(ROOT).unwrap();
     union.unlink(ROOT, b"a").unwrap();
     union.make_node(ROOT, b"d", FileType::RegularFile, &MAKER).unwrap();
-    let b = union.look_up(ROOT, b"b").unwrap();
+    let b = union.lookup(ROOT, b"b").unwrap();
     write(&union, b.inode, b"longer");
-    assert!(union.look_up_listed(&listing, 0).unwrap().is_none());
-    let found = union.look_up_listed(&listing, 1).unwrap().unwrap();
+    assert!(union.lookup_listed(&listing, 0).unwrap().is_none());
+    let found = union.lookup_listed(&listing, 1).unwrap().unwrap();
     assert_eq!((found.inode, found.attr.size), (b.inode, 6));
     assert_eq!(listing.entries().len(), 3);
 }
@@ -207,18 +207,18 @@ fn links_in_the_lower_are_shown_and_never_followed() {
     symlink(outside.path(), place.lower().join("out")).unwrap();
     symlink(outside.path().join("canary"), place.lower().join("file")).unwrap();
     let union = place.union();
-    let out = union.look_up(ROOT, b"out").unwrap();
+    let out = union.lookup(ROOT, b"out").unwrap();
     assert_eq!(out.attr.kind, FileType::Symlink);
     assert_eq!(&*union.read_link(out.inode).unwrap(), outside.path().as_os_str().as_bytes());
-    assert_eq!(union.look_up(out.inode, b"canary").unwrap_err(), Errno::NOTDIR);
-    let file = union.look_up(ROOT, b"file").unwrap();
+    assert_eq!(union.lookup(out.inode, b"canary").unwrap_err(), Errno::NOTDIR);
+    let file = union.lookup(ROOT, b"file").unwrap();
     assert_eq!(read(&union, file.inode).unwrap_err(), Errno::NXIO);
     assert_eq!(
-        union.set_attr(file.inode, &Change { size: Some(0), ..Change::default() }).unwrap_err(),
+        union.set_attr(file.inode, &SetAttr { size: Some(0), ..SetAttr::default() }).unwrap_err(),
         Errno::INVAL
     );
     // The symbolic link itself is changed, not its target.
-    union.set_attr(file.inode, &Change { uid: Some(5), ..Change::default() }).unwrap();
+    union.set_attr(file.inode, &SetAttr { uid: Some(5), ..SetAttr::default() }).unwrap();
     assert_eq!(fs::metadata(outside.path().join("canary")).unwrap().uid(), 0);
     assert_eq!(fs::read(outside.path().join("canary")).unwrap(), b"secret");
 }
@@ -232,8 +232,8 @@ fn a_directory_swapped_for_a_link_leads_nowhere() {
     fs::create_dir(&directory).unwrap();
     fs::write(directory.join("f"), "inside").unwrap();
     let union = place.union();
-    let d = union.look_up(ROOT, b"d").unwrap().inode;
-    let f = union.look_up(d, b"f").unwrap().inode;
+    let d = union.lookup(ROOT, b"d").unwrap().inode;
+    let f = union.lookup(d, b"f").unwrap().inode;
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -247,14 +247,14 @@ fn a_directory_swapped_for_a_link_leads_nowhere() {
         let start = Instant::now();
         let mut seen = 0;
         while start.elapsed() < Duration::from_millis(500) {
-            for inode in [Ok(f), union.look_up(d, b"f").map(|found| found.inode)].into_iter().flatten() {
+            for inode in [Ok(f), union.lookup(d, b"f").map(|found| found.inode)].into_iter().flatten() {
                 if let Ok(content) = read(&union, inode) {
                     assert_eq!(content, b"inside");
                     seen += 1;
                 }
             }
             // Copying up reads, too.
-            if let Ok(found) = union.look_up(d, b"f") {
+            if let Ok(found) = union.lookup(d, b"f") {
                 let _ = union.xattr_names(found.inode);
                 assert_ne!(found.attr.size, 6 + 100);
             }
@@ -272,11 +272,11 @@ fn changes_are_told_from_the_upper() {
         fs::write(place.lower().join(directory).join("f"), directory).unwrap();
     }
     let union = place.union();
-    let keep = union.look_up(ROOT, b"keep").unwrap().inode;
-    let f = union.look_up(keep, b"f").unwrap().inode;
+    let keep = union.lookup(ROOT, b"keep").unwrap().inode;
+    let f = union.lookup(keep, b"f").unwrap().inode;
     write(&union, f, b"changed");
     union.make_node(keep, b"new", FileType::RegularFile, &MAKER).unwrap();
-    let gone = union.look_up(ROOT, b"gone").unwrap().inode;
+    let gone = union.lookup(ROOT, b"gone").unwrap().inode;
     union.unlink(gone, b"f").unwrap();
     union.remove_directory(ROOT, b"gone").unwrap();
     union.rename(ROOT, b"old", ROOT, b"renamed", RenameMode::Replace).unwrap();
@@ -377,30 +377,30 @@ fn a_tree_of_several_mounts_is_one_union() {
     fs::write(place.lower().join("f"), "room").unwrap();
     fs::write(other.path().join("g"), "project").unwrap();
     let layer = |path: &Path| {
-        let root = crate::context::storage::Root::open(path).unwrap();
-        crate::context::tree::Layer::Directory(
+        let root = crate::context::storage::StorageRoot::open(path).unwrap();
+        crate::context::tree::TreeLayer::Directory(
             crate::context::tree::DirectoryLayer::open(&root, Path::new("")).unwrap(),
         )
     };
-    let mounted = |target: &str, path: &Path| crate::context::tree::Mounted {
+    let mounted = |target: &str, path: &Path| crate::context::tree::MountedLayer {
         target: target.parse().unwrap(),
         layer: layer(path),
     };
-    let tree = crate::context::tree::Tree::new(vec![
+    let tree = crate::context::tree::ContextTree::new(vec![
         mounted("/context", &place.lower()),
         mounted("/context/deep/lib", other.path()),
     ])
     .unwrap();
-    let upper = crate::context::union::upper::Upper::open(&place.path("upper")).unwrap();
-    let union = Union::new(tree, b"context", Some(upper)).unwrap();
-    let deep = union.look_up(ROOT, b"deep").unwrap().inode;
-    let lib = union.look_up(deep, b"lib").unwrap().inode;
-    let g = union.look_up(lib, b"g").unwrap().inode;
+    let upper = crate::context::union::upper::UpperLayer::open(&place.path("upper")).unwrap();
+    let union = OverlayFs::new(tree, b"context", Some(upper)).unwrap();
+    let deep = union.lookup(ROOT, b"deep").unwrap().inode;
+    let lib = union.lookup(deep, b"lib").unwrap().inode;
+    let g = union.lookup(lib, b"g").unwrap().inode;
     write(&union, g, b"changed");
     assert_eq!(read(&union, g).unwrap(), b"changed");
     union.rename(ROOT, b"deep", ROOT, b"moved", RenameMode::Replace).unwrap();
     assert_eq!(read(&union, g).unwrap(), b"changed");
-    let moved = union.look_up(ROOT, b"moved").unwrap().inode;
+    let moved = union.lookup(ROOT, b"moved").unwrap().inode;
     assert_eq!(union.list(moved).unwrap().entries().len(), 1);
     assert_eq!(fs::read(other.path().join("g")).unwrap(), b"project");
     drop(tree_of(other.path()));

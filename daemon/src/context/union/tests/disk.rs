@@ -75,7 +75,7 @@ impl Target for Disk {
                 let (directory, name) = self.place(path)?;
                 rustix::fs::mkdirat(&directory, name, Mode::from_raw_mode(0o700))?;
                 // The umask of this process has no influence; setgid may have been inherited.
-                let made = beneath::hold(&directory, name)?;
+                let made = beneath::open_path(&directory, name)?;
                 let inherited = stat_at(&made, c"")?.attr.mode & 0o2000;
                 rustix::fs::chmodat(
                     &directory,
@@ -194,7 +194,7 @@ impl Target for Disk {
         let mut numbers: HashMap<Vec<u8>, u64> = HashMap::new();
         while let Some(path) = pending.pop() {
             let held = self.root();
-            let directory = beneath::directory(&held, &path).unwrap();
+            let directory = beneath::open_directory(&held, &path).unwrap();
             let mut names: Vec<Vec<u8>> = Vec::new();
             beneath::for_each_name(&directory, |name| {
                 names.push(name.to_bytes().to_vec());

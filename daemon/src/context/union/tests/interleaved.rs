@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustix::io::Errno;
 
 use super::Place;
-use crate::context::union::{Change, Opened, ROOT, RenameMode, Union};
+use crate::context::union::{OpenedFile, OverlayFs, ROOT, RenameMode, SetAttr};
 
 /// Calls `act` each time a file's content was copied and the copy is not yet in its place. Counts the calls.
-fn after_each_copy(union: &Union, mut act: impl FnMut(usize) + Send + 'static) -> Arc<AtomicUsize> {
+fn after_each_copy(union: &OverlayFs, mut act: impl FnMut(usize) + Send + 'static) -> Arc<AtomicUsize> {
     let count = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&count);
     let act = move || act(counted.fetch_add(1, Ordering::Relaxed) + 1);
@@ -19,23 +19,23 @@ fn after_each_copy(union: &Union, mut act: impl FnMut(usize) + Send + 'static) -
     count
 }
 
-fn read(union: &Union, handle: u64) -> Vec<u8> {
+fn read(union: &OverlayFs, handle: u64) -> Vec<u8> {
     let mut content = vec![0; 4096];
     let count = union.read(handle, &mut content, 0).unwrap();
     content.truncate(count);
     content
 }
 
-fn content(union: &Union, inode: u64) -> Result<Vec<u8>, Errno> {
-    let Opened { handle, .. } = union.open(inode, false)?;
+fn content(union: &OverlayFs, inode: u64) -> Result<Vec<u8>, Errno> {
+    let OpenedFile { handle, .. } = union.open(inode, false)?;
     let content = read(union, handle);
     union.release(handle);
     Ok(content)
 }
 
-fn assert_nothing_is_left(place: &Place, union: &Union) {
+fn assert_nothing_is_left(place: &Place, union: &OverlayFs) {
     assert_eq!(fs::read_dir(place.path("upper/work")).unwrap().count(), 0, "a copy stays in work/");
-    assert_eq!(union.known(), 1, "nodes that nobody knows stay");
+    assert_eq!(union.node_count(), 1, "nodes that nobody knows stay");
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn a_lower_file_that_is_written_during_its_copy_is_copied_again() {
         let path = place.lower().join("f");
         fs::write(&path, "below").unwrap();
         let union = place.union();
-        let found = union.look_up(ROOT, b"f").unwrap();
+        let found = union.lookup(ROOT, b"f").unwrap();
         let copies = after_each_copy(&union, move |number| {
             if number == 1 {
                 write(&File::options().write(true).open(&path).unwrap());
@@ -76,7 +76,7 @@ fn a_lower_file_that_never_stands_still_is_an_error_and_no_mixture() {
     let path = place.lower().join("f");
     fs::write(&path, "0").unwrap();
     let union = place.union();
-    let found = union.look_up(ROOT, b"f").unwrap();
+    let found = union.lookup(ROOT, b"f").unwrap();
     let written = path.clone();
     let copies = after_each_copy(&union, move |number| fs::write(&written, vec![b'x'; number]).unwrap());
     assert_eq!(union.open(found.inode, true).map(|_| ()), Err(Errno::STALE));
@@ -100,14 +100,14 @@ fn a_lower_file_that_another_replaces_during_its_copy_is_not_taken_for_it() {
     fs::write(&path, "below").unwrap();
     fs::write(place.lower().join("other"), "other").unwrap();
     let union = place.union();
-    let found = union.look_up(ROOT, b"f").unwrap();
+    let found = union.lookup(ROOT, b"f").unwrap();
     let (other, replaced) = (place.lower().join("other"), path.clone());
     let copies = after_each_copy(&union, move |_| _ = fs::rename(&other, &replaced));
     assert_eq!(union.open(found.inode, true).map(|_| ()), Err(Errno::STALE));
     assert_eq!(copies.load(Ordering::Relaxed), 1);
     union.forget(found.inode, 1);
     // A lookup now finds the other file.
-    let found = union.look_up(ROOT, b"f").unwrap();
+    let found = union.lookup(ROOT, b"f").unwrap();
     assert_eq!(content(&union, found.inode).unwrap(), b"other");
     union.forget(found.inode, 1);
     assert_nothing_is_left(&place, &union);
@@ -118,7 +118,7 @@ fn of_two_copies_that_are_made_at_once_one_counts() {
     let place = Place::new();
     fs::write(place.lower().join("f"), "below").unwrap();
     let union = place.union();
-    let found = union.look_up(ROOT, b"f").unwrap();
+    let found = union.lookup(ROOT, b"f").unwrap();
     let other = Arc::downgrade(&union);
     after_each_copy(&union, move |_| {
         let union = other.upgrade().unwrap();
@@ -140,9 +140,9 @@ fn a_file_that_is_renamed_or_removed_during_its_copy_is_where_it_went() {
     fs::write(place.lower().join("f"), "below").unwrap();
     fs::write(place.lower().join("g"), "gone").unwrap();
     let union = place.union();
-    let f = union.look_up(ROOT, b"f").unwrap().inode;
-    let g = union.look_up(ROOT, b"g").unwrap().inode;
-    let d = union.look_up(ROOT, b"d").unwrap().inode;
+    let f = union.lookup(ROOT, b"f").unwrap().inode;
+    let g = union.lookup(ROOT, b"g").unwrap().inode;
+    let d = union.lookup(ROOT, b"d").unwrap().inode;
     let other = Arc::downgrade(&union);
     after_each_copy(&union, move |number| {
         let union = other.upgrade().unwrap();
@@ -151,14 +151,14 @@ fn a_file_that_is_renamed_or_removed_during_its_copy_is_where_it_went() {
             _ => union.unlink(ROOT, b"g").unwrap(),
         }
     });
-    let set = |inode| union.set_attr(inode, &Change { mode: Some(0o600), ..Change::default() }).unwrap();
+    let set = |inode| union.set_attr(inode, &SetAttr { mode: Some(0o600), ..SetAttr::default() }).unwrap();
     assert_eq!((set(f).mode, set(f).links), (0o600, 1));
-    assert_eq!(union.look_up(ROOT, b"f").unwrap_err(), Errno::NOENT);
-    let moved = union.look_up(d, b"moved").unwrap();
+    assert_eq!(union.lookup(ROOT, b"f").unwrap_err(), Errno::NOENT);
+    let moved = union.lookup(d, b"moved").unwrap();
     assert_eq!((moved.inode, moved.attr.mode), (f, 0o600));
     assert_eq!((set(g).mode, set(g).links), (0o600, 0));
     assert_eq!(content(&union, g).unwrap(), b"gone");
-    assert_eq!(union.look_up(ROOT, b"g").unwrap_err(), Errno::NOENT);
+    assert_eq!(union.lookup(ROOT, b"g").unwrap_err(), Errno::NOENT);
     for (inode, count) in [(f, 2), (g, 1), (d, 1)] {
         union.forget(inode, count);
     }
@@ -198,16 +198,16 @@ fn who_has_a_file_open_keeps_it_when_another_is_renamed_over_it() {
         }
         let union = place.union();
         if covered == Made {
-            let maker = crate::context::union::Maker { uid: 0, gid: 0, mode: 0o644 };
+            let maker = crate::context::union::CreateAttr { uid: 0, gid: 0, mode: 0o644 };
             let made = union.make_node(ROOT, b"f", rustix::fs::FileType::RegularFile, &maker).unwrap();
             let handle = union.open(made.inode, true).unwrap().handle;
             union.write(handle, b"old", 0).unwrap();
             union.release(handle);
             union.forget(made.inode, 1);
         }
-        let old = union.look_up(ROOT, b"f").unwrap().inode;
+        let old = union.lookup(ROOT, b"f").unwrap().inode;
         if matches!(covered, Changed | LinkedChanged) {
-            union.set_attr(old, &Change { mode: Some(0o600), ..Change::default() }).unwrap();
+            union.set_attr(old, &SetAttr { mode: Some(0o600), ..SetAttr::default() }).unwrap();
         }
         let reader = union.open(old, false).unwrap().handle;
         union.rename(ROOT, b"new", ROOT, b"f", RenameMode::Replace).unwrap();
@@ -220,11 +220,11 @@ fn who_has_a_file_open_keeps_it_when_another_is_renamed_over_it() {
         let writer = union.open(old, true).unwrap().handle;
         union.write(writer, b"OLD", 0).unwrap();
         assert_eq!(read(&union, reader), b"OLD", "{covered:?}");
-        let new = union.look_up(ROOT, b"f").unwrap();
+        let new = union.lookup(ROOT, b"f").unwrap();
         assert_ne!(new.inode, old, "{covered:?}");
         assert_eq!(content(&union, new.inode).unwrap(), b"new", "{covered:?}");
         if linked {
-            let stays = union.look_up(ROOT, b"stays").unwrap();
+            let stays = union.lookup(ROOT, b"stays").unwrap();
             assert_eq!((stays.inode, content(&union, old).unwrap()), (old, b"OLD".to_vec()));
             union.forget(old, 1);
         }
@@ -235,7 +235,7 @@ fn who_has_a_file_open_keeps_it_when_another_is_renamed_over_it() {
         }
         assert_nothing_is_left(&place, &union);
         let again = place.union();
-        let found = again.look_up(ROOT, b"f").unwrap();
+        let found = again.lookup(ROOT, b"f").unwrap();
         assert_eq!(content(&again, found.inode).unwrap(), b"new", "after a restart: {covered:?}");
         if let Some(inode) = inode_below {
             let below = fs::metadata(lower.join("f")).unwrap();
@@ -250,11 +250,11 @@ fn files_that_change_places_under_their_readers_keep_their_readers() {
     fs::write(place.lower().join("a"), "A").unwrap();
     fs::write(place.lower().join("b"), "B").unwrap();
     let union = place.union();
-    let [a, b] = [b"a", b"b"].map(|name| union.look_up(ROOT, name).unwrap().inode);
+    let [a, b] = [b"a", b"b"].map(|name| union.lookup(ROOT, name).unwrap().inode);
     let [of_a, of_b] = [a, b].map(|inode| union.open(inode, false).unwrap().handle);
     union.rename(ROOT, b"a", ROOT, b"b", RenameMode::Exchange).unwrap();
     assert_eq!((read(&union, of_a), read(&union, of_b)), (b"A".to_vec(), b"B".to_vec()));
-    assert_eq!([b"b", b"a"].map(|name| union.look_up(ROOT, name).unwrap().inode), [a, b]);
+    assert_eq!([b"b", b"a"].map(|name| union.lookup(ROOT, name).unwrap().inode), [a, b]);
     for (inode, handle) in [(a, of_a), (b, of_b)] {
         union.release(handle);
         union.forget(inode, 2);

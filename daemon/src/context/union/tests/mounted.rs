@@ -16,7 +16,7 @@ use super::Place;
 use super::disk::Disk;
 use super::operation::{Operation, Target, anything, making};
 use crate::context::fuse;
-use crate::context::union::Union;
+use crate::context::union::OverlayFs;
 
 const CASES: u32 = 60;
 const MOUNT_LIMIT: Duration = Duration::from_secs(5);
@@ -25,7 +25,7 @@ const MOUNT_LIMIT: Duration = Duration::from_secs(5);
 pub struct Point(PathBuf);
 
 impl Point {
-    pub fn fuse(directory: &Path, union: Arc<Union>) -> Self {
+    pub fn fuse(directory: &Path, union: Arc<OverlayFs>) -> Self {
         fs::create_dir_all(directory).unwrap();
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let held = rustix::fs::open(directory, flags, Mode::empty()).unwrap();

@@ -2,7 +2,7 @@
 
 use fuser::{InitFlags, KernelConfig};
 
-use crate::context::union::Union;
+use crate::context::union::OverlayFs;
 
 /// Read-ahead size in bytes for sequential reads; the kernel uses less if its own limit is smaller.
 const READ_AHEAD: u32 = 1 << 20;
@@ -19,14 +19,14 @@ const ALWAYS: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
     .union(InitFlags::FUSE_NO_EXPORT_SUPPORT);
 
 /// Requests the supported features. Returns whether the kernel reads files by itself (passthrough).
-pub(super) fn features(union: &Union, config: &mut KernelConfig) -> bool {
+pub(super) fn negotiate(union: &OverlayFs, config: &mut KernelConfig) -> bool {
     let mut wanted = ALWAYS & config.capabilities();
-    if union.is_constant() && union.is_read_only() {
+    if union.is_sole_writer() && union.is_read_only() {
         wanted |= InitFlags::FUSE_CACHE_SYMLINKS & config.capabilities();
     }
     // Stack depth two: the lower files may be on an overlay. A kernel that refuses it has no passthrough.
     let passthrough = union.is_read_only()
-        && !union.is_constant()
+        && !union.is_sole_writer()
         && config.capabilities().contains(InitFlags::FUSE_PASSTHROUGH)
         && config.set_max_stack_depth(2).is_ok();
     if passthrough {

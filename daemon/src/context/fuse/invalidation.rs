@@ -11,51 +11,51 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::task;
 
 /// Listings that are due within this time are invalidated together.
-const TOGETHER: Duration = Duration::from_millis(20);
+const BATCH_WINDOW: Duration = Duration::from_millis(20);
 
 /// Queue of directories whose listings the kernel caches. Dropping it ends the worker.
-pub(super) struct ForgetLater(Arc<Shared>);
+pub(super) struct InvalidationQueue(Arc<InvalidationShared>);
 
 /// Worker that invalidates the queued listings.
-pub(super) struct Forgetting(Arc<Shared>);
+pub(super) struct InvalidationWorker(Arc<InvalidationShared>);
 
 #[derive(Default)]
-struct Shared {
-    kept: Mutex<Kept>,
+struct InvalidationShared {
+    kept: Mutex<PendingInvalidations>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct Kept {
+struct PendingInvalidations {
     /// Directories whose listing the kernel may cache, with the time when it received the last part.
     directories: HashMap<u64, Instant>,
     has_ended: bool,
 }
 
-pub(super) fn channel() -> (ForgetLater, Forgetting) {
-    let shared = Arc::<Shared>::default();
-    (ForgetLater(Arc::clone(&shared)), Forgetting(shared))
+pub(super) fn channel() -> (InvalidationQueue, InvalidationWorker) {
+    let shared = Arc::<InvalidationShared>::default();
+    (InvalidationQueue(Arc::clone(&shared)), InvalidationWorker(shared))
 }
 
-impl Shared {
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+impl InvalidationShared {
+    fn kept(&self) -> MutexGuard<'_, PendingInvalidations> {
         self.kept.lock()
     }
 
     /// Waits for directories that have been queued for `within`. `None` at the end.
     fn due(&self, within: Duration) -> Option<Vec<u64>> {
-        let nothing = |kept: &mut Kept| kept.directories.is_empty() && !kept.has_ended;
+        let nothing = |kept: &mut PendingInvalidations| kept.directories.is_empty() && !kept.has_ended;
         let mut kept = self.kept();
         self.changed.wait_while(&mut kept, nothing);
         if kept.has_ended {
             return None;
         }
-        let is_due = |_: &u64, since: &mut Instant| since.elapsed() + TOGETHER >= within;
+        let is_due = |_: &u64, since: &mut Instant| since.elapsed() + BATCH_WINDOW >= within;
         Some(kept.directories.extract_if(is_due).map(|(directory, _)| directory).collect())
     }
 }
 
-impl ForgetLater {
+impl InvalidationQueue {
     /// Records that the kernel receives a listing of this directory. The kernel uses a listing only once it
     /// is complete, and sends no requests then, so the last time counts.
     pub fn add(&self, directory: u64) {
@@ -67,14 +67,14 @@ impl ForgetLater {
     }
 }
 
-impl Drop for ForgetLater {
+impl Drop for InvalidationQueue {
     fn drop(&mut self) {
         self.0.kept().has_ended = true;
         self.0.changed.notify_one();
     }
 }
 
-impl Forgetting {
+impl InvalidationWorker {
     /// Starts the worker in its own thread, because the kernel may wait for answers meanwhile. The thread
     /// ends with the mount.
     pub fn spawn(self, kernel: Notifier, within: Duration) -> io::Result<()> {
@@ -89,7 +89,7 @@ impl Forgetting {
                         );
                     }
                 }
-                std::thread::sleep(TOGETHER);
+                std::thread::sleep(BATCH_WINDOW);
             }
         };
         task::thread("fuse-forget", forget)

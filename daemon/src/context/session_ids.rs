@@ -18,20 +18,20 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 
 /// Maximum number of retired ids. Beyond it the secret is replaced, which retires all ids at once.
-const MOST_RETIRED: usize = 10_000;
+const MAX_RETIRED: usize = 10_000;
 
 /// Derives session ids and records the retired ones.
-pub struct Versions {
+pub struct SessionIds {
     directory: PathBuf,
-    state: Mutex<State>,
+    state: Mutex<SessionIdState>,
 }
 
-struct State {
+struct SessionIdState {
     secret: [u8; 32],
     retired: HashSet<String>,
 }
 
-impl Versions {
+impl SessionIds {
     /// Opens the secret and the retired ids of a directory, and creates the secret if there is none.
     pub fn open(directory: &Path) -> io::Result<Self> {
         let secret = read_secret(&directory.join("session.key"))?;
@@ -40,16 +40,16 @@ impl Versions {
             Err(error) if error.kind() == io::ErrorKind::NotFound => HashSet::new(),
             Err(error) => return Err(error),
         };
-        let state = State { secret: secret.unwrap_or_else(rand::random), retired };
+        let state = SessionIdState { secret: secret.unwrap_or_else(rand::random), retired };
         let versions = Self { directory: directory.to_owned(), state: Mutex::new(state) };
         if secret.is_none() {
-            versions.renew(&mut versions.state.lock())?;
+            versions.replace_secret(&mut versions.state.lock())?;
         }
         Ok(versions)
     }
 
     /// Returns the id for a list of parts: equal parts give equal ids until the id is retired.
-    pub fn name(&self, parts: &[&[u8]]) -> String {
+    pub fn derive(&self, parts: &[&[u8]]) -> String {
         let state = self.state.lock();
         let mut round = 0u64;
         loop {
@@ -69,8 +69,8 @@ impl Versions {
     /// Retires an id: it is never derived again. Durable when this returns.
     pub fn retire(&self, name: &str) -> io::Result<()> {
         let mut state = self.state.lock();
-        if state.retired.len() >= MOST_RETIRED {
-            return self.renew(&mut state);
+        if state.retired.len() >= MAX_RETIRED {
+            return self.replace_secret(&mut state);
         }
         if state.retired.insert(name.to_owned()) {
             let mut file = File::options().append(true).create(true).open(self.directory.join("retired"))?;
@@ -81,7 +81,7 @@ impl Versions {
     }
 
     /// Replaces the secret, which makes all earlier ids unreachable.
-    fn renew(&self, state: &mut State) -> io::Result<()> {
+    fn replace_secret(&self, state: &mut SessionIdState) -> io::Result<()> {
         state.secret = rand::random();
         state.retired.clear();
         let new = self.directory.join("session.key.new");
@@ -121,11 +121,11 @@ mod tests {
     #[test]
     fn a_tree_keeps_its_name_over_restarts_and_only_in_its_own_state_directory() {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let name = Versions::open(one.path()).unwrap().name(&[b"a", b"b"]);
-        let again = Versions::open(one.path()).unwrap();
-        assert_eq!(again.name(&[b"a", b"b"]), name);
-        assert_ne!(again.name(&[b"ab", b""]), name);
-        assert_ne!(Versions::open(two.path()).unwrap().name(&[b"a", b"b"]), name);
+        let name = SessionIds::open(one.path()).unwrap().derive(&[b"a", b"b"]);
+        let again = SessionIds::open(one.path()).unwrap();
+        assert_eq!(again.derive(&[b"a", b"b"]), name);
+        assert_ne!(again.derive(&[b"ab", b""]), name);
+        assert_ne!(SessionIds::open(two.path()).unwrap().derive(&[b"a", b"b"]), name);
         let mode =
             std::os::unix::fs::MetadataExt::mode(&fs::metadata(one.path().join("session.key")).unwrap());
         assert_eq!(mode & 0o777, 0o600);
@@ -134,37 +134,37 @@ mod tests {
     #[test]
     fn a_retired_name_never_comes_back() {
         let directory = tempfile::tempdir().unwrap();
-        let versions = Versions::open(directory.path()).unwrap();
-        let (first, other) = (versions.name(&[b"a"]), versions.name(&[b"b"]));
+        let versions = SessionIds::open(directory.path()).unwrap();
+        let (first, other) = (versions.derive(&[b"a"]), versions.derive(&[b"b"]));
         versions.retire(&first).unwrap();
-        let second = versions.name(&[b"a"]);
+        let second = versions.derive(&[b"a"]);
         assert_ne!(second, first);
-        assert_eq!(versions.name(&[b"b"]), other);
+        assert_eq!(versions.derive(&[b"b"]), other);
         versions.retire(&second).unwrap();
-        let restarted = Versions::open(directory.path()).unwrap();
-        assert!(![first, second].contains(&restarted.name(&[b"a"])));
+        let restarted = SessionIds::open(directory.path()).unwrap();
+        assert!(![first, second].contains(&restarted.derive(&[b"a"])));
     }
 
     #[test]
     fn with_too_many_retired_names_all_names_are_new() {
         let directory = tempfile::tempdir().unwrap();
-        let versions = Versions::open(directory.path()).unwrap();
-        let before = versions.name(&[b"a"]);
-        versions.state.lock().retired.extend((0..MOST_RETIRED).map(|n| n.to_string()));
+        let versions = SessionIds::open(directory.path()).unwrap();
+        let before = versions.derive(&[b"a"]);
+        versions.state.lock().retired.extend((0..MAX_RETIRED).map(|n| n.to_string()));
         versions.retire("x").unwrap();
-        let after = versions.name(&[b"a"]);
+        let after = versions.derive(&[b"a"]);
         assert_ne!(after, before);
         assert!(versions.state.lock().retired.is_empty());
-        assert_eq!(Versions::open(directory.path()).unwrap().name(&[b"a"]), after);
+        assert_eq!(SessionIds::open(directory.path()).unwrap().derive(&[b"a"]), after);
     }
 
     #[test]
     fn a_damaged_key_is_made_anew() {
         let directory = tempfile::tempdir().unwrap();
-        let before = Versions::open(directory.path()).unwrap().name(&[b"a"]);
+        let before = SessionIds::open(directory.path()).unwrap().derive(&[b"a"]);
         fs::write(directory.path().join("session.key"), "short").unwrap();
-        let after = Versions::open(directory.path()).unwrap().name(&[b"a"]);
+        let after = SessionIds::open(directory.path()).unwrap().derive(&[b"a"]);
         assert_ne!(after, before);
-        assert_eq!(Versions::open(directory.path()).unwrap().name(&[b"a"]), after);
+        assert_eq!(SessionIds::open(directory.path()).unwrap().derive(&[b"a"]), after);
     }
 }

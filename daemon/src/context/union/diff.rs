@@ -6,105 +6,112 @@ use std::collections::BTreeMap;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use super::look::Directory;
-use super::nodes::Place;
-use super::{ROOT, Result, Union};
-use crate::context::compare::Difference;
-use crate::context::tree::Tree;
+use super::lookup::MergedDirectory;
+use super::nodes::NodeLocation;
+use super::{OverlayFs, ROOT, Result};
+use crate::context::compare::TreeDifference;
+use crate::context::tree::ContextTree;
 
-impl Union {
+impl OverlayFs {
     /// Calls `each` with every difference from the lower tree, in walk order, until it returns false. A file
     /// that was written to counts as changed whatever was written, and a renamed one as removed and added.
-    pub fn changes(&self, each: &mut dyn FnMut(Difference, &[u8]) -> bool) -> Result<()> {
+    pub fn changes(&self, each: &mut dyn FnMut(TreeDifference, &[u8]) -> bool) -> Result<()> {
         let root = {
             let _reading = self.reading_names();
             self.directory(ROOT)?
         };
         let below = root.lower.clone();
         // Directories from the root down to the current one, with their remaining entries.
-        let mut levels = vec![self.level(Vec::new(), &root, below.as_deref())?];
+        let mut levels = vec![self.diff_level(Vec::new(), &root, below.as_deref())?];
         while let Some(level) = levels.last_mut() {
             let Some((name, change)) = level.changes.pop_first() else {
                 levels.pop();
                 continue;
             };
-            let path = Tree::child_path(&level.path, &name)?;
+            let path = ContextTree::child_path(&level.path, &name)?;
             if let Some(difference) = change.difference
                 && !each(difference, &path)
             {
                 return Ok(());
             }
             if let Some((directory, below)) = change.inside {
-                let next = self.level(path.into_vec(), &directory, below.as_deref())?;
+                let next = self.diff_level(path.into_vec(), &directory, below.as_deref())?;
                 levels.push(next);
             }
         }
         Ok(())
     }
 
-    fn level(&self, path: Vec<u8>, directory: &Directory, below: Option<&[u8]>) -> Result<Level> {
+    fn diff_level(
+        &self,
+        path: Vec<u8>,
+        directory: &MergedDirectory,
+        below: Option<&[u8]>,
+    ) -> Result<DiffLevel> {
         let _reading = self.reading_names();
         let mut was = match below {
-            Some(below) => self.lower.names(below)?,
+            Some(below) => self.lower.list_directory(below)?,
             None => BTreeMap::new(),
         };
         let mut changes = BTreeMap::new();
         // A file with several names in the lower tree was copied up by one of them; the other names may be
         // anywhere.
         let has_linked =
-            |upper: &super::upper::Upper| upper.linked().values().any(|linked| linked.inode.is_some());
+            |upper: &super::upper::UpperLayer| upper.linked().values().any(|linked| linked.inode.is_some());
         let linked = self.upper.as_ref().is_some_and(has_linked);
         for entry in self.entries(directory)? {
             let old = was.remove(&entry.name);
             let natural = match below {
-                Some(below) => Some(Tree::child_path(below, &entry.name)?),
+                Some(below) => Some(ContextTree::child_path(below, &entry.name)?),
                 None => None,
             };
-            let sight = entry.sight();
+            let sight = entry.lookup_result();
             let is_directory = entry.kind == FileType::Directory;
-            let below_only = old.is_some() && sight.place == Place::Lower && sight.lower == natural;
+            let below_only = old.is_some() && sight.location == NodeLocation::Lower && sight.lower == natural;
             if below_only && !(is_directory && linked) {
                 continue;
             }
             let was_directory = old.as_ref().is_some_and(|old| old.attr.kind == FileType::Directory);
             let difference = match &old {
-                None => Some(Difference::Added),
+                None => Some(TreeDifference::Added),
                 Some(old) if is_directory && was_directory => {
                     let same = (old.attr.mode, old.attr.uid, old.attr.gid)
                         == (sight.attr.mode, sight.attr.uid, sight.attr.gid);
-                    (!same).then_some(Difference::Changed)
+                    (!same).then_some(TreeDifference::Changed)
                 }
-                Some(_) => Some(Difference::Changed),
+                Some(_) => Some(TreeDifference::Changed),
             };
             let inside = if is_directory {
-                let upper = match (&sight.place, &directory.upper) {
-                    (Place::Upper, Some(above)) => Some(Tree::child_path(above, &entry.name)?.into_vec()),
+                let upper = match (&sight.location, &directory.upper) {
+                    (NodeLocation::Upper, Some(above)) => {
+                        Some(ContextTree::child_path(above, &entry.name)?.into_vec())
+                    }
                     _ => None,
                 };
-                let inside = Directory { upper, lower: sight.lower.clone() };
+                let inside = MergedDirectory { upper, lower: sight.lower.clone() };
                 Some((inside, natural.filter(|_| was_directory)))
             } else {
                 None
             };
-            changes.insert(entry.name.clone(), Change { difference, inside });
+            changes.insert(entry.name.clone(), EntryDiff { difference, inside });
         }
-        let removed = Change { difference: Some(Difference::Removed), inside: None };
+        let removed = EntryDiff { difference: Some(TreeDifference::Removed), inside: None };
         changes.extend(was.into_keys().map(|name| (name, removed.clone())));
         if path.len() > crate::context::beneath::MAX_PATH {
             return Err(Errno::NAMETOOLONG);
         }
-        Ok(Level { path, changes })
+        Ok(DiffLevel { path, changes })
     }
 }
 
-struct Level {
+struct DiffLevel {
     path: Vec<u8>,
-    changes: BTreeMap<Box<[u8]>, Change>,
+    changes: BTreeMap<Box<[u8]>, EntryDiff>,
 }
 
 #[derive(Clone)]
-struct Change {
-    difference: Option<Difference>,
+struct EntryDiff {
+    difference: Option<TreeDifference>,
     /// A directory to descend into, and the lower directory that it is compared with.
-    inside: Option<(Directory, Option<Box<[u8]>>)>,
+    inside: Option<(MergedDirectory, Option<Box<[u8]>>)>,
 }

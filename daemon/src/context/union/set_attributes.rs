@@ -6,14 +6,14 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
 use rustix::io::Errno;
 
-use super::nodes::Place;
+use super::nodes::NodeLocation;
 use super::upper;
-use super::{Change, NewTime, ROOT, Result, Union};
-use crate::context::attr::Attr;
+use super::{OverlayFs, ROOT, Result, SetAttr, SetTime};
+use crate::context::attr::FileAttributes;
 
-impl Union {
+impl OverlayFs {
     /// Changes attributes, and the size of a regular file. Returns the new attributes.
-    pub fn set_attr(&self, inode: u64, change: &Change) -> Result<Attr> {
+    pub fn set_attr(&self, inode: u64, change: &SetAttr) -> Result<FileAttributes> {
         self.upper()?;
         let kind = self.nodes().get(inode)?.kind;
         match (change.size, kind) {
@@ -24,7 +24,7 @@ impl Union {
         if change.mode.is_some() && kind == FileType::Symlink {
             return Err(Errno::OPNOTSUPP);
         }
-        self.lift(inode, change.size)?;
+        self.copy_up(inode, change.size)?;
         let _reading = self.reading_names();
         let node = self.nodes().get(inode)?.clone();
         let (directory, name) = self.locate(inode, &node)?;
@@ -56,7 +56,7 @@ impl Union {
         let file = {
             let _reading = self.reading_names();
             let node = self.nodes().get(inode)?.clone();
-            if node.place == Place::Lower {
+            if node.location == NodeLocation::Lower {
                 return Ok(());
             }
             let file = match node.kind {
@@ -66,8 +66,12 @@ impl Union {
                 }
                 _ => None,
             };
-            if matches!(node.place, Place::Linked(_)) {
-                directories.push(upper::open_at(upper.links(), b".", OFlags::RDONLY | OFlags::DIRECTORY)?);
+            if matches!(node.location, NodeLocation::Linked(_)) {
+                directories.push(upper::open_at(
+                    upper.links_directory(),
+                    b".",
+                    OFlags::RDONLY | OFlags::DIRECTORY,
+                )?);
             }
             // The names are in directories of the upper tree, each of which may be as new as the file.
             if node.orphan.is_none() && inode != ROOT {
@@ -78,7 +82,7 @@ impl Union {
                     };
                     let mut path = &path[..];
                     loop {
-                        match upper.read_directory(path) {
+                        match upper.open_tree_directory(path) {
                             Ok(directory) => directories.push(directory),
                             // A file in `links/` may be visible by a name that only the lower tree has.
                             Err(Errno::NOENT) => {}
@@ -102,14 +106,14 @@ impl Union {
 
     /// Returns the statistics of the file system that receives changes; `None` without an upper directory.
     pub fn stat_fs(&self) -> Result<Option<rustix::fs::StatVfs>> {
-        self.upper.as_ref().map(upper::Upper::stat_fs).transpose()
+        self.upper.as_ref().map(upper::UpperLayer::stat_fs).transpose()
     }
 }
 
-fn timespec(time: Option<NewTime>) -> Timespec {
+fn timespec(time: Option<SetTime>) -> Timespec {
     match time {
         None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        Some(NewTime::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
-        Some(NewTime::At(time)) => upper::spec(time),
+        Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+        Some(SetTime::At(time)) => upper::timespec(time),
     }
 }

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 /// Maximum number of idle buffers; more than the number of chunks in use at once.
-const KEPT: usize = 64;
+const MAX_IDLE_BUFFERS: usize = 64;
 
 /// Pool of byte buffers. Cheap to clone; all clones share the buffers.
 #[derive(Clone, Default)]
-pub(super) struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
+pub(super) struct BufferPool(Arc<Mutex<Vec<Vec<u8>>>>);
 
-impl Buffers {
+impl BufferPool {
     /// Returns an empty buffer with at least the given capacity.
     pub(super) fn take(&self, capacity: usize) -> Vec<u8> {
         let used = self.0.lock().pop();
@@ -23,29 +23,29 @@ impl Buffers {
     }
 
     /// Wraps bytes in a shared chunk that returns its buffer to the pool when the last reader drops it.
-    pub(super) fn share(&self, bytes: Vec<u8>) -> Arc<Piece> {
-        Arc::new(Piece { bytes, home: self.clone() })
+    pub(super) fn share(&self, bytes: Vec<u8>) -> Arc<PooledBuffer> {
+        Arc::new(PooledBuffer { bytes, pool: self.clone() })
     }
 }
 
-pub(super) struct Piece {
+pub(super) struct PooledBuffer {
     bytes: Vec<u8>,
-    home: Buffers,
+    pool: BufferPool,
 }
 
-impl Deref for Piece {
+impl Deref for PooledBuffer {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-impl Drop for Piece {
+impl Drop for PooledBuffer {
     fn drop(&mut self) {
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.clear();
-        let mut waiting = self.home.0.lock();
-        if waiting.len() < KEPT {
+        let mut waiting = self.pool.0.lock();
+        if waiting.len() < MAX_IDLE_BUFFERS {
             waiting.push(bytes);
         }
     }

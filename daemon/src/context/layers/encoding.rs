@@ -4,7 +4,7 @@
 /// An index that differs from what was written. It is discarded and rebuilt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a layer's index is damaged")]
-pub struct Damaged;
+pub struct DamagedIndex;
 
 /// Encodes a number in groups of seven bits, the lowest first; the top bit says that more follow.
 pub(super) fn put_number(out: &mut Vec<u8>, mut number: u64) {
@@ -26,56 +26,56 @@ pub(super) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
 }
 
 /// Decoder over the remaining bytes.
-pub(super) struct Wire<'b>(pub &'b [u8]);
+pub(super) struct IndexDecoder<'b>(pub &'b [u8]);
 
-impl<'b> Wire<'b> {
-    pub(super) fn number(&mut self) -> Result<u64, Damaged> {
+impl<'b> IndexDecoder<'b> {
+    pub(super) fn number(&mut self) -> Result<u64, DamagedIndex> {
         let mut number = 0u64;
         for shift in (0..64).step_by(7) {
-            let (&byte, rest) = self.0.split_first().ok_or(Damaged)?;
+            let (&byte, rest) = self.0.split_first().ok_or(DamagedIndex)?;
             self.0 = rest;
             let bits = u64::from(byte & 0x7f);
             if shift == 63 && bits > 1 {
-                return Err(Damaged);
+                return Err(DamagedIndex);
             }
             number |= bits << shift;
             if byte & 0x80 == 0 {
                 return Ok(number);
             }
         }
-        Err(Damaged)
+        Err(DamagedIndex)
     }
 
-    pub(super) fn small(&mut self) -> Result<u32, Damaged> {
-        self.number()?.try_into().map_err(|_| Damaged)
+    pub(super) fn number_u32(&mut self) -> Result<u32, DamagedIndex> {
+        self.number()?.try_into().map_err(|_| DamagedIndex)
     }
 
-    pub(super) fn signed(&mut self) -> Result<i64, Damaged> {
+    pub(super) fn signed(&mut self) -> Result<i64, DamagedIndex> {
         let number = self.number()?;
         Ok((number >> 1).cast_signed() ^ -(number & 1).cast_signed())
     }
 
-    pub(super) fn take(&mut self, count: u64) -> Result<&'b [u8], Damaged> {
-        let count = usize::try_from(count).map_err(|_| Damaged)?;
-        let (taken, rest) = self.0.split_at_checked(count).ok_or(Damaged)?;
+    pub(super) fn take(&mut self, count: u64) -> Result<&'b [u8], DamagedIndex> {
+        let count = usize::try_from(count).map_err(|_| DamagedIndex)?;
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(DamagedIndex)?;
         self.0 = rest;
         Ok(taken)
     }
 
-    pub(super) fn bytes(&mut self) -> Result<&'b [u8], Damaged> {
+    pub(super) fn bytes(&mut self) -> Result<&'b [u8], DamagedIndex> {
         let length = self.number()?;
         self.take(length)
     }
 
-    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], Damaged> {
-        self.take(N as u64)?.try_into().map_err(|_| Damaged)
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], DamagedIndex> {
+        self.take(N as u64)?.try_into().map_err(|_| DamagedIndex)
     }
 
     /// Decodes the number of elements that follow, each of at least `least` bytes.
-    pub(super) fn count(&mut self, least: usize) -> Result<usize, Damaged> {
-        let count = usize::try_from(self.number()?).map_err(|_| Damaged)?;
+    pub(super) fn count(&mut self, least: usize) -> Result<usize, DamagedIndex> {
+        let count = usize::try_from(self.number()?).map_err(|_| DamagedIndex)?;
         if count > self.0.len() / least.max(1) {
-            return Err(Damaged);
+            return Err(DamagedIndex);
         }
         Ok(count)
     }

@@ -15,9 +15,9 @@ use hearth_pack::identity::ContentHash;
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
 use super::LayerError;
-use super::content::ContentSum;
-use super::pax::{self, Pax, PaxSparse, Xattrs};
-use super::sparse::{MAX_PIECES, Part, Piece, TextMap, pieces};
+use super::content::ContentHasher;
+use super::pax::{self, PaxHeader, PaxSparse, XattrList};
+use super::sparse::{MAX_EXTENTS, SparseExtent, SparseRange, SparseTextMap, locate_extents};
 
 const BLOCK: usize = 512;
 /// Maximum size in bytes of a GNU name and of a PAX header; real ones are far smaller.
@@ -35,12 +35,12 @@ pub(super) struct TarEntry {
     pub mode: u32,
     /// Modification time in nanoseconds since 1970.
     pub mtime: i64,
-    pub xattrs: Xattrs,
+    pub xattrs: XattrList,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum TarKind {
-    File { size: u64, content: Content, hash: ContentHash },
+    File { size: u64, content: TarContentLocation, hash: ContentHash },
     Directory,
     Symlink(Vec<u8>),
     HardLink(Vec<u8>),
@@ -52,7 +52,7 @@ impl TarEntry {
     /// Returns the number of bytes of the file that are not stored: the holes of a sparse file.
     pub(super) fn holes(&self) -> u64 {
         match &self.kind {
-            TarKind::File { size, content: Content::Sparse(pieces), .. } => {
+            TarKind::File { size, content: TarContentLocation::Sparse(pieces), .. } => {
                 let stored: u64 = pieces.iter().map(|piece| piece.length).sum();
                 size.saturating_sub(stored)
             }
@@ -63,22 +63,22 @@ impl TarEntry {
 
 /// Location of a file's content in the tar.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Content {
+pub(super) enum TarContentLocation {
     At(u64),
     /// The gaps between the extents are zeros.
-    Sparse(Box<[Piece]>),
+    Sparse(Box<[SparseExtent]>),
 }
 
 /// Values of extension headers, which apply to the next entry.
 #[derive(Default)]
-struct Extended {
+struct ExtendedHeader {
     path: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
-    pax: Pax,
+    pax: PaxHeader,
 }
 
 #[derive(Clone, Copy)]
-enum Extension {
+enum ExtensionKind {
     Path,
     Link,
     Pax,
@@ -86,42 +86,42 @@ enum Extension {
 }
 
 /// A regular file whose content follows.
-struct Open {
+struct PendingFile {
     path: Vec<u8>,
     mode: u32,
     mtime: i64,
-    xattrs: Xattrs,
+    xattrs: XattrList,
     size: u64,
     /// Size in bytes in the tar, including a sparse map at the start.
     stored: u64,
 }
 
-enum State {
+enum TarParserState {
     Header,
     Extension {
-        kind: Extension,
+        kind: ExtensionKind,
         left: u64,
         padding: u64,
     },
     /// The blocks of an old GNU sparse map follow the header.
     GnuMap {
-        file: Open,
-        parts: Vec<Part>,
+        file: PendingFile,
+        parts: Vec<SparseRange>,
     },
     /// A PAX sparse map precedes the content.
     TextMap {
-        file: Open,
-        map: TextMap,
+        file: PendingFile,
+        map: SparseTextMap,
     },
     Content {
-        file: Open,
-        content: Content,
-        sum: Box<ContentSum>,
+        file: PendingFile,
+        content: TarContentLocation,
+        sum: Box<ContentHasher>,
         left: u64,
     },
     Padding(u64),
     /// One block of zeros was read.
-    Ending {
+    EndMarker {
         at: u64,
     },
     Done,
@@ -129,14 +129,14 @@ enum State {
 
 /// Parses a tar that is supplied in chunks of any size.
 pub(super) struct TarParser {
-    state: State,
+    state: TarParserState,
     /// An incomplete block or extension.
     buffer: Vec<u8>,
     /// Offset of the next byte in the tar.
     at: u64,
-    extended: Extended,
+    extended: ExtendedHeader,
     /// False if content is not hashed; the hash of a file is then meaningless.
-    hashes: bool,
+    hashes_content: bool,
     /// Number of zeros in holes that may still be hashed.
     hole_budget: u64,
 }
@@ -153,18 +153,18 @@ const fn padding(size: u64) -> u64 {
 impl TarParser {
     pub(super) fn new() -> Self {
         Self {
-            hashes: true,
-            state: State::Header,
+            hashes_content: true,
+            state: TarParserState::Header,
             buffer: Vec::new(),
             at: 0,
-            extended: Extended::default(),
-            hole_budget: super::content::HASHED_HOLES,
+            extended: ExtendedHeader::default(),
+            hole_budget: super::content::MAX_HASHED_HOLES,
         }
     }
 
     /// Creates a parser that does not hash content.
     pub(super) fn without_hashes() -> Self {
-        Self { hashes: false, ..Self::new() }
+        Self { hashes_content: false, ..Self::new() }
     }
 
     /// Parses the next bytes and calls `entry` with the entries that they complete.
@@ -174,7 +174,7 @@ impl TarParser {
         entry: &mut dyn FnMut(TarEntry) -> Result<(), LayerError>,
     ) -> Result<(), LayerError> {
         while !bytes.is_empty() || self.is_complete() {
-            let state = std::mem::replace(&mut self.state, State::Done);
+            let state = std::mem::replace(&mut self.state, TarParserState::Done);
             self.state = self.step(state, &mut bytes, entry)?;
         }
         Ok(())
@@ -183,13 +183,17 @@ impl TarParser {
     /// Ends the tar. The end marker and the padding of the last entry may be missing.
     pub(super) fn finish(self) -> Result<(), LayerError> {
         match &self.state {
-            State::Header | State::Ending { .. } if self.buffer.is_empty() => Ok(()),
-            State::Padding(_) | State::Done => Ok(()),
-            State::Content { file, .. } | State::GnuMap { file, .. } | State::TextMap { file, .. } => {
+            TarParserState::Header | TarParserState::EndMarker { .. } if self.buffer.is_empty() => Ok(()),
+            TarParserState::Padding(_) | TarParserState::Done => Ok(()),
+            TarParserState::Content { file, .. }
+            | TarParserState::GnuMap { file, .. }
+            | TarParserState::TextMap { file, .. } => {
                 Err(entry_error(&file.path, "it is longer than what is left of the tar"))
             }
-            State::Header | State::Ending { .. } => Err(self.malformed("it ends within a block")),
-            State::Extension { .. } => Err(self.malformed("it ends within a name or PAX header")),
+            TarParserState::Header | TarParserState::EndMarker { .. } => {
+                Err(self.malformed("it ends within a block"))
+            }
+            TarParserState::Extension { .. } => Err(self.malformed("it ends within a name or PAX header")),
         }
     }
 
@@ -201,7 +205,9 @@ impl TarParser {
     const fn is_complete(&self) -> bool {
         matches!(
             self.state,
-            State::Content { left: 0, .. } | State::Padding(0) | State::Extension { left: 0, .. }
+            TarParserState::Content { left: 0, .. }
+                | TarParserState::Padding(0)
+                | TarParserState::Extension { left: 0, .. }
         )
     }
 
@@ -228,71 +234,73 @@ impl TarParser {
 
     fn step(
         &mut self,
-        state: State,
+        state: TarParserState,
         bytes: &mut &[u8],
         entry: &mut dyn FnMut(TarEntry) -> Result<(), LayerError>,
-    ) -> Result<State, LayerError> {
+    ) -> Result<TarParserState, LayerError> {
         match state {
-            State::Header => match self.block(bytes) {
+            TarParserState::Header => match self.block(bytes) {
                 Some(block) => self.header(&block, entry),
-                None => Ok(State::Header),
+                None => Ok(TarParserState::Header),
             },
-            State::Ending { at } => match self.block(bytes) {
-                None => Ok(State::Ending { at }),
-                Some(block) if block.iter().all(|byte| *byte == 0) => Ok(State::Done),
+            TarParserState::EndMarker { at } => match self.block(bytes) {
+                None => Ok(TarParserState::EndMarker { at }),
+                Some(block) if block.iter().all(|byte| *byte == 0) => Ok(TarParserState::Done),
                 Some(_) => {
                     Err(LayerError::Malformed { at, what: "a block of zeros is followed by something else" })
                 }
             },
             // Bytes after the end marker are ignored.
-            State::Done => {
+            TarParserState::Done => {
                 self.take(bytes, u64::MAX);
-                Ok(State::Done)
+                Ok(TarParserState::Done)
             }
-            State::Padding(0) => Ok(State::Header),
-            State::Padding(left) => {
+            TarParserState::Padding(0) => Ok(TarParserState::Header),
+            TarParserState::Padding(left) => {
                 let count = self.take(bytes, left).len() as u64;
-                Ok(State::Padding(left - count))
+                Ok(TarParserState::Padding(left - count))
             }
-            State::Extension { kind, left: 0, padding } => {
+            TarParserState::Extension { kind, left: 0, padding } => {
                 let data = std::mem::take(&mut self.buffer);
                 self.extension(kind, data)?;
-                Ok(State::Padding(padding))
+                Ok(TarParserState::Padding(padding))
             }
-            State::Extension { kind, left, padding } => {
+            TarParserState::Extension { kind, left, padding } => {
                 let taken = self.take(bytes, left);
                 self.buffer.extend_from_slice(taken);
-                Ok(State::Extension { kind, left: left - taken.len() as u64, padding })
+                Ok(TarParserState::Extension { kind, left: left - taken.len() as u64, padding })
             }
-            State::GnuMap { file, mut parts } => {
-                let Some(block) = self.block(bytes) else { return Ok(State::GnuMap { file, parts }) };
+            TarParserState::GnuMap { file, mut parts } => {
+                let Some(block) = self.block(bytes) else {
+                    return Ok(TarParserState::GnuMap { file, parts });
+                };
                 let mut extension = GnuExtSparseHeader::new();
                 extension.as_mut_bytes().copy_from_slice(&block);
                 gnu_parts(extension.sparse(), &mut parts).map_err(|what| entry_error(&file.path, what))?;
                 if extension.is_extended() {
-                    return Ok(State::GnuMap { file, parts });
+                    return Ok(TarParserState::GnuMap { file, parts });
                 }
                 self.sparse(file, &parts, 0)
             }
-            State::TextMap { file, mut map } => {
-                let Some(block) = self.block(bytes) else { return Ok(State::TextMap { file, map }) };
+            TarParserState::TextMap { file, mut map } => {
+                let Some(block) = self.block(bytes) else { return Ok(TarParserState::TextMap { file, map }) };
                 match map.block(&block).map_err(|what| entry_error(&file.path, what))? {
-                    None => Ok(State::TextMap { file, map }),
+                    None => Ok(TarParserState::TextMap { file, map }),
                     Some(parts) => self.sparse(file, &parts, map.length()),
                 }
             }
-            State::Content { file, content, sum, left: 0 } => {
-                let Open { path, mode, mtime, xattrs, size, stored } = file;
+            TarParserState::Content { file, content, sum, left: 0 } => {
+                let PendingFile { path, mode, mtime, xattrs, size, stored } = file;
                 let kind = TarKind::File { size, content, hash: sum.finish() };
                 entry(TarEntry { path, kind, mode, mtime, xattrs })?;
-                Ok(State::Padding(padding(stored)))
+                Ok(TarParserState::Padding(padding(stored)))
             }
-            State::Content { file, content, mut sum, left } => {
+            TarParserState::Content { file, content, mut sum, left } => {
                 let taken = self.take(bytes, left);
-                if self.hashes {
+                if self.hashes_content {
                     sum.update(taken);
                 }
-                Ok(State::Content { file, content, sum, left: left - taken.len() as u64 })
+                Ok(TarParserState::Content { file, content, sum, left: left - taken.len() as u64 })
             }
         }
     }
@@ -301,10 +309,10 @@ impl TarParser {
         &mut self,
         block: &[u8; BLOCK],
         entry: &mut dyn FnMut(TarEntry) -> Result<(), LayerError>,
-    ) -> Result<State, LayerError> {
+    ) -> Result<TarParserState, LayerError> {
         let at = self.at - BLOCK as u64;
         if block.iter().all(|byte| *byte == 0) {
-            return Ok(State::Ending { at });
+            return Ok(TarParserState::EndMarker { at });
         }
         let header = Header::from_byte_slice(block);
         let sum: u32 =
@@ -313,10 +321,10 @@ impl TarParser {
             return Err(LayerError::Malformed { at, what: "the checksum of a header is wrong" });
         }
         let (kind, limit) = match header.entry_type() {
-            EntryType::GNULongName => (Extension::Path, MAX_NAME),
-            EntryType::GNULongLink => (Extension::Link, MAX_NAME),
-            EntryType::XHeader => (Extension::Pax, MAX_PAX),
-            EntryType::XGlobalHeader => (Extension::Global, MAX_PAX),
+            EntryType::GNULongName => (ExtensionKind::Path, MAX_NAME),
+            EntryType::GNULongLink => (ExtensionKind::Link, MAX_NAME),
+            EntryType::XHeader => (ExtensionKind::Pax, MAX_PAX),
+            EntryType::XGlobalHeader => (ExtensionKind::Global, MAX_PAX),
             _ => return self.entry(header, entry),
         };
         let left =
@@ -324,24 +332,24 @@ impl TarParser {
         if left > limit {
             return Err(LayerError::Malformed { at, what: "a name or PAX header is too long" });
         }
-        Ok(State::Extension { kind, left, padding: padding(left) })
+        Ok(TarParserState::Extension { kind, left, padding: padding(left) })
     }
 
-    fn extension(&mut self, kind: Extension, mut data: Vec<u8>) -> Result<(), LayerError> {
+    fn extension(&mut self, kind: ExtensionKind, mut data: Vec<u8>) -> Result<(), LayerError> {
         match kind {
-            Extension::Path | Extension::Link => {
+            ExtensionKind::Path | ExtensionKind::Link => {
                 if let Some(end) = data.iter().position(|byte| *byte == 0) {
                     data.truncate(end);
                 }
                 match kind {
-                    Extension::Path => self.extended.path = Some(data),
+                    ExtensionKind::Path => self.extended.path = Some(data),
                     _ => self.extended.link = Some(data),
                 }
             }
-            Extension::Pax => {
+            ExtensionKind::Pax => {
                 self.extended.pax = pax::parse(&data).map_err(|what| self.malformed(what))?;
             }
-            Extension::Global => pax::check_global(&data).map_err(|what| self.malformed(what))?,
+            ExtensionKind::Global => pax::check_global(&data).map_err(|what| self.malformed(what))?,
         }
         Ok(())
     }
@@ -350,8 +358,8 @@ impl TarParser {
         &mut self,
         header: &Header,
         entry: &mut dyn FnMut(TarEntry) -> Result<(), LayerError>,
-    ) -> Result<State, LayerError> {
-        let Extended { path, link, mut pax } = std::mem::take(&mut self.extended);
+    ) -> Result<TarParserState, LayerError> {
+        let ExtendedHeader { path, link, mut pax } = std::mem::take(&mut self.extended);
         let is_file =
             matches!(header.entry_type(), EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse);
         let sparse = pax.sparse.take().filter(|_| is_file);
@@ -383,7 +391,7 @@ impl TarParser {
                 if size > MAX_SIZE {
                     return Err(wrong("its size is larger than any file can be"));
                 }
-                let file = Open { path, mode, mtime, xattrs: pax.xattrs, size, stored: size };
+                let file = PendingFile { path, mode, mtime, xattrs: pax.xattrs, size, stored: size };
                 return self.file(file, header, sparse);
             }
             EntryType::Directory => TarKind::Directory,
@@ -395,16 +403,16 @@ impl TarParser {
             _ => return Err(wrong("its type is not known")),
         };
         entry(TarEntry { path, kind, mode, mtime, xattrs: pax.xattrs })?;
-        Ok(State::Header)
+        Ok(TarParserState::Header)
     }
 
     /// Starts a file whose header is complete: plain, or sparse in one of the four formats.
     fn file(
         &mut self,
-        mut file: Open,
+        mut file: PendingFile,
         header: &Header,
         sparse: Option<PaxSparse>,
-    ) -> Result<State, LayerError> {
+    ) -> Result<TarParserState, LayerError> {
         if header.entry_type() == EntryType::GNUSparse {
             let gnu = header
                 .as_gnu()
@@ -413,20 +421,25 @@ impl TarParser {
             let mut parts = Vec::new();
             gnu_parts(&gnu.sparse, &mut parts).map_err(|what| entry_error(&file.path, what))?;
             if gnu.is_extended() {
-                return Ok(State::GnuMap { file, parts });
+                return Ok(TarParserState::GnuMap { file, parts });
             }
             return self.sparse(file, &parts, 0);
         }
         let Some(sparse) = sparse else {
-            let (left, content) = (file.stored, Content::At(self.at));
-            return Ok(State::Content { file, content, sum: Box::new(ContentSum::plain()), left });
+            let (left, content) = (file.stored, TarContentLocation::At(self.at));
+            return Ok(TarParserState::Content {
+                file,
+                content,
+                sum: Box::new(ContentHasher::plain()),
+                left,
+            });
         };
         let wrong = |what| entry_error(&file.path, what);
         let size = sparse.size.ok_or_else(|| wrong("a sparse file without its size"))?;
         match sparse.version {
             Some((1, 0)) => {
                 file.size = size;
-                Ok(State::TextMap { file, map: TextMap::default() })
+                Ok(TarParserState::TextMap { file, map: SparseTextMap::default() })
             }
             None | Some((0, 0 | 1)) => {
                 let parts = sparse.parts().ok_or_else(|| wrong("its sparse map is damaged"))?;
@@ -438,26 +451,31 @@ impl TarParser {
     }
 
     /// Starts the content of a sparse file; `map` is the size in bytes of the map that was stored in it.
-    fn sparse(&mut self, file: Open, parts: &[Part], map: u64) -> Result<State, LayerError> {
+    fn sparse(
+        &mut self,
+        file: PendingFile,
+        parts: &[SparseRange],
+        map: u64,
+    ) -> Result<TarParserState, LayerError> {
         let damaged = || entry_error(&file.path, "its sparse map is damaged");
         if file.size > MAX_SIZE {
             return Err(entry_error(&file.path, "its size is larger than any file can be"));
         }
         let left = file.stored.checked_sub(map).ok_or_else(damaged)?;
-        let pieces = pieces(parts, file.size, left, self.at).ok_or_else(damaged)?;
-        let sum = Box::new(match self.hashes {
-            true => ContentSum::sparse(&pieces, file.size, &mut self.hole_budget),
-            false => ContentSum::plain(),
+        let pieces = locate_extents(parts, file.size, left, self.at).ok_or_else(damaged)?;
+        let sum = Box::new(match self.hashes_content {
+            true => ContentHasher::sparse(&pieces, file.size, &mut self.hole_budget),
+            false => ContentHasher::plain(),
         });
-        Ok(State::Content { file, content: Content::Sparse(pieces), sum, left })
+        Ok(TarParserState::Content { file, content: TarContentLocation::Sparse(pieces), sum, left })
     }
 }
 
-fn gnu_parts(headers: &[GnuSparseHeader], parts: &mut Vec<Part>) -> Result<(), &'static str> {
+fn gnu_parts(headers: &[GnuSparseHeader], parts: &mut Vec<SparseRange>) -> Result<(), &'static str> {
     let number = |number: std::io::Result<u64>| number.map_err(|_| "its sparse map is damaged");
     for part in headers.iter().filter(|part| !part.is_empty()) {
         parts.push((number(part.offset())?, number(part.length())?));
-        if parts.len() > MAX_PIECES {
+        if parts.len() > MAX_EXTENTS {
             return Err("its sparse map is too long");
         }
     }

@@ -7,45 +7,45 @@ use hearth_pack::identity::ContentHash;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use super::browse::{Content, LayerFile, Seen};
-use super::read::Verified;
+use super::browse::{EntryStat, LayerFile, OpenTreeFile};
+use super::read::VerifiedFile;
 use super::scan::absolute;
-use super::{Layer, Origin, Tree, below};
+use super::{ContextTree, EntryOrigin, TreeLayer, below};
 use crate::context::ContextError;
 use crate::context::error::text;
 
 /// Iterator over a tree in the order of its digest: depth first, a directory before its content, names sorted
 /// by their bytes. One directory of each level is in memory. Symbolic links are returned, never followed.
-pub struct Walk<'t> {
-    tree: &'t Tree,
+pub struct TreeWalk<'t> {
+    tree: &'t ContextTree,
     top: Vec<u8>,
     recursive: bool,
-    levels: Vec<Level>,
+    levels: Vec<WalkLevel>,
     failed: bool,
 }
 
 /// A directory and its remaining entries.
-type Level = (Vec<u8>, btree_map::IntoIter<Box<[u8]>, Seen>);
+type WalkLevel = (Vec<u8>, btree_map::IntoIter<Box<[u8]>, EntryStat>);
 
 /// One entry of a walk.
-pub struct Shown {
+pub struct WalkedEntry {
     /// Path relative to the top of the walk.
     pub path: Vec<u8>,
     /// Path from the root of the tree.
-    pub whole: Box<[u8]>,
-    pub seen: Seen,
+    pub tree_path: Box<[u8]>,
+    pub stat: EntryStat,
     pub target: Option<Box<[u8]>>,
 }
 
 /// Sequential reader of one file.
-pub struct Reader {
+pub struct FileReader {
     path: String,
-    content: Whole,
+    content: ReaderSource,
 }
 
-enum Whole {
+enum ReaderSource {
     /// Fails if the file changes before its end.
-    File(Verified),
+    File(VerifiedFile),
     Image(LayerFile, u64),
 }
 
@@ -53,16 +53,21 @@ fn failed_at(path: &[u8]) -> impl Fn(Errno) -> ContextError + '_ {
     |errno| ContextError::at(&absolute(path), errno)
 }
 
-impl Tree {
+impl ContextTree {
     /// Walks everything below the directory `path`, or only its direct children.
-    pub fn below(&self, path: &[u8], recursive: bool) -> Result<Walk<'_>, ContextError> {
-        let first = self.names(path).map_err(failed_at(path))?;
+    pub fn walk_below(&self, path: &[u8], recursive: bool) -> Result<TreeWalk<'_>, ContextError> {
+        let first = self.list_directory(path).map_err(failed_at(path))?;
         let levels = vec![(path.to_vec(), first.into_iter())];
-        Ok(Walk { tree: self, top: path.to_vec(), recursive, levels, failed: false })
+        Ok(TreeWalk { tree: self, top: path.to_vec(), recursive, levels, failed: false })
     }
 
     /// Describes the entry at `whole` as a walk does. `None` if it vanished meanwhile.
-    pub fn shown(&self, top: &[u8], whole: Box<[u8]>, seen: Seen) -> Result<Option<Shown>, ContextError> {
+    pub fn walked_entry(
+        &self,
+        top: &[u8],
+        whole: Box<[u8]>,
+        seen: EntryStat,
+    ) -> Result<Option<WalkedEntry>, ContextError> {
         let target = match seen.attr.kind {
             FileType::Symlink => match self.link_target(&whole) {
                 Ok(target) => Some(target),
@@ -73,11 +78,11 @@ impl Tree {
             _ => None,
         };
         let path = below(top, &whole).unwrap_or(&whole).to_vec();
-        Ok(Some(Shown { path, whole, seen, target }))
+        Ok(Some(WalkedEntry { path, tree_path: whole, stat: seen, target }))
     }
 
     /// Opens the regular file at `path`; no other kind of file is ever opened.
-    pub fn reader(&self, path: &[u8]) -> Result<Reader, ContextError> {
+    pub fn reader(&self, path: &[u8]) -> Result<FileReader, ContextError> {
         let shown = text(&absolute(path));
         let failed = |errno| match errno {
             Errno::ISDIR => {
@@ -85,44 +90,44 @@ impl Tree {
             }
             errno => ContextError::at(&absolute(path), errno),
         };
-        let (mount, inside) = self.covering(path).ok_or_else(|| failed(Errno::NOENT))?;
+        let (mount, inside) = self.deepest_mount(path).ok_or_else(|| failed(Errno::NOENT))?;
         let content = match self.layer(mount) {
-            Layer::Directory(layer) => {
+            TreeLayer::Directory(layer) => {
                 let (file, stat) = layer.open_file(inside).map_err(failed)?;
-                Whole::File(Verified::new(file, stat, shown.clone()))
+                ReaderSource::File(VerifiedFile::new(file, stat, shown.clone()))
             }
-            _ => match self.content(path).map_err(failed)? {
-                Content::Layer(file) => Whole::Image(file, 0),
-                Content::File(_) => return Err(failed(Errno::ISDIR)),
+            _ => match self.open_content(path).map_err(failed)? {
+                OpenTreeFile::Layer(file) => ReaderSource::Image(file, 0),
+                OpenTreeFile::File(_) => return Err(failed(Errno::ISDIR)),
             },
         };
-        Ok(Reader { path: shown, content })
+        Ok(FileReader { path: shown, content })
     }
 
     /// Returns the hash of a file's content if it is known without reading the file.
     pub fn known_hash(&self, path: &[u8]) -> Option<ContentHash> {
-        let (mount, inside) = self.covering(path)?;
-        let Layer::Image(layer) = self.layer(mount) else { return None };
+        let (mount, inside) = self.deepest_mount(path)?;
+        let TreeLayer::Image(layer) = self.layer(mount) else { return None };
         match layer.lookup(mount, inside)?.origin {
-            Origin::Image { node, .. } => Some(layer.content_hash(node)),
+            EntryOrigin::Image { node, .. } => Some(layer.content_hash(node)),
             _ => None,
         }
     }
 }
 
-impl Walk<'_> {
-    fn step(&mut self) -> Result<Option<Shown>, ContextError> {
+impl TreeWalk<'_> {
+    fn step(&mut self) -> Result<Option<WalkedEntry>, ContextError> {
         while let Some((directory, entries)) = self.levels.last_mut() {
             let Some((name, seen)) = entries.next() else {
                 self.levels.pop();
                 continue;
             };
-            let child = Tree::child_path(directory, &name).map_err(failed_at(directory))?;
+            let child = ContextTree::child_path(directory, &name).map_err(failed_at(directory))?;
             if self.recursive && seen.attr.kind == FileType::Directory {
-                let entries = self.tree.names(&child).map_err(failed_at(&child))?;
+                let entries = self.tree.list_directory(&child).map_err(failed_at(&child))?;
                 self.levels.push((child.to_vec(), entries.into_iter()));
             }
-            if let Some(shown) = self.tree.shown(&self.top, child, seen)? {
+            if let Some(shown) = self.tree.walked_entry(&self.top, child, seen)? {
                 return Ok(Some(shown));
             }
         }
@@ -131,8 +136,8 @@ impl Walk<'_> {
 }
 
 /// The iterator ends after an error.
-impl Iterator for Walk<'_> {
-    type Item = Result<Shown, ContextError>;
+impl Iterator for TreeWalk<'_> {
+    type Item = Result<WalkedEntry, ContextError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.failed {
@@ -144,14 +149,14 @@ impl Iterator for Walk<'_> {
     }
 }
 
-impl Reader {
+impl FileReader {
     /// Fills the buffer completely, except at the end of the file. Returns the number of bytes.
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, ContextError> {
         let mut done = 0;
         while done < buffer.len() {
             let read = match &mut self.content {
-                Whole::File(file) => file.read(&mut buffer[done..]),
-                Whole::Image(file, at) => {
+                ReaderSource::File(file) => file.read(&mut buffer[done..]),
+                ReaderSource::Image(file, at) => {
                     file.read_at(&mut buffer[done..], *at).inspect(|count| *at += *count as u64)
                 }
             };

@@ -16,26 +16,26 @@ use fuser::{
 use rustix::fs::{FallocateFlags, FileType, XattrFlags};
 use rustix::io::Errno;
 
-use super::ask;
-use super::directories::Directories;
-use super::forget::ForgetLater;
-use super::passthrough::Passthrough;
-use super::wire::{self, GENERATION};
-use crate::context::union::{Change, Found, MAX_NAME, Maker, RenameMode, Union};
+use super::convert::{self, GENERATION};
+use super::invalidation::InvalidationQueue;
+use super::listing_cache::ListingCache;
+use super::negotiation;
+use super::passthrough::PassthroughFiles;
+use crate::context::union::{CreateAttr, InodeEntry, MAX_NAME, OverlayFs, RenameMode, SetAttr};
 
 /// Cache timeout of the kernel for entries that change only through it.
-const CONSTANT: Duration = Duration::from_secs(3600);
+const IMMUTABLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Cache timeout of the kernel when files of the room are in the lower tree: they change outside of the
 /// mount.
-pub(super) const CHANGING: Duration = Duration::from_millis(100);
+pub(super) const MUTABLE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Implements fuser's file system trait for an [`OverlayFs`].
-pub(super) struct Shell {
-    union: Arc<Union>,
+pub(super) struct FuseFileSystem {
+    union: Arc<OverlayFs>,
     /// Time for which the kernel may cache names and attributes.
-    remember: Duration,
-    directories: Directories,
-    passthrough: Option<Passthrough>,
+    cache_timeout: Duration,
+    listings: ListingCache,
+    passthrough: Option<PassthroughFiles>,
 }
 
 thread_local! {
@@ -43,59 +43,59 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-impl Shell {
-    pub fn new(union: Arc<Union>, forget_later: ForgetLater) -> Self {
-        let remember = if union.is_constant() { CONSTANT } else { CHANGING };
-        let changes = !union.is_constant() || !union.is_read_only();
+impl FuseFileSystem {
+    pub fn new(union: Arc<OverlayFs>, forget_later: InvalidationQueue) -> Self {
+        let remember = if union.is_sole_writer() { IMMUTABLE_TIMEOUT } else { MUTABLE_TIMEOUT };
+        let changes = !union.is_sole_writer() || !union.is_read_only();
         let forget_later = changes.then_some(forget_later);
-        let directories = Directories::new(Arc::clone(&union), remember, forget_later);
-        Self { union, remember, directories, passthrough: None }
+        let directories = ListingCache::new(Arc::clone(&union), remember, forget_later);
+        Self { union, cache_timeout: remember, listings: directories, passthrough: None }
     }
 
-    fn entry(&self, found: Result<Found, Errno>, reply: ReplyEntry) {
+    fn reply_entry(&self, found: Result<InodeEntry, Errno>, reply: ReplyEntry) {
         match found {
-            Ok(found) => reply.entry(&self.remember, &wire::attr(&found), GENERATION),
-            Err(errno) => reply.error(wire::errno(errno)),
+            Ok(found) => reply.entry(&self.cache_timeout, &convert::attr(&found), GENERATION),
+            Err(errno) => reply.error(convert::errno(errno)),
         }
     }
 
-    fn attr(&self, found: Found, reply: ReplyAttr) {
-        reply.attr(&self.remember, &wire::attr(&found));
+    fn reply_attr(&self, found: InodeEntry, reply: ReplyAttr) {
+        reply.attr(&self.cache_timeout, &convert::attr(&found));
     }
 
     /// Returns the open flags of a file without passthrough, which say whether the kernel's cached content is
     /// still valid.
-    fn cached(&self) -> FopenFlags {
-        if self.union.is_constant() { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
+    fn open_flags(&self) -> FopenFlags {
+        if self.union.is_sole_writer() { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
     }
 }
 
-fn done(result: Result<(), Errno>, reply: ReplyEmpty) {
+fn reply_empty(result: Result<(), Errno>, reply: ReplyEmpty) {
     match result {
         Ok(()) => reply.ok(),
-        Err(errno) => reply.error(wire::errno(errno)),
+        Err(errno) => reply.error(convert::errno(errno)),
     }
 }
 
-fn maker(request: &Request, mode: u32) -> Maker {
-    Maker { uid: request.uid(), gid: request.gid(), mode: mode & 0o7777 }
+fn create_attr(request: &Request, mode: u32) -> CreateAttr {
+    CreateAttr { uid: request.uid(), gid: request.gid(), mode: mode & 0o7777 }
 }
 
-const fn writes(flags: OpenFlags) -> bool {
+const fn opens_for_writing(flags: OpenFlags) -> bool {
     // `O_ACCMODE` of all Linux platforms.
     flags.0 & 3 != 0
 }
 
-impl Filesystem for Shell {
+impl Filesystem for FuseFileSystem {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        if ask::features(&self.union, config) {
-            self.passthrough = Some(Passthrough::default());
+        if negotiation::negotiate(&self.union, config) {
+            self.passthrough = Some(PassthroughFiles::default());
         }
         Ok(())
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.entry(self.union.look_up(parent.0, name.as_bytes()), reply);
+        self.reply_entry(self.union.lookup(parent.0, name.as_bytes()), reply);
     }
 
     fn forget(&self, _: &Request, inode: INodeNo, count: u64) {
@@ -104,8 +104,8 @@ impl Filesystem for Shell {
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         match self.union.attr(inode.0) {
-            Ok(attr) => self.attr(Found { inode: inode.0, attr }, reply),
-            Err(errno) => reply.error(wire::errno(errno)),
+            Ok(attr) => self.reply_attr(InodeEntry { inode: inode.0, attr }, reply),
+            Err(errno) => reply.error(convert::errno(errno)),
         }
     }
 
@@ -127,19 +127,19 @@ impl Filesystem for Shell {
         _: Option<fuser::BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let accessed = accessed.map(wire::new_time);
-        let modified = modified.map(wire::new_time);
-        let change = Change { mode, uid, gid, size, accessed, modified };
+        let accessed = accessed.map(convert::new_time);
+        let modified = modified.map(convert::new_time);
+        let change = SetAttr { mode, uid, gid, size, accessed, modified };
         match self.union.set_attr(inode.0, &change) {
-            Ok(attr) => self.attr(Found { inode: inode.0, attr }, reply),
-            Err(errno) => reply.error(wire::errno(errno)),
+            Ok(attr) => self.reply_attr(InodeEntry { inode: inode.0, attr }, reply),
+            Err(errno) => reply.error(convert::errno(errno)),
         }
     }
 
     fn readlink(&self, _: &Request, inode: INodeNo, reply: ReplyData) {
         match self.union.read_link(inode.0) {
             Ok(target) => reply.data(&target),
-            Err(errno) => reply.error(wire::errno(errno)),
+            Err(errno) => reply.error(convert::errno(errno)),
         }
     }
 
@@ -157,7 +157,10 @@ impl Filesystem for Shell {
             FileType::Unknown => FileType::RegularFile,
             kind => kind,
         };
-        self.entry(self.union.make_node(parent.0, name.as_bytes(), kind, &maker(request, mode)), reply);
+        self.reply_entry(
+            self.union.make_node(parent.0, name.as_bytes(), kind, &create_attr(request, mode)),
+            reply,
+        );
     }
 
     fn mkdir(
@@ -169,20 +172,26 @@ impl Filesystem for Shell {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        self.entry(self.union.make_directory(parent.0, name.as_bytes(), &maker(request, mode)), reply);
+        self.reply_entry(
+            self.union.make_directory(parent.0, name.as_bytes(), &create_attr(request, mode)),
+            reply,
+        );
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        done(self.union.unlink(parent.0, name.as_bytes()), reply);
+        reply_empty(self.union.unlink(parent.0, name.as_bytes()), reply);
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        done(self.union.remove_directory(parent.0, name.as_bytes()), reply);
+        reply_empty(self.union.remove_directory(parent.0, name.as_bytes()), reply);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let target = target.as_os_str().as_bytes();
-        self.entry(self.union.make_link(parent.0, name.as_bytes(), target, &maker(request, 0o777)), reply);
+        self.reply_entry(
+            self.union.make_symlink(parent.0, name.as_bytes(), target, &create_attr(request, 0o777)),
+            reply,
+        );
     }
 
     fn rename(
@@ -201,22 +210,25 @@ impl Filesystem for Shell {
             RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
             _ => return reply.error(fuser::Errno::EINVAL),
         };
-        done(self.union.rename(parent.0, name.as_bytes(), new_parent.0, new_name.as_bytes(), mode), reply);
+        reply_empty(
+            self.union.rename(parent.0, name.as_bytes(), new_parent.0, new_name.as_bytes(), mode),
+            reply,
+        );
     }
 
     fn link(&self, _: &Request, inode: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.entry(self.union.make_hard_link(inode.0, parent.0, name.as_bytes()), reply);
+        self.reply_entry(self.union.make_hard_link(inode.0, parent.0, name.as_bytes()), reply);
     }
 
     fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.union.open(inode.0, writes(flags)) {
+        match self.union.open(inode.0, opens_for_writing(flags)) {
             Ok(opened) => match (&self.passthrough, opened.file) {
                 (Some(passthrough), Some(file)) => {
-                    passthrough.open(inode.0, opened.handle, &file, self.cached(), reply);
+                    passthrough.open(inode.0, opened.handle, &file, self.open_flags(), reply);
                 }
-                _ => reply.opened(FileHandle(opened.handle), self.cached()),
+                _ => reply.opened(FileHandle(opened.handle), self.open_flags()),
             },
-            Err(errno) => reply.error(wire::errno(errno)),
+            Err(errno) => reply.error(convert::errno(errno)),
         }
     }
 
@@ -231,10 +243,10 @@ impl Filesystem for Shell {
         reply: ReplyCreate,
     ) {
         let name = name.as_bytes();
-        let made = self.union.make_node(parent.0, name, FileType::RegularFile, &maker(request, mode));
+        let made = self.union.make_node(parent.0, name, FileType::RegularFile, &create_attr(request, mode));
         let found = match made {
             // Another caller created the file first, which is an error only if it had to be new.
-            Err(Errno::EXIST) if !creates_only(flags) => self.union.look_up(parent.0, name),
+            Err(Errno::EXIST) if !is_exclusive_create(flags) => self.union.lookup(parent.0, name),
             made => made,
         };
         let opened = found.and_then(|found| match self.union.open(found.inode, true) {
@@ -246,13 +258,13 @@ impl Filesystem for Shell {
         });
         match opened {
             Ok((found, opened)) => reply.created(
-                &self.remember,
-                &wire::attr(&found),
+                &self.cache_timeout,
+                &convert::attr(&found),
                 GENERATION,
                 FileHandle(opened.handle),
                 FopenFlags::empty(),
             ),
-            Err(errno) => reply.error(wire::errno(errno)),
+            Err(errno) => reply.error(convert::errno(errno)),
         }
     }
 
@@ -274,7 +286,7 @@ impl Filesystem for Shell {
             }
             match self.union.read(handle.0, &mut buffer[..size], offset) {
                 Ok(count) => reply.data(&buffer[..count]),
-                Err(errno) => reply.error(wire::errno(errno)),
+                Err(errno) => reply.error(convert::errno(errno)),
             }
         });
     }
@@ -293,7 +305,7 @@ impl Filesystem for Shell {
     ) {
         match (self.union.write(handle.0, data, offset), u32::try_from(data.len())) {
             (Ok(()), Ok(count)) => reply.written(count),
-            (Err(errno), _) => reply.error(wire::errno(errno)),
+            (Err(errno), _) => reply.error(convert::errno(errno)),
             (Ok(()), Err(_)) => reply.error(fuser::Errno::EIO),
         }
     }
@@ -321,11 +333,11 @@ impl Filesystem for Shell {
     }
 
     fn fsync(&self, _: &Request, inode: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        done(self.union.sync(inode.0, data_only), reply);
+        reply_empty(self.union.sync(inode.0, data_only), reply);
     }
 
     fn fsyncdir(&self, _: &Request, inode: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        done(self.union.sync(inode.0, data_only), reply);
+        reply_empty(self.union.sync(inode.0, data_only), reply);
     }
 
     fn fallocate(
@@ -339,7 +351,7 @@ impl Filesystem for Shell {
         reply: ReplyEmpty,
     ) {
         let mode = FallocateFlags::from_bits(mode.cast_unsigned()).ok_or(Errno::OPNOTSUPP);
-        done(mode.and_then(|mode| self.union.allocate(handle.0, offset, length, mode)), reply);
+        reply_empty(mode.and_then(|mode| self.union.allocate(handle.0, offset, length, mode)), reply);
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -356,7 +368,7 @@ impl Filesystem for Shell {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        self.directories.read(inode.0, offset, reply);
+        self.listings.read(inode.0, offset, reply);
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
@@ -372,7 +384,7 @@ impl Filesystem for Shell {
                 u32::try_from(stat.f_frsize).unwrap_or(4096),
             ),
             Ok(None) => reply.statfs(0, 0, 0, 0, 0, 4096, MAX_NAME as u32, 4096),
-            Err(errno) => reply.error(wire::errno(errno)),
+            Err(errno) => reply.error(convert::errno(errno)),
         }
     }
 
@@ -387,28 +399,31 @@ impl Filesystem for Shell {
         reply: ReplyEmpty,
     ) {
         let flags = XattrFlags::from_bits(flags.cast_unsigned()).ok_or(Errno::INVAL);
-        done(flags.and_then(|flags| self.union.set_xattr(inode.0, name.as_bytes(), value, flags)), reply);
+        reply_empty(
+            flags.and_then(|flags| self.union.set_xattr(inode.0, name.as_bytes(), value, flags)),
+            reply,
+        );
     }
 
     fn getxattr(&self, _: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        sized(self.union.xattr(inode.0, name.as_bytes()), size, reply);
+        reply_xattr(self.union.xattr(inode.0, name.as_bytes()), size, reply);
     }
 
     fn listxattr(&self, _: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
-        sized(self.union.xattr_names(inode.0), size, reply);
+        reply_xattr(self.union.xattr_names(inode.0), size, reply);
     }
 
     fn removexattr(&self, _: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        done(self.union.remove_xattr(inode.0, name.as_bytes()), reply);
+        reply_empty(self.union.remove_xattr(inode.0, name.as_bytes()), reply);
     }
 }
 
-fn creates_only(flags: i32) -> bool {
+fn is_exclusive_create(flags: i32) -> bool {
     flags.cast_unsigned() & rustix::fs::OFlags::EXCL.bits() != 0
 }
 
 /// Answers an xattr request; the kernel first asks for the length, with a size of 0.
-fn sized(value: Result<Vec<u8>, Errno>, size: u32, reply: ReplyXattr) {
+fn reply_xattr(value: Result<Vec<u8>, Errno>, size: u32, reply: ReplyXattr) {
     match value {
         Ok(value) if size == 0 => match u32::try_from(value.len()) {
             Ok(length) => reply.size(length),
@@ -416,6 +431,6 @@ fn sized(value: Result<Vec<u8>, Errno>, size: u32, reply: ReplyXattr) {
         },
         Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
         Ok(value) => reply.data(&value),
-        Err(errno) => reply.error(wire::errno(errno)),
+        Err(errno) => reply.error(convert::errno(errno)),
     }
 }

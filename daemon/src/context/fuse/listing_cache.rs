@@ -26,56 +26,56 @@ use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use super::ahead::{Ahead, MOST_EXPECTED};
-use super::forget::ForgetLater;
-use super::wire::{self, GENERATION};
-use crate::context::attr::Attr;
-use crate::context::union::{Found, Listing, Union};
+use super::convert::{self, GENERATION};
+use super::invalidation::InvalidationQueue;
+use super::prefetch::{ListingPrefetch, MAX_EXPECTED};
+use crate::context::attr::FileAttributes;
+use crate::context::union::{DirectoryListing, InodeEntry, OverlayFs};
 
 /// Maximum number of cached listings, and of their entries in total; the latest listing is cached whatever
 /// its size.
-const MOST_HELD: usize = 32;
-const MOST_ENTRIES: usize = 200_000;
+const MAX_LISTINGS: usize = 32;
+const MAX_ENTRIES: usize = 200_000;
 /// Idle time after which a cached listing is dropped.
-const HELD: Duration = Duration::from_secs(10);
+const MAX_IDLE: Duration = Duration::from_secs(10);
 /// Maximum age of a prefetched listing.
-pub(super) const AHEAD: Duration = Duration::from_millis(20);
+pub(super) const MAX_PREFETCH_AGE: Duration = Duration::from_millis(20);
 
 /// Offsets of `.` and `..`.
 const DOT: u64 = 1;
 const DOT_DOT: u64 = 2;
 
 /// Answers directory reads, and caches the listings of their directories.
-pub(super) struct Directories {
-    union: Arc<Union>,
+pub(super) struct ListingCache {
+    union: Arc<OverlayFs>,
     /// Time for which the kernel may cache names and attributes.
-    remember: Duration,
+    cache_timeout: Duration,
     /// Invalidates listings in the kernel's cache; `None` if they cannot change.
-    forget_later: Option<ForgetLater>,
+    invalidations: Option<InvalidationQueue>,
     hasher: RandomState,
     /// Cached listings with the time of their last read, newest last.
-    held: Mutex<VecDeque<(Instant, Arc<Held>)>>,
-    ahead: Ahead<Held>,
+    listings: Mutex<VecDeque<(Instant, Arc<CachedListing>)>>,
+    prefetch: ListingPrefetch<CachedListing>,
 }
 
 /// The content of a directory at one moment.
-struct Held {
+struct CachedListing {
     inode: u64,
     since: Instant,
-    listing: Listing,
+    listing: DirectoryListing,
     /// Offset of each entry and its index in the listing, sorted by offset.
     order: Box<[(u64, u32)]>,
 }
 
-impl Directories {
-    pub fn new(union: Arc<Union>, remember: Duration, forget_later: Option<ForgetLater>) -> Self {
+impl ListingCache {
+    pub fn new(union: Arc<OverlayFs>, remember: Duration, forget_later: Option<InvalidationQueue>) -> Self {
         Self {
             union,
-            remember,
-            forget_later,
+            cache_timeout: remember,
+            invalidations: forget_later,
             hasher: RandomState::new(),
-            held: Mutex::default(),
-            ahead: Ahead::new(),
+            listings: Mutex::default(),
+            prefetch: ListingPrefetch::new(),
         }
     }
 
@@ -84,18 +84,23 @@ impl Directories {
             Ok(held) => {
                 reply.ok();
                 if offset == 0 {
-                    self.list_ahead(&held);
+                    self.prefetch_next(&held);
                 }
             }
-            Err(errno) => reply.error(wire::errno(errno)),
+            Err(errno) => reply.error(convert::errno(errno)),
         }
     }
 
     /// Adds the entries of a directory from `offset` on, until no more fit.
-    fn fill(&self, inode: u64, offset: u64, reply: &mut ReplyDirectoryPlus) -> Result<Arc<Held>, Errno> {
+    fn fill(
+        &self,
+        inode: u64,
+        offset: u64,
+        reply: &mut ReplyDirectoryPlus,
+    ) -> Result<Arc<CachedListing>, Errno> {
         let held = match offset {
-            0 => self.hold(self.listed_ahead(inode).map_or_else(|| self.list(inode), Ok)?),
-            _ => self.find(inode).map_or_else(|| self.list(inode).map(|new| self.hold(new)), Ok)?,
+            0 => self.cache(self.take_prefetched(inode).map_or_else(|| self.list(inode), Ok)?),
+            _ => self.find(inode).map_or_else(|| self.list(inode).map(|new| self.cache(new)), Ok)?,
         };
         let mut given = false;
         for (next, name) in [(DOT, "."), (DOT_DOT, "..")] {
@@ -104,7 +109,7 @@ impl Directories {
             }
             let inode = if next == DOT { inode } else { self.union.parent(inode) };
             // The kernel uses only the names of these entries.
-            let attr = wire::attr(&Found { inode, attr: Attr::MADE_DIRECTORY });
+            let attr = convert::attr(&InodeEntry { inode, attr: FileAttributes::SYNTHETIC_DIRECTORY });
             if reply.add(INodeNo(inode), next, name, &Duration::ZERO, &attr, GENERATION) {
                 return Ok(held);
             }
@@ -112,7 +117,7 @@ impl Directories {
         }
         let left = held.order.partition_point(|(next, _)| *next <= offset);
         for &(next, index) in &held.order[left..] {
-            let (found, remember) = match self.look_up(&held, index as usize) {
+            let (found, remember) = match self.lookup_listed_entry(&held, index as usize) {
                 Ok((Some(found), remember)) => (found, remember),
                 // Removed since the listing was made.
                 Ok((None, _)) => continue,
@@ -121,7 +126,7 @@ impl Directories {
                 Err(errno) => return Err(errno),
             };
             let name = OsStr::from_bytes(&held.listing.entries()[index as usize].name);
-            if reply.add(INodeNo(found.inode), next, name, &remember, &wire::attr(&found), GENERATION) {
+            if reply.add(INodeNo(found.inode), next, name, &remember, &convert::attr(&found), GENERATION) {
                 // The entry did not fit, so the kernel does not know it.
                 self.union.forget(found.inode, 1);
                 break;
@@ -129,78 +134,82 @@ impl Directories {
             given = true;
         }
         if !given {
-            self.let_go(&held);
+            self.drop_listing(&held);
         }
         Ok(held)
     }
 
     /// Looks up an entry, and returns the time for which the kernel may cache it. `None` when it is gone.
-    fn look_up(&self, held: &Held, index: usize) -> Result<(Option<Found>, Duration), Errno> {
-        let left = self.remember.saturating_sub(held.since.elapsed());
+    fn lookup_listed_entry(
+        &self,
+        held: &CachedListing,
+        index: usize,
+    ) -> Result<(Option<InodeEntry>, Duration), Errno> {
+        let left = self.cache_timeout.saturating_sub(held.since.elapsed());
         if !left.is_zero() {
-            return Ok((self.union.look_up_listed(&held.listing, index)?, left));
+            return Ok((self.union.lookup_listed(&held.listing, index)?, left));
         }
-        match self.union.look_up(held.inode, &held.listing.entries()[index].name) {
-            Err(Errno::NOENT) => Ok((None, self.remember)),
-            found => Ok((Some(found?), self.remember)),
+        match self.union.lookup(held.inode, &held.listing.entries()[index].name) {
+            Err(Errno::NOENT) => Ok((None, self.cache_timeout)),
+            found => Ok((Some(found?), self.cache_timeout)),
         }
     }
 
-    fn all_held(&self) -> MutexGuard<'_, VecDeque<(Instant, Arc<Held>)>> {
-        self.held.lock()
+    fn listings(&self) -> MutexGuard<'_, VecDeque<(Instant, Arc<CachedListing>)>> {
+        self.listings.lock()
     }
 
-    fn find(&self, inode: u64) -> Option<Arc<Held>> {
-        let mut all = self.all_held();
+    fn find(&self, inode: u64) -> Option<Arc<CachedListing>> {
+        let mut all = self.listings();
         let place = all.iter().position(|(_, held)| held.inode == inode)?;
         let (_, held) = all.remove(place)?;
         all.push_back((Instant::now(), Arc::clone(&held)));
         Some(held)
     }
 
-    fn list(&self, inode: u64) -> Result<Held, Errno> {
+    fn list(&self, inode: u64) -> Result<CachedListing, Errno> {
         let since = Instant::now();
         let listing = self.union.list(inode)?;
-        let order = self.order(&listing);
-        Ok(Held { inode, since, listing, order })
+        let order = self.order_by_offset(&listing);
+        Ok(CachedListing { inode, since, listing, order })
     }
 
     /// Returns the prefetched listing of a directory, unless it is too old or was changed through the kernel.
-    fn listed_ahead(&self, inode: u64) -> Option<Held> {
-        let held = self.ahead.come_to(inode)?;
-        let holds = self.union.is_current(&held.listing) && held.since.elapsed() < AHEAD;
+    fn take_prefetched(&self, inode: u64) -> Option<CachedListing> {
+        let held = self.prefetch.visit(inode)?;
+        let holds = self.union.is_current(&held.listing) && held.since.elapsed() < MAX_PREFETCH_AGE;
         holds.then_some(held)
     }
 
     /// Prefetches the directory that a walk reads after this one.
-    fn list_ahead(&self, read: &Held) {
+    fn prefetch_next(&self, read: &CachedListing) {
         let listed = read.order.iter().map(|&(_, index)| &read.listing.entries()[index as usize]);
-        let directories = listed.filter(|listed| listed.kind == FileType::Directory).take(MOST_EXPECTED);
-        let numbers: Vec<u64> = directories.map(|listed| self.union.number(listed)).collect();
-        let Some(next) = self.ahead.expect(&numbers) else { return };
+        let directories = listed.filter(|listed| listed.kind == FileType::Directory).take(MAX_EXPECTED);
+        let numbers: Vec<u64> = directories.map(|listed| self.union.inode_number(listed)).collect();
+        let Some(next) = self.prefetch.next_to_list(&numbers) else { return };
         // If listing fails, the reader of that directory gets the error.
-        self.ahead.listed(next, self.list(next).ok());
+        self.prefetch.store(next, self.list(next).ok());
     }
 
     /// Caches a listing for the next reads.
-    fn hold(&self, new: Held) -> Arc<Held> {
+    fn cache(&self, new: CachedListing) -> Arc<CachedListing> {
         let (inode, new) = (new.inode, Arc::new(new));
-        let mut all = self.all_held();
-        all.retain(|(read, held)| held.inode != inode && read.elapsed() < HELD);
+        let mut all = self.listings();
+        all.retain(|(read, held)| held.inode != inode && read.elapsed() < MAX_IDLE);
         let mut entries: usize =
             all.iter().map(|(_, held)| held.order.len()).sum::<usize>() + new.order.len();
-        while all.len() >= MOST_HELD || entries > MOST_ENTRIES {
+        while all.len() >= MAX_LISTINGS || entries > MAX_ENTRIES {
             let Some((_, oldest)) = all.pop_front() else { break };
             entries -= oldest.order.len();
         }
         all.push_back((Instant::now(), Arc::clone(&new)));
         drop(all);
         // From here on the kernel caches the entries that it is given.
-        self.forget_later(inode);
+        self.invalidate_later(inode);
         new
     }
 
-    fn order(&self, listing: &Listing) -> Box<[(u64, u32)]> {
+    fn order_by_offset(&self, listing: &DirectoryListing) -> Box<[(u64, u32)]> {
         // Two bits stay free: offsets are signed, and entries with equal hashes get successive offsets.
         let offset = |name: &[u8]| (self.hasher.hash_one(name) >> 2).max(DOT_DOT + 1);
         let numbers = 0..u32::MAX;
@@ -220,14 +229,14 @@ impl Directories {
     }
 
     /// Drops a listing after its last entry was read, because few readers continue.
-    fn let_go(&self, read: &Arc<Held>) {
-        self.all_held().retain(|(_, held)| !Arc::ptr_eq(held, read));
+    fn drop_listing(&self, read: &Arc<CachedListing>) {
+        self.listings().retain(|(_, held)| !Arc::ptr_eq(held, read));
         // The kernel now has the complete listing and uses it.
-        self.forget_later(read.inode);
+        self.invalidate_later(read.inode);
     }
 
-    fn forget_later(&self, inode: u64) {
-        if let Some(forget_later) = &self.forget_later {
+    fn invalidate_later(&self, inode: u64) {
+        if let Some(forget_later) = &self.invalidations {
             forget_later.add(inode);
         }
     }

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{FileAttr, Generation, INodeNo};
 use rustix::fs::FileType;
 
-use crate::context::attr::{Attr, Time};
-use crate::context::union::{Found, NewTime};
+use crate::context::attr::{FileAttributes, FileTime};
+use crate::context::union::{InodeEntry, SetTime};
 
 pub(super) const GENERATION: Generation = Generation(0);
 
@@ -14,8 +14,8 @@ pub(super) fn errno(errno: rustix::io::Errno) -> fuser::Errno {
     fuser::Errno::from_i32(errno.raw_os_error())
 }
 
-pub(super) fn attr(found: &Found) -> FileAttr {
-    let Found { inode, attr } = found;
+pub(super) fn attr(found: &InodeEntry) -> FileAttr {
+    let InodeEntry { inode, attr } = found;
     FileAttr {
         ino: INodeNo(*inode),
         size: attr.size,
@@ -36,7 +36,7 @@ pub(super) fn attr(found: &Found) -> FileAttr {
 }
 
 /// Returns the kernel's 32-bit encoding of a device number.
-const fn device(attr: &Attr) -> u32 {
+const fn device(attr: &FileAttributes) -> u32 {
     let (major, minor) = attr.device;
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
 }
@@ -53,24 +53,24 @@ pub(super) const fn kind(kind: FileType) -> fuser::FileType {
     }
 }
 
-fn system_time(time: Time) -> SystemTime {
+fn system_time(time: FileTime) -> SystemTime {
     let seconds = Duration::from_secs(time.seconds.unsigned_abs());
     let whole =
         if time.seconds < 0 { UNIX_EPOCH.checked_sub(seconds) } else { UNIX_EPOCH.checked_add(seconds) };
     whole.and_then(|whole| whole.checked_add(Duration::from_nanos(time.nanos.into()))).unwrap_or(UNIX_EPOCH)
 }
 
-pub(super) fn new_time(time: fuser::TimeOrNow) -> NewTime {
+pub(super) fn new_time(time: fuser::TimeOrNow) -> SetTime {
     match time {
-        fuser::TimeOrNow::Now => NewTime::Now,
-        fuser::TimeOrNow::SpecificTime(time) => NewTime::At(match time.duration_since(UNIX_EPOCH) {
-            Ok(after) => Time {
+        fuser::TimeOrNow::Now => SetTime::Now,
+        fuser::TimeOrNow::SpecificTime(time) => SetTime::At(match time.duration_since(UNIX_EPOCH) {
+            Ok(after) => FileTime {
                 seconds: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
                 nanos: after.subsec_nanos(),
             },
             Err(before) => {
                 let nanos = i64::try_from(before.duration().as_nanos()).unwrap_or(i64::MAX);
-                Time::from_nanos(-nanos)
+                FileTime::from_nanos(-nanos)
             }
         }),
     }

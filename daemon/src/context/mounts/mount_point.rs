@@ -12,7 +12,7 @@ use super::MountError;
 use crate::context::beneath;
 
 /// Opens a handle to the directory, and returns it with its canonical path.
-pub(super) fn open(path: &Path, reserved: &[PathBuf]) -> Result<(OwnedFd, PathBuf), MountError> {
+pub(super) fn open_mount_point(path: &Path, reserved: &[PathBuf]) -> Result<(OwnedFd, PathBuf), MountError> {
     let directory = path.to_owned();
     if !path.is_absolute() {
         return Err(MountError::Relative { directory });
@@ -38,7 +38,7 @@ pub(super) fn open(path: &Path, reserved: &[PathBuf]) -> Result<(OwnedFd, PathBu
         return Err(MountError::Reserved { directory: canonical });
     }
     let mut empty = true;
-    let listed = beneath::directory(&held, b"").and_then(|directory| {
+    let listed = beneath::open_directory(&held, b"").and_then(|directory| {
         beneath::for_each_name(directory, |_| {
             empty = false;
             false
