@@ -65,6 +65,7 @@ const GRACE: Duration = Duration::from_secs(3600);
 /// Memory limit for the file lists of all uploads, in bytes: about four million entries.
 const LISTS: usize = 768 << 20;
 
+/// Options of [`PackStore::open`].
 pub struct PackOptions {
     /// State directory. Content is stored in its subdirectory `content`, trees in `trees`.
     pub directory: PathBuf,
@@ -115,7 +116,7 @@ pub struct Destination {
     /// [`PreparedPack::archive`].
     pub archive: Option<String>,
     pub image: ImageOptions,
-    /// See [`PackContent::Tree`].
+    /// Lineage of the pack, see [`PackContent::Tree`].
     pub lineage: String,
 }
 
