@@ -6,8 +6,8 @@
 //!       '-> upload -- list --> missing content -- receive* --> commit --> tree stored --> pack or image
 //! ```
 //!
-//! All participants share the content in [`store`]; each participant's trees are separate files (module `trees`). A tree
-//! is kept for some time after its last use, so that the next pack of the same directory sends only the changes.
+//! All participants share the content in [`store`]; each participant's trees are separate files (module `trees`). A
+//! tree is kept for some time after its last use, so that the next pack of the same directory sends only the changes.
 //! Content that no tree references is removed one hour after it was last asked for. Therefore the content received by
 //! an interrupted upload is still there when the client retries.
 //!

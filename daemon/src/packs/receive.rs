@@ -91,7 +91,9 @@ fn take(packs: &Packs, upload: &Call, sent: &[SentPiece], data: &PieceData) -> R
         PieceData::Zstd(bytes) => match zstd::bulk::decompress(bytes, total) {
             Ok(plain) => Cow::Owned(plain),
             Err(_) => {
-                return Err(PackError::Data("it is not a zstd frame, or larger than the sizes of the pieces"));
+                return Err(PackError::Data(
+                    "it is not a zstd frame, or larger than the sizes of the pieces",
+                ));
             }
         },
     };

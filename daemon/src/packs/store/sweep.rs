@@ -18,7 +18,7 @@ use super::{ContentStore, Inner, OwnerKey, seconds_before, segment};
 /// Result of a sweep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-/// Number of removed contents.
+    /// Number of removed contents.
     pub contents: u64,
     /// Number of freed bytes on disk.
     pub bytes: u64,
